@@ -1,0 +1,103 @@
+"""Diffusion that runs both ways: sample, invert, reconstruct and interpolate with the DDIM family.
+
+Nothing heavy is imported until a name is used: torch and diffusers load with the first one that needs them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .code import LatentCode
+    from .errors import DDIMError, DDIMWarning, InputError
+    from .grid import SPACINGS, Grid, make_grid
+    from .images import save_image, sheet, to_pil
+    from .inversion import inversion_names, make_inversion
+    from .models import bundled_models, bundled_test_images, load
+    from .path import (
+        Node,
+        RectifiedFlow,
+        TablePath,
+        VEPath,
+        cosine_alpha_bar,
+        ddpm_linear,
+        from_scheduler_config,
+        linear_alpha_bar,
+        scaled_linear_alpha_bar,
+        zero_terminal_snr,
+    )
+    from .prediction import Pair, from_pair, to_pair
+    from .solve import solve, solve_back
+    from .solvers import SOLVERS, make_solver
+    from .verbs import interpolate, interpolate_grid, invert, reconstruct, sample
+
+_WHERE = {
+    "code": ["LatentCode"],
+    "errors": ["DDIMError", "DDIMWarning", "InputError"],
+    "grid": ["SPACINGS", "Grid", "make_grid"],
+    "images": ["save_image", "sheet", "to_pil"],
+    "inversion": ["inversion_names", "make_inversion"],
+    "models": ["bundled_models", "bundled_test_images", "load"],
+    "path": [
+        *("Node", "RectifiedFlow", "TablePath", "VEPath", "cosine_alpha_bar", "ddpm_linear"),
+        *("from_scheduler_config", "linear_alpha_bar", "scaled_linear_alpha_bar", "zero_terminal_snr"),
+    ],
+    "prediction": ["Pair", "from_pair", "to_pair"],
+    "solve": ["solve", "solve_back"],
+    "solvers": ["SOLVERS", "make_solver"],
+    "verbs": ["interpolate", "interpolate_grid", "invert", "reconstruct", "sample"],
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "SOLVERS",
+    "SPACINGS",
+    "DDIMError",
+    "DDIMWarning",
+    "Grid",
+    "InputError",
+    "LatentCode",
+    "Node",
+    "Pair",
+    "RectifiedFlow",
+    "TablePath",
+    "VEPath",
+    "bundled_models",
+    "bundled_test_images",
+    "cosine_alpha_bar",
+    "ddpm_linear",
+    "from_pair",
+    "from_scheduler_config",
+    "interpolate",
+    "interpolate_grid",
+    "inversion_names",
+    "invert",
+    "linear_alpha_bar",
+    "load",
+    "make_grid",
+    "make_inversion",
+    "make_solver",
+    "reconstruct",
+    "sample",
+    "save_image",
+    "scaled_linear_alpha_bar",
+    "sheet",
+    "solve",
+    "solve_back",
+    "to_pair",
+    "to_pil",
+    "zero_terminal_snr",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'ddim' has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

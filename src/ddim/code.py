@@ -1,0 +1,179 @@
+"""LatentCode: all that is needed to come back, as a value that can be saved."""
+
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import DDIMError, DDIMWarning, InputError
+from .grid import Grid
+from .path import Node
+
+FORMAT = "ddim.latent-code"
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class LatentCode:
+    """Where images lie on the noisy end of a grid, and how they got there.
+
+    Attributes:
+        state: the solver's whole state at ``grid[0]``: named tensors [N, ...]. Exactness belongs to all of it.
+        grid: the nodes that were walked.
+        method: the inversion's name.
+        solver: the name of the solver that comes forward again.
+        options: the solver's options.
+        settings: the inversion's own, for the record.
+        model: the model's name.
+        fingerprint: of the model's config and weights; see ``Model.fingerprint``.
+        cond: tensors that condition the model, [N, ...] (class labels).
+        extras: further named tensors that a method keeps, one value a step.
+    """
+
+    state: Mapping[str, Tensor]
+    grid: Grid
+    method: str
+    solver: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
+    fingerprint: str = ""
+    cond: Mapping[str, Tensor] = field(default_factory=dict)
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def x(self) -> Tensor:
+        """The latent itself, [N, ...]; without the rest of the state it does not bring the image back exactly."""
+        return self.state["x"]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, which: int | slice) -> "LatentCode":
+        """The code of one image, or of a slice of them; still with a batch dimension."""
+        if isinstance(which, int):
+            if not -len(self) <= which < len(self):
+                raise IndexError(f"image {which} of a code with {len(self)}")
+            which = slice(which % len(self), which % len(self) + 1)
+        return replace(
+            self,
+            state={k: v[which] for k, v in self.state.items()},
+            cond={k: v[which] for k, v in self.cond.items()},
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the code as safetensors with its settings as JSON metadata; the file appears whole or not at all."""
+        from safetensors.torch import save
+
+        groups = {"state": self.state, "cond": self.cond, "extras": self.extras}
+        tensors = {f"{g}.{k}": v.detach().cpu().contiguous() for g, kv in groups.items() for k, v in kv.items()}
+        tensors["grid"] = torch.tensor([[n.t, n.alpha, n.sigma] for n in self.grid], dtype=torch.float64)
+        about = {
+            "format": FORMAT,
+            "version": VERSION,
+            "spacing": self.grid.spacing,
+            "method": self.method,
+            "solver": self.solver,
+            "options": dict(self.options),
+            "settings": dict(self.settings),
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+        }
+        return write_whole(path, save(tensors, metadata={"ddim": json.dumps(about)}))
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "LatentCode":
+        """A code from a file that ``save`` wrote; bit for bit what was saved.
+
+        Raises:
+            InputError: no such file, a corrupt one, or one that holds something else.
+        """
+        about, tensors = _read(Path(path))
+        rows = tensors.pop("grid").tolist()
+        groups: dict[str, dict[str, Tensor]] = {"state": {}, "cond": {}, "extras": {}}
+        for name, tensor in tensors.items():
+            group, _, key = name.partition(".")
+            if group in groups:
+                groups[group][key] = tensor
+        if "x" not in groups["state"]:
+            raise InputError(f"{path} holds no latent; it is not a code that ddim can replay.")
+        return LatentCode(
+            grid=Grid(tuple(Node(*row) for row in rows), about["spacing"]),
+            method=about["method"],
+            solver=about["solver"],
+            options=about["options"],
+            settings=about["settings"],
+            model=about["model"],
+            fingerprint=about["fingerprint"],
+            **groups,
+        )
+
+    def check(self, model_name: str, fingerprint: str, shape: Sequence[int]) -> None:
+        """Raises InputError for a model of another shape; warns, by name, for another model of the same shape."""
+        if tuple(self.x.shape[1:]) != tuple(shape):
+            raise InputError(
+                f"This code is of shape {tuple(self.x.shape[1:])} (model {self.model!r}), "
+                f"but the model {model_name!r} works on {tuple(shape)}."
+            )
+        if self.fingerprint and self.fingerprint != fingerprint:
+            warnings.warn(
+                f"This code was made by the model {self.model!r} ({self.fingerprint[:12]}), not by {model_name!r} "
+                f"({fingerprint[:12]}): what comes back will differ.",
+                DDIMWarning,
+                stacklevel=3,
+            )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(f"There is no file {path}.")
+    try:
+        with safe_open(str(path), framework="pt") as f:
+            metadata = f.metadata() or {}
+            if "ddim" not in metadata:
+                raise InputError(f"{path} is a safetensors file, but not a latent code that ddim wrote.")
+            about = json.loads(metadata["ddim"])
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise InputError(f"{path} cannot be read as a latent code: {_first_line(error)}.") from None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise InputError(f"{path} is a safetensors file, but not a latent code that ddim wrote.")
+    if about.get("version") != VERSION:
+        raise InputError(f"{path} has format version {about.get('version')}; this ddim reads version {VERSION}.")
+    keys = {"spacing", "method", "solver", "options", "settings", "model", "fingerprint"}
+    if missing := sorted(keys - set(about)) or (["grid"] if "grid" not in tensors else []):
+        raise InputError(f"{path} lacks {', '.join(missing)}; it is not a whole latent code.")
+    return about, tensors
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Writes bytes under a temporary name beside the target and renames: whole or not at all.
+
+    Raises:
+        DDIMError: the folder cannot be written, or the disk is full; nothing is left behind.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DDIMError(f"{target} could not be written: {error.strerror or error}.") from None
+    return target

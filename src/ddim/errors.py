@@ -1,0 +1,28 @@
+"""What goes wrong, said in one sentence: the value that was wrong and what would do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DDIMError(Exception):
+    """A failure that is not the caller's mistake (a NaN from a network, a full disk). Exit code 1."""
+
+
+class InputError(DDIMError, ValueError):
+    """A value that cannot be used; the sentence names it and says what would do. Exit code 2."""
+
+
+class DDIMWarning(UserWarning):
+    """Something the user should know although the work goes on."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The sentence for an unknown name: it offers the nearest known one, then all of them.
+
+    Example: ``unknown("method", "bdai", ["bdia", "ddim"])``.
+    """
+    names = sorted(known)
+    near = get_close_matches(str(name).lower(), [n.lower() for n in names], n=1, cutoff=0.5)
+    nearest = next((n for n in names if near and n.lower() == near[0]), None)
+    hint = f" Did you mean {nearest!r}?" if nearest else ""
+    return InputError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")

@@ -1,0 +1,188 @@
+"""Pictures in and out: files, PIL images and tensors to [N, C, H, W] in [0, 1], and back."""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .code import write_whole
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+ImageLike = Any
+"""A path, a PIL image, a tensor [C, H, W] or [N, C, H, W] in [0, 1], or a list of these."""
+
+
+def read_images(source: ImageLike, shape: Sequence[int], *, resize: bool = False) -> Tensor:
+    """Images as one float32 tensor [N, C, H, W] in [0, 1] (a float64 tensor stays float64).
+
+    Args:
+        source: a path, a PIL image, a tensor in [0, 1], or a list of these.
+        shape: (C, H, W) that the model takes, C in {1, 3}.
+        resize: crop to the model's aspect ratio, scale and convert the channels where an image does not fit.
+
+    Raises:
+        InputError: missing or broken files, wrong channels or size (and what would fit), values outside [0, 1].
+    """
+    if isinstance(source, (list, tuple)):
+        if not source:
+            raise InputError("No image was given.")
+        return torch.cat([read_images(s, shape, resize=resize) for s in source])
+    if isinstance(source, Tensor):
+        return _from_tensor(source, shape, resize)
+    if isinstance(source, (str, os.PathLike)):
+        return _from_pil(_open(Path(source)), shape, resize, str(source))
+    if hasattr(source, "convert") and hasattr(source, "getbands"):
+        return _from_pil(source, shape, resize, "The image")
+    raise InputError(f"{type(source).__name__} is not an image; give a path, a PIL image or a tensor.")
+
+
+def _open(path: Path) -> "PILImage.Image":
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if not path.is_file():
+        raise InputError(f"There is no image {path}.")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is not an image that can be read.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} is broken or truncated: {str(error).rstrip('.')}.") from None
+
+
+def _from_pil(image: "PILImage.Image", shape: Sequence[int], resize: bool, name: str) -> Tensor:
+    from PIL import Image, ImageOps
+
+    channels, height, width = shape
+    mode = _mode(channels)
+    grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
+    if not resize:
+        have = 1 if grey else 3
+        if have != channels:
+            raise InputError(f"{name} has {have} colour channel(s), the model takes {channels}; --resize converts it.")
+        if image.size != (width, height):
+            raise InputError(
+                f"{name} is {image.width}x{image.height}, the model takes {width}x{height}; --resize fits it."
+            )
+    if "A" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode in ("I", "I;16"):
+        image = image.convert("I").point(lambda v: v / 257).convert("L")
+    image = image.convert(mode)
+    if resize and image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return (data.view(1, height, width, channels).permute(0, 3, 1, 2).float() / 255).contiguous()
+
+
+def _from_tensor(x: Tensor, shape: Sequence[int], resize: bool) -> Tensor:
+    if x.ndim == 3:
+        x = x.unsqueeze(0)
+    if x.ndim != 4 or not len(x):
+        raise InputError(f"A tensor of shape {tuple(x.shape)} is not a batch of images [N, C, H, W].")
+    x = x.float() / 255 if x.dtype == torch.uint8 else x
+    if not x.is_floating_point():
+        raise InputError(f"A tensor of {x.dtype} is not an image; use floats in [0, 1] or uint8.")
+    x = x if x.dtype == torch.float64 else x.float()
+    if not bool(((x >= 0) & (x <= 1)).all()):
+        raise InputError(
+            f"The image's values run from {float(x.min()):g} to {float(x.max()):g}; they must lie in [0, 1]."
+        )
+    channels, height, width = shape
+    if x.shape[1] != channels and resize and {x.shape[1], channels} == {1, 3}:
+        x = x.expand(-1, 3, -1, -1) if channels == 3 else _luma(x)
+    if tuple(x.shape[2:]) != (height, width) and resize:
+        x = _fit(x, height, width)
+    if tuple(x.shape[1:]) != tuple(shape):
+        raise InputError(
+            f"An image of shape {tuple(x.shape[1:])} does not fit, the model takes {tuple(shape)}; resize fits it."
+        )
+    return x
+
+
+def _luma(x: Tensor) -> Tensor:
+    weights = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device)
+    return (x * weights.view(1, 3, 1, 1)).sum(1, keepdim=True).clamp(0, 1)
+
+
+def _fit(x: Tensor, height: int, width: int) -> Tensor:
+    h, w = x.shape[2:]
+    scale = min(h / height, w / width)
+    ch, cw = max(round(height * scale), 1), max(round(width * scale), 1)
+    x = x[:, :, (h - ch) // 2 :, (w - cw) // 2 :][:, :, :ch, :cw]
+    return torch.nn.functional.interpolate(x, (height, width), mode="bilinear", antialias=True).clamp(0, 1)
+
+
+def _mode(channels: int) -> str:
+    if channels not in (1, 3):
+        raise InputError(f"Pictures have 1 or 3 channels; this model has {channels}.")
+    return "L" if channels == 1 else "RGB"
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[0, 1] floats to the nearest of 0..255, as uint8; shape kept."""
+    return (images.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def to_pil(image: Tensor) -> "PILImage.Image":
+    """One image [C, H, W] (or [1, C, H, W]) in [0, 1] as a PIL image."""
+    from PIL import Image
+
+    if image.ndim == 4 and len(image) == 1:
+        image = image[0]
+    if image.ndim != 3:
+        raise InputError(f"A tensor of shape {tuple(image.shape)} is not one image [C, H, W].")
+    mode = _mode(image.shape[0])
+    data = to_uint8(image).permute(1, 2, 0).contiguous()
+    return Image.frombytes(mode, (image.shape[2], image.shape[1]), data.numpy().tobytes())
+
+
+def sheet(images: Tensor, columns: int | None = None, *, scale: int = 1, gap: int = 2) -> "PILImage.Image":
+    """Many images [N, C, H, W] on one sheet, row by row on white.
+
+    Args:
+        images: in [0, 1].
+        columns: images a row; a square sheet by default.
+        scale: whole pixels a pixel.
+        gap: white pixels between images, after scaling.
+    """
+    from PIL import Image
+
+    n, c, h, w = images.shape
+    columns = columns or max(1, round(n**0.5))
+    rows = -(-n // columns)
+    page = Image.new(_mode(c), (columns * (w * scale + gap) + gap, rows * (h * scale + gap) + gap), "white")
+    for k in range(n):
+        tile = to_pil(images[k]).resize((w * scale, h * scale), Image.Resampling.NEAREST)
+        page.paste(tile, (gap + (k % columns) * (w * scale + gap), gap + (k // columns) * (h * scale + gap)))
+    return page
+
+
+def save_image(image: "Tensor | PILImage.Image", path: str | os.PathLike[str], about: str = "") -> Path:
+    """Writes one image as a PNG, whole or not at all; ``about`` goes into its ``Description``.
+
+    Raises:
+        InputError: a name that does not end in .png.
+        DDIMError: the file cannot be written.
+    """
+    from PIL import PngImagePlugin
+
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise InputError(f"{target} does not end in .png; pictures are written without loss, as PNG.")
+    picture = to_pil(image) if isinstance(image, Tensor) else image
+    info = PngImagePlugin.PngInfo()
+    if about:
+        info.add_text("Description", about)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=info)
+    return write_whole(target, buffer.getvalue())

@@ -1,0 +1,44 @@
+"""The registry of inversions: adding one is a file and a line here. Every reversible solver is one by itself."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import InputError, unknown
+from ..solvers import SOLVERS, build, make_solver
+from ..solvers.base import Reversible
+from .base import Inversion
+from .ddim import DDIMInversion
+from .exact import ExactInversion
+from .heun import HeunInversion
+
+APPROXIMATE: dict[str, Callable[..., Inversion]] = {m.name: m for m in (DDIMInversion, HeunInversion)}
+REVERSIBLE: tuple[str, ...] = tuple(name for name, kind in SOLVERS.items() if hasattr(kind, "unstep"))
+
+
+def inversion_names() -> list[str]:
+    """Every method that ``make_inversion`` knows."""
+    return [*APPROXIMATE, *REVERSIBLE]
+
+
+def make_inversion(name: str, options: Mapping[str, Any] | None = None) -> Inversion:
+    """An inversion by name.
+
+    Args:
+        name: one of ``inversion_names()``.
+        options: its fields, such as ``{"iterations": 5}``, or the reversible solver's, ``{"gamma": 0.96}``.
+
+    Raises:
+        InputError: an unknown name or option, or a value out of range.
+    """
+    if name in APPROXIMATE:
+        return build(APPROXIMATE[name], name, options)
+    if name in REVERSIBLE:
+        solver = make_solver(name, options)
+        assert isinstance(solver, Reversible)
+        return ExactInversion(solver)
+    if name in SOLVERS:
+        raise InputError(f"The solver {name!r} cannot be inverted; use one of: {', '.join(inversion_names())}.")
+    raise unknown("method", name, inversion_names())
+
+
+__all__ = ["APPROXIMATE", "REVERSIBLE", "Inversion", "inversion_names", "make_inversion"]

@@ -1,0 +1,141 @@
+"""Adapters from foreign formats; the only folder that imports diffusers at run time."""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DDIMError, InputError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+    from .base import Model
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+_PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
+
+
+def bundled_models() -> dict[str, Path]:
+    """The models that the package carries: name to folder."""
+    root = Path(str(resources.files("ddim.models"))) / "bundled"
+    return {p.name: p for p in sorted(root.iterdir()) if (p / "model_index.json").is_file()}
+
+
+def bundled_test_images(name: str) -> list[Path]:
+    """Real pictures, never trained on, that the package carries beside a bundled model."""
+    return sorted((bundled_models()[name] / "test_images").glob("*.png"))
+
+
+def load(
+    name: str | Path, *, device: "str | torch.device | None" = None, dtype: "str | torch.dtype" = "float32"
+) -> "Model":
+    """A model by the name of a bundled one, a folder in the diffusers format, or a hub id.
+
+    Args:
+        name: ``"fashion"``, a folder (a pipeline's, or a bare UNet2DModel's), or ``owner/name`` on the hub.
+        device: ``"cpu"``, ``"cuda"`` ...; by default cuda where there is one.
+        dtype: what the network computes in: float32, float64, bfloat16 or float16.
+
+    Raises:
+        InputError: no such model (the nearest is named), a format this version does not take, a pickle.
+        DDIMError: the files are broken, or the hub cannot be reached.
+    """
+    import torch
+
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise unknown("dtype", dtype, DTYPES)
+        dtype = getattr(torch, dtype)
+    assert isinstance(dtype, torch.dtype)
+    where = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("There is no CUDA device here; use --device cpu.")
+    bundled = bundled_models()
+    source = str(bundled.get(str(name), name))
+    folder = Path(source)
+    if folder.is_file():
+        what = "a pickle, which is never loaded" if folder.suffix.lower() in _PICKLES else "a single file"
+        raise InputError(f"{source} is {what}; give a folder in the diffusers format (with safetensors weights).")
+    if not folder.is_dir() and (source.count("/") != 1 or source.startswith((".", "/"))):
+        hint = "" if "/" not in source else f" There is no folder {source}."
+        error = unknown("model", str(name), bundled)
+        raise InputError(f"{error}{hint} A folder in the diffusers format or a hub id (owner/name) will do too.")
+    return _load_pixel(str(name), source, where, dtype)
+
+
+def _load_pixel(name: str, source: str, device: "torch.device", dtype: "torch.dtype") -> "Model":
+    from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    from .pixel import PixelModel
+
+    folder = Path(source)
+    sub: str | None = "unet"
+    if folder.is_dir():
+        sub = _unet_folder(folder)
+        weights = folder / (sub or ".")
+        if not any(weights.glob("*.safetensors")):
+            pickles = [p.name for p in weights.iterdir() if p.suffix in _PICKLES]
+            what = f"only the pickle {pickles[0]}, which is never loaded" if pickles else "no weights"
+            raise InputError(f"{weights} holds {what}; a diffusers folder with .safetensors weights is needed.")
+    where: dict[str, Any] = {"subfolder": sub} if sub else {}
+    with _quiet_diffusers():
+        try:
+            network: Any = UNet2DModel.from_pretrained(source, use_safetensors=True, **where)
+        except Exception as error:  # the hub client raises a dozen kinds; all of them mean this
+            if folder.is_dir():
+                raise DDIMError(f"{source} cannot be loaded: {_short(error)}") from None
+            raise DDIMError(
+                f"{name!r} is neither bundled nor a folder here, and the hub gave no pixel model of that name: "
+                f"{_short(error)}"
+            ) from None
+        scheduler: dict[str, Any] = {}
+        if sub and (not folder.is_dir() or (folder / "scheduler" / "scheduler_config.json").is_file()):
+            loaded: Any = DDPMScheduler.load_config(source, subfolder="scheduler")
+            scheduler = dict(loaded)
+    return PixelModel(name, network, scheduler, device=device, dtype=dtype)
+
+
+def _unet_folder(folder: Path) -> str | None:
+    """The subfolder of the UNet2DModel; None where the folder itself is one."""
+    for file, sub in ((folder / "unet" / "config.json", "unet"), (folder / "config.json", None)):
+        if file.is_file():
+            kind = _json(file).get("_class_name")
+            if kind != "UNet2DModel":
+                raise InputError(
+                    f"{file.parent} is a {kind}; this version works on pixel models, whose network is a UNet2DModel."
+                )
+            return sub
+    raise InputError(f"{folder} is not in the diffusers format: it has neither unet/config.json nor config.json.")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is not readable JSON: {_short(error)}") from None
+
+
+def _short(error: BaseException) -> str:
+    """The first line of a foreign error, cut to a sentence."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line[:200].rstrip(". ") + "."
+
+
+class _quiet_diffusers:
+    """diffusers logs advice about how it loads; the errors are ours to tell."""
+
+    def __enter__(self) -> None:
+        from diffusers.utils import logging
+
+        self.level = logging.get_verbosity()
+        logging.set_verbosity_error()
+
+    def __exit__(self, *_: object) -> None:
+        from diffusers.utils import logging
+
+        logging.set_verbosity(self.level)
+
+
+__all__ = ["bundled_models", "bundled_test_images", "load"]

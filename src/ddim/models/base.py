@@ -1,0 +1,84 @@
+"""What the verbs ask of a model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Cond, Denoiser
+from ..path import GaussianPath
+
+
+class Model(Protocol):
+    """A denoiser with its path and its pictures. Pixel models work on the pictures themselves."""
+
+    @property
+    def name(self) -> str:
+        """As it was asked for."""
+        ...
+
+    @property
+    def path(self) -> GaussianPath:
+        """Its noise levels."""
+        ...
+
+    @property
+    def prediction(self) -> str:
+        """``eps``, ``x0``, ``v`` or ``flow``."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what it diffuses."""
+        ...
+
+    @property
+    def spacing(self) -> str:
+        """The spacing its scheduler config asks for."""
+        ...
+
+    @property
+    def offset(self) -> int:
+        """The offset of that spacing when it is ``leading``."""
+        ...
+
+    @property
+    def classes(self) -> int:
+        """How many classes it is conditioned on; 0 without."""
+        ...
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """The sampler's dtype: float32, or wider."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of config and weights, the same on every machine."""
+        ...
+
+    def denoiser(self) -> Denoiser:
+        """The network as a denoiser."""
+        ...
+
+    def condition(self, labels: Sequence[int] | None, count: int) -> Cond:
+        """What conditions ``count`` samples. Raises InputError where labels and model do not go together."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [N, C, H, W] in [0, 1] to x0 in the model's range, ``state_dtype``."""
+        ...
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """x0 to images in [0, 1]."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """What it is, for people and for JSON."""
+        ...

@@ -1,0 +1,145 @@
+"""Pixel models: a diffusers UNet2DModel with its scheduler's config, unconditional or class-conditional."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Cond, Denoiser
+from ..errors import InputError
+from ..path import GaussianPath, Node, TablePath, from_scheduler_config
+from ..prediction import Pair, prediction_of, to_pair
+
+
+class PixelModel:
+    """A UNet2DModel behind the library's interface; made by ``ddim.load``.
+
+    Args:
+        name: as it was asked for.
+        network: a diffusers UNet2DModel; it is put into eval mode and moved.
+        scheduler: the scheduler config it was trained with.
+        device: where it computes.
+        dtype: what it computes in; the sampler's state is float32, or float64 when this is.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        scheduler: Mapping[str, Any],
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        config: Any = network.config  # type: ignore[attr-defined]
+        size = config.sample_size
+        if size is None:
+            raise InputError(f"The model {name!r} does not say its sample_size, so its pictures' size is unknown.")
+        height, width = (size, size) if isinstance(size, int) else size
+        self.name = name
+        self.shape = (int(config.in_channels), int(height), int(width))
+        self.prediction: str = prediction_of(str(scheduler.get("prediction_type", "epsilon")))
+        self.path: GaussianPath = from_scheduler_config(scheduler)
+        self.spacing = str(scheduler.get("timestep_spacing", "leading"))
+        first_entry = isinstance(self.path, TablePath) and self.path.data == "first"
+        # diffusers' steps_offset counts its timesteps; where data is the table's first entry, 1 is our first level.
+        self.offset = max(int(scheduler.get("steps_offset", 0)) - first_entry, 0)
+        self.classes = int(config.num_class_embeds or 0)
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.fingerprint = fingerprint(network, dict(scheduler))
+        self.parameters = sum(p.numel() for p in network.parameters())
+        self.network = network.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
+        if int(config.out_channels) not in (self.shape[0], 2 * self.shape[0]):
+            raise InputError(
+                f"The model {name!r} has {config.out_channels} output channels for {self.shape[0]} input channels."
+            )
+
+    def denoiser(self) -> Denoiser:
+        """The network as a denoiser; a learned variance in the upper half of its channels is left aside."""
+        network, path, prediction, dtype = self.network, self.path, self.prediction, self.dtype
+        channels = self.shape[0]
+
+        def denoise(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
+            told = path.label(node.t)
+            # whole labels go as integers: some networks look them up in a table
+            label = torch.tensor(int(told) if told == int(told) else told, device=x.device)
+            labels = cond["labels"] if cond else None
+            output = network(x.to(dtype), label, class_labels=labels, return_dict=False)[0]
+            return to_pair(prediction, output[:, :channels].to(x.dtype), x, node)
+
+        return denoise
+
+    def condition(self, labels: Sequence[int] | None, count: int) -> Cond:
+        """Class labels as a tensor [count]; one label serves for all."""
+        if labels is None:
+            if self.classes:
+                raise InputError(f"The model {self.name!r} needs a class label from 0 to {self.classes - 1}.")
+            return {}
+        if not self.classes:
+            raise InputError(f"The model {self.name!r} is unconditional; it takes no class labels.")
+        given = list(labels) * count if len(labels) == 1 else list(labels)
+        if len(given) != count:
+            raise InputError(f"{len(given)} labels were given for {count} images.")
+        wrong = next((k for k in given if not 0 <= k < self.classes), None)
+        if wrong is not None:
+            raise InputError(f"Label {wrong} is not a class of {self.name!r}; use 0 to {self.classes - 1}.")
+        return {"labels": torch.tensor(given, dtype=torch.long, device=self.device)}
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[0, 1] to [-1, 1]."""
+        return images.to(device=self.device, dtype=self.state_dtype) * 2 - 1
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """[-1, 1] to [0, 1], what lies outside cut."""
+        return ((x0 + 1) / 2).clamp(0, 1)
+
+    def describe(self) -> dict[str, Any]:
+        """Name, kind, shape, prediction, path, spacing, parameters, fingerprint."""
+        return {
+            "name": self.name,
+            "kind": "pixel",
+            "shape": list(self.shape),
+            "classes": self.classes,
+            "prediction": self.prediction,
+            "path": type(self.path).__name__,
+            "levels": self.path.levels,
+            "spacing": self.spacing,
+            "parameters": self.parameters,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "fingerprint": self.fingerprint,
+        }
+
+
+_SHAPING = [
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+    "set_alpha_to_one",
+    "sigma_min",
+    "sigma_max",
+]
+
+
+def fingerprint(network: nn.Module, scheduler: Mapping[str, Any]) -> str:
+    """SHA-256 over what shapes the model's answers: path, prediction, and up to 4096 elements of every weight.
+
+    Taken before the weights are cast; fp16 files and their float32 copies agree.
+    """
+    digest = hashlib.sha256()
+    digest.update(json.dumps({k: scheduler.get(k) for k in _SHAPING}, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        picked = flat[:: max(1, flat.numel() // 4096)].cpu().float()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(picked.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,34 @@
+"""Seeded noise: one generator a sample, so that a sample never depends on the batch it came in."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+
+class SeededNoise:
+    """Standard normal numbers, the i-th sample's from its own seed.
+
+    Drawn on the CPU in float32 and then moved, so that the numbers do not depend on the device or the dtype.
+
+    Args:
+        seeds: one a sample.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(_seed(s)) for s in seeds]
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """New numbers of the shape, dtype and device of ``like``, [N, ...] with N the number of seeds."""
+        if len(like) != len(self._generators):
+            raise InputError(f"{len(self._generators)} seeds were given for {len(like)} samples.")
+        draws = [torch.randn(like.shape[1:], generator=g) for g in self._generators]
+        return torch.stack(draws).to(device=like.device, dtype=like.dtype)
+
+
+def _seed(seed: int) -> int:
+    if isinstance(seed, bool) or int(seed) != seed or not 0 <= seed < 2**63:
+        raise InputError(f"seed = {seed} is not a whole number from 0 to 2^63 - 1.")
+    return int(seed)

@@ -1,0 +1,110 @@
+"""The only loop: along a grid, forwards or backwards."""
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser
+from .errors import DDIMError
+from .grid import Grid
+from .solvers.base import Noise, Solver, State
+
+OnStep = Callable[[int, State], None]
+"""Called after every step with the index of the node reached and the state there: progress, or what to keep."""
+
+
+class Backwards(Protocol):
+    """What can walk from data to noise: a reversible solver, or an inversion's approximate step."""
+
+    def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
+        """From ``grid[i + 1]`` to ``grid[i]``."""
+        ...
+
+    def read(self, state: State) -> Tensor:
+        """The sample in a state."""
+        ...
+
+
+def solve(
+    denoise: Denoiser,
+    solver: Solver,
+    state: State,
+    grid: Grid,
+    *,
+    noise: Noise | None = None,
+    first: int = 0,
+    last: int | None = None,
+    on_step: OnStep | None = None,
+) -> State:
+    """Forwards, from node ``first`` to node ``last`` (the data by default).
+
+    Args:
+        denoise: the model.
+        solver: how a step is made.
+        state: at node ``first``, as ``solver.init`` or an inversion gives it.
+        grid: S + 1 nodes.
+        noise: needed by a stochastic solver.
+        first, last: 0 <= first < last <= S.
+        on_step: called after each step.
+
+    Raises:
+        DDIMError: the sample stopped being numbers; the step is named.
+    """
+    end = grid.steps if last is None else last
+    return _walk(
+        range(first, end),
+        lambda s, i: solver.step(denoise, s, grid, i, noise),
+        solver.read,
+        state,
+        grid,
+        1,
+        on_step,
+    )
+
+
+def solve_back(
+    denoise: Denoiser,
+    solver: Backwards,
+    state: State,
+    grid: Grid,
+    *,
+    first: int | None = None,
+    last: int = 0,
+    on_step: OnStep | None = None,
+) -> State:
+    """Backwards, from node ``first`` (the data by default) to the noisier node ``last``; as ``solve`` otherwise."""
+    start = grid.steps if first is None else first
+    return _walk(
+        range(start - 1, last - 1, -1),
+        lambda s, i: solver.unstep(denoise, s, grid, i),
+        solver.read,
+        state,
+        grid,
+        0,
+        on_step,
+    )
+
+
+def _walk(
+    indices: Iterable[int],
+    step: Callable[[State, int], State],
+    read: Callable[[State], Tensor],
+    state: State,
+    grid: Grid,
+    ahead: int,
+    on_step: OnStep | None,
+) -> State:
+    with torch.no_grad():
+        for i in indices:
+            state = step(state, i)
+            if not bool(torch.isfinite(read(state)).all()):
+                a, b = (i, i + 1) if ahead else (i + 1, i)
+                raise DDIMError(
+                    f"The sample is no longer finite after the step from t = {grid[a].t:g} to t = {grid[b].t:g} "
+                    f"(step {i + 1} of {grid.steps}): the network returned NaN or infinity, or the solver diverged."
+                )
+            if on_step is not None:
+                on_step(i + ahead, state)
+    return state

@@ -1,0 +1,52 @@
+"""DDIM: the generalized step between any two nodes, with eta between the ODE and DDPM."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..denoiser import Denoiser
+from ..errors import InputError
+from ..grid import Grid
+from ..process import eta_std
+from .base import Noise, State, move
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """The family of Eq. 12 and 16 of Song et al. 2021 (arXiv 2010.02502).
+
+    Args:
+        eta: in [0, 1]; 0 is deterministic and draws nothing, 1 is DDPM's posterior.
+    """
+
+    eta: float = 0.0
+
+    name: ClassVar[str] = "ddim"
+    order: ClassVar[int] = 1
+    nfe: ClassVar[int] = 1
+    paper: ClassVar[str] = "Song et al. 2021, arXiv 2010.02502, Eq. 12"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise InputError(f"eta = {self.eta:g} lies outside [0, 1]; 0 is DDIM, 1 is DDPM.")
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether eta is above 0."""
+        return self.eta > 0
+
+    def init(self, x: Tensor, grid: Grid) -> State:
+        """x alone."""
+        return {"x": x}
+
+    def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
+        """Eq. 12 from node i to its own next node."""
+        x, t, s = state["x"], grid[i], grid[i + 1]
+        pair = denoise(x, t)
+        std = eta_std(self.eta, t, s)
+        return {"x": move(pair, s, std, noise(x) if std and noise else None)}
+
+    def read(self, state: State) -> Tensor:
+        """x."""
+        return state["x"]

@@ -1,0 +1,326 @@
+"""What a user calls: sample, invert, reconstruct, interpolate."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .code import LatentCode
+from .denoiser import Cond, Denoiser, corrected
+from .errors import InputError
+from .grid import Grid, make_grid
+from .images import ImageLike, read_images
+from .interpolation import chain, four_corners
+from .inversion import make_inversion
+from .inversion.base import Inversion
+from .models.base import Model
+from .noise import SeededNoise
+from .path import Node
+from .prediction import Pair, clip, dynamic_threshold
+from .solve import solve
+from .solvers import Solver, State, make_solver
+from .solvers.base import options_of
+
+Progress = Callable[[int, int], None]
+"""Called with the steps done and the steps in all, over every batch."""
+
+Spacing = str | Sequence[float]
+
+
+def sample(
+    model: Model,
+    count: int = 16,
+    *,
+    steps: int = 50,
+    eta: float = 0.0,
+    seed: int = 0,
+    solver: str = "ddim",
+    spacing: Spacing | None = None,
+    options: Mapping[str, Any] | None = None,
+    labels: Sequence[int] | None = None,
+    clip_x0: float | None = None,
+    threshold: float | None = None,
+    batch: int = 64,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Draws images from noise.
+
+    Args:
+        model: from ``ddim.load``.
+        count: how many.
+        steps: S, 1 to ``model.path.levels``.
+        eta: in [0, 1], for ``ddim``: 0 is deterministic, 1 is DDPM (Eq. 16 of Song et al. 2021).
+        seed: the k-th image has the seed ``seed + k``, whatever the batch; one seed, one x_T, for every S and solver.
+        solver: a key of ``ddim.SOLVERS``; ``"ddpm"`` is the sigma-hat variance.
+        spacing: a key of ``ddim.SPACINGS``, or a list of t; the model's own by default.
+        options: the solver's options, such as ``{"gamma": 0.96}``.
+        labels: class labels, one an image or one for all.
+        clip_x0: holds the predicted x0 to [-clip_x0, clip_x0] and derives eps anew; off by default, as in the paper.
+        threshold: dynamic thresholding at this percentile instead.
+        batch: images a network call.
+        progress: called after each step.
+
+    Returns:
+        float tensor [count, C, H, W] in [0, 1].
+
+    Raises:
+        InputError: a value out of range or unknown, or eta > 0 with a solver that has no noise.
+        DDIMError: the network returned NaN; the step is named.
+    """
+    if isinstance(count, bool) or int(count) != count or count < 1:
+        raise InputError(f"count = {count} is not a number of images; use 1 or more.")
+    _check_batch(batch)
+    made = solver_with_eta(solver, eta, options)
+    grid = grid_for(model, steps, spacing)
+    out, report = [], _Report(progress, grid.steps, count, batch)
+    cond = model.condition(labels, count)
+    for begin in range(0, count, batch):
+        n = min(batch, count - begin)
+        noise = SeededNoise(range(seed + begin, seed + begin + n))
+        x = noise(torch.empty(n, *model.shape, dtype=model.state_dtype, device=model.device))
+        # at a first node short of pure noise sigma is a little below 1; the prior is N(0, sigma^2) there, except on VP
+        scale = grid[0].sigma if grid[0].alpha == 1 else 1.0
+        denoise = _bound(_corrected(model, clip_x0, threshold), _part(cond, begin, n))
+        state = solve(denoise, made, made.init(x * scale, grid), grid, noise=noise, on_step=report)
+        out.append(model.decode(made.read(state)))
+    return torch.cat(out)
+
+
+def invert(
+    model: Model,
+    images: ImageLike,
+    *,
+    steps: int = 50,
+    method: str | Inversion = "ddim",
+    spacing: Spacing | None = None,
+    options: Mapping[str, Any] | None = None,
+    labels: Sequence[int] | None = None,
+    resize: bool = False,
+    batch: int = 64,
+    progress: Progress | None = None,
+) -> LatentCode:
+    """Walks real images back to their latent codes.
+
+    Args:
+        model: from ``ddim.load``.
+        images: a path, a PIL image, a tensor [C, H, W] or [N, C, H, W] in [0, 1], or a list of these.
+        steps: S, 1 to ``model.path.levels``.
+        method: one of ``ddim.inversion_names()``, or an inversion; ``edict``, ``bdia`` and ``belm`` come back exactly.
+        spacing: a key of ``ddim.SPACINGS``, or a list of t; the model's own by default.
+        options: the method's options, such as ``{"iterations": 5}``.
+        labels: class labels, one an image or one for all.
+        resize: fit images of another size or number of channels.
+        batch: images a network call.
+        progress: called after each step.
+
+    Returns:
+        The code: the solver's whole state, the grid and the settings.
+
+    Raises:
+        InputError: images that do not fit, a value out of range or unknown.
+        DDIMError: the network returned NaN, or the solver diverged; the step is named.
+    """
+    _check_batch(batch)
+    if not isinstance(method, str) and options:
+        raise InputError("options go with a method's name; an inversion object has its own.")
+    inversion = make_inversion(method, options) if isinstance(method, str) else method
+    grid = grid_for(model, steps, spacing)
+    pixels = read_images(images, model.shape, resize=resize)
+    cond = model.condition(labels, len(pixels))
+    report = _Report(progress, grid.steps, len(pixels), batch)
+    states: list[State] = []
+    for begin in range(0, len(pixels), batch):
+        part = pixels[begin : begin + batch]
+        denoise = _bound(model.denoiser(), _part(cond, begin, len(part)))
+        states.append(inversion.invert(denoise, model.encode(part), grid, report))
+    solver = inversion.solver()
+    return LatentCode(
+        state={k: torch.cat([s[k] for s in states]) for k in states[0]},
+        grid=grid,
+        method=inversion.name,
+        solver=solver.name,
+        options=options_of(solver),
+        settings=dict(inversion.options),
+        model=model.name,
+        fingerprint=model.fingerprint,
+        cond=cond,
+    )
+
+
+def reconstruct(model: Model, code: LatentCode, *, batch: int = 64, progress: Progress | None = None) -> Tensor:
+    """Comes forward from codes to images, with the solver, grid and state they were made with.
+
+    Args:
+        model: the one that made the code; another of the same shape warns.
+        code: from ``invert`` or ``LatentCode.load``.
+        batch: images a network call.
+        progress: called after each step.
+
+    Returns:
+        float tensor [N, C, H, W] in [0, 1].
+
+    Raises:
+        InputError: a code of another shape.
+    """
+    _check_batch(batch)
+    code.check(model.name, model.fingerprint, model.shape)
+    solver = make_solver(code.solver, code.options)
+    out, report = [], _Report(progress, code.grid.steps, len(code), batch)
+    for begin in range(0, len(code), batch):
+        part = code[begin : begin + batch]
+        state = {k: v.to(model.device, model.state_dtype) for k, v in part.state.items()}
+        cond = {k: v.to(model.device) for k, v in part.cond.items()}
+        denoise = _bound(model.denoiser(), cond)
+        end = solve(denoise, solver, state, code.grid, on_step=report)
+        out.append(model.decode(solver.read(end)))
+    return torch.cat(out)
+
+
+def interpolate(
+    model: Model,
+    *codes: LatentCode,
+    frames: int = 11,
+    batch: int = 64,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Images along the arcs between latent codes (Song et al. 2021, section 5.3).
+
+    Args:
+        model: the one that made the codes.
+        codes: two or more, of one method, grid and model; a code of several images counts as that many.
+        frames: from each to the next, ends included; at least 2. The ends are the codes' own reconstructions.
+        batch, progress: as for ``reconstruct``.
+
+    Returns:
+        float tensor [(n - 1) * (frames - 1) + 1, C, H, W] in [0, 1] for n images.
+
+    Raises:
+        InputError: fewer than two images, or codes that do not belong together.
+    """
+    between = combine(codes, lambda points: chain(points, frames))
+    return reconstruct(model, between, batch=batch, progress=progress)
+
+
+def interpolate_grid(
+    model: Model,
+    *codes: LatentCode,
+    rows: int = 7,
+    columns: int = 7,
+    batch: int = 64,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Images between four latent codes: top left, top right, bottom left, bottom right.
+
+    Returns:
+        float tensor [rows * columns, C, H, W] in [0, 1], row by row.
+
+    Raises:
+        InputError: not four images, or codes that do not belong together.
+    """
+    between = combine(codes, lambda points: four_corners(points, rows, columns))
+    return reconstruct(model, between, batch=batch, progress=progress)
+
+
+def combine(codes: Sequence[LatentCode], mix: Callable[[list[Tensor]], Tensor]) -> LatentCode:
+    """One code whose states are a mix of others', every tensor of a state mixed alike.
+
+    Raises:
+        InputError: codes of another method, model or grid, or with different class labels.
+    """
+    if not codes:
+        raise InputError("An interpolation needs at least two codes.")
+    one = codes[0]
+    for other in codes[1:]:
+        for what in ("method", "solver", "options", "fingerprint"):
+            if getattr(other, what) != getattr(one, what):
+                raise InputError(
+                    f"The codes do not belong together: their {what}s are {getattr(one, what)!r} "
+                    f"and {getattr(other, what)!r}."
+                )
+        if other.grid.nodes != one.grid.nodes:
+            raise InputError(
+                f"The codes do not belong together: one walked {one.grid.steps} {one.grid.spacing} steps, "
+                f"the other {other.grid.steps} {other.grid.spacing} steps."
+            )
+    state = {}
+    for key in one.state:
+        points = [c.state[key][k : k + 1] for c in codes for k in range(len(c))]
+        state[key] = mix(points)
+    size = len(state["x"])
+    cond = {}
+    for key in one.cond:
+        values = torch.cat([c.cond[key] for c in codes])
+        if bool((values != values[:1]).any()):
+            raise InputError(f"The codes have different {key}; there is nothing between classes.")
+        cond[key] = values[:1].expand(size, *values.shape[1:]).contiguous()
+    return replace(one, state=state, cond=cond)
+
+
+def grid_for(model: Model, steps: int, spacing: Spacing | None) -> Grid:
+    """The grid that the verbs walk: the model's own spacing unless another is asked for."""
+    return make_grid(model.path, steps, model.spacing if spacing is None else spacing, offset=model.offset)
+
+
+def solver_with_eta(name: str, eta: float, options: Mapping[str, Any] | None) -> Solver:
+    """A solver by name, with eta where it has one.
+
+    Raises:
+        InputError: eta outside [0, 1], or above 0 with a solver that is deterministic or has its own noise.
+    """
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta = {eta:g} lies outside [0, 1]; 0 is DDIM, 1 is DDPM.")
+    if name == "ddim":
+        return make_solver(name, {"eta": float(eta), **(options or {})})
+    made = make_solver(name, options)
+    if eta > 0:
+        why = "always draws sigma-hat noise" if made.stochastic else "is deterministic"
+        raise InputError(f"eta = {eta:g} goes with the solver 'ddim' only; {name!r} {why}, use eta = 0.")
+    return made
+
+
+def _check_batch(batch: int) -> None:
+    if batch < 1:
+        raise InputError(f"batch = {batch} is too small; use 1 or more.")
+
+
+def _corrected(model: Model, limit: float | None, percentile: float | None) -> Denoiser:
+    if limit is not None and percentile is not None:
+        raise InputError("clip_x0 and threshold exclude each other; give one.")
+    if limit is not None:
+        bound = limit
+        return corrected(model.denoiser(), lambda pair, x, node: clip(pair, x, node, bound))
+    if percentile is not None:
+        part = percentile
+        return corrected(model.denoiser(), lambda pair, x, node: dynamic_threshold(pair, x, node, part))
+    return model.denoiser()
+
+
+def _part(cond: Mapping[str, Any], begin: int, count: int) -> dict[str, Any]:
+    return {k: v[begin : begin + count] for k, v in cond.items()}
+
+
+def _bound(denoise: Denoiser, cond: Mapping[str, Any]) -> Denoiser:
+    """The denoiser with its condition in place."""
+    if not cond:
+        return denoise
+    fixed = cond
+
+    def conditioned(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
+        return denoise(x, node, fixed)
+
+    return conditioned
+
+
+class _Report:
+    """Turns each batch's steps into steps done of all."""
+
+    def __init__(self, progress: Progress | None, steps: int, count: int, batch: int) -> None:
+        self.progress, self.done = progress, 0
+        self.total = steps * -(-count // batch)
+
+    def __call__(self, i: int, state: State) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total)
