@@ -112,7 +112,7 @@ class _Anderson:
         newest = self.residuals[-1]
         differences = torch.stack([newest - r for r in self.residuals[:-1]], dim=1)  # [N, m, D]
         gram = differences @ differences.transpose(1, 2)
-        scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-300)
+        scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-200)
         ridge = 1e-10 * scale[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
         weights = torch.linalg.solve(gram + ridge, (differences @ newest.unsqueeze(2)))  # [N, m, 1]
         mixed = image

@@ -128,6 +128,14 @@ def implicit_step(denoise: Denoiser, x: Tensor, s: Node, t: Node, iterations: in
     return guess
 
 
+def power(base: float, exponent: int) -> float:
+    """base ** exponent, inf where floats end."""
+    try:
+        return base**exponent
+    except OverflowError:
+        return math.inf
+
+
 def need_signal(grid: Grid, name: str) -> None:
     """Raises InputError where a solver that divides by alpha meets a node without signal."""
     if grid[0].alpha <= 0:

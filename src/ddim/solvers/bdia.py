@@ -8,7 +8,7 @@ from torch import Tensor
 from ..denoiser import Denoiser
 from ..errors import InputError
 from ..grid import Grid
-from .base import Noise, State, implicit_step, move
+from .base import Noise, State, implicit_step, move, power
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class BDIA:
 
     def growth(self, grid: Grid) -> float:
         """gamma^-S."""
-        return self.gamma**-grid.steps
+        return power(self.gamma, -grid.steps)
 
 
 def first_step(denoise: Denoiser, state: State, grid: Grid) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..denoiser import Denoiser
 from ..errors import InputError
 from ..grid import Grid
-from .base import Noise, State, need_signal, shift
+from .base import Noise, State, need_signal, power, shift
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class EDICT:
 
     def growth(self, grid: Grid) -> float:
         """p^(-2 S): the distance of the two sequences."""
-        return self.p ** (-2 * grid.steps)
+        return power(self.p, -2 * grid.steps)
 
 
 def _halves(i: int) -> tuple[str, str]:

@@ -1,0 +1,331 @@
+"""What a training run is: frozen dataclasses, read from one TOML file.
+
+Unknown keys and wrong values end in one sentence before anything is loaded or written.
+"""
+
+import dataclasses
+import inspect
+import json
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from ..errors import InputError, unknown
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The noise schedule; see ``ddim.path`` for the formulas.
+
+    Attributes:
+        kind: ``linear`` (DDPM), ``scaled_linear`` (latent diffusion) or ``cosine`` (which reads no betas).
+        steps: T, the number of noise levels.
+        beta_start, beta_end: first and last beta.
+        zero_terminal_snr: rescale so that the last level has no signal (Lin et al. 2024); not for eps.
+    """
+
+    kind: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    zero_terminal_snr: bool = False
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from, and what is done to each.
+
+    Attributes:
+        path: a folder of images, a parquet file (or a folder of them), MNIST-type idx files (a folder or one
+            ``*-images-idx3-ubyte[.gz]``), or the id of a data set on the Hugging Face hub. Relative paths start
+            where the command runs. Of a folder with a subfolder named like ``split``, only that is taken.
+        size: side of the square the network sees, in pixels.
+        split: which part; for idx files ``train`` or ``test``.
+        column: the column with the images; empty: the first one that holds images.
+        channels: 1 (grey) or 3 (RGB).
+        fit: how an image becomes square: ``crop`` (shorter side to ``size``, centre), ``resize`` (stretch) or
+            ``pad`` (shrunk if larger, then centred on ``background``).
+        background: grey value 0..255 of the padding, and behind transparent pixels.
+        flip: mirror half of the images left to right.
+        memory_gib: sets up to this size, decoded, are kept in memory; larger ones are read as they are needed.
+        workers: processes that decode images of a set too large for memory.
+    """
+
+    path: str
+    size: int
+    split: str = "train"
+    column: str = ""
+    channels: Literal[1, 3] = 3
+    fit: Literal["crop", "resize", "pad"] = "crop"
+    background: int = 0
+    flip: bool = False
+    memory_gib: float = 4.0
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What the network learns to say, and how much each noise level counts.
+
+    Attributes:
+        prediction: ``eps``, ``x0`` or ``v``.
+        weight: ``ones`` (L_gamma with gamma = 1, the plain mean squared error of the prediction), ``min_snr``
+            (Hang et al. 2023), a list of T numbers, or the path of a .json or .txt file with T numbers.
+        min_snr_k: where min-SNR caps the weight.
+        times: ``uniform`` draws every t alone; ``stratified`` draws one from each of ``batch`` equal strata.
+    """
+
+    prediction: Literal["eps", "x0", "v"] = "eps"
+    weight: str | tuple[float, ...] = "ones"
+    min_snr_k: float = 5.0
+    times: Literal["uniform", "stratified"] = "uniform"
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How it learns. AdamW; every number a function of the step, so that a resumed run repeats the unbroken one.
+
+    Attributes:
+        steps: optimiser steps in all.
+        batch: images per optimiser step, over all processes and micro-batches together.
+        accumulate: micro-batches a process makes of its share (less memory, same result).
+        lr: peak learning rate.
+        lr_schedule: ``constant`` or ``cosine`` (to 0 at the last step), after ``warmup`` steps of linear rise.
+        betas, weight_decay: AdamW's.
+        grad_clip: largest gradient norm; 0 switches clipping off.
+        ema: decay of the averaged weights, which are the ones exported; 0 exports the weights themselves.
+        ema_warmup: the decay starts at 0.1 and rises as (1 + step) / (10 + step) until it reaches ``ema``.
+        precision: ``bfloat16`` runs the network under autocast; weights, EMA and loss stay float32.
+        seed: every random draw is a function of this, the step and the place in the batch.
+        threads: CPU threads; 0 leaves torch's choice. Another number may round differently.
+        device: ``auto`` or ``cpu``.
+    """
+
+    steps: int
+    batch: int = 64
+    accumulate: int = 1
+    lr: float = 1e-4
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = 500
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    ema: float = 0.9999
+    ema_warmup: bool = True
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+    threads: int = 0
+    device: Literal["auto", "cpu"] = "auto"
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Where the results go, and how often.
+
+    Attributes:
+        folder: holds ``checkpoints/``, ``samples/``, ``tensorboard/`` and, at the end, ``model/`` (diffusers format).
+        export_dtype: ``float32`` or ``float16``, of the weights in ``model/``.
+        log_every: steps between two lines of TensorBoard (and of the log, where there is no terminal).
+        checkpoint_every: steps between two checkpoints; there is always one at the end.
+        keep: how many checkpoints are kept, newest first.
+        sample_every: steps between two sample sheets; 0 for none.
+        samples: pictures on a sheet.
+        sample_steps: DDIM steps for a sheet.
+        tensorboard: write TensorBoard event files.
+    """
+
+    folder: str
+    export_dtype: Literal["float32", "float16"] = "float32"
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep: int = 2
+    sample_every: int = 1000
+    samples: int = 36
+    sample_steps: int = 20
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run. ``model`` holds options of diffusers' ``UNet2DModel``, under their own names."""
+
+    data: DataConfig
+    train: OptimConfig
+    output: OutputConfig
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values only (tuples become lists), as JSON would return them."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """The run that a TOML file describes: sections data, train, output, schedule, loss and model.
+
+    Raises:
+        InputError: no such file, not TOML, an unknown key (the nearest known one is named) or a wrong value.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read the config {path}: {error}") from None
+    try:
+        return config_from_dict(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not valid TOML: {error}.") from None
+
+
+def config_from_dict(table: Mapping[str, Any]) -> TrainConfig:
+    """The same from nested dicts. Raises InputError as ``load_config`` does."""
+    sections = {f.name: f.type for f in dataclasses.fields(TrainConfig)}
+    for name, value in table.items():
+        if name not in sections:
+            raise unknown("section", name, sections)
+        if not isinstance(value, Mapping):
+            raise InputError(f"[{name}] must be a section of the config, not {value!r}.")
+    return TrainConfig(
+        data=_section("data", DataConfig, table.get("data", {})),
+        train=_section("train", OptimConfig, table.get("train", {})),
+        output=_section("output", OutputConfig, table.get("output", {})),
+        schedule=_section("schedule", ScheduleConfig, table.get("schedule", {})),
+        loss=_section("loss", LossConfig, table.get("loss", {})),
+        model={k: _frozen(v) for k, v in table.get("model", {}).items()},
+    )
+
+
+def _section(name: str, kind: type[Section], table: Mapping[str, Any]) -> Section:
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in hints:
+            raise unknown(f"key in [{name}]", key, hints)
+        values[key] = _typed(f"{name}.{key}", hints[key], value)
+    for f in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if f.default is dataclasses.MISSING and f.name not in values:
+            raise InputError(f"The config lacks {f.name!r} in [{name}].")
+    return kind(**values)
+
+
+def _typed(name: str, hint: Any, value: Any) -> Any:
+    """``value`` as ``hint`` asks (an int will do for a float, a list for a tuple), or InputError."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in args and type(value) in {type(a) for a in args}:
+            return value
+        if isinstance(value, str) and isinstance(args[0], str):
+            raise unknown(name, value, args)
+        raise InputError(f"{name} must be one of {', '.join(map(repr, args))}, not {value!r}.")
+    if origin in (typing.Union, types.UnionType):
+        fitting = next((a for a in args if isinstance(value, list) == (typing.get_origin(a) is tuple)), args[0])
+        return _typed(name, fitting, value)
+    if origin is tuple:
+        if not isinstance(value, list) or (args[-1] is not ... and len(value) != len(args)):
+            wanted = "numbers" if args[-1] is ... else f"{len(args)} numbers"
+            raise InputError(f"{name} must be a list of {wanted}, not {value!r}.")
+        return tuple(_typed(name, args[0], v) for v in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise InputError(f"{name} must be of type {hint.__name__}, not {value!r}.")
+    return value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+
+
+# (section, key, test, what would do)
+_LIMITS: Sequence[tuple[str, str, Any, str]] = (
+    ("schedule", "steps", lambda v: v >= 2, "at least 2"),
+    ("data", "path", lambda v: v != "", "a path or a hub id"),
+    ("data", "size", lambda v: v >= 1, "at least 1 pixel"),
+    ("data", "background", lambda v: 0 <= v <= 255, "from 0 to 255"),
+    ("data", "memory_gib", lambda v: v >= 0, "at least 0"),
+    ("data", "workers", lambda v: v >= 0, "at least 0"),
+    ("loss", "min_snr_k", lambda v: v > 0, "above 0"),
+    ("train", "steps", lambda v: v >= 1, "at least 1"),
+    ("train", "batch", lambda v: v >= 1, "at least 1"),
+    ("train", "accumulate", lambda v: v >= 1, "at least 1"),
+    ("train", "lr", lambda v: 0 < v < float("inf"), "above 0"),
+    ("train", "warmup", lambda v: v >= 0, "at least 0"),
+    ("train", "betas", lambda v: all(0 <= b < 1 for b in v), "two numbers in [0, 1)"),
+    ("train", "weight_decay", lambda v: v >= 0, "at least 0"),
+    ("train", "grad_clip", lambda v: v >= 0, "at least 0"),
+    ("train", "ema", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("train", "seed", lambda v: 0 <= v < 2**63, "a whole number from 0"),
+    ("train", "threads", lambda v: v >= 0, "at least 0"),
+    ("output", "folder", lambda v: v != "", "a folder"),
+    ("output", "log_every", lambda v: v >= 1, "at least 1"),
+    ("output", "checkpoint_every", lambda v: v >= 1, "at least 1"),
+    ("output", "keep", lambda v: v >= 1, "at least 1"),
+    ("output", "sample_every", lambda v: v >= 0, "at least 0"),
+    ("output", "samples", lambda v: v >= 1, "at least 1"),
+    ("output", "sample_steps", lambda v: v >= 1, "at least 1"),
+)
+
+
+def _check(config: TrainConfig) -> None:
+    for section, key, holds, wanted in _LIMITS:
+        value = getattr(getattr(config, section), key)
+        if not holds(value):
+            raise InputError(f"{section}.{key} must be {wanted}, not {value!r}.")
+    if config.train.batch % config.train.accumulate:
+        raise InputError(
+            f"train.batch = {config.train.batch} does not divide into {config.train.accumulate} micro-batches."
+        )
+    if config.schedule.zero_terminal_snr and config.loss.prediction == "eps":
+        raise InputError("An eps prediction says nothing at zero terminal SNR; use loss.prediction = 'v'.")
+    if config.output.sample_steps > config.schedule.steps:
+        raise InputError(
+            f"output.sample_steps = {config.output.sample_steps} exceeds schedule.steps = {config.schedule.steps}."
+        )
+    from diffusers import UNet2DModel
+
+    known = [name for name in inspect.signature(UNet2DModel.__init__).parameters if name != "self"]
+    fixed = {"sample_size": config.data.size, "in_channels": config.data.channels}
+    fixed["out_channels"] = fixed["in_channels"]
+    for key, value in config.model.items():
+        if key not in known:
+            raise unknown("key in [model]", key, known)
+        if key in ("class_embed_type", "num_class_embeds") and value is not None:
+            raise InputError(f"model.{key} asks for labels; training is unconditional.")
+        if key in fixed and value != fixed[key]:
+            raise InputError(f"model.{key} = {value!r} contradicts [data], which gives {fixed[key]}.")
+
+
+# May change between the parts of a resumed run without changing a number in the weights. (That data.path still
+# leads to the same images is seen to by their fingerprint.)
+FREE_KEYS = frozenset(
+    {"data.path", "data.memory_gib", "data.workers"} | {f"output.{f.name}" for f in dataclasses.fields(OutputConfig)}
+)
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Keys (``section.key``) that alter the weights and differ between two ``TrainConfig.as_dict()``."""
+    found = []
+    for section in sorted({*old, *new}):
+        before, after = old.get(section, {}), new.get(section, {})
+        for key in sorted({*before, *after}):
+            name = f"{section}.{key}"
+            if name in FREE_KEYS or before.get(key, after.get(key)) == after.get(key):
+                continue
+            longer = name == "train.steps" and after.get(key, 0) > before.get(key, 0)
+            if not (longer and new["train"]["lr_schedule"] == "constant"):
+                found.append(name)
+    return found
