@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .grid import SPACINGS, Grid, make_grid
     from .images import save_image, sheet, to_pil
     from .inversion import inversion_names, make_inversion
+    from .loop import solve, solve_back
     from .models import bundled_models, bundled_test_images, load
     from .path import (
         Node,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         zero_terminal_snr,
     )
     from .prediction import Pair, from_pair, to_pair
-    from .solve import solve, solve_back
     from .solvers import SOLVERS, make_solver
     from .verbs import interpolate, interpolate_grid, invert, reconstruct, sample
 
@@ -44,7 +44,7 @@ _WHERE = {
         *("from_scheduler_config", "linear_alpha_bar", "scaled_linear_alpha_bar", "zero_terminal_snr"),
     ],
     "prediction": ["Pair", "from_pair", "to_pair"],
-    "solve": ["solve", "solve_back"],
+    "loop": ["solve", "solve_back"],
     "solvers": ["SOLVERS", "make_solver"],
     "verbs": ["interpolate", "interpolate_grid", "invert", "reconstruct", "sample"],
 }

@@ -26,3 +26,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     nearest = next((n for n in names if near and n.lower() == near[0]), None)
     hint = f" Did you mean {nearest!r}?" if nearest else ""
     return InputError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value can count things: an integer of Python, numpy or torch, and no bool."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import torch
 
-from .errors import InputError, unknown
+from .errors import InputError, is_whole, unknown
 from .path import GaussianPath, Node
 
 
@@ -82,7 +82,7 @@ def trailing(path: GaussianPath, steps: int) -> Grid:
     unit = _unit(path, steps)
     n = path.train_levels
     shift = n - path.levels  # 1 where data is the table's first entry: t then counts diffusers' timesteps
-    levels = [n - i * n / steps - shift for i in range(steps)]
+    levels = [_whole(path, n - i * n / steps) - shift for i in range(steps)]
     return _make(path, [unit * k for k in _distinct(path, levels)], "trailing")
 
 
@@ -91,7 +91,9 @@ def linspace(path: GaussianPath, steps: int) -> Grid:
     unit = _unit(path, steps)
     n = path.levels
     gap = (n - 1) / max(steps - 1, 1)
-    return _make(path, [unit * k for k in _distinct(path, [n - i * gap for i in range(steps)])], "linspace")
+    above = [n - 1.0, *(i * gap for i in range(steps - 2, -1, -1))]  # level 1, counted as numpy's linspace does
+    levels = [_whole(path, k) + 1 for k in above]
+    return _make(path, [unit * k for k in _distinct(path, levels)], "linspace")
 
 
 def quadratic(path: GaussianPath, steps: int) -> Grid:
@@ -174,9 +176,14 @@ def make_grid(
 
 def _unit(path: GaussianPath, steps: int) -> float:
     """t between neighbouring levels, once S is known to fit."""
-    if isinstance(steps, bool) or int(steps) != steps or not 1 <= steps <= path.levels:
+    if not is_whole(steps) or not 1 <= steps <= path.levels:
         raise InputError(f"steps = {steps} does not fit this model; use a whole number from 1 to {path.levels}.")
     return path.t_max / path.levels
+
+
+def _whole(path: GaussianPath, level: float) -> float:
+    """Rounded where the path is discrete, halves to the even as in diffusers' lists."""
+    return float(round(level)) if path.discrete else level
 
 
 def _distinct(path: GaussianPath, levels: list[float]) -> list[float]:

@@ -14,7 +14,7 @@ _PARALLEL = 1e-4  # below this angle sin is its argument to 1e-9, and the straig
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """The point at ``weight`` on the arc from a to b, each sample with its own angle.
 
-    Source: Song et al. 2021, appendix D.5, after Shoemake 1985. The reference code takes one angle for the whole batch.
+    Source: Song et al. 2021, section 5.3, after Shoemake 1985. The reference code takes one angle for the whole batch.
     Parallel vectors (and zero ones) fall back to the straight line; opposite ones, between which the arc is not
     determined, turn through a direction made from a by a roll.
 

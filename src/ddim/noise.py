@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, is_whole
 
 
 class SeededNoise:
@@ -29,6 +29,6 @@ class SeededNoise:
 
 
 def _seed(seed: int) -> int:
-    if isinstance(seed, bool) or int(seed) != seed or not 0 <= seed < 2**63:
+    if not is_whole(seed) or not 0 <= seed < 2**63:
         raise InputError(f"seed = {seed} is not a whole number from 0 to 2^63 - 1.")
     return int(seed)

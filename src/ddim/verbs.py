@@ -9,17 +9,17 @@ from torch import Tensor
 
 from .code import LatentCode
 from .denoiser import Cond, Denoiser, corrected
-from .errors import InputError
+from .errors import InputError, is_whole
 from .grid import Grid, make_grid
 from .images import ImageLike, read_images
 from .interpolation import chain, four_corners
 from .inversion import make_inversion
 from .inversion.base import Inversion
+from .loop import solve
 from .models.base import Model
 from .noise import SeededNoise
 from .path import Node
 from .prediction import Pair, clip, dynamic_threshold
-from .solve import solve
 from .solvers import Solver, State, make_solver
 from .solvers.base import options_of
 
@@ -69,7 +69,7 @@ def sample(
         InputError: a value out of range or unknown, or eta > 0 with a solver that has no noise.
         DDIMError: the network returned NaN; the step is named.
     """
-    if isinstance(count, bool) or int(count) != count or count < 1:
+    if not is_whole(count) or count < 1:
         raise InputError(f"count = {count} is not a number of images; use 1 or more.")
     _check_batch(batch)
     made = solver_with_eta(solver, eta, options)
@@ -78,7 +78,7 @@ def sample(
     cond = model.condition(labels, count)
     for begin in range(0, count, batch):
         n = min(batch, count - begin)
-        noise = SeededNoise(range(seed + begin, seed + begin + n))
+        noise = SeededNoise([seed + k for k in range(begin, begin + n)])
         x = noise(torch.empty(n, *model.shape, dtype=model.state_dtype, device=model.device))
         # at a first node short of pure noise sigma is a little below 1; the prior is N(0, sigma^2) there, except on VP
         scale = grid[0].sigma if grid[0].alpha == 1 else 1.0
@@ -281,8 +281,8 @@ def solver_with_eta(name: str, eta: float, options: Mapping[str, Any] | None) ->
 
 
 def _check_batch(batch: int) -> None:
-    if batch < 1:
-        raise InputError(f"batch = {batch} is too small; use 1 or more.")
+    if not is_whole(batch) or batch < 1:
+        raise InputError(f"batch = {batch} is not a number of images; use 1 or more.")
 
 
 def _corrected(model: Model, limit: float | None, percentile: float | None) -> Denoiser:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..grid import Grid
-from ..solve import OnStep
+from ..loop import OnStep
 from ..solvers.base import Solver, State
 
 

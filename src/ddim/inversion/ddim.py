@@ -9,7 +9,7 @@ from torch import Tensor
 from ..denoiser import Denoiser
 from ..errors import InputError, unknown
 from ..grid import Grid
-from ..solve import OnStep, solve_back
+from ..loop import OnStep, solve_back
 from ..solvers.base import Solver, State, options_of, shift
 from ..solvers.ddim import DDIM
 

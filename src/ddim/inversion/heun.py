@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..grid import Grid
-from ..solve import OnStep, solve_back
+from ..loop import OnStep, solve_back
 from ..solvers.base import Solver, State, options_of
 from ..solvers.heun import Heun
 

@@ -24,6 +24,8 @@ def bundled_models() -> dict[str, Path]:
 
 def bundled_test_images(name: str) -> list[Path]:
     """Real pictures, never trained on, that the package carries beside a bundled model."""
+    if name not in bundled_models():
+        raise unknown("bundled model", name, bundled_models())
     return sorted((bundled_models()[name] / "test_images").glob("*.png"))
 
 

@@ -56,7 +56,8 @@ class PixelModel:
         # nn.Module.to and not diffusers' own, which warns of casts
         nn.Module.to(network, device=self.device, dtype=dtype)
         # the layout that convolutions are fastest in; the same numbers
-        self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.network = network.eval().requires_grad_(False)
         if int(config.out_channels) not in (self.shape[0], 2 * self.shape[0]):
             raise InputError(
                 f"The model {name!r} has {config.out_channels} output channels for {self.shape[0]} input channels."

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .config import TrainConfig, config_from_dict, load_config
+from .config import TrainConfig
 from .progress import Event
+from .reading import config_from_dict, load_config
 
 if TYPE_CHECKING:
     from .loop import train

@@ -48,7 +48,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, (OSError, SafetensorError)) or "PytorchStreamWriter" in str(error):
+        if isinstance(error, (OSError, SafetensorError)):
             raise DDIMError(f"Could not write {target}: {_reason(error)}; what was there before is kept.") from error
         raise
 
@@ -101,7 +101,7 @@ class Checkpoints:
         with whole_folder(target) as folder:
             save_file(_plain(network.state_dict()), folder / "weights.safetensors")
             save_file(_plain(ema.average), folder / "ema.safetensors")
-            torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+            save_file(_plain(_optimizer_tensors(optimizer)), folder / "optimizer.safetensors")
             (folder / "state.json").write_text(json.dumps({"step": step, **about}, indent=2), encoding="utf-8")
         for old in self.all()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
@@ -121,9 +121,27 @@ class Checkpoints:
         def read() -> None:
             network.load_state_dict(load_file(path / "weights.safetensors"))
             ema.load(load_file(path / "ema.safetensors"))
-            optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
+            _load_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
 
         _reading(path, read)
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state under names ``<parameter>.<moment>``.
+
+    torch.save would write a pickle, and garble the error of a full disk.
+    """
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    # The groups are the config's; their learning rate is set anew at each step.
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def stream(self, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+    def stream(self, batches: Iterable[list[int]]) -> Iterator[Tensor]:
         """One uint8 tensor [len(batch), C, size, size] for each batch of indices, in their order."""
         ...
 
@@ -40,7 +40,7 @@ class MemoryImages:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def stream(self, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+    def stream(self, batches: Iterable[list[int]]) -> Iterator[Tensor]:
         """See ``Images``."""
         for batch in batches:
             yield self.pixels[torch.as_tensor(batch)]
@@ -65,11 +65,11 @@ class LazyImages(torch.utils.data.Dataset[tuple[Tensor, list[int]]]):
                 broken.append(at % len(self))
         return torch.empty(0), broken  # raising here would bury the sentence in a worker's traceback
 
-    def stream(self, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+    def stream(self, batches: Iterable[list[int]]) -> Iterator[Tensor]:
         """See ``Images``."""
         loader = torch.utils.data.DataLoader(
             self, batch_sampler=batches, num_workers=self.config.workers, collate_fn=_collate
-        )  # type: ignore[arg-type]
+        )
         for pixels, broken in loader:
             if len(broken) >= len(self):
                 raise InputError(f"None of the {len(self)} images in {self.config.path} can be decoded.")
@@ -164,7 +164,7 @@ def square(image: Image.Image, config: DataConfig) -> np.ndarray:
         canvas = Image.new(mode, (size, size), back)
         canvas.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
         image = canvas
-    pixels = np.asarray(image, dtype=np.uint8).reshape(size, size, config.channels)
+    pixels = np.array(image, dtype=np.uint8).reshape(size, size, config.channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
@@ -213,7 +213,9 @@ def _open_dataset(config: DataConfig) -> Rows:
     except ImportError:
         raise InputError("Training needs more packages: pip install 'ddim[train]'.") from None
     path = Path(config.path)
-    if not path.exists() and (path.is_absolute() or path.suffix or len(path.parts) > 2 or path.parts[0] == ".."):
+    if not path.exists() and (
+        path.is_absolute() or path.suffix in (".parquet", ".gz") or len(path.parts) > 2 or config.path[0] == "."
+    ):
         raise InputError(f"There is no file or folder {path}.")
     try:
         if path.suffix == ".parquet":

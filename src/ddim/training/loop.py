@@ -6,8 +6,9 @@ and then repeats the unbroken one bit for bit on the same machine with the same 
 """
 
 import math
+import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,21 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DDIMError, InputError
+from ..images import save_image
 from . import draws
 from .checkpoint import Checkpoints, clean
-from .config import OptimConfig, TrainConfig, differing_keys
+from .config import OptimConfig, TrainConfig
 from .data import Images, fingerprint, load_images
 from .ema import EMA
 from .loss import diffusion_loss, levels_of, path_of
 from .progress import OnEvent, Reporter
-from .result import build_network, export, probe, sample_sheet, save_sheet
+from .reading import differing_keys
+from .result import build_network, export, probe, sample_sheet
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
 def train(config: TrainConfig, *, resume: bool = False, on_event: OnEvent | None = None) -> Path:
-    """Trains a UNet2DModel as ``config`` says; under ``accelerate launch`` on all of its processes.
+    """Trains a UNet2DModel as ``config`` says; under ``accelerate launch`` or ``torchrun`` on all of their processes.
 
     Args:
         config: the run, from ``load_config``.
@@ -44,21 +47,13 @@ def train(config: TrainConfig, *, resume: bool = False, on_event: OnEvent | None
         DDIMError: the loss is no longer finite, or the disk is full.
     """
     accelerator = _accelerator(config.train)
-    gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
     if config.train.batch % (accelerator.num_processes * config.train.accumulate):
         raise InputError(
             f"train.batch = {config.train.batch} does not divide into {accelerator.num_processes} processes "
             f"with {config.train.accumulate} micro-batches each."
         )
-    threads = torch.get_num_threads()
-    # The caller's generators and settings are as before afterwards.
-    with torch.random.fork_rng(gpus), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
-        if config.train.threads:
-            torch.set_num_threads(config.train.threads)
-        try:
-            return _Run(config, accelerator, on_event).run(resume)
-        finally:
-            torch.set_num_threads(threads)
+    with _repeatable(accelerator.device, config.train.threads):
+        return _Run(config, accelerator, on_event).run(resume)
 
 
 class _Run:
@@ -188,7 +183,7 @@ class _Run:
                 noise.to(self.accelerator.device),
                 output.sample_steps,
             )
-        save_sheet(sheet, path)
+        save_image(sheet, path)
         self.report.tell("samples", step, f"samples: {path}", path)
 
     def _finish(self) -> Path:
@@ -288,6 +283,24 @@ def _accelerator(config: OptimConfig) -> "Accelerator":
         raise InputError("Training needs more packages: pip install 'ddim[train]'.") from None
     # Precision is our own autocast below: Accelerate keeps one for the life of the process.
     return Accelerator(mixed_precision="no", cpu=config.device == "cpu")
+
+
+@contextmanager
+def _repeatable(device: torch.device, threads: int) -> Iterator[None]:
+    """The same input gives the same bits inside; the caller's generators and settings are back afterwards."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    gpus = [device] if device.type == "cuda" else []
+    if gpus:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(gpus), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+            yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
 
 
 def _versions() -> dict[str, str]:

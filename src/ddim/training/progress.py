@@ -20,7 +20,7 @@ class Event:
         kind: what.
         step: optimiser steps done so far.
         steps: how many the run has.
-        loss: of the last step.
+        loss, gradient_norm: of the last step; the norm before clipping.
         images_per_second: since this process started, checkpoints and sheets left out.
         path: what was written, or the run's folder.
         message: one line for people; empty for ``step``.
@@ -30,6 +30,7 @@ class Event:
     step: int
     steps: int
     loss: float = float("nan")
+    gradient_norm: float = float("nan")
     images_per_second: float = 0.0
     path: Path | None = None
     message: str = ""
@@ -79,7 +80,7 @@ class Reporter:
         if not self.active:
             return
         self._images += self.batch
-        self._emit(Event("step", step, self.steps, loss, self.rate))
+        self._emit(Event("step", step, self.steps, loss, norm, self.rate))
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, loss=f"{loss:.4f}", rate=f"{self.rate:.0f}")
         if step % self.output.log_every and step != self.steps:
@@ -119,7 +120,7 @@ class Reporter:
             self.on_event(event)
 
 
-def _rich_bar(steps: int, step: int):  # noqa: ANN202 - rich is imported when it is needed
+def _rich_bar(steps: int, step: int):
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,21 +1,31 @@
 """What a run gives: a folder that plain diffusers loads, and sheets of samples on the way."""
 
 import json
-import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import DDIMError, InputError
+from ..denoiser import corrected, from_network
+from ..errors import InputError
+from ..grid import make_grid
+from ..images import sheet
+from ..loop import solve
 from ..path import TablePath
-from ..prediction import to_pair
-from .checkpoint import TEMPORARY, whole_folder
+from ..prediction import clip
+from ..solvers.ddim import DDIM
+from .checkpoint import whole_folder
 from .config import TrainConfig
 
-_FOREIGN = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+if TYPE_CHECKING:
+    from PIL import Image
+
+_FOREIGN: dict[str, Literal["epsilon", "sample", "v_prediction"]] = {
+    "eps": "epsilon",
+    "x0": "sample",
+    "v": "v_prediction",
+}
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 
 
@@ -25,7 +35,7 @@ def build_network(config: TrainConfig) -> nn.Module:
     Raises:
         InputError: diffusers cannot build it.
     """
-    from diffusers import UNet2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
     sides = {"sample_size": config.data.size, "in_channels": config.data.channels, "out_channels": config.data.channels}
     try:
@@ -56,7 +66,8 @@ def export(network: nn.Module, config: TrainConfig, target: Path, about: dict[st
         target: the folder, replaced if there is one.
         about: JSON values kept beside it in ``ddim_training.json``.
     """
-    from diffusers import DDIMPipeline, DDIMScheduler
+    from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     copy = build_network(config)
     copy.load_state_dict(network.state_dict())
@@ -78,46 +89,20 @@ def export(network: nn.Module, config: TrainConfig, target: Path, about: dict[st
     return target
 
 
-@torch.no_grad()
-def sample_sheet(network: nn.Module, path: TablePath, prediction: str, noise: Tensor, steps: int) -> Image.Image:
-    """A grid of pictures that ``network`` makes of ``noise`` in ``steps`` DDIM steps (eta = 0, x0 clipped).
+def sample_sheet(network: nn.Module, path: TablePath, prediction: str, noise: Tensor, steps: int) -> "Image.Image":
+    """A sheet of what ``network`` makes of ``noise`` in ``steps`` DDIM steps (eta = 0, trailing, x0 clipped).
 
     Args:
         network: a UNet2DModel.
         noise: float32 [N, C, H, W] on the network's device.
     """
+
+    def predict(x: Tensor, label: float) -> Tensor:
+        return network(x, torch.tensor(int(label), device=x.device)).sample.float()
+
     training = network.training
     network.eval()
-    x = noise
-    grid = torch.linspace(path.t_max, 0, steps + 1, dtype=torch.float64).round().tolist()
-    for t, s in zip(grid[:-1], grid[1:], strict=True):
-        here, there = path.node(t), path.node(s)
-        label = torch.full((len(x),), int(path.label(t)), device=x.device)
-        pair = to_pair(prediction, network(x, label).sample.float(), x, here)
-        x0 = pair.x0.clamp(-1, 1)
-        x = there.alpha * x0 + there.sigma * (x - here.alpha * x0) / here.sigma
+    solver, grid = DDIM(), make_grid(path, steps, "trailing")
+    state = solve(corrected(from_network(predict, path, prediction), clip), solver, {"x": noise}, grid)
     network.train(training)
-    return _grid_image(x)
-
-
-def save_sheet(sheet: Image.Image, path: Path) -> None:
-    """Writes a PNG, whole or not at all. Raises DDIMError if it cannot be written."""
-    temporary = path.with_name(TEMPORARY + path.name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(temporary, format="PNG")
-        temporary.replace(path)
-    except OSError as error:
-        raise DDIMError(f"Could not write {path}: {error.strerror or error}.") from error
-
-
-def _grid_image(x: Tensor) -> Image.Image:
-    pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8).permute(0, 2, 3, 1)
-    count, height, width, channels = pixels.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    canvas = torch.zeros(rows * columns, height, width, channels, dtype=torch.uint8)
-    canvas[:count] = pixels
-    sheet = canvas.view(rows, columns, height, width, channels).permute(0, 2, 1, 3, 4)
-    sheet = sheet.reshape(rows * height, columns * width, channels)
-    return Image.fromarray(sheet.squeeze(-1).numpy())
+    return sheet((solver.read(state) + 1) / 2)

@@ -1,0 +1,116 @@
+"""The TOML file of a run: read into ``TrainConfig``, and compared with the one a run began with."""
+
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from ..errors import InputError, unknown
+from .config import DataConfig, LossConfig, OptimConfig, OutputConfig, ScheduleConfig, TrainConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+Section = TypeVar("Section")
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """The run that a TOML file describes: sections data, train, output, schedule, loss and model.
+
+    Raises:
+        InputError: no such file, not TOML, an unknown key (the nearest known one is named) or a wrong value.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read the config {path}: {error}") from None
+    try:
+        return config_from_dict(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not valid TOML: {error}.") from None
+
+
+def config_from_dict(table: Mapping[str, Any]) -> TrainConfig:
+    """The same from nested dicts. Raises InputError as ``load_config`` does."""
+    sections = {f.name: f.type for f in dataclasses.fields(TrainConfig)}
+    for name, value in table.items():
+        if name not in sections:
+            raise unknown("section", name, sections)
+        if not isinstance(value, Mapping):
+            raise InputError(f"[{name}] must be a section of the config, not {value!r}.")
+    return TrainConfig(
+        data=_section("data", DataConfig, table.get("data", {})),
+        train=_section("train", OptimConfig, table.get("train", {})),
+        output=_section("output", OutputConfig, table.get("output", {})),
+        schedule=_section("schedule", ScheduleConfig, table.get("schedule", {})),
+        loss=_section("loss", LossConfig, table.get("loss", {})),
+        model={k: _frozen(v) for k, v in table.get("model", {}).items()},
+    )
+
+
+def _section(name: str, kind: type[Section], table: Mapping[str, Any]) -> Section:
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in hints:
+            raise unknown(f"key in [{name}]", key, hints)
+        values[key] = _typed(f"{name}.{key}", hints[key], value)
+    for f in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if f.default is dataclasses.MISSING and f.name not in values:
+            raise InputError(f"The config lacks {f.name!r} in [{name}].")
+    return kind(**values)
+
+
+def _typed(name: str, hint: Any, value: Any) -> Any:
+    """``value`` as ``hint`` asks (an int will do for a float, a list for a tuple), or InputError."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in args and type(value) in {type(a) for a in args}:
+            return value
+        if isinstance(value, str) and isinstance(args[0], str):
+            raise unknown(name, value, args)
+        raise InputError(f"{name} must be one of {', '.join(map(repr, args))}, not {value!r}.")
+    if origin in (typing.Union, types.UnionType):
+        fitting = next((a for a in args if isinstance(value, list) == (typing.get_origin(a) is tuple)), args[0])
+        return _typed(name, fitting, value)
+    if origin is tuple:
+        if not isinstance(value, list) or (args[-1] is not ... and len(value) != len(args)):
+            wanted = "numbers" if args[-1] is ... else f"{len(args)} numbers"
+            raise InputError(f"{name} must be a list of {wanted}, not {value!r}.")
+        return tuple(_typed(name, args[0], v) for v in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise InputError(f"{name} must be of type {hint.__name__}, not {value!r}.")
+    return value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+
+
+# May change between the parts of a resumed run without changing a number in the weights. (That data.path still
+# leads to the same images is seen to by their fingerprint.)
+FREE_KEYS = frozenset(
+    {"data.path", "data.memory_gib", "data.workers"} | {f"output.{f.name}" for f in dataclasses.fields(OutputConfig)}
+)
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Keys (``section.key``) that alter the weights and differ between two ``TrainConfig.as_dict()``."""
+    found = []
+    for section in sorted({*old, *new}):
+        before, after = old.get(section, {}), new.get(section, {})
+        for key in sorted({*before, *after}):
+            name = f"{section}.{key}"
+            if name in FREE_KEYS or before.get(key, after.get(key)) == after.get(key):
+                continue
+            longer = name == "train.steps" and after.get(key, 0) > before.get(key, 0)
+            if not (longer and new["train"]["lr_schedule"] == "constant"):
+                found.append(name)
+    return found

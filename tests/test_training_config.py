@@ -1,0 +1,90 @@
+"""What a config may say, and the sentence for what it may not."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training_helpers import tables, tiny, write_toml
+
+from ddim.errors import InputError
+from ddim.training import load_config
+from ddim.training.reading import differing_keys
+
+RECIPES = sorted(Path(__file__, "../../recipes").resolve().glob("*.toml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_recipes_are_valid(recipe):
+    assert load_config(recipe).train.steps > 0
+
+
+def test_a_toml_file_says_the_same_as_its_tables(tmp_path):
+    file = write_toml(tables(tmp_path, tmp_path / "run"), tmp_path / "run.toml")
+    config = load_config(file)
+    assert config == tiny(tmp_path, tmp_path / "run")
+    assert config.model["block_out_channels"] == (8, 8)
+    assert config.train.lr == 1e-3
+    assert config.train.betas == (0.9, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "says"),
+    [
+        ("train", "learning_rat", 1, r"Unknown key in \[train\] 'learning_rat'"),
+        ("train", "stepz", 1, "Did you mean 'steps'"),
+        ("trian", "steps", 1, "Did you mean 'train'"),
+        ("model", "block_out_chanels", [8], "Did you mean 'block_out_channels'"),
+        ("model", "in_channels", 3, "contradicts"),
+        ("model", "num_class_embeds", 10, "unconditional"),
+        ("train", "steps", 0, "train.steps must be at least 1, not 0"),
+        ("train", "steps", "many", "train.steps must be of type int"),
+        ("train", "steps", True, "train.steps must be of type int"),
+        ("train", "betas", [0.9], "list of 2 numbers"),
+        ("train", "accumulate", 3, "does not divide into 3"),
+        ("train", "lr_schedule", "cosin", "Did you mean 'cosine'"),
+        ("train", "precision", "float16", "Did you mean 'bfloat16'|Did you mean 'float32'"),
+        ("data", "channels", 4, "must be one of 1, 3"),
+        ("data", "fit", "crp", "Did you mean 'crop'"),
+        ("loss", "prediction", "flow", "Unknown loss.prediction 'flow'"),
+        ("schedule", "zero_terminal_snr", True, "zero terminal SNR"),
+        ("output", "sample_steps", 21, "exceeds schedule.steps"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence(tmp_path, section, key, value, says):
+    with pytest.raises(InputError, match=says) as caught:
+        tiny(tmp_path, tmp_path, **{section: {key: value}})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_value_or_file_is_one_sentence(tmp_path):
+    config = tables(tmp_path, tmp_path)
+    del config["data"]["path"]
+    with pytest.raises(InputError, match=r"lacks 'path' in \[data\]"):
+        load_config(write_toml(config, tmp_path / "run.toml"))
+    with pytest.raises(InputError, match="Cannot read the config"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("[data")
+    with pytest.raises(InputError, match="not valid TOML"):
+        load_config(tmp_path / "bad.toml")
+
+
+def test_which_keys_alter_the_weights(tmp_path):
+    def changed(**changes):
+        return differing_keys(before.as_dict(), tiny(tmp_path, tmp_path / "run", **changes).as_dict())
+
+    before = tiny(tmp_path, tmp_path / "run")
+    assert changed() == []
+    assert changed(output={"keep": 7, "folder": "elsewhere", "sample_every": 3}, data={"memory_gib": 0.0}) == []
+    assert changed(train={"lr": 2e-3, "seed": 1}, model={"dropout": 0.2}) == ["model.dropout", "train.lr", "train.seed"]
+    assert changed(train={"steps": 12}) == ["train.steps"]  # the cosine would be another
+    before = tiny(tmp_path, tmp_path / "run", train={"lr_schedule": "constant"})
+    assert changed(train={"lr_schedule": "constant", "steps": 12}) == []
+    assert changed(train={"lr_schedule": "constant", "steps": 5}) == ["train.steps"]
+
+
+def test_importing_training_is_quick():
+    heavy = "[m for m in ('diffusers', 'accelerate', 'datasets') if m in sys.modules]"
+    code = f"import sys, ddim.training; print({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,186 @@
+"""The loss against closed forms."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from ddim.errors import InputError
+from ddim.path import ddpm_linear
+from ddim.prediction import Pair, from_pair
+from ddim.training import draws
+from ddim.training.config import LossConfig, OptimConfig, ScheduleConfig
+from ddim.training.ema import EMA
+from ddim.training.loop import learning_rate
+from ddim.training.loss import diffusion_loss, levels_of, path_of
+
+SCHEDULE = ScheduleConfig(steps=50)
+PREDICTIONS = ["eps", "x0", "v"]
+
+
+class Guess(torch.nn.Module):
+    """A network that knows x0 up to ``off``, and says so as eps, x0 or v."""
+
+    def __init__(self, x0, prediction, off):
+        super().__init__()
+        self.x0, self.prediction, self.off = x0, prediction, off
+        self.path = path_of(SCHEDULE)
+
+    def forward(self, x, timestep):
+        t = timestep + 1
+        alpha, sigma = (f(t).view(-1, 1, 1, 1) for f in (self.path.alpha, self.path.sigma))
+        x0 = self.x0.double() + self.off
+        return SimpleNamespace(sample=from_pair(self.prediction, Pair(x0, (x - alpha * x0) / sigma), alpha, sigma))
+
+
+def the_loss(prediction, t, off=0.1, **options):
+    generator = torch.Generator().manual_seed(3)
+    x0, eps = (torch.randn(len(t), 1, 4, 4, generator=generator) for _ in range(2))
+    config = LossConfig(prediction=prediction, **options)
+    levels = levels_of(SCHEDULE, config)
+    return float(diffusion_loss(Guess(x0, prediction, off), x0, eps, torch.tensor(t), levels, prediction))
+
+
+@pytest.mark.parametrize("t", [1, 7, 50])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_gamma_one_is_the_mean_squared_error_of_the_prediction(prediction, t):
+    node = path_of(SCHEDULE).node(t)
+    snr = (node.alpha / node.sigma) ** 2
+    # An x0 that is off by 0.1 makes eps off by 0.1 alpha / sigma, and v by 0.1 / sigma.
+    expected = 0.01 * {"eps": snr, "x0": 1.0, "v": snr + 1}[prediction]
+    assert the_loss(prediction, [t]) == pytest.approx(expected, rel=2e-4)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("t", [1, 12, 50])
+def test_min_snr_is_the_same_loss_on_x0_for_every_prediction(prediction, t):
+    node = path_of(SCHEDULE).node(t)
+    expected = 0.01 * min((node.alpha / node.sigma) ** 2, 5.0)
+    assert the_loss(prediction, [t], weight="min_snr", min_snr_k=5.0) == pytest.approx(expected, rel=2e-4)
+
+
+def test_min_snr_takes_both_branches_in_these_tests():
+    path = path_of(SCHEDULE)
+    snr = [(path.node(t).alpha / path.node(t).sigma) ** 2 for t in (1, 12, 50)]
+    assert min(snr) < 5 < max(snr)
+
+
+def test_user_weights_count_by_level(tmp_path):
+    weight = tuple(float(k) for k in range(50))
+    plain = [the_loss("eps", [t]) for t in (3, 40)]
+    expected = (2 * plain[0] + 39 * plain[1]) / 2
+    file = tmp_path / "weights.json"
+    file.write_text(json.dumps(weight))
+    text = tmp_path / "weights.txt"
+    text.write_text("\n".join(map(str, weight)))
+    # one batch of both draws other images than two of one, but the error is 0.1 in each
+    for given in (weight, str(file), str(text)):
+        assert the_loss("eps", [3, 40], weight=given) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("weight", "says"),
+    [
+        ((1.0, 2.0), "holds 2 numbers; the schedule has 50 steps"),
+        ((-1.0,) * 50, "at least 0"),
+        ((float("nan"),) * 50, "finite"),
+        ("min_snrr", "Did you mean 'min_snr'"),
+        ("no.json", "Cannot read the loss weights"),
+    ],
+)
+def test_wrong_user_weights_are_one_sentence(weight, says):
+    with pytest.raises(InputError, match=says):
+        levels_of(SCHEDULE, LossConfig(weight=weight))
+
+
+def test_zero_terminal_snr_keeps_min_snr_finite():
+    schedule = ScheduleConfig(kind="cosine", steps=50, zero_terminal_snr=True)
+    for prediction in ("x0", "v"):
+        levels = levels_of(schedule, LossConfig(prediction=prediction, weight="min_snr"))
+        assert levels.alpha[-1] == 0
+        assert levels.weight[-1] == 0
+        assert bool(levels.weight.isfinite().all())
+
+
+def test_levels_are_the_papers_table():
+    levels = levels_of(ScheduleConfig(), LossConfig())
+    path = ddpm_linear()
+    for t in (1, 500, 1000):
+        assert float(levels.alpha[t - 1]) == pytest.approx(path.node(t).alpha, rel=1e-6)
+        assert float(levels.sigma[t - 1]) == pytest.approx(path.node(t).sigma, rel=1e-6)
+
+
+# --- draws ----------------------------------------------------------------------------------------------------------
+
+
+def test_draws_depend_on_the_place_only():
+    flips, noise = draws.flips_and_noise(7, 3, range(8), (1, 4, 4))
+    some_flips, some = draws.flips_and_noise(7, 3, [5, 2], (1, 4, 4))
+    assert torch.equal(some, noise[[5, 2]])
+    assert torch.equal(some_flips, flips[[5, 2]])
+    everything = [noise, draws.flips_and_noise(7, 4, range(8), (1, 4, 4))[1]]
+    everything.append(draws.flips_and_noise(8, 3, range(8), (1, 4, 4))[1])
+    values = torch.cat([n.flatten() for n in everything])
+    assert len(values.unique()) > 0.99 * len(values)  # no stream runs into another
+
+
+def test_noise_is_standard_normal_and_flips_are_fair():
+    flips, noise = draws.flips_and_noise(0, 0, range(400), (1, 16, 16))
+    assert abs(float(noise.mean())) < 0.02
+    assert float(noise.std()) == pytest.approx(1, abs=0.02)
+    assert 150 < int(flips.sum()) < 250
+
+
+@pytest.mark.parametrize("kind", ["uniform", "stratified"])
+def test_times_cover_every_level_alike(kind):
+    drawn = torch.cat([draws.times(0, step, 64, 10, kind) for step in range(400)])
+    counts = torch.bincount(drawn, minlength=11)
+    assert counts[0] == 0
+    assert len(counts) == 11
+    assert bool((counts[1:] > 2300).all())
+
+
+def test_stratified_times_fill_each_stratum():
+    t = draws.times(1, 2, 100, 1000, "stratified")
+    assert torch.equal((t - 1) // 10, torch.arange(100))
+
+
+def test_order_is_a_permutation_of_its_own_for_each_epoch():
+    first, second = draws.order(0, 0, 100), draws.order(0, 1, 100)
+    assert sorted(first.tolist()) == list(range(100))
+    assert not np.array_equal(first, second)
+
+
+# --- averages and rates ---------------------------------------------------------------------------------------------
+
+
+def test_ema_is_the_closed_form_and_gives_the_weights_back():
+    network = torch.nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(1.0)
+    ema = EMA(network, 0.9, warmup=False)
+    network.weight.data.fill_(2.0)
+    for step in range(5):
+        ema.update(step)
+    expected = 2 - 0.9**5
+    with ema.swapped():
+        assert network.weight.item() == pytest.approx(expected)
+    assert network.weight.item() == 2.0
+
+
+def test_ema_warm_up_follows_the_weights_early():
+    ema = EMA(torch.nn.Linear(1, 1), 0.999, warmup=True)
+    assert ema.decay_at(0) == pytest.approx(0.1)
+    assert ema.decay_at(90) == pytest.approx(0.91)
+    assert ema.decay_at(10**6) == 0.999
+
+
+def test_learning_rate_rises_and_falls():
+    cosine = OptimConfig(steps=110, lr=2.0, warmup=10, lr_schedule="cosine")
+    assert learning_rate(cosine, 0) == pytest.approx(0.2)
+    assert learning_rate(cosine, 9) == learning_rate(cosine, 10) == 2.0
+    assert learning_rate(cosine, 60) == pytest.approx(1.0)
+    assert learning_rate(cosine, 109) < 1e-3
+    constant = OptimConfig(steps=110, lr=2.0, warmup=0)
+    assert {learning_rate(constant, s) for s in (0, 50, 109)} == {2.0}
