@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ddim.training.checkpoint import REPLACED, TEMPORARY
+
 RUN = "import sys; from ddim.training import load_config, train; train(load_config(sys.argv[1]), resume=True)"
 CONFIG = """
 [data]
@@ -70,7 +72,7 @@ def last_step(folder: Path) -> int:
 
 
 def unfinished(folder: Path) -> int:
-    return sum(1 for p in folder.rglob(".*") if p.name.startswith((".tmp-", ".old-")))
+    return sum(1 for p in folder.rglob(".*") if p.name.startswith((TEMPORARY, REPLACED)))
 
 
 def bits(folder: Path) -> dict[str, bytes]:
@@ -115,7 +117,7 @@ def main() -> int:
                 time.sleep(0.001)
             time.sleep(chance.uniform(0, 0.2))
             # Every second kill aims at the worst moment: a checkpoint half written.
-            while done % 2 and process.poll() is None and not any((folder / "checkpoints").glob(".tmp-*")):
+            while done % 2 and process.poll() is None and not any((folder / "checkpoints").glob(f"{TEMPORARY}*")):
                 pass
             process.send_signal(signal.SIGKILL)
             if process.wait() != -signal.SIGKILL:

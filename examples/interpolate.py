@@ -8,7 +8,7 @@ import ddim
 
 def main(folder: Path, steps: int = 50) -> list[Path]:
     model = ddim.load("fashion")
-    codes = ddim.invert(model, ddim.bundled_test_images("fashion")[:4], steps=steps, method="bdia")
+    codes = ddim.invert(model, ddim.bundled_test_images("fashion")[:4], steps=steps)
     row = ddim.interpolate(model, codes[0], codes[1], frames=11)
     square = ddim.interpolate_grid(model, codes, rows=5, columns=5)
     return [

@@ -34,7 +34,6 @@ def test_a_toml_file_says_the_same_as_its_tables(tmp_path):
         ("train", "learning_rat", 1, r"Unknown key in \[train\] 'learning_rat'"),
         ("train", "stepz", 1, "Did you mean 'steps'"),
         ("trian", "steps", 1, "Did you mean 'train'"),
-        ("model", "block_out_chanels", [8], "Did you mean 'block_out_channels'"),
         ("model", "in_channels", 3, "contradicts"),
         ("model", "num_class_embeds", 10, "unconditional"),
         ("train", "steps", 0, "train.steps must be at least 1, not 0"),
@@ -55,6 +54,13 @@ def test_a_wrong_value_is_one_sentence(tmp_path, section, key, value, says):
     with pytest.raises(InputError, match=says) as caught:
         tiny(tmp_path, tmp_path, **{section: {key: value}})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+def test_min_snr_would_leave_a_level_of_zero_snr_untrained(tmp_path, prediction):
+    changes = {"schedule": {"zero_terminal_snr": True}, "loss": {"prediction": prediction, "weight": "min_snr"}}
+    with pytest.raises(InputError, match=r"use loss.weight = 'ones'\.$"):
+        tiny(tmp_path, tmp_path, **changes)
 
 
 def test_a_missing_value_or_file_is_one_sentence(tmp_path):
@@ -83,8 +89,8 @@ def test_which_keys_alter_the_weights(tmp_path):
     assert changed(train={"lr_schedule": "constant", "steps": 5}) == ["train.steps"]
 
 
-def test_importing_training_is_quick():
-    heavy = "[m for m in ('diffusers', 'accelerate', 'datasets') if m in sys.modules]"
-    code = f"import sys, ddim.training; print({heavy})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def test_reading_a_config_is_quick():
+    heavy = "[m for m in ('torch', 'diffusers', 'accelerate', 'datasets') if m in sys.modules]"
+    code = f"import sys; from ddim.training import load_config; load_config(sys.argv[1]); print({heavy})"
+    done = subprocess.run([sys.executable, "-c", code, str(RECIPES[0])], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

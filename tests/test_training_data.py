@@ -13,7 +13,7 @@ from training_helpers import make_images
 
 from ddim.errors import InputError
 from ddim.training.config import DataConfig
-from ddim.training.data import LazyImages, MemoryImages, fingerprint, load_images, square
+from ddim.training.data import LazyImages, MemoryImages, Rows, _decode_all, fingerprint, load_images, square
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +23,10 @@ def cache(tmp_path, monkeypatch):
 
 def pixels_of(folder):
     return np.stack([np.asarray(Image.open(p)) for p in sorted(folder.glob("*.png"))])
+
+
+def pixels_of_file(file):
+    return np.asarray(Image.open(file))[None]
 
 
 def read(images, indices):
@@ -88,6 +92,29 @@ def test_a_cut_off_idx_file_is_one_sentence(tmp_path):
         load_images(DataConfig(str(tmp_path), 8))
 
 
+def test_a_corrupt_gz_file_is_one_sentence(tmp_path):
+    write_idx(tmp_path, "train", np.zeros((7, 6, 6), dtype=np.uint8))
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:12] + bytes(b ^ 255 for b in whole[12:24]) + whole[24:])
+    with pytest.raises(InputError, match=r"Cannot read .*Error -3"):
+        load_images(DataConfig(str(tmp_path), 8))
+
+
+@pytest.mark.parametrize("cell", [None, 7], ids=["null", "number"])
+def test_a_cell_without_an_image_is_left_out_and_named(tmp_path, cell):
+    image = (make_images(tmp_path / "images", 1) / "000.png").read_bytes()
+    rows = Rows([{"image": image}, {"image": cell}, {"image": {"bytes": None, "path": cell}}], "image")
+    config = DataConfig("-", 8, channels=1, workers=0)
+    images = _decode_all(rows, config)
+    assert len(images) == 1
+    assert len(images.skipped) == 2
+    assert images.skipped[0] == "row 1"
+    lazy = LazyImages(rows, config)
+    assert torch.equal(next(lazy.stream([[1]])), images.pixels)
+    assert lazy.skipped == images.skipped
+
+
 @pytest.mark.parametrize("memory_gib", [4.0, 0.0], ids=["memory", "lazy"])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_is_left_out_and_named(tmp_path, memory_gib, workers):
@@ -117,6 +144,15 @@ def test_lazy_images_are_the_same_as_those_in_memory(tmp_path):
     assert fingerprint(lazy) == fingerprint(memory)
     make_images(folder, 11)
     assert fingerprint(load_images(DataConfig(str(folder), 8, channels=1))) != fingerprint(memory)
+
+
+def test_one_whole_image_is_enough(tmp_path):
+    folder = make_images(tmp_path / "images", 3)
+    for name in ("001.png", "002.png"):
+        (folder / name).write_bytes(b"broken")
+    lazy = load_images(DataConfig(str(folder), 8, channels=1, memory_gib=0.0, workers=0))
+    np.testing.assert_array_equal(read(lazy, [0, 1, 2]), np.repeat(pixels_of_file(folder / "000.png"), 3, 0))
+    assert len(lazy.skipped) == 2
 
 
 def test_a_lazy_set_is_not_read_ahead_of_its_use(tmp_path):
@@ -154,6 +190,17 @@ def test_square():
     assert (pad[:, 5, 0] == (255, 0, 0)).all()
     clear = Image.new("RGBA", (4, 4), (255, 255, 255, 0))
     assert (square(clear, DataConfig("-", 4, background=30)) == 30).all()
+
+
+def test_sixteen_bits_become_eight():
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 257
+    pixels = square(Image.fromarray(values), DataConfig("-", 8, channels=1))
+    np.testing.assert_array_equal(pixels[0], np.arange(64).reshape(8, 8))
+    clear = Image.fromarray(values)
+    clear.info["transparency"] = 257
+    assert square(clear, DataConfig("-", 8, background=9))[:, 0, :3].tolist() == [[0, 9, 2]] * 3
+    with pytest.raises(ValueError, match="floats"):
+        square(Image.new("F", (8, 8), 0.5), DataConfig("-", 8))
 
 
 def test_a_photograph_on_its_side_is_turned_upright():

@@ -95,15 +95,6 @@ def test_wrong_user_weights_are_one_sentence(weight, says):
         levels_of(SCHEDULE, LossConfig(weight=weight))
 
 
-def test_zero_terminal_snr_keeps_min_snr_finite():
-    schedule = ScheduleConfig(kind="cosine", steps=50, zero_terminal_snr=True)
-    for prediction in ("x0", "v"):
-        levels = levels_of(schedule, LossConfig(prediction=prediction, weight="min_snr"))
-        assert levels.alpha[-1] == 0
-        assert levels.weight[-1] == 0
-        assert bool(levels.weight.isfinite().all())
-
-
 def test_levels_are_the_papers_table():
     levels = levels_of(ScheduleConfig(), LossConfig())
     path = ddpm_linear()

@@ -22,6 +22,7 @@ from training_helpers import make_images, state, tables, tiny, write_toml
 from ddim.errors import DDIMError, InputError
 from ddim.training import train
 from ddim.training.checkpoint import clean, whole_folder
+from ddim.training.lock import only_process
 from ddim.training.loss import path_of
 from ddim.training.result import sample_sheet
 
@@ -48,7 +49,7 @@ def images(tmp_path):
 
 
 def leftovers(folder):
-    return [p for p in folder.rglob(".*") if p.name.startswith((".tmp-", ".old-"))]
+    return [p for p in folder.rglob(".*") if p.name.startswith(".ddim-")]
 
 
 # --- resuming -------------------------------------------------------------------------------------------------------
@@ -137,6 +138,76 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(images, tmp_path):
     assert state(tmp_path / "run", 6) == before
 
 
+def test_files_of_the_users_own_are_left_alone(images, tmp_path):
+    own = [tmp_path / "run" / name for name in (".tmp-notes", ".old-notes", "checkpoints/.tmp-mine")]
+    for path in own:
+        path.mkdir(parents=True)
+    train(tiny(images, tmp_path / "run"))
+    stale = tmp_path / "run/.ddim-tmp-model"
+    stale.mkdir()
+    with pytest.raises(InputError, match="already holds a run"):
+        train(tiny(images, tmp_path / "run"))
+    assert stale.is_dir()  # a refused run alters nothing
+    train(tiny(images, tmp_path / "run"), resume=True)
+    assert not leftovers(tmp_path / "run")
+    assert all(path.is_dir() for path in own)
+
+
+def test_a_model_that_was_only_moved_aside_is_a_run(images, tmp_path):
+    (tmp_path / "run/.ddim-old-model").mkdir(parents=True)
+    with pytest.raises(InputError, match="already holds a run"):
+        train(tiny(images, tmp_path / "run"))
+
+
+def test_what_a_killed_process_left_of_a_sheet_is_cleaned_up(images, tmp_path):
+    (tmp_path / "run/samples").mkdir(parents=True)
+    (tmp_path / "run/samples/.step-00000002.png.123.tmp").touch()
+    train(tiny(images, tmp_path / "run"))
+    assert not list((tmp_path / "run/samples").iterdir())
+
+
+def test_other_weights_in_the_same_file_are_refused_on_resume(images, tmp_path):
+    file = tmp_path / "weights.json"
+    file.write_text(json.dumps([1.0] * 20))
+    config = tiny(images, tmp_path / "run", loss={"weight": str(file)})
+    with pytest.raises(Stop):
+        train(config, on_event=stop_after(3))
+    about = tmp_path / "run/checkpoints/step-00000002/state.json"
+    written = about.read_text()
+    file.write_text(json.dumps([2.0] * 20))
+    with pytest.raises(InputError, match=r"weights\.json holds other weights than the run in .* began with"):
+        train(config, resume=True)
+    file.write_text(json.dumps([1] * 20))  # the same numbers
+    old = {key: value for key, value in json.loads(written).items() if key != "weights"}
+    about.write_text(json.dumps(old))  # as before there was a checksum
+    train(config, resume=True)
+
+
+def test_two_processes_do_not_train_into_one_folder(images, tmp_path):
+    folder = tmp_path / "run"
+    code = "import sys; from pathlib import Path; from ddim.training.lock import only_process\n"
+    code += "with only_process(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="Another process is training into") as caught:
+            train(tiny(images, folder))
+        process.send_signal(signal.SIGKILL)
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in folder.iterdir()] == [".ddim-lock"]
+    train(tiny(images, folder))
+    assert not (folder / ".ddim-lock").exists()
+
+
+def test_a_lock_on_a_new_folder_leaves_nothing(tmp_path):
+    with only_process(tmp_path / "run"):
+        pass
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="Cannot write into"), only_process(tmp_path / "file"):
+        pass
+
+
 class Bomb:
     def __init__(self, path):
         self.path = path
@@ -205,13 +276,13 @@ def test_what_a_killed_process_left_is_cleaned_up(tmp_path, moment):
 
     if moment == "filling":
         fill(tmp_path / "model", "old")
-        fill(tmp_path / ".tmp-model", "ne")
+        fill(tmp_path / ".ddim-tmp-model", "ne")
     elif moment == "between the renames":
-        fill(tmp_path / ".old-model", "old")
-        fill(tmp_path / ".tmp-model", "new")
+        fill(tmp_path / ".ddim-old-model", "old")
+        fill(tmp_path / ".ddim-tmp-model", "new")
     else:
         fill(tmp_path / "model", "new")
-        fill(tmp_path / ".old-model", "old")
+        fill(tmp_path / ".ddim-old-model", "old")
     clean(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     assert (tmp_path / "model/a").read_text() == ("new" if moment == "after both" else "old")
@@ -227,6 +298,23 @@ def test_a_folder_appears_under_its_name_only_when_it_is_whole(tmp_path):
     with pytest.raises(Stop), whole_folder(target) as folder:
         raise Stop
     assert (target / "a").read_text() == "second"
+    assert not leftovers(tmp_path)
+
+
+def test_a_folder_is_back_when_the_new_one_cannot_take_its_name(tmp_path, monkeypatch):
+    target, rename = tmp_path / "model", Path.rename
+    target.mkdir()
+    (target / "a").write_text("old")
+
+    def failing(self, to):
+        if self.name.startswith(".ddim-tmp-"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(DDIMError, match="what was there before is kept"), whole_folder(target):
+        pass
+    assert (target / "a").read_text() == "old"
     assert not leftovers(tmp_path)
 
 
@@ -266,6 +354,7 @@ def test_a_broken_image_is_reported_and_the_run_goes_on(images, tmp_path):
     [
         ({"model": {"down_block_types": ["DownBlock2D"]}}, "diffusers cannot build the network"),
         ({"data": {"size": 7}}, "does not take 7x7 images"),
+        ({"data": {"path": "/none"}, "model": {"block_out_chanels": [8]}}, "Did you mean 'block_out_channels'"),
     ],
 )
 def test_a_network_that_cannot_work_is_one_error_before_the_start(images, tmp_path, changes, says):
@@ -283,7 +372,7 @@ def test_plain_diffusers_loads_and_samples_the_result(images, tmp_path, predicti
 
     zero = prediction == "v"
     changes = {
-        "loss": {"prediction": prediction, "weight": "min_snr"},
+        "loss": {"prediction": prediction, "weight": "ones" if zero else "min_snr"},
         "schedule": {"kind": "cosine", "zero_terminal_snr": zero},
         "output": {"export_dtype": "float16"},
     }

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .between import interpolate, interpolate_grid
     from .code import LatentCode
+    from .denoiser import Denoiser, from_network
     from .errors import DDIMError, DDIMWarning, InputError
     from .grid import SPACINGS, Grid, make_grid
     from .images import save_image, sheet, to_pil
+    from .interpolation import slerp
     from .inversion import inversion_names, make_inversion
     from .loop import solve, solve_back
     from .models import bundled_models, bundled_test_images, load
     from .path import (
+        GaussianPath,
         Node,
         RectifiedFlow,
         TablePath,
@@ -30,23 +34,26 @@ if TYPE_CHECKING:
     )
     from .prediction import Pair, from_pair, to_pair
     from .solvers import SOLVERS, make_solver
-    from .verbs import interpolate, interpolate_grid, invert, reconstruct, sample
+    from .verbs import invert, reconstruct, sample
 
 _WHERE = {
     "code": ["LatentCode"],
+    "denoiser": ["Denoiser", "from_network"],
     "errors": ["DDIMError", "DDIMWarning", "InputError"],
     "grid": ["SPACINGS", "Grid", "make_grid"],
     "images": ["save_image", "sheet", "to_pil"],
+    "interpolation": ["slerp"],
     "inversion": ["inversion_names", "make_inversion"],
     "models": ["bundled_models", "bundled_test_images", "load"],
     "path": [
-        *("Node", "RectifiedFlow", "TablePath", "VEPath", "cosine_alpha_bar", "ddpm_linear"),
+        *("GaussianPath", "Node", "RectifiedFlow", "TablePath", "VEPath", "cosine_alpha_bar", "ddpm_linear"),
         *("from_scheduler_config", "linear_alpha_bar", "scaled_linear_alpha_bar", "zero_terminal_snr"),
     ],
     "prediction": ["Pair", "from_pair", "to_pair"],
     "loop": ["solve", "solve_back"],
     "solvers": ["SOLVERS", "make_solver"],
-    "verbs": ["interpolate", "interpolate_grid", "invert", "reconstruct", "sample"],
+    "between": ["interpolate", "interpolate_grid"],
+    "verbs": ["invert", "reconstruct", "sample"],
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -55,6 +62,8 @@ __all__ = [
     "SPACINGS",
     "DDIMError",
     "DDIMWarning",
+    "Denoiser",
+    "GaussianPath",
     "Grid",
     "InputError",
     "LatentCode",
@@ -67,6 +76,7 @@ __all__ = [
     "bundled_test_images",
     "cosine_alpha_bar",
     "ddpm_linear",
+    "from_network",
     "from_pair",
     "from_scheduler_config",
     "interpolate",
@@ -83,6 +93,7 @@ __all__ = [
     "save_image",
     "scaled_linear_alpha_bar",
     "sheet",
+    "slerp",
     "solve",
     "solve_back",
     "to_pair",

@@ -4,6 +4,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class LatentCode:
         settings: the inversion's own, for the record.
         model: the model's name.
         fingerprint: of the model's config and weights; see ``Model.fingerprint``.
+        dtype: what the network computed in; in another one it does not come back exactly.
         cond: tensors that condition the model, [N, ...] (class labels).
         extras: further named tensors that a method keeps, one value a step.
     """
@@ -44,6 +46,7 @@ class LatentCode:
     settings: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
     fingerprint: str = ""
+    dtype: str = "float32"
     cond: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -84,6 +87,7 @@ class LatentCode:
             "settings": dict(self.settings),
             "model": self.model,
             "fingerprint": self.fingerprint,
+            "dtype": self.dtype,
         }
         return write_whole(path, save(tensors, metadata={"ddim": json.dumps(about)}))
 
@@ -95,7 +99,7 @@ class LatentCode:
             InputError: no such file, a corrupt one, or one that holds something else.
         """
         about, tensors = _read(Path(path))
-        rows = tensors.pop("grid").tolist()
+        rows = tensors.pop("grid")
         groups: dict[str, dict[str, Tensor]] = {"state": {}, "cond": {}, "extras": {}}
         for name, tensor in tensors.items():
             group, _, key = name.partition(".")
@@ -103,19 +107,24 @@ class LatentCode:
                 groups[group][key] = tensor
         if "x" not in groups["state"]:
             raise InputError(f"{path} holds no latent; it is not a code that ddim can replay.")
+        shape = groups["state"]["x"].shape
+        whole = all(v.shape == shape for v in groups["state"].values())
+        if not whole or any(v.shape[:1] != shape[:1] for v in groups["cond"].values()) or rows.shape[1:] != (3,):
+            raise InputError(f"{path} holds tensors that do not fit together; it is not a whole latent code.")
         return LatentCode(
-            grid=Grid(tuple(Node(*row) for row in rows), about["spacing"]),
+            grid=Grid(tuple(Node(*row) for row in rows.tolist()), about["spacing"]),
             method=about["method"],
             solver=about["solver"],
             options=about["options"],
             settings=about["settings"],
             model=about["model"],
             fingerprint=about["fingerprint"],
+            dtype=about["dtype"],
             **groups,
         )
 
-    def check(self, model_name: str, fingerprint: str, shape: Sequence[int]) -> None:
-        """Raises InputError for a model of another shape; warns, by name, for another model of the same shape."""
+    def check(self, model_name: str, fingerprint: str, shape: Sequence[int], dtype: str = "float32") -> None:
+        """Raises InputError for a model of another shape; warns, by name, for another model or another dtype."""
         if tuple(self.x.shape[1:]) != tuple(shape):
             raise InputError(
                 f"This code is of shape {tuple(self.x.shape[1:])} (model {self.model!r}), "
@@ -125,6 +134,13 @@ class LatentCode:
             warnings.warn(
                 f"This code was made by the model {self.model!r} ({self.fingerprint[:12]}), not by {model_name!r} "
                 f"({fingerprint[:12]}): what comes back will differ.",
+                DDIMWarning,
+                stacklevel=3,
+            )
+        elif self.dtype != dtype:
+            warnings.warn(
+                f"This code was made in {self.dtype}, but the model {model_name!r} computes in {dtype}: what comes "
+                f"back will differ; load the model with dtype {self.dtype!r}.",
                 DDIMWarning,
                 stacklevel=3,
             )
@@ -148,9 +164,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InputError(f"{path} is a safetensors file, but not a latent code that ddim wrote.")
     if about.get("version") != VERSION:
         raise InputError(f"{path} has format version {about.get('version')}; this ddim reads version {VERSION}.")
-    keys = {"spacing", "method", "solver", "options", "settings", "model", "fingerprint"}
+    keys = {"spacing", "method", "solver", "options", "settings", "model", "fingerprint", "dtype"}
     if missing := sorted(keys - set(about)) or (["grid"] if "grid" not in tensors else []):
         raise InputError(f"{path} lacks {', '.join(missing)}; it is not a whole latent code.")
+    wrong = [k for k in keys if not isinstance(about[k], dict if k in ("options", "settings") else str)]
+    if wrong:
+        raise InputError(f"{path} has a {wrong[0]} that cannot be read; it is not a whole latent code.")
     return about, tensors
 
 
@@ -174,6 +193,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
             os.fsync(f.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise DDIMError(f"{target} could not be written: {error.strerror or error}.") from None
     return target

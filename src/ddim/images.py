@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,7 +64,7 @@ def _from_pil(image: "PILImage.Image", shape: Sequence[int], resize: bool, name:
 
     channels, height, width = shape
     mode = _mode(channels)
-    grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
+    grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
     if not resize:
         have = 1 if grey else 3
         if have != channels:
@@ -72,16 +73,40 @@ def _from_pil(image: "PILImage.Image", shape: Sequence[int], resize: bool, name:
             raise InputError(
                 f"{name} is {image.width}x{image.height}, the model takes {width}x{height}; --resize fits it."
             )
-    if "A" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode in ("I", "I;16"):
-        image = image.convert("I").point(lambda v: v / 257).convert("L")
-    image = image.convert(mode)
+    image = flatten(image, mode)
     if resize and image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return (data.view(1, height, width, channels).permute(0, 3, 1, 2).float() / 255).contiguous()
+
+
+def flatten(image: "PILImage.Image", mode: str, background: int = 255) -> "PILImage.Image":
+    """An image of any PIL mode in ``mode`` (L or RGB): 16 bits become 8, what is transparent lies on ``background``.
+
+    Args:
+        image: any PIL image; of mode F none, since floats have no agreed white.
+        mode: ``L`` or ``RGB``.
+        background: grey value 0..255.
+
+    Raises:
+        InputError: an image of floats.
+    """
+    from PIL import Image
+
+    if image.mode == "F":
+        raise InputError(
+            "An image of floats (PIL mode F) has no agreed white; use 8 or 16 bits, or a tensor in [0, 1]."
+        )
+    if image.mode.startswith("I"):  # 16 bits, in either byte order
+        wide, clear = image.convert("I"), image.info.get("transparency")
+        image = wide.point(lambda v: v / 257).convert("L")
+        if clear is not None:  # the one value that a PNG may declare transparent
+            image.paste(background, mask=Image.fromarray(np.asarray(wide) == clear))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        behind = Image.new("RGBA", image.size, (background, background, background, 255))
+        image = Image.alpha_composite(behind, image)
+    return image.convert(mode)
 
 
 def _from_tensor(x: Tensor, shape: Sequence[int], resize: bool) -> Tensor:

@@ -42,6 +42,7 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     out = torch.where(straight, line, arc)
     if bool((opposite & ~straight).any()):
         side = u.roll(1, 1)
+        side[:, side.shape[1] // 2 :].neg_()  # so that a constant vector's roll is not itself
         side = side - (side * eu).sum(1, keepdim=True) * eu
         side = side / side.norm(dim=1, keepdim=True).clamp(min=tiny)
         turn = torch.pi * torch.as_tensor(weight, dtype=torch.float64)

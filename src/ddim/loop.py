@@ -100,10 +100,10 @@ def _walk(
         for i in indices:
             state = step(state, i)
             if not bool(torch.isfinite(read(state)).all()):
-                a, b = (i, i + 1) if ahead else (i + 1, i)
+                a, b, number = (i, i + 1, i + 1) if ahead else (i + 1, i, grid.steps - i)
                 raise DDIMError(
                     f"The sample is no longer finite after the step from t = {grid[a].t:g} to t = {grid[b].t:g} "
-                    f"(step {i + 1} of {grid.steps}): the network returned NaN or infinity, or the solver diverged."
+                    f"(step {number} of {grid.steps}): the network returned NaN or infinity, or the solver diverged."
                 )
             if on_step is not None:
                 on_step(i + ahead, state)

@@ -10,7 +10,7 @@ Everything here is float64 and needs torch only.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -267,33 +267,58 @@ def ddpm_linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0
     return TablePath(linear_alpha_bar(steps, beta_start, beta_end))
 
 
+# Schedulers that walk a table of alpha_bar, with what their class takes for granted where a config is silent:
+# ``set_alpha_to_one`` (those without the option end at alpha = 1) and ``timestep_spacing``.
+_TABLE_SCHEDULERS: dict[str, tuple[bool, str]] = {
+    "": (True, "leading"),
+    **dict.fromkeys(("DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"), (True, "leading")),
+    **dict.fromkeys(("DDPMScheduler", "DDPMParallelScheduler"), (True, "leading")),
+    "PNDMScheduler": (False, "leading"),
+    **dict.fromkeys(
+        (
+            *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
+            *("LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+            *("DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverSinglestepScheduler"),
+            *("DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler"),
+        ),
+        (True, "linspace"),
+    ),
+}
+_FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+_VE_SCHEDULERS = (
+    *("ScoreSdeVeScheduler", "KarrasVeScheduler", "EDMEulerScheduler"),
+    "EDMDPMSolverMultistepScheduler",
+)
+
+
 def from_scheduler_config(config: Mapping[str, Any]) -> GaussianPath:
     """The path that a diffusers scheduler config describes.
 
     Args:
-        config: the dict in ``scheduler_config.json``. Read are ``beta_schedule``, ``beta_start``, ``beta_end``,
-            ``num_train_timesteps``, ``trained_betas``, ``rescale_betas_zero_snr``, ``set_alpha_to_one``, and
-            ``_class_name`` for flow-matching and VE schedulers.
+        config: the dict in ``scheduler_config.json``. Read are ``_class_name``, ``beta_schedule``, ``beta_start``,
+            ``beta_end``, ``num_train_timesteps``, ``trained_betas``, ``rescale_betas_zero_snr``, ``set_alpha_to_one``.
 
     Raises:
-        InputError: a schedule this library does not know, named with the nearest known one.
+        InputError: a scheduler or schedule this library does not know, named with the nearest known one; a value of
+            the wrong type.
     """
     kind = str(config.get("_class_name", ""))
-    steps = int(config.get("num_train_timesteps", 1000))
-    if kind.startswith("FlowMatch"):
+    steps = _number(config, "num_train_timesteps", 1000, int)
+    if kind in _FLOW_SCHEDULERS:
         return RectifiedFlow(levels=steps)
-    if kind in (
-        "ScoreSdeVeScheduler",
-        "KarrasVeScheduler",
-        "EDMEulerScheduler",
-        "EDMDPMSolverMultistepScheduler",
-    ):
-        return VEPath(sigma_max=float(config.get("sigma_max", 80.0)), sigma_min=float(config.get("sigma_min", 0.002)))
-    betas: Sequence[float] | None = config.get("trained_betas")
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    if kind in _VE_SCHEDULERS:
+        return VEPath(
+            sigma_max=_number(config, "sigma_max", 80.0, float), sigma_min=_number(config, "sigma_min", 0.002, float)
+        )
+    if kind not in _TABLE_SCHEDULERS:
+        raise unknown("scheduler", kind, [k for k in _TABLE_SCHEDULERS if k] + [*_FLOW_SCHEDULERS, *_VE_SCHEDULERS])
+    start, end = _number(config, "beta_start", 1e-4, float), _number(config, "beta_end", 0.02, float)
     schedule = str(config.get("beta_schedule", "linear"))
-    if betas is not None:
-        table = _from_betas(torch.as_tensor(betas, dtype=torch.float64))
+    if (betas := config.get("trained_betas")) is not None:
+        try:
+            table = _from_betas(torch.as_tensor(betas, dtype=torch.float64))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"trained_betas is not a list of numbers in (0, 1): {error}.") from None
     elif schedule == "linear":
         table = linear_alpha_bar(steps, start, end)
     elif schedule == "scaled_linear":
@@ -304,5 +329,20 @@ def from_scheduler_config(config: Mapping[str, Any]) -> GaussianPath:
         raise unknown("beta schedule", schedule, ["linear", "scaled_linear", "squaredcos_cap_v2"])
     if config.get("rescale_betas_zero_snr", False):
         table = zero_terminal_snr(table)
-    # DDPMScheduler and the DPM family have no such entry: their last step ends at alpha = 1.
-    return TablePath(table, "one" if config.get("set_alpha_to_one", True) else "first")
+    at_one = config.get("set_alpha_to_one", _TABLE_SCHEDULERS[kind][0])
+    return TablePath(table, "one" if at_one else "first")
+
+
+def spacing_from_config(config: Mapping[str, Any]) -> str:
+    """The spacing a scheduler config asks for, or its class takes for granted; ``trailing`` for flow models."""
+    kind = str(config.get("_class_name", ""))
+    usual = "trailing" if kind in _FLOW_SCHEDULERS else _TABLE_SCHEDULERS.get(kind, (True, "leading"))[1]
+    return str(config.get("timestep_spacing") or usual)
+
+
+def _number(config: Mapping[str, Any], key: str, usual: float, kind: type) -> Any:
+    value = config.get(key, usual)
+    try:
+        return kind(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{key} = {value!r} of the scheduler config is not a number.") from None

@@ -63,7 +63,7 @@ def to_pair(prediction: str, output: Tensor, x: Tensor, node: Node) -> Pair:
     det = alpha * b - sigma * a
     if abs(det) < 1e-12:
         end = "no signal is left (alpha = 0)" if alpha < 1e-12 else "there is no noise (sigma = 0)"
-        raise InputError(f"A {prediction} prediction says nothing where {end}, at t = {node.t:g}.")
+        raise InputError(f"The prediction {prediction!r} says nothing where {end}, at t = {node.t:g}.")
     # eps and x0 are what the network said, untouched; only the other one is solved for.
     x0 = output if prediction == "x0" else (b * x - sigma * output) / det
     eps = output if prediction == "eps" else (alpha * output - a * x) / det

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .errors import InputError
@@ -91,7 +90,7 @@ def objective_l_gamma(
         nodes: the noise levels t = 1..T, least noisy first.
         gamma: one weight a node; all ones is the loss that DDPM trains with.
     """
-    total = torch.zeros(len(x0), dtype=x0.dtype)
+    total = x0.new_zeros(len(x0))
     for eps, node, weight in zip(noise, nodes, gamma, strict=True):
         error = eps_model(node.alpha * x0 + node.sigma * eps, node) - eps
         total = total + weight * error.square().flatten(1).sum(1)
@@ -131,7 +130,7 @@ def objective_j_sigma(
         stds: std > 0 a level; ``stds[0]`` is the decoder's, p(x_0 | x_1) = N(f_theta(x_1), stds[0]^2).
     """
     dims = x0[0].numel()
-    total = torch.zeros(len(x0), dtype=x0.dtype)
+    total = x0.new_zeros(len(x0))
     for i, (eps, t, std) in enumerate(zip(noise, nodes, stds, strict=True)):
         x_t = t.alpha * x0 + t.sigma * eps
         guess = (x_t - t.sigma * eps_model(x_t, t)) / t.alpha  # f_theta, Eq. 9

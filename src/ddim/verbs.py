@@ -1,7 +1,6 @@
-"""What a user calls: sample, invert, reconstruct, interpolate."""
+"""What a user calls: sample, invert, reconstruct (and, in ``between``, interpolate)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,13 +11,12 @@ from .denoiser import Cond, Denoiser, corrected
 from .errors import InputError, is_whole
 from .grid import Grid, make_grid
 from .images import ImageLike, read_images
-from .interpolation import chain, four_corners
 from .inversion import make_inversion
 from .inversion.base import Inversion
 from .loop import solve
 from .models.base import Model
 from .noise import SeededNoise
-from .path import Node
+from .path import Node, TablePath
 from .prediction import Pair, clip, dynamic_threshold
 from .solvers import Solver, State, make_solver
 from .solvers.base import options_of
@@ -39,7 +37,7 @@ def sample(
     solver: str = "ddim",
     spacing: Spacing | None = None,
     options: Mapping[str, Any] | None = None,
-    labels: Sequence[int] | None = None,
+    labels: int | Sequence[int] | None = None,
     clip_x0: float | None = None,
     threshold: float | None = None,
     batch: int = 64,
@@ -56,7 +54,7 @@ def sample(
         solver: a key of ``ddim.SOLVERS``; ``"ddpm"`` is the sigma-hat variance.
         spacing: a key of ``ddim.SPACINGS``, or a list of t; the model's own by default.
         options: the solver's options, such as ``{"gamma": 0.96}``.
-        labels: class labels, one an image or one for all.
+        labels: class labels, one an image, or one (a number, or a list of one) for all.
         clip_x0: holds the predicted x0 to [-clip_x0, clip_x0] and derives eps anew; off by default, as in the paper.
         threshold: dynamic thresholding at this percentile instead.
         batch: images a network call.
@@ -71,7 +69,7 @@ def sample(
     """
     if not is_whole(count) or count < 1:
         raise InputError(f"count = {count} is not a number of images; use 1 or more.")
-    _check_batch(batch)
+    check_batch(batch)
     made = solver_with_eta(solver, eta, options)
     grid = grid_for(model, steps, spacing)
     out, report = [], _Report(progress, grid.steps, count, batch)
@@ -80,8 +78,8 @@ def sample(
         n = min(batch, count - begin)
         noise = SeededNoise([seed + k for k in range(begin, begin + n)])
         x = noise(torch.empty(n, *model.shape, dtype=model.state_dtype, device=model.device))
-        # at a first node short of pure noise sigma is a little below 1; the prior is N(0, sigma^2) there, except on VP
-        scale = grid[0].sigma if grid[0].alpha == 1 else 1.0
+        # On VP, x has unit variance at every node; elsewhere what little signal is left is no part of the prior.
+        scale = grid[0].sigma if not isinstance(model.path, TablePath) else 1.0
         denoise = _bound(_corrected(model, clip_x0, threshold), _part(cond, begin, n))
         state = solve(denoise, made, made.init(x * scale, grid), grid, noise=noise, on_step=report)
         out.append(model.decode(made.read(state)))
@@ -96,7 +94,7 @@ def invert(
     method: str | Inversion = "ddim",
     spacing: Spacing | None = None,
     options: Mapping[str, Any] | None = None,
-    labels: Sequence[int] | None = None,
+    labels: int | Sequence[int] | None = None,
     resize: bool = False,
     batch: int = 64,
     progress: Progress | None = None,
@@ -122,13 +120,26 @@ def invert(
         InputError: images that do not fit, a value out of range or unknown.
         DDIMError: the network returned NaN, or the solver diverged; the step is named.
     """
-    _check_batch(batch)
+    check_batch(batch)
     if not isinstance(method, str) and options:
         raise InputError("options go with a method's name; an inversion object has its own.")
     inversion = make_inversion(method, options) if isinstance(method, str) else method
     grid = grid_for(model, steps, spacing)
     pixels = read_images(images, model.shape, resize=resize)
     cond = model.condition(labels, len(pixels))
+    return walk_back(model, inversion, pixels, grid, cond, batch, progress)
+
+
+def walk_back(
+    model: Model,
+    inversion: Inversion,
+    pixels: Tensor,
+    grid: Grid,
+    cond: Mapping[str, Any],
+    batch: int,
+    progress: Progress | None,
+) -> LatentCode:
+    """What ``invert`` does once images, grid and condition are known."""
     report = _Report(progress, grid.steps, len(pixels), batch)
     states: list[State] = []
     for begin in range(0, len(pixels), batch):
@@ -145,6 +156,7 @@ def invert(
         settings=dict(inversion.options),
         model=model.name,
         fingerprint=model.fingerprint,
+        dtype=str(model.dtype).removeprefix("torch."),
         cond=cond,
     )
 
@@ -153,7 +165,7 @@ def reconstruct(model: Model, code: LatentCode, *, batch: int = 64, progress: Pr
     """Comes forward from codes to images, with the solver, grid and state they were made with.
 
     Args:
-        model: the one that made the code; another of the same shape warns.
+        model: the one that made the code; another of the same shape warns, and so does another dtype.
         code: from ``invert`` or ``LatentCode.load``.
         batch: images a network call.
         progress: called after each step.
@@ -162,11 +174,15 @@ def reconstruct(model: Model, code: LatentCode, *, batch: int = 64, progress: Pr
         float tensor [N, C, H, W] in [0, 1].
 
     Raises:
-        InputError: a code of another shape.
+        InputError: a code of another shape, or without all that its solver needs.
     """
-    _check_batch(batch)
-    code.check(model.name, model.fingerprint, model.shape)
+    check_batch(batch)
+    code.check(model.name, model.fingerprint, model.shape, str(model.dtype).removeprefix("torch."))
     solver = make_solver(code.solver, code.options)
+    if solver.stochastic:
+        raise InputError(f"The code's solver {code.solver!r} draws noise; it cannot be replayed.")
+    if missing := sorted(set(solver.init(code.x, code.grid)) - set(code.state)):
+        raise InputError(f"The code lacks {', '.join(missing)}, without which {code.solver!r} cannot come back.")
     out, report = [], _Report(progress, code.grid.steps, len(code), batch)
     for begin in range(0, len(code), batch):
         part = code[begin : begin + batch]
@@ -176,86 +192,6 @@ def reconstruct(model: Model, code: LatentCode, *, batch: int = 64, progress: Pr
         end = solve(denoise, solver, state, code.grid, on_step=report)
         out.append(model.decode(solver.read(end)))
     return torch.cat(out)
-
-
-def interpolate(
-    model: Model,
-    *codes: LatentCode,
-    frames: int = 11,
-    batch: int = 64,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Images along the arcs between latent codes (Song et al. 2021, section 5.3).
-
-    Args:
-        model: the one that made the codes.
-        codes: two or more, of one method, grid and model; a code of several images counts as that many.
-        frames: from each to the next, ends included; at least 2. The ends are the codes' own reconstructions.
-        batch, progress: as for ``reconstruct``.
-
-    Returns:
-        float tensor [(n - 1) * (frames - 1) + 1, C, H, W] in [0, 1] for n images.
-
-    Raises:
-        InputError: fewer than two images, or codes that do not belong together.
-    """
-    between = combine(codes, lambda points: chain(points, frames))
-    return reconstruct(model, between, batch=batch, progress=progress)
-
-
-def interpolate_grid(
-    model: Model,
-    *codes: LatentCode,
-    rows: int = 7,
-    columns: int = 7,
-    batch: int = 64,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Images between four latent codes: top left, top right, bottom left, bottom right.
-
-    Returns:
-        float tensor [rows * columns, C, H, W] in [0, 1], row by row.
-
-    Raises:
-        InputError: not four images, or codes that do not belong together.
-    """
-    between = combine(codes, lambda points: four_corners(points, rows, columns))
-    return reconstruct(model, between, batch=batch, progress=progress)
-
-
-def combine(codes: Sequence[LatentCode], mix: Callable[[list[Tensor]], Tensor]) -> LatentCode:
-    """One code whose states are a mix of others', every tensor of a state mixed alike.
-
-    Raises:
-        InputError: codes of another method, model or grid, or with different class labels.
-    """
-    if not codes:
-        raise InputError("An interpolation needs at least two codes.")
-    one = codes[0]
-    for other in codes[1:]:
-        for what in ("method", "solver", "options", "fingerprint"):
-            if getattr(other, what) != getattr(one, what):
-                raise InputError(
-                    f"The codes do not belong together: their {what}s are {getattr(one, what)!r} "
-                    f"and {getattr(other, what)!r}."
-                )
-        if other.grid.nodes != one.grid.nodes:
-            raise InputError(
-                f"The codes do not belong together: one walked {one.grid.steps} {one.grid.spacing} steps, "
-                f"the other {other.grid.steps} {other.grid.spacing} steps."
-            )
-    state = {}
-    for key in one.state:
-        points = [c.state[key][k : k + 1] for c in codes for k in range(len(c))]
-        state[key] = mix(points)
-    size = len(state["x"])
-    cond = {}
-    for key in one.cond:
-        values = torch.cat([c.cond[key] for c in codes])
-        if bool((values != values[:1]).any()):
-            raise InputError(f"The codes have different {key}; there is nothing between classes.")
-        cond[key] = values[:1].expand(size, *values.shape[1:]).contiguous()
-    return replace(one, state=state, cond=cond)
 
 
 def grid_for(model: Model, steps: int, spacing: Spacing | None) -> Grid:
@@ -269,9 +205,11 @@ def solver_with_eta(name: str, eta: float, options: Mapping[str, Any] | None) ->
     Raises:
         InputError: eta outside [0, 1], or above 0 with a solver that is deterministic or has its own noise.
     """
-    if not 0 <= eta <= 1:
-        raise InputError(f"eta = {eta:g} lies outside [0, 1]; 0 is DDIM, 1 is DDPM.")
+    if isinstance(eta, str) or not 0 <= eta <= 1:
+        raise InputError(f"eta = {eta} lies outside [0, 1]; 0 is DDIM, 1 is DDPM.")
     if name == "ddim":
+        if options and "eta" in options and eta > 0:
+            raise InputError(f"eta is given twice, as {eta:g} and as the option {options['eta']}; give one.")
         return make_solver(name, {"eta": float(eta), **(options or {})})
     made = make_solver(name, options)
     if eta > 0:
@@ -280,7 +218,8 @@ def solver_with_eta(name: str, eta: float, options: Mapping[str, Any] | None) ->
     return made
 
 
-def _check_batch(batch: int) -> None:
+def check_batch(batch: int) -> None:
+    """Raises InputError for a batch of less than one image."""
     if not is_whole(batch) or batch < 1:
         raise InputError(f"batch = {batch} is not a number of images; use 1 or more.")
 
@@ -289,6 +228,10 @@ def _corrected(model: Model, limit: float | None, percentile: float | None) -> D
     if limit is not None and percentile is not None:
         raise InputError("clip_x0 and threshold exclude each other; give one.")
     if limit is not None:
+        if not limit > 0:
+            raise InputError(
+                f"clip_x0 = {limit:g} leaves no picture; use a bound above 0, 1 for the range of pictures."
+            )
         bound = limit
         return corrected(model.denoiser(), lambda pair, x, node: clip(pair, x, node, bound))
     if percentile is not None:

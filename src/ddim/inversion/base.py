@@ -36,6 +36,15 @@ class Inversion(Protocol):
         ...
 
     @property
+    def order(self) -> int:
+        """Of the round trip's error in the step; for an exact one, of the solver that comes forward."""
+        ...
+
+    def growth(self, grid: Grid) -> float:
+        """How far the method itself may enlarge a disturbance on the way back; 1 is no more than the network does."""
+        ...
+
+    @property
     def options(self) -> Mapping[str, Any]:
         """What it was set to, for the record."""
         ...

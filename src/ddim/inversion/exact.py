@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
@@ -42,6 +43,15 @@ class ExactInversion:
         return self.reversible.nfe
 
     @property
+    def order(self) -> int:
+        """The solver's."""
+        return self.reversible.order
+
+    def growth(self, grid: Grid) -> float:
+        """The solver's."""
+        return self.reversible.growth(grid)
+
+    @property
     def options(self) -> dict[str, Any]:
         """The solver's fields."""
         return options_of(self.reversible)
@@ -52,5 +62,6 @@ class ExactInversion:
 
     def invert(self, denoise: Denoiser, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> State:
         """The whole state at ``grid[0]``."""
-        state = self.reversible.lift(denoise, x0, grid)
+        with torch.no_grad():
+            state = self.reversible.lift(denoise, x0, grid)
         return solve_back(denoise, self.reversible, state, grid, on_step=on_step)

@@ -17,6 +17,7 @@ class HeunInversion:
     """Heun's step from data to noise, and Heun forwards again: second order, not exact."""
 
     name: str = field(default="heun", init=False, repr=False)
+    order: int = field(default=2, init=False, repr=False)
     exact: bool = field(default=False, init=False, repr=False)
     paper: str = field(default=Heun.paper, init=False, repr=False)
 
@@ -24,6 +25,10 @@ class HeunInversion:
     def nfe(self) -> int:
         """Two a step."""
         return Heun.nfe
+
+    def growth(self, grid: Grid) -> float:
+        """1: there is no second value to part from."""
+        return 1.0
 
     @property
     def options(self) -> dict[str, Any]:

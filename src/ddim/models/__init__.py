@@ -50,7 +50,10 @@ def load(
             raise unknown("dtype", dtype, DTYPES)
         dtype = getattr(torch, dtype)
     assert isinstance(dtype, torch.dtype)
-    where = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise unknown("device", str(device), ["cpu", "cuda", "mps"]) from None
     if where.type == "cuda" and not torch.cuda.is_available():
         raise InputError("There is no CUDA device here; use --device cpu.")
     bundled = bundled_models()
@@ -68,40 +71,49 @@ def load(
 
 def _load_pixel(name: str, source: str, device: "torch.device", dtype: "torch.dtype") -> "Model":
     from diffusers.models.unets.unet_2d import UNet2DModel
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     from .pixel import PixelModel
 
-    folder = Path(source)
-    sub: str | None = "unet"
-    if folder.is_dir():
-        sub = _unet_folder(folder)
-        weights = folder / (sub or ".")
-        if not any(weights.glob("*.safetensors")):
-            pickles = [p.name for p in weights.iterdir() if p.suffix in _PICKLES]
-            what = f"only the pickle {pickles[0]}, which is never loaded" if pickles else "no weights"
-            raise InputError(f"{weights} holds {what}; a diffusers folder with .safetensors weights is needed.")
-    where: dict[str, Any] = {"subfolder": sub} if sub else {}
+    folder = Path(source) if Path(source).is_dir() else _from_hub(source)
+    weights = folder / _unet_folder(folder)
+    files = [p.name for p in weights.glob("*.safetensors")]
+    if not files:
+        pickles = [p.name for p in weights.iterdir() if p.suffix in _PICKLES]
+        what = f"only the pickle {pickles[0]}, which is never loaded" if pickles else "no weights"
+        raise InputError(f"{weights} holds {what}; a diffusers folder with .safetensors weights is needed.")
+    half = {"variant": "fp16"} if all(".fp16" in f for f in files) else {}
     with _quiet_diffusers():
         try:
-            network: Any = UNet2DModel.from_pretrained(source, use_safetensors=True, **where)
-        except Exception as error:  # the hub client raises a dozen kinds; all of them mean this
-            if folder.is_dir():
-                raise DDIMError(f"{source} cannot be loaded: {_short(error)}") from None
-            raise DDIMError(
-                f"{name!r} is neither bundled nor a folder here, and the hub gave no pixel model of that name: "
-                f"{_short(error)}"
-            ) from None
-        scheduler: dict[str, Any] = {}
-        if sub and (not folder.is_dir() or (folder / "scheduler" / "scheduler_config.json").is_file()):
-            loaded: Any = DDPMScheduler.load_config(source, subfolder="scheduler")
-            scheduler = dict(loaded)
+            network: Any = UNet2DModel.from_pretrained(str(weights), use_safetensors=True, **half)
+        except Exception as error:  # diffusers and safetensors raise a dozen kinds; all of them mean this
+            raise DDIMError(f"{source} cannot be loaded: {_short(error)}") from None
+    # a pipeline's folder, or the older layout of google/ddpm-* with both configs side by side
+    configs = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
+    scheduler = next((_json(file) for file in configs if file.is_file()), {})
     return PixelModel(name, network, scheduler, device=device, dtype=dtype)
 
 
-def _unet_folder(folder: Path) -> str | None:
-    """The subfolder of the UNet2DModel; None where the folder itself is one."""
-    for file, sub in ((folder / "unet" / "config.json", "unet"), (folder / "config.json", None)):
+def _from_hub(name: str) -> Path:
+    """The cached copy of a hub repository: its configs, and then the network's weights."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=["*.json"]))
+        weights = (_unet_folder(folder) / "*.safetensors").as_posix()
+        return Path(snapshot_download(name, allow_patterns=["*.json", weights]))
+    except InputError:
+        raise
+    except Exception as error:  # the hub's client raises a dozen kinds; all of them mean this
+        raise DDIMError(
+            f"{name!r} is neither bundled nor a folder here, and the hub gave no pixel model of that name: "
+            f"{_short(error)}"
+        ) from None
+
+
+def _unet_folder(folder: Path) -> Path:
+    """Where the UNet2DModel lies in a folder: ``unet``, or ``.`` where the folder itself is one."""
+    for sub in (Path("unet"), Path()):
+        file = folder / sub / "config.json"
         if file.is_file():
             kind = _json(file).get("_class_name")
             if kind != "UNet2DModel":
@@ -114,9 +126,12 @@ def _unet_folder(folder: Path) -> str | None:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file} is not readable JSON: {_short(error)}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is JSON, but no config.")
+    return content
 
 
 def _short(error: BaseException) -> str:

@@ -49,6 +49,11 @@ class Model(Protocol):
         ...
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What its network computes in."""
+        ...
+
+    @property
     def state_dtype(self) -> torch.dtype:
         """The sampler's dtype: float32, or wider."""
         ...
@@ -67,7 +72,7 @@ class Model(Protocol):
         """The network as a denoiser."""
         ...
 
-    def condition(self, labels: Sequence[int] | None, count: int) -> Cond:
+    def condition(self, labels: int | Sequence[int] | None, count: int) -> Cond:
         """What conditions ``count`` samples. Raises InputError where labels and model do not go together."""
         ...
 

@@ -1,6 +1,7 @@
 """Pixel models: a diffusers UNet2DModel with its scheduler's config, unconditional or class-conditional."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import Cond, Denoiser
-from ..errors import InputError
-from ..path import GaussianPath, Node, TablePath, from_scheduler_config
+from ..errors import InputError, is_whole
+from ..path import GaussianPath, Node, RectifiedFlow, TablePath, VEPath, from_scheduler_config, spacing_from_config
 from ..prediction import Pair, prediction_of, to_pair
 
 
@@ -39,11 +40,22 @@ class PixelModel:
         if size is None:
             raise InputError(f"The model {name!r} does not say its sample_size, so its pictures' size is unknown.")
         height, width = (size, size) if isinstance(size, int) else size
+        if config.class_embed_type is not None and not config.num_class_embeds:
+            raise InputError(
+                f"The model {name!r} embeds its classes by {config.class_embed_type!r}; this version takes those that "
+                "count them (num_class_embeds)."
+            )
         self.name = name
         self.shape = (int(config.in_channels), int(height), int(width))
-        self.prediction: str = prediction_of(str(scheduler.get("prediction_type", "epsilon")))
         self.path: GaussianPath = from_scheduler_config(scheduler)
-        self.spacing = str(scheduler.get("timestep_spacing", "leading"))
+        if isinstance(self.path, VEPath):
+            raise InputError(
+                f"The model {name!r} has a {scheduler['_class_name']}: such networks want their input scaled or answer "
+                "the score, which this version does not do."
+            )
+        usual = "flow_prediction" if isinstance(self.path, RectifiedFlow) else "epsilon"
+        self.prediction: str = prediction_of(str(scheduler.get("prediction_type", usual)))
+        self.spacing = spacing_from_config(scheduler)
         first_entry = isinstance(self.path, TablePath) and self.path.data == "first"
         # diffusers' steps_offset counts its timesteps; where data is the table's first entry, 1 is our first level.
         self.offset = max(int(scheduler.get("steps_offset", 0)) - first_entry, 0)
@@ -51,7 +63,7 @@ class PixelModel:
         self.device = torch.device(device)
         self.dtype = dtype
         self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        self.fingerprint = fingerprint(network, dict(scheduler))
+        self.fingerprint = fingerprint(network, self.path, self.prediction)
         self.parameters = sum(p.numel() for p in network.parameters())
         # nn.Module.to and not diffusers' own, which warns of casts
         nn.Module.to(network, device=self.device, dtype=dtype)
@@ -78,7 +90,7 @@ class PixelModel:
 
         return denoise
 
-    def condition(self, labels: Sequence[int] | None, count: int) -> Cond:
+    def condition(self, labels: int | Sequence[int] | None, count: int) -> Cond:
         """Class labels as a tensor [count]; one label serves for all."""
         if labels is None:
             if self.classes:
@@ -86,10 +98,11 @@ class PixelModel:
             return {}
         if not self.classes:
             raise InputError(f"The model {self.name!r} is unconditional; it takes no class labels.")
-        given = list(labels) * count if len(labels) == 1 else list(labels)
+        several = [labels] if isinstance(labels, int) else list(labels)
+        given = several * count if len(several) == 1 else several
         if len(given) != count:
             raise InputError(f"{len(given)} labels were given for {count} images.")
-        wrong = next((k for k in given if not 0 <= k < self.classes), None)
+        wrong = next((k for k in given if not is_whole(k) or not 0 <= k < self.classes), None)
         if wrong is not None:
             raise InputError(f"Label {wrong} is not a class of {self.name!r}; use 0 to {self.classes - 1}.")
         return {"labels": torch.tensor(given, dtype=torch.long, device=self.device)}
@@ -120,30 +133,26 @@ class PixelModel:
         }
 
 
-_SHAPING = [
-    "num_train_timesteps",
-    "beta_schedule",
-    "beta_start",
-    "beta_end",
-    "trained_betas",
-    "prediction_type",
-    "rescale_betas_zero_snr",
-    "set_alpha_to_one",
-    "sigma_min",
-    "sigma_max",
-]
+def fingerprint(network: nn.Module, path: GaussianPath, prediction: str) -> str:
+    """SHA-256 over what shapes the model's answers: path, prediction, network config, and its weights.
 
-
-def fingerprint(network: nn.Module, scheduler: Mapping[str, Any]) -> str:
-    """SHA-256 over what shapes the model's answers: path, prediction, and up to 4096 elements of every weight.
-
-    Taken before the weights are cast; fp16 files and their float32 copies agree.
+    Of every weight up to 4096 elements count, as they were before a cast; fp16 files and their float32 copies agree.
+    Options at their defaults are left out, so that a newer diffusers with more of them gives the same.
     """
-    digest = hashlib.sha256()
-    digest.update(json.dumps({k: scheduler.get(k) for k in _SHAPING}, sort_keys=True, default=str).encode())
+    levels = torch.linspace(0, path.t_max, path.levels + 1, dtype=torch.float64)
+    table = [f"{a:.9f} {s:.9f}" for a, s in zip(path.alpha(levels).tolist(), path.sigma(levels).tolist(), strict=True)]
+    usual = {k: p.default for k, p in inspect.signature(type(network).__init__).parameters.items()}
+    config: Any = network.config
+    options = {k: v for k, v in config.items() if not k.startswith("_") and _plain(v) != _plain(usual.get(k))}
+    about = json.dumps([prediction, table, options], sort_keys=True, default=str)
+    digest = hashlib.sha256(about.encode())
     for name, tensor in sorted(network.state_dict().items()):
         flat = tensor.detach().reshape(-1)
         picked = flat[:: max(1, flat.numel() // 4096)].cpu().float()
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(picked.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

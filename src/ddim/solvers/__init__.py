@@ -59,7 +59,7 @@ def _as_type(name: str, key: str, value: Any, wanted: type) -> Any:
         if wanted is int and float(value) != converted:
             raise ValueError
         return converted
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(f"{key} = {value!r} of {name!r} is not a {wanted.__name__}.") from None
 
 

@@ -19,8 +19,8 @@ class BDIA:
     serves both.
 
     Args:
-        gamma: in (0, 1]. 1 is of second order and neutral on the way back; below 1 it is of first order and the way
-            back enlarges a disturbance by 1 / gamma a step.
+        gamma: in (0, 1]. 1 is of second order, and its way back enlarges a disturbance by no more than the network
+            does; below 1 it is of first order and the way back enlarges it by 1 / gamma a step besides.
     """
 
     gamma: float = 1.0

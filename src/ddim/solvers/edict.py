@@ -19,7 +19,8 @@ class EDICT:
         p: mixing weight in (0, 1]. The two sequences part from each other by 1 / p^2 a step on the way back;
             the paper uses 0.93.
 
-    The order of the two leapfrog halves alternates with the step's number, as the authors do.
+    Which sequence makes its half step first alternates with the step's number, as in the authors' work; the mixing is
+    always x, then y.
     """
 
     p: float = 0.93
@@ -58,17 +59,17 @@ class EDICT:
         a, b = state[first], state[second]
         a = shift(a, denoise(b, t).eps, t, s)
         b = shift(b, denoise(a, t).eps, t, s)
-        a = p * a + (1 - p) * b
-        b = p * b + (1 - p) * a
-        return {first: a, second: b}
+        state = {first: a, second: b}
+        x = p * state["x"] + (1 - p) * state["y"]
+        return {"x": x, "y": p * state["y"] + (1 - p) * x}
 
     def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
         """The same in the opposite order."""
         t, s, p = grid[i], grid[i + 1], self.p
+        y = (state["y"] - (1 - p) * state["x"]) / p
+        state = {"x": (state["x"] - (1 - p) * y) / p, "y": y}
         first, second = _halves(i)
         a, b = state[first], state[second]
-        b = (b - (1 - p) * a) / p
-        a = (a - (1 - p) * b) / p
         b = shift(b, denoise(a, t).eps, s, t)
         a = shift(a, denoise(b, t).eps, s, t)
         return {first: a, second: b}

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..errors import DDIMError, InputError
 from .ema import EMA
 
-TEMPORARY, REPLACED = ".tmp-", ".old-"
+TEMPORARY, REPLACED = ".ddim-tmp-", ".ddim-old-"
 
 
 @contextmanager
@@ -48,6 +48,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if replaced.exists() and not target.exists():
+            with suppress(OSError):  # ``clean`` tries once more
+                replaced.rename(target)
         if isinstance(error, (OSError, SafetensorError)):
             raise DDIMError(f"Could not write {target}: {_reason(error)}; what was there before is kept.") from error
         raise
@@ -69,16 +72,27 @@ def _sync(path: Path) -> None:
 def clean(folder: Path) -> None:
     """Removes what a killed process left in ``folder``; puts a folder back that it had only just moved aside."""
     for stale in folder.glob(f"{TEMPORARY}*"):
-        if stale.is_dir():
-            shutil.rmtree(stale, ignore_errors=True)
-        else:
-            stale.unlink()
+        shutil.rmtree(stale, ignore_errors=True)
     for replaced in folder.glob(f"{REPLACED}*"):
         target = replaced.with_name(replaced.name.removeprefix(REPLACED))
         if target.exists():
             shutil.rmtree(replaced, ignore_errors=True)
         else:
             replaced.rename(target)
+
+
+def clean_run(folder: Path) -> None:
+    """``clean`` for all that a run writes into its folder."""
+    clean(folder)
+    clean(folder / "checkpoints")
+    for stale in (folder / "samples").glob(".step-*.png.*.tmp"):  # of write_whole
+        stale.unlink()
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there are checkpoints or a model in ``folder``, be it only moved aside by a killed process."""
+    places = ("model", f"{REPLACED}model", "checkpoints/step-*", f"checkpoints/{REPLACED}*")
+    return any(True for place in places for _ in folder.glob(place))
 
 
 class Checkpoints:

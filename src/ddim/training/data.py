@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import InputError, unknown
+from ..images import flatten
 from .config import DataConfig
 
 BROKEN = (OSError, UnidentifiedImageError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError)
@@ -71,7 +72,7 @@ class LazyImages(torch.utils.data.Dataset[tuple[Tensor, list[int]]]):
             self, batch_sampler=batches, num_workers=self.config.workers, collate_fn=_collate
         )
         for pixels, broken in loader:
-            if len(broken) >= len(self):
+            if not pixels.numel():  # one search through the whole set found none
                 raise InputError(f"None of the {len(self)} images in {self.config.path} can be decoded.")
             names = (self.rows.name(index) for index in broken)
             self.skipped += [name for name in dict.fromkeys(names) if name not in self.skipped]
@@ -101,7 +102,9 @@ class Rows:
         """One image as ``square`` makes it. Raises one of ``BROKEN``."""
         cell = self.dataset[index][self.column]
         if isinstance(cell, dict):
-            cell = cell["bytes"] if cell.get("bytes") is not None else cell["path"]
+            cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
+        if not isinstance(cell, (bytes, str)):
+            raise ValueError(f"there is no image in the cell, but {cell!r:.40}")
         with Image.open(io.BytesIO(cell) if isinstance(cell, bytes) else cell) as image:
             return square(image, config)
 
@@ -148,12 +151,8 @@ def square(image: Image.Image, config: DataConfig) -> np.ndarray:
     """An image as uint8 [channels, size, size]: upright, without transparency, fitted as the config says."""
     image = ImageOps.exif_transpose(image)
     size, grey = config.size, config.background
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        behind = Image.new("RGBA", image.size, (grey, grey, grey, 255))
-        image = Image.alpha_composite(behind, image)
     mode, back = ("L", grey) if config.channels == 1 else ("RGB", (grey, grey, grey))
-    image = image.convert(mode)
+    image = flatten(image, mode, grey)
     if config.fit == "resize":
         image = image.resize((size, size), Image.Resampling.LANCZOS)
     elif config.fit == "crop":
@@ -192,7 +191,7 @@ def _from_idx(path: Path, config: DataConfig) -> Tensor:
     """All images of an idx file; format: http://yann.lecun.com/exdb/mnist (magic 2051, count, rows, columns)."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"Cannot read {path}: {error}.") from None
     head = np.frombuffer(raw[:16], dtype=">u4")
     if len(head) < 4 or head[0] != 2051 or len(raw) != 16 + int(head[1]) * int(head[2]) * int(head[3]):

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from ..errors import DDIMError, InputError
 from ..images import save_image
 from . import draws
-from .checkpoint import Checkpoints, clean
+from .checkpoint import Checkpoints, clean_run, holds_run
 from .config import OptimConfig, TrainConfig
 from .data import Images, fingerprint, load_images
 from .ema import EMA
-from .loss import diffusion_loss, levels_of, path_of
+from .lock import only_process
+from .loss import checksum, diffusion_loss, levels_of, path_of
 from .progress import OnEvent, Reporter
 from .reading import differing_keys
-from .result import build_network, export, probe, sample_sheet
+from .result import build_network, check_model, export, probe, sample_sheet
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,16 +44,18 @@ def train(config: TrainConfig, *, resume: bool = False, on_event: OnEvent | None
         ``<folder>/model``, which ``diffusers.DDIMPipeline.from_pretrained`` loads.
 
     Raises:
-        InputError: a config, data set or folder that cannot be used; a changed config on resume.
+        InputError: a config, data set or folder that cannot be used; a config or input changed on resume.
         DDIMError: the loss is no longer finite, or the disk is full.
     """
+    check_model(config)
     accelerator = _accelerator(config.train)
     if config.train.batch % (accelerator.num_processes * config.train.accumulate):
         raise InputError(
             f"train.batch = {config.train.batch} does not divide into {accelerator.num_processes} processes "
             f"with {config.train.accumulate} micro-batches each."
         )
-    with _repeatable(accelerator.device, config.train.threads):
+    alone = only_process(Path(config.output.folder)) if accelerator.is_main_process else nullcontext()
+    with alone, _repeatable(accelerator.device, config.train.threads):
         return _Run(config, accelerator, on_event).run(resume)
 
 
@@ -70,8 +73,8 @@ class _Run:
         last = self._last_checkpoint(resume)
         with self.accelerator.main_process_first():  # HF datasets prepares a set once, the others find it done
             self.images = load_images(self.config.data)
-        self.fingerprint = fingerprint(self.images)
         self.levels = levels_of(self.config.schedule, self.config.loss).to(self.accelerator.device)
+        self.sums = {"images": fingerprint(self.images), "weights": checksum(self.config.loss, self.levels)}
         torch.manual_seed(draws.network_seed(self.config.train.seed, 0, 0, 0))
         self.network = build_network(self.config)
         probe(self.network, self.config)
@@ -86,10 +89,9 @@ class _Run:
         step = 0
         if last is not None:
             about = self.checkpoints.about(last)
-            if about.get("images", self.fingerprint) != self.fingerprint:
-                raise InputError(
-                    f"{self.config.data.path} holds other images than the run in {self.folder} began with."
-                )
+            for name, source in (("images", self.config.data.path), ("weights", self.config.loss.weight)):
+                if about.get(name, self.sums[name]) != self.sums[name]:
+                    raise InputError(f"{source} holds other {name} than the run in {self.folder} began with.")
             self.checkpoints.load(last, self.network, self.ema, self.optimizer)
             step = int(about["step"])
         self.report.open(step)
@@ -164,7 +166,7 @@ class _Run:
 
     def _checkpoint(self, step: int) -> None:
         if self.main:
-            about = {"config": self.config.as_dict(), "images": self.fingerprint}
+            about = {"config": self.config.as_dict(), **self.sums}
             path = self.checkpoints.save(step, self.network, self.ema, self.optimizer, about)
             self.report.tell("checkpoint", step, f"checkpoint: {path}", path)
         self.accelerator.wait_for_everyone()
@@ -191,7 +193,7 @@ class _Run:
         if self.main:
             about: dict[str, Any] = {
                 "config": self.config.as_dict(),
-                "images": self.fingerprint,
+                **self.sums,
                 "skipped": self.images.skipped,
                 "versions": _versions(),
             }
@@ -204,18 +206,15 @@ class _Run:
 
     def _last_checkpoint(self, resume: bool) -> Path | None:
         """The checkpoint to continue from; cleans up after a killed process."""
+        if not resume and holds_run(self.folder):
+            raise InputError(
+                f"{self.folder} already holds a run; continue it with --resume or choose another output.folder."
+            )
+        self.accelerator.wait_for_everyone()
         if self.main:
-            clean(self.folder)
-            clean(self.checkpoints.folder)
-            clean(self.folder / "samples")
+            clean_run(self.folder)
         self.accelerator.wait_for_everyone()
         found = self.checkpoints.all()
-        if not resume:
-            if found or (self.folder / "model").exists():
-                raise InputError(
-                    f"{self.folder} already holds a run; continue it with --resume or choose another output.folder."
-                )
-            return None
         if not found:
             return None
         about = self.checkpoints.about(found[-1])
@@ -242,7 +241,7 @@ class _Run:
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
-    """The learning rate of step ``step`` (from 0): linear warm-up, then constant or a half cosine to 0."""
+    """The rate of step ``step`` (from 0): linear warm-up, then constant or a half cosine, 0 one step after the last."""
     rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.lr_schedule == "constant" or step < config.warmup:
         return config.lr * rise

@@ -1,6 +1,7 @@
 """The loss: a mean squared error of what the network predicts, weighted by noise level."""
 
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -51,7 +52,8 @@ def loss_weights(config: LossConfig, alpha: Tensor, sigma: Tensor) -> Tensor:
 
     ``ones`` is L_gamma with gamma = 1 (Eq. 5 of Song et al. 2021, arXiv 2010.02502; DDPM's L_simple for eps).
     ``min_snr`` weighs the x0 loss with min(SNR, k) (Hang et al. 2023, arXiv 2303.09556). On other predictions it
-    is divided by what turns an x0 error into theirs: SNR for eps, SNR + 1 for v.
+    is divided by what turns an x0 error into theirs: SNR for eps, SNR + 1 for v. Where SNR = 0 it weighs nothing:
+    TrainConfig refuses it with zero terminal SNR.
 
     Args:
         config: the loss section.
@@ -69,10 +71,17 @@ def loss_weights(config: LossConfig, alpha: Tensor, sigma: Tensor) -> Tensor:
         return torch.ones_like(alpha)
     if config.weight == "min_snr":
         signal, noise = alpha**2, sigma**2
-        # min(snr, k) / {snr, 1, snr + 1} with snr = signal / noise, written so that snr = 0 and inf stay finite.
+        # min(snr, k) / {snr, 1, snr + 1} with snr = signal / noise, written so that snr = inf stays finite.
         capped = torch.minimum(signal, config.min_snr_k * noise)
         return capped / {"eps": signal, "x0": noise, "v": signal + noise}[config.prediction]
     return _user_weights(config.weight, len(alpha))
+
+
+def checksum(config: LossConfig, levels: Levels) -> int | None:
+    """A checksum of weights that the user gave, by which a resumed run knows them again; None for our own."""
+    if config.weight in ("ones", "min_snr"):
+        return None
+    return zlib.crc32(levels.weight.cpu().numpy().tobytes())
 
 
 def _user_weights(weight: str | Sequence[float], count: int) -> Tensor:

@@ -1,5 +1,6 @@
 """What a run gives: a folder that plain diffusers loads, and sheets of samples on the way."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import corrected, from_network
-from ..errors import InputError
+from ..errors import InputError, unknown
 from ..grid import make_grid
 from ..images import sheet
 from ..loop import solve
@@ -27,6 +28,16 @@ _FOREIGN: dict[str, Literal["epsilon", "sample", "v_prediction"]] = {
     "v": "v_prediction",
 }
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+
+
+def check_model(config: TrainConfig) -> None:
+    """Raises InputError for a key in ``[model]`` that UNet2DModel does not know; the nearest known one is named."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    known = [name for name in inspect.signature(UNet2DModel.__init__).parameters if name != "self"]
+    for key in config.model:
+        if key not in known:
+            raise unknown("key in [model]", key, known)
 
 
 def build_network(config: TrainConfig) -> nn.Module:

@@ -1,0 +1,159 @@
+"""The verbs that go between images: along arcs of latents, with the codes' own images at the ends."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .code import LatentCode
+from .errors import InputError, unknown
+from .interpolation import chain, four_corners
+from .inversion.ddim import DDIMInversion
+from .models.base import Model
+from .verbs import Progress, check_batch, reconstruct, walk_back
+
+Through = Literal["ddim", "state"]
+Mix = Callable[[list[Tensor]], Tensor]
+
+
+def interpolate(
+    model: Model,
+    *codes: LatentCode,
+    frames: int = 11,
+    through: Through = "ddim",
+    batch: int = 64,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Images along the arcs between latent codes (Song et al. 2021, section 5.3).
+
+    Args:
+        model: the one that made the codes.
+        codes: two or more, of one method, grid and model; a code of several images counts as that many.
+        frames: from each to the next, ends included; at least 2. The ends are the codes' own reconstructions.
+        through: ``"ddim"``: the frames between lie on arcs of plain DDIM latents. Codes of another method come back
+            to their images first, which are walked back again: an exact code holds what its own way forward needs,
+            a parasitic mode and all, and an arc between two such codes leaves what the model has seen. ``"state"``:
+            every tensor of the states is mixed as it is.
+        batch, progress: as for ``reconstruct``.
+
+    Returns:
+        float tensor [(n - 1) * (frames - 1) + 1, C, H, W] in [0, 1] for n images.
+
+    Raises:
+        InputError: fewer than two images, codes that do not belong together, an unknown ``through``.
+    """
+    ends = [k * (frames - 1) for k in range(sum(map(len, codes)))]
+    return _between(model, codes, lambda points: chain(points, frames), ends, through, batch, progress)
+
+
+def interpolate_grid(
+    model: Model,
+    *codes: LatentCode,
+    rows: int = 7,
+    columns: int = 7,
+    through: Through = "ddim",
+    batch: int = 64,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Images between four latent codes: top left, top right, bottom left, bottom right.
+
+    Args:
+        model, codes, through, batch, progress: as for ``interpolate``; four images.
+        rows, columns: at least 2.
+
+    Returns:
+        float tensor [rows * columns, C, H, W] in [0, 1], row by row.
+
+    Raises:
+        InputError: not four images, or codes that do not belong together.
+    """
+    ends = [0, columns - 1, (rows - 1) * columns, rows * columns - 1]
+    return _between(model, codes, lambda points: four_corners(points, rows, columns), ends, through, batch, progress)
+
+
+def _between(
+    model: Model,
+    codes: Sequence[LatentCode],
+    mix: Mix,
+    ends: Sequence[int],
+    through: str,
+    batch: int,
+    progress: Progress | None,
+) -> Tensor:
+    check_batch(batch)
+    if through not in get_args(Through):
+        raise unknown("through", through, get_args(Through))
+    mixed = combine(codes, mix)  # also says what does not fit, before any work
+    if through == "state" or _plain(codes[0]):
+        return reconstruct(model, mixed, batch=batch, progress=progress)
+    whole = combine(codes, torch.cat)
+    turns = [-(-n // batch) for n in (len(whole), len(whole), len(mixed))]
+    part = _parts(progress, [t * whole.grid.steps for t in turns])
+    images = reconstruct(model, whole, batch=batch, progress=part(0))
+    plain = walk_back(model, DDIMInversion(), images, whole.grid, whole.cond, batch, part(1))
+    out = reconstruct(model, combine([plain], mix), batch=batch, progress=part(2))
+    out[list(ends)] = images
+    return out
+
+
+def _plain(code: LatentCode) -> bool:
+    return code.method == DDIMInversion.name and code.settings.get("iterations", 1) == 1
+
+
+def _parts(progress: Progress | None, lengths: Sequence[int]) -> Callable[[int], Progress | None]:
+    """One progress for several walks: each reports as its part of the whole."""
+
+    def part(k: int) -> Progress | None:
+        tell = progress
+        if tell is None:
+            return None
+        before, total = sum(lengths[:k]), sum(lengths)
+        return lambda done, _: tell(before + done, total)
+
+    return part
+
+
+def combine(codes: Sequence[LatentCode], mix: Mix) -> LatentCode:
+    """One code whose states are a mix of others', every tensor of a state mixed alike.
+
+    Args:
+        codes: at least one.
+        mix: from a list of tensors [1, ...], one an image, to one tensor [M, ...].
+
+    Raises:
+        InputError: codes of another method, model or grid, or with different class labels.
+    """
+    if not codes:
+        raise InputError("An interpolation needs at least two codes.")
+    one = codes[0]
+    for other in codes[1:]:
+        for what in ("method", "solver", "options", "fingerprint"):
+            if getattr(other, what) != getattr(one, what):
+                raise InputError(
+                    f"The codes do not belong together: their {what.removesuffix('s')}s are {getattr(one, what)!r} "
+                    f"and {getattr(other, what)!r}."
+                )
+        if not _same_grid(one, other):
+            raise InputError(
+                f"The codes do not belong together: one walked {one.grid.steps} {one.grid.spacing} steps, "
+                f"the other {other.grid.steps} {other.grid.spacing} steps."
+            )
+    state = {key: mix([c.state[key][k : k + 1] for c in codes for k in range(len(c))]) for key in one.state}
+    size = len(state["x"])
+    cond = {}
+    for key in one.cond:
+        values = torch.cat([c.cond[key] for c in codes])
+        if bool((values != values[:1]).any()):
+            raise InputError(f"The codes have different {key}; there is nothing between classes.")
+        cond[key] = values[:1].expand(size, *values.shape[1:]).contiguous()
+    return replace(one, state=state, cond=cond)
+
+
+def _same_grid(a: LatentCode, b: LatentCode) -> bool:
+    """Whether two codes walked the same nodes, up to the last bits of another machine's cosine."""
+    return len(a.grid) == len(b.grid) and all(
+        m.t == n.t and abs(m.alpha - n.alpha) < 1e-12 and abs(m.sigma - n.sigma) < 1e-12
+        for m, n in zip(a.grid, b.grid, strict=True)
+    )

@@ -1,0 +1,85 @@
+"""``ddim``: the commands in one place. Nothing heavy is imported until a command runs."""
+
+import io
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from .. import __version__
+from . import demo, interpolate, invert, sample, tables, train
+from .failure import code_and_sentence, say
+from .options import remember_debug
+
+
+class Commands(TyperGroup):
+    """The group that turns every failure into one sentence and an exit code: 2 for wrong input, 1 for the rest."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except (Exception, KeyboardInterrupt) as error:
+            # what the command-line library raises for its own ends: usage errors, exits
+            if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "exit_code"):
+                raise
+            if ctx.meta.get("ddim.debug") or os.environ.get("DDIM_DEBUG", "") not in ("", "0"):
+                raise
+            code, sentence = code_and_sentence(error)
+            if sentence:
+                say("Error", sentence)
+            raise typer.Exit(code) from None
+
+
+app = typer.Typer(
+    name="ddim",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"ddim {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="[dim]ddim COMMAND --help tells more; try: ddim sample, then ddim demo[/dim]")
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", callback=remember_debug, help="Show where an error came from (or set DDIM_DEBUG=1)."),
+    ] = False,
+) -> None:
+    """Diffusion that runs both ways: sample, invert real images, come back to them, and go between them."""
+
+
+app.command("sample")(sample.sample)
+app.command("invert")(invert.invert)
+app.command("reconstruct")(invert.reconstruct)
+app.command("interpolate")(interpolate.interpolate)
+app.command("train")(train.train)
+app.command("models")(tables.models)
+app.command("methods")(tables.methods)
+app.command("demo")(demo.demo)
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Greek letters still gets an answer
+    try:
+        app(prog_name="ddim")
+    except KeyboardInterrupt:  # before a command began, or with --debug
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

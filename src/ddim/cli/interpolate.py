@@ -1,0 +1,158 @@
+"""``ddim interpolate``: the pictures between real ones."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from ..errors import InputError
+from . import options as o
+from .files import PNG, protect, settings_text, stem, target
+from .terminal import Terminal, escaped
+
+if TYPE_CHECKING:
+    from ..code import LatentCode
+
+_Ends = Annotated[
+    list[Path],
+    typer.Argument(metavar="IMAGE|CODE...", help="Two or more pictures or saved codes.", show_default=False),
+]
+_Frames = Annotated[
+    int, typer.Option("--frames", help="From each to the next, both ends included.", rich_help_panel=o.WORK)
+]
+_Grid = Annotated[
+    str | None,
+    typer.Option(
+        "--grid",
+        metavar="ROWSxCOLUMNS",
+        help="Between four corners instead: top left, top right, bottom left, bottom right.",
+        rich_help_panel=o.WORK,
+        show_default=False,
+    ),
+]
+_Through = Annotated[
+    str,
+    typer.Option(
+        "--through",
+        help="ddim: along arcs of plain DDIM latents, with the codes' own pictures at the ends. "
+        "state: along arcs of the codes as they are.",
+        rich_help_panel=o.WORK,
+    ),
+]
+
+
+def interpolate(
+    ends: _Ends,
+    model: o.CodeModel = None,
+    frames: _Frames = 11,
+    grid: _Grid = None,
+    method: o.Method = "bdia",
+    steps: o.Steps = 50,
+    spacing: o.Spacing = None,
+    option: o.MethodOptions = None,
+    through: _Through = "ddim",
+    label: o.Labels = None,
+    resize: o.Resize = False,
+    out: o.Out = None,
+    each: o.Each = False,
+    columns: o.Columns = None,
+    scale: o.Scale = 1,
+    batch: o.Batch = 64,
+    device: o.Device = None,
+    dtype: o.DType = "float32",
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Go from picture to picture along the arcs between their latent codes.
+
+    Pictures are inverted with --method first; saved codes are taken as they are.
+    """
+    with Terminal(json, quiet) as terminal:
+        way = cast(Any, through)  # the library knows the names, and says the nearest
+        options, walk = o.options_from(option), o.spacing_from(spacing)
+        corners = o.grid_from(grid) if grid else None
+        protect([target(out, f"x{PNG}", PNG)], ends)
+
+        from .. import between, verbs
+        from ..code import LatentCode
+        from ..images import read_images
+        from ..inversion import make_inversion
+        from .pictures import write_each, write_page
+        from .work import about_model, open_for_code, open_model
+
+        inversion = make_inversion(method, options)
+        saved = {path: LatentCode.load(path) for path in ends if path.suffix == ".safetensors"}
+        if saved and (label is None or len(saved) == len(ends)):
+            counted = open_for_code(terminal, model, next(iter(saved.values())), device, dtype)
+        else:
+            counted = open_model(terminal, model or "fashion", device, dtype, label)
+        pictures = {p: read_images(p, counted.shape, resize=resize) for p in ends if p not in saved}
+        codes = dict(saved)
+        for path, pixels in pictures.items():
+            with terminal.bar(f"inverting {stem(path)}", 1) as report:
+                codes[path] = verbs.invert(
+                    counted.as_model, pixels, steps=steps, method=inversion, spacing=walk, labels=label, progress=report
+                )
+        points = [codes[path] for path in ends]
+        total = sum(map(len, points))
+        if total < 2 or (corners and total != 4):
+            wanted = "four pictures or codes, its corners" if corners else "two pictures or codes"
+            raise InputError(f"{'--grid' if corners else 'An interpolation'} needs {wanted}; {total} given.")
+        count = corners[0] * corners[1] if corners else (total - 1) * (frames - 1) + 1
+        nfe: dict[str, float] = {"invert": counted.calls(len(pictures))} if pictures else {}
+        with terminal.bar("walking", count) as report:
+            if corners:
+                images = between.interpolate_grid(
+                    counted.as_model,
+                    *points,
+                    rows=corners[0],
+                    columns=corners[1],
+                    through=way,
+                    batch=batch,
+                    progress=report,
+                )
+            else:
+                images = between.interpolate(
+                    counted.as_model, *points, frames=frames, through=way, batch=batch, progress=report
+                )
+        nfe["between"] = counted.calls(count)
+        one = points[0]
+        about: dict[str, Any] = {
+            "command": "interpolate",
+            **about_model(counted),
+            "between": [str(path) for path in ends],
+            "method": one.method,
+            "options": dict(one.settings),
+            "steps": one.grid.steps,
+            "spacing": one.grid.spacing,
+            "through": through,
+            "frames": None if corners else frames,
+            "grid": list(corners) if corners else None,
+            "dtype": dtype,
+        }
+        page = target(out, f"{_name(ends, one, total, frames, corners, through)}{PNG}", PNG)
+        beside = page.with_suffix("")
+        digits = len(str(count - 1))
+        singles = [beside / f"{beside.name}_{k:0{digits}d}{PNG}" for k in range(count)] if each else []
+        protect([page, *singles], ends)
+        row = columns or (corners[1] if corners else count if total == 2 else frames)
+        files = [write_page(images, page, about, columns=row, scale=scale)]
+        files += write_each(images[: len(singles)], singles, [{**about, "frame": k} for k in range(len(singles))])
+        terminal.result(
+            {**about, "count": count, "nfe": nfe, "files": [str(f) for f in files]},
+            f"[bold]{escaped(page)}[/bold]" + (f"  and {count} files in {escaped(beside)}" if each else ""),
+            f"[dim]{count} pictures between {total} · {one.method}, S = {one.grid.steps} · "
+            f"{terminal.seconds:.1f} s[/dim]",
+        )
+
+
+def _name(
+    ends: list[Path], code: "LatentCode", total: int, frames: int, corners: tuple[int, int] | None, through: str
+) -> str:
+    """``shirt_to_coat_bdia_S50_frames11``; saved codes lose the settings that their names end in."""
+    settings = settings_text(code.method, code.grid.steps, {})
+    names = [stem(path).partition(f"_{settings}")[0] for path in ends]
+    via = f"_via{total - 2}" if total > 2 else ""
+    shape = f"grid{corners[0]}x{corners[1]}" if corners else f"frames{frames}"
+    return f"{names[0]}_to_{names[-1]}{'' if corners else via}_{settings}_{shape}{'_state' * (through == 'state')}"

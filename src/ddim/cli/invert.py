@@ -1,0 +1,234 @@
+"""``ddim invert`` and ``ddim reconstruct``: real pictures to latent codes, and back."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import InputError
+from . import options as o
+from .files import CODE, PNG, folder, protect, settings_text, stem, target
+from .terminal import Terminal, escaped
+
+if TYPE_CHECKING:
+    from ..code import LatentCode
+    from .work import Counted
+
+_Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.", show_default=False)]
+_Codes = Annotated[
+    list[Path], typer.Argument(metavar="CODE...", help="Files that ddim invert wrote.", show_default=False)
+]
+_Together = Annotated[bool, typer.Option("--together", help="All pictures in one code file.", rich_help_panel=o.FILES)]
+_Check = Annotated[
+    bool, typer.Option("--check/--no-check", help="Come back at once, and say how near.", rich_help_panel=o.WORK)
+]
+_Originals = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--original",
+        help="What the code was made from: prints MSE and PSNR; repeatable, one a picture.",
+        rich_help_panel=o.FILES,
+        show_default=False,
+    ),
+]
+_Sheet = Annotated[
+    bool, typer.Option("--sheet", help="All pictures on one sheet instead of a file each.", rich_help_panel=o.FILES)
+]
+
+
+def invert(
+    images: _Images,
+    model: o.Model = "fashion",
+    method: o.Method = "ddim",
+    steps: o.Steps = 50,
+    spacing: o.Spacing = None,
+    option: o.MethodOptions = None,
+    label: o.Labels = None,
+    check: _Check = True,
+    resize: o.Resize = False,
+    out: o.Out = None,
+    together: _Together = False,
+    batch: o.Batch = 64,
+    device: o.Device = None,
+    dtype: o.DType = "float32",
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Walk real pictures back to their latent codes.
+
+    edict, bdia and belm come back exactly; ddim and heun nearly.
+    """
+    with Terminal(json, quiet) as terminal:
+        options, walk = o.options_from(option), o.spacing_from(spacing)
+        one_file = together or len(images) == 1
+        target(out, f"x{CODE}", CODE) if one_file else folder(out, CODE)
+
+        from .. import verbs
+        from ..images import read_images
+        from ..inversion import make_inversion
+        from .work import about_model, error_text, errors, open_model
+
+        inversion = make_inversion(method, options)
+        changed = {k: v for k, v in inversion.options.items() if v != make_inversion(method).options.get(k)}
+        counted = open_model(terminal, model, device, dtype, label)
+        grid = verbs.grid_for(counted.as_model, steps, walk)
+        text = settings_text(method, grid.steps, changed, walk)
+        if one_file:
+            name = stem(images[0]) if len(images) == 1 else f"{len(images)}pictures"
+            files = [target(out, f"{name}_{text}{CODE}", CODE)]
+        else:
+            files = [folder(out, CODE) / f"{stem(path)}_{text}{CODE}" for path in images]
+        protect(files, images)
+        pixels = read_images(list(images), counted.shape, resize=resize)
+        with terminal.bar("inverting", len(pixels)) as report:
+            code = verbs.invert(
+                counted.as_model,
+                pixels,
+                steps=steps,
+                method=inversion,
+                spacing=walk,
+                labels=label,
+                batch=batch,
+                progress=report,
+            )
+        nfe = {"invert": counted.calls(len(code))}
+        measured: list[dict[str, Any]] = [{"image": str(path)} for path in images]
+        if check:
+            with terminal.bar("coming back", len(pixels)) as report:
+                back = verbs.reconstruct(counted.as_model, code, batch=batch, progress=report)
+            nfe["reconstruct"] = counted.calls(len(code))
+            measured = [m | e for m, e in zip(measured, errors(pixels, back), strict=True)]
+        for k, path in enumerate(files):
+            (code if one_file else code[k]).save(path)
+        for k, entry in enumerate(measured):
+            entry["file"] = str(files[0 if one_file else k])
+        terminal.result(
+            {
+                "command": "invert",
+                **about_model(counted),
+                "method": method,
+                "options": dict(inversion.options),
+                "steps": grid.steps,
+                "spacing": walk if isinstance(walk, list) else grid.spacing,
+                "labels": label,
+                "dtype": dtype,
+                "nfe": nfe,
+                "images": measured,
+                "files": [str(f) for f in files],
+            },
+            *([f"[bold]{escaped(files[0])}[/bold]"] if one_file else []),
+            *(
+                f"{escaped(e['image'] if one_file else e['file'])}"
+                + (f"  [green]{error_text(e)}[/green]" if check else "")
+                for e in measured
+                if check or not one_file
+            ),
+            f"[dim]{len(code)} picture{'s' * (len(code) > 1)} · {text.replace('_', ' ')} · "
+            f"{' + '.join(f'{v:g}' for v in nfe.values())} network calls a picture · {terminal.seconds:.1f} s[/dim]",
+        )
+
+
+def reconstruct(
+    codes: _Codes,
+    model: o.CodeModel = None,
+    original: _Originals = None,
+    resize: o.Resize = False,
+    out: o.Out = None,
+    sheet: _Sheet = False,
+    columns: o.Columns = None,
+    scale: o.Scale = 1,
+    batch: o.Batch = 64,
+    device: o.Device = None,
+    dtype: o.DType = "float32",
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Come forward from latent codes to pictures.
+
+    Solver, grid and settings are those that the code was made with.
+    """
+    with Terminal(json, quiet) as terminal:
+        target(out, f"x{PNG}", PNG)
+
+        import torch
+
+        from .. import verbs
+        from ..code import LatentCode
+        from ..images import read_images
+        from .pictures import write_each, write_page
+        from .work import about_model, error_text, errors, open_for_code
+
+        loaded = [LatentCode.load(path) for path in codes]
+        total = sum(map(len, loaded))
+        originals = list(original or [])
+        if originals and len(originals) != total:
+            raise InputError(f"{len(originals)} --original for {total} pictures; give one for each, in their order.")
+        names = [n for path, code in zip(codes, loaded, strict=True) for n in _names(path, len(code))]
+        if sheet or total == 1:
+            name = names[0] if total == 1 else f"{stem(codes[0])}{f'_and_{len(codes) - 1}' * (len(codes) > 1)}_recon"
+            files = [target(out, f"{name}{PNG}", PNG)]
+        else:
+            files = [folder(out, PNG) / f"{name}{PNG}" for name in names]
+        protect(files, [*codes, *originals])
+        opened: dict[str, Counted] = {}
+        parts, abouts = [], []
+        for path, code in zip(codes, loaded, strict=True):
+            wanted = model or code.model
+            if wanted not in opened:
+                opened[wanted] = open_for_code(terminal, model, code, device, dtype)
+            counted = opened[wanted]
+            with terminal.bar(f"coming back {stem(path)}", len(code)) as report:
+                parts.append(verbs.reconstruct(counted.as_model, code, batch=batch, progress=report))
+            about = {"command": "reconstruct", **about_model(counted), **_about(path, code)}
+            abouts += [{**about, "nfe": counted.calls(len(code))}] * len(code)
+        if len({part.shape[1:] for part in parts}) > 1 and sheet:
+            raise InputError("The codes hold pictures of different sizes; without --sheet each gets its own file.")
+        measured: list[dict[str, Any]] = [{"code": about["code"], "nfe": about["nfe"]} for about in abouts]
+        images = [image for part in parts for image in part]
+        for k, path in enumerate(originals):
+            truth = read_images(path, images[k].shape, resize=resize)
+            measured[k] |= {"original": str(path), **errors(truth, images[k][None])[0]}
+        if len(files) == 1:
+            about = abouts[0] | ({} if total == 1 else {"code": [str(c) for c in codes]})
+            written = [write_page(torch.stack(images), files[0], about, columns=columns, scale=scale)]
+        else:
+            written = [write_each(image[None], [f], [a])[0] for image, f, a in zip(images, files, abouts, strict=True)]
+        for k, entry in enumerate(measured):
+            entry["file"] = str(written[0 if len(written) == 1 else k])
+        terminal.result(
+            {"command": "reconstruct", "dtype": dtype, "images": measured, "files": [str(f) for f in written]},
+            *(
+                f"[bold]{escaped(f)}[/bold]"
+                + (f"  [green]{error_text(measured[k])}[/green]" if originals and len(written) == total else "")
+                for k, f in enumerate(written)
+            ),
+            *(
+                f"{escaped(m['original'])}  [green]{error_text(m)}[/green]"
+                for m in measured
+                if originals and len(written) < total
+            ),
+            f"[dim]{total} picture{'s' * (total > 1)} · {abouts[0]['solver']}, S = {abouts[0]['steps']} · "
+            f"{abouts[0]['nfe']:g} network calls a picture · {terminal.seconds:.1f} s[/dim]",
+        )
+
+
+def _names(path: Path, count: int) -> list[str]:
+    """``shirt_bdia_S50_recon``, numbered where a code holds several pictures."""
+    if count == 1:
+        return [f"{stem(path)}_recon"]
+    digits = len(str(count - 1))
+    return [f"{stem(path)}_recon_{k:0{digits}d}" for k in range(count)]
+
+
+def _about(path: Path, code: "LatentCode") -> dict[str, Any]:
+    return {
+        "code": str(path),
+        "method": code.method,
+        "solver": code.solver,
+        "options": dict(code.options),
+        "settings": dict(code.settings),
+        "steps": code.grid.steps,
+        "spacing": code.grid.spacing,
+    }

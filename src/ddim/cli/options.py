@@ -1,0 +1,167 @@
+"""The options that commands share, and how their values are read. Imports nothing heavy.
+
+The names below are what ``--help`` shows; a test holds them to the registries, which are what is asked at run time.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InputError
+
+SOLVERS = ("ddim", "ddpm", "heun", "adams-bashforth", "dpm++2m", "edict", "bdia", "belm")
+METHODS = ("ddim", "heun", "edict", "bdia", "belm")
+SPACINGS = ("leading", "trailing", "linspace", "quadratic", "karras")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+WORK = "The walk"
+FILES = "Files and pictures"
+MACHINE = "Machine and output"
+
+
+def remember_debug(ctx: typer.Context, value: bool) -> bool:
+    """Tells the group, which catches the errors, to let them through."""
+    if value:
+        ctx.meta["ddim.debug"] = True
+    return value
+
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="A bundled model, a folder in the diffusers format, or a hub id.")
+]
+CodeModel = Annotated[
+    str | None, typer.Option("--model", "-m", help="By default the one that made the code.", show_default=False)
+]
+Steps = Annotated[int, typer.Option("--steps", "-S", help="S, from 1 to the model's T.", rich_help_panel=WORK)]
+Spacing = Annotated[
+    str | None,
+    typer.Option(
+        "--spacing",
+        help=f"{', '.join(SPACINGS)}; or a list of t such as 900,500,100. By default the model's own.",
+        autocompletion=lambda: list(SPACINGS),
+        rich_help_panel=WORK,
+        show_default=False,
+    ),
+]
+Solver = Annotated[
+    str,
+    typer.Option("--solver", help=f"{', '.join(SOLVERS)}.", autocompletion=lambda: list(SOLVERS), rich_help_panel=WORK),
+]
+Method = Annotated[
+    str,
+    typer.Option("--method", help=f"{', '.join(METHODS)}.", autocompletion=lambda: list(METHODS), rich_help_panel=WORK),
+]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        "-o",
+        metavar="KEY=VALUE",
+        help="An option of the method, such as gamma=0.96; repeatable. ddim methods lists them.",
+        rich_help_panel=WORK,
+        show_default=False,
+    ),
+]
+Labels = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--label",
+        help="Class label for a conditional model; repeatable: one an image, or one for all.",
+        rich_help_panel=WORK,
+        show_default=False,
+    ),
+]
+Batch = Annotated[int, typer.Option("--batch", help="Images a network call.", rich_help_panel=MACHINE)]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="cpu, cuda, cuda:1; by default cuda where there is one.",
+        rich_help_panel=MACHINE,
+        show_default=False,
+    ),
+]
+DType = Annotated[str, typer.Option("--dtype", help=f"{', '.join(DTYPES)}: of the network.", rich_help_panel=MACHINE)]
+Resize = Annotated[
+    bool,
+    typer.Option("--resize", help="Fit images of another size or number of channels.", rich_help_panel=FILES),
+]
+Columns = Annotated[
+    int | None,
+    typer.Option("--columns", min=1, help="Images a row of the sheet.", rich_help_panel=FILES, show_default=False),
+]
+Scale = Annotated[int, typer.Option("--scale", min=1, help="Pixels a pixel.", rich_help_panel=FILES)]
+Each = Annotated[
+    bool, typer.Option("--each", help="One file a picture too, in a folder beside the sheet.", rich_help_panel=FILES)
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="A folder, or a file; by default a file here that names its settings.",
+        rich_help_panel=FILES,
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines.", rich_help_panel=MACHINE)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no report.", rich_help_panel=MACHINE)]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        help="Show where an error came from (or set DDIM_DEBUG=1).",
+        callback=remember_debug,
+        rich_help_panel=MACHINE,
+    ),
+]
+
+
+def options_from(pairs: list[str] | None) -> dict[str, Any]:
+    """``["gamma=0.96"]`` as a dict; the values stay text, the method knows their types.
+
+    Raises:
+        InputError: something that is not KEY=VALUE, or a key given twice.
+    """
+    out: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        key, value = key.strip().replace("-", "_"), value.strip()
+        if not equals or not key or not value:
+            raise InputError(f"--option {pair!r} is not KEY=VALUE; write for example --option gamma=0.96.")
+        if key in out:
+            raise InputError(f"--option {key} was given twice: {out[key]} and {value}.")
+        out[key] = value
+    return out
+
+
+def spacing_from(text: str | None) -> str | list[float] | None:
+    """A spacing's name, or the list of t that ``900,500,100`` is.
+
+    Raises:
+        InputError: a list with something other than numbers in it.
+    """
+    if text is None or not re.match(r"\s*[-+.\d]", text):
+        return text
+    out = []
+    for part in text.split(","):
+        try:
+            out.append(float(part))
+        except ValueError:
+            raise InputError(
+                f"--spacing {text!r}: {part.strip()!r} is not a t; write for example 900,500,100."
+            ) from None
+    return out
+
+
+def grid_from(text: str) -> tuple[int, int]:
+    """(rows, columns) of ``7x9``.
+
+    Raises:
+        InputError: anything else.
+    """
+    match = re.fullmatch(r"(\d+)\s*[xX×]\s*(\d+)", text.strip())
+    if not match:
+        raise InputError(f"--grid {text!r} is not ROWSxCOLUMNS; write for example --grid 7x7.")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,32 @@
+"""Tensors to PNG files that carry their settings."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+def page_of(images: "Tensor", columns: int | None, scale: int) -> "Image":
+    """A sheet of several pictures; a single one as it is, without a border."""
+    from ..images import sheet
+
+    return sheet(images, columns, scale=scale, gap=0 if len(images) == 1 else 2)
+
+
+def write_page(
+    images: "Tensor", path: Path, about: Mapping[str, Any], *, columns: int | None = None, scale: int = 1
+) -> Path:
+    """The pictures on one sheet, with ``about`` as JSON in the PNG's ``Description``."""
+    from ..images import save_image
+
+    return save_image(page_of(images, columns, scale), path, about=json.dumps(about, default=str))
+
+
+def write_each(images: "Tensor", paths: Sequence[Path], abouts: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """One file a picture."""
+    pairs = zip(paths, abouts, strict=True)
+    return [write_page(images[k : k + 1], path, about) for k, (path, about) in enumerate(pairs)]

@@ -1,0 +1,216 @@
+"""``ddim models`` and ``ddim methods``: what there is to choose from, read from the registries."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options as o
+from .terminal import Terminal, escaped, stdout
+
+if TYPE_CHECKING:
+    from .work import Counted
+
+_Name = Annotated[
+    str | None,
+    typer.Argument(metavar="[NAME]", help="A bundled model, a folder or a hub id: all about it.", show_default=False),
+]
+_GROWTH_STEPS = 50
+
+
+def models(name: _Name = None, json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False) -> None:
+    """List the models that are carried along, or tell all about one, wherever it is."""
+    with Terminal(json, quiet) as terminal:
+        if name is not None:
+            from .work import open_model
+
+            facts = describe(open_model(terminal, name, None, "float32", labels=[]), name)
+            terminal.result({"command": "models", **facts})
+            if not (json or quiet):
+                _show("", [("", ""), ("", "")], [[k.replace("_", " "), _text(v)] for k, v in facts.items()], head=False)
+            return
+        from ..models import bundled_models
+
+        rows = [_listed(key, folder) for key, folder in bundled_models().items()]
+        terminal.result({"command": "models", "models": rows})
+        if not (json or quiet):
+            heads = [("name", "bold"), ("pictures", ""), ("prediction", ""), ("spacing", ""), ("licence", "dim")]
+            _show("Carried along", heads, [[_text(row[head]) for head, _ in heads] for row in rows])
+            stdout().print(
+                "[dim]A folder in the diffusers format or a hub id (owner/name) will do wherever a model is asked for; "
+                "[/dim]ddim models NAME[dim] tells all about one.[/dim]",
+                soft_wrap=True,
+            )
+
+
+def methods(json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False) -> None:
+    """List solvers, inversions and spacings, with their options."""
+    with Terminal(json, quiet) as terminal:
+        facts = registries()
+        terminal.result({"command": "methods", **facts})
+        if json or quiet:
+            return
+        common = [("name", "bold"), ("order", ""), ("calls/step", ""), ("exact", ""), ("options", "")]
+        growth = ("growth", "")
+        _show(
+            "Solvers (--solver)",
+            [*common, ("noise", ""), growth, ("paper", "dim")],
+            [_row(s, "order", "nfe", "exact", "options", "stochastic", "growth", "paper") for s in facts["solvers"]],
+        )
+        _show(
+            "Inversions (--method)",
+            [common[0], *common[2:], growth, ("paper", "dim")],
+            [_row(s, "nfe", "exact", "options", "growth", "paper") for s in facts["inversions"]],
+        )
+        _show("Spacings (--spacing)", [common[0], ("what", "")], [_row(s, "what") for s in facts["spacings"]])
+        stdout().print(
+            f"[dim]exact: algebra brings the picture back. growth: how far the way back may enlarge a disturbance over "
+            f"S = {_GROWTH_STEPS} steps of DDPM's linear schedule; 1 is neutral. Options go with [/dim]-o KEY=VALUE"
+            "[dim] (eta with [/dim]--eta[dim]).[/dim]",
+            soft_wrap=True,
+        )
+
+
+def registries() -> dict[str, list[dict[str, Any]]]:
+    """Every solver, inversion and spacing as plain values."""
+    from ..grid import SPACINGS, make_grid
+    from ..inversion import inversion_names, make_inversion
+    from ..path import ddpm_linear
+    from ..solvers import SOLVERS
+    from ..solvers.base import Reversible, options_of
+
+    grid = make_grid(ddpm_linear(), _GROWTH_STEPS)
+    solvers, inversions = [], []
+    for name, kind in SOLVERS.items():
+        solver = kind()
+        exact = isinstance(solver, Reversible)
+        solvers.append(
+            {
+                "name": name,
+                "order": solver.order,
+                "nfe": solver.nfe,
+                "exact": exact,
+                "stochastic": "always"
+                if solver.stochastic
+                else ("with eta > 0" if "eta" in options_of(solver) else "never"),
+                "options": options_of(solver),
+                "growth": _rounded(solver.growth(grid)) if exact else None,
+                "paper": solver.paper,
+            }
+        )
+    for name in inversion_names():
+        method = make_inversion(name)
+        back = method.solver()
+        inversions.append(
+            {
+                "name": name,
+                "nfe": method.nfe,
+                "exact": method.exact,
+                "options": dict(method.options),
+                "growth": _rounded(back.growth(grid)) if isinstance(back, Reversible) else None,
+                "paper": method.paper,
+            }
+        )
+    spacings = [
+        {"name": name, "what": " ".join((make.__doc__ or "").strip().split("\n\n")[0].split())}
+        for name, make in SPACINGS.items()
+    ]
+    return {"solvers": solvers, "inversions": inversions, "spacings": spacings}
+
+
+def describe(model: "Counted", name: str) -> dict[str, Any]:
+    """All about one model: what ``Model.describe`` says, its schedule, and the licence on its card."""
+    from ..models import bundled_models
+
+    source = bundled_models().get(name, Path(name))
+    path = model.path
+    first, last = path.node(path.t_max / path.levels), path.node(path.t_max)
+    facts = {
+        **model.describe(),
+        "schedule": _schedule(source),
+        "alpha_bar": {"first": float(f"{first.alpha**2:.6g}"), "last": float(f"{last.alpha**2:.4g}")},
+        "licence": _licence(source),
+    }
+    return {k: v for k, v in facts.items() if v is not None}
+
+
+def _listed(name: str, folder: Path) -> dict[str, Any]:
+    """A bundled model's row, from its configs alone."""
+    unet, scheduler = _json(folder / "unet/config.json"), _json(folder / "scheduler/scheduler_config.json")
+    size, channels = unet.get("sample_size"), unet.get("in_channels")
+    return {
+        "name": name,
+        "pictures": f"{size}x{size} {'grey' if channels == 1 else 'colour'}",
+        "prediction": scheduler.get("prediction_type", "epsilon"),
+        "spacing": scheduler.get("timestep_spacing", "leading"),
+        "licence": _licence(folder),
+    }
+
+
+def _schedule(source: Path) -> dict[str, Any] | None:
+    config = _json(source / "scheduler/scheduler_config.json")
+    keys = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "rescale_betas_zero_snr")
+    return {k: config[k] for k in keys if config.get(k)} or None
+
+
+def _licence(folder: Path) -> str | None:
+    """What the front matter of a model card says."""
+    try:
+        lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return next((line.partition(":")[2].strip() for line in lines[:40] if line.startswith("license:")), None)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def _row(entry: Mapping[str, Any], *keys: str) -> list[str]:
+    return [_text(entry["name"]), *(_text(entry[k]) for k in keys)]
+
+
+def _text(value: Any) -> str:
+    """A value as a cell of a table."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", " ") if value >= 10_000 else str(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} = {_text(v)}" for k, v in value.items()) or "–"
+    if isinstance(value, (list, tuple)):
+        return " x ".join(map(str, value))
+    return str(value)
+
+
+def _show(title: str, heads: list[tuple[str, str]], rows: list[list[str]], head: bool = True) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_header=head,
+        pad_edge=False,
+    )
+    for name, style in heads:
+        table.add_column(name, style=style or None, no_wrap=name == "name", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escaped, row))
+    stdout().print(table)

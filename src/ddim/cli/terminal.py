@@ -1,0 +1,130 @@
+"""What a command tells: progress on stderr, the result on stdout, for people or as JSON."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DDIMWarning
+from .failure import in_flags, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+Report = Callable[[int, int], None]
+
+
+class Terminal:
+    """One command's voice. Use as a context: inside it, warnings are one line each, and only those one can act on.
+
+    Args:
+        as_json: one JSON object on stdout and no progress.
+        quiet: neither progress nor a report.
+    """
+
+    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json, self.quiet = as_json, quiet
+        self.live = not (as_json or quiet) and sys.stderr.isatty()
+        self.warned: list[str] = []
+        self.began = time.perf_counter()
+
+    def __enter__(self) -> "Terminal":
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        self._caught = warnings.catch_warnings()
+        self._caught.__enter__()
+        if not os.environ.get("DDIM_DEBUG"):
+            warnings.simplefilter("ignore")
+        warnings.simplefilter("always", DDIMWarning)
+        warnings.showwarning = self._warn
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._caught.__exit__(kind, error, trace)
+
+    def _warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
+        sentence = in_flags(" ".join(str(message).split()))
+        self.warned.append(sentence)
+        say("Warning", sentence)
+
+    @property
+    def seconds(self) -> float:
+        """Since the command began."""
+        return time.perf_counter() - self.began
+
+    @contextlib.contextmanager
+    def status(self, what: str) -> Iterator[None]:
+        """A spinner beside something that takes a moment."""
+        if not self.live:
+            yield
+            return
+        from rich.console import Console
+
+        with Console(stderr=True).status(f"[dim]{what}[/dim]"):
+            yield
+
+    @contextlib.contextmanager
+    def bar(self, what: str, images: int) -> Iterator[Report | None]:
+        """A progress bar for a walk of ``images``; yields what the verbs call after each step."""
+        if not self.live:
+            yield None
+            return
+        with progress() as bar:
+            task, began = bar.add_task(what, total=None, rate=""), time.perf_counter()
+
+            def report(done: int, total: int) -> None:
+                spent = max(time.perf_counter() - began, 1e-9)
+                rate = f"{done / spent:.1f} steps/s · {images * done / total / spent:.3g} images/s"
+                bar.update(task, completed=done, total=total, rate=rate)
+
+            yield report
+
+    def result(self, data: Mapping[str, Any], *lines: str) -> None:
+        """Ends a command: the JSON object, or lines (Rich markup) for people."""
+        if self.as_json:
+            whole = {**data, "seconds": round(self.seconds, 3), "warnings": self.warned}
+            print(json.dumps(whole, allow_nan=False, default=str), flush=True)
+        elif not self.quiet:
+            console = stdout()
+            for line in lines:
+                console.print(line, soft_wrap=True, highlight=False)
+
+
+def stdout() -> "Console":
+    """A console on stdout; wide where it is no terminal, so that tables survive a pipe."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def progress(transient: bool = True) -> "Progress":
+    """A Rich progress display on stderr with a ``rate`` field and the time that is left; transient ones vanish."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("[dim]{task.fields[rate]}"),
+        TimeRemainingColumn(compact=True),
+        console=Console(stderr=True),
+        transient=transient,
+    )
+
+
+def escaped(text: object) -> str:
+    """Text in which Rich sees no markup."""
+    from rich.markup import escape
+
+    return escape(str(text))

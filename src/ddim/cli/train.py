@@ -1,0 +1,50 @@
+"""``ddim train``: a model from a folder of pictures and a TOML file."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options as o
+from .terminal import Terminal, escaped
+
+_Config = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="See recipes/fashion.toml.", show_default=False)]
+_Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
+
+
+def train(
+    config: _Config,
+    resume: _Resume = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Train a model as a TOML file says; under accelerate launch, on all of its processes."""
+    with Terminal(json, quiet) as terminal:
+        from ..training import Event, load_config, train
+
+        settings = load_config(config)
+        last = Event("start", 0, settings.train.steps)
+
+        def listen(event: Event) -> None:
+            nonlocal last
+            last = event
+
+        # on its own the run draws its bar, or writes its log; with a listener it is silent
+        model = train(settings, resume=resume, on_event=listen if json or quiet else None)
+        if os.environ.get("RANK", "0") != "0":
+            return  # one process of several speaks
+        terminal.result(
+            {
+                "command": "train",
+                "config": str(config),
+                "steps": settings.train.steps,
+                "resumed": resume,
+                "images_per_second": round(last.images_per_second, 1),
+                "files": [str(model)],
+            },
+            f"[bold]{escaped(model)}[/bold]",
+            f"[dim]{settings.train.steps} steps · {terminal.seconds / 60:.1f} min · next: "
+            f"ddim sample --model {escaped(model)}[/dim]",
+        )

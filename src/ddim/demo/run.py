@@ -1,0 +1,146 @@
+"""Runs the demo's sections one after the other and writes the page."""
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..cli.files import folder, protect, slug
+from ..cli.tables import describe
+from ..cli.terminal import Terminal
+from ..cli.work import open_model
+from ..code import write_whole
+from ..errors import InputError
+from ..images import read_images
+from ..models import bundled_models, bundled_test_images
+from .inverting import Between, Inversion
+from .page import render
+from .sampling import Consistency, Noise, Sheets
+from .studio import Bars, Studio
+
+MOST = 16
+
+
+def run(
+    terminal: Terminal,
+    out: Path,
+    *,
+    model: str = "fashion",
+    images: Path | None = None,
+    seed: int = 0,
+    quick: bool = False,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """The whole demo.
+
+    Args:
+        terminal: where progress goes.
+        out: the folder for ``index.html``, ``results.json`` and the pictures.
+        model: a bundled model, a folder or a hub id; unconditional.
+        images: a folder with at least four pictures to invert; by default those beside the model.
+        seed: the k-th sample has seed + k.
+        quick: leave out all work at the largest S.
+        device: by default cuda where there is one.
+
+    Returns:
+        What ``results.json`` holds.
+
+    Raises:
+        InputError: a conditional model, too few pictures, or a folder that cannot be used.
+    """
+    began = time.perf_counter()
+    folder(out)
+    counted = open_model(terminal, model, device, "float32", labels=[])
+    if counted.classes:
+        raise InputError(f"The demo needs an unconditional model; {model!r} has {counted.classes} classes.")
+    paths = _pictures(model, images)
+    names = [slug(p.stem) for p in paths]
+    protect([out / "originals" / f"{n}.png" for n in names], paths)
+    pixels = read_images(paths, counted.shape, resize=images is not None)
+    long = None if quick else counted.path.levels
+    studio = Studio(counted, model, out, seed, names, pixels, long)
+    inversion = Inversion(studio)
+    sections = {
+        "samples": Sheets(studio),
+        "noise": Noise(studio),
+        "consistency": Consistency(studio),
+        "inversion": inversion,
+        "between": Between(studio, inversion),
+    }
+    plan = {key: section.jobs() for key, section in sections.items()}
+    weights = {key: sum(job.weight for job in jobs) for key, jobs in plan.items()}
+    results: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    with Bars(terminal, list(weights.values())) as bars:
+        for key, section in sections.items():
+            since = time.perf_counter()
+            with bars.section(section.title, weights[key]):
+                for job in plan[key]:
+                    job.work(bars.job(job.weight))
+                results[key] = section.result()
+            seconds[key] = round(time.perf_counter() - since, 2)
+    whole = {
+        "ddim": __version__,
+        "command": studio.command("demo", **({} if out == Path("demo") else {"out": out}), **_asked(seed, quick)),
+        "model": describe(counted, model),
+        "machine": _machine(str(counted.device)),
+        "seed": seed,
+        "quick": quick,
+        "seconds": {**seconds, "all": round(time.perf_counter() - began, 1)},
+        "network_calls": sum(weights.values()),
+        **results,
+    }
+    write_whole(out / "results.json", (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode())
+    write_whole(out / "index.html", render(whole, str(out)).encode())
+    return whole
+
+
+def _pictures(model: str, images: Path | None) -> list[Path]:
+    """Up to 16 pictures to invert."""
+    if images is not None:
+        if not images.is_dir():
+            raise InputError(f"--images {images} is not a folder.")
+        found, where = sorted(images.glob("*.png")), str(images)
+    elif model in bundled_models():
+        found, where = bundled_test_images(model), "the bundled model"
+    else:
+        found, where = sorted(Path(model, "test_images").glob("*.png")), f"{model}/test_images"
+    if len(found) < 4:
+        raise InputError(
+            f"The demo inverts four PNGs or more, but {where} has {len(found)}; name a folder by --images."
+        )
+    return found[:MOST]
+
+
+def _asked(seed: int, quick: bool) -> dict[str, Any]:
+    return {**({"seed": seed} if seed else {}), **({"quick": True} if quick else {})}
+
+
+def _machine(device: str) -> dict[str, Any]:
+    """What it ran on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    facts = {
+        "processor": _processor(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if device.startswith("cuda"):
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()

@@ -1,0 +1,128 @@
+"""Law 1: on data whose exact eps is known the endpoint is the closed form, at the order that each method states.
+
+Grids: see ``oracles.arc`` for why orders are fitted on smooth grids that end at finite noise.
+"""
+
+from functools import cache
+
+import pytest
+import torch
+from oracles import arc, fitted_order, gaussian, mixture, noise_like, straight
+
+import ddim
+from ddim.inversion import make_inversion
+
+STEPS = [32, 64, 128, 256]
+GRIDS = {"arc": arc, "straight": straight}
+PROBLEMS = {"gaussian": gaussian(3), "mixture": mixture(3)}
+X = noise_like((4, 3))
+EVERY_SOLVER = [name for name in ddim.SOLVERS if not ddim.make_solver(name).stochastic]
+WITH_OPTIONS = [("ddim", {"eta": 0.0}, 1), ("bdia", {"gamma": 0.5}, 1), ("edict", {"p": 0.5}, 1)]
+problems = pytest.mark.parametrize("problem", PROBLEMS)
+grids = pytest.mark.parametrize("grid", GRIDS)
+
+
+@cache
+def truth(problem: str, grid: str, back: bool = False) -> torch.Tensor:
+    nodes = GRIDS[grid](STEPS[0]).nodes  # the two ends are the same for every number of steps
+    ends = (nodes[-1], nodes[0]) if back else (nodes[0], nodes[-1])
+    return PROBLEMS[problem].endpoint(X, *ends)
+
+
+def errors_forward(solver, problem: str, grid: str) -> list[float]:
+    errors = []
+    for steps in STEPS:
+        nodes = GRIDS[grid](steps)
+        end = ddim.solve(PROBLEMS[problem], solver, solver.init(X, nodes), nodes)
+        errors.append(float((solver.read(end) - truth(problem, grid)).abs().max()))
+    return errors
+
+
+@problems
+@grids
+@pytest.mark.parametrize("name", EVERY_SOLVER)
+def test_order_of_a_solver_is_the_one_it_states(name, problem, grid, record_property):
+    solver = ddim.make_solver(name)
+    errors = errors_forward(solver, problem, grid)
+    order = fitted_order(STEPS, errors)
+    record_property("fitted_order", order)
+    print(f"order {name:16} {problem:9} {grid:9} {order:.3f}  error at {STEPS[-1]}: {errors[-1]:.1e}")
+    assert order == pytest.approx(solver.order, abs=0.15)
+    assert errors[-1] < 10 / STEPS[-1] ** solver.order  # and it converges to the closed form, not to something near
+
+
+@problems
+@pytest.mark.parametrize(("name", "options", "order"), WITH_OPTIONS)
+def test_order_with_options(name, options, order, problem):
+    solver = ddim.make_solver(name, options)
+    assert fitted_order(STEPS, errors_forward(solver, problem, "arc")) == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize("name", ddim.SOLVERS)
+def test_order_zero_means_noise_and_nothing_else(name):
+    assert (ddim.SOLVERS[name].order == 0) == ddim.make_solver(name).stochastic
+
+
+def neutral(name: str) -> bool:
+    """Whether the method may be followed to 256 steps on the way back without its own growth drowning the order."""
+    solver = make_inversion(name).solver()
+    return not hasattr(solver, "growth") or solver.growth(arc(STEPS[-1])) < 100
+
+
+@problems
+@pytest.mark.parametrize("name", [n for n in ddim.inversion_names() if neutral(n)])
+def test_inversion_reaches_the_closed_form_code_at_its_solvers_order(name, problem):
+    inversion = make_inversion(name)
+    errors = []
+    for steps in STEPS:
+        state = inversion.invert(PROBLEMS[problem], X, arc(steps))
+        errors.append(float((state["x"] - truth(problem, "arc", back=True)).abs().max()))
+    order = fitted_order(STEPS, errors)
+    print(f"order back {name:11} {problem:9} {order:.3f}  error at {STEPS[-1]}: {errors[-1]:.1e}")
+    assert order == pytest.approx(inversion.solver().order, abs=0.15)
+
+
+def round_trips(inversion, problem: str) -> list[float]:
+    solver, errors = inversion.solver(), []
+    for steps in STEPS:
+        state = inversion.invert(PROBLEMS[problem], X, arc(steps))
+        back = solver.read(ddim.solve(PROBLEMS[problem], solver, state, arc(steps)))
+        errors.append(float((back - X).abs().max()))
+    return errors
+
+
+@problems
+@pytest.mark.parametrize("iterations", [1, 2, 3, 4])
+def test_round_trip_order_of_ddim_inversion_is_its_iterations(iterations, problem):
+    # each fixed-point iteration multiplies what is left of the implicit step's error by O(h)
+    order = fitted_order(STEPS, round_trips(make_inversion("ddim", {"iterations": iterations}), problem))
+    print(f"order trip ddim x{iterations} {problem:9} {order:.3f}")
+    assert order == pytest.approx(iterations, abs=0.15)
+
+
+@problems
+def test_round_trip_order_of_ddim_inversion_with_the_sources_label_is_one(problem):
+    order = fitted_order(STEPS, round_trips(make_inversion("ddim", {"label": "source"}), problem))
+    assert order == pytest.approx(1, abs=0.15)
+
+
+@problems
+def test_round_trip_order_of_heun_is_three(problem):
+    # Phi_h = exp(hF + h^3 E + h^4 G ...): in Phi_h Phi_{-h} the h^3 cancels, for any method of even order
+    order = fitted_order(STEPS, round_trips(make_inversion("heun"), problem))
+    print(f"order trip heun {problem:9} {order:.3f}")
+    assert order == pytest.approx(3, abs=0.15)
+
+
+@pytest.mark.parametrize("spacing", ddim.SPACINGS)
+@pytest.mark.parametrize("name", EVERY_SOLVER)
+def test_on_a_real_table_down_to_the_data_the_endpoint_is_the_closed_form(name, spacing):
+    # all the way to the data, through a table's rounding, no order is claimed; the limit is
+    oracle, solver = PROBLEMS["gaussian"], ddim.make_solver(name)
+    errors = []
+    for steps in (50, 200):
+        nodes = ddim.make_grid(ddim.ddpm_linear(), steps, spacing)
+        end = solver.read(ddim.solve(oracle, solver, solver.init(X, nodes), nodes))
+        errors.append(float((end - oracle.endpoint(X, nodes[0], nodes[-1])).abs().max()))
+    assert errors[1] < errors[0], errors
+    assert errors[1] < 0.03, errors

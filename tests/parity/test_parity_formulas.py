@@ -1,0 +1,208 @@
+"""Law 6: witnesses written from the papers, with their own time-indexed formulas and none of the library's helpers."""
+
+import math
+
+import pytest
+import torch
+from oracles import gaussian, mixture, noise_like
+
+import ddim
+from ddim.solvers.base import implicit_step
+
+PATH = ddim.ddpm_linear()
+PROBLEMS = {"gaussian": gaussian(3), "mixture": mixture(3)}
+GRIDS = {s: ddim.make_grid(PATH, 20, s) for s in ddim.SPACINGS}
+every_problem = pytest.mark.parametrize("problem", PROBLEMS)
+every_grid = pytest.mark.parametrize("spacing", GRIDS)
+X = noise_like((4, 3))
+
+
+def forward(solver, problem: str, grid: ddim.Grid, noise=None) -> torch.Tensor:
+    return solver.read(ddim.solve(PROBLEMS[problem], solver, solver.init(X, grid), grid, noise=noise))
+
+
+def compare(name: str, a: torch.Tensor, b: torch.Tensor, record_property, tolerance: float = 1e-12) -> None:
+    worst = float((a - b).abs().max())
+    record_property("largest_disagreement", worst)
+    print(f"formula {name:40} {worst:.1e}")
+    assert worst <= tolerance * float(b.abs().max().clamp(min=1))
+
+
+@every_grid
+@every_problem
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_k_diffusions_euler_ancestral_is_the_eta_family(eta, problem, spacing, record_property):
+    """In Karras coordinates u = x / alpha, s = sigma / alpha; ``get_ancestral_step`` of k-diffusion."""
+    grid, data = GRIDS[spacing], PROBLEMS[problem]
+    noise = [noise_like((4, 3), 50 + k) for k in range(20)]
+    u = X / grid[0].alpha
+    for i in range(grid.steps):
+        here, there = grid[i].ratio, grid[i + 1].ratio
+        denoised = data(grid[i].alpha * u, grid[i]).x0
+        up = min(there, eta * math.sqrt(there**2 * (here**2 - there**2) / here**2))
+        down = math.sqrt(there**2 - up**2)
+        u = u + (u - denoised) / here * (down - here) + noise[i] * up
+    feed = iter(noise)
+    a = forward(ddim.make_solver("ddim", {"eta": eta}), problem, grid, lambda like: next(feed))
+    compare(f"euler ancestral {problem} {spacing} eta {eta}", a, u * grid[-1].alpha, record_property)
+
+
+@every_grid
+@every_problem
+def test_heun_is_the_improved_euler_method(problem, spacing, record_property):
+    """Algorithm 1 of Karras et al. 2022 (no churn) on dx/dsigma = (x - D(x; sigma)) / sigma."""
+    grid, data = GRIDS[spacing], PROBLEMS[problem]
+
+    def slope(u, node):
+        return (u - data(node.alpha * u, node).x0) / node.ratio
+
+    u = X / grid[0].alpha
+    for i in range(grid.steps):
+        h = grid[i + 1].ratio - grid[i].ratio
+        d = slope(u, grid[i])
+        u_next = u + h * d
+        if grid[i + 1].sigma > 0:
+            u_next = u + h * (d + slope(u_next, grid[i + 1])) / 2
+        u = u_next
+    compare(f"heun {problem} {spacing}", forward(ddim.make_solver("heun"), problem, grid), u, record_property, 1e-11)
+
+
+@every_grid
+@every_problem
+def test_adams_bashforth_integrates_the_line_through_two_slopes(problem, spacing, record_property):
+    grid, data = GRIDS[spacing], PROBLEMS[problem]
+    u, before = X / grid[0].alpha, None
+    for i in range(grid.steps):
+        a, b = grid[i].ratio, grid[i + 1].ratio
+        eps = data(grid[i].alpha * u, grid[i]).eps
+        if before is None:
+            u_next = u + (b - a) * eps
+        else:
+            tilt = (eps - before[1]) / (a - before[0])
+            u_next = u + (b - a) * eps + tilt * (b - a) ** 2 / 2
+        u, before = u_next, (a, eps)
+    result = forward(ddim.make_solver("adams-bashforth"), problem, grid)
+    compare(f"adams-bashforth {problem} {spacing}", result, u, record_property, 1e-11)
+
+
+@every_grid
+@every_problem
+def test_dpm_solver_plus_plus_2m(problem, spacing, record_property):
+    """Algorithm 2 of Lu et al. 2022 (arXiv 2211.01095), with h and r of the paper."""
+    grid, data = GRIDS[spacing], PROBLEMS[problem]
+    logs = [math.log(n.alpha / n.sigma) if n.sigma else math.inf for n in grid]
+    x, q = X, []
+    for i in range(1, grid.steps + 1):
+        q.append(data(x, grid[i - 1]).x0)
+        h = logs[i] - logs[i - 1]
+        d = q[-1]
+        if i > 1 and math.isfinite(h):
+            r = (logs[i - 1] - logs[i - 2]) / h
+            d = (1 + 1 / (2 * r)) * q[-1] - 1 / (2 * r) * q[-2]
+        x = grid[i].sigma / grid[i - 1].sigma * x - grid[i].alpha * math.expm1(-h) * d
+    result = forward(ddim.make_solver("dpm++2m"), problem, grid)
+    compare(f"dpm++2m {problem} {spacing}", result, x, record_property, 1e-11)
+
+
+# --- the reversible ones, in the papers' own indexing: t falls to 0 -------------------------------------------------
+
+
+def table(grid: ddim.Grid) -> tuple[list[float], list[float], list[ddim.Node]]:
+    """alpha_t and sigma_t with t = T..0 counting down along the grid, so that list index t is the paper's."""
+    nodes = list(reversed(grid.nodes))
+    return [n.alpha for n in nodes], [n.sigma for n in nodes], nodes
+
+
+@every_grid
+@every_problem
+@pytest.mark.parametrize("p", [0.93, 0.8])
+def test_edict(p, problem, spacing, record_property):
+    """Wallace et al. 2023: two affine half steps, which swap every step, then two mixing layers, x and then y."""
+    grid = GRIDS[spacing]
+    alpha, sigma, nodes = table(grid)
+    x = y = X
+    for number, t in enumerate(range(grid.steps, 0, -1)):
+        a = alpha[t - 1] / alpha[t]
+        b = sigma[t - 1] - sigma[t] * a
+
+        def eps(z, t=t):
+            return PROBLEMS[problem](z, nodes[t]).eps
+
+        if number % 2 == 0:
+            x = a * x + b * eps(y)
+            y = a * y + b * eps(x)
+        else:
+            y = a * y + b * eps(x)
+            x = a * x + b * eps(y)
+        x = p * x + (1 - p) * y
+        y = p * y + (1 - p) * x
+    result = forward(ddim.make_solver("edict", {"p": p}), problem, grid)
+    compare(f"edict p {p} {problem} {spacing}", result, x, record_property, 1e-11)
+
+
+def ddim_step(x, eps, alpha, sigma, t: int, s: int):
+    """The DDIM update from t to s, either way: alpha_s (x - sigma_t eps) / alpha_t + sigma_s eps."""
+    return alpha[s] * (x - sigma[t] * eps) / alpha[t] + sigma[s] * eps
+
+
+@every_grid
+@every_problem
+@pytest.mark.parametrize("gamma", [1.0, 0.96, 0.5])
+def test_bdia(gamma, problem, spacing, record_property):
+    """Zhang et al. 2023: x_{i-1} = gamma x_{i+1} + DDIM(x_i; i -> i-1) - gamma DDIM(x_i; i -> i+1)."""
+    grid = GRIDS[spacing]
+    alpha, sigma, nodes = table(grid)
+    last = grid.steps
+    x = {last: X, last - 1: ddim_step(X, PROBLEMS[problem](X, nodes[last]).eps, alpha, sigma, last, last - 1)}
+    for i in range(last - 1, 0, -1):
+        eps = PROBLEMS[problem](x[i], nodes[i]).eps
+        forth = ddim_step(x[i], eps, alpha, sigma, i, i - 1)
+        back = ddim_step(x[i], eps, alpha, sigma, i, i + 1)
+        x[i - 1] = gamma * x[i + 1] + forth - gamma * back
+    result = forward(ddim.make_solver("bdia", {"gamma": gamma}), problem, grid)
+    compare(f"bdia gamma {gamma} {problem} {spacing}", result, x[0], record_property, 1e-11)
+
+
+@every_grid
+@every_problem
+def test_belm(problem, spacing, record_property):
+    """Eq. 18 of Wang et al. 2024, O-BELM, as their code prints it; the first step is DDIM's."""
+    grid = GRIDS[spacing]
+    alpha, sigma, nodes = table(grid)
+    last = grid.steps
+    h = {i: sigma[i] / alpha[i] - sigma[i - 1] / alpha[i - 1] for i in range(1, last + 1)}
+    x = {last: X, last - 1: ddim_step(X, PROBLEMS[problem](X, nodes[last]).eps, alpha, sigma, last, last - 1)}
+    for i in range(last - 1, 0, -1):
+        eps = PROBLEMS[problem](x[i], nodes[i]).eps
+        x[i - 1] = (
+            h[i] ** 2 / h[i + 1] ** 2 * alpha[i - 1] / alpha[i + 1] * x[i + 1]
+            + (h[i + 1] ** 2 - h[i] ** 2) / h[i + 1] ** 2 * alpha[i - 1] / alpha[i] * x[i]
+            - h[i] * (h[i] + h[i + 1]) / h[i + 1] * alpha[i - 1] * eps
+        )
+    result = forward(ddim.make_solver("belm"), problem, grid)
+    compare(f"belm {problem} {spacing}", result, x[0], record_property, 1e-11)
+
+
+@every_grid
+def test_ddim_inversion_with_either_label(spacing, record_property):
+    """x_t = alpha_t (x_s - sigma_s eps) / alpha_s + sigma_t eps, with eps at (x_s, t) or at (x_s, s)."""
+    grid, data = GRIDS[spacing], PROBLEMS["mixture"]
+    alpha, sigma, nodes = table(grid)
+    for label, ahead in (("destination", 1), ("source", 0)):
+        x = data.draw(4)
+        for s in range(grid.steps):
+            x = ddim_step(x, data(x, nodes[s + ahead]).eps, alpha, sigma, s, s + 1)
+        inversion = ddim.make_inversion("ddim", {"label": label})
+        state = inversion.invert(data, data.draw(4), grid)
+        compare(f"ddim inversion {label} {spacing}", state["x"], x, record_property)
+
+
+@every_grid
+def test_the_implicit_step_solved_is_ddims_inverse(spacing):
+    grid, data = GRIDS[spacing], PROBLEMS["mixture"]
+    solver = ddim.make_solver("ddim")
+    x = data.draw(4)
+    i = grid.steps - 2
+    back = implicit_step(data, x, grid[i + 1], grid[i], iterations=200)
+    again = solver.step(data, {"x": back}, grid, i, None)["x"]
+    assert torch.allclose(again, x, rtol=0, atol=1e-12)

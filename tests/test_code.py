@@ -1,0 +1,188 @@
+import json
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from oracles import noise_like
+from safetensors.torch import save_file
+
+import ddim
+from ddim.code import VERSION, write_whole
+from ddim.errors import DDIMError, DDIMWarning
+
+GRID = ddim.make_grid(ddim.ddpm_linear(), 4)
+
+
+def code(n: int = 3, dtype: torch.dtype = torch.float32, **changes) -> ddim.LatentCode:
+    made = ddim.LatentCode(
+        state={"x": noise_like((n, 1, 4, 4), 1).to(dtype), "y": noise_like((n, 1, 4, 4), 2).to(dtype)},
+        grid=GRID,
+        method="edict",
+        solver="edict",
+        options={"p": 0.93},
+        settings={"p": 0.93},
+        model="tiny",
+        fingerprint="a" * 64,
+        cond={"labels": torch.arange(n)},
+        extras={"offsets": noise_like((4, 2), 3)},
+    )
+    return replace(made, **changes)
+
+
+def rewritten(path, about: dict | None = None, drop: str = "", tensors: dict | None = None):
+    """A saved code with its metadata or tensors changed."""
+    from safetensors import safe_open
+
+    with safe_open(str(code().save(path)), framework="pt") as f:
+        kept = {name: f.get_tensor(name) for name in f.keys()} | (tensors or {})  # noqa: SIM118
+        header = json.loads(f.metadata()["ddim"]) | (about or {})
+    kept.pop(drop, None)
+    header.pop(drop, None)
+    save_file(kept, path, metadata={"ddim": json.dumps(header)})
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, dtype):
+    before = code(dtype=dtype)
+    after = ddim.LatentCode.load(before.save(tmp_path / "a.code"))
+    for group in ("state", "cond", "extras"):
+        mine, theirs = getattr(before, group), getattr(after, group)
+        assert mine.keys() == theirs.keys()
+        for key in mine:
+            assert torch.equal(mine[key], theirs[key])
+            assert mine[key].dtype == theirs[key].dtype
+    assert after.grid == before.grid
+    for name in ("method", "solver", "options", "settings", "model", "fingerprint"):
+        assert getattr(after, name) == getattr(before, name)
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path):
+    assert code().save(tmp_path / "a").read_bytes() == code().save(tmp_path / "b").read_bytes()
+
+
+def test_a_part_of_a_code_is_a_code():
+    one = code()[1]
+    assert len(one) == 1
+    assert torch.equal(one.x, code().x[1:2])
+    assert torch.equal(code()[-1].x, code().x[2:])
+    assert len(code()[1:]) == 2
+    assert one.cond["labels"].tolist() == [1]
+    with pytest.raises(IndexError, match="image 3 of a code with 3"):
+        code()[3]
+
+
+def test_a_slice_is_saved_alone(tmp_path):
+    code(100)[5].save(tmp_path / "one")
+    code(100).save(tmp_path / "all")
+    assert (tmp_path / "one").stat().st_size < (tmp_path / "all").stat().st_size / 5
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(ddim.InputError, match="There is no file"):
+        ddim.LatentCode.load(tmp_path / "none.code")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:20], lambda b: b[:-10], lambda b: b"not a code at all"])
+def test_a_corrupt_file(tmp_path, damage):
+    path = code().save(tmp_path / "a.code")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ddim.InputError, match="cannot be read as a latent code"):
+        ddim.LatentCode.load(path)
+
+
+def test_a_foreign_safetensors_file(tmp_path):
+    save_file({"weight": torch.ones(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(ddim.InputError, match="not a latent code that ddim wrote"):
+        ddim.LatentCode.load(tmp_path / "model.safetensors")
+
+
+def test_another_format_under_our_name(tmp_path):
+    save_file({"x": torch.ones(3)}, tmp_path / "a", metadata={"ddim": json.dumps({"format": "something"})})
+    with pytest.raises(ddim.InputError, match="not a latent code that ddim wrote"):
+        ddim.LatentCode.load(tmp_path / "a")
+
+
+def test_metadata_that_is_no_json(tmp_path):
+    save_file({"x": torch.ones(3)}, tmp_path / "a", metadata={"ddim": "{"})
+    with pytest.raises(ddim.InputError, match="cannot be read as a latent code"):
+        ddim.LatentCode.load(tmp_path / "a")
+
+
+def test_another_version(tmp_path):
+    path = rewritten(tmp_path / "a", {"version": VERSION + 1})
+    with pytest.raises(ddim.InputError, match=f"format version {VERSION + 1}; this ddim reads version {VERSION}"):
+        ddim.LatentCode.load(path)
+
+
+@pytest.mark.parametrize("key", ["method", "solver", "options", "model", "fingerprint", "spacing", "grid"])
+def test_a_missing_part_is_named(tmp_path, key):
+    with pytest.raises(ddim.InputError, match=f"lacks {key}"):
+        ddim.LatentCode.load(rewritten(tmp_path / "a", drop=key))
+
+
+def test_a_code_without_a_latent(tmp_path):
+    with pytest.raises(ddim.InputError, match="holds no latent"):
+        ddim.LatentCode.load(rewritten(tmp_path / "a", drop="state.x"))
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"grid": torch.ones(3)},
+        {"grid": torch.ones(3, 2)},
+        {"grid": torch.ones(3, 3)},
+        {"state.y": torch.ones(2, 1, 4, 4)},
+        {"cond.labels": torch.arange(7)},
+    ],
+    ids=["grid of 1-D", "grid of pairs", "grid that repeats", "state of another batch", "cond of another batch"],
+)
+def test_tensors_that_do_not_fit_together(tmp_path, tensors):
+    with pytest.raises(ddim.InputError):
+        ddim.LatentCode.load(rewritten(tmp_path / "a", tensors=tensors))
+
+
+def test_a_code_of_another_shape_is_refused():
+    with pytest.raises(
+        ddim.InputError, match=r"shape \(1, 4, 4\) \(model 'tiny'\), but the model 'other'.*\(3, 8, 8\)"
+    ):
+        code().check("other", "a" * 64, (3, 8, 8))
+
+
+def test_a_code_of_another_model_warns_and_names_both():
+    with pytest.warns(DDIMWarning, match=r"model 'tiny' \(aaaaaaaaaaaa\), not by 'other' \(bbbbbbbbbbbb\)"):
+        code().check("other", "b" * 64, (1, 4, 4))
+
+
+def test_the_same_model_under_another_name_is_quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        code().check("other", "a" * 64, (1, 4, 4))
+
+
+def test_writing_replaces_the_whole_file(tmp_path):
+    target = tmp_path / "deep" / "folder" / "a"
+    assert write_whole(target, b"one") == target
+    write_whole(target, b"two")
+    assert target.read_bytes() == b"two"
+    assert [p.name for p in target.parent.iterdir()] == ["a"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    target = write_whole(tmp_path / "a", b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DDIMError, match="could not be written: No space left on device"):
+        write_whole(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_in_the_way(tmp_path):
+    (tmp_path / "a").write_text("a file")
+    with pytest.raises(DDIMError, match="could not be written"):
+        write_whole(tmp_path / "a" / "b", b"x")

@@ -1,0 +1,220 @@
+"""The demo on a tiny model: a whole page, every picture there, every number a number, every command true."""
+
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from ddim.cli.app import app
+from ddim.demo.pictures import difference, latent, same_as_png, tiles
+from ddim.demo.plot import psnr_plot
+
+LEVELS = 60
+
+
+def run(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(w) for w in words])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with T = 60 and four test pictures, and its demo beside it."""
+    root = tmp_path_factory.mktemp("demo")
+    model = tiny.pipeline_folder(root / "small", num_train_timesteps=LEVELS)
+    (model / "test_images").mkdir()
+    for k, name in enumerate(["00_sneaker", "01_ankle-boot", "02_dress", "03_bag"]):
+        pixels = torch.randint(0, 256, (8, 8), generator=torch.Generator().manual_seed(k), dtype=torch.uint8)
+        Image.frombytes("L", (8, 8), pixels.numpy().tobytes()).save(model / "test_images" / f"{name}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        result = run("demo", "--model", "small")
+    assert result.exit_code == 0, result.output
+    return root
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "demo" / "results.json").read_text())
+
+
+class Page(HTMLParser):
+    """Links, and whether the tags nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.images: list[str] = []
+        self.open: list[str] = []
+        self.commands: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.links += [v for k, v in attrs if k in ("href", "src") and v]
+        if tag == "img":
+            assert given.get("alt")
+            self.images.append(given["src"] or "")
+        if tag not in ("img", "meta", "line", "polyline", "circle", "br", "link"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [v for k, v in attrs if k in ("href", "src") and v]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "pre":
+            self.commands.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Page:
+    return Page((folder / "demo" / "index.html").read_text())
+
+
+def test_the_page_is_whole_and_needs_nothing_from_outside(folder: Path, page: Page):
+    assert page.open == []
+    text = (folder / "demo" / "index.html").read_text()
+    assert "<script" not in text
+    assert "http" not in text
+    for link in page.links:
+        assert link.startswith("#") or (folder / "demo" / link).is_file(), link
+    ids = re.findall(r'id="(\w+)"', text)
+    assert {link[1:] for link in page.links if link.startswith("#")} == set(ids)
+
+
+def test_every_picture_is_shown_and_carries_its_settings(folder: Path, page: Page):
+    shown = set(page.images)
+    there = {str(p.relative_to(folder / "demo")) for p in (folder / "demo").rglob("*.png")}
+    assert {p for p in there if not p.startswith("originals/")} == shown
+    assert len([p for p in there if p.startswith("originals/")]) == 4
+    for name in there:
+        with Image.open(folder / "demo" / name) as image:
+            assert "fingerprint" in json.loads(image.info["Description"])
+
+
+def test_every_cell_that_was_asked_for_is_there(results: dict[str, Any]):
+    assert [one["steps"] for one in results["samples"]] == [20, 50, LEVELS]
+    assert {len(one["seeds"]) for one in results["samples"]} == {100}
+    wanted = {(s, n) for s in (10, 20, 50, LEVELS) for n in ("0", "0.2", "0.5", "1", "sigma-hat")}
+    assert {(one["steps"], one["noise"]) for one in results["noise"]} == wanted
+    assert [one["steps"] for one in results["consistency"]] == [10, 20, 50, LEVELS]
+    methods = ["ddim", "ddim5", "heun", "edict", "bdia", "belm"]
+    assert [one["method"] for one in results["inversion"]["methods"]] == methods
+    assert {(c["method"], c["steps"]) for c in results["inversion"]["curve"]} == {
+        (m, s) for m in methods for s in (10, 20, 50)
+    }
+    assert [results["between"][k]["count"] for k in ("row", "chain", "corners")] == [11, 13, 49]
+
+
+def test_the_numbers_are_measured(results: dict[str, Any]):
+    for one in results["inversion"]["methods"]:
+        assert one["psnr"] is None or one["psnr"] == pytest.approx(-10 * torch.tensor(one["mse"]).log10().item(), 1e-4)
+        assert one["mse"] < 1e-8 or not one["exact"]
+        assert one["same_png"] == 4 or not one["exact"]
+        assert len(one["each"]) == 4
+    plain, *_, bdia, _ = results["inversion"]["methods"]
+    assert plain["mse"] > bdia["mse"]
+    assert results["between"]["row"]["mse_at_ends"] < 1e-8
+    assert all(one["mse_to_longest"] > 0 for one in results["consistency"][:-1])
+    assert results["seconds"]["all"] > 0
+    assert results["model"]["levels"] == LEVELS
+    assert results["machine"]["torch"] == torch.__version__
+
+
+def test_the_commands_make_the_pictures(folder: Path, page: Page, results: dict[str, Any], monkeypatch: Any):
+    """The first sheet, a cell, a chain and an inversion, by the very lines on the page."""
+    monkeypatch.chdir(folder)
+    sheet, cell = results["samples"][0], next(o for o in results["noise"] if o["noise"] == "sigma-hat")
+    chain, exact = results["between"]["chain"], results["inversion"]["methods"][-2]
+    for one, columns, count in ((sheet, 10, 100), (cell, 4, 8), (chain, 5, 13)):
+        assert one["command"] in page.commands
+        result = run(*shlex.split(one["command"])[1:], "--out", "again.png", "--columns", columns)
+        assert result.exit_code == 0, result.output
+        assert torch.equal(parts("again.png", count), parts(f"demo/{one['file']}", count))
+    assert exact["command"] in page.commands
+    words = shlex.split(exact["command"])[1:]
+    expanded = [str(p) for w in words for p in (sorted(Path().glob(w)) if "*" in w else [w])]
+    said = json.loads(run(*expanded, "--out", "codes", "--json").stdout)
+    assert [e["mse"] for e in said["images"]] == pytest.approx([e["mse"] for e in exact["each"]], abs=1e-12)
+
+
+def parts(file: str, count: int) -> torch.Tensor:
+    """The pictures of a sheet, whatever its scale and gaps: the middle pixel of each tile's first row of pixels."""
+    with Image.open(file) as image:
+        grey = image.convert("LA")
+    size = 8
+    data = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(grey.height, grey.width, 2)
+    if int(data[..., 1].min()) == 255:  # a sheet of the command: gaps of 2 round pictures of scale 1
+        scale, gap, edge = 1, 2, 2
+    else:
+        edge = 0
+        row = data[0, :, 1]
+        width = int((row == 0).nonzero()[0])
+        scale, gap = width // size, int((row[width:] != 0).nonzero()[0])
+    tiles_ = []
+    for top in range(edge, grey.height - size * scale + 1, size * scale + gap):
+        for left in range(edge, grey.width - size * scale + 1, size * scale + gap):
+            tiles_.append(data[top : top + size * scale : scale, left : left + size * scale : scale, 0])
+    return torch.stack(tiles_[:count])
+
+
+def test_quick_leaves_the_longest_out(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    result = run("demo", "--model", "small", "--quick", "--out", "quick demo", "--seed", "5", "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert said["files"] == ["quick demo/index.html", "quick demo/results.json"]
+    found = said["results"]
+    assert [one["steps"] for one in found["samples"]] == [20, 50]
+    assert found["samples"][0]["seeds"][0] == 5
+    assert found["command"] == "ddim demo --model small --out 'quick demo' --seed 5 --quick"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--images", "nowhere"], "nowhere is not a folder"),
+        (["--images", "few"], "few has 0"),
+        (["--out", "page.html"], "page.html"),
+        (["--images", "demo/originals"], "is an input"),
+    ],
+)
+def test_what_it_cannot_work_with(words: list[str], said: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    Path("few").mkdir(exist_ok=True)
+    result = run("demo", "--model", "small", *words)
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+
+
+def test_pictures():
+    images = torch.rand(3, 1, 4, 4)
+    sheet = tiles(images, 2, scale=2, gap=3)
+    assert (sheet.mode, sheet.size) == ("LA", (8 + 3 + 8, 8 + 3 + 8))
+    assert sheet.getpixel((9, 0)) == (0, 0)
+    assert sheet.getpixel((18, 18)) == (0, 0)
+    assert tiles(torch.rand(1, 3, 4, 4), 1).mode == "RGBA"
+    assert latent(torch.tensor([-9.0, 0.0, 3.0])).tolist() == [0, 0.5, 1]
+    assert difference(images, images).max() == 0
+    assert same_as_png(images, images + 1e-6) >= 0
+    assert same_as_png(images, images) == 3
+
+
+def test_the_plot_names_every_line_and_keeps_the_names_apart():
+    lines = [(f"line {k}", k > 1, {10: 90.0 + k / 10, 50: None if k == 3 else 91.0}) for k in range(4)]
+    svg = psnr_plot(lines, "a <title>")
+    assert "a &lt;title&gt;" in svg
+    places = sorted(float(y) for y in re.findall(r'class="name" x="[\d.]+" y="([\d.]+)"', svg))
+    assert len(places) == 4
+    assert min(b - a for a, b in pairwise(places)) >= 16.9

@@ -1,0 +1,254 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ddim
+from ddim.errors import DDIMError
+from ddim.images import read_images, to_uint8
+
+GREY, COLOUR = (1, 4, 6), (3, 4, 6)  # [C, H, W]
+
+
+def pixels(shape=COLOUR, seed: int = 0) -> np.ndarray:
+    """Random 8-bit values, [H, W, C] or [H, W]."""
+    c, h, w = shape
+    values = np.random.default_rng(seed).integers(0, 256, (h, w, c), dtype=np.uint8)
+    return values[..., 0] if c == 1 else values
+
+
+def tensor_of(values: np.ndarray) -> torch.Tensor:
+    values = values[..., None] if values.ndim == 2 else values
+    return torch.from_numpy(values.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels()).save(path)
+    return path
+
+
+@pytest.mark.parametrize("shape", [GREY, COLOUR])
+def test_a_file_an_image_and_a_tensor_are_the_same(tmp_path, shape):
+    values = pixels(shape)
+    image = Image.fromarray(values)
+    image.save(tmp_path / "a.png")
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), image, tensor_of(values), tensor_of(values)[0]):
+        assert torch.equal(read_images(source, shape), tensor_of(values))
+
+
+def test_a_list_mixes_kinds(picture):
+    batch = read_images([picture, Image.open(picture), torch.rand(2, *COLOUR)], COLOUR)
+    assert batch.shape == (4, *COLOUR)
+    assert torch.equal(batch[0], batch[1])
+
+
+def test_bytes_are_scaled_to_one():
+    assert read_images(torch.full(GREY, 255, dtype=torch.uint8), GREY).max() == 1
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [(torch.float64, torch.float64), (torch.float16, torch.float32)])
+def test_tensors_are_float32_or_wider(dtype, kept):
+    assert read_images(torch.rand(GREY).to(dtype), GREY).dtype == kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_saving_and_reading_eight_bits_is_lossless(tmp_path, dtype):
+    values = tensor_of(pixels())
+    path = ddim.save_image(values, tmp_path / "a.png", "what it is")
+    assert torch.equal(read_images(path, COLOUR), values)
+    assert Image.open(path).text == {"Description": "what it is"}
+
+
+# --- what cannot be read --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("missing.png", "There is no image missing.png"),
+        ([], "No image was given"),
+        (3.0, "float is not an image"),
+        (None, "NoneType is not an image"),
+        (torch.rand(4, 6), r"shape \(4, 6\) is not a batch"),
+        (torch.rand(0, *COLOUR), "is not a batch"),
+        (torch.rand(COLOUR) * 2, r"values run from .* to .*must lie in \[0, 1\]"),
+        (torch.rand(COLOUR) - 1, r"must lie in \[0, 1\]"),
+        (torch.full(COLOUR, float("nan")), r"must lie in \[0, 1\]"),
+        (torch.ones(COLOUR, dtype=torch.int64), "use floats in .* or uint8"),
+        (torch.rand(GREY), r"shape \(1, 4, 6\) does not fit, the model takes \(3, 4, 6\); resize fits it"),
+        (torch.rand(3, 9, 9), r"the model takes \(3, 4, 6\)"),
+    ],
+    ids=lambda v: str(v)[:24] if isinstance(v, str) else type(v).__name__,
+)
+def test_what_is_no_image(source, says):
+    with pytest.raises(ddim.InputError, match=says):
+        read_images(source, COLOUR)
+
+
+def test_a_truncated_file(picture):
+    picture.write_bytes(picture.read_bytes()[:-30])
+    with pytest.raises(ddim.InputError, match="broken or truncated"):
+        read_images(picture, COLOUR)
+
+
+@pytest.mark.parametrize("content", [b"", b"this is text"])
+def test_a_file_that_is_no_image(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ddim.InputError, match="is not an image that can be read"):
+        read_images(tmp_path / "a.png", COLOUR)
+
+
+def test_a_folder_is_no_image(tmp_path):
+    with pytest.raises(ddim.InputError, match="There is no image"):
+        read_images(tmp_path, COLOUR)
+
+
+def test_wrong_channels_say_what_would_fit():
+    with pytest.raises(ddim.InputError, match=r"has 1 colour channel\(s\), the model takes 3; --resize"):
+        read_images(Image.fromarray(pixels(GREY)), COLOUR)
+    with pytest.raises(ddim.InputError, match=r"has 3 colour channel\(s\), the model takes 1; --resize"):
+        read_images(Image.fromarray(pixels()), GREY)
+
+
+def test_a_wrong_size_says_what_would_fit():
+    with pytest.raises(ddim.InputError, match="is 9x5, the model takes 6x4; --resize fits it"):
+        read_images(Image.new("RGB", (9, 5)), COLOUR)
+
+
+def test_a_model_of_two_channels_has_no_pictures():
+    with pytest.raises(ddim.InputError, match="1 or 3 channels; this model has 2"):
+        read_images(Image.new("RGB", (6, 4)), (2, 4, 6), resize=True)
+
+
+# --- resize, alpha, depth -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(6, 4), (12, 8), (30, 4), (5, 40), (1, 1)])
+@pytest.mark.parametrize("kind", ["pil", "tensor"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resize_fits_anything(size, kind, channels):
+    source = torch.rand(channels, size[1], size[0])
+    image = source if kind == "tensor" else ddim.to_pil(source)
+    for shape in (GREY, COLOUR):
+        out = read_images(image, shape, resize=True)
+        assert out.shape == (1, *shape)
+        assert out.min() >= 0
+        assert out.max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["pil", "tensor"])
+def test_resize_crops_to_the_middle_and_keeps_a_flat_colour(kind):
+    wide = torch.zeros(3, 4, 30)
+    wide[:, :, 10:20] = 0.6  # all that a 6x4 model sees of it lies in here
+    out = read_images(wide if kind == "tensor" else ddim.to_pil(wide), COLOUR, resize=True)
+    assert torch.allclose(out, torch.full_like(out, 0.6), atol=1 / 255)
+
+
+def test_resize_leaves_what_fits_alone(picture):
+    assert torch.equal(read_images(picture, COLOUR, resize=True), read_images(picture, COLOUR))
+
+
+def test_grey_from_colour_is_the_usual_luma():
+    image = torch.rand(COLOUR)
+    expected = 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]
+    assert torch.allclose(read_images(image, GREY, resize=True)[0, 0], expected, atol=1e-6)
+    from_file = read_images(ddim.to_pil(image), GREY, resize=True)[0, 0]
+    assert torch.allclose(from_file, expected, atol=1.5 / 255)
+
+
+def test_transparency_lies_on_white():
+    image = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
+    image.putpixel((0, 0), (255, 0, 0, 255))
+    image.putpixel((1, 0), (0, 0, 0, 128))
+    out = read_images(image, COLOUR)[0]
+    assert out[:, 3, 3].tolist() == [1, 1, 1]
+    assert out[:, 0, 0].tolist() == [1, 0, 0]
+    assert out[0, 0, 1] == pytest.approx(127 / 255, abs=1 / 255)
+
+
+def test_transparent_grey_and_palettes_lie_on_white(tmp_path):
+    assert read_images(Image.new("LA", (6, 4), (0, 0)), GREY).min() == 1
+    palette = Image.new("P", (6, 4), 1)
+    palette.putpalette([0, 0, 0, 0, 0, 255])
+    palette.save(tmp_path / "p.png", transparency=1)
+    assert read_images(tmp_path / "p.png", COLOUR).min() == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, ">u2"])
+def test_sixteen_bits_become_eight(tmp_path, dtype):
+    values = np.arange(24, dtype=np.uint16).reshape(4, 6) * 257
+    path = tmp_path / ("a.png" if dtype is np.uint16 else "a.tif")  # TIFF keeps the byte order, and PIL's mode tells
+    Image.fromarray(values.astype(dtype)).save(path)
+    assert torch.equal(read_images(path, GREY)[0, 0], torch.arange(24).view(4, 6) / 255)
+
+
+def test_the_full_sixteen_bit_range_is_white():
+    image = Image.fromarray(np.full((4, 6), 65535, dtype=np.uint16))
+    assert read_images(image, GREY).min() == 1
+
+
+def test_transparent_sixteen_bits_lie_on_white(tmp_path):
+    values = np.full((4, 6), 257, dtype=np.uint16)
+    values[0, 0] = 300
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=300)
+    out = read_images(tmp_path / "a.png", GREY)[0, 0]
+    assert out[0, 0] == 1
+    assert out[1, 1] == pytest.approx(1 / 255)
+
+
+def test_an_image_of_floats_is_refused():
+    with pytest.raises(ddim.InputError, match="mode F"):
+        read_images(Image.new("F", (6, 4), 0.5), GREY)
+
+
+def test_a_turned_photo_is_turned_back(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: a quarter turn
+    Image.fromarray(pixels((3, 6, 4))).save(tmp_path / "a.png", exif=exif)
+    assert read_images(tmp_path / "a.png", COLOUR).shape == (1, *COLOUR)
+
+
+# --- out ------------------------------------------------------------------------------------------------------------
+
+
+def test_to_uint8_rounds_to_the_nearest():
+    assert to_uint8(torch.tensor([-1.0, 0.0, 0.5 / 255 + 1e-4, 0.999, 1.0, 2.0])).tolist() == [0, 0, 1, 255, 255, 255]
+
+
+def test_to_pil_takes_one_image_only():
+    assert ddim.to_pil(torch.rand(1, *COLOUR)).size == (6, 4)
+    assert ddim.to_pil(torch.rand(GREY)).mode == "L"
+    with pytest.raises(ddim.InputError, match="is not one image"):
+        ddim.to_pil(torch.rand(2, *COLOUR))
+    with pytest.raises(ddim.InputError, match="1 or 3 channels"):
+        ddim.to_pil(torch.rand(2, 4, 6))
+
+
+def test_a_sheet_lays_images_out_row_by_row():
+    images = torch.stack([torch.full(GREY, k / 255) for k in (10, 20, 30, 40, 50)])
+    page = ddim.sheet(images, columns=3, scale=2, gap=1)
+    assert page.size == (3 * (12 + 1) + 1, 2 * (8 + 1) + 1)
+    assert [page.getpixel((1 + 13 * c, 1)) for c in range(3)] == [10, 20, 30]
+    assert page.getpixel((1, 10)) == 40
+    assert page.getpixel((0, 0)) == page.getpixel((39, 18)) == 255
+
+
+def test_a_sheet_is_square_by_default():
+    assert ddim.sheet(torch.rand(9, *COLOUR), gap=0).size == (18, 12)
+
+
+def test_pictures_are_png_only(tmp_path):
+    with pytest.raises(ddim.InputError, match=r"does not end in .png"):
+        ddim.save_image(torch.rand(COLOUR), tmp_path / "a.jpg")
+
+
+def test_a_picture_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    def broken(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.replace", broken)
+    with pytest.raises(DDIMError, match="could not be written"):
+        ddim.save_image(torch.rand(COLOUR), tmp_path / "a.png")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,376 @@
+"""What ``ddim.load`` takes, what it refuses, and what the adapter makes of a network."""
+
+import json
+import shutil
+
+import pytest
+import tiny
+import torch
+
+import ddim
+import ddim.models
+from ddim.errors import DDIMError
+from ddim.models.pixel import PixelModel, fingerprint
+
+NODE = ddim.ddpm_linear().node(300)
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    return tiny.pipeline_folder(tmp_path_factory.mktemp("pristine") / "model")
+
+
+@pytest.fixture
+def folder(pristine, tmp_path):
+    """A pipeline's folder that a test may damage."""
+    return shutil.copytree(pristine, tmp_path / "model")
+
+
+def load(where, **options) -> PixelModel:
+    return ddim.load(where, device="cpu", **options)
+
+
+def same_answers(a: PixelModel, b: PixelModel, tolerance: float = 0.0) -> bool:
+    x = torch.randn(2, *a.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        eps, other = a.denoiser()(x, NODE).eps, b.denoiser()(x, NODE).eps
+    return torch.allclose(eps, other, rtol=0, atol=tolerance)
+
+
+# --- folders that load ----------------------------------------------------------------------------------------------
+
+
+def test_a_pipeline_folder(folder):
+    model = load(folder)
+    assert (model.shape, model.prediction, model.spacing, model.offset) == ((1, 8, 8), "eps", "leading", 0)
+    assert model.path.levels == 1000
+    assert same_answers(model, tiny.model())
+
+
+def test_a_bare_network_folder_has_ddpms_path(folder):
+    bare = load(folder / "unet")
+    assert torch.equal(bare.path.alpha_bar, ddim.linear_alpha_bar())
+    assert same_answers(bare, load(folder))
+
+
+def test_a_path_as_text(folder):
+    assert same_answers(load(str(folder)), load(folder))
+
+
+def test_a_folder_without_a_scheduler_has_ddpms_path(folder):
+    shutil.rmtree(folder / "scheduler")
+    assert torch.equal(load(folder).path.alpha_bar, ddim.linear_alpha_bar())
+
+
+def test_the_scheduler_config_shapes_the_model(tmp_path):
+    config = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
+    model = load(tiny.pipeline_folder(tmp_path / "m", **config))
+    assert (model.prediction, model.spacing) == ("v", "trailing")
+    assert model.path.node(1000).alpha == 0
+
+
+def test_stable_diffusions_offset_is_our_first_level():
+    assert tiny.model(**tiny.STABLE_DIFFUSION).offset == 0  # diffusers' 1 counts the table's first entry, which is data
+    assert tiny.model(steps_offset=1).offset == 1
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_half_precision_files(folder, variant):
+    half = tiny.unet().half()
+    shutil.rmtree(folder / "unet")
+    half.save_pretrained(folder / "unet", variant=variant)
+    model = load(folder)
+    assert next(model.network.parameters()).dtype == torch.float32
+    assert same_answers(model, tiny.model(), tolerance=0.01)
+
+
+def test_half_precision_files_and_their_float32_copy_have_one_fingerprint(folder, tmp_path):
+    half = tiny.unet().half()
+    half.save_pretrained(tmp_path / "half")
+    half.float().save_pretrained(tmp_path / "full")
+    assert load(tmp_path / "half").fingerprint == load(tmp_path / "full").fingerprint
+
+
+def test_sharded_weights(folder):
+    shutil.rmtree(folder / "unet")
+    tiny.unet().save_pretrained(folder / "unet", max_shard_size="40KB")
+    assert len(list((folder / "unet").glob("*.safetensors"))) > 1
+    assert same_answers(load(folder), tiny.model())
+
+
+def test_the_older_layout_with_both_configs_side_by_side(folder, tmp_path):
+    # google/ddpm-cifar10-32 and its kin: the network and scheduler_config.json in the root
+    root = shutil.copytree(folder / "unet", tmp_path / "root")
+    (root / "scheduler_config.json").write_text(json.dumps({"prediction_type": "v_prediction"}))
+    assert load(root).prediction == "v"
+
+
+def test_a_hub_repository_is_loaded_from_its_cached_copy(folder, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, *allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    model = load("owner/name")
+    assert model.name == "owner/name"
+    assert same_answers(model, tiny.model())
+    assert asked == [("owner/name", "*.json"), ("owner/name", "*.json", "unet/*.safetensors")]
+
+
+def test_every_bundled_model_loads_and_its_test_images_fit():
+    for name in ddim.bundled_models():
+        model = load(name)
+        pictures = ddim.bundled_test_images(name)
+        assert pictures
+        code = ddim.invert(model, pictures[:1], steps=2, method="bdia")
+        assert ddim.reconstruct(model, code).shape == (1, *model.shape)
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_name_suggests_the_nearest(monkeypatch, pristine):
+    monkeypatch.setattr(ddim.models, "bundled_models", lambda: {"fashion": pristine})
+    with pytest.raises(ddim.InputError, match=r"Unknown model 'fashoin'\. Did you mean 'fashion'"):
+        load("fashoin")
+    assert load("fashion").name == "fashion"
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c"])
+def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(name):
+    with pytest.raises(ddim.InputError, match="There is no folder"):
+        load(name)
+
+
+def test_a_hub_id_without_a_network():
+    with pytest.raises(DDIMError, match="'nobody/nothing' is neither bundled nor a folder here"):
+        load("nobody/nothing")
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.pth", "model.bin", "model.pkl"])
+def test_a_pickle_is_never_loaded(tmp_path, name):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("a pickle was loaded",))
+
+    torch.save(Bomb(), tmp_path / name)
+    with pytest.raises(ddim.InputError, match="a pickle, which is never loaded"):
+        load(tmp_path / name)
+
+
+def test_a_folder_with_pickled_weights_only(folder):
+    network = folder / "unet"
+    for file in network.glob("*.safetensors"):
+        file.unlink()
+    torch.save(tiny.unet().state_dict(), network / "diffusion_pytorch_model.bin")
+    with pytest.raises(ddim.InputError, match=r"only the pickle diffusion_pytorch_model.bin, which is never loaded"):
+        load(folder)
+
+
+def test_a_single_file(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    with pytest.raises(ddim.InputError, match="is a single file; give a folder"):
+        load(tmp_path / "a.safetensors")
+
+
+def test_missing_weights(folder):
+    for file in (folder / "unet").glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(ddim.InputError, match="holds no weights"):
+        load(folder)
+
+
+def test_truncated_weights(folder):
+    (file,) = (folder / "unet").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(DDIMError, match="cannot be loaded"):
+        load(folder)
+
+
+def test_weights_of_another_network(folder):
+    tiny.unet(channels=3).save_pretrained(folder / "other")
+    shutil.copy(folder / "unet" / "config.json", folder / "other" / "config.json")
+    shutil.rmtree(folder / "unet")
+    (folder / "other").rename(folder / "unet")
+    with pytest.raises(DDIMError, match="cannot be loaded"):
+        load(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "", "[1, 2]", "\x00"])
+@pytest.mark.parametrize("file", ["unet/config.json", "scheduler/scheduler_config.json"])
+def test_broken_json(folder, file, content):
+    (folder / file).write_text(content)
+    with pytest.raises(DDIMError, match=r"config\.json"):
+        load(folder)
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(ddim.InputError, match="not in the diffusers format"):
+        load(tmp_path)
+
+
+def test_a_stable_diffusion_folder(folder):
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "UNet2DConditionModel"}))
+    with pytest.raises(ddim.InputError, match="is a UNet2DConditionModel; this version works on pixel models"):
+        load(folder)
+
+
+@pytest.mark.parametrize("kind", ["EDMEulerScheduler", "ScoreSdeVeScheduler"])
+def test_a_variance_exploding_network_is_refused(folder, kind):
+    # their networks want their input scaled, or answer the score: taken for eps they would be silently wrong
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": kind}))
+    with pytest.raises(ddim.InputError, match=kind):
+        load(folder)
+
+
+def test_a_flow_network_predicts_the_flow_by_default(folder):
+    # a flow-matching scheduler's config has no prediction_type
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    model = load(folder)
+    assert model.prediction == "flow"
+    assert model.path == ddim.RectifiedFlow()
+
+
+def test_an_unknown_beta_schedule_names_the_nearest():
+    with pytest.raises(ddim.InputError, match="Did you mean 'linear'"):
+        tiny.model(beta_schedule="liner")
+
+
+def test_an_unknown_dtype_names_the_nearest(folder):
+    with pytest.raises(ddim.InputError, match="Did you mean 'float16'"):
+        load(folder, dtype="flaot16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_without_cuda(folder):
+    with pytest.raises(ddim.InputError, match="no CUDA device"):
+        ddim.load(folder, device="cuda")
+
+
+def test_a_device_that_does_not_exist(folder):
+    with pytest.raises(ddim.InputError, match="cdua"):
+        ddim.load(folder, device="cdua")
+
+
+def test_a_network_without_a_size():
+    network = tiny.unet()
+    network.register_to_config(sample_size=None)
+    with pytest.raises(ddim.InputError, match="sample_size"):
+        PixelModel("tiny", network, {})
+
+
+def test_channels_that_do_not_match():
+    with pytest.raises(ddim.InputError, match="5 output channels for 1 input"):
+        PixelModel("tiny", tiny.unet(out=5), {})
+
+
+# --- the adapter ----------------------------------------------------------------------------------------------------
+
+
+def test_a_learned_variance_is_left_aside():
+    network = tiny.unet(out=2)
+    model = PixelModel("tiny", network, {})
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(model.denoiser()(x, NODE).eps, network(x, 299).sample[:, :1])
+
+
+def test_class_labels_reach_the_network():
+    network = tiny.unet(classes=4)
+    model = PixelModel("tiny", network, {})
+    x = torch.randn(2, 1, 8, 8)
+    cond = model.condition([1, 3], 2)
+    with torch.no_grad():
+        expected = network(x, 299, class_labels=torch.tensor([1, 3])).sample
+        assert torch.equal(model.denoiser()(x, NODE, cond).eps, expected)
+        assert not torch.equal(expected[0], network(x, 299, class_labels=torch.tensor([2, 3])).sample[0])
+
+
+def test_one_label_serves_all():
+    assert tiny.model(classes=4).condition([2], 3)["labels"].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "says"),
+    [
+        (4, None, "needs a class label from 0 to 3"),
+        (None, [0, 0], "is unconditional"),
+        (4, [1, 2, 3], "3 labels were given for 2 images"),
+        (4, [0, 4], "Label 4 is not a class"),
+        (4, [-1, 0], "Label -1 is not a class"),
+        (4, [], "0 labels were given for 2"),
+    ],
+)
+def test_labels_that_do_not_fit(classes, labels, says):
+    with pytest.raises(ddim.InputError, match=says):
+        tiny.model(classes=classes).condition(labels, 2)
+
+
+def test_the_network_is_told_the_label_of_its_node():
+    told = []
+    network = tiny.unet()
+    network.register_forward_pre_hook(lambda module, args: told.append(args[1].item()))
+    ddim.sample(PixelModel("tiny", network, {}), 1, steps=3, spacing=[1000, 350.5, 1])
+    assert told == [999, 349.5, 0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_samplers_state_stays_in_float32(pristine, dtype):
+    model = load(pristine, dtype=dtype)
+    assert model.state_dtype == torch.float32
+    assert next(model.network.parameters()).dtype == getattr(torch, dtype)
+    code = ddim.invert(model, torch.rand(1, 1, 8, 8), steps=3)
+    assert code.x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", ["edict", "bdia", "belm"])
+def test_half_precision_networks_come_back_exactly_too(pristine, method):
+    # what is exact is the algebra of the state, whatever the network answers, as long as it answers the same twice
+    model, picture = load(pristine, dtype="bfloat16"), torch.rand(1, 1, 8, 8)
+    back = ddim.reconstruct(model, ddim.invert(model, picture, steps=10, method=method))
+    assert (back - picture).abs().max() < 2e-3
+
+
+def test_encode_and_decode_are_inverse_on_pictures():
+    model, pictures = tiny.model(), torch.rand(2, 1, 8, 8)
+    x0 = model.encode(pictures)
+    assert x0.min() >= -1
+    assert torch.allclose(model.decode(x0), pictures, atol=1e-6)
+    assert model.decode(torch.tensor([-3.0, 3.0])).tolist() == [0, 1]
+
+
+# --- fingerprint ----------------------------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_is_the_same_each_time(pristine):
+    assert load(pristine).fingerprint == load(pristine).fingerprint == load(str(pristine)).fingerprint
+
+
+def test_the_fingerprint_tells_models_apart():
+    network, path = tiny.unet(), ddim.ddpm_linear()
+    one = fingerprint(network, path, "eps")
+    assert fingerprint(network, path, "v") != one
+    assert fingerprint(network, ddim.TablePath(ddim.cosine_alpha_bar()), "eps") != one
+    assert fingerprint(network, ddim.TablePath(path.alpha_bar, data="first"), "eps") != one
+    network.register_to_config(freq_shift=1)  # changes answers, not weights
+    assert fingerprint(network, path, "eps") != one
+    network.register_to_config(freq_shift=0)
+    assert fingerprint(network, path, "eps") == one
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[0] += 1
+    assert fingerprint(network, path, "eps") != one
+
+
+def test_the_fingerprint_does_not_depend_on_what_it_computes_in(pristine):
+    assert load(pristine, dtype="float64").fingerprint == load(pristine).fingerprint
+
+
+def test_describe_is_json(pristine):
+    about = json.loads(json.dumps(load(pristine).describe()))
+    assert about["kind"] == "pixel"
+    assert about["parameters"] == sum(p.numel() for p in tiny.unet().parameters())
