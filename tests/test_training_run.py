@@ -318,6 +318,23 @@ def test_a_folder_is_back_when_the_new_one_cannot_take_its_name(tmp_path, monkey
     assert not leftovers(tmp_path)
 
 
+def test_killed_while_an_old_checkpoint_is_removed_no_half_of_it_is_left(images, tmp_path, monkeypatch):
+    def killed(path, **_options):
+        if path.exists():
+            (path / "ema.safetensors").unlink()
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(Stop):
+            train(tiny(images, tmp_path / "run", output={"keep": 1}))
+    checkpoints = list((tmp_path / "run/checkpoints").glob("step-*"))
+    assert [p.name for p in checkpoints] == ["step-00000004"]
+    assert len(list(checkpoints[0].iterdir())) == 4
+    train(tiny(images, tmp_path / "run", output={"keep": 1}), resume=True)
+    assert not leftovers(tmp_path / "run")
+
+
 def test_a_loss_that_is_not_finite_names_the_step(images, tmp_path, monkeypatch):
     from ddim.training import loop
 

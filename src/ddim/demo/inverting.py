@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import between, verbs
-from ..cli.work import errors, psnr
+from ..cli.work import Counted, errors, psnr
 from ..code import LatentCode
 from ..inversion import make_inversion
 from .pictures import AMPLIFIED, difference, latent, same_as_png, tiles
@@ -44,34 +44,34 @@ class Inversion:
         self.studio = studio
         top = studio.model.path.levels
         self.steps = [s for s in (10, 20, 50) if s <= top] or [top]
-        self.curve: list[dict[str, Any]] = []
-        self.shown: list[dict[str, Any]] = []
+        self.curve: dict[tuple[str, int], dict[str, Any]] = {}
+        self.shown: dict[str, dict[str, Any]] = {}
         self.codes: dict[str, LatentCode] = {}
 
-    def jobs(self) -> list[Job]:
-        """One a method and S."""
+    def stages(self) -> list[list[Job]]:
+        """A job for each method and S."""
         out = []
         for method in METHODS:
             made = make_inversion(method.name, method.options)
             for s in self.steps:
                 weight = (made.nfe + made.solver().nfe) * s * len(self.studio.pixels)
                 out.append(Job(weight, lambda report, m=method, s=s: self._walk(m, s, report)))
-        return out
+        return [out]
 
     def _walk(self, method: Method, steps: int, report: Any) -> None:
         studio, began = self.studio, time.perf_counter()
-        pixels, model = studio.pixels, studio.model.as_model
+        pixels, counted = studio.pixels, Counted(studio.model.model)
+        model = counted.as_model
         made = make_inversion(method.name, method.options)
         there = made.nfe / (made.nfe + made.solver().nfe)  # its share of the way, for the bar
 
         def half(begin: float, share: float) -> Any:
             return report and (lambda done, total: report(round(1000 * (begin + share * done / total)), 1000))
 
-        studio.model.calls(1)
         code = verbs.invert(model, pixels, steps=steps, method=made, progress=half(0, there))
-        nfe = {"invert": studio.model.calls(len(pixels))}
+        nfe = {"invert": counted.calls(len(pixels))}
         back = verbs.reconstruct(model, code, progress=half(there, 1 - there)).cpu()
-        nfe["reconstruct"] = studio.model.calls(len(pixels))
+        nfe["reconstruct"] = counted.calls(len(pixels))
         found = errors(pixels, back)
         mse = sum(e["mse"] or 0.0 for e in found) / len(found)
         numbers = {
@@ -88,10 +88,10 @@ class Inversion:
             "nfe": nfe,
             "seconds": round(time.perf_counter() - began, 2),
         }
-        self.curve.append(numbers)
-        self.codes[method.key] = code
+        self.curve[method.key, steps] = numbers
         if steps == self.steps[-1]:
             set_to = [f"-o {k}={v}" for k, v in method.options.items()]
+            self.codes[method.key] = code
             words = [str(studio.out / "originals" / "*.png")]
             about = {
                 **numbers,
@@ -107,7 +107,7 @@ class Inversion:
                 what: studio.save(tiles(view, COLUMNS), f"inversion_{method.key}_{what}", {**brief, "shows": what})
                 for what, view in views.items()
             }
-            self.shown.append(about)
+            self.shown[method.key] = about
 
     def result(self) -> dict[str, Any]:
         """Saves the originals, one file each and all on a sheet."""
@@ -120,8 +120,8 @@ class Inversion:
             "images": studio.sources,
             "amplified": AMPLIFIED,
             "steps": self.steps[-1],
-            "methods": self.shown,
-            "curve": self.curve,
+            "methods": [self.shown[m.key] for m in METHODS],
+            "curve": [self.curve[m.key, s] for m in METHODS for s in self.steps],
         }
 
 
@@ -146,8 +146,8 @@ class Between:
             chosen.append(next((k for k in rest if names[k].endswith(kind)), rest[0]))
         return chosen
 
-    def jobs(self) -> list[Job]:
-        """One a figure."""
+    def stages(self) -> list[list[Job]]:
+        """A job for each figure."""
         s, (rows, columns) = self.inversion.steps[-1], self.grid
         chain = (len(self.chain) - 1) * (self.stops - 1) + 1
 
@@ -155,9 +155,11 @@ class Between:
             return (frames + 2 * len(ends)) * s
 
         return [
-            Job(weight(self.frames, self.pair), lambda r: self._row("row", self.pair, self.frames, r)),
-            Job(weight(chain, self.chain), lambda r: self._row("chain", self.chain, self.stops, r)),
-            Job(weight(rows * columns, self.corners), self._grid),
+            [
+                Job(weight(self.frames, self.pair), lambda r: self._row("row", self.pair, self.frames, r)),
+                Job(weight(chain, self.chain), lambda r: self._row("chain", self.chain, self.stops, r)),
+                Job(weight(rows * columns, self.corners), self._grid),
+            ]
         ]
 
     def _row(self, what: str, which: list[int], frames: int, report: Any) -> None:
@@ -202,4 +204,4 @@ class Between:
 
     def result(self) -> dict[str, Any]:
         """The three figures."""
-        return self.done
+        return {key: self.done[key] for key in ("row", "chain", "corners")}

@@ -31,8 +31,8 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]], kind: str) -> str:
 
 
 def subject(name: str) -> str:
-    """``ankle boot`` of ``00_ankle-boot``."""
-    return escape(name.partition("_")[2].replace("-", " ") or name)
+    """``ankle-boot`` of ``00_ankle-boot``."""
+    return escape(name.partition("_")[2] or name)
 
 
 def last_part(name: str) -> str:

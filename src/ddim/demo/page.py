@@ -114,7 +114,7 @@ def _samples(results: Results) -> str:
     return _section(
         "samples",
         f"{len(results['samples'][0]['seeds'])} pictures from noise, none of them chosen, with the same seeds on every "
-        "sheet. Fewer steps give nearly the same pictures, much sooner.",
+        "sheet. Fewer steps give mostly the same pictures, much sooner.",
         f'<div class="three">{"".join(figures)}</div>',
     )
 
@@ -138,7 +138,11 @@ def _noise(results: Results) -> str:
         "1 of the paper (Song et al. 2021) noise costs quality where steps are few, σ̂ most of all. This is the same "
         "table, to look at.",
         f'<div class="wide">{table(["", *(_noise_name(o["noise"]) for o in first)], rows, "cells")}</div>',
-        settings(f"seeds {span(first[0]['seeds'])} in every cell, so the same x<sub>T</sub>", "one call a step"),
+        settings(
+            f"seeds {span(first[0]['seeds'])} in every cell, so the same x<sub>T</sub>",
+            "one call a step",
+            "times on one thread",
+        ),
         *(command(one["command"]) for one in shown),
     )
 
@@ -153,8 +157,8 @@ def _consistency(results: Results) -> str:
     return _section(
         "consistency",
         "Each row starts from the same eight x<sub>T</sub> and takes another number of steps. What a picture shows is "
-        "settled by its x<sub>T</sub>; more steps only add detail. So x<sub>T</sub> is a code for the picture, and the "
-        "rest of this page uses it as one.",
+        "mostly settled by its x<sub>T</sub>; more steps add detail, now and then another reading. So x<sub>T</sub> "
+        "is a code for the picture, and the rest of this page uses it as one.",
         f'<div class="rows">{"".join(rows)}</div>',
         settings("η = 0", f"seeds {span(results['consistency'][0]['seeds'])}", f"PSNR against S = {last}"),
         command(results["consistency"][0]["command"]),
@@ -291,7 +295,7 @@ def _footer(results: Results) -> str:
         licence += " Test pictures: Fashion-MNIST, © 2017 Zalando SE, MIT."
     return (
         f"<footer><p>ddim {escape(results['ddim'])}, Python {escape(machine['python'])}, {escape(machine['system'])}, "
-        f"{machine['threads']} threads: {spent}. "
+        f"{machine['workers']} jobs at once: {spent}. "
         f'All numbers are in <a href="results.json">results.json</a>.{licence}</p></footer>'
     )
 

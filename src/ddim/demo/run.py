@@ -20,8 +20,9 @@ from ..images import read_images
 from ..models import bundled_models, bundled_test_images
 from .inverting import Between, Inversion
 from .page import render
+from .pool import Bars, work_off, workers
 from .sampling import Consistency, Noise, Sheets
-from .studio import Bars, Studio
+from .studio import Studio
 
 MOST = 16
 
@@ -72,23 +73,23 @@ def run(
         "inversion": inversion,
         "between": Between(studio, inversion),
     }
-    plan = {key: section.jobs() for key, section in sections.items()}
-    weights = {key: sum(job.weight for job in jobs) for key, jobs in plan.items()}
+    plan = {key: section.stages() for key, section in sections.items()}
+    weights = {key: sum(job.weight for stage in stages for job in stage) for key, stages in plan.items()}
     results: dict[str, Any] = {}
     seconds: dict[str, float] = {}
-    with Bars(terminal, list(weights.values())) as bars:
+    with workers(counted.device.type) as count, Bars(terminal, list(weights.values())) as bars:
         for key, section in sections.items():
             since = time.perf_counter()
             with bars.section(section.title, weights[key]):
-                for job in plan[key]:
-                    job.work(bars.job(job.weight))
+                for stage in plan[key]:
+                    work_off(stage, count, bars)
                 results[key] = section.result()
             seconds[key] = round(time.perf_counter() - since, 2)
     whole = {
         "ddim": __version__,
         "command": studio.command("demo", **({} if out == Path("demo") else {"out": out}), **_asked(seed, quick)),
         "model": describe(counted, model),
-        "machine": _machine(str(counted.device)),
+        "machine": {**_machine(str(counted.device)), "workers": count},
         "seed": seed,
         "quick": quick,
         "seconds": {**seconds, "all": round(time.perf_counter() - began, 1)},

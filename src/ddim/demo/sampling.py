@@ -2,13 +2,16 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..cli.terminal import Report
 from ..cli.work import errors
 from .pictures import tiles
-from .studio import Job, Studio
+from .studio import Job, Studio, plain
 
 SHEET = 100
+PART = 25
 CELL = 8
 SIGMA_HAT = "sigma-hat"
 NOISES: list[tuple[str, float, str]] = [
@@ -27,22 +30,31 @@ class Sheets:
     title = "Samples"
 
     def __init__(self, studio: Studio) -> None:
-        self.studio = studio
-        self.done: list[dict[str, Any]] = []
+        self.studio, self.steps = studio, studio.steps(20, 50)
+        self.parts: dict[tuple[int, int], dict[str, Any]] = {}
 
-    def jobs(self) -> list[Job]:
-        """One a sheet."""
-        return [Job(SHEET * s, lambda report, s=s: self._sheet(s, report)) for s in self.studio.steps(20, 50)]
+    def stages(self) -> list[list[Job]]:
+        """One a sheet, so that each has its own time; quarters of it side by side."""
+        quarters = range(0, SHEET, PART)
+        return [[Job(PART * s, lambda r, s=s, q=q: self._part(s, q, r)) for q in quarters] for s in self.steps]
 
-    def _sheet(self, steps: int, report: Any) -> None:
-        self.done.append(self.studio.sample(steps, SHEET, 0.0, "ddim", report))
+    def _part(self, steps: int, first: int, report: Report | None) -> None:
+        self.parts[steps, first] = self.studio.sample(steps, PART, 0.0, "ddim", report, first)
 
     def result(self) -> list[dict[str, Any]]:
-        """Saves the sheets."""
-        for one in self.done:
+        """Saves the sheets, and keeps the samples for the sections to come."""
+        done = []
+        for steps in self.steps:
+            parts = [self.parts[steps, first] for first in range(0, SHEET, PART)]
+            images = torch.cat([part["images"] for part in parts])
+            self.studio.sampled[steps] = images
+            spent = max(p["spent"][1] for p in parts) - min(p["spent"][0] for p in parts)
+            whole = self.studio.sample(steps, SHEET, 0.0, "ddim", None)
+            done.append({**whole, "nfe": parts[0]["nfe"], "seconds": round(spent, 2)})
+        for one in done:
             one["file"] = self.studio.save(tiles(one["images"], 10, scale=3, gap=3), f"samples_S{one['steps']}", one)
-        _compare(self.done)
-        return [_plain(one) for one in self.done]
+        _compare(done)
+        return [plain(one) for one in done]
 
 
 class Noise:
@@ -51,30 +63,35 @@ class Noise:
     title = "Steps and noise"
 
     def __init__(self, studio: Studio) -> None:
-        self.studio, self.done = studio, []
-        self.steps = studio.steps(10, 20, 50, 100)
+        self.studio, self.steps = studio, studio.steps(10, 20, 50, 100)
+        self.cells: dict[tuple[int, str], dict[str, Any]] = {}
 
-    def jobs(self) -> list[Job]:
-        """One a cell; the cells of eta = 0 that a sheet holds already cost nothing."""
+    def stages(self) -> list[list[Job]]:
+        """A job a cell; the cells of eta = 0 that a sheet holds already cost nothing."""
         free = set(self.studio.steps(20, 50))
         return [
-            Job(
-                0 if label == "0" and s in free else CELL * s,
-                lambda report, s=s, noise=(label, eta, solver): self._cell(s, *noise, report),
-            )
-            for s in self.steps
-            for label, eta, solver in NOISES
+            [
+                Job(
+                    0 if label == "0" and s in free else CELL * s,
+                    lambda report, s=s, noise=(label, eta, solver): self._cell(s, *noise, report),
+                )
+                for s in self.steps
+                for label, eta, solver in NOISES
+            ]
         ]
 
-    def _cell(self, steps: int, label: str, eta: float, solver: str, report: Any) -> None:
-        self.done.append({**self.studio.sample(steps, CELL, eta, solver, report), "noise": label})
+    def _cell(self, steps: int, label: str, eta: float, solver: str, report: Report | None) -> None:
+        self.cells[steps, label] = {**self.studio.sample(steps, CELL, eta, solver, report), "noise": label}
 
     def result(self) -> list[dict[str, Any]]:
-        """Saves the cells."""
-        for one in self.done:
+        """Saves the cells; those of eta = 0 are kept for the next section."""
+        done = [self.cells[s, label] for s in self.steps for label, _, _ in NOISES]
+        for one in done:
+            if one["noise"] == "0":
+                self.studio.sampled.setdefault(one["steps"], one["images"])
             name = f"noise_S{one['steps']}_{'eta' * (one['noise'] != SIGMA_HAT)}{one['noise']}"
             one["file"] = self.studio.save(tiles(one["images"], 4, scale=3, gap=3), name, one)
-        return [_plain(one) for one in self.done]
+        return [plain(one) for one in done]
 
 
 class Consistency:
@@ -83,21 +100,19 @@ class Consistency:
     title = "One noise, many S"
 
     def __init__(self, studio: Studio) -> None:
-        self.studio, self.done = studio, []
+        self.studio = studio
 
-    def jobs(self) -> list[Job]:
+    def stages(self) -> list[list[Job]]:
         """Nothing new is computed."""
-        return [Job(0, lambda report, s=s: self._row(s)) for s in self.studio.steps(10, 20, 50, 100)]
-
-    def _row(self, steps: int) -> None:
-        self.done.append(self.studio.sample(steps, CELL, 0.0, "ddim", None))
+        return []
 
     def result(self) -> list[dict[str, Any]]:
         """Saves the rows, each with its distance from the last."""
-        for one in self.done:
+        done = [self.studio.sample(s, CELL, 0.0, "ddim", None) for s in self.studio.steps(10, 20, 50, 100)]
+        for one in done:
             one["file"] = self.studio.save(tiles(one["images"], CELL), f"one_noise_S{one['steps']}", one)
-        _compare(self.done)
-        return [_plain(one) for one in self.done]
+        _compare(done)
+        return [plain(one) for one in done]
 
 
 def _compare(done: list[dict[str, Any]]) -> None:
@@ -106,7 +121,3 @@ def _compare(done: list[dict[str, Any]]) -> None:
     for one in done[:-1]:
         found = errors(longest, one["images"])
         one["mse_to_longest"] = sum(e["mse"] or 0.0 for e in found) / len(found)
-
-
-def _plain(one: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in one.items() if not isinstance(v, Tensor)}

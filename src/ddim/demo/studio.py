@@ -1,11 +1,9 @@
 """Where the demo's sections work: the model, the folder, the seeds, and what was sampled already."""
 
-import contextlib
 import json
 import shlex
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .. import verbs
-from ..cli.terminal import Report, Terminal, progress
+from ..cli.terminal import Report
 from ..cli.work import Counted, about_model
 from ..images import save_image
 
@@ -61,45 +59,42 @@ class Studio:
         fitting = [s for s in wanted if s < (self.long or top + 1)]
         return [*fitting, self.long] if self.long else fitting or [top]
 
-    def seeds(self, count: int) -> list[int]:
-        """The first ones."""
-        return list(range(self.seed, self.seed + count))
-
-    def sample(self, steps: int, count: int, eta: float, solver: str, report: Report | None) -> dict[str, Any]:
-        """Samples with their settings, calls and seconds; for eta = 0 from earlier work where there is some."""
+    def sample(
+        self, steps: int, count: int, eta: float, solver: str, report: Report | None, first: int = 0
+    ) -> dict[str, Any]:
+        """Samples, from the ``first`` on, with their settings, calls and seconds; where they are known, from before."""
         kept = self.sampled.get(steps) if eta == 0 and solver == "ddim" else None
         began = time.perf_counter()
-        if kept is None or len(kept) < count:
-            self.model.calls(1)
+        if kept is None:
+            model = Counted(self.model.model)
             images = verbs.sample(
-                self.model.as_model,
+                model.as_model,
                 count,
                 steps=steps,
                 eta=eta,
-                seed=self.seed,
+                seed=self.seed + first,
                 solver=solver,
                 batch=BATCH,
                 progress=report,
             ).cpu()
-            nfe, seconds = self.model.calls(count), round(time.perf_counter() - began, 2)
-            if eta == 0 and solver == "ddim":
-                self.sampled[steps] = images
+            nfe, spent = model.calls(count), (began, time.perf_counter())
         else:
-            images, nfe, seconds = kept[:count], steps, None
+            images, nfe, spent = kept[first : first + count], steps, None
         return {
             "images": images,
             "solver": solver,
             "steps": steps,
             "eta": eta if solver == "ddim" else None,
-            "seeds": self.seeds(count),
+            "seeds": list(range(self.seed + first, self.seed + first + count)),
             "nfe": nfe,
-            "seconds": seconds,
+            "seconds": round(spent[1] - spent[0], 2) if spent else None,
+            "spent": spent,
             "command": self.command("sample", n=count, steps=steps, **_noise(eta, solver), **self._seed()),
         }
 
     def save(self, picture: "Image", name: str, about: dict[str, Any]) -> str:
         """Writes ``name``.png with its settings inside, and returns the name as the page links it."""
-        settings = {k: v for k, v in {**about_model(self.model), **about}.items() if not isinstance(v, Tensor)}
+        settings = {**about_model(self.model), **plain(about)}
         save_image(picture, self.out / f"{name}.png", about=json.dumps(settings, default=str))
         return f"{name}.png"
 
@@ -120,55 +115,12 @@ class Studio:
         return {"seed": self.seed} if self.seed else {}
 
 
+def plain(about: dict[str, Any]) -> dict[str, Any]:
+    """What of a result goes into files: neither tensors nor clock times."""
+    return {k: v for k, v in about.items() if not isinstance(v, Tensor) and k != "spent"}
+
+
 def _noise(eta: float, solver: str) -> dict[str, Any]:
     if solver != "ddim":
         return {"solver": solver}
     return {"eta": f"{eta:g}"} if eta else {}
-
-
-class Bars:
-    """One bar a section and one for the whole; on a stderr that is no terminal, a line a section."""
-
-    def __init__(self, terminal: Terminal, weights: Sequence[int]) -> None:
-        self.lines = not (terminal.live or terminal.as_json or terminal.quiet)
-        self.bar = progress(transient=False) if terminal.live else None
-        self.total, self.whole, self.part = sum(weights), None, None
-        self.began = self.entered = time.perf_counter()
-
-    def __enter__(self) -> "Bars":
-        if self.bar is not None:
-            self.bar.start()
-            self.whole = self.bar.add_task("[bold]the whole demo", total=self.total, rate="")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    @contextlib.contextmanager
-    def section(self, title: str, weight: int) -> Iterator[None]:
-        """A section of so many network calls."""
-        self.entered = time.perf_counter()
-        if self.bar is not None:
-            self.part = self.bar.add_task(title, total=weight, rate="")
-        yield
-        if self.lines:
-            spent = time.perf_counter() - self.entered
-            print(f"{title}: {spent:.1f} s, {weight} network calls", file=sys.stderr, flush=True)
-
-    def job(self, weight: int) -> Report | None:
-        """Whom a job tells; its share of the bars is ``weight``."""
-        bar, part, whole, sofar = self.bar, self.part, self.whole, 0.0
-        if bar is None or part is None or whole is None:
-            return None
-
-        def report(done: int, total: int) -> None:
-            nonlocal sofar
-            step = weight * done / total - sofar
-            sofar += step
-            for task, since in ((part, self.entered), (whole, self.began)):
-                bar.advance(task, step)
-                completed = bar.tasks[task].completed
-                bar.update(task, rate=f"{completed / max(time.perf_counter() - since, 1e-9):.0f} images/s")
-
-        return report

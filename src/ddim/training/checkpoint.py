@@ -118,7 +118,10 @@ class Checkpoints:
             save_file(_plain(_optimizer_tensors(optimizer)), folder / "optimizer.safetensors")
             (folder / "state.json").write_text(json.dumps({"step": step, **about}, indent=2), encoding="utf-8")
         for old in self.all()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            stale = old.with_name(TEMPORARY + old.name)  # a process killed while removing leaves no half of ``old``
+            with suppress(OSError):
+                old.rename(stale)
+            shutil.rmtree(stale, ignore_errors=True)
         return target
 
     def about(self, path: Path) -> dict[str, Any]:
