@@ -47,10 +47,7 @@ def test_no_public_name_is_a_modules():
 
 @pytest.mark.parametrize("first", ["ddim.solve", "ddim.sample", "ddim.SOLVERS", "ddim.inversion_names", "ddim.load"])
 def test_a_name_means_the_same_whatever_came_first(first):
-    assert (
-        fresh(f"import ddim; {first}; print(callable(ddim.solve), callable(ddim.sample))")
-        == "True True"
-    )
+    assert fresh(f"import ddim; {first}; print(callable(ddim.solve), callable(ddim.sample))") == "True True"
 
 
 def test_an_unknown_name_is_an_attribute_error():
