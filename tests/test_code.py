@@ -122,6 +122,12 @@ def test_a_missing_part_is_named(tmp_path, key):
         ddim.LatentCode.load(rewritten(tmp_path / "a", drop=key))
 
 
+@pytest.mark.parametrize("about", [{"options": [1]}, {"method": 3}, {"settings": "none"}], ids=str)
+def test_a_part_of_another_kind_is_named(tmp_path, about):
+    with pytest.raises(ddim.InputError, match=f"has a {next(iter(about))} that cannot be read"):
+        ddim.LatentCode.load(rewritten(tmp_path / "a", about))
+
+
 def test_a_code_without_a_latent(tmp_path):
     with pytest.raises(ddim.InputError, match="holds no latent"):
         ddim.LatentCode.load(rewritten(tmp_path / "a", drop="state.x"))

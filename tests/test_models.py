@@ -257,6 +257,28 @@ def test_a_device_that_does_not_exist(folder):
         ddim.load(folder, device="cdua")
 
 
+def test_classes_that_are_not_counted():
+    network = tiny.unet()
+    network.register_to_config(class_embed_type="timestep")
+    with pytest.raises(ddim.InputError, match="embeds its classes by 'timestep'"):
+        PixelModel("tiny", network, {})
+
+
+def test_an_unknown_bundled_model_has_no_test_images():
+    with pytest.raises(ddim.InputError, match="Unknown bundled model 'fasion'"):
+        ddim.bundled_test_images("fasion")
+
+
+def test_a_hub_repository_of_another_kind_is_refused_before_its_weights(folder, monkeypatch):
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: asked.append(name) or folder)
+    with pytest.raises(ddim.InputError, match="is a UNet2DConditionModel"):
+        load("owner/name")
+    assert len(asked) == 1
+
+
 def test_a_network_without_a_size():
     network = tiny.unet()
     network.register_to_config(sample_size=None)

@@ -1,11 +1,14 @@
+import inspect
 import math
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
 import ddim
+from ddim.path import _TABLE_SCHEDULERS, spacing_from_config
 
 PATHS = {
     "ddpm": ddim.ddpm_linear(),
@@ -162,8 +165,6 @@ def test_from_config_defaults_are_ddpms():
     "scheduler", ["DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"]
 )
 def test_from_config_reads_what_diffusers_writes(scheduler):
-    import diffusers
-
     made = getattr(diffusers, scheduler)(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     path = ddim.from_scheduler_config(dict(made.config) | {"_class_name": scheduler})
     assert torch.allclose(path.alpha_bar, made.alphas_cumprod.double(), rtol=1e-4)
@@ -194,6 +195,31 @@ def test_from_config_of_flow_and_ve():
     assert flow == ddim.RectifiedFlow(levels=500)
     ve = ddim.from_scheduler_config({"_class_name": "EDMEulerScheduler", "sigma_max": 50.0, "sigma_min": 0.01})
     assert ve == ddim.VEPath(50.0, 0.01)
+
+
+@pytest.mark.parametrize("kind", [k for k in _TABLE_SCHEDULERS if k and hasattr(diffusers, k)])
+def test_what_a_config_leaves_out_is_what_its_class_takes_for_granted(kind):
+    usual = inspect.signature(getattr(diffusers, kind)).parameters
+    at_one = usual["set_alpha_to_one"].default if "set_alpha_to_one" in usual else True
+    assert ddim.from_scheduler_config({"_class_name": kind}).data == ("one" if at_one else "first")
+    assert spacing_from_config({"_class_name": kind}) == usual["timestep_spacing"].default
+    assert spacing_from_config({"_class_name": kind, "timestep_spacing": "trailing"}) == "trailing"
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"_class_name": "DDIMSchedular"}, "Did you mean 'DDIMScheduler'"),
+        ({"num_train_timesteps": "many"}, "num_train_timesteps = 'many' of the scheduler config is not a number"),
+        ({"beta_start": None}, "beta_start = None of the scheduler config is not a number"),
+        ({"trained_betas": "abc"}, "trained_betas is not a list of numbers"),
+        ({"trained_betas": [0.1, 2.0]}, "between 0 and 1|in \\(0, 1\\)"),
+    ],
+    ids=str,
+)
+def test_a_config_that_cannot_be_read(config, says):
+    with pytest.raises(ddim.InputError, match=says):
+        ddim.from_scheduler_config(config)
 
 
 def test_from_config_names_the_nearest_schedule():

@@ -131,6 +131,7 @@ def test_inverting_a_sample_finds_the_noise_it_came_from():
 def test_a_code_keeps_what_made_it(model, pictures):
     code = ddim.invert(model, pictures, steps=5, method="edict", options={"p": 0.9}, spacing="karras")
     assert (code.method, code.solver, dict(code.options)) == ("edict", "edict", {"p": 0.9})
+    assert dict(code.settings) == {"p": 0.9}
     assert (code.grid.steps, code.grid.spacing) == (5, "karras")
     assert (code.model, code.fingerprint) == ("tiny", model.fingerprint)
     assert len(code) == 2
@@ -298,6 +299,7 @@ def test_too_few_codes(model, pictures):
         ({"solver": "edict", "options": {"p": 1.2}}, r"p = 1.2 lies outside \(0, 1\]"),
         ({"solver": "heun", "options": {"rho": 1}}, "'heun' takes no options, but 'rho' was given"),
         ({"options": {"eta": 2.0}}, "eta = 2 lies outside"),
+        ({"eta": 0.5, "options": {"eta": 0.5}}, "eta is given twice"),
         ({"count": 0}, "count = 0 is not a number of images"),
         ({"count": 1.5}, "count = 1.5 is not"),
         ({"count": True}, "count = True is not"),

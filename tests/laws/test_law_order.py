@@ -91,27 +91,23 @@ def round_trips(inversion, problem: str) -> list[float]:
     return errors
 
 
-@problems
-@pytest.mark.parametrize("iterations", [1, 2, 3, 4])
-def test_round_trip_order_of_ddim_inversion_is_its_iterations(iterations, problem):
-    # each fixed-point iteration multiplies what is left of the implicit step's error by O(h)
-    order = fitted_order(STEPS, round_trips(make_inversion("ddim", {"iterations": iterations}), problem))
-    print(f"order trip ddim x{iterations} {problem:9} {order:.3f}")
-    assert order == pytest.approx(iterations, abs=0.15)
+APPROXIMATE = [(name, {}) for name in ddim.inversion_names() if not make_inversion(name).exact]
+OF_DDIM = [("ddim", {"label": "source"}), *(("ddim", {"iterations": k}) for k in (2, 3, 4))]
 
 
 @problems
-def test_round_trip_order_of_ddim_inversion_with_the_sources_label_is_one(problem):
-    order = fitted_order(STEPS, round_trips(make_inversion("ddim", {"label": "source"}), problem))
-    assert order == pytest.approx(1, abs=0.15)
+@pytest.mark.parametrize(("name", "options"), APPROXIMATE + OF_DDIM, ids=str)
+def test_round_trip_order_of_an_inversion_is_the_one_it_states(name, options, problem, record_property):
+    inversion = make_inversion(name, options)
+    order = fitted_order(STEPS, round_trips(inversion, problem))
+    record_property("fitted_order", order)
+    print(f"order trip {name} {options} {problem:9} {order:.3f}")
+    assert order == pytest.approx(inversion.order, abs=0.15)
 
 
-@problems
-def test_round_trip_order_of_heun_is_three(problem):
-    # Phi_h = exp(hF + h^3 E + h^4 G ...): in Phi_h Phi_{-h} the h^3 cancels, for any method of even order
-    order = fitted_order(STEPS, round_trips(make_inversion("heun"), problem))
-    print(f"order trip heun {problem:9} {order:.3f}")
-    assert order == pytest.approx(3, abs=0.15)
+@pytest.mark.parametrize("name", [n for n in ddim.inversion_names() if make_inversion(n).exact])
+def test_order_of_an_exact_inversion_is_its_solvers(name):
+    assert make_inversion(name).order == ddim.make_solver(name).order
 
 
 @pytest.mark.parametrize("spacing", ddim.SPACINGS)

@@ -36,7 +36,6 @@ class DDIMInversion:
     anderson: int = 0
 
     name: str = field(default="ddim", init=False, repr=False)
-    order: int = field(default=1, init=False, repr=False)
     exact: bool = field(default=False, init=False, repr=False)
     paper: str = field(
         default="Song et al. 2021, arXiv 2010.02502, section 4.3; Pan et al. 2023, arXiv 2309.04907",
@@ -60,6 +59,11 @@ class DDIMInversion:
     @property
     def nfe(self) -> int:
         """As many as iterations."""
+        return self.iterations
+
+    @property
+    def order(self) -> int:
+        """As many as iterations: each makes what is left of the implicit step smaller by the step's size."""
         return self.iterations
 
     def growth(self, grid: Grid) -> float:
