@@ -1,0 +1,30 @@
+"""Draws the README's pictures with the carried model: ``python docs/make_pictures.py``."""
+
+from pathlib import Path
+
+import torch
+
+import ddim
+from ddim.images import read_images
+
+FOLDER = Path(__file__).parent / "images"
+
+
+def main() -> None:
+    """Writes round_trip.png, samples.png and interpolation.png."""
+    model = ddim.load("fashion")
+    paths = ddim.bundled_test_images("fashion")
+    chosen = [paths[k] for k in (0, 1, 3, 5, 8, 9, 13, 14, 15)]
+    code = ddim.invert(model, chosen, steps=50, method="bdia")
+    latent = (code.x / 6 + 0.5).clamp(0, 1)  # three standard deviations either side of grey
+    rows = torch.cat([read_images(chosen, model.shape), latent, ddim.reconstruct(model, code)])
+    ddim.save_image(ddim.sheet(rows, columns=len(chosen), scale=3, gap=4), FOLDER / "round_trip.png")
+    samples = ddim.sample(model, 36, steps=50, seed=100, batch=36)
+    ddim.save_image(ddim.sheet(samples, columns=12, scale=2, gap=3), FOLDER / "samples.png")
+    ends = ddim.invert(model, [paths[0], paths[14], paths[1]], steps=50, method="bdia")
+    frames = ddim.interpolate(model, ends, frames=7)
+    ddim.save_image(ddim.sheet(frames, columns=len(frames), scale=2, gap=3), FOLDER / "interpolation.png")
+
+
+if __name__ == "__main__":
+    main()
