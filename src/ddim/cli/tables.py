@@ -18,6 +18,7 @@ _Name = Annotated[
     typer.Argument(metavar="[NAME]", help="A bundled model, a folder or a hub id: all about it.", show_default=False),
 ]
 _GROWTH_STEPS = 50
+_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
 
 def models(name: _Name = None, json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False) -> None:
@@ -61,12 +62,13 @@ def methods(json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False
         )
         _show(
             "Inversions (--method)",
-            [common[0], *common[2:], growth, ("paper", "dim")],
-            [_row(s, "nfe", "exact", "options", "growth", "paper") for s in facts["inversions"]],
+            [*common, growth, ("paper", "dim")],
+            [_row(s, "order", "nfe", "exact", "options", "growth", "paper") for s in facts["inversions"]],
         )
         _show("Spacings (--spacing)", [common[0], ("what", "")], [_row(s, "what") for s in facts["spacings"]])
         stdout().print(
-            f"[dim]exact: algebra brings the picture back. growth: how far the way back may enlarge a disturbance over "
+            "[dim]order: of the error in the step; for an inversion of the way there and back. exact: algebra brings "
+            f"the picture back. growth: how far the way back may enlarge a disturbance over "
             f"S = {_GROWTH_STEPS} steps of DDPM's linear schedule; 1 is neutral. Options go with [/dim]-o KEY=VALUE"
             "[dim] (eta with [/dim]--eta[dim]).[/dim]",
             soft_wrap=True,
@@ -102,14 +104,14 @@ def registries() -> dict[str, list[dict[str, Any]]]:
         )
     for name in inversion_names():
         method = make_inversion(name)
-        back = method.solver()
         inversions.append(
             {
                 "name": name,
+                "order": method.order,
                 "nfe": method.nfe,
                 "exact": method.exact,
                 "options": dict(method.options),
-                "growth": _rounded(back.growth(grid)) if isinstance(back, Reversible) else None,
+                "growth": _rounded(method.growth(grid)),
                 "paper": method.paper,
             }
         )
@@ -143,7 +145,7 @@ def _listed(name: str, folder: Path) -> dict[str, Any]:
     return {
         "name": name,
         "pictures": f"{size}x{size} {'grey' if channels == 1 else 'colour'}",
-        "prediction": scheduler.get("prediction_type", "epsilon"),
+        "prediction": _PREDICTIONS.get(scheduler.get("prediction_type", "epsilon"), "?"),
         "spacing": scheduler.get("timestep_spacing", "leading"),
         "licence": _licence(folder),
     }
