@@ -150,6 +150,13 @@ def test_the_first_step_from_clean_data():
         assert make_inversion(name).invert(predicts_x0, X0, grid)["x"].isfinite().all(), name
 
 
+def test_heun_from_clean_data_solves_the_implicit_step_twice():
+    grid = ddim.make_grid(ddim.ddpm_linear(), 10)
+    state = make_inversion("heun").unstep(DATA, {"x": X0}, grid, 9)
+    expected = implicit_step(DATA, X0, grid[-1], grid[-2], iterations=2)
+    assert torch.allclose(state["x"], expected, rtol=0, atol=1e-14)
+
+
 def test_the_implicit_steps_order():
     """One iteration misses by O(h^2) a step, k by O(h^(k+1))."""
     for k in (1, 2, 3):
