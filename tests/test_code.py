@@ -25,7 +25,10 @@ def code(n: int = 3, dtype: torch.dtype = torch.float32, **changes) -> ddim.Late
         model="tiny",
         fingerprint="a" * 64,
         cond={"labels": torch.arange(n)},
-        extras={"offsets": noise_like((4, 2), 3)},
+        extras={"noise": noise_like((n, 4, 2), 3)},
+        prompts=tuple(f"a dog {k}" for k in range(n)),
+        negative="blurred",
+        guidance={"weight": 7.5, "rescale": 0.0, "interval": [0.0, 1.0]},
     )
     return replace(made, **changes)
 
@@ -54,7 +57,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, dtype):
             assert torch.equal(mine[key], theirs[key])
             assert mine[key].dtype == theirs[key].dtype
     assert after.grid == before.grid
-    for name in ("method", "solver", "options", "settings", "model", "fingerprint"):
+    for name in ("method", "solver", "options", "settings", "model", "fingerprint", "prompts", "negative", "guidance"):
         assert getattr(after, name) == getattr(before, name)
 
 
@@ -112,7 +115,9 @@ def test_metadata_that_is_no_json(tmp_path):
 
 def test_another_version(tmp_path):
     path = rewritten(tmp_path / "a", {"version": VERSION + 1})
-    with pytest.raises(ddim.InputError, match=f"format version {VERSION + 1}; this ddim reads version {VERSION}"):
+    with pytest.raises(
+        ddim.InputError, match=f"format version {VERSION + 1}; this ddim reads versions 1 and {VERSION}"
+    ):
         ddim.LatentCode.load(path)
 
 

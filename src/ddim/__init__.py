@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .denoiser import Denoiser, from_network
     from .errors import DDIMError, DDIMWarning, InputError
     from .grid import SPACINGS, Grid, make_grid
+    from .guidance import Guidance
     from .images import save_image, sheet, to_pil
     from .interpolation import slerp
     from .inversion import inversion_names, make_inversion
@@ -41,6 +42,7 @@ _WHERE = {
     "denoiser": ["Denoiser", "from_network"],
     "errors": ["DDIMError", "DDIMWarning", "InputError"],
     "grid": ["SPACINGS", "Grid", "make_grid"],
+    "guidance": ["Guidance"],
     "images": ["save_image", "sheet", "to_pil"],
     "interpolation": ["slerp"],
     "inversion": ["inversion_names", "make_inversion"],
@@ -65,6 +67,7 @@ __all__ = [
     "Denoiser",
     "GaussianPath",
     "Grid",
+    "Guidance",
     "InputError",
     "LatentCode",
     "Node",

@@ -17,7 +17,8 @@ from .grid import Grid
 from .path import Node
 
 FORMAT = "ddim.latent-code"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +35,14 @@ class LatentCode:
         model: the model's name.
         fingerprint: of the model's config and weights; see ``Model.fingerprint``.
         dtype: what the network computed in; in another one it does not come back exactly.
-        cond: tensors that condition the model, [N, ...] (class labels).
-        extras: further named tensors that a method keeps, one value a step.
+        cond: tensors that condition the model, [N, ...]: class labels; embedded prompts (``words``) and what stands
+            for no prompt (``null``).
+        extras: what a method keeps for the way forward, [N, S, ...], entry i for the step from ``grid[i]``: ``null``
+            (tuned embeddings), ``noise`` (noise maps), ``pivot`` (where the step must end), and ``end`` [N, 1, ...]
+            (where the last one must).
+        prompts: one an image; empty for a model without text.
+        negative: the prompt behind ``cond["null"]``.
+        guidance: ``Guidance.options`` for the way forward; empty for a model without text.
     """
 
     state: Mapping[str, Tensor]
@@ -49,6 +56,9 @@ class LatentCode:
     dtype: str = "float32"
     cond: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+    negative: str = ""
+    guidance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def x(self) -> Tensor:
@@ -68,6 +78,8 @@ class LatentCode:
             self,
             state={k: v[which] for k, v in self.state.items()},
             cond={k: v[which] for k, v in self.cond.items()},
+            extras={k: v[which] for k, v in self.extras.items()},
+            prompts=self.prompts[which],
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -88,6 +100,9 @@ class LatentCode:
             "model": self.model,
             "fingerprint": self.fingerprint,
             "dtype": self.dtype,
+            "prompts": list(self.prompts),
+            "negative": self.negative,
+            "guidance": dict(self.guidance),
         }
         return write_whole(path, save(tensors, metadata={"ddim": json.dumps(about)}))
 
@@ -109,7 +124,8 @@ class LatentCode:
             raise InputError(f"{path} holds no latent; it is not a code that ddim can replay.")
         shape = groups["state"]["x"].shape
         whole = all(v.shape == shape for v in groups["state"].values())
-        if not whole or any(v.shape[:1] != shape[:1] for v in groups["cond"].values()) or rows.shape[1:] != (3,):
+        others = [*groups["cond"].values(), *groups["extras"].values()]
+        if not whole or any(v.shape[:1] != shape[:1] for v in others) or rows.shape[1:] != (3,):
             raise InputError(f"{path} holds tensors that do not fit together; it is not a whole latent code.")
         return LatentCode(
             grid=Grid(tuple(Node(*row) for row in rows.tolist()), about["spacing"]),
@@ -120,15 +136,23 @@ class LatentCode:
             model=about["model"],
             fingerprint=about["fingerprint"],
             dtype=about["dtype"],
+            prompts=tuple(about.get("prompts", ())),
+            negative=about.get("negative", ""),
+            guidance=about.get("guidance", {}),
             **groups,
         )
 
     def check(self, model_name: str, fingerprint: str, shape: Sequence[int], dtype: str = "float32") -> None:
-        """Raises InputError for a model of another shape; warns, by name, for another model or another dtype."""
-        if tuple(self.x.shape[1:]) != tuple(shape):
+        """Raises InputError for a model of another shape; warns, by name, for another model or another dtype.
+
+        Args:
+            model_name, fingerprint, dtype: the model's.
+            shape: (C, H, W) that it diffuses; 0 stands for any height or width.
+        """
+        if any(want not in (0, have) for want, have in zip(shape, self.x.shape[1:], strict=True)):
             raise InputError(
                 f"This code is of shape {tuple(self.x.shape[1:])} (model {self.model!r}), "
-                f"but the model {model_name!r} works on {tuple(shape)}."
+                f"but the model {model_name!r} works on {tuple(n or 'any' for n in shape)}."
             )
         if self.fingerprint and self.fingerprint != fingerprint:
             warnings.warn(
@@ -162,8 +186,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InputError(f"{path} cannot be read as a latent code: {_first_line(error)}.") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise InputError(f"{path} is a safetensors file, but not a latent code that ddim wrote.")
-    if about.get("version") != VERSION:
-        raise InputError(f"{path} has format version {about.get('version')}; this ddim reads version {VERSION}.")
+    if about.get("version") not in READABLE:
+        raise InputError(f"{path} has format version {about.get('version')}; this ddim reads versions 1 and 2.")
     keys = {"spacing", "method", "solver", "options", "settings", "model", "fingerprint", "dtype"}
     if missing := sorted(keys - set(about)) or (["grid"] if "grid" not in tensors else []):
         raise InputError(f"{path} lacks {', '.join(missing)}; it is not a whole latent code.")
@@ -193,7 +217,8 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
             os.fsync(f.fileno())
         os.replace(temporary, target)
     except OSError as error:
+        raise DDIMError(f"{target} could not be written: {error.strerror or error}.") from None
+    finally:  # gone already when all went well; also after Ctrl-C
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise DDIMError(f"{target} could not be written: {error.strerror or error}.") from None
     return target

@@ -38,6 +38,18 @@ def from_network(network: Callable[[Tensor, float], Tensor], path: GaussianPath,
     return denoise
 
 
+def bound(denoise: Denoiser, cond: Cond) -> Denoiser:
+    """The denoiser with its condition in place; what a caller adds goes on top of it."""
+    if not cond:
+        return denoise
+    fixed = cond
+
+    def conditioned(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
+        return denoise(x, node, {**fixed, **cond} if cond else fixed)
+
+    return conditioned
+
+
 def corrected(denoise: Denoiser, correction: Correction) -> Denoiser:
     """The same denoiser with its pairs passed through a correction such as ``prediction.clip``."""
 

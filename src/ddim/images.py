@@ -20,13 +20,15 @@ ImageLike = Any
 """A path, a PIL image, a tensor [C, H, W] or [N, C, H, W] in [0, 1], or a list of these."""
 
 
-def read_images(source: ImageLike, shape: Sequence[int], *, resize: bool = False) -> Tensor:
+def read_images(source: ImageLike, shape: Sequence[int], *, resize: bool = False, multiple: int = 0) -> Tensor:
     """Images as one float32 tensor [N, C, H, W] in [0, 1] (a float64 tensor stays float64).
 
     Args:
         source: a path, a PIL image, a tensor in [0, 1], or a list of these.
         shape: (C, H, W) that the model takes, C in {1, 3}.
         resize: crop to the model's aspect ratio, scale and convert the channels where an image does not fit.
+        multiple: of a model that takes any size whose sides are multiples of this; then (H, W) is only what ``resize``
+            makes of an image.
 
     Raises:
         InputError: missing or broken files, wrong channels or size (and what would fit), values outside [0, 1].
@@ -34,14 +36,34 @@ def read_images(source: ImageLike, shape: Sequence[int], *, resize: bool = False
     if isinstance(source, (list, tuple)):
         if not source:
             raise InputError("No image was given.")
-        return torch.cat([read_images(s, shape, resize=resize) for s in source])
+        read = [read_images(s, shape, resize=resize, multiple=multiple) for s in source]
+        other = next((r for r in read if r.shape[1:] != read[0].shape[1:]), None)
+        if other is not None:
+            (h, w), (a, b) = read[0].shape[2:], other.shape[2:]
+            raise InputError(f"Images of {w}x{h} and {b}x{a} do not go together; give one size, or resize them.")
+        return torch.cat(read)
     if isinstance(source, Tensor):
-        return _from_tensor(source, shape, resize)
+        return _from_tensor(source, _taken(shape, source.shape[-2:], multiple, resize, "An image"), resize)
     if isinstance(source, (str, os.PathLike)):
-        return _from_pil(_open(Path(source)), shape, resize, str(source))
+        image, name = _open(Path(source)), str(source)
+        return _from_pil(image, _taken(shape, image.size[::-1], multiple, resize, name), resize, name)
     if hasattr(source, "convert") and hasattr(source, "getbands"):
-        return _from_pil(source, shape, resize, "The image")
+        name = "The image"
+        return _from_pil(source, _taken(shape, source.size[::-1], multiple, resize, name), resize, name)
     raise InputError(f"{type(source).__name__} is not an image; give a path, a PIL image or a tensor.")
+
+
+def _taken(shape: Sequence[int], size: Sequence[int], multiple: int, resize: bool, name: str) -> Sequence[int]:
+    """(C, H, W) that an image of (height, width) ``size`` must have."""
+    if not multiple or resize or len(size) != 2:
+        return shape
+    near = [max(multiple, round(side / multiple) * multiple) for side in size]
+    if list(size) != near:
+        raise InputError(
+            f"{name} is {size[1]}x{size[0]}; the model takes sides that are multiples of {multiple}, "
+            f"such as {near[1]}x{near[0]}."
+        )
+    return shape[0], *near
 
 
 def _open(path: Path) -> "PILImage.Image":

@@ -1,28 +1,35 @@
-"""What a user calls: sample, invert, reconstruct (and, in ``between``, interpolate)."""
+"""What a user calls: sample, invert, reconstruct (in ``between``: interpolate; in ``editing``: edit)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .code import LatentCode
-from .denoiser import Cond, Denoiser, corrected
-from .errors import InputError, is_whole
+from .denoiser import Denoiser, bound, corrected
+from .errors import DDIMError, InputError, is_whole
 from .grid import Grid, make_grid
+from .guidance import Guidance, classifier_free
 from .images import ImageLike, read_images
 from .inversion import make_inversion
-from .inversion.base import Inversion
-from .loop import solve
+from .inversion.base import GuidedInversion, Inversion, Scene, Walked
+from .loop import OnStep, solve
 from .models.base import Model
 from .noise import SeededNoise
-from .path import Node, TablePath
-from .prediction import Pair, clip, dynamic_threshold
+from .path import TablePath
+from .prediction import clip, dynamic_threshold
+from .replay import replay
 from .solvers import Solver, State, make_solver
 from .solvers.base import options_of
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all, over every batch."""
+
+Tell = Callable[[int, float], None]
+"""Called with a step, from 0, and the loss there, while a method tunes what it keeps."""
 
 Spacing = str | Sequence[float]
 
@@ -38,6 +45,10 @@ def sample(
     spacing: Spacing | None = None,
     options: Mapping[str, Any] | None = None,
     labels: int | Sequence[int] | None = None,
+    prompt: str | Sequence[str] | None = None,
+    negative: str = "",
+    guidance: float | Guidance = 7.5,
+    size: tuple[int, int] | None = None,
     clip_x0: float | None = None,
     threshold: float | None = None,
     batch: int = 64,
@@ -55,6 +66,10 @@ def sample(
         spacing: a key of ``ddim.SPACINGS``, or a list of t; the model's own by default.
         options: the solver's options, such as ``{"gamma": 0.96}``.
         labels: class labels, one an image, or one (a number, or a list of one) for all.
+        prompt: what a text-to-image model is to draw: one for all, or one an image.
+        negative: the prompt that guidance leads away from.
+        guidance: w of classifier-free guidance, or a ``Guidance``; of no account for a model without text.
+        size: (height, width) in pixels, where a model takes several; its own by default.
         clip_x0: holds the predicted x0 to [-clip_x0, clip_x0] and derives eps anew; off by default, as in the paper.
         threshold: dynamic thresholding at this percentile instead.
         batch: images a network call.
@@ -73,15 +88,18 @@ def sample(
     made = solver_with_eta(solver, eta, options)
     grid = grid_for(model, steps, spacing)
     out, report = [], _Report(progress, grid.steps, count, batch)
-    cond = model.condition(labels, count)
+    cond = model.condition(labels, count, prompt, negative)
+    guided = guided_by(model, _guidance(guidance))
+    shape = _shape_of(model, size)
     for begin in range(0, count, batch):
         n = min(batch, count - begin)
         noise = SeededNoise([seed + k for k in range(begin, begin + n)])
-        x = noise(torch.empty(n, *model.shape, dtype=model.state_dtype, device=model.device))
+        x = noise(torch.empty(n, *shape, dtype=model.state_dtype, device=model.device))
         # On VP, x has unit variance at every node; elsewhere what little signal is left is no part of the prior.
         scale = grid[0].sigma if not isinstance(model.path, TablePath) else 1.0
-        denoise = _bound(_corrected(model, clip_x0, threshold), _part(cond, begin, n))
-        state = solve(denoise, made, made.init(x * scale, grid), grid, noise=noise, on_step=report)
+        denoise = bound(_corrected(guided, clip_x0, threshold), _part(cond, begin, n))
+        with half_precision_hint(model):
+            state = solve(denoise, made, made.init(x * scale, grid), grid, noise=noise, on_step=report)
         out.append(model.decode(made.read(state)))
     return torch.cat(out)
 
@@ -91,13 +109,19 @@ def invert(
     images: ImageLike,
     *,
     steps: int = 50,
-    method: str | Inversion = "ddim",
+    method: str | Inversion | GuidedInversion = "ddim",
     spacing: Spacing | None = None,
     options: Mapping[str, Any] | None = None,
     labels: int | Sequence[int] | None = None,
+    prompt: str | Sequence[str] | None = None,
+    negative: str = "",
+    guidance: float | Guidance = 1.0,
+    back: float | None = None,
+    seed: int = 0,
     resize: bool = False,
     batch: int = 64,
     progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> LatentCode:
     """Walks real images back to their latent codes.
 
@@ -109,9 +133,16 @@ def invert(
         spacing: a key of ``ddim.SPACINGS``, or a list of t; the model's own by default.
         options: the method's options, such as ``{"iterations": 5}``.
         labels: class labels, one an image or one for all.
+        prompt: what the images show, for a text-to-image model: one for all, or one an image.
+        negative: the prompt that guidance leads away from.
+        guidance: w of the way forward, kept in the code.
+        back: w of the way back, where the method leaves it free: by default as ``guidance`` for reversible solvers,
+            which come back exactly only then, and 1 for the others, whose error grows with it.
+        seed: for methods that draw noise: the k-th image has the seed ``seed + k``.
         resize: fit images of another size or number of channels.
         batch: images a network call.
         progress: called after each step.
+        tell: called with a step and its loss while a method tunes.
 
     Returns:
         The code: the solver's whole state, the grid and the settings.
@@ -125,40 +156,75 @@ def invert(
         raise InputError("options go with a method's name; an inversion object has its own.")
     inversion = make_inversion(method, options) if isinstance(method, str) else method
     grid = grid_for(model, steps, spacing)
-    pixels = read_images(images, model.shape, resize=resize)
-    cond = model.condition(labels, len(pixels))
-    return walk_back(model, inversion, pixels, grid, cond, batch, progress)
+    pixels = read_images(images, model.picture, resize=resize, multiple=model.multiple)
+    cond = model.condition(labels, len(pixels), prompt, negative)
+    code = walk_back(
+        model, inversion, pixels, grid, cond, batch, progress, _guidance(guidance), back=back, seed=seed, tell=tell
+    )
+    if not model.text:
+        return code
+    several = [prompt or ""] if prompt is None or isinstance(prompt, str) else list(prompt)
+    prompts = tuple(several * len(pixels) if len(several) == 1 else several)
+    return replace(code, prompts=prompts, negative=negative)
 
 
 def walk_back(
     model: Model,
-    inversion: Inversion,
+    inversion: Inversion | GuidedInversion,
     pixels: Tensor,
     grid: Grid,
     cond: Mapping[str, Any],
     batch: int,
     progress: Progress | None,
+    guidance: Guidance | None = None,
+    *,
+    back: float | None = None,
+    seed: int = 0,
+    tell: Tell | None = None,
 ) -> LatentCode:
     """What ``invert`` does once images, grid and condition are known."""
+    forward = guidance or Guidance()
+    weight = back if back is not None else (forward.weight if inversion.exact else 1.0)
     report = _Report(progress, grid.steps, len(pixels), batch)
-    states: list[State] = []
+    parts: list[Walked] = []
     for begin in range(0, len(pixels), batch):
         part = pixels[begin : begin + batch]
-        denoise = _bound(model.denoiser(), _part(cond, begin, len(part)))
-        states.append(inversion.invert(denoise, model.encode(part), grid, report))
-    solver = inversion.solver()
+        scene = Scene(
+            model.denoiser(),
+            _part(cond, begin, len(part)),
+            forward,
+            weight,
+            model.prediction,
+            model.path.t_max,
+            SeededNoise([seed + k for k in range(begin, begin + len(part))]),
+            tell,
+        )
+        with half_precision_hint(model):
+            parts.append(_walk(inversion, scene, model.encode(part), grid, report))
+    solver, one = inversion.solver(), parts[0]
     return LatentCode(
-        state={k: torch.cat([s[k] for s in states]) for k in states[0]},
-        grid=grid,
+        state={k: torch.cat([p.state[k] for p in parts]) for k in one.state},
+        grid=one.grid,
         method=inversion.name,
         solver=solver.name,
         options=options_of(solver),
-        settings=dict(inversion.options),
+        settings={**inversion.options, **({"back": weight} if model.text else {})},
         model=model.name,
         fingerprint=model.fingerprint,
         dtype=str(model.dtype).removeprefix("torch."),
-        cond=cond,
+        cond={k: torch.cat([p.cond[k] for p in parts]) for k in one.cond},
+        extras={k: torch.cat([p.extras[k] for p in parts]) for k in one.extras},
+        guidance=forward.options if model.text else {},
     )
+
+
+def _walk(
+    inversion: Inversion | GuidedInversion, scene: Scene, x0: Tensor, grid: Grid, report: OnStep | None
+) -> Walked:
+    if isinstance(inversion, GuidedInversion):
+        return inversion.walk(scene, x0, grid, report)
+    state = inversion.invert(scene.guided(scene.back), x0, grid, report)
+    return Walked(state, grid, scene.cond, {})
 
 
 def reconstruct(model: Model, code: LatentCode, *, batch: int = 64, progress: Progress | None = None) -> Tensor:
@@ -177,9 +243,9 @@ def reconstruct(model: Model, code: LatentCode, *, batch: int = 64, progress: Pr
         InputError: a code of another shape, or without all that its solver needs.
     """
     check_batch(batch)
-    code.check(model.name, model.fingerprint, model.shape, str(model.dtype).removeprefix("torch."))
+    code.check(model.name, model.fingerprint, state_shape(model), str(model.dtype).removeprefix("torch."))
     solver = make_solver(code.solver, code.options)
-    if solver.stochastic:
+    if solver.stochastic and "noise" not in code.extras:
         raise InputError(f"The code's solver {code.solver!r} draws noise; it cannot be replayed.")
     if missing := sorted(set(solver.init(code.x, code.grid)) - set(code.state)):
         raise InputError(f"The code lacks {', '.join(missing)}, without which {code.solver!r} cannot come back.")
@@ -188,10 +254,35 @@ def reconstruct(model: Model, code: LatentCode, *, batch: int = 64, progress: Pr
         part = code[begin : begin + batch]
         state = {k: v.to(model.device, model.state_dtype) for k, v in part.state.items()}
         cond = {k: v.to(model.device) for k, v in part.cond.items()}
-        denoise = _bound(model.denoiser(), cond)
-        end = solve(denoise, solver, state, code.grid, on_step=report)
+        extras = {k: v.to(model.device) for k, v in part.extras.items()}
+        denoise = bound(guided_by(model, Guidance.of(code.guidance)), cond)
+        with half_precision_hint(model):
+            end = replay(denoise, solver, state, code.grid, extras, on_step=report)
         out.append(model.decode(solver.read(end)))
     return torch.cat(out)
+
+
+def guided_by(model: Model, guidance: Guidance) -> Denoiser:
+    """The model's denoiser, under classifier-free guidance where it has text."""
+    if not model.text:
+        return model.denoiser()
+    return classifier_free(model.denoiser(), guidance, model.prediction, model.path.t_max)
+
+
+def state_shape(model: Model) -> tuple[int, int, int]:
+    """(C, H, W) that a code of this model has; 0 stands for any side."""
+    return (model.shape[0], 0, 0) if model.multiple else model.shape
+
+
+@contextmanager
+def half_precision_hint(model: Model) -> Iterator[None]:
+    """Adds what would do to an error that names the step at which float16 stopped being numbers."""
+    try:
+        yield
+    except DDIMError as error:
+        if model.dtype != torch.float16 or "no longer finite" not in str(error):
+            raise
+        raise DDIMError(f"{error} float16 overflows above 65504; load the model with bfloat16 or float32.") from None
 
 
 def grid_for(model: Model, steps: int, spacing: Spacing | None) -> Grid:
@@ -224,7 +315,26 @@ def check_batch(batch: int) -> None:
         raise InputError(f"batch = {batch} is not a number of images; use 1 or more.")
 
 
-def _corrected(model: Model, limit: float | None, percentile: float | None) -> Denoiser:
+def _guidance(given: float | Guidance) -> Guidance:
+    return given if isinstance(given, Guidance) else Guidance(given)
+
+
+def _shape_of(model: Model, size: tuple[int, int] | None) -> tuple[int, ...]:
+    """(C, H, W) to draw, from a size in pixels."""
+    if size is None or tuple(size) == model.picture[1:]:
+        return model.shape
+    m = model.multiple
+    if not m:
+        raise InputError(f"The model {model.name!r} draws {model.picture[2]}x{model.picture[1]} only.")
+    near = [max(m, round(side / m) * m) for side in size]
+    if list(size) != near:
+        raise InputError(
+            f"size = {size[1]}x{size[0]}: the sides must be multiples of {m}, such as {near[1]}x{near[0]}."
+        )
+    return (model.shape[0], *(side // m for side in near))
+
+
+def _corrected(denoise: Denoiser, limit: float | None, percentile: float | None) -> Denoiser:
     if limit is not None and percentile is not None:
         raise InputError("clip_x0 and threshold exclude each other; give one.")
     if limit is not None:
@@ -233,27 +343,15 @@ def _corrected(model: Model, limit: float | None, percentile: float | None) -> D
                 f"clip_x0 = {limit:g} leaves no picture; use a bound above 0, 1 for the range of pictures."
             )
         bound = limit
-        return corrected(model.denoiser(), lambda pair, x, node: clip(pair, x, node, bound))
+        return corrected(denoise, lambda pair, x, node: clip(pair, x, node, bound))
     if percentile is not None:
         part = percentile
-        return corrected(model.denoiser(), lambda pair, x, node: dynamic_threshold(pair, x, node, part))
-    return model.denoiser()
+        return corrected(denoise, lambda pair, x, node: dynamic_threshold(pair, x, node, part))
+    return denoise
 
 
 def _part(cond: Mapping[str, Any], begin: int, count: int) -> dict[str, Any]:
     return {k: v[begin : begin + count] for k, v in cond.items()}
-
-
-def _bound(denoise: Denoiser, cond: Mapping[str, Any]) -> Denoiser:
-    """The denoiser with its condition in place."""
-    if not cond:
-        return denoise
-    fixed = cond
-
-    def conditioned(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
-        return denoise(x, node, fixed)
-
-    return conditioned
 
 
 class _Report:

@@ -6,21 +6,22 @@ from typing import Any
 from ..errors import InputError, unknown
 from ..solvers import SOLVERS, build, make_solver
 from ..solvers.base import Reversible
-from .base import Inversion
+from .base import GuidedInversion, Inversion
 from .ddim import DDIMInversion
 from .exact import ExactInversion
 from .heun import HeunInversion
 
 APPROXIMATE: dict[str, Callable[..., Inversion]] = {m.name: m for m in (DDIMInversion, HeunInversion)}
+GUIDED: dict[str, Callable[..., GuidedInversion]] = {}
 REVERSIBLE: tuple[str, ...] = tuple(name for name, kind in SOLVERS.items() if hasattr(kind, "unstep"))
 
 
 def inversion_names() -> list[str]:
     """Every method that ``make_inversion`` knows."""
-    return [*APPROXIMATE, *REVERSIBLE]
+    return [*APPROXIMATE, *GUIDED, *REVERSIBLE]
 
 
-def make_inversion(name: str, options: Mapping[str, Any] | None = None) -> Inversion:
+def make_inversion(name: str, options: Mapping[str, Any] | None = None) -> Inversion | GuidedInversion:
     """An inversion by name.
 
     Args:
@@ -32,6 +33,8 @@ def make_inversion(name: str, options: Mapping[str, Any] | None = None) -> Inver
     """
     if name in APPROXIMATE:
         return build(APPROXIMATE[name], name, options)
+    if name in GUIDED:
+        return build(GUIDED[name], name, options)
     if name in REVERSIBLE:
         solver = make_solver(name, options)
         assert isinstance(solver, Reversible)
@@ -41,4 +44,4 @@ def make_inversion(name: str, options: Mapping[str, Any] | None = None) -> Inver
     raise unknown("method", name, inversion_names())
 
 
-__all__ = ["APPROXIMATE", "REVERSIBLE", "Inversion", "inversion_names", "make_inversion"]
+__all__ = ["APPROXIMATE", "GUIDED", "REVERSIBLE", "GuidedInversion", "Inversion", "inversion_names", "make_inversion"]

@@ -1,14 +1,16 @@
 """What an inversion is: an image to a solver's state at the noisy end, and the solver that brings it back."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, bound
 from ..grid import Grid
+from ..guidance import Guidance, classifier_free
 from ..loop import OnStep
-from ..solvers.base import Solver, State
+from ..solvers.base import Noise, Solver, State
 
 
 @runtime_checkable
@@ -55,4 +57,96 @@ class Inversion(Protocol):
 
     def invert(self, denoise: Denoiser, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> State:
         """The whole state at ``grid[0]`` from images x0, [N, ...]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an inversion for guided models works on, beside the images.
+
+    Attributes:
+        denoise: the model, without guidance and without a condition in place.
+        cond: ``words`` and ``null``, [N, L, D], and whatever else conditions the model.
+        guidance: of the way forward.
+        back: the weight of the way back, where a method leaves it free.
+        prediction, t_max: see ``guidance.classifier_free``.
+        noise: for methods that draw; seeded a sample.
+        tell: called with ("step 3 of 50", loss) while a method tunes; may be left out.
+    """
+
+    denoise: Denoiser
+    cond: Mapping[str, Any]
+    guidance: Guidance
+    back: float
+    prediction: str = "eps"
+    t_max: float = 1000.0
+    noise: Noise | None = None
+    tell: Callable[[int, float], None] | None = None
+
+    def guided(self, weight: float | None = None) -> Denoiser:
+        """The model under guidance (of another weight, where one is given), its condition in place."""
+        guidance = self.guidance if weight is None else self.guidance.at(weight)
+        return bound(classifier_free(self.denoise, guidance, self.prediction, self.t_max), self.cond)
+
+
+class Walked(NamedTuple):
+    """What an inversion found.
+
+    Attributes:
+        state: the solver's, at the noisy end of ``grid``.
+        grid: that the way forward walks: the one asked for, or its cleaner part.
+        cond: for the way forward.
+        extras: see ``LatentCode.extras``.
+    """
+
+    state: State
+    grid: Grid
+    cond: Mapping[str, Tensor]
+    extras: Mapping[str, Tensor]
+
+
+@runtime_checkable
+class GuidedInversion(Protocol):
+    """An inversion that knows of guidance and prompts: ``walk`` in place of ``Inversion.invert``."""
+
+    @property
+    def name(self) -> str:
+        """As in the registry."""
+        ...
+
+    @property
+    def exact(self) -> bool:
+        """Whether the image comes back whatever the guidance, by what is kept."""
+        ...
+
+    @property
+    def paper(self) -> str:
+        """Where it comes from."""
+        ...
+
+    @property
+    def nfe(self) -> int:
+        """Network calls a step on the way back, at most; a call under guidance counts twice."""
+        ...
+
+    @property
+    def order(self) -> int:
+        """As ``Inversion.order``."""
+        ...
+
+    def growth(self, grid: Grid) -> float:
+        """As ``Inversion.growth``."""
+        ...
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What it was set to, for the record."""
+        ...
+
+    def solver(self) -> Solver:
+        """The solver that comes forward again."""
+        ...
+
+    def walk(self, scene: Scene, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> Walked:
+        """From images x0, [N, ...], to what brings them back under ``scene.guidance``."""
         ...

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .base import Model
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+TEXT_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+TEXT_PARTS = ("unet", "vae", "text_encoder")
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
 
 
@@ -66,15 +68,50 @@ def load(
         hint = "" if "/" not in source else f" There is no folder {source}."
         error = unknown("model", str(name), bundled)
         raise InputError(f"{error}{hint} A folder in the diffusers format or a hub id (owner/name) will do too.")
-    return _load_pixel(str(name), source, where, dtype)
+    folder = folder if folder.is_dir() else _from_hub(source)
+    if _kind(folder) in TEXT_PIPELINES:
+        return _load_text(str(name), folder, where, dtype)
+    return _load_pixel(str(name), folder, where, dtype)
 
 
-def _load_pixel(name: str, source: str, device: "torch.device", dtype: "torch.dtype") -> "Model":
+def _kind(folder: Path) -> str:
+    """The pipeline's class that a folder names, or an empty text."""
+    index = folder / "model_index.json"
+    return str(_json(index).get("_class_name", "")) if index.is_file() else ""
+
+
+def _load_text(name: str, folder: Path, device: "torch.device", dtype: "torch.dtype") -> "Model":
+    try:
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    except (ImportError, RuntimeError):  # diffusers raises RuntimeError where transformers is missing
+        raise InputError("A model with a text encoder needs transformers: pip install transformers.") from None
+    from .latent import LatentTextModel
+
+    weights = [p for part in TEXT_PARTS for p in (folder / part).glob("*.safetensors")]
+    lacking = [part for part in TEXT_PARTS if not any(p.parent.name == part for p in weights)]
+    if lacking:
+        pickles = [p.name for p in (folder / lacking[0]).glob("*") if p.suffix in _PICKLES]
+        what = f"only the pickle {pickles[0]}, which is never loaded" if pickles else "no weights"
+        raise InputError(f"{folder / lacking[0]} holds {what}; a diffusers folder with .safetensors weights is needed.")
+    half = {"variant": "fp16"} if all(".fp16" in p.name for p in weights) else {}
+    off = {"safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False}
+    with _quiet_diffusers():
+        try:
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, **half, **off
+            )
+        except Exception as error:  # diffusers, transformers and safetensors raise dozens of kinds
+            raise DDIMError(f"{folder} cannot be loaded: {_short(error)}") from None
+        pipeline.set_progress_bar_config(disable=True)
+    return LatentTextModel(name, pipeline, device=device, dtype=dtype)
+
+
+def _load_pixel(name: str, folder: Path, device: "torch.device", dtype: "torch.dtype") -> "Model":
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     from .pixel import PixelModel
 
-    folder = Path(source) if Path(source).is_dir() else _from_hub(source)
+    source = folder
     weights = folder / _unet_folder(folder)
     files = [p.name for p in weights.glob("*.safetensors")]
     if not files:
@@ -99,15 +136,26 @@ def _from_hub(name: str) -> Path:
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=["*.json"]))
-        weights = (_unet_folder(folder) / "*.safetensors").as_posix()
-        return Path(snapshot_download(name, allow_patterns=["*.json", weights]))
+        if _kind(folder) in TEXT_PIPELINES:
+            weights = ["tokenizer/*", *(f"{part}/{file}" for part in TEXT_PARTS for file in _offered(name, part))]
+        else:
+            weights = [(_unet_folder(folder) / "*.safetensors").as_posix()]
+        return Path(snapshot_download(name, allow_patterns=["*.json", *weights]))
     except InputError:
         raise
     except Exception as error:  # the hub's client raises a dozen kinds; all of them mean this
         raise DDIMError(
-            f"{name!r} is neither bundled nor a folder here, and the hub gave no pixel model of that name: "
-            f"{_short(error)}"
+            f"{name!r} is neither bundled nor a folder here, and the hub gave no model of that name: {_short(error)}"
         ) from None
+
+
+def _offered(name: str, part: str) -> list[str]:
+    """Which weights of a pipeline's part to fetch: the full ones, or the fp16 variant where there are no others."""
+    from huggingface_hub import list_repo_files
+
+    files = [f.partition("/")[2] for f in list_repo_files(name) if f.startswith(f"{part}/")]
+    tensors = [f for f in files if f.endswith(".safetensors") and "non_ema" not in f]
+    return [f for f in tensors if ".fp16" not in f] or tensors
 
 
 def _unet_folder(folder: Path) -> Path:

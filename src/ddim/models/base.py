@@ -11,7 +11,7 @@ from ..path import GaussianPath
 
 
 class Model(Protocol):
-    """A denoiser with its path and its pictures. Pixel models work on the pictures themselves."""
+    """A denoiser with its path and its pictures; it works on the pictures themselves, or on their codes."""
 
     @property
     def name(self) -> str:
@@ -31,6 +31,21 @@ class Model(Protocol):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what it diffuses."""
+        ...
+
+    @property
+    def picture(self) -> tuple[int, int, int]:
+        """(C, H, W) of its pictures, in pixels."""
+        ...
+
+    @property
+    def multiple(self) -> int:
+        """It takes any picture whose sides are multiples of this; 0 where ``picture`` is the only size."""
+        ...
+
+    @property
+    def text(self) -> bool:
+        """Whether prompts condition it."""
         ...
 
     @property
@@ -72,8 +87,18 @@ class Model(Protocol):
         """The network as a denoiser."""
         ...
 
-    def condition(self, labels: int | Sequence[int] | None, count: int) -> Cond:
-        """What conditions ``count`` samples. Raises InputError where labels and model do not go together."""
+    def condition(
+        self,
+        labels: int | Sequence[int] | None,
+        count: int,
+        prompts: str | Sequence[str] | None = None,
+        negative: str = "",
+    ) -> Cond:
+        """What conditions ``count`` samples: ``labels`` [count] of a class-conditional model, or, of one with text,
+        ``words`` and ``null`` [count, L, D]: the embedded prompts, and the embedded ``negative`` of guidance.
+
+        Raises InputError where labels, prompts and model do not go together.
+        """
         ...
 
     def encode(self, images: Tensor) -> Tensor:
@@ -81,7 +106,7 @@ class Model(Protocol):
         ...
 
     def decode(self, x0: Tensor) -> Tensor:
-        """x0 to images in [0, 1]."""
+        """x0 to images in [0, 1], as the network made them: float."""
         ...
 
     def describe(self) -> Mapping[str, Any]:

@@ -60,6 +60,7 @@ class PixelModel:
         # diffusers' steps_offset counts its timesteps; where data is the table's first entry, 1 is our first level.
         self.offset = max(int(scheduler.get("steps_offset", 0)) - first_entry, 0)
         self.classes = int(config.num_class_embeds or 0)
+        self.picture, self.multiple, self.text = self.shape, 0, False
         self.device = torch.device(device)
         self.dtype = dtype
         self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
@@ -90,8 +91,16 @@ class PixelModel:
 
         return denoise
 
-    def condition(self, labels: int | Sequence[int] | None, count: int) -> Cond:
+    def condition(
+        self,
+        labels: int | Sequence[int] | None,
+        count: int,
+        prompts: str | Sequence[str] | None = None,
+        negative: str = "",
+    ) -> Cond:
         """Class labels as a tensor [count]; one label serves for all."""
+        if prompts or negative:
+            raise InputError(f"The model {self.name!r} has no text encoder, so it takes no prompt.")
         if labels is None:
             if self.classes:
                 raise InputError(f"The model {self.name!r} needs a class label from 0 to {self.classes - 1}.")

@@ -28,16 +28,41 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Where the images come from, and what is done to each.
+class SourceConfig:
+    """A set of images, and which of its rows are taken.
 
     Attributes:
         path: a folder of images, a parquet file (or a folder of them), MNIST-type idx files (a folder or one
             ``*-images-idx3-ubyte[.gz]``), or the id of a data set on the Hugging Face hub. Relative paths start
             where the command runs. Of a folder with a subfolder named like ``split``, only that is taken.
-        size: side of the square the network sees, in pixels.
         split: which part; for idx files ``train`` or ``test``.
         column: the column with the images; empty: the first one that holds images.
+        prompt: how a row's words are put together, from its columns: ``"{style} {name}"``.
+        rewrite: pairs (regular expression, replacement), applied in their order to every prompt.
+        where: column -> the values of the rows to take; empty: all rows.
+        without: a CSV file whose header names columns; rows that equal one of its lines in all of them are left
+            out, and so are rows with the same image under another name.
+        repeat: how often an epoch visits each image.
+    """
+
+    path: str
+    split: str = "train"
+    column: str = ""
+    prompt: str = ""
+    rewrite: tuple[tuple[str, ...], ...] = ()
+    where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    without: str = ""
+    repeat: int = 1
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from, and what is done to each.
+
+    Attributes:
+        path, split, column, prompt, rewrite, where, without, repeat: the first set; see ``SourceConfig``.
+        more: further sets, which follow it.
+        size: side of the square the network sees, in pixels.
         channels: 1 (grey) or 3 (RGB).
         fit: how an image becomes square: ``crop`` (shorter side to ``size``, centre), ``resize`` (stretch) or
             ``pad`` (shrunk if larger, then centred on ``background``).
@@ -57,6 +82,18 @@ class DataConfig:
     flip: bool = False
     memory_gib: float = 4.0
     workers: int = 2
+    prompt: str = ""
+    rewrite: tuple[tuple[str, ...], ...] = ()
+    where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    without: str = ""
+    repeat: int = 1
+    more: tuple[SourceConfig, ...] = ()
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """All sets, the first one first."""
+        first = SourceConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(SourceConfig)})
+        return (first, *self.more)
 
 
 @dataclass(frozen=True)
@@ -76,6 +113,38 @@ class LossConfig:
     weight: str | tuple[float, ...] = "ones"
     min_snr_k: float = 5.0
     times: Literal["uniform", "stratified"] = "uniform"
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """What an autoencoder is trained for: |e| + gradient * |differences of e| + kl * KL, e the error of a pixel.
+
+    Attributes:
+        kl: weight of the divergence of the codes from N(0, 1), in nats a number of the code.
+        gradient: weight of the error's differences between neighbouring pixels, which keep edges sharp.
+    """
+
+    kl: float = 1e-3
+    gradient: float = 0.5
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """What a text-to-image model is made of, beside the network in ``[model]``.
+
+    Attributes:
+        autoencoder: the folder of an AutoencoderKL, as ``task = "autoencoder"`` writes it to ``<folder>/model``.
+        encoder: options of transformers' ``CLIPTextConfig``.
+        vocabulary: how many tokens the tokenizer learns from the prompts, at most.
+        length: tokens a prompt has, with its start and end.
+        empty: share of the prompts that are left empty, for classifier-free guidance (Ho & Salimans 2022).
+    """
+
+    autoencoder: str = ""
+    encoder: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary: int = 4096
+    length: int = 77
+    empty: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -144,13 +213,22 @@ class OutputConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run. ``model`` holds options of diffusers' ``UNet2DModel``; ``train`` asks diffusers for their names."""
+    """A whole run.
+
+    Attributes:
+        task: ``pixel``, a denoiser of images (UNet2DModel); ``autoencoder`` (AutoencoderKL); or ``text``, a denoiser
+            of an autoencoder's codes under a prompt (CLIPTextModel and UNet2DConditionModel, trained together).
+        model: options of that class of diffusers; ``train`` asks diffusers for their names.
+    """
 
     data: DataConfig
     train: OptimConfig
     output: OutputConfig
+    task: Literal["pixel", "autoencoder", "text"] = "pixel"
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     model: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -169,6 +247,11 @@ _LIMITS: Sequence[tuple[str, str, Any, str]] = (
     ("data", "background", lambda v: 0 <= v <= 255, "from 0 to 255"),
     ("data", "memory_gib", lambda v: v >= 0, "at least 0"),
     ("data", "workers", lambda v: v >= 0, "at least 0"),
+    ("autoencoder", "kl", lambda v: v >= 0, "at least 0"),
+    ("autoencoder", "gradient", lambda v: v >= 0, "at least 0"),
+    ("text", "vocabulary", lambda v: v >= 600, "at least 600 (512 are single bytes)"),
+    ("text", "length", lambda v: v >= 3, "at least 3 (start, a word, end)"),
+    ("text", "empty", lambda v: 0 <= v <= 1, "from 0 to 1"),
     ("loss", "min_snr_k", lambda v: v > 0, "above 0"),
     ("train", "steps", lambda v: v >= 1, "at least 1"),
     ("train", "batch", lambda v: v >= 1, "at least 1"),

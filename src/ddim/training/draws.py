@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_ORDER, _TIMES, _IMAGE, _NETWORK, _SHEET = range(5)
+_ORDER, _TIMES, _IMAGE, _NETWORK, _SHEET, _CHANCE = range(6)
 
 
 def _generator(seed: int, stream: int, step: int, place: int = 0) -> np.random.Generator:
@@ -49,6 +49,11 @@ def flips_and_noise(seed: int, step: int, places: Sequence[int], shape: Sequence
         flips[row] = generator.random() < 0.5
         generator.standard_normal(out=noise[row], dtype=np.float32)
     return torch.from_numpy(flips), torch.from_numpy(noise)
+
+
+def chances(seed: int, step: int, places: Sequence[int]) -> Tensor:
+    """A number in [0, 1) for each place of the batch (is its prompt left out?); float64 of shape [len(places)]."""
+    return torch.tensor([_generator(seed, _CHANCE, step, place).random() for place in places], dtype=torch.float64)
 
 
 def network_seed(seed: int, step: int, micro: int, process: int) -> int:

@@ -18,22 +18,22 @@ from torch import Tensor, nn
 from ..errors import DDIMError, InputError
 from ..images import save_image
 from . import draws
-from .checkpoint import Checkpoints, clean_run, holds_run
+from .checkpoint import Checkpoints, clean_run, holds_run, whole_folder
 from .config import OptimConfig, TrainConfig
-from .data import Images, fingerprint, load_images
+from .data import Batch, Images, fingerprint, load_images
 from .ema import EMA
 from .lock import only_process
-from .loss import checksum, diffusion_loss, levels_of, path_of
 from .progress import OnEvent, Reporter
 from .reading import differing_keys
-from .result import build_network, check_model, export, probe, sample_sheet
+from .tasks import Task, make_task
+from .tasks.base import Draw, write_about
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
 def train(config: TrainConfig, *, resume: bool = False, on_event: OnEvent | None = None) -> Path:
-    """Trains a UNet2DModel as ``config`` says; under ``accelerate launch`` or ``torchrun`` on all of their processes.
+    """Trains what ``config`` says; under ``accelerate launch`` or ``torchrun`` on all of their processes.
 
     Args:
         config: the run, from ``load_config``.
@@ -41,13 +41,13 @@ def train(config: TrainConfig, *, resume: bool = False, on_event: OnEvent | None
         on_event: called in the main process with each ``Event``: every step, checkpoint, sheet.
 
     Returns:
-        ``<folder>/model``, which ``diffusers.DDIMPipeline.from_pretrained`` loads.
+        ``<folder>/model``, which diffusers loads: with DDIMPipeline, AutoencoderKL or StableDiffusionPipeline.
 
     Raises:
         InputError: a config, data set or folder that cannot be used; a config or input changed on resume.
         DDIMError: the loss is no longer finite, or the disk is full.
     """
-    check_model(config)
+    task = make_task(config)
     accelerator = _accelerator(config.train)
     if config.train.batch % (accelerator.num_processes * config.train.accumulate):
         raise InputError(
@@ -56,14 +56,14 @@ def train(config: TrainConfig, *, resume: bool = False, on_event: OnEvent | None
         )
     alone = only_process(Path(config.output.folder)) if accelerator.is_main_process else nullcontext()
     with alone, _repeatable(accelerator.device, config.train.threads):
-        return _Run(config, accelerator, on_event).run(resume)
+        return _Run(config, task, accelerator, on_event).run(resume)
 
 
 class _Run:
     """One call of ``train``: everything that lives as long as the run."""
 
-    def __init__(self, config: TrainConfig, accelerator: "Accelerator", on_event: OnEvent | None) -> None:
-        self.config, self.accelerator = config, accelerator
+    def __init__(self, config: TrainConfig, task: Task, accelerator: "Accelerator", on_event: OnEvent | None) -> None:
+        self.config, self.task, self.accelerator = config, task, accelerator
         self.main = accelerator.is_main_process
         self.folder = Path(config.output.folder)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.output.keep)
@@ -72,12 +72,11 @@ class _Run:
     def run(self, resume: bool) -> Path:
         last = self._last_checkpoint(resume)
         with self.accelerator.main_process_first():  # HF datasets prepares a set once, the others find it done
-            self.images = load_images(self.config.data)
-        self.levels = levels_of(self.config.schedule, self.config.loss).to(self.accelerator.device)
-        self.sums = {"images": fingerprint(self.images), "weights": checksum(self.config.loss, self.levels)}
+            images = load_images(self.config.data)
+        self.sums = {"images": fingerprint(images), **self.task.sums()}
+        self.images = self.task.prepare(images, self.accelerator.device)
         torch.manual_seed(draws.network_seed(self.config.train.seed, 0, 0, 0))
-        self.network = build_network(self.config)
-        probe(self.network, self.config)
+        self.network = self.task.build()
         self.ema = EMA(self.network.to(self.accelerator.device), self.config.train.ema, self.config.train.ema_warmup)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(),
@@ -89,9 +88,14 @@ class _Run:
         step = 0
         if last is not None:
             about = self.checkpoints.about(last)
-            for name, source in (("images", self.config.data.path), ("weights", self.config.loss.weight)):
-                if about.get(name, self.sums[name]) != self.sums[name]:
-                    raise InputError(f"{source} holds other {name} than the run in {self.folder} began with.")
+            sources = {
+                "images": " and ".join(source.path for source in self.config.data.sources),
+                "weights": self.config.loss.weight,
+                "autoencoder": self.config.text.autoencoder,
+            }
+            for name, found in self.sums.items():
+                if about.get(name, found) != found:
+                    raise InputError(f"{sources[name]} holds other {name} than the run in {self.folder} began with.")
             self.checkpoints.load(last, self.network, self.ema, self.optimizer)
             step = int(about["step"])
         self.report.open(step)
@@ -112,12 +116,11 @@ class _Run:
             lr = learning_rate(settings, step)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            t = draws.times(settings.seed, step, settings.batch, len(self.levels.alpha), self.config.loss.times)
             loss = torch.zeros((), device=self.accelerator.device)
             for micro in range(settings.accumulate):
                 last = micro == settings.accumulate - 1
                 with nullcontext() if last else self.accelerator.no_sync(forward):
-                    part = self._micro_batch(forward, next(micro_batches), t, step, micro) / settings.accumulate
+                    part = self._micro_batch(forward, next(micro_batches), step, micro) / settings.accumulate
                     self.accelerator.backward(part)
                 loss += part.detach()
             value = float(self.accelerator.reduce(loss, "mean"))  # type: ignore[arg-type]
@@ -145,24 +148,14 @@ class _Run:
                 self._checkpoint(done)  # last: a resumed run then makes up for the sheet, too
             self.report.go_on()
 
-    def _micro_batch(self, forward: nn.Module, images: Tensor, t: Tensor, step: int, micro: int) -> Tensor:
+    def _micro_batch(self, forward: nn.Module, batch: Batch, step: int, micro: int) -> Tensor:
         """The loss of this process's share of a step's micro-batch."""
-        settings, device = self.config.train, self.accelerator.device
-        places = _places(settings, micro, self.accelerator)
-        flips, noise = draws.flips_and_noise(settings.seed, step, places, images.shape[1:])
-        x0 = images.to(torch.float32) / 127.5 - 1
-        if self.config.data.flip:
-            x0 = torch.where(flips.view(-1, 1, 1, 1), x0.flip(-1), x0)
+        settings = self.config.train
+        draw = Draw(settings.seed, step, settings.batch, _places(settings, micro, self.accelerator))
         torch.manual_seed(draws.network_seed(settings.seed, step, micro, self.accelerator.process_index))  # dropout
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            return diffusion_loss(
-                forward,
-                x0.to(device),
-                noise.to(device),
-                t[places.start : places.stop].to(device),
-                self.levels,
-                self.config.loss.prediction,
-            )
+        device = self.accelerator.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            return self.task.loss(forward, batch, draw)
 
     def _checkpoint(self, step: int) -> None:
         if self.main:
@@ -174,17 +167,9 @@ class _Run:
     def _sheet(self, step: int) -> None:
         if not self.main:
             return
-        output, data = self.config.output, self.config.data
-        noise = draws.sheet_noise(self.config.train.seed, output.samples, (data.channels, data.size, data.size))
         path = self.folder / "samples" / f"step-{step:08d}.png"
-        with self.ema.swapped():
-            sheet = sample_sheet(
-                self.network,
-                path_of(self.config.schedule),
-                self.config.loss.prediction,
-                noise.to(self.accelerator.device),
-                output.sample_steps,
-            )
+        with self.ema.swapped(), _asked(self.network):
+            sheet = self.task.sheet(self.network)
         save_image(sheet, path)
         self.report.tell("samples", step, f"samples: {path}", path)
 
@@ -197,8 +182,9 @@ class _Run:
                 "skipped": self.images.skipped,
                 "versions": _versions(),
             }
-            with self.ema.swapped():
-                export(self.network, self.config, target, about)
+            with self.ema.swapped(), _asked(self.network), whole_folder(target) as folder:
+                self.task.export(self.network, folder)
+                write_about(folder, about)
             note = f" {_skipped(self.images)}" if self.images.skipped else ""
             self.report.tell("done", self.config.train.steps, f"Done: {target}.{note}", target)
         self.accelerator.wait_for_everyone()
@@ -300,6 +286,17 @@ def _repeatable(device: torch.device, threads: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
+
+
+@contextmanager
+def _asked(network: nn.Module) -> Iterator[None]:
+    """The network as it is used, not trained (no dropout), inside."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
 
 
 def _versions() -> dict[str, str]:

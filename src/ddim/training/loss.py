@@ -2,12 +2,12 @@
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError, unknown
 from ..path import TablePath, cosine_alpha_bar, linear_alpha_bar, scaled_linear_alpha_bar, zero_terminal_snr
@@ -104,12 +104,14 @@ def _user_weights(weight: str | Sequence[float], count: int) -> Tensor:
     return table
 
 
-def diffusion_loss(network: nn.Module, x0: Tensor, eps: Tensor, t: Tensor, levels: Levels, prediction: str) -> Tensor:
+def diffusion_loss(
+    network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, eps: Tensor, t: Tensor, levels: Levels, prediction: str
+) -> Tensor:
     """mean over the batch of weight(t) * |network(x_t) - target|^2 per pixel, x_t = alpha x0 + sigma eps.
 
     Args:
-        network: called as ``network(x, timestep).sample`` with diffusers timesteps t - 1.
-        x0: images in [-1, 1], float32 [N, C, H, W].
+        network: called as ``network(x, timestep)`` with diffusers timesteps t - 1.
+        x0: images in [-1, 1] or scaled codes, float32 [N, C, H, W].
         eps: noise, as x0.
         t: noise levels in 1..T, int64 [N].
         levels: tables on the same device.
@@ -120,6 +122,6 @@ def diffusion_loss(network: nn.Module, x0: Tensor, eps: Tensor, t: Tensor, level
     """
     alpha, sigma = (table[t - 1].view(-1, 1, 1, 1) for table in (levels.alpha, levels.sigma))
     target = from_pair(prediction, Pair(x0, eps), alpha, sigma)
-    output = network(alpha * x0 + sigma * eps, t - 1).sample
+    output = network(alpha * x0 + sigma * eps, t - 1)
     error = (output.float() - target).square().flatten(1).mean(1)
     return (levels.weight[t - 1] * error).mean()

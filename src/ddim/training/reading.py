@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ..errors import InputError, unknown
-from .config import DataConfig, LossConfig, OptimConfig, OutputConfig, ScheduleConfig, TrainConfig
+from .config import (
+    AutoencoderConfig,
+    DataConfig,
+    LossConfig,
+    OptimConfig,
+    OutputConfig,
+    ScheduleConfig,
+    TextConfig,
+    TrainConfig,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,7 +29,7 @@ Section = TypeVar("Section")
 
 
 def load_config(path: str | Path) -> TrainConfig:
-    """The run that a TOML file describes: sections data, train, output, schedule, loss and model.
+    """The run that a TOML file describes: ``task``, and a section for every other field of ``TrainConfig``.
 
     Raises:
         InputError: no such file, not TOML, an unknown key (the nearest known one is named) or a wrong value.
@@ -41,14 +50,18 @@ def config_from_dict(table: Mapping[str, Any]) -> TrainConfig:
     for name, value in table.items():
         if name not in sections:
             raise unknown("section", name, sections)
-        if not isinstance(value, Mapping):
+        if name != "task" and not isinstance(value, Mapping):
             raise InputError(f"[{name}] must be a section of the config, not {value!r}.")
+    hints = typing.get_type_hints(TrainConfig)
     return TrainConfig(
+        task=_typed("task", hints["task"], table.get("task", "pixel")),
         data=_section("data", DataConfig, table.get("data", {})),
         train=_section("train", OptimConfig, table.get("train", {})),
         output=_section("output", OutputConfig, table.get("output", {})),
         schedule=_section("schedule", ScheduleConfig, table.get("schedule", {})),
         loss=_section("loss", LossConfig, table.get("loss", {})),
+        autoencoder=_section("autoencoder", AutoencoderConfig, table.get("autoencoder", {})),
+        text=_section("text", TextConfig, table.get("text", {})),
         model={k: _frozen(v) for k, v in table.get("model", {}).items()},
     )
 
@@ -61,7 +74,8 @@ def _section(name: str, kind: type[Section], table: Mapping[str, Any]) -> Sectio
             raise unknown(f"key in [{name}]", key, hints)
         values[key] = _typed(f"{name}.{key}", hints[key], value)
     for f in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if f.default is dataclasses.MISSING and f.name not in values:
+        optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+        if not optional and f.name not in values:
             raise InputError(f"The config lacks {f.name!r} in [{name}].")
     return kind(**values)
 
@@ -78,9 +92,18 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         fitting = next((a for a in args if isinstance(value, list) == (typing.get_origin(a) is tuple)), args[0])
         return _typed(name, fitting, value)
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise InputError(f"{name} must be a table, not {value!r}.")
+        return {key: _typed(f"{name}.{key}", args[1], item) for key, item in value.items()}
+    if hint is Any:
+        return _frozen(value)
+    if dataclasses.is_dataclass(hint):
+        return _section(name, hint, value if isinstance(value, Mapping) else {})  # type: ignore[arg-type]
     if origin is tuple:
         if not isinstance(value, list) or (args[-1] is not ... and len(value) != len(args)):
-            wanted = "numbers" if args[-1] is ... else f"{len(args)} numbers"
+            kind = {str: "words", float: "numbers", int: "numbers"}.get(args[0], "lists")
+            wanted = kind if args[-1] is ... else f"{len(args)} {kind}"
             raise InputError(f"{name} must be a list of {wanted}, not {value!r}.")
         return tuple(_typed(name, args[0], v) for v in value)
     if hint is float and type(value) is int:
@@ -97,7 +120,8 @@ def _frozen(value: Any) -> Any:
 # May change between the parts of a resumed run without changing a number in the weights. (That data.path still
 # leads to the same images is seen to by their fingerprint.)
 FREE_KEYS = frozenset(
-    {"data.path", "data.memory_gib", "data.workers"} | {f"output.{f.name}" for f in dataclasses.fields(OutputConfig)}
+    {"data.path", "data.memory_gib", "data.workers", "text.autoencoder"}
+    | {f"output.{f.name}" for f in dataclasses.fields(OutputConfig)}
 )
 
 
@@ -106,6 +130,10 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     found = []
     for section in sorted({*old, *new}):
         before, after = old.get(section, {}), new.get(section, {})
+        if not (isinstance(before, Mapping) and isinstance(after, Mapping)):  # task: older runs were all pixel
+            if (before or "pixel") != (after or "pixel"):
+                found.append(section)
+            continue
         for key in sorted({*before, *after}):
             name = f"{section}.{key}"
             if name in FREE_KEYS or before.get(key, after.get(key)) == after.get(key):

@@ -1,0 +1,187 @@
+"""Latent text-to-image models: Stable Diffusion 1.x and 2.x in the diffusers format."""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Cond, Denoiser
+from ..errors import DDIMWarning, InputError
+from ..guidance import WORDS
+from ..path import GaussianPath, Node, RectifiedFlow, TablePath, VEPath, from_scheduler_config, spacing_from_config
+from ..prediction import Pair, prediction_of, to_pair
+from .pixel import fingerprint
+
+ATTENTION = "attention"
+"""In a ``Cond``: an object that the attention processors of ``ddim.editing`` are handed with every call."""
+
+
+class LatentTextModel:
+    """A Stable Diffusion pipeline behind the library's interface; made by ``ddim.load``.
+
+    Args:
+        name: as it was asked for.
+        pipeline: diffusers' StableDiffusionPipeline; its parts are put into eval mode and moved.
+        device: where it computes.
+        dtype: what its networks compute in; the sampler's state is float32, or float64 when this is.
+
+    Raises:
+        InputError: a pipeline whose scheduler or U-Net this version does not take.
+    """
+
+    classes = 0
+    text = True
+
+    def __init__(
+        self, name: str, pipeline: Any, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        unet, vae, scheduler = pipeline.unet, pipeline.vae, pipeline.scheduler.config
+        if unet.config.in_channels != vae.config.latent_channels:
+            raise InputError(
+                f"The U-Net of {name!r} takes {unet.config.in_channels} channels, its autoencoder gives "
+                f"{vae.config.latent_channels}: an inpainting or depth model, which this version does not take."
+            )
+        self.name = name
+        self.path: GaussianPath = from_scheduler_config(scheduler)
+        if isinstance(self.path, (VEPath, RectifiedFlow)):
+            raise InputError(f"The model {name!r} has a {scheduler['_class_name']}, which this version does not take.")
+        self.prediction: str = prediction_of(str(scheduler.get("prediction_type", "epsilon")))
+        self.spacing = spacing_from_config(scheduler)
+        first_entry = isinstance(self.path, TablePath) and self.path.data == "first"
+        # The pipelines of diffusers set steps_offset to 1 whatever the config says; so does loading one.
+        self.offset = max(int(scheduler.get("steps_offset", 0)) - first_entry, 0)
+        self.multiple = 2 ** (len(vae.config.block_out_channels) - 1)
+        side = unet.config.sample_size or vae.config.sample_size // self.multiple
+        height, width = (side, side) if isinstance(side, int) else side
+        self.shape = (int(vae.config.latent_channels), int(height), int(width))
+        self.picture = (int(vae.config.in_channels), int(height) * self.multiple, int(width) * self.multiple)
+        self.device, self.dtype = torch.device(device), dtype
+        self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        parts = [unet, vae, pipeline.text_encoder]
+        self.parameters = sum(p.numel() for part in parts for p in part.parameters())
+        hashes = [fingerprint(part, self.path, self.prediction) for part in parts]
+        self.fingerprint = hashlib.sha256("".join(hashes).encode()).hexdigest()
+        self.scale = float(vae.config.scaling_factor)
+        self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
+        for part in parts:
+            nn.Module.to(part, device=self.device, dtype=dtype)
+            part.eval().requires_grad_(False)
+        unet.to(memory_format=torch.channels_last)
+        vae.to(memory_format=torch.channels_last)
+        self.pipeline, self.network, self.vae = pipeline, unet, vae
+        self.tokenizer: Any = pipeline.tokenizer
+
+    def denoiser(self) -> Denoiser:
+        """The U-Net as a denoiser under ``cond["words"]``, without guidance."""
+        network, path, prediction, dtype = self.network, self.path, self.prediction, self.dtype
+
+        def denoise(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
+            if not cond or WORDS not in cond:
+                raise InputError(f"The model {self.name!r} needs a prompt; an empty one will do.")
+            told = path.label(node.t)
+            label = torch.tensor(int(told) if told == int(told) else told, device=x.device)
+            control = cond.get(ATTENTION)
+            output = network(
+                x.to(dtype),
+                label,
+                encoder_hidden_states=cond[WORDS].to(dtype),
+                cross_attention_kwargs=None if control is None else {"control": control, "half": cond.get("half")},
+                return_dict=False,
+            )[0]
+            return to_pair(prediction, output.to(x.dtype), x, node)
+
+        return denoise
+
+    def condition(
+        self,
+        labels: int | Sequence[int] | None,
+        count: int,
+        prompts: str | Sequence[str] | None = None,
+        negative: str = "",
+    ) -> Cond:
+        """``words`` and ``null``, [count, L, D] each, in the state's dtype; encoded by diffusers' own pipeline."""
+        if labels is not None:
+            raise InputError(f"The model {self.name!r} takes prompts, not class labels.")
+        several = [prompts] * count if isinstance(prompts, str) else list(prompts or [""])
+        several = several * count if len(several) == 1 else several
+        if len(several) != count:
+            raise InputError(
+                f"{len(several)} prompts were given for {count} images; give one for each, or one for all."
+            )
+        words = self.embed([*dict.fromkeys([*several, negative])])
+        return {
+            "words": torch.stack([words[prompt] for prompt in several]),
+            "null": torch.stack([words[negative]] * count),
+        }
+
+    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Each prompt with its embedding [L, D]. Warns of a prompt that is cut, and where."""
+        for prompt in prompts:
+            self._warn_if_cut(prompt)
+        with torch.no_grad(), _Silent():
+            embedded, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, False)
+        return dict(zip(prompts, embedded.to(self.state_dtype), strict=True))
+
+    def _warn_if_cut(self, prompt: str) -> None:
+        longest = self.tokenizer.model_max_length
+        ids = self.tokenizer(prompt, add_special_tokens=True, truncation=False, verbose=False).input_ids
+        if len(ids) > longest:
+            # start and end are two of the tokens
+            kept = self.tokenizer.decode(ids[1 : longest - 1])
+            warnings.warn(
+                f"The prompt has {len(ids) - 2} tokens, the text encoder of {self.name!r} takes {longest - 2}: "
+                f"it was cut after {kept[-30:].strip()!r}.",
+                DDIMWarning,
+                stacklevel=4,
+            )
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[0, 1] to the mean of the autoencoder's code, shifted and scaled by its config."""
+        x = images.to(device=self.device, dtype=self.dtype) * 2 - 1
+        with torch.no_grad():
+            code = self.vae.encode(x).latent_dist.mean
+        return (code.to(self.state_dtype) - self.shift) * self.scale
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """A code to an image in [0, 1], what lies outside cut."""
+        with torch.no_grad():
+            image = self.vae.decode((x0 / self.scale + self.shift).to(self.dtype)).sample
+        return ((image.to(self.state_dtype) + 1) / 2).clamp(0, 1)
+
+    def describe(self) -> dict[str, Any]:
+        """Name, kind, shapes, prediction, path, spacing, parameters, fingerprint."""
+        return {
+            "name": self.name,
+            "kind": "latent text-to-image",
+            "shape": list(self.shape),
+            "picture": list(self.picture),
+            "multiple": self.multiple,
+            "classes": 0,
+            "prompt_tokens": int(self.tokenizer.model_max_length) - 2,
+            "prediction": self.prediction,
+            "path": type(self.path).__name__,
+            "levels": self.path.levels,
+            "spacing": self.spacing,
+            "parameters": self.parameters,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "fingerprint": self.fingerprint,
+        }
+
+
+class _Silent:
+    """diffusers logs a cut prompt at length; ours is the one sentence that is heard."""
+
+    def __enter__(self) -> None:
+        from diffusers.utils import logging
+
+        self.level = logging.get_verbosity()
+        logging.set_verbosity(50)  # critical
+
+    def __exit__(self, *_: object) -> None:
+        from diffusers.utils import logging
+
+        logging.set_verbosity(self.level)

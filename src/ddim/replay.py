@@ -1,0 +1,113 @@
+"""The way forward with what a method kept: tuned embeddings, noise maps and pivots, one entry a step."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from .denoiser import Cond, Denoiser
+from .errors import DDIMError
+from .grid import Grid
+from .guidance import NULL
+from .loop import OnStep, solve
+from .path import Node
+from .prediction import Pair
+from .solvers.base import Noise, Solver, State
+
+KEYS = ("null", "noise", "pivot", "end")
+"""What ``LatentCode.extras`` may hold; see there."""
+
+
+def replay(
+    denoise: Denoiser,
+    solver: Solver,
+    state: State,
+    grid: Grid,
+    extras: Mapping[str, Tensor],
+    *,
+    on_step: OnStep | None = None,
+) -> State:
+    """Forwards from ``grid[0]``, every step with its own entry of ``extras``; the state at the data end.
+
+    Args:
+        denoise: guided, its condition in place.
+        solver: that the code names.
+        state: at ``grid[0]``.
+        grid: S + 1 nodes.
+        extras: as in ``LatentCode``; a method is not asked for.
+        on_step: called after each step.
+
+    Raises:
+        DDIMError: the sample stopped being numbers; the step is named.
+    """
+    if "null" in extras:
+        denoise = with_nulls(denoise, grid, extras["null"])
+    noise = KeptNoise(extras["noise"]) if "noise" in extras else None
+    return solve(denoise, Held(solver, extras), state, grid, noise=noise, on_step=on_step)
+
+
+def with_nulls(denoise: Denoiser, grid: Grid, nulls: Tensor) -> Denoiser:
+    """The denoiser with the null embedding of the step that asks: ``nulls`` [N, S, ...], entry i at ``grid[i]``.
+
+    Between nodes (some solvers ask there) the entry of the noisier one is taken.
+    """
+    times = [grid[i].t for i in range(grid.steps)]
+
+    def stepwise(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
+        i = max(k for k, t in enumerate(times) if t >= node.t or k == 0)
+        return denoise(x, node, {**(cond or {}), NULL: nulls[:, i]})
+
+    return stepwise
+
+
+class KeptNoise:
+    """A source of noise that gives back noise maps [N, S, ...], one a call."""
+
+    def __init__(self, maps: Tensor) -> None:
+        self.maps, self.next = maps, 0
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """The next map, in the dtype and on the device of ``like``."""
+        if self.next >= self.maps.shape[1]:
+            raise DDIMError(f"The code keeps {self.maps.shape[1]} noise maps; its solver asked for more.")
+        self.next += 1
+        return self.maps[:, self.next - 1].to(like)
+
+
+class Held(Solver):
+    """A solver whose sample is put on ``pivot`` after each step, and on ``end`` after the last.
+
+    Args:
+        inner: the solver.
+        extras: ``pivot`` [N, S, ...] and ``end`` [N, 1, ...], or nothing.
+        rows: which rows of the batch are held, one for each of N; all of them by default.
+    """
+
+    def __init__(self, inner: Solver, extras: Mapping[str, Tensor], rows: list[int] | None = None) -> None:
+        self.inner, self.pivot, self.end, self.rows = inner, extras.get("pivot"), extras.get("end"), rows
+
+        self.name, self.order, self.nfe, self.paper = inner.name, inner.order, inner.nfe, inner.paper  # type: ignore[misc]
+
+    @property
+    def stochastic(self) -> bool:
+        """As the inner one."""
+        return self.inner.stochastic
+
+    def init(self, x: Tensor, grid: Grid) -> State:
+        """As the inner one."""
+        return self.inner.init(x, grid)
+
+    def read(self, state: State) -> Tensor:
+        """As the inner one."""
+        return self.inner.read(state)
+
+    def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
+        """The inner step, then the rows that are held."""
+        after = dict(self.inner.step(denoise, state, grid, i, noise))
+        target = self.pivot[:, i] if self.pivot is not None else None
+        if self.end is not None and i == grid.steps - 1:
+            target = self.end[:, 0]
+        if target is not None:
+            x = after["x"].clone()
+            x[self.rows if self.rows is not None else slice(None)] = target.to(x)
+            after["x"] = x
+        return after

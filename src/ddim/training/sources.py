@@ -1,0 +1,299 @@
+"""Where training images come from: idx files, parquet, folders and the hub, and which rows of them are taken."""
+
+import csv
+import gzip
+import io
+import os
+import re
+import zlib
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import InputError, unknown
+from ..images import flatten
+from .config import DataConfig, SourceConfig
+
+BROKEN = (OSError, UnidentifiedImageError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError)
+
+
+class Part(Protocol):
+    """The rows of one source, undecoded."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, row: int) -> str:
+        """The file of an image, or its row where there is no file."""
+        ...
+
+    def prompt(self, row: int) -> str:
+        """Its words, or an empty text."""
+        ...
+
+    def open(self, row: int) -> Image.Image:
+        """The image, perhaps not yet decoded. Raises one of ``BROKEN``."""
+        ...
+
+
+class IdxPart:
+    """Images of an idx file, uint8 [N, H, W]."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, row: int) -> str:
+        """See ``Part``."""
+        return f"row {row}"
+
+    def prompt(self, row: int) -> str:
+        """See ``Part``."""
+        return ""
+
+    def open(self, row: int) -> Image.Image:
+        """See ``Part``."""
+        return Image.fromarray(self.images[row])
+
+
+class DatasetPart:
+    """The image column of an HF data set, with a prompt for every row."""
+
+    def __init__(self, dataset: Any, column: str, prompts: list[str]) -> None:
+        self.dataset, self.column, self.prompts = dataset, column, prompts
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def name(self, row: int) -> str:
+        """See ``Part``."""
+        cell = self.dataset[row][self.column]
+        path = cell.get("path") if isinstance(cell, dict) else None
+        return path or f"row {row}"
+
+    def prompt(self, row: int) -> str:
+        """See ``Part``."""
+        return self.prompts[row] if self.prompts else ""
+
+    def open(self, row: int) -> Image.Image:
+        """See ``Part``."""
+        cell = self.dataset[row][self.column]
+        if isinstance(cell, dict):
+            cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
+        if not isinstance(cell, (bytes, str)):
+            raise ValueError(f"there is no image in the cell, but {cell!r:.40}")
+        return Image.open(io.BytesIO(cell) if isinstance(cell, bytes) else cell)
+
+
+def open_source(source: SourceConfig, config: DataConfig) -> Part:
+    """The rows that ``source`` takes.
+
+    Raises:
+        InputError: nothing there, no image among it; a column, prompt or list that does not fit.
+    """
+    idx = _idx_file(source)
+    if idx is not None:
+        if source.prompt or source.where or source.without:
+            raise InputError(f"{idx} has no columns for data.prompt, data.where or data.without.")
+        return IdxPart(_from_idx(idx))
+    data = _open_dataset(source)
+    column = _image_column(data, source)
+    data = _raw(data, column)
+    chosen = _chosen(data, column, source, config)
+    if chosen is not None:
+        data = data.select(chosen)
+    if not len(data):
+        raise InputError(f"There are no images in {source.path}{' with these values' if source.where else ''}.")
+    return DatasetPart(data.select_columns([column]), column, _prompts(data, column, source))
+
+
+def _chosen(data: Any, column: str, source: SourceConfig, config: DataConfig) -> list[int] | None:
+    """The rows that ``where`` and ``without`` leave; None for all."""
+    if not (source.where or source.without):
+        return None
+    table = data.remove_columns([column])
+    rows = range(len(data))
+    for name, values in source.where.items():
+        if name not in table.column_names:
+            raise unknown("data.where column", name, table.column_names)
+        rows = [row for row in rows if str(table[row][name]) in values]
+    return list(rows) if not source.without else _without(data, column, list(rows), source, config)
+
+
+def _without(data: Any, column: str, rows: list[int], source: SourceConfig, config: DataConfig) -> list[int]:
+    """``rows`` less those the file ``without`` lists, and less their pictures under other names."""
+    names, listed = held_out(source.without)
+    for name in names:
+        if name not in data.column_names:
+            raise unknown(f"column in {source.without}", name, data.column_names)
+    table = data.select_columns(names)
+    out = {row for row in range(len(data)) if tuple(str(table[row][name]) for name in names) in listed}
+    if not out:
+        raise InputError(f"{source.without} names no row of {source.path}.")
+    part = DatasetPart(data, column, [])
+
+    def pixels(row: int) -> bytes:
+        try:
+            with part.open(row) as image:
+                return square(image, config).tobytes()
+        except BROKEN:
+            return b""
+
+    seen = {pixels(row) for row in out} - {b""}
+    return [row for row in rows if row not in out and pixels(row) not in seen]
+
+
+def held_out(path: str) -> tuple[list[str], set[tuple[str, ...]]]:
+    """A CSV file's header, and its lines. Raises InputError if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            lines = [tuple(line) for line in csv.reader(row for row in file if row[0] != "#") if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"Cannot read data.without, {path}: {error}.") from None
+    if len(lines) < 2 or any(len(line) != len(lines[0]) for line in lines):
+        raise InputError(f"{path} must hold a line of column names, then rows with as many values.")
+    return list(lines[0]), set(lines[1:])
+
+
+def _prompts(data: Any, column: str, source: SourceConfig) -> list[str]:
+    if not source.prompt:
+        return []
+    table = data.remove_columns([column])
+    try:
+        prompts = [source.prompt.format(**row) for row in table]
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(
+            f"data.prompt = {source.prompt!r} does not fit the columns {', '.join(table.column_names)}: {error!r}."
+        ) from None
+    for pattern, replacement in source.rewrite:
+        try:
+            prompts = [re.sub(pattern, replacement, prompt) for prompt in prompts]
+        except re.error as error:
+            raise InputError(f"data.rewrite: {pattern!r} to {replacement!r} is no rewriting: {error}.") from None
+    return prompts
+
+
+def square(image: Image.Image, config: DataConfig) -> np.ndarray:
+    """An image as uint8 [channels, size, size]: upright, without transparency, fitted as the config says."""
+    image = ImageOps.exif_transpose(image)
+    size, grey = config.size, config.background
+    mode, back = ("L", grey) if config.channels == 1 else ("RGB", (grey, grey, grey))
+    image = flatten(image, mode, grey)
+    if config.fit == "resize":
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    elif config.fit == "crop":
+        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    else:
+        if max(image.size) > size:
+            image = ImageOps.contain(image, (size, size), Image.Resampling.LANCZOS)
+        canvas = Image.new(mode, (size, size), back)
+        canvas.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+        image = canvas
+    pixels = np.array(image, dtype=np.uint8).reshape(size, size, config.channels)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+# --- finding them ---------------------------------------------------------------------------------------------------
+
+
+def _idx_file(source: SourceConfig) -> Path | None:
+    """The idx file of a MNIST-type set, if ``path`` is one or a folder with them."""
+    path = Path(source.path)
+    if "-idx3-ubyte" in path.name and path.is_file():
+        return path
+    found = sorted(path.glob("*-images-idx3-ubyte*")) if path.is_dir() else []
+    if not found:
+        return None
+    names = {"train": "train", "test": "t10k"}
+    if source.split not in names:
+        raise unknown("data.split", source.split, names)
+    chosen = [file for file in found if file.name.startswith((names[source.split], source.split))]
+    if not chosen:
+        raise InputError(f"{path} has no idx file for the split {source.split!r}, only {found[0].name}.")
+    return chosen[0]
+
+
+def _from_idx(path: Path) -> np.ndarray:
+    """All images of an idx file, uint8 [N, H, W]; format: http://yann.lecun.com/exdb/mnist (magic 2051, then sizes)."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"Cannot read {path}: {error}.") from None
+    head = np.frombuffer(raw[:16], dtype=">u4")
+    if len(head) < 4 or head[0] != 2051 or len(raw) != 16 + int(head[1]) * int(head[2]) * int(head[3]):
+        raise InputError(f"{path} is not a whole idx file of images.")
+    images = np.frombuffer(raw, dtype=np.uint8, offset=16).reshape(int(head[1]), int(head[2]), int(head[3]))
+    if not len(images):
+        raise InputError(f"There are no images in {path}.")
+    return images
+
+
+def _open_dataset(source: SourceConfig) -> Any:
+    """The HF data set behind ``path``: a parquet file, a folder, or a hub id."""
+    try:
+        import datasets
+    except ImportError:
+        raise InputError("Training needs more packages: pip install 'ddim[train]'.") from None
+    path = Path(source.path)
+    if not path.exists() and (
+        path.is_absolute() or path.suffix in (".parquet", ".gz") or len(path.parts) > 2 or source.path[0] == "."
+    ):
+        raise InputError(f"There is no file or folder {path}.")
+    try:
+        if path.suffix == ".parquet":
+            data = datasets.load_dataset("parquet", data_files=os.fspath(path), split="train")
+        elif path.is_dir() and any(path.rglob("*.parquet")):
+            data = datasets.load_dataset("parquet", data_dir=os.fspath(path), split=source.split)
+        elif path.is_dir():
+            files = {"image": _image_files(path / source.split if (path / source.split).is_dir() else path)}
+            image = datasets.Features({"image": datasets.Image(decode=False)})
+            data = datasets.Dataset.from_dict(files, features=image)
+        elif path.exists():
+            raise InputError(f"{path} is neither a folder, a parquet file nor an idx file of images.")
+        else:
+            data = datasets.load_dataset(source.path, split=source.split)
+    except InputError:
+        raise
+    except Exception as error:  # datasets raises a dozen types of its own
+        where = "is neither a path here nor a data set that the hub gives us"
+        reason = "cannot be read" if path.exists() else where
+        raise InputError(f"{source.path} {reason}: {str(error).splitlines()[0] if str(error) else error!r}") from error
+    return data
+
+
+def _raw(data: Any, column: str) -> Any:
+    """``data`` with its image column undecoded."""
+    import datasets
+
+    return data.cast_column(column, datasets.Image(decode=False)) if _is_image(data.features[column]) else data
+
+
+def _is_image(feature: Any) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.Image)
+
+
+def _image_files(folder: Path) -> list[str]:
+    """Everything beneath ``folder`` that is named like an image, in the order of the names."""
+    known = Image.registered_extensions()
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in known and file.name[0] != ".")
+    if not files:
+        raise InputError(f"There are no images in {folder}.")
+    return [os.fspath(file) for file in files]
+
+
+def _image_column(data: Any, source: SourceConfig) -> str:
+    if source.column:
+        if source.column not in data.column_names:
+            raise unknown("data.column", source.column, data.column_names)
+        return source.column
+    for name, kind in data.features.items():
+        if _is_image(kind):
+            return name
+    if "image" in data.column_names:
+        return "image"
+    raise InputError(f"No column of {source.path} holds images; it has {', '.join(data.column_names)}.")

@@ -1,0 +1,244 @@
+"""A small Stable Diffusion: tokenizer, CLIPTextModel and UNet2DConditionModel over a frozen autoencoder's codes."""
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...denoiser import from_network
+from ...errors import InputError
+from ...grid import make_grid
+from ...images import sheet
+from ...loop import solve
+from ...solvers.ddim import DDIM
+from .. import draws
+from ..config import TextConfig, TrainConfig
+from ..data import Batch, Images
+from ..loss import checksum, diffusion_loss, levels_of, path_of
+from .base import Draw, Task, as_dtype, built, check_options, scheduler_options
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+SHEET_GUIDANCE = 3.0
+
+
+class TextToImage(nn.Module):
+    """x, timestep, token ids -> prediction; the text encoder and the U-Net as one module."""
+
+    def __init__(self, text_encoder: nn.Module, unet: nn.Module) -> None:
+        super().__init__()
+        self.text_encoder, self.unet = text_encoder, unet
+
+    def forward(self, x: Tensor, timestep: Tensor, tokens: Tensor) -> Tensor:
+        """Noisy codes [N, C, h, w], timesteps [N] or a scalar, token ids [N, L]."""
+        words = self.text_encoder(tokens)[0]
+        return self.unet(x, timestep, encoder_hidden_states=words).sample
+
+
+class Codes:
+    """The images as an autoencoder's scaled codes (their mean), made once and kept in memory.
+
+    Args:
+        images: what is encoded, in batches of 64.
+        encode: uint8 [N, C, H, W] -> float32 [N, c, h, w].
+        flip: also encode every image mirrored.
+    """
+
+    def __init__(self, images: Images, encode: Callable[[Tensor], Tensor], flip: bool) -> None:
+        self.skipped = images.skipped
+        self.prompts: list[str] = []
+        self.rows: list[int] = []
+        known: dict[bytes, int] = {}  # an epoch may visit an image more than once
+        codes: list[Tensor] = []
+        for batch in images.stream(part.tolist() for part in torch.arange(len(images)).split(64)):
+            new: list[Tensor] = []
+            for image in batch.pixels:
+                key = hashlib.sha256(image.numpy().tobytes()).digest()
+                if key not in known:
+                    known[key] = len(known)
+                    new.append(image)
+                self.rows.append(known[key])
+            self.prompts += batch.prompts
+            if new:
+                pixels = torch.stack(new)
+                both = [encode(pixels), encode(pixels.flip(-1))] if flip else [encode(pixels)]
+                codes.append(torch.stack(both, 1))
+        self.codes = torch.cat(codes)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def stream(self, batches: Iterable[list[int]]) -> Iterator[Batch]:
+        """See ``data.Images``; ``pixels`` holds codes, [N, 1, c, h, w] or [N, 2, c, h, w] with the mirrored image's."""
+        for batch in batches:
+            yield Batch(self.codes[[self.rows[i] for i in batch]], tuple(self.prompts[i] for i in batch))
+
+
+class TextTask(Task):
+    """See ``Task``; the loss is ``loss.diffusion_loss`` on scaled codes, a share of the prompts left empty."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        from transformers import CLIPTextConfig
+
+        super().__init__(config)
+        check_options(UNet2DConditionModel, config.model, "model")
+        check_options(CLIPTextConfig, config.text.encoder, "text.encoder")
+        if not all(source.prompt for source in config.data.sources):
+            raise InputError("A text-to-image model needs data.prompt, such as '{text}', for every source of images.")
+        self.levels = levels_of(config.schedule, config.loss)
+        self.autoencoder = load_autoencoder(config.text.autoencoder, config.data.channels)
+        self.scale = float(self.autoencoder.config["scaling_factor"])
+
+    def prepare(self, images: Images, device: torch.device) -> Images:
+        """The images become codes, and the tokenizer learns the words of their prompts."""
+        super().prepare(images, device)
+        self.autoencoder.to(device)
+        codes = Codes(images, self._encode, self.config.data.flip)
+        self.tokenizer = train_tokenizer(codes.prompts, self.config.text)
+        self.tokens = {prompt: self._tokens(prompt) for prompt in {"", *codes.prompts}}
+        at = torch.linspace(0, len(codes) - 1, self.config.output.samples).long().tolist()
+        self.shown = [codes.prompts[row] for row in at]
+        self.code_shape = tuple(codes.codes.shape[2:])
+        return codes
+
+    @torch.no_grad()
+    def _encode(self, pixels: Tensor) -> Tensor:
+        x = pixels.to(self.device, torch.float32) / 127.5 - 1
+        return self.autoencoder.encode(x).latent_dist.mean.cpu() * self.scale
+
+    def _tokens(self, prompt: str) -> Tensor:
+        options = {"padding": "max_length", "truncation": True, "max_length": self.config.text.length}
+        return self.tokenizer(prompt, return_tensors="pt", **options).input_ids[0]
+
+    def build(self) -> nn.Module:
+        """A ``TextToImage`` of the parts in ``[text.encoder]`` and ``[model]``."""
+        network = self._network()
+        x, tokens = torch.zeros(1, *self.code_shape), self.tokens[""][None]
+        try:
+            with torch.no_grad():
+                shape = network(x, torch.zeros(1, dtype=torch.int64), tokens).shape
+        except Exception as error:
+            raise InputError(f"The network in [model] does not take codes of {tuple(x.shape[1:])}: {error}") from error
+        if shape != x.shape:
+            raise InputError(f"The network in [model] makes {tuple(shape[1:])} of codes of {tuple(x.shape[1:])}.")
+        return network
+
+    def _network(self) -> "TextToImage":
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        ids = {f"{name}_token_id": getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        fixed = {"vocab_size": len(self.tokenizer), "max_position_embeddings": self.config.text.length, **ids}
+        encoder = built(
+            lambda **options: CLIPTextModel(CLIPTextConfig(**options)),
+            {**self.config.text.encoder, **fixed},
+            "text.encoder",
+        )
+        channels, side = self.code_shape[0], self.code_shape[-1]
+        sides = {"sample_size": side, "in_channels": channels, "out_channels": channels}
+        width = encoder.get_input_embeddings().embedding_dim  # type: ignore[operator]
+        unet = built(UNet2DConditionModel, {**self.config.model, **sides, "cross_attention_dim": width})
+        return TextToImage(encoder, unet)
+
+    def sums(self) -> dict[str, int | None]:
+        """Of the autoencoder's weights, and of the user's own loss weights."""
+        parts = (value.detach().cpu().numpy().tobytes() for value in self.autoencoder.state_dict().values())
+        total = 0
+        for part in parts:
+            total = zlib.crc32(part, total)
+        return {"weights": checksum(self.config.loss, self.levels), "autoencoder": total}
+
+    def loss(self, forward: nn.Module, batch: Batch, draw: Draw) -> Tensor:
+        """See ``loss.diffusion_loss``."""
+        flips, noise = draw.flips_and_noise(batch.pixels.shape[2:])
+        which = flips.long() if batch.pixels.shape[1] == 2 else torch.zeros(len(flips), dtype=torch.int64)
+        x0 = batch.pixels[torch.arange(len(which)), which].to(self.device)
+        empty = draw.chances() < self.config.text.empty
+        words = ["" if gone else prompt for gone, prompt in zip(empty.tolist(), batch.prompts, strict=True)]
+        tokens = torch.stack([self.tokens[prompt] for prompt in words]).to(self.device)
+        t = draw.times(len(self.levels.alpha), self.config.loss.times).to(self.device)
+        return diffusion_loss(
+            lambda x, label: forward(x, label, tokens),
+            x0,
+            noise.to(self.device),
+            t,
+            self.levels.to(self.device),
+            self.config.loss.prediction,
+        )
+
+    @torch.no_grad()
+    def sheet(self, network: nn.Module) -> "Image.Image":
+        """Samples for prompts of the training set, guidance 3 (DDIM, eta = 0, trailing), from the same noise always."""
+        output, path = self.config.output, path_of(self.config.schedule)
+        words = torch.stack([self.tokens[prompt] for prompt in self.shown]).to(self.device)
+        both = torch.cat([self.tokens[""].expand_as(words), words])
+
+        def predict(x: Tensor, label: float) -> Tensor:
+            plain, guided = network(torch.cat([x, x]), torch.tensor(int(label), device=x.device), both).float().chunk(2)
+            return plain + SHEET_GUIDANCE * (guided - plain)
+
+        noise = draws.sheet_noise(self.config.train.seed, output.samples, self.code_shape).to(self.device)
+        solver, grid = DDIM(), make_grid(path, output.sample_steps, "trailing")
+        state = solve(from_network(predict, path, self.config.loss.prediction), solver, {"x": noise}, grid)
+        images = [self.autoencoder.decode(part / self.scale).sample for part in solver.read(state).split(16)]
+        return sheet((torch.cat(images).clamp(-1, 1) + 1) / 2)
+
+    def export(self, network: nn.Module, folder: Path) -> None:
+        """A folder that StableDiffusionPipeline loads."""
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+        parts = as_dtype(network, self._network(), self.config)
+        dtype = getattr(torch, self.config.output.export_dtype)
+        options = scheduler_options(self.config.schedule, self.config.loss.prediction)
+        pipeline = StableDiffusionPipeline(
+            vae=nn.Module.to(self.autoencoder, dtype=dtype),  # type: ignore[arg-type]
+            text_encoder=parts.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=parts.unet,
+            scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1, **options),  # type: ignore[arg-type]
+            safety_checker=None,  # type: ignore[arg-type]
+            feature_extractor=None,  # type: ignore[arg-type]
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(folder)
+
+
+def load_autoencoder(folder: str, channels: int) -> Any:
+    """A frozen AutoencoderKL in float32 from a folder in the diffusers format (or from its subfolder ``vae``).
+
+    Raises:
+        InputError: there is none, or it is for images with other channels.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    path = Path(folder) / "vae" if (Path(folder) / "vae").is_dir() else Path(folder)
+    if not folder or not path.is_dir():
+        raise InputError(
+            f"text.autoencoder = {folder!r} is no folder; train one first (task = 'autoencoder'), or name another."
+        )
+    try:
+        network = AutoencoderKL.from_pretrained(path, torch_dtype=torch.float32, use_safetensors=True)
+    except Exception as error:
+        raise InputError(f"Cannot load an autoencoder from {path}: {str(error).splitlines()[0]}") from error
+    takes = network.config["in_channels"]
+    if takes != channels:
+        raise InputError(f"The autoencoder in {path} takes {takes} channels; data.channels is {channels}.")
+    return network.eval().requires_grad_(False)
+
+
+def train_tokenizer(prompts: Sequence[str], config: TextConfig) -> Any:
+    """CLIP's byte-pair tokenizer (Sennrich et al. 2016, arXiv 1508.07909) with merges learnt from ``prompts``."""
+    from transformers import CLIPTokenizer
+
+    words = sorted(set(prompts))
+    tokenizer = CLIPTokenizer().train_new_from_iterator([words], config.vocabulary, show_progress=False)
+    tokenizer.model_max_length = config.length
+    return tokenizer
