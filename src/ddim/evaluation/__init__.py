@@ -1,0 +1,1 @@
+"""Measured: how near pictures are, and whether an edit is what was asked for."""

@@ -1,0 +1,212 @@
+"""Edits with a known answer: a picture never trained on, to another word in its style or to its word in another style.
+
+"noto dog face" to "noto cat face" has an answer, Noto's cat. So an edit is measured against it: is the answer, of all
+pictures in its style, the one that the edit is nearest to, and is what source and answer have in common still there?
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..training.config import DataConfig, TrainConfig
+from ..training.sources import DatasetPart, held_out, open_source, square
+from .nearest import Gallery
+from .pairs import agreement, mse_where, psnr, ssim
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture with its style, its word and its prompt; ``pixels`` [3, H, W] in [0, 1]."""
+
+    style: str
+    word: str
+    group: str
+    prompt: str
+    pixels: Tensor
+    held: bool
+
+
+@dataclass(frozen=True, eq=False)
+class EditPair:
+    """An edit with an answer; ``kind`` is ``word`` (same style) or ``style`` (same word)."""
+
+    source: Picture
+    answer: Picture
+    kind: str
+
+    @property
+    def key(self) -> str:
+        """What names it in a table."""
+        return f"{self.source.prompt} -> {self.answer.prompt}"
+
+
+def read_pictures(config: TrainConfig) -> list[Picture]:
+    """Every picture of a recipe's first source, those it holds out among them.
+
+    Args:
+        config: of a text-to-image model; ``data.without`` lists what is held out, by style and word.
+
+    Raises:
+        InputError: no list, or a list that has no two columns.
+    """
+    source, data = config.data.sources[0], config.data
+    if not source.without:
+        raise InputError("The recipe holds nothing out (data.without), so there is nothing to edit that it never saw.")
+    columns, listed = held_out(source.without)
+    if len(columns) != 2:
+        raise InputError(f"{source.without} must have two columns, a style and a word; it has {', '.join(columns)}.")
+    everything = replace(source, without="")
+    part = open_source(everything, data)
+    mark = "\x1f"
+    fields = replace(everything, prompt=mark.join(f"{{{c}}}" for c in (*columns, _GROUP)), rewrite=())
+    try:
+        marked = open_source(fields, data)
+    except InputError:  # no such column: all words are of one group
+        marked = open_source(replace(fields, prompt=mark.join(f"{{{c}}}" for c in columns)), data)
+    out = []
+    for row in range(len(part)):
+        style, word, *group = marked.prompt(row).split(mark)
+        pixels = torch.from_numpy(_pixels(part, row, data)).float() / 255
+        held = (style, word) in listed
+        out.append(Picture(style, word, group[0] if group else "", part.prompt(row), pixels, held))
+    return out
+
+
+_GROUP = "subgroup"
+
+
+def _pixels(part: Any, row: int, data: DataConfig) -> np.ndarray:
+    assert isinstance(part, DatasetPart)
+    with part.open(row) as image:
+        return square(image, data)
+
+
+def edit_pairs(pictures: Sequence[Picture], words: int = 2, styles: int = 2, seed: int = 0) -> list[EditPair]:
+    """For every held-out picture some edits whose answers are pictures of the set, drawn without chance but ``seed``.
+
+    Args:
+        pictures: from ``read_pictures``.
+        words: edits to another word of the same style, of the source's own group where it has enough.
+        styles: edits to another style of the same word.
+        seed: of the draw.
+    """
+    generator = np.random.default_rng(seed)
+    out: list[EditPair] = []
+    for source in (p for p in pictures if p.held):
+        same_style = [p for p in pictures if p.style == source.style and p.word != source.word]
+        near = [p for p in same_style if p.group == source.group] or same_style
+        same_word = [p for p in pictures if p.word == source.word and p.style != source.style]
+        for kind, some, count in (("word", near, words), ("style", same_word, styles)):
+            chosen = generator.permutation(len(some))[:count]
+            out += [EditPair(source, some[k], kind) for k in chosen.tolist()]
+    return out
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How edits are made: an inversion and what it takes, an attention control, guidance, steps."""
+
+    name: str
+    method: str
+    attention: str
+    guidance: float = 7.5
+    steps: int = 20
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+class EditBenchmark:
+    """Edits every pair under a setting, and measures.
+
+    Args:
+        model: a text-to-image model.
+        pictures: of which those of a style are its gallery.
+        pairs: from ``edit_pairs``.
+    """
+
+    def __init__(self, model: Any, pictures: Sequence[Picture], pairs: Sequence[EditPair]) -> None:
+        self.model, self.pairs = model, list(pairs)
+        styles = sorted({p.style for p in pictures})
+        self.galleries = {
+            style: Gallery(
+                torch.stack([p.pixels for p in pictures if p.style == style]),
+                [p.word for p in pictures if p.style == style],
+            )
+            for style in styles
+        }
+
+    def run(self, setting: Setting, done: set[str]) -> Iterator[tuple[list[dict[str, Any]], Tensor]]:
+        """Measures every pair whose key is not in ``done``; after each source its rows and its edits."""
+        by_source: dict[int, list[EditPair]] = {}
+        for pair in self.pairs:
+            if pair.key not in done:
+                by_source.setdefault(id(pair.source), []).append(pair)
+        for pairs in by_source.values():
+            yield self.one(setting, pairs)
+
+    def one(self, setting: Setting, pairs: Sequence[EditPair]) -> tuple[list[dict[str, Any]], Tensor]:
+        """The rows of one source's pairs, and their edits [K, 3, H, W]."""
+        from ..editing import edit
+
+        source = pairs[0].source
+        began = time.perf_counter()
+        edited = edit(
+            self.model,
+            source.pixels,
+            [pair.answer.prompt for pair in pairs],
+            source_prompt=source.prompt,
+            method=setting.method,
+            options=dict(setting.options),
+            steps=setting.steps,
+            guidance=setting.guidance,
+            attention=setting.attention,
+        )
+        seconds = (time.perf_counter() - began) / len(pairs)
+        edits, back = edited.edits[0].cpu().float(), edited.reconstruction.cpu().float()
+        near = psnr(source.pixels[None], back).item(), ssim(source.pixels[None], back).item()
+        rows = []
+        for pair, image in zip(pairs, edits, strict=True):
+            (rank,) = self.galleries[pair.answer.style].rank(image[None], [pair.answer.word])
+            truth, was = pair.answer.pixels[None], source.pixels[None]
+            common = agreement(was, truth)
+            rows.append(
+                {
+                    "setting": setting.name,
+                    "pair": pair.key,
+                    "kind": pair.kind,
+                    "source_psnr": near[0],
+                    "source_ssim": near[1],
+                    "kept_mse": mse_where(image[None], was, common).item(),
+                    "common": common.float().mean().item(),
+                    "answer_psnr": psnr(image[None], truth).item(),
+                    "rank": rank,
+                    "seconds": seconds,
+                }
+            )
+        return rows, edits
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means over pairs: source PSNR (dB), SSIM, squared distance kept, PSNR to the answer, shares of rank 1 and 5."""
+
+    def mean(name: str) -> float:
+        values = [float(row[name]) for row in rows]
+        whole = [v for v in values if v == v]
+        return sum(whole) / len(whole) if whole else float("nan")
+
+    ranks = [int(row["rank"]) for row in rows]
+    return {
+        "pairs": len(rows),
+        "source_psnr": mean("source_psnr"),
+        "source_ssim": mean("source_ssim"),
+        "kept_mse": mean("kept_mse"),
+        "answer_psnr": mean("answer_psnr"),
+        "top1": sum(r == 1 for r in ranks) / len(ranks),
+        "top5": sum(r <= 5 for r in ranks) / len(ranks),
+        "seconds": mean("seconds"),
+    }
