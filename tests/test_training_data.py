@@ -13,7 +13,8 @@ from training_helpers import make_images
 
 from ddim.errors import InputError
 from ddim.training.config import DataConfig
-from ddim.training.data import LazyImages, MemoryImages, Rows, _decode_all, fingerprint, load_images, square
+from ddim.training.data import LazyImages, MemoryImages, Rows, _decode_all, fingerprint, load_images
+from ddim.training.sources import DatasetPart, square
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def pixels_of_file(file):
 
 
 def read(images, indices):
-    return next(images.stream([indices]))[:, 0].numpy()
+    return next(images.stream([indices])).pixels[:, 0].numpy()
 
 
 def test_image_folder(tmp_path):
@@ -104,14 +105,15 @@ def test_a_corrupt_gz_file_is_one_sentence(tmp_path):
 @pytest.mark.parametrize("cell", [None, 7], ids=["null", "number"])
 def test_a_cell_without_an_image_is_left_out_and_named(tmp_path, cell):
     image = (make_images(tmp_path / "images", 1) / "000.png").read_bytes()
-    rows = Rows([{"image": image}, {"image": cell}, {"image": {"bytes": None, "path": cell}}], "image")
+    cells = [{"image": image}, {"image": cell}, {"image": {"bytes": None, "path": cell}}]
+    rows = Rows([DatasetPart(cells, "image", [])], [1])
     config = DataConfig("-", 8, channels=1, workers=0)
     images = _decode_all(rows, config)
     assert len(images) == 1
     assert len(images.skipped) == 2
     assert images.skipped[0] == "row 1"
     lazy = LazyImages(rows, config)
-    assert torch.equal(next(lazy.stream([[1]])), images.pixels)
+    assert torch.equal(next(lazy.stream([[1]])).pixels, images.pixels)
     assert lazy.skipped == images.skipped
 
 
@@ -126,10 +128,10 @@ def test_a_broken_image_is_left_out_and_named(tmp_path, memory_gib, workers):
     images = load_images(config)
     batches = [[3, 5], [4, 6]] if memory_gib == 0 else [[3, 4]]
     served = list(images.stream(iter(batches)))
-    assert sum(len(s) for s in served) == sum(map(len, batches))
+    assert sum(len(s.pixels) for s in served) == sum(map(len, batches))
     if memory_gib == 0:
         assert isinstance(images, LazyImages)
-        assert torch.equal(served[1][0], served[0][1])  # the next whole one in its place
+        assert torch.equal(served[1].pixels[0], served[0].pixels[1])  # the next whole one in its place
         assert [n.rpartition("/")[2] for n in images.skipped] == ["004.png"]
     else:
         assert len(images) == 8

@@ -40,7 +40,8 @@ def the_loss(prediction, t, off=0.1, **options):
     x0, eps = (torch.randn(len(t), 1, 4, 4, generator=generator) for _ in range(2))
     config = LossConfig(prediction=prediction, **options)
     levels = levels_of(SCHEDULE, config)
-    return float(diffusion_loss(Guess(x0, prediction, off), x0, eps, torch.tensor(t), levels, prediction))
+    guess = Guess(x0, prediction, off)
+    return float(diffusion_loss(lambda x, label: guess(x, label).sample, x0, eps, torch.tensor(t), levels, prediction))
 
 
 @pytest.mark.parametrize("t", [1, 7, 50])

@@ -24,7 +24,7 @@ from ddim.training import train
 from ddim.training.checkpoint import clean, whole_folder
 from ddim.training.lock import only_process
 from ddim.training.loss import path_of
-from ddim.training.result import sample_sheet
+from ddim.training.tasks.pixel import PixelTask
 
 HELPER = Path(__file__).with_name("training_helpers.py")
 
@@ -336,15 +336,15 @@ def test_killed_while_an_old_checkpoint_is_removed_no_half_of_it_is_left(images,
 
 
 def test_a_loss_that_is_not_finite_names_the_step(images, tmp_path, monkeypatch):
-    from ddim.training import loop
+    from ddim.training.tasks import pixel
 
-    real, calls = loop.diffusion_loss, []
+    real, calls = pixel.diffusion_loss, []
 
     def diverging(*args):
         calls.append(1)
         return real(*args) * (math.nan if len(calls) == 5 else 1)
 
-    monkeypatch.setattr(loop, "diffusion_loss", diverging)
+    monkeypatch.setattr(pixel, "diffusion_loss", diverging)
     with pytest.raises(DDIMError, match=r"The loss is nan .* at step 5"):
         train(tiny(images, tmp_path / "run"))
     assert [p.name for p in sorted((tmp_path / "run/checkpoints").iterdir())] == ["step-00000002", "step-00000004"]
@@ -441,7 +441,9 @@ def test_a_sheet_shows_what_a_network_that_knows_the_picture_predicts(prediction
     from test_training_loss import SCHEDULE, Guess
 
     picture = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
-    sheet = sample_sheet(Guess(picture, prediction, 0.0), path_of(SCHEDULE), prediction, torch.randn(1, 1, 8, 8), 10)
+    changes = {"schedule": {"steps": SCHEDULE.steps}, "loss": {"prediction": prediction}}
+    config = tiny(Path("-"), Path("-"), **changes, output={"samples": 1, "sample_steps": 10})
+    sheet = PixelTask(config).sheet(Guess(picture, prediction, 0.0))
     shown = torch.from_numpy(np.array(sheet))[2:-2, 2:-2].float() / 127.5 - 1
     torch.testing.assert_close(shown, picture[0, 0], atol=0.01, rtol=0)
 

@@ -1,5 +1,6 @@
-"""A run small enough for a test: 8x8 grey images, a network of a few thousand weights."""
+"""Runs small enough for a test: images of 8 or 16 pixels, networks of a few thousand weights."""
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,90 @@ def make_images(folder: Path, count: int = 10, size: int = 8) -> Path:
         pixels = np.random.default_rng(index).integers(0, 256, (size, size), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index:03d}.png")
     return folder
+
+
+def png(seed: int, size: int = 8) -> bytes:
+    """A colour PNG file of noise, as bytes."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_parquet(file: Path, **columns: list[Any]) -> Path:
+    """A parquet file whose column ``image`` holds PNG files (bytes), with further columns beside it."""
+    import datasets
+
+    columns["image"] = [{"bytes": cell, "path": None} for cell in columns["image"]]
+    datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image(decode=False)).to_parquet(file)
+    return file
+
+
+def make_words(file: Path, size: int = 16) -> Path:
+    """Twelve pictures of four animals in three styles, with a label for each animal."""
+    names = [(style, animal) for style in ("noto", "blob", "twemoji") for animal in ("dog", "cat", "owl", "red fox")]
+    return make_parquet(
+        file,
+        image=[png(k, size) for k in range(12)],
+        vendor=[style for style, _ in names],
+        text=[animal for _, animal in names],
+        label=[k % 4 for k in range(12)],
+    )
+
+
+def make_autoencoder(folder: Path, seed: int = 0, scaling_factor: float = 0.5) -> Path:
+    """A random AutoencoderKL, 16x16 RGB to 8x8x4."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(seed)
+    AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        sample_size=16,
+        scaling_factor=scaling_factor,
+    ).save_pretrained(folder)
+    return folder
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "autoencoder": {
+        "block_out_channels": [8, 8],
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "norm_num_groups": 4,
+        "mid_block_add_attention": False,
+    },
+    "text": {
+        "block_out_channels": [8, 16],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 8,
+        "dropout": 0.1,
+    },
+    "classifier": {"layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+}
+
+
+def task_config(task: str, words: Path, folder: Path, coder: Path | None = None, **changes: Any) -> TrainConfig:
+    """A tiny run of ``autoencoder``, ``text`` or ``classifier`` on what ``make_words`` makes."""
+    config = tables(words, folder)
+    config["data"] = {"path": str(words), "size": 16}
+    config["model"] = dict(NETWORKS[task])
+    if task == "text":
+        config["data"] |= {"prompt": "{vendor} {text}", "flip": True}
+        config["text"] = {"autoencoder": str(coder), "vocabulary": 600, "length": 12, "empty": 0.25}
+        config["text"]["encoder"] = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+        config["text"]["encoder"]["num_hidden_layers"] = 1
+    if task == "classifier":
+        config["data"]["label"] = "label"
+    for section, values in changes.items():
+        config.setdefault(section, {}).update(values)
+    return config_from_dict({"task": task, **config})
 
 
 def tables(images: Path, folder: Path, **changes: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""Training: a UNet2DModel on a folder of images, from one TOML file, into a folder that diffusers loads."""
+"""Training, from one TOML file into a folder that diffusers loads: of a pixel model, an autoencoder, a text-to-image
+model or a classifier."""
 
 from typing import TYPE_CHECKING, Any
 

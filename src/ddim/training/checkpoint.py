@@ -37,8 +37,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
+        readers = temporary.stat().st_mode & 0o666  # what the umask leaves; safetensors writes for the owner alone
         for folder, _, files in os.walk(temporary):
             for file in files:
+                Path(folder, file).chmod(readers)
                 _sync(Path(folder, file))
             _sync(Path(folder))
         if target.exists():  # a folder cannot be renamed onto a full one

@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..errors import InputError
+from .checks import check
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class SourceConfig:
         without: a CSV file whose header names columns; rows that equal one of its lines in all of them are left
             out, and so are rows with the same image under another name.
         repeat: how often an epoch visits each image.
+        label: the column with the class of each image, a whole number from 0; idx files, which have no columns, know
+            the labels file beside them as ``label``. Empty: no classes.
     """
 
     path: str
@@ -53,6 +55,7 @@ class SourceConfig:
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     without: str = ""
     repeat: int = 1
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class DataConfig:
     """Where the images come from, and what is done to each.
 
     Attributes:
-        path, split, column, prompt, rewrite, where, without, repeat: the first set; see ``SourceConfig``.
+        path, split, column, prompt, rewrite, where, without, repeat, label: the first set; see ``SourceConfig``.
         more: further sets, which follow it.
         size: side of the square the network sees, in pixels.
         channels: 1 (grey) or 3 (RGB).
@@ -87,6 +90,7 @@ class DataConfig:
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     without: str = ""
     repeat: int = 1
+    label: str = ""
     more: tuple[SourceConfig, ...] = ()
 
     @property
@@ -217,14 +221,15 @@ class TrainConfig:
 
     Attributes:
         task: ``pixel``, a denoiser of images (UNet2DModel); ``autoencoder`` (AutoencoderKL); or ``text``, a denoiser
-            of an autoencoder's codes under a prompt (CLIPTextModel and UNet2DConditionModel, trained together).
-        model: options of that class of diffusers; ``train`` asks diffusers for their names.
+            of an autoencoder's codes under a prompt (CLIPTextModel and UNet2DConditionModel, trained together); or
+            ``classifier``, of noisy images (ResNetForImageClassification).
+        model: options of that class of diffusers, or of transformers' ResNetConfig; ``train`` asks them for the names.
     """
 
     data: DataConfig
     train: OptimConfig
     output: OutputConfig
-    task: Literal["pixel", "autoencoder", "text"] = "pixel"
+    task: Literal["pixel", "autoencoder", "text", "classifier"] = "pixel"
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
@@ -232,69 +237,8 @@ class TrainConfig:
     model: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values only (tuples become lists), as JSON would return them."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
-
-
-# (section, key, test, what would do)
-_LIMITS: Sequence[tuple[str, str, Any, str]] = (
-    ("schedule", "steps", lambda v: v >= 2, "at least 2"),
-    ("data", "path", lambda v: v != "", "a path or a hub id"),
-    ("data", "size", lambda v: v >= 1, "at least 1 pixel"),
-    ("data", "background", lambda v: 0 <= v <= 255, "from 0 to 255"),
-    ("data", "memory_gib", lambda v: v >= 0, "at least 0"),
-    ("data", "workers", lambda v: v >= 0, "at least 0"),
-    ("autoencoder", "kl", lambda v: v >= 0, "at least 0"),
-    ("autoencoder", "gradient", lambda v: v >= 0, "at least 0"),
-    ("text", "vocabulary", lambda v: v >= 600, "at least 600 (512 are single bytes)"),
-    ("text", "length", lambda v: v >= 3, "at least 3 (start, a word, end)"),
-    ("text", "empty", lambda v: 0 <= v <= 1, "from 0 to 1"),
-    ("loss", "min_snr_k", lambda v: v > 0, "above 0"),
-    ("train", "steps", lambda v: v >= 1, "at least 1"),
-    ("train", "batch", lambda v: v >= 1, "at least 1"),
-    ("train", "accumulate", lambda v: v >= 1, "at least 1"),
-    ("train", "lr", lambda v: 0 < v < float("inf"), "above 0"),
-    ("train", "warmup", lambda v: v >= 0, "at least 0"),
-    ("train", "betas", lambda v: all(0 <= b < 1 for b in v), "two numbers in [0, 1)"),
-    ("train", "weight_decay", lambda v: v >= 0, "at least 0"),
-    ("train", "grad_clip", lambda v: v >= 0, "at least 0"),
-    ("train", "ema", lambda v: 0 <= v < 1, "in [0, 1)"),
-    ("train", "seed", lambda v: 0 <= v < 2**63, "a whole number from 0"),
-    ("train", "threads", lambda v: v >= 0, "at least 0"),
-    ("output", "folder", lambda v: v != "", "a folder"),
-    ("output", "log_every", lambda v: v >= 1, "at least 1"),
-    ("output", "checkpoint_every", lambda v: v >= 1, "at least 1"),
-    ("output", "keep", lambda v: v >= 1, "at least 1"),
-    ("output", "sample_every", lambda v: v >= 0, "at least 0"),
-    ("output", "samples", lambda v: v >= 1, "at least 1"),
-    ("output", "sample_steps", lambda v: v >= 1, "at least 1"),
-)
-
-
-def _check(config: TrainConfig) -> None:
-    for section, key, holds, wanted in _LIMITS:
-        value = getattr(getattr(config, section), key)
-        if not holds(value):
-            raise InputError(f"{section}.{key} must be {wanted}, not {value!r}.")
-    if config.train.batch % config.train.accumulate:
-        raise InputError(
-            f"train.batch = {config.train.batch} does not divide into {config.train.accumulate} micro-batches."
-        )
-    if config.schedule.zero_terminal_snr and config.loss.prediction == "eps":
-        raise InputError("An eps prediction says nothing at zero terminal SNR; use loss.prediction = 'v'.")
-    if config.schedule.zero_terminal_snr and config.loss.weight == "min_snr":
-        raise InputError("loss.weight = 'min_snr' never trains a last level of zero SNR; use loss.weight = 'ones'.")
-    if config.output.sample_steps > config.schedule.steps:
-        raise InputError(
-            f"output.sample_steps = {config.output.sample_steps} exceeds schedule.steps = {config.schedule.steps}."
-        )
-    fixed = {"sample_size": config.data.size, "in_channels": config.data.channels}
-    fixed["out_channels"] = fixed["in_channels"]
-    for key, value in config.model.items():
-        if key in ("class_embed_type", "num_class_embeds") and value is not None:
-            raise InputError(f"model.{key} asks for labels; training is unconditional.")
-        if key in fixed and value != fixed[key]:
-            raise InputError(f"model.{key} = {value!r} contradicts [data], which gives {fixed[key]}.")

@@ -15,16 +15,22 @@ from .sources import BROKEN, Part, open_source, square
 
 
 class Batch(NamedTuple):
-    """Images as uint8 [N, C, size, size], and their prompts (empty where a source has none)."""
+    """Images as uint8 [N, C, size, size], their prompts (empty where a source has none), and their classes, if any."""
 
     pixels: Tensor
     prompts: tuple[str, ...]
+    labels: tuple[int, ...] = ()
 
 
 class Images(Protocol):
     """A set of images. ``skipped`` names those that could not be decoded and were left out."""
 
     skipped: list[str]
+
+    @property
+    def classes(self) -> int:
+        """1 + the highest label; 0 where an image has none."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -40,10 +46,20 @@ class MemoryImages:
         pixels: each image once.
         prompts: as many.
         visits: which image an index means, so that an image may be met more than once an epoch.
+        skipped: names of the broken ones.
+        labels: as many as images, or none.
     """
 
-    def __init__(self, pixels: Tensor, prompts: Sequence[str], visits: Sequence[int], skipped: list[str]) -> None:
+    def __init__(
+        self,
+        pixels: Tensor,
+        prompts: Sequence[str],
+        visits: Sequence[int],
+        skipped: list[str],
+        labels: Sequence[int] = (),
+    ) -> None:
         self.pixels, self.prompts, self.visits, self.skipped = pixels, prompts, np.asarray(visits), skipped
+        self.labels, self.classes = labels, 1 + max(labels, default=-1)
 
     def __len__(self) -> int:
         return len(self.visits)
@@ -52,46 +68,48 @@ class MemoryImages:
         """See ``Images``."""
         for batch in batches:
             rows: list[int] = self.visits[batch].tolist()
-            yield Batch(self.pixels[rows], tuple(self.prompts[row] for row in rows))
+            labels = tuple(self.labels[row] for row in rows) if self.classes else ()
+            yield Batch(self.pixels[rows], tuple(self.prompts[row] for row in rows), labels)
 
 
-class LazyImages(torch.utils.data.Dataset[tuple[Tensor, str, list[int]]]):
+class LazyImages(torch.utils.data.Dataset[tuple[Tensor, int, list[int]]]):
     """Images decoded as they are asked for. In place of a broken one comes the next that is whole."""
 
     def __init__(self, rows: "Rows", config: DataConfig) -> None:
         self.rows, self.config = rows, config
         self.skipped: list[str] = []
+        self.classes = rows.classes
 
     def __len__(self) -> int:
         return len(self.rows.visits)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, str, list[int]]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int, list[int]]:
         broken: list[int] = []
         start, count = self.rows.visits[index], len(self.rows)
         for at in range(start, start + count):
             try:
-                pixels = torch.from_numpy(self.rows.decode(at % count, self.config))
-                return pixels, self.rows.prompt(at % count), broken
+                return torch.from_numpy(self.rows.decode(at % count, self.config)), at % count, broken
             except BROKEN:
                 broken.append(at % count)
-        return torch.empty(0), "", broken  # raising here would bury the sentence in a worker's traceback
+        return torch.empty(0), start, broken  # raising here would bury the sentence in a worker's traceback
 
     def stream(self, batches: Iterable[list[int]]) -> Iterator[Batch]:
         """See ``Images``."""
         loader = torch.utils.data.DataLoader(
             self, batch_sampler=batches, num_workers=self.config.workers, collate_fn=_collate
         )
-        for pixels, prompts, broken in loader:
+        for pixels, found, broken in loader:
             if not pixels.numel():  # one search through the whole set found none
                 raise InputError(f"None of the {len(self.rows)} images in {_places(self.config)} can be decoded.")
             names = (self.rows.name(index) for index in broken)
             self.skipped += [name for name in dict.fromkeys(names) if name not in self.skipped]
-            yield Batch(pixels, prompts)
+            labels = self.rows.labels(found) if self.classes else ()
+            yield Batch(pixels, tuple(self.rows.prompt(row) for row in found), labels)
 
 
-def _collate(items: list[tuple[Tensor, str, list[int]]]) -> tuple[Tensor, tuple[str, ...], list[int]]:
-    broken = [index for _, _, found in items for index in found]
-    return torch.stack([pixels for pixels, _, _ in items]), tuple(prompt for _, prompt, _ in items), broken
+def _collate(items: list[tuple[Tensor, int, list[int]]]) -> tuple[Tensor, list[int], list[int]]:
+    broken = [index for _, _, lost in items for index in lost]
+    return torch.stack([pixels for pixels, _, _ in items]), [row for _, row, _ in items], broken
 
 
 class Rows:
@@ -122,6 +140,16 @@ class Rows:
         """Its words; empty where the source has none."""
         part, row = self._at(index)
         return part.prompt(row)
+
+    def labels(self, indices: Iterable[int]) -> tuple[int, ...]:
+        """Their classes, or nothing where one has none."""
+        found = [part.label(row) for part, row in map(self._at, indices)]
+        return tuple(label for label in found if label is not None) if None not in found else ()
+
+    @property
+    def classes(self) -> int:
+        """1 + the highest label; 0 where an image has none."""
+        return 1 + max(self.labels(range(len(self))), default=-1)
 
     def decode(self, index: int, config: DataConfig) -> np.ndarray:
         """One image as ``square`` makes it. Raises one of ``BROKEN``."""
@@ -155,7 +183,8 @@ def _decode_all(rows: Rows, config: DataConfig) -> MemoryImages:
     if not place:
         raise InputError(f"None of the {len(rows)} images in {_places(config)} can be decoded (the first: {reason}).")
     visits = [place[row] for row in rows.visits if row in place]
-    return MemoryImages(torch.from_numpy(pixels[: len(place)]), [rows.prompt(row) for row in place], visits, skipped)
+    prompts, labels = [rows.prompt(row) for row in place], rows.labels(place)
+    return MemoryImages(torch.from_numpy(pixels[: len(place)]), prompts, visits, skipped, labels)
 
 
 def _places(config: DataConfig) -> str:
@@ -166,5 +195,5 @@ def fingerprint(images: Images) -> dict[str, int]:
     """Their number and a checksum of up to 64 of them, by which a resumed run knows its data again."""
     chosen = np.linspace(0, len(images) - 1, min(64, len(images))).astype(int).tolist()
     (batch,) = images.stream([chosen])
-    words = "\0".join(batch.prompts).strip("\0").encode()
+    words = "\0".join(batch.prompts).strip("\0").encode() + "".join(f"\0{label}" for label in batch.labels).encode()
     return {"count": len(images), "crc32": zlib.crc32(words, zlib.crc32(batch.pixels.numpy().tobytes()))}

@@ -41,7 +41,8 @@ def train(config: TrainConfig, *, resume: bool = False, on_event: OnEvent | None
         on_event: called in the main process with each ``Event``: every step, checkpoint, sheet.
 
     Returns:
-        ``<folder>/model``, which diffusers loads: with DDIMPipeline, AutoencoderKL or StableDiffusionPipeline.
+        ``<folder>/model``, which diffusers loads: with DDIMPipeline, AutoencoderKL or StableDiffusionPipeline; or
+        transformers: with ResNetForImageClassification.
 
     Raises:
         InputError: a config, data set or folder that cannot be used; a config or input changed on resume.
@@ -89,13 +90,13 @@ class _Run:
         if last is not None:
             about = self.checkpoints.about(last)
             sources = {
-                "images": " and ".join(source.path for source in self.config.data.sources),
-                "weights": self.config.loss.weight,
-                "autoencoder": self.config.text.autoencoder,
+                "images": " and ".join(source.path for source in self.config.data.sources) + " holds other images",
+                "weights": f"{self.config.loss.weight} holds other weights",
+                "autoencoder": f"{self.config.text.autoencoder} holds another autoencoder",
             }
             for name, found in self.sums.items():
                 if about.get(name, found) != found:
-                    raise InputError(f"{sources[name]} holds other {name} than the run in {self.folder} began with.")
+                    raise InputError(f"{sources[name]} than the run in {self.folder} began with.")
             self.checkpoints.load(last, self.network, self.ema, self.optimizer)
             step = int(about["step"])
         self.report.open(step)

@@ -40,7 +40,8 @@ OnEvent = Callable[[Event], None]
 
 
 class Reporter:
-    """A Rich bar on a terminal, a line each ``log_every`` steps elsewhere; silent where ``active`` is False."""
+    """A Rich bar on a terminal, a line each ``log_every`` steps elsewhere; silent where somebody listens, or where
+    ``active`` is False."""
 
     def __init__(self, output: OutputConfig, steps: int, batch: int, active: bool, on_event: OnEvent | None) -> None:
         self.output, self.steps, self.batch, self.active = output, steps, batch, active
@@ -57,7 +58,7 @@ class Reporter:
 
             # purge_step: what a killed run logged beyond its checkpoint is hidden.
             self._writer = SummaryWriter(str(Path(self.output.folder, "tensorboard")), purge_step=step)
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and self.on_event is None:
             self._bar = _rich_bar(self.steps, step)
         self._since = time.perf_counter()
 

@@ -99,10 +99,13 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
     if hint is Any:
         return _frozen(value)
     if dataclasses.is_dataclass(hint):
-        return _section(name, hint, value if isinstance(value, Mapping) else {})  # type: ignore[arg-type]
+        if not isinstance(value, Mapping):
+            raise InputError(f"{name} must be a table, not {value!r}.")
+        return _section(name, hint, value)  # type: ignore[arg-type]
     if origin is tuple:
         if not isinstance(value, list) or (args[-1] is not ... and len(value) != len(args)):
-            kind = {str: "words", float: "numbers", int: "numbers"}.get(args[0], "lists")
+            kinds = {str: "words", float: "numbers", int: "numbers"}
+            kind = "tables" if dataclasses.is_dataclass(args[0]) else kinds.get(args[0], "lists")
             wanted = kind if args[-1] is ... else f"{len(args)} {kind}"
             raise InputError(f"{name} must be a list of {wanted}, not {value!r}.")
         return tuple(_typed(name, args[0], v) for v in value)
@@ -125,6 +128,11 @@ FREE_KEYS = frozenset(
 )
 
 
+def _same_source(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two of ``data.more`` take the same images: an older run lacks newer keys, and the path is free."""
+    return all(key == "path" or old.get(key, value) == value for key, value in new.items())
+
+
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Keys (``section.key``) that alter the weights and differ between two ``TrainConfig.as_dict()``."""
     found = []
@@ -136,7 +144,11 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             continue
         for key in sorted({*before, *after}):
             name = f"{section}.{key}"
-            if name in FREE_KEYS or before.get(key, after.get(key)) == after.get(key):
+            old_value, value = before.get(key, after.get(key)), after.get(key)
+            if name == "data.more" and value and len(old_value) == len(value):
+                if all(map(_same_source, old_value, value)):
+                    continue
+            elif name in FREE_KEYS or old_value == value:
                 continue
             longer = name == "train.steps" and after.get(key, 0) > before.get(key, 0)
             if not (longer and new["train"]["lr_schedule"] == "constant"):

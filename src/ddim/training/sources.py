@@ -1,20 +1,21 @@
 """Where training images come from: idx files, parquet, folders and the hub, and which rows of them are taken."""
 
 import csv
-import gzip
 import io
 import os
 import re
-import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import InputError, unknown
+from ..errors import InputError, is_whole, unknown
 from ..images import flatten
 from .config import DataConfig, SourceConfig
+from .idx import IdxPart, idx_file, read_images, read_labels
 
 BROKEN = (OSError, UnidentifiedImageError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError)
 
@@ -32,38 +33,20 @@ class Part(Protocol):
         """Its words, or an empty text."""
         ...
 
+    def label(self, row: int) -> int | None:
+        """Its class, a whole number from 0, or None."""
+        ...
+
     def open(self, row: int) -> Image.Image:
         """The image, perhaps not yet decoded. Raises one of ``BROKEN``."""
         ...
 
 
-class IdxPart:
-    """Images of an idx file, uint8 [N, H, W]."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def name(self, row: int) -> str:
-        """See ``Part``."""
-        return f"row {row}"
-
-    def prompt(self, row: int) -> str:
-        """See ``Part``."""
-        return ""
-
-    def open(self, row: int) -> Image.Image:
-        """See ``Part``."""
-        return Image.fromarray(self.images[row])
-
-
 class DatasetPart:
-    """The image column of an HF data set, with a prompt for every row."""
+    """The image column of an HF data set, with a prompt and a label for every row where there are any."""
 
-    def __init__(self, dataset: Any, column: str, prompts: list[str]) -> None:
-        self.dataset, self.column, self.prompts = dataset, column, prompts
+    def __init__(self, dataset: Any, column: str, prompts: Sequence[str] = (), labels: Sequence[int] = ()) -> None:
+        self.dataset, self.column, self.prompts, self.labels = dataset, column, prompts, labels
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -77,6 +60,10 @@ class DatasetPart:
     def prompt(self, row: int) -> str:
         """See ``Part``."""
         return self.prompts[row] if self.prompts else ""
+
+    def label(self, row: int) -> int | None:
+        """See ``Part``."""
+        return self.labels[row] if self.labels else None
 
     def open(self, row: int) -> Image.Image:
         """See ``Part``."""
@@ -94,11 +81,14 @@ def open_source(source: SourceConfig, config: DataConfig) -> Part:
     Raises:
         InputError: nothing there, no image among it; a column, prompt or list that does not fit.
     """
-    idx = _idx_file(source)
+    idx = idx_file(source)
     if idx is not None:
         if source.prompt or source.where or source.without:
             raise InputError(f"{idx} has no columns for data.prompt, data.where or data.without.")
-        return IdxPart(_from_idx(idx))
+        if source.label not in ("", "label"):
+            raise unknown("data.label", source.label, ["label"])
+        images = read_images(idx)
+        return IdxPart(images, read_labels(idx, len(images)) if source.label else None)
     data = _open_dataset(source)
     column = _image_column(data, source)
     data = _raw(data, column)
@@ -107,20 +97,21 @@ def open_source(source: SourceConfig, config: DataConfig) -> Part:
         data = data.select(chosen)
     if not len(data):
         raise InputError(f"There are no images in {source.path}{' with these values' if source.where else ''}.")
-    return DatasetPart(data.select_columns([column]), column, _prompts(data, column, source))
+    return DatasetPart(data.select_columns([column]), column, _prompts(data, column, source), _labels(data, source))
 
 
 def _chosen(data: Any, column: str, source: SourceConfig, config: DataConfig) -> list[int] | None:
     """The rows that ``where`` and ``without`` leave; None for all."""
     if not (source.where or source.without):
         return None
-    table = data.remove_columns([column])
-    rows = range(len(data))
+    rows = list(range(len(data)))
     for name, values in source.where.items():
-        if name not in table.column_names:
-            raise unknown("data.where column", name, table.column_names)
-        rows = [row for row in rows if str(table[row][name]) in values]
-    return list(rows) if not source.without else _without(data, column, list(rows), source, config)
+        others = [other for other in data.column_names if other != column]
+        if name not in others:
+            raise unknown("data.where column", name, others)
+        cells = list(data[name])
+        rows = [row for row in rows if str(cells[row]) in values]
+    return _without(data, column, rows, source, config) if source.without else rows
 
 
 def _without(data: Any, column: str, rows: list[int], source: SourceConfig, config: DataConfig) -> list[int]:
@@ -129,11 +120,11 @@ def _without(data: Any, column: str, rows: list[int], source: SourceConfig, conf
     for name in names:
         if name not in data.column_names:
             raise unknown(f"column in {source.without}", name, data.column_names)
-    table = data.select_columns(names)
-    out = {row for row in range(len(data)) if tuple(str(table[row][name]) for name in names) in listed}
+    cells = zip(*(data[name] for name in names), strict=True)
+    out = {row for row, values in enumerate(cells) if tuple(map(str, values)) in listed}
     if not out:
         raise InputError(f"{source.without} names no row of {source.path}.")
-    part = DatasetPart(data, column, [])
+    part = DatasetPart(data, column)
 
     def pixels(row: int) -> bytes:
         try:
@@ -163,17 +154,30 @@ def _prompts(data: Any, column: str, source: SourceConfig) -> list[str]:
         return []
     table = data.remove_columns([column])
     try:
-        prompts = [source.prompt.format(**row) for row in table]
-    except (KeyError, IndexError, ValueError) as error:
+        rows = ({name: "" if value is None else value for name, value in row.items()} for row in table)
+        prompts = [source.prompt.format(**row) for row in rows]
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise InputError(
             f"data.prompt = {source.prompt!r} does not fit the columns {', '.join(table.column_names)}: {error!r}."
         ) from None
     for pattern, replacement in source.rewrite:
         try:
             prompts = [re.sub(pattern, replacement, prompt) for prompt in prompts]
-        except re.error as error:
+        except (re.error, IndexError) as error:
             raise InputError(f"data.rewrite: {pattern!r} to {replacement!r} is no rewriting: {error}.") from None
     return prompts
+
+
+def _labels(data: Any, source: SourceConfig) -> list[int]:
+    if not source.label:
+        return []
+    if source.label not in data.column_names:
+        raise unknown("data.label column", source.label, data.column_names)
+    labels = list(data[source.label])
+    wrong = next((label for label in labels if not (is_whole(label) and label >= 0)), 0)
+    if wrong != 0:
+        raise InputError(f"data.label: {source.label!r} holds {wrong!r}; labels are whole numbers from 0.")
+    return labels
 
 
 def square(image: Image.Image, config: DataConfig) -> np.ndarray:
@@ -199,38 +203,6 @@ def square(image: Image.Image, config: DataConfig) -> np.ndarray:
 # --- finding them ---------------------------------------------------------------------------------------------------
 
 
-def _idx_file(source: SourceConfig) -> Path | None:
-    """The idx file of a MNIST-type set, if ``path`` is one or a folder with them."""
-    path = Path(source.path)
-    if "-idx3-ubyte" in path.name and path.is_file():
-        return path
-    found = sorted(path.glob("*-images-idx3-ubyte*")) if path.is_dir() else []
-    if not found:
-        return None
-    names = {"train": "train", "test": "t10k"}
-    if source.split not in names:
-        raise unknown("data.split", source.split, names)
-    chosen = [file for file in found if file.name.startswith((names[source.split], source.split))]
-    if not chosen:
-        raise InputError(f"{path} has no idx file for the split {source.split!r}, only {found[0].name}.")
-    return chosen[0]
-
-
-def _from_idx(path: Path) -> np.ndarray:
-    """All images of an idx file, uint8 [N, H, W]; format: http://yann.lecun.com/exdb/mnist (magic 2051, then sizes)."""
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"Cannot read {path}: {error}.") from None
-    head = np.frombuffer(raw[:16], dtype=">u4")
-    if len(head) < 4 or head[0] != 2051 or len(raw) != 16 + int(head[1]) * int(head[2]) * int(head[3]):
-        raise InputError(f"{path} is not a whole idx file of images.")
-    images = np.frombuffer(raw, dtype=np.uint8, offset=16).reshape(int(head[1]), int(head[2]), int(head[3]))
-    if not len(images):
-        raise InputError(f"There are no images in {path}.")
-    return images
-
-
 def _open_dataset(source: SourceConfig) -> Any:
     """The HF data set behind ``path``: a parquet file, a folder, or a hub id."""
     try:
@@ -243,18 +215,19 @@ def _open_dataset(source: SourceConfig) -> Any:
     ):
         raise InputError(f"There is no file or folder {path}.")
     try:
-        if path.suffix == ".parquet":
-            data = datasets.load_dataset("parquet", data_files=os.fspath(path), split="train")
-        elif path.is_dir() and any(path.rglob("*.parquet")):
-            data = datasets.load_dataset("parquet", data_dir=os.fspath(path), split=source.split)
-        elif path.is_dir():
-            files = {"image": _image_files(path / source.split if (path / source.split).is_dir() else path)}
-            image = datasets.Features({"image": datasets.Image(decode=False)})
-            data = datasets.Dataset.from_dict(files, features=image)
-        elif path.exists():
-            raise InputError(f"{path} is neither a folder, a parquet file nor an idx file of images.")
-        else:
-            data = datasets.load_dataset(source.path, split=source.split)
+        with _no_bars():
+            if path.suffix == ".parquet":
+                data = datasets.load_dataset("parquet", data_files=os.fspath(path), split="train")
+            elif path.is_dir() and any(path.rglob("*.parquet")):
+                data = datasets.load_dataset("parquet", data_dir=os.fspath(path), split=source.split)
+            elif path.is_dir():
+                files = {"image": _image_files(path / source.split if (path / source.split).is_dir() else path)}
+                image = datasets.Features({"image": datasets.Image(decode=False)})
+                data = datasets.Dataset.from_dict(files, features=image)
+            elif path.exists():
+                raise InputError(f"{path} is neither a folder, a parquet file nor an idx file of images.")
+            else:
+                data = datasets.load_dataset(source.path, split=source.split)
     except InputError:
         raise
     except Exception as error:  # datasets raises a dozen types of its own
@@ -262,6 +235,20 @@ def _open_dataset(source: SourceConfig) -> Any:
         reason = "cannot be read" if path.exists() else where
         raise InputError(f"{source.path} {reason}: {str(error).splitlines()[0] if str(error) else error!r}") from error
     return data
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the bars that datasets draws on every stderr, be it a terminal or not."""
+    import datasets
+
+    drawn = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if drawn:
+            datasets.enable_progress_bars()
 
 
 def _raw(data: Any, column: str) -> Any:

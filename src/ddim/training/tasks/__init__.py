@@ -3,10 +3,16 @@
 from ..config import TrainConfig
 from .autoencoder import AutoencoderTask
 from .base import Task
+from .classifier import ClassifierTask
 from .pixel import PixelTask
 from .text import TextTask
 
-TASKS: dict[str, type[Task]] = {"pixel": PixelTask, "autoencoder": AutoencoderTask, "text": TextTask}
+TASKS: dict[str, type[Task]] = {
+    "pixel": PixelTask,
+    "autoencoder": AutoencoderTask,
+    "text": TextTask,
+    "classifier": ClassifierTask,
+}
 
 
 def make_task(config: TrainConfig) -> Task:

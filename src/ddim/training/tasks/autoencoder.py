@@ -10,7 +10,7 @@ from ...errors import InputError
 from ...images import sheet
 from ..config import TrainConfig
 from ..data import Batch, Images
-from .base import Draw, Task, as_dtype, built, check_options, scaled
+from .base import Draw, Task, as_dtype, built, check_options, scaled, short
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,7 +60,9 @@ class AutoencoderTask(Task):
             with torch.no_grad():
                 shape = network(x, torch.zeros(self._code_shape(1)))[0].shape
         except Exception as error:
-            raise InputError(f"The network in [model] does not take {x.shape[-1]}-pixel images: {error}") from error
+            raise InputError(
+                f"The network in [model] does not take {x.shape[-1]}-pixel images: {short(error)}"
+            ) from error
         if shape != x.shape:
             raise InputError(f"The network in [model] makes {tuple(shape)} of {tuple(x.shape)}.")
         return network

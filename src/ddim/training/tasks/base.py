@@ -3,7 +3,8 @@
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -98,18 +99,46 @@ def check_options(kind: Any, options: Mapping[str, Any], section: str) -> None:
             raise unknown(f"key in [{section}]", key, known)
 
 
-def built(kind: Callable[..., nn.Module], options: Mapping[str, Any], section: str = "model") -> nn.Module:
+def built(
+    kind: Callable[..., nn.Module], options: Mapping[str, Any], section: str = "model", maker: str = "diffusers"
+) -> nn.Module:
     """``kind(**options)``. Raises InputError when that fails."""
     try:
         return kind(**options)
     except Exception as error:  # diffusers raises what comes up, from ValueError to TypeError
-        raise InputError(f"diffusers cannot build the network in [{section}]: {error}") from error
+        raise InputError(f"{maker} cannot build the network in [{section}]: {short(error)}") from error
+
+
+def short(error: Exception) -> str:
+    """A foreign error on one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def as_dtype(network: nn.Module, copy: nn.Module, config: TrainConfig) -> Any:
     """``copy`` with the weights of ``network`` in the export's dtype."""
     copy.load_state_dict(network.state_dict())
     return nn.Module.to(copy, dtype=getattr(torch, config.output.export_dtype))  # past diffusers' own, which warns
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bar that transformers draws for a file it writes."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def widened(file: Path) -> None:
+    """Lets transformers compute in float32 what ``file``, a config, says is stored in half: diffusers computes the
+    other parts of a pipeline so, and the two would not go together."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
 def scheduler_options(schedule: ScheduleConfig, prediction: str) -> dict[str, Any]:

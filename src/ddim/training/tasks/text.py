@@ -19,7 +19,7 @@ from .. import draws
 from ..config import TextConfig, TrainConfig
 from ..data import Batch, Images
 from ..loss import checksum, diffusion_loss, levels_of, path_of
-from .base import Draw, Task, as_dtype, built, check_options, scheduler_options
+from .base import Draw, Task, as_dtype, built, check_options, quiet, scheduler_options, short, widened
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,7 +51,7 @@ class Codes:
     """
 
     def __init__(self, images: Images, encode: Callable[[Tensor], Tensor], flip: bool) -> None:
-        self.skipped = images.skipped
+        self.skipped, self.classes = images.skipped, images.classes
         self.prompts: list[str] = []
         self.rows: list[int] = []
         known: dict[bytes, int] = {}  # an epoch may visit an image more than once
@@ -125,7 +125,9 @@ class TextTask(Task):
             with torch.no_grad():
                 shape = network(x, torch.zeros(1, dtype=torch.int64), tokens).shape
         except Exception as error:
-            raise InputError(f"The network in [model] does not take codes of {tuple(x.shape[1:])}: {error}") from error
+            raise InputError(
+                f"The network in [model] does not take codes of {tuple(x.shape[1:])}: {short(error)}"
+            ) from error
         if shape != x.shape:
             raise InputError(f"The network in [model] makes {tuple(shape[1:])} of codes of {tuple(x.shape[1:])}.")
         return network
@@ -140,6 +142,7 @@ class TextTask(Task):
             lambda **options: CLIPTextModel(CLIPTextConfig(**options)),
             {**self.config.text.encoder, **fixed},
             "text.encoder",
+            "transformers",
         )
         channels, side = self.code_shape[0], self.code_shape[-1]
         sides = {"sample_size": side, "in_channels": channels, "out_channels": channels}
@@ -208,7 +211,9 @@ class TextTask(Task):
             feature_extractor=None,  # type: ignore[arg-type]
             requires_safety_checker=False,
         )
-        pipeline.save_pretrained(folder)
+        with quiet():
+            pipeline.save_pretrained(folder)
+        widened(folder / "text_encoder" / "config.json")
 
 
 def load_autoencoder(folder: str, channels: int) -> Any:
@@ -235,7 +240,10 @@ def load_autoencoder(folder: str, channels: int) -> Any:
 
 
 def train_tokenizer(prompts: Sequence[str], config: TextConfig) -> Any:
-    """CLIP's byte-pair tokenizer (Sennrich et al. 2016, arXiv 1508.07909) with merges learnt from ``prompts``."""
+    """CLIP's byte-pair tokenizer (Sennrich et al. 2016, arXiv 1508.07909) with merges learnt from ``prompts``.
+
+    Other words are spelled; where none of the prompts' words ends like one, its last letter is the unknown token.
+    """
     from transformers import CLIPTokenizer
 
     words = sorted(set(prompts))

@@ -1,0 +1,52 @@
+"""Writes the real pictures that the package carries beside the model `emoji`.
+
+python recipes/emoji_pictures.py recipes/emoji.toml src/ddim/models/bundled/emoji
+
+``test_images/`` holds held-out pictures, never trained on; ``answers/`` what the three edits of the demo should give.
+``pictures.csv`` says which prompt belongs to each. Owners and licences: NOTICE.
+"""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+from ddim import save_image, to_pil
+from ddim.evaluation.edits import Picture, read_pictures
+from ddim.training import load_config
+
+SOURCES = ["noto slightly smiling face", "emojitwo dog face", "blobmoji red apple"]
+ANSWERS = ["noto smiling face with sunglasses", "emojitwo cat face", "twemoji red apple"]
+OTHERS = 13
+OWNERS = {
+    "noto": "Noto Emoji, Copyright 2013 Google LLC, Apache-2.0",
+    "blobmoji": "Blobmoji by C1710, derived from Noto Emoji, Apache-2.0",
+    "twemoji": "Twemoji, Copyright 2020 Twitter, Inc and other contributors, CC-BY 4.0",
+    "emojitwo": "Emojitwo (https://emojitwo.github.io/emojitwo/), CC-BY 4.0",
+    "fluent-3d": "Fluent Emoji, Copyright (c) Microsoft Corporation, MIT",
+}
+
+
+def main(recipe: Path, target: Path) -> None:
+    """The three sources of the demo first, then every eighth held-out picture; and the answers."""
+    pictures = read_pictures(load_config(recipe))
+    held = [p for p in pictures if p.held]
+    by_prompt = {p.prompt: p for p in pictures}
+    rest = [p for p in held if p.prompt not in {*SOURCES, *ANSWERS}]
+    chosen = [by_prompt[name] for name in SOURCES] + rest[:: len(rest) // OTHERS][:OTHERS]
+    assert all(p.held for p in chosen)
+    rows = [_write(p, target / "test_images") for p in chosen]
+    rows += [_write(by_prompt[name], target / "answers") for name in ANSWERS]
+    with (target / "pictures.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("file", "prompt", "held_out", "source"), *rows])
+
+
+def _write(picture: Picture, folder: Path) -> tuple[str, str, bool, str]:
+    name = re.sub(r"[^a-z0-9]+", "-", picture.word.lower()).strip("-")
+    file = folder / f"{picture.style}_{name}.png"
+    save_image(to_pil(picture.pixels), file, about=f"{picture.prompt}; {OWNERS[picture.style]}")
+    return f"{folder.name}/{file.name}", picture.prompt, picture.held, OWNERS[picture.style]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,84 @@
+"""What the values of a config must be, by themselves and together."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from .config import SourceConfig, TrainConfig
+
+# (section, key, test, what would do)
+_LIMITS: Sequence[tuple[str, str, Any, str]] = (
+    ("schedule", "steps", lambda v: v >= 2, "at least 2"),
+    ("data", "size", lambda v: v >= 1, "at least 1 pixel"),
+    ("data", "background", lambda v: 0 <= v <= 255, "from 0 to 255"),
+    ("data", "memory_gib", lambda v: v >= 0, "at least 0"),
+    ("data", "workers", lambda v: v >= 0, "at least 0"),
+    ("autoencoder", "kl", lambda v: v >= 0, "at least 0"),
+    ("autoencoder", "gradient", lambda v: v >= 0, "at least 0"),
+    ("text", "vocabulary", lambda v: v >= 300, "at least 300 (256 are single bytes)"),
+    ("text", "length", lambda v: v >= 3, "at least 3 (start, a word, end)"),
+    ("text", "empty", lambda v: 0 <= v <= 1, "from 0 to 1"),
+    ("loss", "min_snr_k", lambda v: v > 0, "above 0"),
+    ("train", "steps", lambda v: v >= 1, "at least 1"),
+    ("train", "batch", lambda v: v >= 1, "at least 1"),
+    ("train", "accumulate", lambda v: v >= 1, "at least 1"),
+    ("train", "lr", lambda v: 0 < v < float("inf"), "above 0"),
+    ("train", "warmup", lambda v: v >= 0, "at least 0"),
+    ("train", "betas", lambda v: all(0 <= b < 1 for b in v), "two numbers in [0, 1)"),
+    ("train", "weight_decay", lambda v: v >= 0, "at least 0"),
+    ("train", "grad_clip", lambda v: v >= 0, "at least 0"),
+    ("train", "ema", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("train", "seed", lambda v: 0 <= v < 2**63, "a whole number from 0"),
+    ("train", "threads", lambda v: v >= 0, "at least 0"),
+    ("output", "folder", lambda v: v != "", "a folder"),
+    ("output", "log_every", lambda v: v >= 1, "at least 1"),
+    ("output", "checkpoint_every", lambda v: v >= 1, "at least 1"),
+    ("output", "keep", lambda v: v >= 1, "at least 1"),
+    ("output", "sample_every", lambda v: v >= 0, "at least 0"),
+    ("output", "samples", lambda v: v >= 1, "at least 1"),
+    ("output", "sample_steps", lambda v: v >= 1, "at least 1"),
+)
+
+
+def check(config: "TrainConfig") -> None:
+    """Raises InputError for the first value that cannot be, or that contradicts another."""
+    for section, key, holds, wanted in _LIMITS:
+        value = getattr(getattr(config, section), key)
+        if not holds(value):
+            raise InputError(f"{section}.{key} must be {wanted}, not {value!r}.")
+    for section, task in (("autoencoder", "autoencoder"), ("text", "text")):
+        if config.task != task and getattr(config, section) != type(getattr(config, section))():
+            raise InputError(f"[{section}] says nothing to task = {config.task!r}; remove it, or set task = {task!r}.")
+    for place, source in zip(("data", *["data.more"] * len(config.data.more)), config.data.sources, strict=True):
+        _check_source(place, source)
+    if config.train.batch % config.train.accumulate:
+        raise InputError(
+            f"train.batch = {config.train.batch} does not divide into {config.train.accumulate} micro-batches."
+        )
+    if config.schedule.zero_terminal_snr and config.loss.prediction == "eps":
+        raise InputError("An eps prediction says nothing at zero terminal SNR; use loss.prediction = 'v'.")
+    if config.schedule.zero_terminal_snr and config.loss.weight == "min_snr":
+        raise InputError("loss.weight = 'min_snr' never trains a last level of zero SNR; use loss.weight = 'ones'.")
+    if config.output.sample_steps > config.schedule.steps:
+        raise InputError(
+            f"output.sample_steps = {config.output.sample_steps} exceeds schedule.steps = {config.schedule.steps}."
+        )
+    fixed = {"sample_size": config.data.size, "in_channels": config.data.channels}
+    fixed["out_channels"] = fixed["in_channels"]
+    for key, value in config.model.items():
+        if key in ("class_embed_type", "num_class_embeds") and value is not None:
+            raise InputError(f"model.{key} asks for labels; training is unconditional.")
+        if key in fixed and value != fixed[key]:
+            raise InputError(f"model.{key} = {value!r} contradicts [data], which gives {fixed[key]}.")
+
+
+def _check_source(place: str, source: "SourceConfig") -> None:
+    if not source.path:
+        raise InputError(f"{place}.path must be a path or a hub id, not ''.")
+    if source.repeat < 1:
+        raise InputError(f"{place}.repeat must be at least 1, not {source.repeat}.")
+    for pair in source.rewrite:
+        if len(pair) != 2:
+            raise InputError(f"{place}.rewrite must hold pairs (expression, replacement), not {list(pair)}.")

@@ -1,0 +1,321 @@
+"""Several sets of images as one: which rows are taken, what they are called, and how often they are met."""
+
+import dataclasses
+import gzip
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training_helpers import make_images, make_parquet, make_words, png
+
+from ddim.errors import InputError
+from ddim.training import load_config
+from ddim.training.config import DataConfig, SourceConfig
+from ddim.training.data import LazyImages, MemoryImages, fingerprint, load_images
+from ddim.training.reading import differing_keys
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def words(tmp_path):
+    return make_words(tmp_path / "words.parquet")
+
+
+def config(path, **options):
+    return DataConfig(str(path), 16, **{"workers": 0, **options})
+
+
+def everything(images):
+    return next(images.stream([list(range(len(images)))]))
+
+
+def prompts(path, **options):
+    return list(everything(load_images(config(path, **{"prompt": "{vendor} {text}", **options}))).prompts)
+
+
+def picture(seed):
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(png(seed, 16)))).transpose(2, 0, 1))
+
+
+# --- several sets ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory_gib", [4.0, 0.0], ids=["memory", "lazy"])
+def test_sets_follow_one_another_and_an_epoch_meets_each_as_often_as_it_says(words, tmp_path, memory_gib):
+    more = make_parquet(tmp_path / "more.parquet", image=[png(50, 16), png(51, 16)], name=["tea", "pie"])
+    source = SourceConfig(str(more), prompt="photo {name}", repeat=3)
+    where = {"text": ("dog", "owl"), "vendor": ("blob",)}
+    images = load_images(config(words, prompt="{text}", where=where, more=(source,), repeat=2, memory_gib=memory_gib))
+    assert isinstance(images, LazyImages if memory_gib == 0 else MemoryImages)
+    batch = everything(images)
+    assert list(batch.prompts) == ["dog", "owl"] * 2 + ["photo tea", "photo pie"] * 3
+    seeds = [4, 6] * 2 + [50, 51] * 3
+    assert torch.equal(batch.pixels, torch.stack([picture(seed) for seed in seeds]))
+    assert len(batch.labels) == 0
+
+
+def test_a_broken_picture_of_a_repeated_set_is_named_once(tmp_path):
+    file = make_parquet(tmp_path / "a.parquet", image=[png(0, 16), b"broken", png(2, 16)], text=["a", "b", "c"])
+    images = load_images(config(file, prompt="{text}", repeat=2))
+    assert list(everything(images).prompts) == ["a", "c", "a", "c"]
+    assert images.skipped == ["row 1"]
+
+
+def test_sets_of_other_kinds_mix(words, tmp_path):
+    folder = make_images(tmp_path / "folder", 2, 16)
+    images = load_images(config(folder, more=(SourceConfig(str(words), prompt="{text}"),)))
+    assert len(images) == 14
+    assert everything(images).prompts[:3] == ("", "", "dog")
+
+
+# --- which rows -----------------------------------------------------------------------------------------------------
+
+
+def test_where_takes_the_rows_with_one_of_the_values_in_every_column(words):
+    assert prompts(words, where={"vendor": ("noto",)}) == ["noto dog", "noto cat", "noto owl", "noto red fox"]
+    assert prompts(words, where={"label": ("1", "3"), "vendor": ("blob",)}) == ["blob cat", "blob red fox"]
+
+
+def listed(tmp_path, text):
+    file = tmp_path / "out.csv"
+    file.write_text(text, encoding="utf-8")
+    return str(file)
+
+
+def test_without_leaves_out_listed_rows_and_their_pictures_under_other_names(tmp_path):
+    again = io.BytesIO()  # the same pixels in another file
+    Image.open(io.BytesIO(png(1, 16))).convert("RGBA").save(again, "PNG", compress_level=0)
+    cells = [png(0, 16), png(1, 16), png(2, 16), png(1, 16), again.getvalue()]
+    file = make_parquet(tmp_path / "a.parquet", image=cells, style=["x"] * 5, name=["a", "b", "c", "d", "e"])
+    out = listed(tmp_path, "# held out\nstyle,name\nx,b\ny,a\n\n")
+    taken = prompts(file, prompt="{name}", without=out)
+    assert taken == ["a", "c"]
+    assert prompts(file, prompt="{name}", without=out, where={"name": ("b", "c", "e")}) == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("vendor,txt\nnoto,dog\n", r"Unknown column in .*out\.csv 'txt'\. Did you mean 'text'"),
+        ("vendor,text\nnoto,unicorn\n", r"out\.csv names no row of .*words\.parquet"),
+        ("vendor,text\nnoto\n", r"out\.csv must hold a line of column names, then rows with as many values"),
+        ("vendor,text\n", r"out\.csv must hold a line of column names"),
+    ],
+)
+def test_a_list_that_does_not_fit_is_one_sentence(words, tmp_path, text, says):
+    with pytest.raises(InputError, match=says) as caught:
+        prompts(words, without=listed(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"without": "none.csv"}, r"Cannot read data\.without, none\.csv"),
+        ({"where": {"vendr": ("noto",)}}, r"Unknown data\.where column 'vendr'\. Did you mean 'vendor'"),
+        ({"where": {"vendor": ("apple",)}}, r"There are no images in .*words\.parquet with these values"),
+        ({"prompt": "{vendor} {txt}"}, r"data\.prompt = '\{vendor\} \{txt\}' does not fit the columns .*KeyError"),
+        ({"prompt": "{vendor"}, r"data\.prompt = '\{vendor' does not fit"),
+        ({"prompt": "{text.first}"}, r"data\.prompt = '\{text\.first\}' does not fit"),
+        ({"prompt": "{}"}, r"data\.prompt = '\{\}' does not fit"),
+        ({"rewrite": (("(", "x"),)}, r"data\.rewrite: '\(' to 'x' is no rewriting"),
+        ({"rewrite": (("dog", r"\2"),)}, r"data\.rewrite: 'dog' to .* is no rewriting"),
+        ({"rewrite": (("dog", r"\g<x>"),)}, r"data\.rewrite: 'dog' to .* is no rewriting"),
+        ({"label": "lable"}, r"Unknown data\.label column 'lable'\. Did you mean 'label'"),
+        ({"label": "text"}, r"data\.label: 'text' holds 'dog'; labels are whole numbers from 0"),
+    ],
+)
+def test_what_does_not_fit_the_columns_is_one_sentence(words, options, says):
+    with pytest.raises(InputError, match=says) as caught:
+        prompts(words, **options)
+    assert "\n" not in str(caught.value)
+
+
+# --- words ----------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_are_put_together_and_rewritten_in_order(words):
+    rewrite = (("^twemoji ", "flat "), ("^flat (.*)$", r"\1, flat"))
+    taken = prompts(words, where={"text": ("red fox",)}, rewrite=rewrite)
+    assert taken == ["noto red fox", "blob red fox", "red fox, flat"]
+
+
+def test_an_empty_cell_is_no_word(tmp_path):
+    file = make_parquet(tmp_path / "a.parquet", image=[png(0), png(1)], text=["a", None])
+    assert prompts(file, prompt="{text}") == ["a", ""]
+
+
+# --- classes --------------------------------------------------------------------------------------------------------
+
+
+def write_idx(folder, count=5, labels=None, name="train"):
+    folder.mkdir(exist_ok=True)
+    head = struct.pack(">IIII", 2051, count, 8, 8)
+    pixels = np.random.default_rng(0).integers(0, 256, count * 64, dtype=np.uint8).tobytes()
+    (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(head + pixels))
+    if labels is not None:
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, len(labels)) + bytes(labels))
+    return folder
+
+
+@pytest.mark.parametrize("memory_gib", [4.0, 0.0], ids=["memory", "lazy"])
+def test_labels_go_with_their_pictures(words, tmp_path, memory_gib):
+    images = load_images(config(words, label="label", where={"label": ("1", "3")}, memory_gib=memory_gib))
+    assert next(images.stream([[5, 0]])).labels == (3, 1)
+    assert images.classes == 4
+    idx = load_images(config(write_idx(tmp_path / "idx", labels=[3, 0, 2, 2, 1]), label="label", memory_gib=memory_gib))
+    assert everything(idx).labels == (3, 0, 2, 2, 1)
+    assert load_images(config(tmp_path / "idx", memory_gib=memory_gib)).classes == 0
+
+
+def test_one_set_without_labels_is_no_labels(words, tmp_path):
+    images = load_images(config(words, label="label", more=(SourceConfig(str(words)),)))
+    assert images.classes == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "says"),
+    [
+        (None, {"label": "label"}, r"has no labels beside it; data\.label asks for train-labels-idx1-ubyte\.gz"),
+        ([1, 2], {"label": "label"}, r"train-labels-idx1-ubyte holds 2 labels for 5 images"),
+        ([0] * 5, {"label": "class"}, r"Unknown data\.label 'class'"),
+        ([0] * 5, {"prompt": "{text}"}, r"has no columns for data\.prompt"),
+        ([0] * 5, {"where": {"label": ("0",)}}, r"has no columns for data\.prompt, data\.where"),
+    ],
+)
+def test_idx_files_that_do_not_fit_are_one_sentence(tmp_path, labels, options, says):
+    folder = write_idx(tmp_path / "idx", labels=labels)
+    with pytest.raises(InputError, match=says):
+        load_images(config(folder, **options))
+
+
+def test_a_broken_file_of_labels_is_one_sentence(tmp_path):
+    folder = write_idx(tmp_path / "idx", labels=[0] * 5)
+    file = folder / "train-labels-idx1-ubyte"
+    for broken in (file.read_bytes()[:-1], file.read_bytes()[:6], b""):
+        file.write_bytes(broken)
+        with pytest.raises(InputError, match=r"labels-idx1-ubyte is not a whole idx file of labels"):
+            load_images(config(folder, label="label"))
+
+
+# --- knowing them again ---------------------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_knows_words_and_labels_and_is_what_it_was_without_them(words):
+    plain = load_images(config(words))
+    pixels = zlib.crc32(everything(plain).pixels.numpy().tobytes())
+    assert fingerprint(plain) == {"count": 12, "crc32": pixels}  # as runs before words and labels wrote it
+    others = [{"prompt": "{text}"}, {"prompt": "{vendor} {text}"}, {"label": "label"}]
+    found = {fingerprint(load_images(config(words, **options)))["crc32"] for options in others} | {pixels}
+    assert len(found) == 4
+
+
+# --- in a file ------------------------------------------------------------------------------------------------------
+
+TOML = """
+task = "text"
+
+[data]
+path = "emoji.parquet"
+size = 64
+prompt = "{vendor} {text}"
+rewrite = [["^fluent-3d ", "fluent "]]
+repeat = 12
+
+[data.where]
+group = ["Smileys & Emotion", "Food & Drink"]
+
+[[data.more]]
+path = "clothing.parquet"
+prompt = "{text}"
+
+[data.more.where]
+split = ["train"]
+
+[[data.more]]
+path = "folder"
+repeat = 2
+
+[text]
+autoencoder = "ae"
+
+[train]
+steps = 1
+
+[output]
+folder = "run"
+"""
+
+
+def read(tmp_path, text):
+    file = tmp_path / "run.toml"
+    file.write_text(text, encoding="utf-8")
+    return load_config(file)
+
+
+def test_a_toml_file_says_all_of_it(tmp_path):
+    first, second, third = read(tmp_path, TOML).data.sources
+    assert first == SourceConfig(
+        "emoji.parquet",
+        prompt="{vendor} {text}",
+        rewrite=(("^fluent-3d ", "fluent "),),
+        where={"group": ("Smileys & Emotion", "Food & Drink")},
+        repeat=12,
+    )
+    assert second == SourceConfig("clothing.parquet", prompt="{text}", where={"split": ("train",)})
+    assert third == SourceConfig("folder", repeat=2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('[[data.more]]\npath = "folder"', '[[data.more]]\npth = "folder"', r"Unknown key in \[data\.more\] 'pth'"),
+        ('[[data.more]]\npath = "folder"', "[[data.more]]", r"lacks 'path' in \[data\.more\]"),
+        ("repeat = 2", "repeat = 0", r"data\.more\.repeat must be at least 1, not 0"),
+        ("repeat = 12", "repeat = -1", r"data\.repeat must be at least 1, not -1"),
+        ('path = "emoji.parquet"', 'path = ""', r"data\.path must be a path or a hub id"),
+        ('["^fluent-3d ", "fluent "]', '["fluent"]', r"data\.rewrite must hold pairs .*, not \['fluent'\]"),
+        ('["^fluent-3d ", "fluent "]', '"fluent"', r"data\.rewrite must be a list of words, not 'fluent'"),
+        ('split = ["train"]', 'split = "train"', r"data\.more\.where\.split must be a list of words, not 'train'"),
+        ("[data.where]\ngroup = [", "where = [", r"data\.where must be a table"),
+        ('task = "text"', 'task = "txt"', r"Unknown task 'txt'\. Did you mean 'text'"),
+        ('task = "text"', "", r"\[text\] says nothing to task = 'pixel'; remove it, or set task = 'text'"),
+        ("[text]", "[autoencoder]\nkl = 1.0\n[text]", r"\[autoencoder\] says nothing to task = 'text'"),
+        ("[text]", "[text]\nempty = 1.5", r"text\.empty must be from 0 to 1, not 1\.5"),
+        ("[text]", "[text]\nvocabulary = 200", r"text\.vocabulary must be at least 300 \(256 are single bytes\)"),
+    ],
+)
+def test_a_wrong_value_in_the_file_is_one_sentence(tmp_path, old, new, says):
+    assert old in TOML
+    with pytest.raises(InputError, match=says) as caught:
+        read(tmp_path, TOML.replace(old, new, 1))
+    assert "\n" not in str(caught.value)
+
+
+def test_one_table_in_place_of_a_list_of_them_is_one_sentence(tmp_path):
+    text = TOML[: TOML.index("[[data.more]]")] + '[data.more]\npath = "x"\n' + TOML[TOML.index("[text]") :]
+    with pytest.raises(InputError, match=r"data\.more must be a list of tables, not \{'path': 'x'\}"):
+        read(tmp_path, text)
+
+
+def test_a_run_of_before_there_were_labels_is_known_again(tmp_path):
+    config = read(tmp_path, TOML)
+    old = config.as_dict()
+    assert all("label" in source for source in (old["data"], *old["data"]["more"]))
+    del old["data"]["label"]
+    for source in old["data"]["more"]:
+        del source["label"]
+        source["path"] = "elsewhere"
+    assert differing_keys(old, config.as_dict()) == []
+    old["data"]["more"][1]["repeat"] = 3
+    assert differing_keys(old, config.as_dict()) == ["data.more"]
+    shorter = dataclasses.replace(config, data=dataclasses.replace(config.data, more=config.data.more[:1]))
+    assert differing_keys(shorter.as_dict(), config.as_dict()) == ["data.more"]
