@@ -1,12 +1,20 @@
-"""What the benchmarks share: the machine in words, and Fashion-MNIST's test images."""
+"""What the benchmarks share: the machine in words, pictures, and a model with text."""
 
+import csv
 import gzip
+import io
 import platform
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+
+TINY = "tiny"
+"""In place of a model's name: random weights, a few thousand of them, to try a benchmark; its numbers mean nothing."""
 
 
 def machine() -> str:
@@ -29,3 +37,68 @@ def fashion_test_images(folder: Path, count: int) -> Tensor:
     raw = gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes())
     pixels = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)[:count]
     return torch.from_numpy(np.pad(pixels, ((0, 0), (2, 2), (2, 2)))).float()[:, None] / 255
+
+
+def open_text_model(name: str) -> Any:
+    """A model with text by name or folder, or the tests' tiny random one."""
+    if name != TINY:
+        import ddim
+
+        return ddim.load(name)
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    import tiny_text
+
+    return tiny_text.model()
+
+
+def held_out_pictures(data: Path | None, listed: Path, count: int, shape: tuple[int, ...]) -> tuple[Tensor, list[str]]:
+    """The first ``count`` pictures of a list, on white, [count, C, H, W] in [0, 1], with their prompts.
+
+    Args:
+        data: a parquet file with the columns image, vendor and text; None draws smooth noise instead.
+        listed: a CSV file with the columns vendor and text.
+        count: how many.
+        shape: (C, H, W) of the model's pictures; others are resized.
+    """
+    if data is None:
+        noise = torch.rand(count, shape[0], shape[1] // 8, shape[2] // 8, generator=torch.Generator().manual_seed(0))
+        smooth = torch.nn.functional.interpolate(noise, shape[1:], mode="bilinear").clamp(0, 1)
+        return smooth, [("a cat", "a dog on a mat", "a red hat")[k % 3] for k in range(count)]
+    import pyarrow.parquet as pq
+
+    with listed.open(newline="") as f:
+        rows = csv.DictReader(line for line in f if not line.startswith("#"))
+        wanted = [(row["vendor"], row["text"]) for row in rows][:count]
+    table = pq.read_table(data, columns=["image", "vendor", "text"])
+    where: dict[tuple[str, str], int] = {}
+    for k, key in enumerate(zip(table["vendor"].to_pylist(), table["text"].to_pylist(), strict=True)):
+        where.setdefault(key, k)
+    pictures = []
+    for key in wanted:
+        image = Image.open(io.BytesIO(table["image"][where[key]].as_py()["bytes"])).convert("RGBA")
+        white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        pixels = np.asarray(white.resize((shape[2], shape[1]), Image.Resampling.LANCZOS), np.float32) / 255
+        pictures.append(torch.from_numpy(pixels).movedim(-1, 0))
+    return torch.stack(pictures), [f"{vendor} {text}".replace("fluent-3d ", "fluent ") for vendor, text in wanted]
+
+
+def decibels(images: Tensor, others: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image, [N], for a range of 1."""
+    return -10 * (images.double() - others.double()).square().flatten(1).mean(1).clamp(min=1e-20).log10()
+
+
+class Calls:
+    """Counts the images that a network is asked for, and those of them whose gradient is taken."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.images = self.with_gradient = 0
+        self.hook = network.register_forward_hook(self._count)
+
+    def _count(self, module: torch.nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        self.images += len(inputs[0])
+        self.with_gradient += len(inputs[0]) * output[0].requires_grad
+
+    def take(self) -> tuple[int, int]:
+        """Both counts since the last time."""
+        counted, self.images, self.with_gradient = (self.images, self.with_gradient), 0, 0
+        return counted

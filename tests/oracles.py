@@ -4,7 +4,9 @@ Both are Denoisers, for any path and any shape of sample: x0 = E[x_0 | x_t] and 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,6 +92,34 @@ class Mixture:
         which = torch.multinomial(self.weights, count, replacement=True, generator=g)
         noise = torch.randn(count, *self.means.shape[1:], generator=g, dtype=self.means.dtype)
         return self.means[which] + self.scales[which].view(-1, *[1] * (noise.ndim - 1)) * noise
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """Data of ``base`` moved by ``cond["words"]``, [N, L, D]: their mean over the tokens times ``lead``, [D, ...].
+
+    Under guidance of weight w a Gaussian's exact eps is that of data moved by null + w (words - null): it is linear in
+    the mean.
+    """
+
+    base: Gaussian | Mixture
+    lead: Tensor
+
+    def move(self, words: Tensor) -> Tensor:
+        """How far the words move the data, [N, ...]."""
+        return torch.tensordot(words.mean(1), self.lead.to(words.dtype), dims=1)
+
+    def __call__(self, x: Tensor, node: Node, cond: Mapping[str, Any] | None = None) -> Pair:
+        by = self.move((cond or {})["words"].to(x.dtype))
+        pair = self.base(x - node.alpha * by, node)
+        return Pair(pair.x0 + by, pair.eps)
+
+
+def conditional(base: Gaussian | Mixture, words: int = 6) -> Conditional:
+    """Words of this many numbers move every element of ``base`` by about half a deviation."""
+    shape = base.mean.shape if isinstance(base, Gaussian) else base.means.shape[1:]
+    lead = torch.randn(words, *shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    return Conditional(base, 0.5 * lead)
 
 
 def gaussian(*shape: int) -> Gaussian:

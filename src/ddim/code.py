@@ -149,6 +149,12 @@ class LatentCode:
             model_name, fingerprint, dtype: the model's.
             shape: (C, H, W) that it diffuses; 0 stands for any height or width.
         """
+        if "partial" in self.settings:
+            begun = self.settings["partial"]
+            raise InputError(
+                f"This code is of an interrupted run ({begun['done']} of {begun['images']} images done, then step "
+                f"{begun['steps']} of {self.grid.steps}); finish it with ddim.invert(..., resume=code)."
+            )
         if any(want not in (0, have) for want, have in zip(shape, self.x.shape[1:], strict=True)):
             raise InputError(
                 f"This code is of shape {tuple(self.x.shape[1:])} (model {self.model!r}), "

@@ -2,6 +2,10 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .code import LatentCode
 
 
 class DDIMError(Exception):
@@ -10,6 +14,19 @@ class DDIMError(Exception):
 
 class InputError(DDIMError, ValueError):
     """A value that cannot be used; the sentence names it and says what would do. Exit code 2."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while a method tuned, with what it had tuned. Exit code 130, as any Ctrl-C; no ``Exception``, so that
+    nothing takes it for a failure.
+
+    Attributes:
+        partial: save it, and hand it to ``ddim.invert(..., resume=partial)`` with the same images and settings.
+    """
+
+    def __init__(self, sentence: str, partial: "LatentCode") -> None:
+        super().__init__(sentence)
+        self.partial = partial
 
 
 class DDIMWarning(UserWarning):

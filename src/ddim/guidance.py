@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -49,6 +49,11 @@ class Guidance:
         """The same with another weight."""
         return Guidance(weight, self.rescale, self.interval, self.together)
 
+    def applies(self, node: Node, t_max: float) -> bool:
+        """Whether the null prediction counts at a node: a weight other than 1, inside the interval."""
+        low, high = self.interval
+        return self.weight != 1 and low <= node.t / t_max <= high
+
     @property
     def options(self) -> dict[str, Any]:
         """Plain values, as a ``LatentCode`` keeps them."""
@@ -71,6 +76,12 @@ def combine(null: Pair, words: Pair, weight: float) -> Pair:
     return Pair(*(n + weight * (c - n) for n, c in zip(null, words, strict=True)))
 
 
+def blend(null: Pair, words: Pair, x: Tensor, node: Node, guidance: Guidance, prediction: str = "eps") -> Pair:
+    """``combine``, and rescaled where ``guidance`` says so: the guided pair from the two that a model said at x."""
+    pair = combine(null, words, guidance.weight)
+    return _rescaled(pair, words, x, node, guidance.rescale, prediction) if guidance.rescale else pair
+
+
 def classifier_free(denoise: Denoiser, guidance: Guidance, prediction: str = "eps", t_max: float = 1000.0) -> Denoiser:
     """A denoiser under classifier-free guidance. Its ``cond`` holds ``words`` and ``null``.
 
@@ -87,12 +98,9 @@ def classifier_free(denoise: Denoiser, guidance: Guidance, prediction: str = "ep
     def guided(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
         given = dict(cond or {})
         null = given.pop(NULL, None)
-        low, high = guidance.interval
-        if guidance.weight == 1 or null is None or not low <= node.t / t_max <= high:
+        if null is None or not guidance.applies(node, t_max):
             return denoise(x, node, given)
-        both = _both(denoise, x, node, given, null, guidance.together)
-        pair = combine(*both, guidance.weight)
-        return _rescaled(pair, both[1], x, node, guidance.rescale, prediction) if guidance.rescale else pair
+        return blend(*_both(denoise, x, node, given, null, guidance.together), x, node, guidance, prediction)
 
     return guided
 
@@ -117,3 +125,50 @@ def _rescaled(pair: Pair, words: Pair, x: Tensor, node: Node, phi: float, predic
 
 def _spread(x: Tensor) -> Tensor:
     return x.flatten(1).std(dim=1).view(-1, *[1] * (x.ndim - 1))
+
+
+class Classifier(Protocol):
+    """What can tell the class of a noisy sample; ``ddim.load_classifier`` gives one."""
+
+    def __call__(self, x: Tensor, node: Node, labels: Tensor) -> Tensor:
+        """log p(label | x) at a node for each sample's own label, [N], differentiable in x, [N, ...]."""
+        ...
+
+
+def classifier_guided(denoise: Denoiser, classifier: Classifier, labels: Tensor, weight: float) -> Denoiser:
+    """A denoiser led to ``labels`` by a classifier: eps' = eps - sigma w grad_x log p(label | x).
+
+    Eq. 14 of Dhariwal & Nichol 2021 (arXiv 2105.05233), with the scale w of their Algorithm 2; x0 is derived anew,
+    so that the pair still explains x. The score of any Gaussian path is -eps / sigma, so the formula is not only
+    that of a variance-preserving one. The gradient is of the classifier alone, and is taken whether or not the
+    caller records gradients. Where sigma = 0 it has no weight, and where alpha = 0 x says nothing of the label:
+    there the pair stays.
+
+    Args:
+        denoise: the model.
+        classifier: log p(label | x), of the same pictures and noise levels.
+        labels: a class for each sample, int64 [N].
+        weight: w; 1 is p(x | label) by Bayes' rule, 0 is the model, more is truer to the class and less varied.
+
+    Raises:
+        InputError: a weight that is not a number.
+    """
+    check_classifier_weight(weight)
+
+    def guided(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
+        pair = denoise(x, node, cond)
+        if weight == 0 or node.sigma == 0 or node.alpha == 0:
+            return pair
+        with torch.inference_mode(False), torch.enable_grad():
+            at = x.detach().clone().requires_grad_()
+            (slope,) = torch.autograd.grad(classifier(at, node, labels).sum(), at)
+        eps = pair.eps - node.sigma * weight * slope
+        return Pair((x - node.sigma * eps) / node.alpha, eps)
+
+    return guided
+
+
+def check_classifier_weight(weight: float) -> None:
+    """Raises InputError for a weight that is not a number."""
+    if isinstance(weight, str) or not abs(weight) < float("inf"):
+        raise InputError(f"classifier_weight = {weight} is not a number; 1 is Bayes' rule, 3 is usual.")

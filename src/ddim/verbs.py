@@ -8,16 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import partial as partials
 from .code import LatentCode
 from .denoiser import Denoiser, bound, corrected
-from .errors import DDIMError, InputError, is_whole
+from .errors import DDIMError, InputError, Interrupted, is_whole
 from .grid import Grid, make_grid
-from .guidance import Guidance, classifier_free
+from .guidance import Guidance, check_classifier_weight, classifier_free, classifier_guided
 from .images import ImageLike, read_images
 from .inversion import make_inversion
-from .inversion.base import GuidedInversion, Inversion, Scene, Walked
+from .inversion.base import GuidedInversion, Inversion, Scene, Stopped, Walked
 from .loop import OnStep, solve
 from .models.base import Model
+from .models.classifier import NoisyClassifier
 from .noise import SeededNoise
 from .path import TablePath
 from .prediction import clip, dynamic_threshold
@@ -49,6 +51,8 @@ def sample(
     negative: str = "",
     guidance: float | Guidance = 7.5,
     size: tuple[int, int] | None = None,
+    classifier: NoisyClassifier | None = None,
+    classifier_weight: float = 1.0,
     clip_x0: float | None = None,
     threshold: float | None = None,
     batch: int = 64,
@@ -65,11 +69,14 @@ def sample(
         solver: a key of ``ddim.SOLVERS``; ``"ddpm"`` is the sigma-hat variance.
         spacing: a key of ``ddim.SPACINGS``, or a list of t; the model's own by default.
         options: the solver's options, such as ``{"gamma": 0.96}``.
-        labels: class labels, one an image, or one (a number, or a list of one) for all.
+        labels: class labels, one an image, or one (a number, or a list of one) for all: of a class-conditional model,
+            and of ``classifier``.
         prompt: what a text-to-image model is to draw: one for all, or one an image.
         negative: the prompt that guidance leads away from.
         guidance: w of classifier-free guidance, or a ``Guidance``; of no account for a model without text.
         size: (height, width) in pixels, where a model takes several; its own by default.
+        classifier: from ``ddim.load_classifier``; leads a pixel model, be it unconditional, to ``labels``.
+        classifier_weight: w of classifier guidance; 1 is Bayes' rule.
         clip_x0: holds the predicted x0 to [-clip_x0, clip_x0] and derives eps anew; off by default, as in the paper.
         threshold: dynamic thresholding at this percentile instead.
         batch: images a network call.
@@ -88,7 +95,9 @@ def sample(
     made = solver_with_eta(solver, eta, options)
     grid = grid_for(model, steps, spacing)
     out, report = [], _Report(progress, grid.steps, count, batch)
-    cond = model.condition(labels, count, prompt, negative)
+    wanted = None if classifier is None else _wanted(model, classifier, labels, count, classifier_weight)
+    led_only = wanted is not None and not model.classes  # the labels are the classifier's alone
+    cond = model.condition(None if led_only else labels, count, prompt, negative)
     guided = guided_by(model, _guidance(guidance))
     shape = _shape_of(model, size)
     for begin in range(0, count, batch):
@@ -97,7 +106,10 @@ def sample(
         x = noise(torch.empty(n, *shape, dtype=model.state_dtype, device=model.device))
         # On VP, x has unit variance at every node; elsewhere what little signal is left is no part of the prior.
         scale = grid[0].sigma if not isinstance(model.path, TablePath) else 1.0
-        denoise = bound(_corrected(guided, clip_x0, threshold), _part(cond, begin, n))
+        led = guided
+        if classifier is not None and wanted is not None:
+            led = classifier_guided(guided, classifier, wanted[begin : begin + n], classifier_weight)
+        denoise = bound(_corrected(led, clip_x0, threshold), _part(cond, begin, n))
         with half_precision_hint(model):
             state = solve(denoise, made, made.init(x * scale, grid), grid, noise=noise, on_step=report)
         out.append(model.decode(made.read(state)))
@@ -122,6 +134,7 @@ def invert(
     batch: int = 64,
     progress: Progress | None = None,
     tell: Tell | None = None,
+    resume: LatentCode | None = None,
 ) -> LatentCode:
     """Walks real images back to their latent codes.
 
@@ -137,12 +150,15 @@ def invert(
         negative: the prompt that guidance leads away from.
         guidance: w of the way forward, kept in the code.
         back: w of the way back, where the method leaves it free: by default as ``guidance`` for reversible solvers,
-            which come back exactly only then, and 1 for the others, whose error grows with it.
+            which come back exactly only then, and 1 for the others, whose error grows with it. ``null-text``,
+            ``negative-prompt`` and ``direct`` have 1 as their own.
         seed: for methods that draw noise: the k-th image has the seed ``seed + k``.
         resize: fit images of another size or number of channels.
         batch: images a network call.
         progress: called after each step.
         tell: called with a step and its loss while a method tunes.
+        resume: the ``partial`` of an ``Interrupted``, to go on with in its batches; all else as it was. The code is
+            the one that an uninterrupted run gives, bit for bit.
 
     Returns:
         The code: the solver's whole state, the grid and the settings.
@@ -150,6 +166,7 @@ def invert(
     Raises:
         InputError: images that do not fit, a value out of range or unknown.
         DDIMError: the network returned NaN, or the solver diverged; the step is named.
+        Interrupted: Ctrl-C in ``null-text``, with what it tuned; a ``KeyboardInterrupt`` to whom does not ask.
     """
     check_batch(batch)
     if not isinstance(method, str) and options:
@@ -158,13 +175,31 @@ def invert(
     grid = grid_for(model, steps, spacing)
     pixels = read_images(images, model.picture, resize=resize, multiple=model.multiple)
     cond = model.condition(labels, len(pixels), prompt, negative)
-    code = walk_back(
-        model, inversion, pixels, grid, cond, batch, progress, _guidance(guidance), back=back, seed=seed, tell=tell
-    )
-    if not model.text:
-        return code
     several = [prompt or ""] if prompt is None or isinstance(prompt, str) else list(prompt)
-    prompts = tuple(several * len(pixels) if len(several) == 1 else several)
+    prompts = tuple(several * len(pixels) if len(several) == 1 else several) if model.text else ()
+    negative = negative if model.text else ""
+    if resume is not None:
+        partials.check(resume, {"prompts": prompts[: len(resume)], "negative": negative}, len(pixels))
+    forward = _guidance(guidance)
+    try:
+        code = walk_back(
+            model,
+            inversion,
+            pixels,
+            grid,
+            cond,
+            batch,
+            progress,
+            forward,
+            back=back,
+            seed=seed,
+            tell=tell,
+            resume=resume,
+        )
+    except Interrupted as stop:
+        begun = stop.partial
+        stop.partial = replace(begun, prompts=prompts[: len(begun)], negative=negative)
+        raise
     return replace(code, prompts=prompts, negative=negative)
 
 
@@ -181,13 +216,30 @@ def walk_back(
     back: float | None = None,
     seed: int = 0,
     tell: Tell | None = None,
+    resume: LatentCode | None = None,
 ) -> LatentCode:
     """What ``invert`` does once images, grid and condition are known."""
     forward = guidance or Guidance()
-    weight = back if back is not None else (forward.weight if inversion.exact else 1.0)
-    report = _Report(progress, grid.steps, len(pixels), batch)
-    parts: list[Walked] = []
-    for begin in range(0, len(pixels), batch):
+    weight, solver, count = _weight_back(inversion, forward, back), inversion.solver(), len(pixels)
+    empty = LatentCode(
+        state={},
+        grid=grid,
+        method=inversion.name,
+        solver=solver.name,
+        options=options_of(solver),
+        settings={**inversion.options, **({"back": weight} if model.text else {})},
+        model=model.name,
+        fingerprint=model.fingerprint,
+        dtype=str(model.dtype).removeprefix("torch."),
+        guidance=forward.options if model.text else {},
+    )
+    parts, held = list[Walked](), None
+    if resume is not None:
+        partials.check(resume, partials.compared(empty), count)
+        batch = int(resume.settings[partials.KEY]["batch"])
+        parts, held = partials.unpacked(resume, model.device)
+    report = _Report(progress, grid.steps, count, batch)
+    for begin in range(sum(len(p.state["x"]) for p in parts), count, batch):
         part = pixels[begin : begin + batch]
         scene = Scene(
             model.denoiser(),
@@ -198,24 +250,30 @@ def walk_back(
             model.path.t_max,
             SeededNoise([seed + k for k in range(begin, begin + len(part))]),
             tell,
+            held,
         )
-        with half_precision_hint(model):
-            parts.append(_walk(inversion, scene, model.encode(part), grid, report))
-    solver, one = inversion.solver(), parts[0]
-    return LatentCode(
-        state={k: torch.cat([p.state[k] for p in parts]) for k in one.state},
-        grid=one.grid,
-        method=inversion.name,
-        solver=solver.name,
-        options=options_of(solver),
-        settings={**inversion.options, **({"back": weight} if model.text else {})},
-        model=model.name,
-        fingerprint=model.fingerprint,
-        dtype=str(model.dtype).removeprefix("torch."),
-        cond={k: torch.cat([p.cond[k] for p in parts]) for k in one.cond},
-        extras={k: torch.cat([p.extras[k] for p in parts]) for k in one.extras},
-        guidance=forward.options if model.text else {},
-    )
+        report.begin(begin // batch, resume.settings[partials.KEY]["steps"] if resume and held else 0)
+        try:
+            with half_precision_hint(model):
+                x0 = model.encode(part)
+                if held is not None:
+                    partials.check_images(held, x0)
+                parts.append(_walk(inversion, scene, x0, grid, report))
+        except KeyboardInterrupt as stop:
+            if not getattr(inversion, "resumable", False) or not (parts or isinstance(stop, Stopped)):
+                raise
+            raise partials.interrupted(empty, parts, stop, scene.cond, (count, begin, batch)) from None
+        held = None
+    return partials.whole(empty, parts)
+
+
+def _weight_back(inversion: Inversion | GuidedInversion, forward: Guidance, back: float | None) -> float:
+    own = inversion.back if isinstance(inversion, GuidedInversion) else None
+    if own is not None:
+        if back not in (None, own):
+            raise InputError(f"back = {back:g} does not go with {inversion.name!r}, whose way back has weight {own:g}.")
+        return own
+    return back if back is not None else (forward.weight if inversion.exact else 1.0)
 
 
 def _walk(
@@ -243,12 +301,7 @@ def reconstruct(model: Model, code: LatentCode, *, batch: int = 64, progress: Pr
         InputError: a code of another shape, or without all that its solver needs.
     """
     check_batch(batch)
-    code.check(model.name, model.fingerprint, state_shape(model), str(model.dtype).removeprefix("torch."))
-    solver = make_solver(code.solver, code.options)
-    if solver.stochastic and "noise" not in code.extras:
-        raise InputError(f"The code's solver {code.solver!r} draws noise; it cannot be replayed.")
-    if missing := sorted(set(solver.init(code.x, code.grid)) - set(code.state)):
-        raise InputError(f"The code lacks {', '.join(missing)}, without which {code.solver!r} cannot come back.")
+    solver = way_forward(model, code)
     out, report = [], _Report(progress, code.grid.steps, len(code), batch)
     for begin in range(0, len(code), batch):
         part = code[begin : begin + batch]
@@ -260,6 +313,21 @@ def reconstruct(model: Model, code: LatentCode, *, batch: int = 64, progress: Pr
             end = replay(denoise, solver, state, code.grid, extras, on_step=report)
         out.append(model.decode(solver.read(end)))
     return torch.cat(out)
+
+
+def way_forward(model: Model, code: LatentCode) -> Solver:
+    """The solver that a code comes forward with; warns where the model is not the one that made it.
+
+    Raises:
+        InputError: a code of another shape, or without all that its solver needs.
+    """
+    code.check(model.name, model.fingerprint, state_shape(model), str(model.dtype).removeprefix("torch."))
+    solver = make_solver(code.solver, code.options)
+    if solver.stochastic and "noise" not in code.extras:
+        raise InputError(f"The code's solver {code.solver!r} draws noise; it cannot be replayed.")
+    if missing := sorted(set(solver.init(code.x, code.grid)) - set(code.state)):
+        raise InputError(f"The code lacks {', '.join(missing)}, without which {code.solver!r} cannot come back.")
+    return solver
 
 
 def guided_by(model: Model, guidance: Guidance) -> Denoiser:
@@ -319,6 +387,33 @@ def _guidance(given: float | Guidance) -> Guidance:
     return given if isinstance(given, Guidance) else Guidance(given)
 
 
+def _wanted(
+    model: Model,
+    classifier: NoisyClassifier,
+    labels: int | Sequence[int] | None,
+    count: int,
+    weight: float,
+) -> Tensor:
+    """The classes that a classifier leads to, int64 [count]. Raises InputError where it cannot."""
+    check_classifier_weight(weight)
+    if model.text or classifier.shape != model.shape:
+        sides = "x".join(map(str, classifier.shape))
+        raise InputError(
+            f"The classifier {classifier.name!r} knows pictures of {sides}; the model {model.name!r} works on "
+            f"{'codes' if model.text else 'pictures'} of {'x'.join(map(str, model.shape))}."
+        )
+    if labels is None:
+        raise InputError(f"A classifier leads to a class; give labels from 0 to {classifier.classes - 1}.")
+    several = [labels] if isinstance(labels, int) else list(labels)
+    given = several * count if len(several) == 1 else several
+    if len(given) != count:
+        raise InputError(f"{len(given)} labels were given for {count} images.")
+    wrong = next((k for k in given if not is_whole(k) or not 0 <= k < classifier.classes), None)
+    if wrong is not None:
+        raise InputError(f"Label {wrong} is not a class of {classifier.name!r}; use 0 to {classifier.classes - 1}.")
+    return torch.tensor(given, dtype=torch.long, device=model.device)
+
+
 def _shape_of(model: Model, size: tuple[int, int] | None) -> tuple[int, ...]:
     """(C, H, W) to draw, from a size in pixels."""
     if size is None or tuple(size) == model.picture[1:]:
@@ -359,7 +454,11 @@ class _Report:
 
     def __init__(self, progress: Progress | None, steps: int, count: int, batch: int) -> None:
         self.progress, self.done = progress, 0
-        self.total = steps * -(-count // batch)
+        self.steps, self.total = steps, steps * -(-count // batch)
+
+    def begin(self, batch: int, steps: int) -> None:
+        """A batch begins, whatever those before it reported, with some of its steps done."""
+        self.done = batch * self.steps + steps
 
     def __call__(self, i: int, state: State) -> None:
         self.done += 1

@@ -8,11 +8,17 @@ from ..solvers import SOLVERS, build, make_solver
 from ..solvers.base import Reversible
 from .base import GuidedInversion, Inversion
 from .ddim import DDIMInversion
+from .direct import DirectInversion
+from .edit_friendly import EditFriendly
 from .exact import ExactInversion
 from .heun import HeunInversion
+from .negative_prompt import NegativePrompt
+from .null_text import NullText
 
 APPROXIMATE: dict[str, Callable[..., Inversion]] = {m.name: m for m in (DDIMInversion, HeunInversion)}
-GUIDED: dict[str, Callable[..., GuidedInversion]] = {}
+GUIDED: dict[str, Callable[..., GuidedInversion]] = {
+    m.name: m for m in (NullText, NegativePrompt, DirectInversion, EditFriendly)
+}
 REVERSIBLE: tuple[str, ...] = tuple(name for name, kind in SOLVERS.items() if hasattr(kind, "unstep"))
 
 

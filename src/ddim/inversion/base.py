@@ -4,13 +4,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser, bound
+from ..errors import InputError
 from ..grid import Grid
-from ..guidance import Guidance, classifier_free
+from ..guidance import NULL, WORDS, Guidance, classifier_free
 from ..loop import OnStep
 from ..solvers.base import Noise, Solver, State
+from .ddim import DDIMInversion
 
 
 @runtime_checkable
@@ -71,7 +74,8 @@ class Scene:
         back: the weight of the way back, where a method leaves it free.
         prediction, t_max: see ``guidance.classifier_free``.
         noise: for methods that draw; seeded a sample.
-        tell: called with ("step 3 of 50", loss) while a method tunes; may be left out.
+        tell: called with a step, from 0, and its loss while a method tunes; may be left out.
+        resume: what a ``Stopped`` of the same images kept; None begins anew.
     """
 
     denoise: Denoiser
@@ -82,11 +86,26 @@ class Scene:
     t_max: float = 1000.0
     noise: Noise | None = None
     tell: Callable[[int, float], None] | None = None
+    resume: Mapping[str, Tensor] | None = None
 
     def guided(self, weight: float | None = None) -> Denoiser:
         """The model under guidance (of another weight, where one is given), its condition in place."""
         guidance = self.guidance if weight is None else self.guidance.at(weight)
         return bound(classifier_free(self.denoise, guidance, self.prediction, self.t_max), self.cond)
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C inside ``walk``, with what the method needs to go on as if nothing had happened.
+
+    Attributes:
+        kept: tensors [N, ...], for ``Scene.resume``.
+        steps: of the grid, that are done.
+        x: where the pivot lies at the noisy end, [N, ...].
+    """
+
+    def __init__(self, kept: Mapping[str, Tensor], steps: int, x: Tensor) -> None:
+        super().__init__()
+        self.kept, self.steps, self.x = kept, steps, x
 
 
 class Walked(NamedTuple):
@@ -139,6 +158,11 @@ class GuidedInversion(Protocol):
         ...
 
     @property
+    def back(self) -> float | None:
+        """The weight of the way back, where the method has its own; None leaves it free."""
+        ...
+
+    @property
     def options(self) -> Mapping[str, Any]:
         """What it was set to, for the record."""
         ...
@@ -150,3 +174,27 @@ class GuidedInversion(Protocol):
     def walk(self, scene: Scene, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> Walked:
         """From images x0, [N, ...], to what brings them back under ``scene.guidance``."""
         ...
+
+
+def pivot_of(scene: Scene, x0: Tensor, grid: Grid, weight: float = 1.0, on_step: OnStep | None = None) -> Tensor:
+    """Every node of plain DDIM inversion under one weight: [N, S + 1, ...], entry i at ``grid[i]``; one call a step."""
+    nodes = [x0]
+
+    def keep(i: int, state: State) -> None:
+        nodes.append(state["x"])
+        if on_step is not None:
+            on_step(i, state)
+
+    DDIMInversion().invert(scene.guided(weight), x0, grid, keep)
+    return torch.stack(nodes[::-1], dim=1)
+
+
+def need_words(scene: Scene, name: str) -> tuple[Tensor, Tensor]:
+    """``words`` and ``null`` of the scene, [N, L, D].
+
+    Raises:
+        InputError: a model without text.
+    """
+    if WORDS not in scene.cond or NULL not in scene.cond:
+        raise InputError(f"The method {name!r} works on a prompt, and this model takes none; use 'ddim' or 'belm'.")
+    return scene.cond[WORDS], scene.cond[NULL]

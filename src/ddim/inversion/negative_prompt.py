@@ -1,0 +1,83 @@
+"""Negative-prompt inversion: the source's prompt stands in for the null-text, and nothing is tuned."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..grid import Grid
+from ..guidance import NULL
+from ..loop import OnStep
+from ..solvers.base import Solver, options_of
+from ..solvers.ddim import DDIM
+from .base import Scene, Walked, need_words
+from .ddim import DDIMInversion
+
+
+@dataclass(frozen=True)
+class NegativePrompt:
+    """DDIM inversion at weight 1; forwards, the null embedding is the source prompt's (Miyake et al. 2023, section 4).
+
+    Both predictions are then the same and the weight has no say: the source comes back as it does from DDIM inversion
+    at weight 1, and an edit is guided away from the source's prompt.
+
+    Args:
+        toward_empty: in [0, 1], how far the null embedding lies from the prompt's towards the negative (empty) one's,
+            token by token along the arc between them; above 0 the source comes back less well.
+    """
+
+    toward_empty: float = 0.0
+
+    name: str = field(default="negative-prompt", init=False, repr=False)
+    exact: bool = field(default=False, init=False, repr=False)
+    paper: str = field(default="Miyake et al. 2023, arXiv 2305.16807", init=False, repr=False)
+    nfe: int = field(default=1, init=False, repr=False)
+    order: int = field(default=1, init=False, repr=False)
+    back: float = field(default=1.0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.toward_empty <= 1:
+            raise InputError(
+                f"toward_empty = {self.toward_empty:g} lies outside [0, 1]; 0 is the prompt, 1 the negative prompt."
+            )
+
+    def growth(self, grid: Grid) -> float:
+        """1: there is no second value to part from."""
+        return 1.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its fields."""
+        return options_of(self)
+
+    def solver(self) -> Solver:
+        """DDIM with eta = 0."""
+        return DDIM()
+
+    def walk(self, scene: Scene, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> Walked:
+        """x at the noisy end, and another ``cond["null"]``.
+
+        Raises:
+            InputError: a model without text.
+        """
+        words, empty = need_words(scene, self.name)
+        state = DDIMInversion().invert(scene.guided(self.back), x0, grid, on_step)
+        return Walked(state, grid, {**scene.cond, NULL: along_arc(words, empty, self.toward_empty)}, {})
+
+
+def along_arc(a: Tensor, b: Tensor, part: float) -> Tensor:
+    """Spherical interpolation over the last dimension; a straight line where a and b point the same way.
+
+    Args:
+        a, b: [..., D].
+        part: in [0, 1]; 0 is a and 1 is b, bit for bit.
+    """
+    if part in (0, 1):
+        return (a, b)[int(part)].clone()
+    cosine = torch.nn.functional.cosine_similarity(a, b, dim=-1).clamp(-1, 1).unsqueeze(-1)
+    angle = cosine.acos()
+    sine = angle.sin()
+    bent = (((1 - part) * angle).sin() * a + (part * angle).sin() * b) / sine.clamp(min=1e-12)
+    return torch.where(sine > 1e-3, bent, (1 - part) * a + part * b)

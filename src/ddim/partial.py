@@ -1,0 +1,105 @@
+"""What an interrupted ``invert`` had done, as a ``LatentCode``, and how it goes on from there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .code import LatentCode
+from .errors import InputError, Interrupted
+from .inversion.base import Stopped, Walked
+
+KEY, HELD = "partial", "resume."
+"""In ``LatentCode.settings``: how far it came; before the names of the ``extras`` that only go on with it."""
+
+
+def joined(parts: Sequence[Mapping[str, Tensor]], counts: Sequence[int]) -> dict[str, Tensor]:
+    """Named tensors of several batches, one after the other; zeros where a batch lacks what another has."""
+    out = {}
+    for key in dict.fromkeys(k for part in parts for k in part):
+        like = next(part[key] for part in parts if key in part)
+        rows = [p[key] if key in p else like.new_zeros(n, *like.shape[1:]) for p, n in zip(parts, counts, strict=True)]
+        out[key] = torch.cat(rows)
+    return out
+
+
+def whole(empty: LatentCode, parts: Sequence[Walked]) -> LatentCode:
+    """``empty`` filled with what each batch found."""
+    counts = [len(p.state["x"]) for p in parts]
+    state, cond, extras = (joined([getattr(p, g) for p in parts], counts) for g in ("state", "cond", "extras"))
+    return replace(empty, state=state, grid=parts[0].grid, cond=cond, extras=extras)
+
+
+def interrupted(
+    empty: LatentCode,
+    parts: Sequence[Walked],
+    stop: KeyboardInterrupt,
+    cond: Mapping[str, Any],
+    where: tuple[int, int, int],
+) -> Interrupted:
+    """What to raise for a Ctrl-C.
+
+    Args:
+        empty: the code's settings.
+        parts: batches that are done.
+        stop: the Ctrl-C; a ``Stopped`` brings what the batch at work had.
+        cond: that batch's.
+        where: images in all, images done, and the batch's size.
+    """
+    images, done, batch = where
+    begun, steps = list(parts), 0
+    if isinstance(stop, Stopped):
+        steps = stop.steps
+        begun.append(Walked({"x": stop.x}, empty.grid, cond, {HELD + k: v for k, v in stop.kept.items()}))
+    about = {"images": images, "done": done, "steps": steps, "batch": batch}
+    code = replace(whole(empty, begun), settings={**empty.settings, KEY: about})
+    sentence = f"Interrupted in image {done + 1} of {images}, step {steps + 1} of {empty.grid.steps}; the rest is kept."
+    return Interrupted(sentence, code)
+
+
+def compared(empty: LatentCode) -> dict[str, Any]:
+    """The settings that a code must share with the one it goes on from. Not the name: the fingerprint is the model."""
+    keys = ("method", "solver", "options", "settings", "fingerprint", "dtype", "guidance", "grid")
+    return {key: getattr(empty, key) for key in keys}
+
+
+def check(partial: LatentCode, asked: Mapping[str, Any], images: int) -> None:
+    """Raises InputError, naming what differs, unless ``partial`` is the beginning of what is asked for.
+
+    Args:
+        partial: of an ``Interrupted``.
+        asked: the fields of the code that is asked for.
+        images: how many.
+    """
+    if KEY not in partial.settings:
+        raise InputError("The code to resume is a whole one; reconstruct or edit it, or leave resume out.")
+    was = dict(partial.settings)
+    begun = was.pop(KEY)
+    if begun["images"] != images:
+        raise InputError(f"The code to resume was begun with {begun['images']} images, but {images} are given.")
+    for key, value in asked.items():
+        had: Any = was if key == "settings" else getattr(partial, key)
+        if key == "grid":
+            had, value = had.nodes, value.nodes
+        if had != value:
+            shown = "" if key == "grid" else f" ({had} there, {value} here)"
+            raise InputError(f"The code to resume was begun with another {key}{shown}; it goes on only as it began.")
+
+
+def unpacked(partial: LatentCode, device: torch.device) -> tuple[list[Walked], dict[str, Tensor] | None]:
+    """The part that is done (or nothing), and what ``Scene.resume`` wants for the batch after it (or None)."""
+    done = int(partial.settings[KEY]["done"])
+    groups = (partial.state, partial.cond, partial.extras)
+    state, cond, extras = ({k: v.to(device) for k, v in group.items()} for group in groups)
+    held = {k.removeprefix(HELD): v[done:] for k, v in extras.items() if k.startswith(HELD)}
+    rest = {k: v[:done] for k, v in extras.items() if not k.startswith(HELD)}
+    first = Walked({k: v[:done] for k, v in state.items()}, partial.grid, {k: v[:done] for k, v in cond.items()}, rest)
+    return [first] if done else [], held if len(partial) > done else None
+
+
+def check_images(held: Mapping[str, Tensor], x0: Tensor) -> None:
+    """Raises InputError where the images are not those that were begun with."""
+    if held["pivot"].shape[2:] != x0.shape[1:] or not torch.allclose(held["pivot"][:, -1], x0, rtol=0, atol=1e-2):
+        raise InputError("The code to resume was begun with other images; give the same, in the same order.")
