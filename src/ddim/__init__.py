@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from .between import interpolate, interpolate_grid
     from .code import LatentCode
     from .denoiser import Denoiser, from_network
-    from .errors import DDIMError, DDIMWarning, InputError
+    from .editing.control import AttentionEdit
+    from .editing.edit import Edited, edit
+    from .errors import DDIMError, DDIMWarning, InputError, Interrupted
     from .grid import SPACINGS, Grid, make_grid
     from .guidance import Guidance
     from .images import save_image, sheet, to_pil
     from .interpolation import slerp
     from .inversion import inversion_names, make_inversion
     from .loop import solve, solve_back
-    from .models import bundled_models, bundled_test_images, load
+    from .models import bundled_models, bundled_test_images, load, load_classifier
     from .path import (
         GaussianPath,
         Node,
@@ -40,13 +42,15 @@ if TYPE_CHECKING:
 _WHERE = {
     "code": ["LatentCode"],
     "denoiser": ["Denoiser", "from_network"],
-    "errors": ["DDIMError", "DDIMWarning", "InputError"],
+    "editing.control": ["AttentionEdit"],
+    "editing.edit": ["Edited", "edit"],
+    "errors": ["DDIMError", "DDIMWarning", "InputError", "Interrupted"],
     "grid": ["SPACINGS", "Grid", "make_grid"],
     "guidance": ["Guidance"],
     "images": ["save_image", "sheet", "to_pil"],
     "interpolation": ["slerp"],
     "inversion": ["inversion_names", "make_inversion"],
-    "models": ["bundled_models", "bundled_test_images", "load"],
+    "models": ["bundled_models", "bundled_test_images", "load", "load_classifier"],
     "path": [
         *("GaussianPath", "Node", "RectifiedFlow", "TablePath", "VEPath", "cosine_alpha_bar", "ddpm_linear"),
         *("from_scheduler_config", "linear_alpha_bar", "scaled_linear_alpha_bar", "zero_terminal_snr"),
@@ -62,13 +66,16 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 __all__ = [
     "SOLVERS",
     "SPACINGS",
+    "AttentionEdit",
     "DDIMError",
     "DDIMWarning",
     "Denoiser",
+    "Edited",
     "GaussianPath",
     "Grid",
     "Guidance",
     "InputError",
+    "Interrupted",
     "LatentCode",
     "Node",
     "Pair",
@@ -79,6 +86,7 @@ __all__ = [
     "bundled_test_images",
     "cosine_alpha_bar",
     "ddpm_linear",
+    "edit",
     "from_network",
     "from_pair",
     "from_scheduler_config",
@@ -88,6 +96,7 @@ __all__ = [
     "invert",
     "linear_alpha_bar",
     "load",
+    "load_classifier",
     "make_grid",
     "make_inversion",
     "make_solver",

@@ -45,7 +45,7 @@ def read_images(source: ImageLike, shape: Sequence[int], *, resize: bool = False
     if isinstance(source, Tensor):
         return _from_tensor(source, _taken(shape, source.shape[-2:], multiple, resize, "An image"), resize)
     if isinstance(source, (str, os.PathLike)):
-        image, name = _open(Path(source)), str(source)
+        image, name = open_image(Path(source)), str(source)
         return _from_pil(image, _taken(shape, image.size[::-1], multiple, resize, name), resize, name)
     if hasattr(source, "convert") and hasattr(source, "getbands"):
         name = "The image"
@@ -66,7 +66,8 @@ def _taken(shape: Sequence[int], size: Sequence[int], multiple: int, resize: boo
     return shape[0], *near
 
 
-def _open(path: Path) -> "PILImage.Image":
+def open_image(path: Path) -> "PILImage.Image":
+    """A picture from a file, turned as its EXIF data says; InputError where there is none to read."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if not path.is_file():

@@ -1,6 +1,7 @@
 """Adapters from foreign formats; the only folder that imports diffusers at run time."""
 
 import json
+import warnings
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from .base import Model
+    from .classifier import load_classifier
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 TEXT_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
@@ -45,19 +47,7 @@ def load(
         InputError: no such model (the nearest is named), a format this version does not take, a pickle.
         DDIMError: the files are broken, or the hub cannot be reached.
     """
-    import torch
-
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise unknown("dtype", dtype, DTYPES)
-        dtype = getattr(torch, dtype)
-    assert isinstance(dtype, torch.dtype)
-    try:
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise unknown("device", str(device), ["cpu", "cuda", "mps"]) from None
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("There is no CUDA device here; use --device cpu.")
+    where, dtype = where_and_what(device, dtype)
     bundled = bundled_models()
     source = str(bundled.get(str(name), name))
     folder = Path(source)
@@ -72,6 +62,26 @@ def load(
     if _kind(folder) in TEXT_PIPELINES:
         return _load_text(str(name), folder, where, dtype)
     return _load_pixel(str(name), folder, where, dtype)
+
+
+def where_and_what(
+    device: "str | torch.device | None", dtype: "str | torch.dtype"
+) -> "tuple[torch.device, torch.dtype]":
+    """A device, cuda by default where there is one, and a dtype. Raises InputError for one that is not to be had."""
+    import torch
+
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise unknown("dtype", dtype, DTYPES)
+        dtype = getattr(torch, dtype)
+    assert isinstance(dtype, torch.dtype)
+    try:
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise unknown("device", str(device), ["cpu", "cuda", "mps"]) from None
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("There is no CUDA device here; use --device cpu.")
+    return where, dtype
 
 
 def _kind(folder: Path) -> str:
@@ -93,7 +103,10 @@ def _load_text(name: str, folder: Path, device: "torch.device", dtype: "torch.dt
         pickles = [p.name for p in (folder / lacking[0]).glob("*") if p.suffix in _PICKLES]
         what = f"only the pickle {pickles[0]}, which is never loaded" if pickles else "no weights"
         raise InputError(f"{folder / lacking[0]} holds {what}; a diffusers folder with .safetensors weights is needed.")
-    half = {"variant": "fp16"} if all(".fp16" in p.name for p in weights) else {}
+    if not any((folder / "tokenizer").glob("*.*")):  # transformers would make an empty one in silence
+        raise InputError(f"{folder} has no tokenizer; a whole diffusers folder is needed.")
+    full = {p.parent.name for p in weights if ".fp16" not in p.name}
+    half = {} if full == set(TEXT_PARTS) else {"variant": "fp16"}
     off = {"safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False}
     with _quiet_diffusers():
         try:
@@ -189,18 +202,35 @@ def _short(error: BaseException) -> str:
 
 
 class _quiet_diffusers:
-    """diffusers logs advice about how it loads; the errors are ours to tell."""
+    """diffusers and transformers log advice about how they load, and draw bars; the errors are ours to tell."""
 
     def __enter__(self) -> None:
         from diffusers.utils import logging
+        from transformers.utils import logging as theirs
 
-        self.level = logging.get_verbosity()
+        self.level, self.bars = logging.get_verbosity(), (logging, theirs)
         logging.set_verbosity_error()
+        self.drawn = [log.is_progress_bar_enabled() for log in self.bars]
+        for log in self.bars:
+            log.disable_progress_bar()
+        self.caught = warnings.catch_warnings()
+        self.caught.__enter__()
+        warnings.simplefilter("ignore", FutureWarning)
 
     def __exit__(self, *_: object) -> None:
-        from diffusers.utils import logging
+        self.caught.__exit__(None, None, None)
+        self.bars[0].set_verbosity(self.level)
+        for log, drawn in zip(self.bars, self.drawn, strict=True):
+            if drawn:
+                log.enable_progress_bar()
 
-        logging.set_verbosity(self.level)
+
+def __getattr__(name: str) -> Any:
+    if name == "load_classifier":  # needs torch
+        from .classifier import load_classifier
+
+        return load_classifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["bundled_models", "bundled_test_images", "load"]
+__all__ = ["bundled_models", "bundled_test_images", "load", "load_classifier"]

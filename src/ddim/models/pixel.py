@@ -150,9 +150,15 @@ def fingerprint(network: nn.Module, path: GaussianPath, prediction: str) -> str:
     """
     levels = torch.linspace(0, path.t_max, path.levels + 1, dtype=torch.float64)
     table = [f"{a:.9f} {s:.9f}" for a, s in zip(path.alpha(levels).tolist(), path.sigma(levels).tolist(), strict=True)]
-    usual = {k: p.default for k, p in inspect.signature(type(network).__init__).parameters.items()}
     config: Any = network.config
-    options = {k: v for k, v in config.items() if not k.startswith("_") and _plain(v) != _plain(usual.get(k))}
+    if isinstance(config, Mapping):  # of diffusers
+        usual = _defaults(type(network))
+        entries = {k: v for k, v in config.items() if not k.startswith("_")}
+    else:  # of transformers: what its own class adds to the parameters that every config has
+        base = next(c for c in reversed(type(config).__mro__) if c.__name__.startswith("PreTrained"))
+        usual = {k: v for k, v in _defaults(type(config)).items() if k not in _defaults(base)}
+        entries = {k: getattr(config, k) for k in usual if k != "self"}
+    options = {k: v for k, v in entries.items() if _plain(v) != _plain(usual.get(k))}
     about = json.dumps([prediction, table, options], sort_keys=True, default=str)
     digest = hashlib.sha256(about.encode())
     for name, tensor in sorted(network.state_dict().items()):
@@ -161,6 +167,10 @@ def fingerprint(network: nn.Module, path: GaussianPath, prediction: str) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(picked.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    return {k: p.default for k, p in inspect.signature(kind.__init__).parameters.items()}
 
 
 def _plain(value: Any) -> Any:

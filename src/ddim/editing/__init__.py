@@ -1,0 +1,1 @@
+"""Editing by words: prompts and their tokens, attention control (prompt-to-prompt), local blend, the verb ``edit``."""

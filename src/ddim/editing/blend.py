@@ -1,0 +1,100 @@
+"""Local blend: what lies outside a mask stays the source's, step by step."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, interpolate, max_pool2d
+
+from ..errors import InputError
+from ..images import flatten, open_image
+
+MaskLike = Any
+"""A path, a PIL image or a tensor [H, W], [N, H, W] or [N, 1, H, W] in [0, 1], bool or uint8; 1 may change."""
+
+
+def read_mask(mask: MaskLike, images: int, size: tuple[int, int]) -> Tensor:
+    """A mask as float32 [N, 1, H, W] in [0, 1], one an image.
+
+    Args:
+        mask: one for all images, or one each.
+        images: N.
+        size: (height, width) of the pictures.
+
+    Raises:
+        InputError: a mask of another size or number, values outside [0, 1], a file that cannot be read.
+    """
+    if isinstance(mask, (list, tuple)):
+        return torch.cat([read_mask(m, 1, size) for m in _as_many(mask, images)])
+    x = mask if isinstance(mask, Tensor) else _from_file(mask)
+    x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+    x = x.unsqueeze(1) if x.ndim == 3 and len(x) in (1, images) else x
+    x = x[None, None] if x.ndim == 2 else x
+    if x.ndim != 4 or x.shape[1] != 1 or len(x) not in (1, images):
+        raise InputError(
+            f"A mask of shape {tuple(mask.shape)} does not go with {images} images; use [H, W] or one each."
+        )
+    if tuple(x.shape[2:]) != tuple(size):
+        raise InputError(
+            f"The mask is {x.shape[3]}x{x.shape[2]}, the picture {size[1]}x{size[0]}; give a mask of the same size."
+        )
+    if not bool(((x >= 0) & (x <= 1)).all()):
+        raise InputError(
+            f"The mask's values run from {float(x.min()):g} to {float(x.max()):g}; 0 must stay, 1 may change."
+        )
+    return x.expand(images, -1, -1, -1)
+
+
+def _as_many(masks: Sequence[MaskLike], images: int) -> Sequence[MaskLike]:
+    if len(masks) != images:
+        raise InputError(f"{len(masks)} masks were given for {images} images; give one for all, or one each.")
+    return masks
+
+
+def _from_file(mask: MaskLike) -> Tensor:
+    if isinstance(mask, (str, os.PathLike)):
+        mask = open_image(Path(mask))
+    if not hasattr(mask, "getbands"):
+        raise InputError(f"{type(mask).__name__} is not a mask; give a path, a PIL image or a tensor.")
+    grey = flatten(mask, "L", background=0)
+    data = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8)
+    return data.view(grey.height, grey.width)
+
+
+def to_latent(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A picture's mask [N, 1, H, W] on the latent: the part of each latent pixel's square that may change."""
+    return adaptive_avg_pool2d(mask, size)
+
+
+def from_maps(maps: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
+    """Where words lie, of source or target (section 3.2 of Hertz et al. 2022, "Local Editing").
+
+    Args:
+        maps: [N, K, 2, h, w], the words' cross maps of source and target, summed over the steps so far.
+        size: (H, W) of the latent.
+        threshold: against each map's maximum.
+
+    Returns:
+        [N, K, H, W] of 0 and 1: the union of both.
+    """
+    n, k = maps.shape[:2]
+    spread = interpolate(max_pool2d(maps.flatten(0, 1), 3, stride=1, padding=1), size)
+    top = spread.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(spread.dtype).tiny)
+    return (spread / top > threshold).any(1).to(maps).unflatten(0, (n, k))
+
+
+def blended(x: Tensor, mask: Tensor) -> Tensor:
+    """x_target = x_source + mask (x_target - x_source), the source's rows untouched.
+
+    Args:
+        x: [N (1 + K), C, H, W], each image's source before its targets.
+        mask: [N, K or 1, H, W].
+    """
+    rows = x.unflatten(0, (len(mask), -1))
+    source, targets = rows[:, :1], rows[:, 1:]
+    weight = mask[:, :, None].to(x).expand(*targets.shape[:2], 1, *mask.shape[2:])
+    # lerp, because it is exact at 0 and at 1
+    return torch.cat([source, torch.lerp(source.expand_as(targets), targets, weight)], 1).flatten(0, 1)

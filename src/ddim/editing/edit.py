@@ -1,0 +1,322 @@
+"""The verb ``edit``: from a real picture, or its code, to what other words make of it."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..code import LatentCode
+from ..denoiser import bound
+from ..errors import DDIMWarning, InputError
+from ..guidance import NULL, WORDS, Guidance
+from ..images import ImageLike, read_images
+from ..inversion.base import GuidedInversion, Inversion
+from ..loop import OnStep, solve
+from ..models.base import Model
+from ..models.latent import LatentTextModel
+from ..replay import Held, KeptNoise, with_nulls
+from ..solvers import Solver, State
+from ..verbs import Progress, Spacing, Tell, check_batch, guided_by, half_precision_hint, invert, way_forward
+from .align import Tokens, refine, tokens_of
+from .align import replace as swap
+from .blend import MaskLike, read_mask, to_latent
+from .control import AttentionEdit, Plan, install
+from .prompts import Weights, blend_words, parse_weights, per_target, scales, target_prompts, token_mask
+from .walk import Controlled
+
+Blend = str | tuple[str, str] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Edited:
+    """What ``edit`` made of N pictures with K targets each.
+
+    Attributes:
+        source: the pictures, [N, C, H, W] in [0, 1]; None where only their code was given.
+        reconstruction: what comes back under the source's own words, beside the targets, [N, C, H, W] in [0, 1].
+        edits: [N, K, C, H, W] in [0, 1].
+        prompts: the targets as the model read them, [N][K].
+        code: that the walks started from.
+        blend_mask: where an edit may differ from its source at the last step, [N, K, H, W] in [0, 1], the latent's
+            pixels enlarged; None without blending.
+    """
+
+    source: Tensor | None
+    reconstruction: Tensor
+    edits: Tensor
+    prompts: tuple[tuple[str, ...], ...]
+    code: LatentCode
+    blend_mask: Tensor | None = None
+
+
+def edit(
+    model: Model,
+    source: ImageLike | LatentCode,
+    prompt: str | Sequence[str] | Sequence[Sequence[str]],
+    *,
+    source_prompt: str | Sequence[str] | None = None,
+    method: str | Inversion | GuidedInversion = "direct",
+    steps: int = 50,
+    guidance: float | Guidance | None = None,
+    attention: str | AttentionEdit = "refine",
+    blend: Blend | list[Any] = None,
+    weights: Weights | list[Any] | None = None,
+    mask: MaskLike | None = None,
+    negative: str = "",
+    options: Mapping[str, Any] | None = None,
+    back: float | None = None,
+    seed: int = 0,
+    spacing: Spacing | None = None,
+    resize: bool = False,
+    batch: int = 64,
+    progress: Progress | None = None,
+    tell: Tell | None = None,
+) -> Edited:
+    """Edits real pictures with words (prompt-to-prompt, Hertz et al. 2022, arXiv 2208.01626).
+
+    Each source walks forward under its own words, and beside it its targets, whose attention follows the source's.
+
+    Args:
+        model: a text-to-image model from ``ddim.load``.
+        source: pictures, as ``invert`` takes them, or the code of some.
+        prompt: what they are to become: one target, a list of targets, or such a list for each picture.
+            ``(word:2.0)`` weighs a word.
+        source_prompt: what the pictures show, one for all or one each; a code knows its own.
+        method, steps, options, back, seed, spacing: of the inversion, as in ``invert``; of no account for a code.
+        guidance: w of the way forward; by default the code's own, or 7.5 for pictures.
+        attention: ``"refine"``, ``"replace"``, ``"none"``, or an ``AttentionEdit`` with windows.
+        blend: ``"cat/tiger"`` or ``("cat", "tiger")``: only where these words of the source or of the target lie may
+            change. A list has one a target (or one such list a picture); None blends nothing.
+        weights: word -> factor on its attention, as ``(word:2.0)``; lists as for ``blend``.
+        mask: of the pictures' size; 1 may change, 0 stays the source's. With ``blend``, only where both say so.
+        negative: the prompt that guidance leads away from, for pictures; a code has its own.
+        resize: fit pictures of another size.
+        batch: sources and targets a network call, each picture with all its targets at the least.
+        progress: called after each step, of the way back and forward together.
+        tell: as in ``invert``.
+
+    Returns:
+        Pictures, reconstructions, edits.
+
+    Raises:
+        InputError: a model without text, no source prompt, a word that is not in its prompt, unequal numbers of words
+            for ``"replace"``, a mask of another size; and what ``invert`` and ``reconstruct`` raise.
+        DDIMError: the network returned NaN, or its attention layers are not what was expected.
+    """
+    check_batch(batch)
+    if not model.text or not isinstance(model, LatentTextModel):
+        raise InputError(f"The model {model.name!r} takes no prompts, so that words cannot edit; use a text model.")
+    how = AttentionEdit(attention) if isinstance(attention, str) else attention
+    pixels, size = None, None
+    if isinstance(source, LatentCode):
+        sources = _prompts_of(source, source_prompt, negative)
+        size = (source.x.shape[2] * model.multiple, source.x.shape[3] * model.multiple)
+    else:
+        pixels = read_images(source, model.picture, resize=resize, multiple=model.multiple)
+        sources = _source_prompts(source_prompt, len(pixels))
+        size = (pixels.shape[2], pixels.shape[3])
+    # everything that can be wrong with the words or the mask, before the work
+    wanted = [[parse_weights(p) for p in row] for row in target_prompts(prompt, len(sources))]
+    targets = tuple(tuple(p for p, _ in row) for row in wanted)
+    given = None if mask is None else read_mask(mask, len(sources), size)
+    plan = _plan(model, how, sources, wanted, blend, weights, size)
+    embedded = model.embed([*dict.fromkeys(p for row in targets for p in row)])
+    phases = _Phases(progress, 1 if isinstance(source, LatentCode) else 2)
+    if isinstance(source, LatentCode):
+        code = source
+    else:
+        code = invert(
+            model,
+            pixels,
+            steps=steps,
+            method=method,
+            spacing=spacing,
+            options=options,
+            prompt=sources,
+            negative=negative,
+            guidance=7.5 if guidance is None else guidance,
+            back=back,
+            seed=seed,
+            batch=batch,
+            progress=phases.report(0) if progress else None,
+            tell=tell,
+        )
+    forward = _forward(code, guidance)
+    solver = way_forward(model, code)
+    per = max(1, batch // (1 + len(targets[0])))
+    chunks = [slice(k, k + per) for k in range(0, len(code), per)]
+    report = phases.counted(code.grid.steps * len(chunks))
+    latent_mask = None if given is None else to_latent(given, (code.x.shape[2], code.x.shape[3])).to(model.device)
+    parts = [
+        _walk(
+            model,
+            solver,
+            code[which],
+            torch.stack([torch.stack([embedded[p] for p in row]) for row in targets[which]]),
+            forward,
+            None if plan is None else plan[which],
+            None if latent_mask is None else latent_mask[which],
+            report,
+        )
+        for which in chunks
+    ]
+    images = torch.cat([pictures for pictures, _ in parts])
+    masks = [m for _, m in parts if m is not None]
+    shown = torch.nn.functional.interpolate(torch.cat(masks), images.shape[-2:]) if masks else None
+    return Edited(pixels, images[:, 0], images[:, 1:], targets, code, shown)
+
+
+def _walk(
+    model: LatentTextModel,
+    solver: Solver,
+    code: LatentCode,
+    targets: Tensor,
+    guidance: Guidance,
+    plan: Plan | None,
+    mask: Tensor | None,
+    report: OnStep,
+) -> tuple[Tensor, Tensor | None]:
+    """Pictures [n, 1 + K, C, H, W] of some sources with their targets, and the last step's mask [n, K, h, w].
+
+    ``targets`` are the embedded prompts, [n, K, L, D].
+    """
+    n, k = targets.shape[:2]
+
+    def rows(x: Tensor) -> Tensor:
+        return x.to(model.device).repeat_interleave(1 + k, dim=0)
+
+    state: State = {key: rows(v).to(model.state_dtype) for key, v in code.state.items()}
+    cond = {key: rows(v) for key, v in code.cond.items()}
+    own = code.cond[WORDS].to(targets).unsqueeze(1)
+    cond[WORDS] = torch.cat([own, targets], dim=1).flatten(0, 1)
+    denoise = bound(guided_by(model, guidance), cond)
+    if NULL in code.extras:
+        denoise = with_nulls(denoise, code.grid, rows(code.extras[NULL]))
+    noise = KeptNoise(rows(code.extras["noise"])) if "noise" in code.extras else None
+    kept = {key: v.to(model.device) for key, v in code.extras.items()}
+    walker = Controlled(Held(solver, kept, rows=list(range(0, n * (1 + k), 1 + k))), plan, mask)
+    with half_precision_hint(model):
+        end = solve(denoise, walker, state, code.grid, noise=noise, on_step=report)
+    x = walker.read(end)
+    last = walker.mask(end, code.grid.steps - 1, code.grid.steps, x)
+    pictures = model.decode(x).unflatten(0, (n, 1 + k))
+    return pictures, None if last is None else last.expand(n, k, -1, -1)
+
+
+def _plan(
+    model: LatentTextModel,
+    how: AttentionEdit,
+    sources: Sequence[str],
+    wanted: Sequence[Sequence[tuple[str, dict[int, float]]]],
+    blend: Any,
+    weights: Any,
+    size: tuple[int, int],
+) -> Plan | None:
+    """What attention control needs to know; None where there is nothing to control."""
+    length, n, k = int(model.tokenizer.model_max_length), len(wanted), len(wanted[0])
+    cuts = {p: tokens_of(model.tokenizer, p, length) for p in {*sources, *(p for row in wanted for p, _ in row)}}
+    blends, weighted = per_target("blend", blend, n, k), per_target("weights", weights, n, k)
+    mappings, news, factors, places = [], [], [], []
+    for i, source in enumerate(sources):
+        for j, (target, inline) in enumerate(wanted[i]):
+            mapping, new = (swap if how.kind == "replace" else refine)(cuts[source], cuts[target])
+            mappings.append(mapping)
+            news.append(new)
+            factors.append(scales(cuts[target], inline, weighted[i][j]))
+            places.append(_places(cuts[source], cuts[target], blends[i][j]))
+    some_factors, some_places = any(f is not None for f in factors), any(p is not None for p in places)
+    if how.kind == "none" and not some_factors and not some_places:
+        return None
+    everywhere, ones = torch.zeros(2, length), torch.ones(length)
+
+    def grouped(rows: list[Tensor]) -> Tensor:
+        return torch.stack(rows).unflatten(0, (n, k)).to(model.device)
+
+    return Plan(
+        how,
+        install(model.network),
+        (size[0] // model.multiple, size[1] // model.multiple),
+        grouped(mappings),
+        grouped(news),
+        grouped([ones if f is None else f for f in factors]) if some_factors else None,
+        grouped([everywhere if p is None else p for p in places]) if some_places else None,
+    )
+
+
+def _places(source: Tokens, target: Tokens, blend: Blend) -> Tensor | None:
+    """The tokens to blend by, of source and target, [2, L]."""
+    if blend is None:
+        return None
+    return torch.stack([token_mask(t, words) for t, words in zip((source, target), blend_words(blend), strict=True)])
+
+
+def _forward(code: LatentCode, guidance: float | Guidance | None) -> Guidance:
+    """The guidance of the way forward; warns where embeddings were tuned for another."""
+    own = Guidance.of(code.guidance)
+    forward = own if guidance is None else guidance if isinstance(guidance, Guidance) else own.at(guidance)
+    if NULL in code.extras and forward.weight != own.weight:
+        warnings.warn(
+            f"The code's null embeddings were tuned for guidance {own.weight:g}, not for {forward.weight:g}: the "
+            "source will not come back as it was.",
+            DDIMWarning,
+            stacklevel=3,
+        )
+    return forward
+
+
+def _prompts_of(code: LatentCode, source_prompt: str | Sequence[str] | None, negative: str) -> list[str]:
+    """The source prompts that a code keeps."""
+    if WORDS not in code.cond or not code.prompts:
+        raise InputError("The code keeps no prompt, so that words cannot edit it; invert the picture with its prompt.")
+    if source_prompt is not None and _source_prompts(source_prompt, len(code)) != list(code.prompts):
+        raise InputError(
+            f"source_prompt = {source_prompt!r}, but the code was made with {code.prompts[0]!r}; leave it."
+        )
+    if negative and negative != code.negative:
+        raise InputError(f"negative = {negative!r}, but the code was made with {code.negative!r}; leave it out.")
+    return list(code.prompts)
+
+
+def _source_prompts(given: str | Sequence[str] | None, count: int) -> list[str]:
+    if given is None:
+        raise InputError("An edit of a picture needs source_prompt, what the picture shows; an empty one will do.")
+    several = [given] if isinstance(given, str) else list(given)
+    several = several * count if len(several) == 1 else several
+    if len(several) != count:
+        raise InputError(f"{len(several)} source prompts were given for {count} images; give one each, or one for all.")
+    return several
+
+
+class _Phases:
+    """One progress for the way back and the way forward, each taken as the same share of the whole.
+
+    The total is known only when the inversion has told its own, and grows then by the steps to come.
+    """
+
+    def __init__(self, progress: Progress | None, count: int) -> None:
+        self.progress, self.before, self.count = progress, 0, count
+
+    def report(self, phase: int) -> Progress:
+        """What the inversion reports to."""
+
+        def told(done: int, total: int) -> None:
+            self.before = total
+            if self.progress is not None:
+                self.progress(done, total * self.count)
+
+        return told
+
+    def counted(self, total: int) -> OnStep:
+        """What the way forward reports to."""
+        done, before = 0, self.before
+
+        def told(i: int, state: State) -> None:
+            nonlocal done
+            done += 1
+            if self.progress is not None:
+                self.progress(before + done, before + total)
+
+        return told

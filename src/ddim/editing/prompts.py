@@ -1,0 +1,118 @@
+"""Prompts as people write them for an edit: weighted words, words to blend by, and one value a target."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .align import Tokens
+
+T = TypeVar("T")
+Weights = Mapping[str, float]
+_WEIGHTED = re.compile(r"\(([^()]+?)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*\)")
+
+
+def parse_weights(prompt: str) -> tuple[str, dict[int, float]]:
+    """Takes ``(word:2.0)`` out of a prompt; several words in one pair of brackets all get the number.
+
+    Returns:
+        the prompt as the model is to read it, and which of its words (counted from 0) have which weight. Brackets
+        without a number stay as they are.
+    """
+    plain, weights, last = "", {}, 0
+    for found in _WEIGHTED.finditer(prompt):
+        plain += prompt[last : found.start()]
+        # a bracket may open in the middle of what white space makes one word
+        first = max(len(plain.split()) - (bool(plain) and not plain[-1].isspace()), 0)
+        plain += found[1]
+        for k in range(first, len(plain.split())):
+            weights[k] = float(found[2])
+        last = found.end()
+    return plain + prompt[last:], weights
+
+
+def scales(tokens: Tokens, inline: Mapping[int, float], weights: Weights | None) -> Tensor | None:
+    """What each token's attention map is multiplied by, [L]; None where no word has a weight.
+
+    Args:
+        tokens: of the target prompt.
+        inline: by the word's number, from ``parse_weights``.
+        weights: by the word; of a word that stands several times, every one. They go before ``inline``.
+
+    Raises:
+        InputError: a word that is not in the prompt, a weight that is no number.
+    """
+    by_place = {p: scale for k, scale in inline.items() for p in range(*tokens.spans[k])}
+    for word, scale in (weights or {}).items():
+        if isinstance(scale, (str, bool)) or not abs(scale) < float("inf"):
+            raise InputError(f"The weight {scale!r} of {word!r} is not a number; 1 changes nothing, 2 doubles it.")
+        by_place |= dict.fromkeys(tokens.places(word), float(scale))
+    if not by_place:
+        return None
+    out = torch.ones(tokens.length)
+    out[list(by_place)] = torch.tensor(list(by_place.values()))
+    return out
+
+
+def blend_words(blend: "str | tuple[str, str]") -> tuple[str, str]:
+    """``"cat/tiger"`` as ("cat", "tiger"): the words of the source and of the target whose places may change.
+
+    Without a stroke the words are looked for in both. One side may be empty, so that only the other counts.
+
+    Raises:
+        InputError: neither side has a word, or there is more than one stroke.
+    """
+    parts = tuple(blend.split("/")) if isinstance(blend, str) else tuple(blend)
+    parts = parts * 2 if len(parts) == 1 else parts
+    if len(parts) != 2 or not any(p.strip() for p in parts):
+        raise InputError(f"blend = {blend!r} names no words; write it 'cat/tiger', source before target.")
+    return parts[0].strip(), parts[1].strip()
+
+
+def token_mask(tokens: Tokens, words: str) -> Tensor:
+    """1 at the tokens of ``words``, 0 elsewhere, [L].
+
+    Raises:
+        InputError: a word that is not in the prompt.
+    """
+    out = torch.zeros(tokens.length)
+    out[tokens.places(words)] = 1
+    return out
+
+
+def per_target(name: str, value: Any, images: int, targets: int) -> list[list[Any]]:
+    """One value for each target of each image, [N][K], from one for all, a list of K, or a list of N lists of K.
+
+    Raises:
+        InputError: a list of another length.
+    """
+    if not isinstance(value, list):
+        return [[value] * targets for _ in range(images)]
+    nested = bool(value) and all(isinstance(v, list) for v in value)
+    rows = value if nested else [value] * images
+    if len(rows) != images or any(len(row) != targets for row in rows):
+        have = f"{len(value)} lists" if nested else f"{len(value)} values"
+        raise InputError(f"{name}: {have} were given for {images} images with {targets} targets; give one a target.")
+    return [list(row) for row in rows]
+
+
+def target_prompts(prompt: "str | Sequence[str] | Sequence[Sequence[str]]", images: int) -> list[list[str]]:
+    """The target prompts, [N][K]: one or several for all images, or a list for each image.
+
+    Raises:
+        InputError: no prompt, not one list an image, or lists of different lengths.
+    """
+    if isinstance(prompt, str):
+        return [[prompt]] * images
+    given = list(prompt)
+    if all(isinstance(p, str) for p in given) and given:
+        return [[str(p) for p in given]] * images
+    rows = [[str(p) for p in row] for row in given if not isinstance(row, str)]
+    if not given or len(rows) != len(given) or len({len(row) for row in rows}) != 1 or not rows[0]:
+        raise InputError(f"prompt = {prompt!r} is not a target prompt, nor a list of them, nor one list an image.")
+    if len(rows) != images:
+        raise InputError(f"{len(rows)} lists of target prompts were given for {images} images; give one for each.")
+    return rows

@@ -1,0 +1,78 @@
+"""The way forward of a source with its targets: a solver under attention control and local blend."""
+
+from torch import Tensor
+
+from ..denoiser import Cond, Denoiser
+from ..grid import Grid
+from ..models.latent import ATTENTION
+from ..path import Node
+from ..prediction import Pair
+from ..solvers.base import Noise, Solver, State
+from .blend import blended, from_maps
+from .control import Control, Plan, within
+
+MAPS = "maps"
+"""In the state: the words' cross maps, [N, K, 2, h, w], summed over the steps so far."""
+
+
+class Controlled(Solver):
+    """A solver whose targets follow their source; its state holds the inner one's and, for blending, ``maps``.
+
+    Args:
+        inner: the solver, or one that holds the sources on their pivots.
+        plan: of attention control; None is plain editing.
+        mask: of the user, [N, 1, H, W] on the latent; None lets everything change.
+    """
+
+    def __init__(self, inner: Solver, plan: Plan | None, mask: Tensor | None = None) -> None:
+        self.inner, self.plan, self.given = inner, plan, mask
+        self.name, self.order, self.nfe, self.paper = inner.name, inner.order, inner.nfe, inner.paper  # type: ignore[misc]
+
+    @property
+    def stochastic(self) -> bool:
+        """As the inner one."""
+        return self.inner.stochastic
+
+    def init(self, x: Tensor, grid: Grid) -> State:
+        """As the inner one."""
+        return self.inner.init(x, grid)
+
+    def read(self, state: State) -> Tensor:
+        """As the inner one."""
+        return self.inner.read(state)
+
+    def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
+        """The inner step under control, then the blend of every tensor that it returned."""
+        plan, maps = self.plan, state.get(MAPS)
+
+        def controlled(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
+            nonlocal maps
+            control = Control(plan, i, grid.steps) if plan is not None else None
+            if control is None or control.idle:
+                return denoise(x, node, cond)
+            pair = denoise(x, node, {**(cond or {}), ATTENTION: control})
+            seen = control.finish()
+            maps = seen if maps is None else maps if seen is None else maps + seen
+            return pair
+
+        inner = {k: v for k, v in state.items() if k != MAPS}
+        after = dict(self.inner.step(controlled, inner, grid, i, noise))
+        kept = {} if maps is None else {MAPS: maps}
+        mask = self.mask(kept, i, grid.steps, after["x"])
+        if mask is not None:
+            after = {k: blended(v, mask) for k, v in after.items()}
+        return {**after, **kept}
+
+    def mask(self, state: State, step: int, steps: int, like: Tensor) -> Tensor | None:
+        """Where the targets may differ from their source after a step, [N, K or 1, H, W]; None is everywhere.
+
+        Words blend from a part of the steps on, when their maps have gathered; the user's mask from the first step.
+        """
+        words = None
+        if self.plan is not None and MAPS in state and within((self.plan.edit.blend_start, 1.0), step, steps):
+            words = from_maps(state[MAPS], (like.shape[2], like.shape[3]), self.plan.edit.blend_threshold)
+            if self.plan.blend is not None:  # a target without words to blend by changes everywhere
+                words = words.masked_fill((self.plan.blend.sum((2, 3)) == 0)[..., None, None], 1.0)
+        if self.given is None or words is None:
+            return words if self.given is None else self.given
+        return words * self.given.to(words)

@@ -1,0 +1,91 @@
+"""Local blend: masks of words and of users."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ddim.editing.blend import blended, from_maps, read_mask, to_latent
+from ddim.errors import InputError
+
+SIZE = (6, 4)
+
+
+def square(height: int = 6, width: int = 4) -> torch.Tensor:
+    mask = torch.zeros(height, width)
+    mask[:3, :2] = 1
+    return mask
+
+
+@pytest.mark.parametrize("kind", ["float", "bool", "uint8", "[1,H,W]", "[1,1,H,W]", "PIL", "RGB", "path"])
+def test_a_mask_in_every_form(kind: str, tmp_path: Path):
+    mask = square()
+    picture = Image.fromarray((mask * 255).byte().numpy())
+    picture.convert("RGB").save(tmp_path / "mask.png")
+    form = {
+        "float": mask,
+        "bool": mask.bool(),
+        "uint8": (mask * 255).byte(),
+        "[1,H,W]": mask[None],
+        "[1,1,H,W]": mask[None, None],
+        "PIL": picture,
+        "RGB": picture.convert("RGB"),
+        "path": str(tmp_path / "mask.png"),
+    }[kind]
+    assert torch.equal(read_mask(form, 3, SIZE), mask.expand(3, 1, 6, 4))
+
+
+def test_a_mask_an_image():
+    masks = [square(), 1 - square()]
+    want = torch.stack(masks)[:, None]
+    assert torch.equal(read_mask(masks, 2, SIZE), want)
+    assert torch.equal(read_mask(torch.stack(masks), 2, SIZE), want)
+
+
+@pytest.mark.parametrize(
+    ("mask", "sentence"),
+    [
+        (torch.zeros(4, 6), "The mask is 6x4, the picture 4x6; give a mask of the same size"),
+        (torch.zeros(2, 6, 4), r"A mask of shape \(2, 6, 4\) does not go with 3 images"),
+        (torch.full((6, 4), 1.5), "values run from 1.5 to 1.5; 0 must stay, 1 may change"),
+        (torch.full((6, 4), torch.nan), "values run from nan"),
+        ([square()] * 2, "2 masks were given for 3 images"),
+        (7, "int is not a mask"),
+        ("nowhere.png", "There is no image nowhere.png"),
+    ],
+)
+def test_masks_that_do_not_fit(mask, sentence: str):
+    with pytest.raises(InputError, match=sentence):
+        read_mask(mask, 3, SIZE)
+
+
+def test_a_mask_on_the_latent_is_the_part_that_may_change():
+    assert torch.equal(to_latent(square()[None, None], (3, 2))[0, 0], torch.tensor([[1, 0], [0.5, 0], [0, 0]]))
+
+
+def test_the_place_of_words_by_hand():
+    maps = torch.zeros(1, 3, 2, 4, 4)
+    maps[0, 0, 0, 0, 0] = 2.0  # 3x3 max-pool: [0:2, 0:2]
+    maps[0, 0, 1, 3, 3] = 1.0  # union with [2:4, 2:4]
+    maps[0, 1, 0, 1, 1], maps[0, 1, 0, 3, 3] = 1.0, 0.3  # 0.3 of the maximum is not above the threshold
+    place = from_maps(maps, (4, 4), 0.3)
+    expected = torch.zeros(3, 4, 4)
+    expected[0, :2, :2] = expected[0, 2:, 2:] = 1
+    expected[1, :3, :3] = 1
+    assert torch.equal(place[0], expected)  # and no map at all is nowhere
+    assert torch.equal(from_maps(maps, (8, 8), 0.3)[0], expected.repeat_interleave(2, 1).repeat_interleave(2, 2))
+
+
+def test_blending_by_hand():
+    x = torch.randn(6, 2, 4, 4)  # s1 t11 t12 s2 t21 t22
+    mask = torch.rand(2, 2, 4, 4)
+    mask[0, 0], mask[1, 1] = 0, 1
+    out = blended(x, mask)
+    assert torch.equal(out[[0, 3]], x[[0, 3]])
+    assert torch.equal(out[1], x[0])
+    assert torch.equal(out[5], x[5])
+    assert torch.allclose(out[2], x[0] + mask[0, 1] * (x[2] - x[0]), atol=1e-6)
+    assert torch.allclose(out[4], x[3] + mask[1, 0] * (x[4] - x[3]), atol=1e-6)
+    one = blended(x, mask[:, :1])  # one mask for all targets of an image
+    assert torch.equal(one[[1, 2]], x[[0, 0]])

@@ -1,0 +1,370 @@
+"""The verb ``edit``: the laws of attention control, on a tiny Stable Diffusion in float64."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import tiny
+import tiny_text
+import torch
+from torch import Tensor
+
+import ddim
+from ddim import AttentionEdit, Edited, Guidance, InputError, LatentCode
+from ddim.errors import DDIMError, DDIMWarning
+from ddim.loop import solve
+from ddim.models.latent import LatentTextModel
+
+SOURCE, TARGET = "a cat next to a mirror", "a tiger next to a mirror"
+OTHERS = ["a red cat on a mat", "a zebra next to a mirror"]
+ALWAYS = AttentionEdit("refine", cross_steps=(0, 1), self_steps=(0, 1))
+STEPS = 5
+TIGHT = 1e-9
+
+
+@pytest.fixture(scope="module")
+def model() -> LatentTextModel:
+    return tiny_text.model(dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def code(model: LatentTextModel) -> LatentCode:
+    return coded(model)
+
+
+def coded(model: LatentTextModel, method: str = "ddim", count: int = 1, **options) -> LatentCode:
+    pictures = tiny_text.pictures(count, *options.pop("size", (32, 32)))
+    settings = {"prompt": SOURCE, "guidance": 3.0, "steps": STEPS, **options}
+    return ddim.invert(model, pictures, method=method, **settings)
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+SOME_PLACE = replace(ALWAYS, blend_threshold=0.93)
+"""A threshold at which the words of a random network are in some places and not in others."""
+
+
+# --- the laws of the issue -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["replace", "refine"])
+def test_replacing_a_prompt_by_itself_changes_nothing(model, code, kind):
+    edited = ddim.edit(model, code, SOURCE, attention=replace(ALWAYS, kind=kind))
+    assert apart(edited.edits[:, 0], edited.reconstruction) < TIGHT
+    assert apart(edited.reconstruction, ddim.reconstruct(model, code)) < TIGHT
+
+
+def test_a_window_of_no_steps_is_plain_editing(model, code):
+    plain = ddim.edit(model, code, TARGET, attention="none")
+    nowhere = AttentionEdit("refine", cross_steps=(0, 0), self_steps=(0, 0))
+    assert torch.equal(ddim.edit(model, code, TARGET, attention=nowhere).edits, plain.edits)
+    as_reconstructed = replace(code, cond=dict(model.condition(None, 1, TARGET)))
+    assert apart(plain.edits[:, 0], ddim.reconstruct(model, as_reconstructed)) < TIGHT
+    for window in ("cross_steps", "self_steps"):
+        other = replace(nowhere, **{window: (0.0, 0.2)})  # one step
+        assert apart(ddim.edit(model, code, TARGET, attention=other).edits, plain.edits) > 1e-4
+
+
+def test_a_full_mask_is_no_blending_and_an_empty_one_the_source(model, code):
+    free = ddim.edit(model, code, TARGET)
+    full = ddim.edit(model, code, TARGET, mask=torch.ones(32, 32))
+    none = ddim.edit(model, code, TARGET, mask=torch.zeros(32, 32))
+    assert torch.equal(full.edits, free.edits)
+    assert torch.equal(none.edits[:, 0], none.reconstruction)
+    assert apart(free.edits[:, 0], free.reconstruction) > 1e-2
+    assert free.blend_mask is None
+    assert none.blend_mask is not None
+    assert not none.blend_mask.any()
+
+
+def test_weights_of_one_change_nothing(model, code):
+    plain = ddim.edit(model, code, TARGET)
+    ones = ddim.edit(model, code, TARGET, weights={"tiger": 1.0, "mirror": 1})
+    assert apart(ones.edits, plain.edits) < TIGHT
+    assert torch.equal(ones.reconstruction, plain.reconstruction)
+    brackets = ddim.edit(model, code, "a (tiger:1.0) next to a mirror")
+    assert torch.equal(brackets.edits, ones.edits)
+    assert brackets.prompts == ((TARGET,),)
+
+
+@pytest.mark.parametrize("attention", ["none", "refine", "replace"])
+def test_weights_change_the_target_and_not_the_source(model, code, attention):
+    plain = ddim.edit(model, code, TARGET, attention=attention)
+    heavy = ddim.edit(model, code, "a (tiger:3) next to a mirror", attention=attention)
+    assert apart(heavy.edits, plain.edits) > 1e-4
+    assert torch.equal(heavy.reconstruction, plain.reconstruction)
+    assert torch.equal(ddim.edit(model, code, TARGET, attention=attention, weights={"tiger": 3}).edits, heavy.edits)
+    # outside their window they count for nothing
+    idle = AttentionEdit("none", weight_steps=(0, 0))
+    quiet = ddim.edit(model, code, "a (tiger:3) next to a mirror", attention=idle)
+    assert torch.equal(quiet.edits, ddim.edit(model, code, TARGET, attention="none").edits)
+
+
+METHODS = ["ddim", "direct", "null-text", "negative-prompt", "edit-friendly", "edict", "bdia", "belm"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_source_is_never_touched(model, method):
+    """Beside any target it comes back as it does alone, whatever the method keeps; and its words still edit."""
+    code = coded(model, method, 2)
+    edited = ddim.edit(model, code, [TARGET, *OTHERS], attention=SOME_PLACE, blend=["cat/tiger", "cat", None])
+    assert apart(edited.reconstruction, ddim.reconstruct(model, code)) < TIGHT
+    plain = ddim.edit(model, code, [TARGET, *OTHERS], attention="none")
+    assert torch.equal(plain.reconstruction, edited.reconstruction)
+    assert apart(plain.edits, edited.edits) > 1e-3
+    assert min(apart(plain.edits[:, k], edited.reconstruction) for k in range(3)) > 1e-3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_method_keeps_for_the_source_serves_its_targets(model, method):
+    """Tuned nulls and noise maps do: a prompt replaced by itself is the source. Pivots hold the source alone."""
+    code = coded(model, method)
+    shared = replace(code, extras={k: v for k, v in code.extras.items() if k in ("null", "noise")})
+    edited = ddim.edit(model, shared, SOURCE, attention=ALWAYS)
+    assert apart(edited.edits[:, 0], edited.reconstruction) < 1e-8
+    assert apart(edited.reconstruction, ddim.reconstruct(model, shared)) < TIGHT
+    if shared.extras != code.extras:
+        held = ddim.edit(model, code, SOURCE, attention="none")
+        assert apart(held.reconstruction, ddim.reconstruct(model, code)) < TIGHT
+        assert apart(held.edits[:, 0], edited.reconstruction) < TIGHT
+        assert apart(held.edits[:, 0], held.reconstruction) > 1e-3
+
+
+def test_one_target_alone_equals_itself_among_several(model, code):
+    blends = ["cat/tiger", "mirror/mat", "/zebra"]
+    several = ddim.edit(model, code, [TARGET, *OTHERS], attention=SOME_PLACE, blend=blends)
+    assert several.edits.shape == (1, 3, 3, 32, 32)
+    assert several.blend_mask is not None
+    for k, target in enumerate([TARGET, *OTHERS]):
+        alone = ddim.edit(model, code, target, attention=SOME_PLACE, blend=blends[k])
+        assert apart(alone.edits[:, 0], several.edits[:, k]) < TIGHT
+        assert alone.blend_mask is not None
+        assert torch.equal(alone.blend_mask[:, 0], several.blend_mask[:, k])
+
+
+@pytest.mark.parametrize("batch", [1, 4, 6, 64])
+def test_a_batch_of_images_equals_one_by_one(model, batch):
+    code = coded(model, count=3, prompt=[SOURCE, "a dog on a mat", "a cat with a hat"])
+    targets = [[TARGET, SOURCE], ["a cat on a mat", "a dog on a red mat"], ["a cat with a red hat", "a dog with a hat"]]
+    blends = [["cat/tiger", None], ["dog/cat", "/red"], [None, "cat/dog"]]
+    together = ddim.edit(model, code, targets, blend=blends, attention=SOME_PLACE, batch=batch)
+    assert together.prompts == tuple(map(tuple, targets))
+    for k in range(3):
+        alone = ddim.edit(model, code[k], targets[k], blend=blends[k], attention=SOME_PLACE)
+        assert apart(alone.edits[0], together.edits[k]) < TIGHT
+        assert apart(alone.reconstruction[0], together.reconstruction[k]) < TIGHT
+
+
+@pytest.mark.parametrize("size", [(24, 40), (20, 12)])
+def test_pictures_that_are_not_square(model, size):
+    code = coded(model, size=size)
+    edited = ddim.edit(model, code, TARGET, attention=SOME_PLACE, blend="cat/tiger")
+    assert edited.edits.shape == (1, 1, 3, *size)
+    assert edited.blend_mask is not None
+    assert edited.blend_mask.shape == (1, 1, *size)
+    itself = ddim.edit(model, code, SOURCE, attention=ALWAYS, blend="cat")
+    assert apart(itself.edits[:, 0], itself.reconstruction) < TIGHT
+
+
+# --- blending --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["direct", "ddim", "edict", "bdia", "belm"])
+def test_every_tensor_outside_the_words_stays_the_sources(model, method, monkeypatch: pytest.MonkeyPatch):
+    ends: list[dict[str, Tensor]] = []
+
+    def watched(*args, **kwargs):
+        ends.append(dict(solve(*args, **kwargs)))
+        return ends[-1]
+
+    monkeypatch.setattr("ddim.editing.edit.solve", watched)
+    code = coded(model, method)
+    edited = ddim.edit(model, code, TARGET, attention=SOME_PLACE, blend="cat/tiger")
+    assert edited.blend_mask is not None
+    outside = edited.blend_mask[0, 0, ::2, ::2] == 0  # the latent's pixels, enlarged
+    assert 0 < float(outside.double().mean()) < 1
+    tensors = {k: v for k, v in ends[0].items() if k != "maps"}
+    assert set(tensors) == {"edict": {"x", "y"}, "bdia": {"x", "before"}, "belm": {"x", "before"}}.get(method, {"x"})
+    for x in tensors.values():
+        assert torch.equal(x[0, :, outside], x[1, :, outside])
+        assert apart(x[0, :, ~outside], x[1, :, ~outside]) > 1e-3
+
+
+def test_blending_begins_after_its_start(model, code):
+    never = AttentionEdit("refine", blend_start=1.0, blend_threshold=0.93)
+    free = ddim.edit(model, code, TARGET)
+    assert torch.equal(ddim.edit(model, code, TARGET, attention=never, blend="cat/tiger").edits, free.edits)
+    early, late = (
+        ddim.edit(model, code, TARGET, attention=replace(never, blend_start=s), blend="cat/tiger") for s in (0.0, 0.8)
+    )
+    assert apart(early.edits, free.edits) > 1e-4
+    assert apart(late.edits, early.edits) > 1e-4
+
+
+def test_a_target_without_words_to_blend_by_changes_everywhere(model, code):
+    two = ddim.edit(model, code, [TARGET, TARGET], attention=SOME_PLACE, blend=["cat/tiger", None])
+    free = ddim.edit(model, code, TARGET, attention=SOME_PLACE)
+    assert apart(two.edits[:, 1], free.edits[:, 0]) < TIGHT
+    assert apart(two.edits[:, 0], free.edits[:, 0]) > 1e-4
+
+
+def test_words_and_mask_together_are_where_both_may_change(model, code):
+    half = torch.zeros(32, 32)
+    half[:, :16] = 1
+    words = ddim.edit(model, code, TARGET, attention=SOME_PLACE, blend="cat/tiger").blend_mask
+    both = ddim.edit(model, code, TARGET, attention=SOME_PLACE, blend="cat/tiger", mask=half).blend_mask
+    assert words is not None
+    assert both is not None
+    assert bool((both <= half).all())
+    assert both.any()
+    nothing = ddim.edit(model, code, TARGET, attention=SOME_PLACE, blend="cat/tiger", mask=torch.zeros(32, 32))
+    assert torch.equal(nothing.edits[:, 0], nothing.reconstruction)
+
+
+def test_the_words_maps_gather_over_the_steps(model, code, monkeypatch: pytest.MonkeyPatch):
+    maps: list[Tensor] = []
+
+    def watched(*args, on_step, **kwargs):
+        return solve(*args, on_step=lambda i, state: maps.append(state["maps"]), **kwargs)
+
+    monkeypatch.setattr("ddim.editing.edit.solve", watched)
+    ddim.edit(model, code, TARGET, blend="cat/tiger")
+    assert len(maps) == STEPS
+    assert all(bool((after > before).all()) for before, after in pairwise(maps))
+
+
+@pytest.mark.parametrize("batch", [2, 64])
+def test_a_mask_an_image(model, batch):
+    code, masks = coded(model, count=2), torch.zeros(2, 32, 32)
+    masks[0, :, :8], masks[1, 10:20] = 1, 1
+    both = ddim.edit(model, code, TARGET, mask=masks, batch=batch)
+    for k in range(2):
+        assert apart(ddim.edit(model, code[k], TARGET, mask=masks[k]).edits[0], both.edits[k]) < TIGHT
+
+
+# --- from pictures ---------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_inverted_first(model):
+    pictures = tiny_text.pictures(2)
+    seen: list[tuple[int, int]] = []
+    edited = ddim.edit(
+        model,
+        pictures,
+        [TARGET, *OTHERS],
+        source_prompt=SOURCE,
+        steps=STEPS,
+        batch=4,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert isinstance(edited, Edited)
+    assert edited.code.method == "direct"
+    assert edited.code.guidance["weight"] == 7.5
+    assert edited.code.prompts == (SOURCE, SOURCE)
+    assert edited.source is not None
+    assert torch.equal(edited.source, pictures)
+    assert edited.edits.shape == (2, 3, 3, 32, 32)
+    assert apart(edited.reconstruction, model.decode(model.encode(pictures))) < TIGHT
+    again = ddim.edit(model, edited.code, [TARGET, *OTHERS])
+    assert apart(again.edits, edited.edits) < TIGHT
+    assert again.source is None
+    dones = [done for done, _ in seen]
+    assert dones == sorted(dones)
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_a_saved_code_edits_as_the_one_that_was_saved(model, tmp_path: Path):
+    code = coded(model, "null-text")
+    loaded = LatentCode.load(code.save(tmp_path / "code.safetensors"))
+    assert torch.equal(ddim.edit(model, loaded, TARGET).edits, ddim.edit(model, code, TARGET).edits)
+
+
+def test_guidance_is_the_codes_own_unless_another_is_given(model, code):
+    own, three, nine = (ddim.edit(model, code, TARGET, guidance=w) for w in (None, 3.0, Guidance(9.0)))
+    assert torch.equal(own.edits, three.edits)
+    assert apart(own.edits, nine.edits) > 1e-3
+    one = ddim.edit(model, code, TARGET, guidance=1.0, attention=ALWAYS)  # asked once, without halves
+    assert apart(one.edits, ddim.edit(model, code, TARGET, guidance=1.0, attention="none").edits) > 1e-3
+
+
+def test_the_network_keeps_no_edit(model, code):
+    before = ddim.reconstruct(model, code)
+    ddim.edit(model, code, TARGET, attention=ALWAYS, blend="cat/tiger", weights={"tiger": 4})
+    assert torch.equal(ddim.reconstruct(model, code), before)
+
+
+def test_v_prediction_and_float32():
+    model = tiny_text.model("v_prediction")
+    code = coded(model)
+    edited = ddim.edit(model, code, [SOURCE, TARGET], attention=ALWAYS)
+    assert apart(edited.edits[:, 0], edited.reconstruction) < 1e-4
+    assert apart(edited.edits[:, 1], edited.reconstruction) > 1e-3
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"prompt": "a red cat", "attention": "replace"}, "has 6 words and 'a red cat' has 3; use 'refine'"),
+        ({"blend": "dog/tiger"}, f"'dog' is not in the prompt '{SOURCE}'"),
+        ({"blend": "cat/dog"}, f"'dog' is not in the prompt '{TARGET}'"),
+        ({"weights": {"cat": 2.0}}, f"'cat' is not in the prompt '{TARGET}'; its words: a, tiger, next, to, mirror"),
+        ({"mask": torch.ones(16, 16)}, "The mask is 16x16, the picture 32x32"),
+        ({"attention": "replce"}, "Did you mean 'replace'"),
+        ({"prompt": []}, "is not a target prompt"),
+        ({"batch": 0}, "batch = 0"),
+        ({"source_prompt": "a dog"}, f"source_prompt = 'a dog', but the code was made with '{SOURCE}'"),
+        ({"negative": "ugly"}, "negative = 'ugly', but the code was made with ''"),
+    ],
+)
+def test_bad_input(model, code, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        ddim.edit(model, code, **{"prompt": TARGET, **options})
+
+
+def test_words_are_checked_before_the_work(model, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ddim.editing.edit.invert", None)
+    with pytest.raises(InputError, match="'dog' is not in the prompt"):
+        ddim.edit(model, tiny_text.pictures(1), TARGET, source_prompt=SOURCE, blend="dog/tiger")
+
+
+def test_a_picture_needs_its_prompt(model):
+    with pytest.raises(InputError, match="needs source_prompt"):
+        ddim.edit(model, tiny_text.pictures(1), TARGET)
+    with pytest.raises(InputError, match="2 source prompts were given for 3 images"):
+        ddim.edit(model, tiny_text.pictures(3), TARGET, source_prompt=["a", "b"])
+    with pytest.raises(InputError, match="33x32; the model takes sides that are multiples of 2"):
+        ddim.edit(model, torch.zeros(1, 3, 32, 33), TARGET, source_prompt=SOURCE)
+
+
+def test_a_model_without_text():
+    with pytest.raises(InputError, match="'tiny' takes no prompts"):
+        ddim.edit(tiny.model(), torch.zeros(1, 1, 8, 8), TARGET, source_prompt=SOURCE)
+
+
+def test_a_code_without_a_prompt(model, code):
+    with pytest.raises(InputError, match="keeps no prompt"):
+        ddim.edit(model, replace(code, prompts=()), TARGET)
+
+
+def test_a_prompt_that_is_cut_warns(model, code):
+    with pytest.warns(DDIMWarning, match="it was cut after"):
+        ddim.edit(model, code, "a tiger next to a mirror and a zebra with a zebra hat")
+
+
+def test_null_text_under_another_guidance_warns(model):
+    code = coded(model, "null-text")
+    with pytest.warns(DDIMWarning, match="tuned for guidance 3, not for 5"):
+        ddim.edit(model, code, TARGET, guidance=5.0)
+
+
+def test_a_network_that_says_nan_names_the_step(code):
+    sick = tiny_text.model(dtype=torch.float64)
+    sick.network.conv_out.weight.data.fill_(torch.nan)
+    with pytest.raises(DDIMError, match=r"no longer finite after the step .* \(step 1 of 5\)"):
+        ddim.edit(sick, replace(code, fingerprint=""), TARGET)

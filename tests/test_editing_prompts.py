@@ -1,0 +1,107 @@
+"""Weighted words, words to blend by, one value a target."""
+
+import pytest
+import tiny_text
+import torch
+
+from ddim.editing.align import Tokens, tokens_of
+from ddim.editing.prompts import blend_words, parse_weights, per_target, scales, target_prompts, token_mask
+from ddim.errors import InputError
+
+
+def cut(prompt: str) -> Tokens:
+    return tokens_of(tiny_text.tokenizer(), prompt, tiny_text.LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "plain", "weights"),
+    [
+        ("a cat", "a cat", {}),
+        ("a (cat:2.0) on a mat", "a cat on a mat", {1: 2.0}),
+        ("(red hat:1.5), (cat:-1)", "red hat, cat", {0: 1.5, 1: 1.5, 2: -1.0}),
+        ("a (cat : .5)", "a cat", {1: 0.5}),
+        ("a (cat) and (a:b)", "a (cat) and (a:b)", {}),
+        ("a cat (cat:0)", "a cat cat", {2: 0.0}),
+        ("a big(cat:2)", "a bigcat", {1: 2.0}),
+        ("", "", {}),
+    ],
+)
+def test_weights_in_a_prompt(prompt: str, plain: str, weights: dict[int, float]):
+    assert parse_weights(prompt) == (plain, weights)
+
+
+def test_every_token_of_a_word_is_scaled():
+    factors = scales(cut("a zebra on a mat"), {1: 2.0}, {"mat": 0.5})
+    expected = torch.ones(tiny_text.LENGTH)
+    expected[2:7], expected[9] = 2.0, 0.5
+    assert torch.equal(factors, expected)
+
+
+def test_a_mapping_means_every_occurrence_and_goes_before_the_brackets():
+    factors = scales(cut("a cat on a mat"), {0: 3.0}, {"a": 2.0})
+    assert factors is not None
+    assert factors[:6].tolist() == [1, 2, 1, 1, 2, 1]
+
+
+def test_no_weights_are_none():
+    assert scales(cut("a cat"), {}, None) is None
+    assert scales(cut("a cat"), {}, {}) is None
+
+
+def test_a_weight_of_an_unknown_word():
+    with pytest.raises(InputError, match=r"'dog' is not in the prompt 'a cat'; its words: a, cat\."):
+        scales(cut("a cat"), {}, {"dog": 2.0})
+
+
+@pytest.mark.parametrize("weight", ["2", float("nan"), float("inf"), True])
+def test_a_weight_that_is_no_number(weight):
+    with pytest.raises(InputError, match="is not a number; 1 changes nothing"):
+        scales(cut("a cat"), {}, {"cat": weight})
+
+
+@pytest.mark.parametrize(
+    ("blend", "pair"),
+    [
+        ("cat/tiger", ("cat", "tiger")),
+        (("cat", "tiger"), ("cat", "tiger")),
+        ("cat", ("cat", "cat")),
+        ("/red hat", ("", "red hat")),
+        (" cat / ", ("cat", "")),
+    ],
+)
+def test_blend_words(blend, pair):
+    assert blend_words(blend) == pair
+
+
+@pytest.mark.parametrize("blend", ["", "/", "a/b/c", ("a", "b", "c"), (" ", "")])
+def test_blend_without_words(blend):
+    with pytest.raises(InputError, match="names no words; write it 'cat/tiger'"):
+        blend_words(blend)
+
+
+def test_the_mask_of_words():
+    assert token_mask(cut("a zebra on a mat"), "zebra mat").nonzero().flatten().tolist() == [2, 3, 4, 5, 6, 9]
+    assert not token_mask(cut("a cat"), "").any()
+    with pytest.raises(InputError, match="'tiger' is not in the prompt 'a cat'"):
+        token_mask(cut("a cat"), "tiger")
+
+
+def test_one_value_a_target():
+    assert per_target("blend", "x", 2, 3) == [["x"] * 3] * 2
+    assert per_target("blend", ["x", None], 2, 2) == [["x", None], ["x", None]]
+    assert per_target("blend", [["x", "y"], [None, "z"]], 2, 2) == [["x", "y"], [None, "z"]]
+    with pytest.raises(InputError, match=r"blend: 3 values were given for 2 images with 2 targets"):
+        per_target("blend", ["x", "y", "z"], 2, 2)
+    with pytest.raises(InputError, match=r"blend: 1 lists were given for 2 images"):
+        per_target("blend", [["x", "y"]], 2, 2)
+
+
+def test_target_prompts():
+    assert target_prompts("a", 2) == [["a"], ["a"]]
+    assert target_prompts(["a", "b"], 2) == [["a", "b"], ["a", "b"]]
+    assert target_prompts([["a", "b"], ("c", "d")], 2) == [["a", "b"], ["c", "d"]]
+    for wrong in ([], [["a"], ["b", "c"]], [["a"], "b"], [[]]):
+        with pytest.raises(InputError, match="is not a target prompt"):
+            target_prompts(wrong, 2)
+    with pytest.raises(InputError, match="1 lists of target prompts were given for 2 images"):
+        target_prompts([["a"]], 2)
