@@ -19,7 +19,7 @@ from ddim.cli import options
 from ddim.cli.app import app
 from ddim.cli.files import settings_text, stem
 
-COMMANDS = ["sample", "invert", "reconstruct", "interpolate", "train", "models", "methods", "demo"]
+COMMANDS = ["sample", "invert", "reconstruct", "interpolate", "edit", "train", "models", "methods", "demo"]
 
 
 @pytest.fixture(scope="module")

@@ -33,9 +33,9 @@ def interpolate(
         codes: two or more, of one method, grid and model; a code of several images counts as that many.
         frames: from each to the next, ends included; at least 2. The ends are the codes' own reconstructions.
         through: ``"ddim"``: the frames between lie on arcs of plain DDIM latents. Codes of another method come back
-            to their images first, which are walked back again: an exact code holds what its own way forward needs,
-            a parasitic mode and all, and an arc between two such codes leaves what the model has seen. ``"state"``:
-            every tensor of the states is mixed as it is.
+            to their images first, which are walked back again (with text at guidance 1): an exact code holds what its
+            own way forward needs, a parasitic mode and all, and an arc between two such codes leaves what the model
+            has seen. ``"state"``: every tensor of the states is mixed as it is.
         batch, progress: as for ``reconstruct``.
 
     Returns:
@@ -86,13 +86,20 @@ def _between(
     if through not in get_args(Through):
         raise unknown("through", through, get_args(Through))
     mixed = combine(codes, mix)  # also says what does not fit, before any work
+    kept = sorted(codes[0].extras)
+    if through == "state" and kept:
+        raise InputError(
+            f"Codes of {codes[0].method!r} keep a {kept[0]} for every step, which cannot be mixed; use through='ddim'."
+        )
     if through == "state" or _plain(codes[0]):
         return reconstruct(model, mixed, batch=batch, progress=progress)
     whole = combine(codes, torch.cat)
+    whole = replace(whole, extras={k: torch.cat([c.extras[k] for c in codes]) for k in kept})
     turns = [-(-n // batch) for n in (len(whole), len(whole), len(mixed))]
     part = _parts(progress, [t * whole.grid.steps for t in turns])
     images = reconstruct(model, whole, batch=batch, progress=part(0))
-    plain = walk_back(model, DDIMInversion(), images, whole.grid, whole.cond, batch, part(1))
+    cond = {k: v.to(model.device) for k, v in whole.cond.items()}
+    plain = walk_back(model, DDIMInversion(), images, whole.grid, cond, batch, part(1))
     out = reconstruct(model, combine([plain], mix), batch=batch, progress=part(2))
     out[list(ends)] = images
     return out
@@ -116,20 +123,20 @@ def _parts(progress: Progress | None, lengths: Sequence[int]) -> Callable[[int],
 
 
 def combine(codes: Sequence[LatentCode], mix: Mix) -> LatentCode:
-    """One code whose states are a mix of others', every tensor of a state mixed alike.
+    """One code whose states are a mix of others', every tensor of a state mixed alike; without their extras.
 
     Args:
         codes: at least one.
         mix: from a list of tensors [1, ...], one an image, to one tensor [M, ...].
 
     Raises:
-        InputError: codes of another method, model or grid, or with different class labels.
+        InputError: codes of another method, model, grid, guidance or size, or with different labels or prompts.
     """
     if not codes:
         raise InputError("An interpolation needs at least two codes.")
     one = codes[0]
     for other in codes[1:]:
-        for what in ("method", "solver", "options", "fingerprint"):
+        for what in ("method", "solver", "options", "fingerprint", "guidance"):
             if getattr(other, what) != getattr(one, what):
                 raise InputError(
                     f"The codes do not belong together: their {what.removesuffix('s')}s are {getattr(one, what)!r} "
@@ -140,6 +147,14 @@ def combine(codes: Sequence[LatentCode], mix: Mix) -> LatentCode:
                 f"The codes do not belong together: one walked {one.grid.steps} {one.grid.spacing} steps, "
                 f"the other {other.grid.steps} {other.grid.spacing} steps."
             )
+        if other.x.shape[1:] != one.x.shape[1:]:
+            raise InputError("The codes do not belong together: their pictures are of different sizes.")
+    texts = list(dict.fromkeys((p, c.negative) for c in codes for p in c.prompts))
+    if len(texts) > 1:
+        told = [p for p, _ in texts] if texts[0][0] != texts[1][0] else [n for _, n in texts]
+        raise InputError(
+            f"The codes have different prompts, {told[0]!r} and {told[1]!r}; an interpolation needs one for all."
+        )
     state = {key: mix([c.state[key][k : k + 1] for c in codes for k in range(len(c))]) for key in one.state}
     size = len(state["x"])
     cond = {}
@@ -148,7 +163,7 @@ def combine(codes: Sequence[LatentCode], mix: Mix) -> LatentCode:
         if bool((values != values[:1]).any()):
             raise InputError(f"The codes have different {key}; there is nothing between classes.")
         cond[key] = values[:1].expand(size, *values.shape[1:]).contiguous()
-    return replace(one, state=state, cond=cond)
+    return replace(one, state=state, cond=cond, extras={}, prompts=one.prompts[:1] * size)
 
 
 def _same_grid(a: LatentCode, b: LatentCode) -> bool:

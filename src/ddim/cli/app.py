@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from . import demo, interpolate, invert, sample, tables, train
+from . import demo, edit, evaluate, interpolate, invert, sample, tables, train
 from .failure import code_and_sentence, say
 from .options import remember_debug
 
@@ -64,10 +64,12 @@ app.command("sample")(sample.sample)
 app.command("invert")(invert.invert)
 app.command("reconstruct")(invert.reconstruct)
 app.command("interpolate")(interpolate.interpolate)
+app.command("edit")(edit.edit)
 app.command("train")(train.train)
 app.command("models")(tables.models)
 app.command("methods")(tables.methods)
 app.command("demo")(demo.demo)
+app.add_typer(evaluate.evaluate)
 
 
 def main() -> None:

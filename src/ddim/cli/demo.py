@@ -26,6 +26,9 @@ def demo(
     images: _Images = None,
     seed: Annotated[int, typer.Option("--seed", help="The k-th sample has seed + k.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help=_QuickHelp)] = False,
+    editor: Annotated[
+        str, typer.Option("--editor", help="The text model for the edits; '' leaves them out.")
+    ] = "emoji",
     device: o.Device = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -35,7 +38,7 @@ def demo(
     with Terminal(json, quiet) as terminal:
         from ..demo import run
 
-        results = run(terminal, out, model=model, images=images, seed=seed, quick=quick, device=device)
+        results = run(terminal, out, model=model, images=images, seed=seed, quick=quick, editor=editor, device=device)
         page = out / "index.html"
         terminal.result(
             {"command": "demo", "files": [str(page), str(out / "results.json")], "results": results},

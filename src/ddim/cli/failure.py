@@ -19,12 +19,32 @@ _FLAGS = {
     "frames": "--frames",
     "clip_x0": "--clip",
     "threshold": "--threshold",
+    "guidance": "--guidance",
+    "rescale": "--rescale",
+    "interval": "--interval",
+    "size": "--size",
+    "back": "--back",
+    "cross_steps": "--cross",
+    "self_steps": "--self",
+    "blend": "--blend",
+    "source_prompt": "--from",
+    "negative": "--negative",
+    "classifier_weight": "--classifier-weight",
 }
-_ARGUMENT = re.compile(rf"\b({'|'.join(_FLAGS)}) = (?=[-\d.inf])")
+_ARGUMENT = re.compile(rf"\b({'|'.join(_FLAGS)}) = (?=[-\d.inf('\"])")
+
+
+_PHRASES = {
+    "ddim.invert(..., resume=code)": "ddim invert --resume",
+    "through='ddim'": "--through ddim",
+    "needs source_prompt,": "needs --from,",
+}
 
 
 def in_flags(sentence: str) -> str:
     """``steps = 0 does not fit`` as ``--steps 0 does not fit``."""
+    for theirs, ours in _PHRASES.items():
+        sentence = sentence.replace(theirs, ours)
     return _ARGUMENT.sub(lambda m: f"{_FLAGS[m[1]]} ", sentence)
 
 
@@ -36,7 +56,7 @@ def code_and_sentence(error: BaseException) -> tuple[int, str]:
     if isinstance(error, DDIMError):
         return 1, in_flags(str(error))
     if isinstance(error, KeyboardInterrupt):
-        return 130, "Interrupted."
+        return 130, text or "Interrupted."
     if isinstance(error, BrokenPipeError):
         _let_go_of_stdout()
         return 141, ""

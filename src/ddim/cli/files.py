@@ -11,6 +11,11 @@ CODE = ".code.safetensors"
 PNG = ".png"
 
 
+def is_code(path: Path) -> bool:
+    """Whether a file's name is that of a saved code, or of one that an interrupted run left."""
+    return path.name.removesuffix(".partial").endswith(".safetensors")
+
+
 def slug(text: str | Path) -> str:
     """The last part of a model's or a file's name, in letters that every file system takes."""
     last = str(text).rstrip("/\\").replace("\\", "/").rpartition("/")[2]

@@ -7,7 +7,7 @@ import typer
 
 from ..errors import InputError
 from . import options as o
-from .files import PNG, protect, settings_text, stem, target
+from .files import PNG, is_code, protect, settings_text, stem, target
 from .terminal import Terminal, escaped
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ _Through = Annotated[
         rich_help_panel=o.WORK,
     ),
 ]
+_Prompt = Annotated[
+    str | None,
+    typer.Option("--prompt", "-p", help="What all the pictures show.", rich_help_panel=o.WORDS, show_default=False),
+]
 
 
 def interpolate(
@@ -51,6 +55,9 @@ def interpolate(
     spacing: o.Spacing = None,
     option: o.MethodOptions = None,
     through: _Through = "ddim",
+    prompt: _Prompt = None,
+    negative: o.Negative = "",
+    guidance: o.GuidanceWeight = None,
     label: o.Labels = None,
     resize: o.Resize = False,
     out: o.Out = None,
@@ -66,7 +73,10 @@ def interpolate(
 ) -> None:
     """Go from picture to picture along the arcs between their latent codes.
 
-    Pictures are inverted with --method first; saved codes are taken as they are.
+    Pictures are inverted with --method first; saved codes are taken as they are. Those of a model with text must have
+    been made with one prompt.
+
+    Example: ddim interpolate shirt.png coat.png --frames 11
     """
     with Terminal(json, quiet) as terminal:
         way = cast(Any, through)  # the library knows the names, and says the nearest
@@ -79,20 +89,32 @@ def interpolate(
         from ..images import read_images
         from ..inversion import make_inversion
         from .pictures import write_each, write_page
-        from .work import about_model, open_for_code, open_model
+        from .work import about_model, guidance_for, open_for_code, open_model
 
         inversion = make_inversion(method, options)
-        saved = {path: LatentCode.load(path) for path in ends if path.suffix == ".safetensors"}
+        saved = {path: LatentCode.load(path) for path in ends if is_code(path)}
         if saved and (label is None or len(saved) == len(ends)):
             counted = open_for_code(terminal, model, next(iter(saved.values())), device, dtype)
         else:
             counted = open_model(terminal, model or "fashion", device, dtype, label)
-        pictures = {p: read_images(p, counted.shape, resize=resize) for p in ends if p not in saved}
+        guided = guidance_for(counted, guidance, usual=1.0, negative=negative)
+        shape, multiple = counted.picture, counted.multiple
+        pictures = {p: read_images(p, shape, resize=resize, multiple=multiple) for p in ends if p not in saved}
         codes = dict(saved)
         for path, pixels in pictures.items():
             with terminal.bar(f"inverting {stem(path)}", 1) as report:
                 codes[path] = verbs.invert(
-                    counted.as_model, pixels, steps=steps, method=inversion, spacing=walk, labels=label, progress=report
+                    counted.as_model,
+                    pixels,
+                    steps=steps,
+                    method=inversion,
+                    spacing=walk,
+                    labels=label,
+                    prompt=prompt,
+                    negative=negative,
+                    guidance=guided,
+                    progress=report,
+                    tell=report.tell if report else None,
                 )
         points = [codes[path] for path in ends]
         total = sum(map(len, points))
@@ -129,6 +151,7 @@ def interpolate(
             "through": through,
             "frames": None if corners else frames,
             "grid": list(corners) if corners else None,
+            **({"prompts": list(one.prompts[:1]), "guidance": dict(one.guidance)} if counted.text else {}),
             "dtype": dtype,
         }
         page = target(out, f"{_name(ends, one, total, frames, corners, through)}{PNG}", PNG)

@@ -18,6 +18,16 @@ _Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture
 _Codes = Annotated[
     list[Path], typer.Argument(metavar="CODE...", help="Files that ddim invert wrote.", show_default=False)
 ]
+_Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="FILE.partial",
+        help="Go on with what an interrupted run of the same command left.",
+        rich_help_panel=o.FILES,
+        show_default=False,
+    ),
+]
 _Together = Annotated[bool, typer.Option("--together", help="All pictures in one code file.", rich_help_panel=o.FILES)]
 _Check = Annotated[
     bool, typer.Option("--check/--no-check", help="Come back at once, and say how near.", rich_help_panel=o.WORK)
@@ -43,11 +53,19 @@ def invert(
     steps: o.Steps = 50,
     spacing: o.Spacing = None,
     option: o.MethodOptions = None,
+    prompt: o.Prompts = None,
+    negative: o.Negative = "",
+    guidance: o.GuidanceWeight = None,
+    back: o.Back = None,
+    rescale: o.Rescale = None,
+    interval: o.Interval = None,
+    seed: o.Seed = 0,
     label: o.Labels = None,
     check: _Check = True,
     resize: o.Resize = False,
     out: o.Out = None,
     together: _Together = False,
+    resume: _Resume = None,
     batch: o.Batch = 64,
     device: o.Device = None,
     dtype: o.DType = "float32",
@@ -57,7 +75,10 @@ def invert(
 ) -> None:
     """Walk real pictures back to their latent codes.
 
-    edict, bdia and belm come back exactly; ddim and heun nearly.
+    edict, bdia and belm come back exactly; ddim and heun nearly. A model with text takes what the pictures show with
+    --prompt, and the --guidance under which they are to come back, by default 1.
+
+    Example: ddim invert face.png --model emoji --prompt "noto dog face" --method null-text --guidance 7.5
     """
     with Terminal(json, quiet) as terminal:
         options, walk = o.options_from(option), o.spacing_from(spacing)
@@ -65,40 +86,64 @@ def invert(
         target(out, f"x{CODE}", CODE) if one_file else folder(out, CODE)
 
         from .. import verbs
+        from ..code import LatentCode
+        from ..errors import Interrupted
         from ..images import read_images
         from ..inversion import make_inversion
-        from .work import about_model, error_text, errors, open_model
+        from .work import (
+            about_model,
+            about_words,
+            error_text,
+            errors,
+            guidance_for,
+            keep_partial,
+            open_model,
+            words_text,
+        )
 
         inversion = make_inversion(method, options)
         changed = {k: v for k, v in inversion.options.items() if v != make_inversion(method).options.get(k)}
         counted = open_model(terminal, model, device, dtype, label)
+        guided = guidance_for(counted, guidance, rescale, interval, usual=1.0, negative=negative)
         grid = verbs.grid_for(counted.as_model, steps, walk)
-        text = settings_text(method, grid.steps, changed, walk)
+        rest = {**words_text(guided, 1.0, negative), "back": back, "seed": seed or None}
+        text = settings_text(method, grid.steps, changed, walk, rest)
         if one_file:
             name = stem(images[0]) if len(images) == 1 else f"{len(images)}pictures"
             files = [target(out, f"{name}_{text}{CODE}", CODE)]
         else:
             files = [folder(out, CODE) / f"{stem(path)}_{text}{CODE}" for path in images]
         protect(files, images)
-        pixels = read_images(list(images), counted.shape, resize=resize)
+        pixels = read_images(list(images), counted.picture, resize=resize, multiple=counted.multiple)
+        kept = None if resume is None else LatentCode.load(resume)
         with terminal.bar("inverting", len(pixels)) as report:
-            code = verbs.invert(
-                counted.as_model,
-                pixels,
-                steps=steps,
-                method=inversion,
-                spacing=walk,
-                labels=label,
-                batch=batch,
-                progress=report,
-            )
+            try:
+                code = verbs.invert(
+                    counted.as_model,
+                    pixels,
+                    steps=steps,
+                    method=inversion,
+                    spacing=walk,
+                    labels=label,
+                    prompt=prompt,
+                    negative=negative,
+                    guidance=guided,
+                    back=back,
+                    seed=seed,
+                    batch=batch,
+                    resume=kept,
+                    progress=report,
+                    tell=report.tell if report else None,
+                )
+            except Interrupted as stopped:
+                raise keep_partial(stopped, files[0], "the same command with") from None
         nfe = {"invert": counted.calls(len(code))}
         measured: list[dict[str, Any]] = [{"image": str(path)} for path in images]
         if check:
             with terminal.bar("coming back", len(pixels)) as report:
-                back = verbs.reconstruct(counted.as_model, code, batch=batch, progress=report)
+                again = verbs.reconstruct(counted.as_model, code, batch=batch, progress=report)
             nfe["reconstruct"] = counted.calls(len(code))
-            measured = [m | e for m, e in zip(measured, errors(pixels, back), strict=True)]
+            measured = [m | e for m, e in zip(measured, errors(pixels, again), strict=True)]
         for k, path in enumerate(files):
             (code if one_file else code[k]).save(path)
         for k, entry in enumerate(measured):
@@ -112,6 +157,7 @@ def invert(
                 "steps": grid.steps,
                 "spacing": walk if isinstance(walk, list) else grid.spacing,
                 "labels": label,
+                **about_words(counted, prompt, negative, guided),
                 "dtype": dtype,
                 "nfe": nfe,
                 "images": measured,
@@ -231,4 +277,6 @@ def _about(path: Path, code: "LatentCode") -> dict[str, Any]:
         "settings": dict(code.settings),
         "steps": code.grid.steps,
         "spacing": code.grid.spacing,
+        **({"prompts": list(code.prompts), "negative": code.negative} if code.prompts else {}),
+        **({"guidance": dict(code.guidance)} if code.guidance else {}),
     }

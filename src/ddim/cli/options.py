@@ -12,10 +12,12 @@ import typer
 from ..errors import InputError
 
 SOLVERS = ("ddim", "ddpm", "heun", "adams-bashforth", "dpm++2m", "edict", "bdia", "belm")
-METHODS = ("ddim", "heun", "edict", "bdia", "belm")
+METHODS = ("ddim", "heun", "null-text", "negative-prompt", "direct", "edit-friendly", "edict", "bdia", "belm")
+ATTENTIONS = ("refine", "replace", "none")
 SPACINGS = ("leading", "trailing", "linspace", "quadratic", "karras")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
+WORDS = "Words, for models with text"
 WORK = "The walk"
 FILES = "Files and pictures"
 MACHINE = "Machine and output"
@@ -73,6 +75,68 @@ Labels = Annotated[
         show_default=False,
     ),
 ]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt",
+        "-p",
+        help="What the pictures show; repeatable: one a picture, or one for all.",
+        rich_help_panel=WORDS,
+        show_default=False,
+    ),
+]
+Negative = Annotated[
+    str, typer.Option("--negative", help="What guidance leads away from.", rich_help_panel=WORDS, show_default=False)
+]
+GuidanceWeight = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance",
+        "-w",
+        help="w of classifier-free guidance; 1 is the prompt alone, 7.5 is usual.",
+        rich_help_panel=WORDS,
+        show_default=False,
+    ),
+]
+Back = Annotated[
+    float | None,
+    typer.Option(
+        "--back",
+        help="w of the way back, where the method leaves it free; by default as --guidance if exact, else 1.",
+        rich_help_panel=WORDS,
+        show_default=False,
+    ),
+]
+Rescale = Annotated[
+    float | None,
+    typer.Option(
+        "--rescale",
+        help="0 to 1: how far the guided prediction gets the plain one's spread back.",
+        rich_help_panel=WORDS,
+        show_default=False,
+    ),
+]
+Interval = Annotated[
+    str | None,
+    typer.Option(
+        "--interval",
+        metavar="LOW,HIGH",
+        help="Guide only where t / T lies between, such as 0.2,0.8.",
+        rich_help_panel=WORDS,
+        show_default=False,
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="WIDTHxHEIGHT",
+        help="Pixels, of a model that takes several sizes.",
+        rich_help_panel=WORDS,
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", help="The k-th picture has seed + k.", rich_help_panel=WORK)]
 Batch = Annotated[int, typer.Option("--batch", help="Images a network call.", rich_help_panel=MACHINE)]
 Device = Annotated[
     str | None,
@@ -136,6 +200,23 @@ def options_from(pairs: list[str] | None) -> dict[str, Any]:
     return out
 
 
+def weights_from(pairs: list[str] | None) -> dict[str, float]:
+    """``["tiger=2"]`` as a dict.
+
+    Raises:
+        InputError: something that is not WORD=FACTOR, or a word given twice.
+    """
+    out: dict[str, float] = {}
+    for pair in pairs or []:
+        word, _, factor = (part.strip() for part in pair.rpartition("="))
+        if not word or not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)", factor):
+            raise InputError(f"--weight {pair!r} is not WORD=FACTOR; write for example --weight tiger=2.")
+        if word in out:
+            raise InputError(f"--weight {word} was given twice.")
+        out[word] = float(factor)
+    return out
+
+
 def spacing_from(text: str | None) -> str | list[float] | None:
     """A spacing's name, or the list of t that ``900,500,100`` is.
 
@@ -161,7 +242,38 @@ def grid_from(text: str) -> tuple[int, int]:
     Raises:
         InputError: anything else.
     """
+    return _by(text, f"--grid {text!r} is not ROWSxCOLUMNS; write for example --grid 7x7.")
+
+
+def size_from(text: str | None) -> tuple[int, int] | None:
+    """(height, width) in pixels of ``768x512``, which is written width first.
+
+    Raises:
+        InputError: anything else.
+    """
+    if text is None:
+        return None
+    width, height = _by(text, f"--size {text!r} is not WIDTHxHEIGHT; write for example --size 768x512.")
+    return height, width
+
+
+def _by(text: str, sentence: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)\s*[xX×]\s*(\d+)", text.strip())
     if not match:
-        raise InputError(f"--grid {text!r} is not ROWSxCOLUMNS; write for example --grid 7x7.")
+        raise InputError(sentence)
     return int(match[1]), int(match[2])
+
+
+def range_from(text: str, option: str) -> tuple[float, float]:
+    """(low, high) of ``0.2,0.8``; one number is the end of a range from 0.
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2):
+        raise InputError(f"{option} {text!r} is not a range; write for example {option} 0,0.8.")
+    return (0.0, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])

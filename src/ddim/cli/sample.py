@@ -1,6 +1,7 @@
 """``ddim sample``: pictures from noise."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,9 +11,11 @@ from . import options as o
 from .files import PNG, protect, settings_text, slug, target, value_text
 from .terminal import Terminal, escaped
 
-_Count = Annotated[int, typer.Option("--count", "-n", help="How many pictures.")]
+_Count = Annotated[
+    int | None, typer.Option("--count", "-n", help="How many pictures; by default 16, or one a --prompt of several.")
+]
 _Eta = Annotated[float, typer.Option("--eta", help="0 is DDIM, 1 is DDPM; of the solver ddim.", rich_help_panel=o.WORK)]
-_Seed = Annotated[int, typer.Option("--seed", help="The k-th picture has seed + k.", rich_help_panel=o.WORK)]
+_USUAL, _MANY = 7.5, 16
 _Clip = Annotated[
     float | None,
     typer.Option("--clip", help="Hold the predicted x0 to ±CLIP.", rich_help_panel=o.WORK, show_default=False),
@@ -23,18 +26,45 @@ _Threshold = Annotated[
         "--threshold", help="Dynamic thresholding at this percentile.", rich_help_panel=o.WORK, show_default=False
     ),
 ]
+_Classifier = Annotated[
+    Path | None,
+    typer.Option(
+        "--classifier",
+        metavar="FOLDER",
+        help="A classifier of noisy pictures that leads to --label; ddim train makes one.",
+        rich_help_panel=o.WORK,
+        show_default=False,
+    ),
+]
+_ClassifierWeight = Annotated[
+    float | None,
+    typer.Option(
+        "--classifier-weight",
+        help="How strongly it leads; 1, the default, is Bayes' rule.",
+        rich_help_panel=o.WORK,
+        show_default=False,
+    ),
+]
 
 
 def sample(
     model: o.Model = "fashion",
-    count: _Count = 16,
+    count: _Count = None,
+    prompt: o.Prompts = None,
+    negative: o.Negative = "",
+    guidance: o.GuidanceWeight = None,
+    rescale: o.Rescale = None,
+    interval: o.Interval = None,
+    size: o.Size = None,
     steps: o.Steps = 50,
     eta: _Eta = 0.0,
-    seed: _Seed = 0,
+    seed: o.Seed = 0,
     solver: o.Solver = "ddim",
     spacing: o.Spacing = None,
     option: o.MethodOptions = None,
     label: o.Labels = None,
+    classifier: _Classifier = None,
+    classifier_weight: _ClassifierWeight = None,
     clip: _Clip = None,
     threshold: _Threshold = None,
     out: o.Out = None,
@@ -50,22 +80,36 @@ def sample(
 ) -> None:
     """Draw pictures from noise.
 
-    A seed gives the same picture in any batch, and the same x_T for every S and solver.
+    A seed gives the same picture in any batch, and the same x_T for every S and solver. A model with text draws its
+    prompts, guided by w = 7.5; without a prompt it draws the empty one.
+
+    Example: ddim sample --model emoji --prompt "twemoji dog face" -n 8
     """
     with Terminal(json, quiet) as terminal:
         if clip is not None and threshold is not None:
             raise InputError("--clip and --threshold exclude each other; give one.")
+        if classifier is None and classifier_weight is not None:
+            raise InputError("--classifier-weight goes with --classifier FOLDER.")
+        led = 1.0 if classifier_weight is None else classifier_weight
         options, walk = o.options_from(option), o.spacing_from(spacing)
+        pixels = o.size_from(size)
+        several = len(prompt) if prompt and len(prompt) > 1 else 0
+        usual_count = several or _MANY
+        count = usual_count if count is None else count
         target(out, f"x{PNG}", PNG)  # a wrong name is better known before the work than after
 
-        from .. import verbs
+        from .. import load_classifier, verbs
         from ..solvers import SOLVERS
         from ..solvers.base import options_of
         from .pictures import write_each, write_page
-        from .work import about_model, open_model
+        from .work import about_model, about_words, guidance_for, open_model, words_slug, words_text
 
         known = options_of(verbs.solver_with_eta(solver, eta, options))
         counted = open_model(terminal, model, device, dtype, label)
+        guided = guidance_for(counted, guidance, rescale, interval, usual=_USUAL, negative=negative)
+        if counted.text and prompt is None:
+            terminal.warn("There is no --prompt, so the model draws the empty one: anything it has learnt.")
+        leader = None if classifier is None else load_classifier(classifier, device=device, dtype=dtype)
         with terminal.bar("sampling", count) as report:
             images = verbs.sample(
                 counted.as_model,
@@ -77,6 +121,12 @@ def sample(
                 spacing=walk,
                 options=options,
                 labels=label,
+                prompt=prompt,
+                negative=negative,
+                guidance=guided,
+                size=pixels,
+                classifier=leader,
+                classifier_weight=led,
                 clip_x0=clip,
                 threshold=threshold,
                 batch=batch,
@@ -91,22 +141,27 @@ def sample(
             "steps": grid.steps,
             "spacing": walk if isinstance(walk, list) else grid.spacing,
             "labels": label,
+            **about_words(counted, prompt, negative, guided),
+            **({} if classifier is None else {"classifier": str(classifier), "classifier_weight": led}),
             "clip": clip,
             "threshold": threshold,
             "dtype": dtype,
         }
+        words = {"size": size, **words_text(guided, _USUAL, negative)}
+        whose = "_".join(part for part in (slug(model), words_slug(prompt)) if part)
         changed = {k: v for k, v in known.items() if k == "eta" or v != options_of(SOLVERS[solver]()).get(k)}
 
         def name(first: int, pictures: int | None = None) -> str:
-            return f"{slug(model)}_{_name(about, changed, walk, first, pictures)}{PNG}"
+            return f"{whose}_{_name(about, changed, walk, first, pictures, words)}{PNG}"
 
-        page = target(out, name(seed, count if count != 16 else None), PNG)
+        page = target(out, name(seed, count if count != usual_count else None), PNG)
         beside = page.with_suffix("")
         singles = [beside / name(seed + k) for k in range(count)] if each else []
         protect([page, *singles], [])
         seeds = list(range(seed, seed + count))
         files = [write_page(images, page, {**about, "seeds": seeds}, columns=columns, scale=scale)]
-        files += write_each(images[: len(singles)], singles, [{**about, "seeds": [s]} for s in seeds[: len(singles)]])
+        if each:
+            files += write_each(images, singles, [{**_alone(about, k), "seeds": [s]} for k, s in enumerate(seeds)])
         nfe = counted.calls(count)
         terminal.result(
             {**about, "seeds": seeds, "count": count, "nfe": nfe, "files": [str(f) for f in files]},
@@ -124,14 +179,23 @@ def _name(
     walk: str | Sequence[float] | None,
     seed: int,
     count: int | None,
+    words: Mapping[str, Any],
 ) -> str:
     """``ddim_S50_eta0_seed0``, and whatever else is not as usual."""
     rest = {
         "label": "-".join(map(str, about["labels"])) if about["labels"] else None,
+        "led": about.get("classifier_weight"),
         "clip": about["clip"],
         "threshold": about["threshold"],
+        **words,
         "": about["dtype"] if about["dtype"] != "float32" else None,
         "seed": seed,
         "n": count,
     }
     return settings_text(about["solver"], about["steps"], changed, walk, rest)
+
+
+def _alone(about: Mapping[str, Any], k: int) -> dict[str, Any]:
+    """What the k-th picture's own file says: of several prompts, its own."""
+    prompts = about.get("prompts", [])
+    return {**about, **({"prompts": [prompts[k]]} if len(prompts) > 1 else {})}

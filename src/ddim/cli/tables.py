@@ -37,7 +37,8 @@ def models(name: _Name = None, json: o.Json = False, quiet: o.Quiet = False, deb
         rows = [_listed(key, folder) for key, folder in bundled_models().items()]
         terminal.result({"command": "models", "models": rows})
         if not (json or quiet):
-            heads = [("name", "bold"), ("pictures", ""), ("prediction", ""), ("spacing", ""), ("licence", "dim")]
+            heads = [("name", "bold"), ("pictures", ""), ("prompts", ""), ("prediction", ""), ("spacing", "")]
+            heads.append(("licence", "dim"))
             _show("Carried along", heads, [[_text(row[head]) for head, _ in heads] for row in rows])
             stdout().print(
                 "[dim]A folder in the diffusers format or a hub id (owner/name) will do wherever a model is asked for; "
@@ -67,8 +68,8 @@ def methods(json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False
         )
         _show("Spacings (--spacing)", [common[0], ("what", "")], [_row(s, "what") for s in facts["spacings"]])
         stdout().print(
-            "[dim]order: of the error in the step; for an inversion of the way there and back. exact: algebra brings "
-            f"the picture back. growth: how far the way back may enlarge a disturbance over "
+            "[dim]order: of the error in the step; for an inversion of the way there and back. exact: algebra, or "
+            f"what is kept, brings the picture back. growth: how far the way back may enlarge a disturbance over "
             f"S = {_GROWTH_STEPS} steps of DDPM's linear schedule; 1 is neutral. Options go with [/dim]-o KEY=VALUE"
             "[dim] (eta with [/dim]--eta[dim]).[/dim]",
             soft_wrap=True,
@@ -131,6 +132,7 @@ def describe(model: "Counted", name: str) -> dict[str, Any]:
     first, last = path.node(path.t_max / path.levels), path.node(path.t_max)
     facts = {
         **model.describe(),
+        **({"sizes": f"sides that are multiples of {model.multiple}"} if model.multiple else {}),
         "schedule": _schedule(source),
         "alpha_bar": {"first": float(f"{first.alpha**2:.6g}"), "last": float(f"{last.alpha**2:.4g}")},
         "licence": _licence(source),
@@ -141,10 +143,13 @@ def describe(model: "Counted", name: str) -> dict[str, Any]:
 def _listed(name: str, folder: Path) -> dict[str, Any]:
     """A bundled model's row, from its configs alone."""
     unet, scheduler = _json(folder / "unet/config.json"), _json(folder / "scheduler/scheduler_config.json")
-    size, channels = unet.get("sample_size"), unet.get("in_channels")
+    vae, text = _json(folder / "vae/config.json"), _json(folder / "text_encoder/config.json")
+    factor = 2 ** (len(vae.get("block_out_channels", [0])) - 1)
+    size, channels = int(unet.get("sample_size") or 0) * factor, vae.get("in_channels") or unet.get("in_channels")
     return {
         "name": name,
         "pictures": f"{size}x{size} {'grey' if channels == 1 else 'colour'}",
+        "prompts": bool(text),
         "prediction": _PREDICTIONS.get(scheduler.get("prediction_type", "epsilon"), "?"),
         "spacing": scheduler.get("timestep_spacing", "leading"),
         "licence": _licence(folder),

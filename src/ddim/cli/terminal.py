@@ -16,8 +16,24 @@ from .failure import in_flags, say
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
-
 Report = Callable[[int, int], None]
+
+
+class Meter:
+    """What the verbs call after each step, and, while a method tunes, with a step and its loss."""
+
+    def __init__(self, show: Callable[[int, int, str], None]) -> None:
+        self._show, self._at, self._said = show, (0, 1), ""
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many steps of so many are done."""
+        self._at = (done, total)
+        self._show(done, total, self._said)
+
+    def tell(self, step: int, loss: float) -> None:
+        """The loss at a step, counted from 0."""
+        self._said = f"step {step + 1}: loss {loss:.2e}"
+        self._show(*self._at, self._said)
 
 
 class Terminal:
@@ -52,6 +68,10 @@ class Terminal:
     ) -> None:
         self._caught.__exit__(kind, error, trace)
 
+    def warn(self, sentence: str) -> None:
+        """One line on stderr, and an entry in the JSON."""
+        self._warn(sentence)
+
     def _warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
         sentence = in_flags(" ".join(str(message).split()))
         self.warned.append(sentence)
@@ -74,7 +94,7 @@ class Terminal:
             yield
 
     @contextlib.contextmanager
-    def bar(self, what: str, images: int) -> Iterator[Report | None]:
+    def bar(self, what: str, images: int) -> Iterator[Meter | None]:
         """A progress bar for a walk of ``images``; yields what the verbs call after each step."""
         if not self.live:
             yield None
@@ -82,12 +102,12 @@ class Terminal:
         with progress() as bar:
             task, began = bar.add_task(what, total=None, rate=""), time.perf_counter()
 
-            def report(done: int, total: int) -> None:
+            def show(done: int, total: int, said: str) -> None:
                 spent = max(time.perf_counter() - began, 1e-9)
                 rate = f"{done / spent:.1f} steps/s · {images * done / total / spent:.3g} images/s"
-                bar.update(task, completed=done, total=total, rate=rate)
+                bar.update(task, completed=done, total=total if done else None, rate=said or rate)
 
-            yield report
+            yield Meter(show)
 
     def result(self, data: Mapping[str, Any], *lines: str) -> None:
         """Ends a command: the JSON object, or lines (Rich markup) for people."""

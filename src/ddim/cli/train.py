@@ -10,6 +10,12 @@ from . import options as o
 from .terminal import Terminal, escaped
 
 _Config = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="See recipes/fashion.toml.", show_default=False)]
+_NEXT = {  # what a trained model is for
+    "pixel": "ddim sample --model {}",
+    "autoencoder": 'a recipe with task = "text" and text.autoencoder = "{}"',
+    "text": 'ddim sample --model {} --prompt "..."',
+    "classifier": "ddim sample --classifier {} --label 0",
+}
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
 
 
@@ -46,5 +52,5 @@ def train(
             },
             f"[bold]{escaped(model)}[/bold]",
             f"[dim]{settings.train.steps} steps · {terminal.seconds / 60:.1f} min · next: "
-            f"ddim sample --model {escaped(model)}[/dim]",
+            f"{escaped(_NEXT[settings.task].format(model))}[/dim]",
         )

@@ -1,10 +1,13 @@
 """What the commands share around a model: opening it, counting its calls, measuring what came back."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from .. import __version__
 from ..errors import InputError
+from .files import slug
+from .options import range_from
 from .terminal import Terminal
 
 if TYPE_CHECKING:
@@ -12,6 +15,8 @@ if TYPE_CHECKING:
 
     from ..code import LatentCode
     from ..denoiser import Cond, Denoiser
+    from ..errors import Interrupted
+    from ..guidance import Guidance
     from ..models.base import Model
     from ..path import Node
     from ..prediction import Pair
@@ -35,6 +40,11 @@ class Counted:
             return inner(x, node, cond)
 
         return denoise
+
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # what asks for a kind of model means the one inside
+        return type(self.model)
 
     def calls(self, images: int) -> float:
         """Network calls an image since the last time this was asked."""
@@ -80,6 +90,77 @@ def open_for_code(terminal: Terminal, name: str | None, code: "LatentCode", devi
         raise InputError(
             f"The code was made by the model {code.model!r}, which is not to be found from here; give it with --model."
         ) from None
+
+
+def guidance_for(
+    model: Counted,
+    weight: float | None,
+    rescale: float | None = None,
+    interval: str | None = None,
+    *,
+    usual: float,
+    negative: str = "",
+) -> "Guidance":
+    """The guidance that the options describe.
+
+    Args:
+        model: of which the words are.
+        weight, rescale, interval: the options; None where they were not given.
+        usual: w where none was given.
+        negative: the negative prompt.
+
+    Raises:
+        InputError: a number out of its range, or any of these for a model without text.
+    """
+    from ..guidance import Guidance
+
+    given = {"--guidance": weight, "--rescale": rescale, "--interval": interval, "--negative": negative or None}
+    if not model.text and (flags := [flag for flag, value in given.items() if value is not None]):
+        raise InputError(f"{flags[0]} goes with prompts, and the model {model.name!r} has no text encoder.")
+    low, high = range_from(interval, "--interval") if interval is not None else (0.0, 1.0)
+    return Guidance(usual if weight is None else weight, rescale or 0.0, (low, high))
+
+
+def about_words(model: Counted, prompts: Sequence[str] | None, negative: str, guidance: "Guidance") -> dict[str, Any]:
+    """What a file says of its words; nothing for a model without text."""
+    if not model.text:
+        return {}
+    several = list(prompts or [""])
+    return {"prompts": several, "negative": negative, "guidance": guidance.options}
+
+
+def words_slug(prompts: Sequence[str] | None) -> str:
+    """The prompt in a file's name, or how many there are; empty without one."""
+    distinct = list(dict.fromkeys(prompts or []))
+    if len(distinct) > 1:
+        return f"{len(distinct)}prompts"
+    return slug(distinct[0].replace("/", " "))[:40].rstrip("-") if distinct and distinct[0].strip() else ""
+
+
+def words_text(guidance: "Guidance", usual: float, negative: str = "") -> dict[str, Any]:
+    """What else is not as usual about the words, for ``files.settings_text``."""
+    unusual = guidance.interval != (0.0, 1.0)
+    return {
+        "w": float(guidance.weight) if guidance.weight != usual else None,
+        "rescale": guidance.rescale or None,
+        "interval": "-".join(f"{v:g}" for v in guidance.interval) if unusual else None,
+        "not-": words_slug([negative]) or None,
+    }
+
+
+def keep_partial(stopped: "Interrupted", beside: Path, how: str) -> KeyboardInterrupt:
+    """Writes what was tuned to ``<beside>.partial``; the Ctrl-C to raise, which says how to go on.
+
+    Args:
+        stopped: what ``invert`` raised.
+        beside: the file that would have been written.
+        how: the command that goes on.
+
+    Raises:
+        DDIMError: the file cannot be written.
+    """
+    path = stopped.partial.save(beside.with_name(f"{beside.name}.partial"))
+    return KeyboardInterrupt(f"Interrupted; what was tuned is in {path}: {how} --resume {path} goes on.")
 
 
 def about_model(model: "Model | Counted") -> dict[str, Any]:

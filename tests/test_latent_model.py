@@ -1,0 +1,285 @@
+"""The adapter of Stable Diffusion: what ``ddim.load`` takes and refuses, prompts, sizes, dtypes."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import tiny_text
+import torch
+from safetensors.torch import load_file, save_file
+
+import ddim
+from ddim import verbs
+from ddim.errors import DDIMError, DDIMWarning, InputError
+from ddim.models.latent import LatentTextModel
+
+PARTS = ("unet", "vae", "text_encoder")
+
+
+@pytest.fixture(scope="module")
+def model() -> LatentTextModel:
+    return tiny_text.model()
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pristine") / "words"
+    tiny_text.pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(pristine: Path, tmp_path: Path) -> Path:
+    """A pipeline's folder that a test may damage."""
+    return Path(shutil.copytree(pristine, tmp_path / "words"))
+
+
+def load(where: Any, **options: Any) -> LatentTextModel:
+    loaded = ddim.load(where, device="cpu", **options)
+    assert isinstance(loaded, LatentTextModel)
+    return loaded
+
+
+def drawn(model: LatentTextModel, **options: Any) -> torch.Tensor:
+    return ddim.sample(model, 1, steps=3, prompt="noto dog face", **options)
+
+
+def same_weights(a: LatentTextModel, b: LatentTextModel, halved: Sequence[str] = ()) -> bool:
+    """Whether a has the weights of b, those of some parts rounded to float16."""
+    pairs = [
+        (a_weight, b_weight.half().float() if part in halved else b_weight)
+        for part in PARTS
+        for a_weight, b_weight in zip(
+            getattr(a.pipeline, part).parameters(), getattr(b.pipeline, part).parameters(), strict=True
+        )
+    ]
+    return all(torch.equal(one, two) for one, two in pairs)
+
+
+def weights(folder: Path, part: str) -> Path:
+    return next((folder / part).glob("*.safetensors"))
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_the_pipeline_that_was_saved(folder: Path, model: LatentTextModel):
+    loaded = load(folder)
+    assert torch.equal(drawn(loaded), drawn(model))
+    assert loaded.fingerprint == model.fingerprint
+    assert loaded.text
+    assert loaded.classes == 0
+
+
+def test_a_folder_of_fp16_files(folder: Path, model: LatentTextModel):
+    half = tiny_text.pipeline().to(torch.float16)
+    shutil.rmtree(folder)
+    half.save_pretrained(folder, variant="fp16")
+    assert all(".fp16" in p.name for part in PARTS for p in (folder / part).glob("*.safetensors"))
+    loaded = load(folder)
+    assert loaded.dtype == torch.float32
+    assert {p.dtype for p in loaded.network.parameters()} == {torch.float32}
+    assert same_weights(loaded, model, PARTS)
+    assert not same_weights(loaded, model)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_mixed_folder_loads(folder: Path, part: str, model: LatentTextModel):
+    """One part only as fp16, the others in full: both conventions in one folder."""
+    file = weights(folder, part)
+    save_file(
+        {k: v.half() for k, v in load_file(file).items()}, file.with_suffix(".fp16.safetensors"), {"format": "pt"}
+    )
+    file.unlink()
+    assert same_weights(load(folder), model, [part])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_pickles_are_never_loaded(folder: Path, part: str):
+    file = weights(folder, part)
+    file.rename(file.with_suffix(".bin"))
+    with pytest.raises(InputError, match=rf"{part} holds only the pickle {file.stem}\.bin, which is never loaded"):
+        load(folder)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_missing_part_is_named(folder: Path, part: str):
+    shutil.rmtree(folder / part)
+    with pytest.raises(InputError, match=rf"{part} holds no weights; .*safetensors"):
+        load(folder)
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "scheduler"])
+def test_a_missing_part_without_weights_is_one_sentence(folder: Path, part: str):
+    shutil.rmtree(folder / part)
+    with pytest.raises(DDIMError, match=part) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_weights_are_one_sentence(folder: Path):
+    file = weights(folder, "unet")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(DDIMError, match="words cannot be loaded") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_inpainting_model_is_refused(folder: Path):
+    config = json.loads((folder / "vae/config.json").read_text())
+    pipeline = tiny_text.pipeline()
+    pipeline.vae.register_to_config(latent_channels=config["latent_channels"] + 5)
+    with pytest.raises(InputError, match="inpainting or depth"):
+        LatentTextModel("inpaint", pipeline)
+
+
+@pytest.mark.parametrize(("dtype", "state"), [("float64", torch.float64), ("bfloat16", torch.float32)])
+def test_the_state_is_float32_or_wider(folder: Path, dtype: str, state: torch.dtype):
+    loaded = load(folder, dtype=dtype)
+    assert {p.dtype for p in loaded.network.parameters()} == {getattr(torch, dtype)}
+    assert {v.dtype for v in loaded.condition(None, 1, "x").values()} == {state}
+    images = drawn(loaded)
+    assert images.dtype == state
+    code = ddim.invert(loaded, images.float(), steps=2, prompt="noto dog face")
+    assert code.x.dtype == state
+
+
+def test_describe_tells_what_the_command_shows(model: LatentTextModel):
+    facts = model.describe()
+    assert facts["picture"] == list(model.picture)
+    assert facts["shape"] == list(model.shape)
+    assert facts["prompt_tokens"] == model.tokenizer.model_max_length - 2
+    assert facts["parameters"] == sum(p.numel() for part in PARTS for p in getattr(model.pipeline, part).parameters())
+    assert [s // model.multiple for s in model.picture[1:]] == list(model.shape[1:])
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_that_is_too_long_says_where_it_was_cut(model: LatentTextModel):
+    word = "dog "
+    short = model.tokenizer.model_max_length
+    tokens = len(model.tokenizer(word * short, truncation=False, verbose=False).input_ids) - 2
+    with pytest.warns(DDIMWarning) as caught:
+        long = model.condition(None, 1, word * short)
+    (warned,) = [str(w.message) for w in caught if w.category is DDIMWarning]
+    assert f"The prompt has {tokens} tokens" in warned
+    assert f"takes {short - 2}" in warned
+    assert "it was cut after '" in warned
+    assert "dog" in warned.partition("cut after")[2]
+    with pytest.warns(DDIMWarning):
+        longer = model.condition(None, 1, word * (short + 5))
+    assert torch.equal(long["words"], longer["words"])
+
+
+def test_a_prompt_that_just_fits_is_not_cut(model: LatentTextModel):
+    ids = model.tokenizer("dog", truncation=False, verbose=False).input_ids
+    words = (model.tokenizer.model_max_length - 2) // (len(ids) - 2)
+    model.condition(None, 1, " ".join(["dog"] * words))  # a warning would be an error here
+
+
+def test_prompts_one_for_all_or_one_an_image(model: LatentTextModel):
+    one = model.condition(None, 3, "noto dog face")
+    assert one["words"].shape == one["null"].shape
+    assert torch.equal(one["words"][0], one["words"][2])
+    assert torch.equal(model.condition(None, 3, ["noto dog face"])["words"], one["words"])
+    several = model.condition(None, 2, ["noto dog face", "twemoji cat face"])
+    assert torch.equal(several["words"][0], one["words"][0])
+    assert not torch.equal(several["words"][1], one["words"][0])
+    none = model.condition(None, 1)
+    assert torch.equal(none["words"], none["null"])
+
+
+def test_a_wrong_count_of_prompts_is_named(model: LatentTextModel):
+    with pytest.raises(InputError, match="2 prompts were given for 3 images"):
+        ddim.sample(model, 3, steps=2, prompt=["a", "b"])
+
+
+def test_labels_are_refused(model: LatentTextModel):
+    with pytest.raises(InputError, match="takes prompts, not class labels"):
+        ddim.sample(model, 1, steps=2, labels=1)
+
+
+def test_a_model_without_text_refuses_a_prompt():
+    pixel = tiny.model()
+    with pytest.raises(InputError, match=r"'tiny'.*prompt"):
+        ddim.sample(pixel, 1, steps=2, prompt="a dog")
+    with pytest.raises(InputError, match=r"'tiny'.*prompt"):
+        ddim.invert(pixel, torch.zeros(1, 8, 8), steps=2, prompt="a dog")
+
+
+def test_a_bare_denoiser_asks_for_a_prompt(model: LatentTextModel):
+    with pytest.raises(InputError, match="needs a prompt; an empty one will do"):
+        model.denoiser()(torch.zeros(1, *model.shape), model.path.node(100))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), "7"])
+def test_a_weight_that_is_no_number(model: LatentTextModel, bad: Any):
+    with pytest.raises(InputError, match=r"guidance = .* is not a number"):
+        ddim.sample(model, 1, steps=2, prompt="a dog", guidance=bad)
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+
+def test_sizes_are_height_and_width_in_pixels(model: LatentTextModel):
+    size = (model.picture[1] * 2, model.picture[2])
+    images = drawn(model, size=size)
+    assert tuple(images.shape[2:]) == size
+    code = ddim.invert(model, images, steps=3, prompt="noto dog face")
+    assert tuple(ddim.reconstruct(model, code).shape) == tuple(images.shape)
+
+
+def test_a_size_that_does_not_fit_offers_the_nearest(model: LatentTextModel):
+    m, (_, height, width) = model.multiple, model.picture
+    assert m > 1
+    with pytest.raises(
+        InputError, match=rf"size = {width + 1}x{height}: .* multiples of {m}, such as {width}x{height}"
+    ):
+        drawn(model, size=(height, width + 1))
+    with pytest.raises(InputError, match=rf"{width + 1}x{height}.* multiples of {m}, such as {width}x{height}"):
+        ddim.invert(model, torch.zeros(3, height, width + 1), steps=2)
+
+
+def test_a_code_of_another_size_comes_back(model: LatentTextModel):
+    code = ddim.invert(model, torch.rand(3, model.picture[1], 2 * model.picture[2]), steps=2, prompt="x")
+    assert code.x.shape[3] == 2 * model.shape[2]
+    assert ddim.reconstruct(model, code).shape[3] == 2 * model.picture[2]
+
+
+# --- numbers that run away -------------------------------------------------------------------------------------------
+
+
+def test_an_overflow_of_float16_names_the_step_and_the_way_out():
+    sick = tiny_text.pipeline()
+    sick.unet.conv_out.weight.data *= 1e6
+    with pytest.raises(DDIMError, match="step 1 of 3") as caught:
+        drawn(LatentTextModel("sick", sick, dtype=torch.float16))
+    assert "float16 overflows above 65504; load the model with bfloat16 or float32" in str(caught.value)
+
+
+def test_nan_in_float32_has_no_such_way_out():
+    sick = tiny_text.pipeline()
+    sick.unet.conv_out.bias.data.fill_(float("nan"))
+    with pytest.raises(DDIMError, match="step 1 of 3") as caught:
+        drawn(LatentTextModel("sick", sick))
+    assert "float16" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_hint_is_for_overflows_of_float16_only(dtype: torch.dtype):
+    sick = tiny_text.model(dtype=dtype)
+    with pytest.raises(DDIMError, match=r"^another matter$"), verbs.half_precision_hint(sick):
+        raise DDIMError("another matter")
+
+
+def test_loading_is_silent(folder: Path, capfd: pytest.CaptureFixture[str]):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(folder)
+    assert capfd.readouterr() == ("", "")
