@@ -18,6 +18,8 @@ _TITLES = {
     "consistency": "One noise, many S",
     "inversion": "There and back",
     "between": "Between pictures",
+    "words": "Words to pictures",
+    "edits": "Edits of real pictures",
     "next": "What to type next",
 }
 _METHODS = {
@@ -39,7 +41,8 @@ def render(results: Results, out: str) -> str:
         out: the folder as it was typed, for the commands at the end.
     """
     style = resources.files("ddim.demo").joinpath("page.css").read_text(encoding="utf-8")
-    sections = (_samples, _noise, _consistency, _inversion, _between)
+    sections = [_samples, _noise, _consistency, _inversion, _between]
+    sections += [_words, _edits] if results.get("editor") else []
     main = "\n".join([*(make(results) for make in sections), _next(results, out)])
     return f"""<!doctype html>
 <html lang="en">
@@ -80,7 +83,8 @@ def _header(results: Results) -> str:
     cells = "".join(
         f"<div><dt>{escape(a)}</dt><dd>{escape(str(b))}<small>{escape(str(c))}</small></dd></div>" for a, b, c in facts
     )
-    links = "".join(f'<a href="#{key}">{title}</a>' for key, title in _TITLES.items())
+    here = {key: title for key, title in _TITLES.items() if key in results or key == "next"}
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, title in here.items())
     return f"""<header>
 <h1>Diffusion that runs both ways</h1>
 <p class="lede">A diffusion model turns noise into pictures. With DDIM the same network also walks the other way: from a
@@ -254,6 +258,46 @@ def _between(results: Results) -> str:
     )
 
 
+def _words(results: Results) -> str:
+    one, model = results["words"], results["editor"]
+    about = settings(
+        f"<b>{escape(last_part(model['name']))}</b>, {model['parameters'] / 1e6:.1f} million weights",
+        f"S = {one['steps']}, guidance {one['guidance']:g}",
+        f"{one['nfe']:g} calls a picture",
+        duration(one["seconds"]),
+    )
+    prompts = escape(" · ".join(one["prompts"]))
+    caption = f"<figcaption>{about}<p>{prompts}</p></figcaption>{command(one['command'])}"
+    return _section(
+        "words",
+        "A small Stable Diffusion that comes with the package draws what a prompt says. Upper rows: real drawings that "
+        "it never saw, of names it knows from other styles. Below each: what it makes of style and name, two seeds.",
+        f"<figure>{image(one['file'], 'real drawings, and what the model draws from their prompts')}{caption}</figure>",
+    )
+
+
+def _edits(results: Results) -> str:
+    figures = []
+    for one in results["edits"]:
+        near = ", ".join(db(value) for value in one["psnr"])
+        about = settings(
+            f"<b>{escape(one['label'])}</b>",
+            f"S = {one['steps']}, guidance {one['guidance']:g}",
+            f"source back at {near} dB",
+            f"{one['nfe']:g} calls a picture",
+            duration(one["seconds"]),
+        )
+        picture = image(one["file"], f"three edits by {one['label']}: source, reconstruction, edit, answer")
+        figures.append(f"<figure>{picture}<figcaption>{about}</figcaption>{command(one['command'])}</figure>")
+    asked = "; ".join(f"{a} → {b}" for a, b in results["edits"][0]["edits"])
+    return _section(
+        "edits",
+        f"Real pictures, changed by words: {escape(asked)}. In each row the source, what comes back of it, the edit, "
+        "and the real drawing that would have been the answer; the model saw none of the sources.",
+        f'<div class="three">{"".join(figures)}</div>',
+    )
+
+
 def _next(results: Results, out: str) -> str:
     name = results["model"]["name"]
     model = "" if name == "fashion" else f" --model {name}"
@@ -293,6 +337,8 @@ def _footer(results: Results) -> str:
     licence = f" Model: {escape(model['licence'])}." if model.get("licence") else ""
     if last_part(model["name"]) == "fashion":
         licence += " Test pictures: Fashion-MNIST, © 2017 Zalando SE, MIT."
+    if results.get("editor"):
+        licence += " Drawings: Noto, Blobmoji, Twemoji, Emojitwo, Fluent Emoji; owners and licences in NOTICE."
     return (
         f"<footer><p>ddim {escape(results['ddim'])}, Python {escape(machine['python'])}, {escape(machine['system'])}, "
         f"{machine['workers']} jobs at once: {spent}. "

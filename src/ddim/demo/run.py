@@ -18,6 +18,7 @@ from ..code import write_whole
 from ..errors import InputError
 from ..images import read_images
 from ..models import bundled_models, bundled_test_images
+from .editing import Edits, Gallery, Words
 from .inverting import Between, Inversion
 from .page import render
 from .pool import Bars, work_off, workers
@@ -35,6 +36,7 @@ def run(
     images: Path | None = None,
     seed: int = 0,
     quick: bool = False,
+    editor: str = "emoji",
     device: str | None = None,
 ) -> dict[str, Any]:
     """The whole demo.
@@ -46,6 +48,7 @@ def run(
         images: a folder with at least four pictures to invert; by default those beside the model.
         seed: the k-th sample has seed + k.
         quick: leave out all work at the largest S.
+        editor: the text model for the sections with words, with its ``pictures.csv``; an empty name leaves them out.
         device: by default cuda where there is one.
 
     Returns:
@@ -66,13 +69,19 @@ def run(
     long = None if quick else counted.path.levels
     studio = Studio(counted, model, out, seed, names, pixels, long)
     inversion = Inversion(studio)
-    sections = {
+    sections: dict[str, Any] = {
         "samples": Sheets(studio),
         "noise": Noise(studio),
         "consistency": Consistency(studio),
         "inversion": inversion,
         "between": Between(studio, inversion),
     }
+    drawer = open_model(terminal, editor, device, "float32") if editor else None
+    if drawer is not None:
+        if not drawer.text:
+            raise InputError(f"The demo's editor needs a text model; {editor!r} takes no prompts.")
+        gallery, easel = Gallery(drawer, editor), Studio(drawer, editor, out, seed, [], pixels, long)
+        sections |= {"words": Words(easel, gallery), "edits": Edits(easel, gallery)}
     plan = {key: section.stages() for key, section in sections.items()}
     weights = {key: sum(job.weight for stage in stages for job in stage) for key, stages in plan.items()}
     results: dict[str, Any] = {}
@@ -87,8 +96,11 @@ def run(
             seconds[key] = round(time.perf_counter() - since, 2)
     whole = {
         "ddim": __version__,
-        "command": studio.command("demo", **({} if out == Path("demo") else {"out": out}), **_asked(seed, quick)),
+        "command": studio.command(
+            "demo", **({} if out == Path("demo") else {"out": out}), **_asked(seed, quick, editor)
+        ),
         "model": describe(counted, model),
+        "editor": describe(drawer, editor) if drawer is not None else None,
         "machine": {**_machine(str(counted.device)), "workers": count},
         "seed": seed,
         "quick": quick,
@@ -118,8 +130,9 @@ def _pictures(model: str, images: Path | None) -> list[Path]:
     return found[:MOST]
 
 
-def _asked(seed: int, quick: bool) -> dict[str, Any]:
-    return {**({"seed": seed} if seed else {}), **({"quick": True} if quick else {})}
+def _asked(seed: int, quick: bool, editor: str) -> dict[str, Any]:
+    other = {} if editor == "emoji" else {"editor": editor}
+    return {**({"seed": seed} if seed else {}), **({"quick": True} if quick else {}), **other}
 
 
 def _machine(device: str) -> dict[str, Any]:

@@ -105,7 +105,8 @@ class Studio:
     def command(self, verb: str, *words: str, **options: Any) -> str:
         """``ddim sample -n 8 --steps 50``, with the model where it is not the default one."""
         parts = ["ddim", verb, *words]
-        if self.name != "fashion":
+        usual = "emoji" if verb == "edit" else "fashion"
+        if self.name != usual:
             parts += ["--model", self.name]
         for key, value in options.items():
             parts += [f"-{key}" if len(key) == 1 else f"--{key}", *([] if value is True else [str(value)])]

@@ -151,7 +151,7 @@ class EditBenchmark:
 
     def one(self, setting: Setting, pairs: Sequence[EditPair]) -> tuple[list[dict[str, Any]], Tensor]:
         """The rows of one source's pairs, and their edits [K, 3, H, W]."""
-        from ..editing import edit
+        from ..editing.edit import edit
 
         source = pairs[0].source
         began = time.perf_counter()

@@ -1,0 +1,180 @@
+"""The sections of the demo that work with words: prompts to pictures, and edits of real pictures."""
+
+import csv
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import verbs
+from ..cli.work import Counted, errors
+from ..errors import InputError
+from ..images import read_images
+from ..models import bundled_models
+from .pictures import tiles
+from .studio import Job, Studio, plain
+
+STEPS, GUIDANCE = 50, 7.5
+EDITS = 3
+
+
+@dataclass(frozen=True)
+class How:
+    """An inversion and an attention control, as the page shows them."""
+
+    key: str
+    label: str
+    method: str
+    attention: str
+
+
+HOWS = [
+    How("direct_refine", "Direct, attention refined", "direct", "refine"),
+    How("null_refine", "Null-text, attention refined", "null-text", "refine"),
+    How("negative_refine", "Negative prompt, attention refined", "negative-prompt", "refine"),
+    How("edit_friendly", "Edit-friendly DDPM", "edit-friendly", "none"),
+    How("direct_plain", "Direct, attention free", "direct", "none"),
+    How("ddim_plain", "Plain DDIM", "ddim", "none"),
+]
+
+
+class Gallery:
+    """The real pictures beside a text model, from its ``pictures.csv``: k-th held-out picture, k-th answer.
+
+    Raises:
+        InputError: no such list, or fewer than three edits in it.
+    """
+
+    def __init__(self, model: Counted, name: str) -> None:
+        root = bundled_models().get(name, Path(name))
+        listed = root / "pictures.csv"
+        if not listed.is_file():
+            raise InputError(f"{root} has no pictures.csv; the demo's edits need one beside the model.")
+        with listed.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        sources = [row for row in rows if row["file"].startswith("test_images/")]
+        answers = [row for row in rows if row["file"].startswith("answers/")]
+        if len(answers) < EDITS or len(sources) < EDITS:
+            raise InputError(f"{listed} lists {len(answers)} answers and {len(sources)} sources; {EDITS} are needed.")
+        self.prompts = [row["prompt"] for row in sources]
+        self.names = [Path(row["file"]).stem for row in sources]
+        self.targets = [row["prompt"] for row in answers[:EDITS]]
+        self.pixels = read_images([root / row["file"] for row in sources], model.picture)
+        self.answers = read_images([root / row["file"] for row in answers[:EDITS]], model.picture)
+
+
+class Words:
+    """Each real picture's prompt, drawn with two seeds; the model saw none of these pictures."""
+
+    title = "Words to pictures"
+
+    def __init__(self, studio: Studio, gallery: Gallery) -> None:
+        self.studio, self.gallery = studio, gallery
+        self.drawn: dict[int, Tensor] = {}
+        self.seconds, self.nfe = 0.0, 0.0
+
+    def stages(self) -> list[list[Job]]:
+        """One a seed."""
+        weight = 2 * STEPS * len(self.gallery.prompts)
+        return [[Job(weight, lambda report, s=s: self._draw(s, report)) for s in (0, 1)]]
+
+    def _draw(self, which: int, report: Any) -> None:
+        began, counted = time.perf_counter(), Counted(self.studio.model.model)
+        prompts = self.gallery.prompts
+        seed = self.studio.seed + which * len(prompts)
+        self.drawn[which] = verbs.sample(
+            counted.as_model,
+            len(prompts),
+            prompt=prompts,
+            steps=STEPS,
+            guidance=GUIDANCE,
+            seed=seed,
+            progress=report,
+        ).cpu()
+        self.seconds += time.perf_counter() - began
+        self.nfe = counted.calls(len(prompts))
+
+    def result(self) -> dict[str, Any]:
+        """Saves the sheet: real pictures, then the two seeds, column by column."""
+        gallery, count = self.gallery, len(self.gallery.prompts)
+        rows = torch.stack([gallery.pixels.cpu(), self.drawn[0], self.drawn[1]], 1)
+        half = -(-count // 2)
+        order = torch.cat([part.transpose(0, 1).flatten(0, 1) for part in rows.split(half)])
+        about: dict[str, Any] = {
+            "prompts": gallery.prompts,
+            "steps": STEPS,
+            "guidance": GUIDANCE,
+            "nfe": self.nfe,
+            "seconds": round(self.seconds, 2),
+            "command": self.studio.command("sample", prompt=gallery.prompts[0], n=8, steps=STEPS),
+        }
+        about["file"] = self.studio.save(tiles(order, half, scale=1, gap=4), "words", about)
+        return about
+
+
+class Edits:
+    """Three edits of real pictures, by several inversions and with attention control or without."""
+
+    title = "Edits of real pictures"
+
+    def __init__(self, studio: Studio, gallery: Gallery) -> None:
+        self.studio, self.gallery = studio, gallery
+        self.shown: dict[str, dict[str, Any]] = {}
+
+    def stages(self) -> list[list[Job]]:
+        """One a way."""
+        return [[Job(self._weight(how), lambda report, h=how: self._edit(h, report)) for how in HOWS]]
+
+    def _weight(self, how: How) -> int:
+        tuning = 20 if how.method == "null-text" else 0  # at most; it stops when it is near enough
+        return EDITS * STEPS * (1 + 4 + tuning)
+
+    def _edit(self, how: How, report: Any) -> None:
+        from ..editing.edit import edit
+
+        gallery, began, counted = self.gallery, time.perf_counter(), Counted(self.studio.model.model)
+        sources = gallery.pixels[:EDITS]
+        made = edit(
+            counted.as_model,
+            sources,
+            [[target] for target in gallery.targets],
+            source_prompt=gallery.prompts[:EDITS],
+            method=how.method,
+            attention=how.attention,  # type: ignore[arg-type]
+            steps=STEPS,
+            guidance=GUIDANCE,
+            progress=report,
+        )
+        back, edits = made.reconstruction.cpu().float(), made.edits[:, 0].cpu().float()
+        found = errors(sources, back)
+        rows = torch.stack([sources, back, edits, gallery.answers], 1).flatten(0, 1)
+        about: dict[str, Any] = {
+            "key": how.key,
+            "label": how.label,
+            "method": how.method,
+            "attention": how.attention,
+            "steps": STEPS,
+            "guidance": GUIDANCE,
+            "edits": list(zip(gallery.prompts, gallery.targets, strict=False)),
+            "psnr": [e["psnr"] for e in found],
+            "nfe": counted.calls(EDITS),
+            "seconds": round(time.perf_counter() - began, 2),
+            "command": self._command(how),
+        }
+        about["file"] = self.studio.save(tiles(rows, 4, scale=2), f"edits_{how.key}", about)
+        self.shown[how.key] = about
+
+    def _command(self, how: How) -> str:
+        words = {"from": self.gallery.prompts[0], "to": self.gallery.targets[0], "method": how.method}
+        picture = str(self.studio.out / "originals" / f"{self.gallery.names[0]}.png")
+        return self.studio.command("edit", picture, **words, attention=how.attention)
+
+    def result(self) -> list[dict[str, Any]]:
+        """Saves the originals, one file each."""
+        for k, name in enumerate(self.gallery.names):
+            pixels = self.gallery.pixels[k : k + 1]
+            self.studio.save(tiles(pixels, 1, scale=1), f"originals/{name}", {"prompt": self.gallery.prompts[k]})
+        return [plain(self.shown[how.key]) for how in HOWS]

@@ -1,0 +1,202 @@
+"""Edits with a known answer: distances, the gallery, which pairs are made, and the command on a tiny model."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_text
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import ddim
+from ddim.cli.app import app
+from ddim.evaluation.edits import EditBenchmark, EditPair, Setting, edit_pairs, read_pictures, summary
+from ddim.evaluation.nearest import Gallery
+from ddim.evaluation.pairs import agreement, mse, mse_where, psnr, ssim
+from ddim.evaluation.tables import Rows, write_table
+from ddim.training import load_config
+
+STYLES, NAMES = ("round", "square"), ("cat", "dog", "hat", "mat")
+
+
+def test_distances_by_hand():
+    a, b = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    b[0] += 0.1
+    b[1, :, 0, 0] += 1.0
+    assert mse(a, b).tolist() == pytest.approx([0.01, 1 / 16])
+    assert psnr(a, b).tolist() == pytest.approx([20.0, 12.0412], abs=1e-4)
+    assert float(psnr(a[:1], a[:1])) == float("inf")
+
+
+def test_ssim_is_one_for_the_same_picture_and_less_for_others():
+    a = tiny_text.pictures(2)
+    assert ssim(a, a).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
+    assert (ssim(a, 1 - a) < 0.9).all()
+
+
+def test_agreement_leaves_out_what_differs_and_a_margin():
+    a = torch.zeros(1, 3, 8, 8)
+    b = a.clone()
+    b[0, 1, 4, 4] = 0.5
+    mask = agreement(a, b, tolerance=0.1, margin=1)
+    assert mask.shape == (1, 1, 8, 8)
+    assert int((~mask).sum()) == 9
+    assert not bool(mask[0, 0, 3:6, 3:6].any())
+
+
+def test_distance_over_a_mask():
+    a, b = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)
+    b[0, :, 0, 0], b[0, :, 1, 1] = 0.2, 1.0
+    mask = torch.tensor([[True, True], [False, False]]).view(1, 1, 2, 2)
+    assert float(mse_where(a, b, mask)) == pytest.approx(0.02)
+    assert bool(mse_where(a, b, torch.zeros_like(mask)).isnan())
+
+
+def test_a_gallery_finds_a_disturbed_picture_again():
+    pictures = tiny_text.pictures(30, 64, 64)
+    gallery = Gallery(pictures, [f"p{k}" for k in range(30)])
+    noise = 0.05 * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(1))
+    disturbed = (pictures.roll((2, -2), (2, 3)) * 0.9 + 0.05 + noise).clamp(0, 1)
+    assert gallery.rank(disturbed, gallery.names) == [1] * 30
+    assert gallery.rank(pictures[:1], ["p3"])[0] > 1
+    with pytest.raises(ddim.InputError, match="two pictures or more"):
+        Gallery(pictures[:1], ["alone"])
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A parquet file of two styles of four names, of which two pictures are held out."""
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    rows: dict[str, list[Any]] = {"image": [], "style": [], "name": [], "subgroup": []}
+    for s, style in enumerate(STYLES):
+        for n, name in enumerate(NAMES):
+            file = io.BytesIO()
+            ddim.to_pil(tiny_text.pictures(1, seed=10 * s + n)[0]).save(file, "PNG")
+            rows["image"].append({"bytes": file.getvalue(), "path": None})
+            rows["style"].append(style)
+            rows["name"].append(name)
+            rows["subgroup"].append("animal" if name in ("cat", "dog") else "thing")
+    features = Features({"image": ImageFeature(), **{k: Value("string") for k in ("style", "name", "subgroup")}})
+    Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "set.parquet"))
+    (tmp_path / "held.csv").write_text("# held out\nstyle,name\nround,cat\nsquare,hat\n")
+    file = tmp_path / "recipe.toml"
+    file.write_text(
+        f"""
+task = "text"
+[data]
+path = "{tmp_path}/set.parquet"
+size = 32
+prompt = "a {{style}} {{name}}"
+rewrite = [["^a ", ""]]
+without = "{tmp_path}/held.csv"
+[train]
+steps = 1
+[output]
+folder = "runs/none"
+"""
+    )
+    return file
+
+
+def test_pairs_start_at_held_out_pictures_and_end_at_answers(recipe: Path):
+    pictures = read_pictures(load_config(recipe))
+    assert len(pictures) == 8
+    assert {(p.style, p.word) for p in pictures if p.held} == {("round", "cat"), ("square", "hat")}
+    assert {p.prompt for p in pictures} == {f"{s} {n}" for s in STYLES for n in NAMES}
+    pairs = edit_pairs(pictures, words=2, styles=2)
+    assert [(p.kind, p.key) for p in pairs] == [
+        ("word", "round cat -> round dog"),  # the only other animal
+        ("style", "round cat -> square cat"),
+        ("word", "square hat -> square mat"),
+        ("style", "square hat -> round hat"),
+    ]
+    assert [p.key for p in edit_pairs(pictures, words=2, styles=2)] == [p.key for p in pairs]
+
+
+def test_a_perfect_editor_ranks_first_and_keeps_what_is_common(recipe: Path, monkeypatch: pytest.MonkeyPatch):
+    pictures = read_pictures(load_config(recipe))
+    pairs = edit_pairs(pictures)
+    answers = {p.answer.prompt: p.answer.pixels for p in pairs}
+
+    class Perfect:
+        def __init__(self, source: torch.Tensor, prompts: list[str]) -> None:
+            self.reconstruction = source[None] + 0.1
+            self.edits = torch.stack([answers[p] for p in prompts])[None]
+
+    monkeypatch.setattr("ddim.editing.edit.edit", lambda model, source, prompts, **options: Perfect(source, prompts))
+    bench = EditBenchmark(None, pictures, pairs)
+    rows = [row for rows, _ in bench.run(Setting("perfect", "direct", "none"), set()) for row in rows]
+    assert [row["pair"] for row in rows] == [p.key for p in pairs]
+    found = summary(rows)
+    assert found["top1"] == found["top5"] == 1.0
+    assert found["source_psnr"] == pytest.approx(20.0, abs=1e-3)
+    assert found["answer_psnr"] == float("inf")
+    left = [row for rows, _ in bench.run(Setting("perfect", "direct", "none"), {pairs[0].key}) for row in rows]
+    assert [row["pair"] for row in left] == [p.key for p in pairs[1:]]
+
+
+def test_an_editor_that_does_nothing_is_told_from_one_that_edits(recipe: Path, monkeypatch: pytest.MonkeyPatch):
+    pictures = read_pictures(load_config(recipe))
+    pairs: list[EditPair] = [p for p in edit_pairs(pictures) if p.kind == "word"]
+
+    class Lazy:
+        def __init__(self, source: torch.Tensor, prompts: list[str]) -> None:
+            self.reconstruction, self.edits = source[None], torch.stack([source] * len(prompts))[None]
+
+    monkeypatch.setattr("ddim.editing.edit.edit", lambda model, source, prompts, **options: Lazy(source, prompts))
+    rows = [r for rs, _ in EditBenchmark(None, pictures, pairs).run(Setting("lazy", "ddim", "none"), set()) for r in rs]
+    assert summary(rows)["top1"] == 0.0
+    assert all(row["kept_mse"] == 0 or row["kept_mse"] != row["kept_mse"] for row in rows)
+
+
+def test_rows_grow_by_whole_lines(tmp_path: Path):
+    rows = Rows(tmp_path / "r" / "rows.csv", ["a", "b"])
+    rows.add([{"a": 1, "b": "x, y"}])
+    with rows.path.open("a") as file:
+        file.write("2,half")
+    again = Rows(rows.path, ["a", "b"])
+    assert again.rows == [{"a": "1", "b": "x, y"}]
+    again.add([{"a": 3, "b": "z"}])
+    assert Rows(rows.path, ["a", "b"]).rows[1] == {"a": "3", "b": "z"}
+    with pytest.raises(ddim.InputError, match="other columns"):
+        Rows(rows.path, ["a"])
+
+
+def test_a_table_in_three_formats(tmp_path: Path):
+    files = write_table(tmp_path, "t", [{"m": "x", "v": 0.123}], {"m": "", "v": ".1%"}, {"command": "ddim"})
+    assert [f.suffix for f in files] == [".md", ".csv", ".json"]
+    assert "| x | 12.3% |" in files[0].read_text()
+    assert json.loads(files[2].read_text())["about"] == {"command": "ddim"}
+
+
+def test_the_command_measures_resumes_and_shows(recipe: Path, tmp_path: Path):
+    folder = tmp_path / "model"
+    tiny_text.pipeline().save_pretrained(folder)
+    out = tmp_path / "out"
+    words = ["evaluate", "edits", recipe, "--model", folder, "--method", "direct", "--attention", "none", "--steps", 2]
+    first = CliRunner().invoke(app, [str(w) for w in [*words, "--out", out, "--limit", 2, "--json"]])
+    assert first.exit_code == 0, first.output
+    second = CliRunner().invoke(app, [str(w) for w in [*words, "--out", out, "--json"]])
+    assert second.exit_code == 0, second.output
+    lines = (out / "rows.csv").read_text().splitlines()
+    assert len(lines) == 1 + 4
+    assert len({line.split(",")[1] for line in lines[1:]}) == 4
+    table = json.loads(second.output)["rows"]
+    assert [(row["edit"], row["pairs"]) for row in table] == [("word", 2), ("style", 2)]
+    with Image.open(out / "direct_none.png") as sheet:
+        assert sheet.width > 3 * 32
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [(["--method", "dirct"], "Did you mean 'direct'"), (["--model", "fashion"], "no text encoder")],
+)
+def test_wrong_input_is_one_sentence(recipe: Path, extra: list[str], sentence: str):
+    result = CliRunner().invoke(app, ["evaluate", "edits", str(recipe), *extra])
+    assert result.exit_code == 2
+    assert sentence in " ".join(result.output.split())
