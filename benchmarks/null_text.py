@@ -21,7 +21,7 @@ from common import TINY, Calls, decibels, held_out_pictures, machine, open_text_
 from torch import Tensor
 
 import ddim
-from ddim.verbs import grid_for
+from ddim.walks import grid_for
 
 VARIANTS = {
     "null-text": {},

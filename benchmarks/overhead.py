@@ -15,7 +15,7 @@ import torch
 from common import machine
 
 import ddim
-from ddim.verbs import grid_for
+from ddim.walks import grid_for
 
 
 def main() -> None:

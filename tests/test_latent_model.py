@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ddim
-from ddim import verbs
+from ddim import walks
 from ddim.errors import DDIMError, DDIMWarning, InputError
 from ddim.models.latent import LatentTextModel
 
@@ -274,7 +274,7 @@ def test_nan_in_float32_has_no_such_way_out():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_the_hint_is_for_overflows_of_float16_only(dtype: torch.dtype):
     sick = tiny_text.model(dtype=dtype)
-    with pytest.raises(DDIMError, match=r"^another matter$"), verbs.half_precision_hint(sick):
+    with pytest.raises(DDIMError, match=r"^another matter$"), walks.half_precision_hint(sick):
         raise DDIMError("another matter")
 
 

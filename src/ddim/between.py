@@ -12,7 +12,8 @@ from .errors import InputError, unknown
 from .interpolation import chain, four_corners
 from .inversion.ddim import DDIMInversion
 from .models.base import Model
-from .verbs import Progress, check_batch, reconstruct, walk_back
+from .verbs import reconstruct
+from .walks import Progress, check_batch, walk_back
 
 Through = Literal["ddim", "state"]
 Mix = Callable[[list[Tensor]], Tensor]

@@ -1,7 +1,6 @@
 """What a user calls: sample, invert, reconstruct (in ``between``: interpolate; in ``editing``: edit)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,29 +10,32 @@ from torch import Tensor
 from . import partial as partials
 from .code import LatentCode
 from .denoiser import Denoiser, bound, corrected
-from .errors import DDIMError, InputError, Interrupted, is_whole
-from .grid import Grid, make_grid
-from .guidance import Guidance, check_classifier_weight, classifier_free, classifier_guided
+from .errors import InputError, Interrupted, is_whole
+from .guidance import Guidance, check_classifier_weight, classifier_guided
 from .images import ImageLike, read_images
 from .inversion import make_inversion
-from .inversion.base import GuidedInversion, Inversion, Scene, Stopped, Walked
-from .loop import OnStep, solve
+from .inversion.base import GuidedInversion, Inversion
+from .loop import solve
 from .models.base import Model
 from .models.classifier import NoisyClassifier
 from .noise import SeededNoise
 from .path import TablePath
 from .prediction import clip, dynamic_threshold
 from .replay import replay
-from .solvers import Solver, State, make_solver
-from .solvers.base import options_of
-
-Progress = Callable[[int, int], None]
-"""Called with the steps done and the steps in all, over every batch."""
-
-Tell = Callable[[int, float], None]
-"""Called with a step, from 0, and the loss there, while a method tunes what it keeps."""
-
-Spacing = str | Sequence[float]
+from .solvers import Solver, make_solver
+from .walks import (
+    Progress,
+    Report,
+    Spacing,
+    Tell,
+    check_batch,
+    grid_for,
+    guided_by,
+    half_precision_hint,
+    part_of,
+    walk_back,
+    way_forward,
+)
 
 
 def sample(
@@ -94,7 +96,7 @@ def sample(
     check_batch(batch)
     made = solver_with_eta(solver, eta, options)
     grid = grid_for(model, steps, spacing)
-    out, report = [], _Report(progress, grid.steps, count, batch)
+    out, report = [], Report(progress, grid.steps, count, batch)
     wanted = None if classifier is None else _wanted(model, classifier, labels, count, classifier_weight)
     led_only = wanted is not None and not model.classes  # the labels are the classifier's alone
     cond = model.condition(None if led_only else labels, count, prompt, negative)
@@ -109,7 +111,7 @@ def sample(
         led = guided
         if classifier is not None and wanted is not None:
             led = classifier_guided(guided, classifier, wanted[begin : begin + n], classifier_weight)
-        denoise = bound(_corrected(led, clip_x0, threshold), _part(cond, begin, n))
+        denoise = bound(_corrected(led, clip_x0, threshold), part_of(cond, begin, n))
         with half_precision_hint(model):
             state = solve(denoise, made, made.init(x * scale, grid), grid, noise=noise, on_step=report)
         out.append(model.decode(made.read(state)))
@@ -203,88 +205,6 @@ def invert(
     return replace(code, prompts=prompts, negative=negative)
 
 
-def walk_back(
-    model: Model,
-    inversion: Inversion | GuidedInversion,
-    pixels: Tensor,
-    grid: Grid,
-    cond: Mapping[str, Any],
-    batch: int,
-    progress: Progress | None,
-    guidance: Guidance | None = None,
-    *,
-    back: float | None = None,
-    seed: int = 0,
-    tell: Tell | None = None,
-    resume: LatentCode | None = None,
-) -> LatentCode:
-    """What ``invert`` does once images, grid and condition are known."""
-    forward = guidance or Guidance()
-    weight, solver, count = _weight_back(inversion, forward, back), inversion.solver(), len(pixels)
-    empty = LatentCode(
-        state={},
-        grid=grid,
-        method=inversion.name,
-        solver=solver.name,
-        options=options_of(solver),
-        settings={**inversion.options, **({"back": weight} if model.text else {})},
-        model=model.name,
-        fingerprint=model.fingerprint,
-        dtype=str(model.dtype).removeprefix("torch."),
-        guidance=forward.options if model.text else {},
-    )
-    parts, held = list[Walked](), None
-    if resume is not None:
-        partials.check(resume, partials.compared(empty), count)
-        batch = int(resume.settings[partials.KEY]["batch"])
-        parts, held = partials.unpacked(resume, model.device)
-    report = _Report(progress, grid.steps, count, batch)
-    for begin in range(sum(len(p.state["x"]) for p in parts), count, batch):
-        part = pixels[begin : begin + batch]
-        scene = Scene(
-            model.denoiser(),
-            _part(cond, begin, len(part)),
-            forward,
-            weight,
-            model.prediction,
-            model.path.t_max,
-            SeededNoise([seed + k for k in range(begin, begin + len(part))]),
-            tell,
-            held,
-        )
-        report.begin(begin // batch, resume.settings[partials.KEY]["steps"] if resume and held else 0)
-        try:
-            with half_precision_hint(model):
-                x0 = model.encode(part)
-                if held is not None:
-                    partials.check_images(held, x0)
-                parts.append(_walk(inversion, scene, x0, grid, report))
-        except KeyboardInterrupt as stop:
-            if not getattr(inversion, "resumable", False) or not (parts or isinstance(stop, Stopped)):
-                raise
-            raise partials.interrupted(empty, parts, stop, scene.cond, (count, begin, batch)) from None
-        held = None
-    return partials.whole(empty, parts)
-
-
-def _weight_back(inversion: Inversion | GuidedInversion, forward: Guidance, back: float | None) -> float:
-    own = inversion.back if isinstance(inversion, GuidedInversion) else None
-    if own is not None:
-        if back not in (None, own):
-            raise InputError(f"back = {back:g} does not go with {inversion.name!r}, whose way back has weight {own:g}.")
-        return own
-    return back if back is not None else (forward.weight if inversion.exact else 1.0)
-
-
-def _walk(
-    inversion: Inversion | GuidedInversion, scene: Scene, x0: Tensor, grid: Grid, report: OnStep | None
-) -> Walked:
-    if isinstance(inversion, GuidedInversion):
-        return inversion.walk(scene, x0, grid, report)
-    state = inversion.invert(scene.guided(scene.back), x0, grid, report)
-    return Walked(state, grid, scene.cond, {})
-
-
 def reconstruct(model: Model, code: LatentCode, *, batch: int = 64, progress: Progress | None = None) -> Tensor:
     """Comes forward from codes to images, with the solver, grid and state they were made with.
 
@@ -302,7 +222,7 @@ def reconstruct(model: Model, code: LatentCode, *, batch: int = 64, progress: Pr
     """
     check_batch(batch)
     solver = way_forward(model, code)
-    out, report = [], _Report(progress, code.grid.steps, len(code), batch)
+    out, report = [], Report(progress, code.grid.steps, len(code), batch)
     for begin in range(0, len(code), batch):
         part = code[begin : begin + batch]
         state = {k: v.to(model.device, model.state_dtype) for k, v in part.state.items()}
@@ -313,49 +233,6 @@ def reconstruct(model: Model, code: LatentCode, *, batch: int = 64, progress: Pr
             end = replay(denoise, solver, state, code.grid, extras, on_step=report)
         out.append(model.decode(solver.read(end)))
     return torch.cat(out)
-
-
-def way_forward(model: Model, code: LatentCode) -> Solver:
-    """The solver that a code comes forward with; warns where the model is not the one that made it.
-
-    Raises:
-        InputError: a code of another shape, or without all that its solver needs.
-    """
-    code.check(model.name, model.fingerprint, state_shape(model), str(model.dtype).removeprefix("torch."))
-    solver = make_solver(code.solver, code.options)
-    if solver.stochastic and "noise" not in code.extras:
-        raise InputError(f"The code's solver {code.solver!r} draws noise; it cannot be replayed.")
-    if missing := sorted(set(solver.init(code.x, code.grid)) - set(code.state)):
-        raise InputError(f"The code lacks {', '.join(missing)}, without which {code.solver!r} cannot come back.")
-    return solver
-
-
-def guided_by(model: Model, guidance: Guidance) -> Denoiser:
-    """The model's denoiser, under classifier-free guidance where it has text."""
-    if not model.text:
-        return model.denoiser()
-    return classifier_free(model.denoiser(), guidance, model.prediction, model.path.t_max)
-
-
-def state_shape(model: Model) -> tuple[int, int, int]:
-    """(C, H, W) that a code of this model has; 0 stands for any side."""
-    return (model.shape[0], 0, 0) if model.multiple else model.shape
-
-
-@contextmanager
-def half_precision_hint(model: Model) -> Iterator[None]:
-    """Adds what would do to an error that names the step at which float16 stopped being numbers."""
-    try:
-        yield
-    except DDIMError as error:
-        if model.dtype != torch.float16 or "no longer finite" not in str(error):
-            raise
-        raise DDIMError(f"{error} float16 overflows above 65504; load the model with bfloat16 or float32.") from None
-
-
-def grid_for(model: Model, steps: int, spacing: Spacing | None) -> Grid:
-    """The grid that the verbs walk: the model's own spacing unless another is asked for."""
-    return make_grid(model.path, steps, model.spacing if spacing is None else spacing, offset=model.offset)
 
 
 def solver_with_eta(name: str, eta: float, options: Mapping[str, Any] | None) -> Solver:
@@ -375,12 +252,6 @@ def solver_with_eta(name: str, eta: float, options: Mapping[str, Any] | None) ->
         why = "always draws sigma-hat noise" if made.stochastic else "is deterministic"
         raise InputError(f"eta = {eta:g} goes with the solver 'ddim' only; {name!r} {why}, use eta = 0.")
     return made
-
-
-def check_batch(batch: int) -> None:
-    """Raises InputError for a batch of less than one image."""
-    if not is_whole(batch) or batch < 1:
-        raise InputError(f"batch = {batch} is not a number of images; use 1 or more.")
 
 
 def _guidance(given: float | Guidance) -> Guidance:
@@ -443,24 +314,3 @@ def _corrected(denoise: Denoiser, limit: float | None, percentile: float | None)
         part = percentile
         return corrected(denoise, lambda pair, x, node: dynamic_threshold(pair, x, node, part))
     return denoise
-
-
-def _part(cond: Mapping[str, Any], begin: int, count: int) -> dict[str, Any]:
-    return {k: v[begin : begin + count] for k, v in cond.items()}
-
-
-class _Report:
-    """Turns each batch's steps into steps done of all."""
-
-    def __init__(self, progress: Progress | None, steps: int, count: int, batch: int) -> None:
-        self.progress, self.done = progress, 0
-        self.steps, self.total = steps, steps * -(-count // batch)
-
-    def begin(self, batch: int, steps: int) -> None:
-        """A batch begins, whatever those before it reported, with some of its steps done."""
-        self.done = batch * self.steps + steps
-
-    def __call__(self, i: int, state: State) -> None:
-        self.done += 1
-        if self.progress is not None:
-            self.progress(self.done, self.total)

@@ -14,7 +14,7 @@ from ddim.denoiser import corrected, from_network
 from ddim.inversion import make_inversion
 from ddim.models.pixel import PixelModel
 from ddim.prediction import clip
-from ddim.verbs import grid_for
+from ddim.walks import grid_for
 
 AGREE = 1e-5
 CONFIGS = {

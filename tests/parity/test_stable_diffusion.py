@@ -14,7 +14,7 @@ from oracles import noise_like
 from torch import Tensor
 
 import ddim
-from ddim import verbs
+from ddim import walks
 from ddim.denoiser import bound
 from ddim.guidance import Guidance
 from ddim.models.latent import LatentTextModel
@@ -65,8 +65,8 @@ def ours(
 ) -> Tensor:
     """Our loop, to latents."""
     cond = model.condition(None, len(x), prompts, negative)
-    denoise = bound(verbs.guided_by(model, guidance or Guidance(7.5)), cond)
-    return ddim.solve(denoise, ddim.make_solver("ddim"), {"x": x}, verbs.grid_for(model, steps, None))["x"]
+    denoise = bound(walks.guided_by(model, guidance or Guidance(7.5)), cond)
+    return ddim.solve(denoise, ddim.make_solver("ddim"), {"x": x}, walks.grid_for(model, steps, None))["x"]
 
 
 def agree(name: str, a: Tensor, b: Tensor, record_property: Any, tolerance: float = AGREE) -> None:

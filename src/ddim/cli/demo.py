@@ -17,6 +17,12 @@ _Images = Annotated[
         show_default=False,
     ),
 ]
+_Editor = Annotated[
+    str | None,
+    typer.Option(
+        "--editor", help="The text model for the edits, emoji by default; '' leaves them out.", show_default=False
+    ),
+]
 _QuickHelp = "Leave out all work with S = 1000."
 
 
@@ -26,9 +32,7 @@ def demo(
     images: _Images = None,
     seed: Annotated[int, typer.Option("--seed", help="The k-th sample has seed + k.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help=_QuickHelp)] = False,
-    editor: Annotated[
-        str, typer.Option("--editor", help="The text model for the edits; '' leaves them out.")
-    ] = "emoji",
+    editor: _Editor = None,
     device: o.Device = None,
     json: o.Json = False,
     quiet: o.Quiet = False,

@@ -85,7 +85,7 @@ def invert(
         one_file = together or len(images) == 1
         target(out, f"x{CODE}", CODE) if one_file else folder(out, CODE)
 
-        from .. import verbs
+        from .. import verbs, walks
         from ..code import LatentCode
         from ..errors import Interrupted
         from ..images import read_images
@@ -105,7 +105,7 @@ def invert(
         changed = {k: v for k, v in inversion.options.items() if v != make_inversion(method).options.get(k)}
         counted = open_model(terminal, model, device, dtype, label)
         guided = guidance_for(counted, guidance, rescale, interval, usual=1.0, negative=negative)
-        grid = verbs.grid_for(counted.as_model, steps, walk)
+        grid = walks.grid_for(counted.as_model, steps, walk)
         rest = {**words_text(guided, 1.0, negative), "back": back, "seed": seed or None}
         text = settings_text(method, grid.steps, changed, walk, rest)
         if one_file:

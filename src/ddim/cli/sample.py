@@ -98,7 +98,7 @@ def sample(
         count = usual_count if count is None else count
         target(out, f"x{PNG}", PNG)  # a wrong name is better known before the work than after
 
-        from .. import load_classifier, verbs
+        from .. import load_classifier, verbs, walks
         from ..solvers import SOLVERS
         from ..solvers.base import options_of
         from .pictures import write_each, write_page
@@ -132,7 +132,7 @@ def sample(
                 batch=batch,
                 progress=report,
             )
-        grid = verbs.grid_for(counted.as_model, steps, walk)
+        grid = walks.grid_for(counted.as_model, steps, walk)
         about = {
             "command": "sample",
             **about_model(counted),

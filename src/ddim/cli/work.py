@@ -41,11 +41,6 @@ class Counted:
 
         return denoise
 
-    @property
-    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # what asks for a kind of model means the one inside
-        return type(self.model)
-
     def calls(self, images: int) -> float:
         """Network calls an image since the last time this was asked."""
         value, self.evaluations = self.evaluations / images, 0

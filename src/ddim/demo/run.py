@@ -25,7 +25,7 @@ from .pool import Bars, work_off, workers
 from .sampling import Consistency, Noise, Sheets
 from .studio import Studio
 
-MOST = 16
+MOST, USUAL = 16, "emoji"
 
 
 def run(
@@ -36,7 +36,7 @@ def run(
     images: Path | None = None,
     seed: int = 0,
     quick: bool = False,
-    editor: str = "emoji",
+    editor: str | None = None,
     device: str | None = None,
 ) -> dict[str, Any]:
     """The whole demo.
@@ -48,7 +48,8 @@ def run(
         images: a folder with at least four pictures to invert; by default those beside the model.
         seed: the k-th sample has seed + k.
         quick: leave out all work at the largest S.
-        editor: the text model for the sections with words, with its ``pictures.csv``; an empty name leaves them out.
+        editor: the text model for the sections with words, with its ``pictures.csv``; by default ``emoji``, where the
+            package carries it. An empty name leaves them out.
         device: by default cuda where there is one.
 
     Returns:
@@ -76,6 +77,8 @@ def run(
         "inversion": inversion,
         "between": Between(studio, inversion),
     }
+    asked = editor
+    editor = editor if editor is not None else USUAL if USUAL in bundled_models() else ""
     drawer = open_model(terminal, editor, device, "float32") if editor else None
     if drawer is not None:
         if not drawer.text:
@@ -97,7 +100,7 @@ def run(
     whole = {
         "ddim": __version__,
         "command": studio.command(
-            "demo", **({} if out == Path("demo") else {"out": out}), **_asked(seed, quick, editor)
+            "demo", **({} if out == Path("demo") else {"out": out}), **_asked(seed, quick, asked)
         ),
         "model": describe(counted, model),
         "editor": describe(drawer, editor) if drawer is not None else None,
@@ -130,8 +133,8 @@ def _pictures(model: str, images: Path | None) -> list[Path]:
     return found[:MOST]
 
 
-def _asked(seed: int, quick: bool, editor: str) -> dict[str, Any]:
-    other = {} if editor == "emoji" else {"editor": editor}
+def _asked(seed: int, quick: bool, editor: str | None) -> dict[str, Any]:
+    other = {} if editor is None else {"editor": editor}
     return {**({"seed": seed} if seed else {}), **({"quick": True} if quick else {}), **other}
 
 

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,11 +15,11 @@ from ..guidance import NULL, WORDS, Guidance
 from ..images import ImageLike, read_images
 from ..inversion.base import GuidedInversion, Inversion
 from ..loop import OnStep, solve
-from ..models.base import Model
-from ..models.latent import LatentTextModel
+from ..models.base import Model, TextModel
 from ..replay import Held, KeptNoise, with_nulls
 from ..solvers import Solver, State
-from ..verbs import Progress, Spacing, Tell, check_batch, guided_by, half_precision_hint, invert, way_forward
+from ..verbs import invert
+from ..walks import Progress, Spacing, Tell, check_batch, guided_by, half_precision_hint, way_forward
 from .align import Tokens, refine, tokens_of
 from .align import replace as swap
 from .blend import MaskLike, read_mask, to_latent
@@ -107,8 +107,9 @@ def edit(
         DDIMError: the network returned NaN, or its attention layers are not what was expected.
     """
     check_batch(batch)
-    if not model.text or not isinstance(model, LatentTextModel):
+    if not model.text:
         raise InputError(f"The model {model.name!r} takes no prompts, so that words cannot edit; use a text model.")
+    model = cast(TextModel, model)
     how = AttentionEdit(attention) if isinstance(attention, str) else attention
     pixels, size = None, None
     if isinstance(source, LatentCode):
@@ -170,7 +171,7 @@ def edit(
 
 
 def _walk(
-    model: LatentTextModel,
+    model: TextModel,
     solver: Solver,
     code: LatentCode,
     targets: Tensor,
@@ -207,7 +208,7 @@ def _walk(
 
 
 def _plan(
-    model: LatentTextModel,
+    model: TextModel,
     how: AttentionEdit,
     sources: Sequence[str],
     wanted: Sequence[Sequence[tuple[str, dict[int, float]]]],

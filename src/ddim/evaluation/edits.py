@@ -7,6 +7,7 @@ pictures in its style, the one that the edit is nearest to, and is what source a
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -191,13 +192,15 @@ class EditBenchmark:
         return rows, edits
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Means over pairs: source PSNR (dB), SSIM, squared distance kept, PSNR to the answer, shares of rank 1 and 5."""
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """Means over pairs: source PSNR (dB), SSIM, squared distance kept, PSNR to the answer, shares of rank 1 and 5.
 
-    def mean(name: str) -> float:
-        values = [float(row[name]) for row in rows]
-        whole = [v for v in values if v == v]
-        return sum(whole) / len(whole) if whole else float("nan")
+    What is not finite is left out (the distance where nothing is common, the PSNR of the same picture); None if all is.
+    """
+
+    def mean(name: str) -> float | None:
+        whole = [v for row in rows if isfinite(v := float(row[name]))]
+        return sum(whole) / len(whole) if whole else None
 
     ranks = [int(row["rank"]) for row in rows]
     return {

@@ -63,7 +63,7 @@ def write_table(
     columns = list(formats)
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
-        cells = [format(row[c], formats[c]) if formats[c] else str(row[c]) for c in columns]
+        cells = ["–" if row[c] is None else format(row[c], formats[c]) for c in columns]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", *(f"{key}: {value}  " for key, value in about.items())]
     text = io.StringIO()

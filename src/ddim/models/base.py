@@ -112,3 +112,21 @@ class Model(Protocol):
     def describe(self) -> Mapping[str, Any]:
         """What it is, for people and for JSON."""
         ...
+
+
+class TextModel(Model, Protocol):
+    """A model with ``text``: what editing asks of it."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """transformers' tokenizer."""
+        ...
+
+    @property
+    def network(self) -> Any:
+        """The U-Net, whose attention is controlled."""
+        ...
+
+    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Each prompt with its embedding [L, D]."""
+        ...

@@ -1,0 +1,183 @@
+"""What the verbs share: grids, guided denoisers, the walk back in batches, and what they are told on the way."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import partial as partials
+from .code import LatentCode
+from .denoiser import Denoiser
+from .errors import DDIMError, InputError, is_whole
+from .grid import Grid, make_grid
+from .guidance import Guidance, classifier_free
+from .inversion.base import GuidedInversion, Inversion, Scene, Stopped, Walked
+from .loop import OnStep
+from .models.base import Model
+from .noise import SeededNoise
+from .solvers import Solver, State, make_solver
+from .solvers.base import options_of
+
+Progress = Callable[[int, int], None]
+"""Called with the steps done and the steps in all, over every batch."""
+
+Tell = Callable[[int, float], None]
+"""Called with a step, from 0, and the loss there, while a method tunes what it keeps."""
+
+Spacing = str | Sequence[float]
+
+
+def walk_back(
+    model: Model,
+    inversion: Inversion | GuidedInversion,
+    pixels: Tensor,
+    grid: Grid,
+    cond: Mapping[str, Any],
+    batch: int,
+    progress: Progress | None,
+    guidance: Guidance | None = None,
+    *,
+    back: float | None = None,
+    seed: int = 0,
+    tell: Tell | None = None,
+    resume: LatentCode | None = None,
+) -> LatentCode:
+    """What ``invert`` does once images, grid and condition are known."""
+    forward = guidance or Guidance()
+    weight, solver, count = _weight_back(inversion, forward, back), inversion.solver(), len(pixels)
+    empty = LatentCode(
+        state={},
+        grid=grid,
+        method=inversion.name,
+        solver=solver.name,
+        options=options_of(solver),
+        settings={**inversion.options, **({"back": weight} if model.text else {})},
+        model=model.name,
+        fingerprint=model.fingerprint,
+        dtype=str(model.dtype).removeprefix("torch."),
+        guidance=forward.options if model.text else {},
+    )
+    parts, held = list[Walked](), None
+    if resume is not None:
+        partials.check(resume, partials.compared(empty), count)
+        batch = int(resume.settings[partials.KEY]["batch"])
+        parts, held = partials.unpacked(resume, model.device)
+    report = Report(progress, grid.steps, count, batch)
+    for begin in range(sum(len(p.state["x"]) for p in parts), count, batch):
+        part = pixels[begin : begin + batch]
+        scene = Scene(
+            model.denoiser(),
+            part_of(cond, begin, len(part)),
+            forward,
+            weight,
+            model.prediction,
+            model.path.t_max,
+            SeededNoise([seed + k for k in range(begin, begin + len(part))]),
+            tell,
+            held,
+        )
+        report.begin(begin // batch, resume.settings[partials.KEY]["steps"] if resume and held else 0)
+        try:
+            with half_precision_hint(model):
+                x0 = model.encode(part)
+                if held is not None:
+                    partials.check_images(held, x0)
+                parts.append(_walk(inversion, scene, x0, grid, report))
+        except KeyboardInterrupt as stop:
+            if not getattr(inversion, "resumable", False) or not (parts or isinstance(stop, Stopped)):
+                raise
+            raise partials.interrupted(empty, parts, stop, scene.cond, (count, begin, batch)) from None
+        held = None
+    return partials.whole(empty, parts)
+
+
+def _weight_back(inversion: Inversion | GuidedInversion, forward: Guidance, back: float | None) -> float:
+    own = inversion.back if isinstance(inversion, GuidedInversion) else None
+    if own is not None:
+        if back not in (None, own):
+            raise InputError(f"back = {back:g} does not go with {inversion.name!r}, whose way back has weight {own:g}.")
+        return own
+    return back if back is not None else (forward.weight if inversion.exact else 1.0)
+
+
+def _walk(
+    inversion: Inversion | GuidedInversion, scene: Scene, x0: Tensor, grid: Grid, report: OnStep | None
+) -> Walked:
+    if isinstance(inversion, GuidedInversion):
+        return inversion.walk(scene, x0, grid, report)
+    state = inversion.invert(scene.guided(scene.back), x0, grid, report)
+    return Walked(state, grid, scene.cond, {})
+
+
+def way_forward(model: Model, code: LatentCode) -> Solver:
+    """The solver that a code comes forward with; warns where the model is not the one that made it.
+
+    Raises:
+        InputError: a code of another shape, or without all that its solver needs.
+    """
+    code.check(model.name, model.fingerprint, state_shape(model), str(model.dtype).removeprefix("torch."))
+    solver = make_solver(code.solver, code.options)
+    if solver.stochastic and "noise" not in code.extras:
+        raise InputError(f"The code's solver {code.solver!r} draws noise; it cannot be replayed.")
+    if missing := sorted(set(solver.init(code.x, code.grid)) - set(code.state)):
+        raise InputError(f"The code lacks {', '.join(missing)}, without which {code.solver!r} cannot come back.")
+    return solver
+
+
+def guided_by(model: Model, guidance: Guidance) -> Denoiser:
+    """The model's denoiser, under classifier-free guidance where it has text."""
+    if not model.text:
+        return model.denoiser()
+    return classifier_free(model.denoiser(), guidance, model.prediction, model.path.t_max)
+
+
+def state_shape(model: Model) -> tuple[int, int, int]:
+    """(C, H, W) that a code of this model has; 0 stands for any side."""
+    return (model.shape[0], 0, 0) if model.multiple else model.shape
+
+
+@contextmanager
+def half_precision_hint(model: Model) -> Iterator[None]:
+    """Adds what would do to an error that names the step at which float16 stopped being numbers."""
+    try:
+        yield
+    except DDIMError as error:
+        if model.dtype != torch.float16 or "no longer finite" not in str(error):
+            raise
+        raise DDIMError(f"{error} float16 overflows above 65504; load the model with bfloat16 or float32.") from None
+
+
+def grid_for(model: Model, steps: int, spacing: Spacing | None) -> Grid:
+    """The grid that the verbs walk: the model's own spacing unless another is asked for."""
+    return make_grid(model.path, steps, model.spacing if spacing is None else spacing, offset=model.offset)
+
+
+def check_batch(batch: int) -> None:
+    """Raises InputError for a batch of less than one image."""
+    if not is_whole(batch) or batch < 1:
+        raise InputError(f"batch = {batch} is not a number of images; use 1 or more.")
+
+
+def part_of(cond: Mapping[str, Any], begin: int, count: int) -> dict[str, Any]:
+    """The condition of ``count`` samples from ``begin`` on."""
+    return {k: v[begin : begin + count] for k, v in cond.items()}
+
+
+class Report:
+    """Turns each batch's steps into steps done of all."""
+
+    def __init__(self, progress: Progress | None, steps: int, count: int, batch: int) -> None:
+        self.progress, self.done = progress, 0
+        self.steps, self.total = steps, steps * -(-count // batch)
+
+    def begin(self, batch: int, steps: int) -> None:
+        """A batch begins, whatever those before it reported, with some of its steps done."""
+        self.done = batch * self.steps + steps
+
+    def __call__(self, i: int, state: State) -> None:
+        """After each step."""
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total)
