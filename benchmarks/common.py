@@ -1,8 +1,6 @@
 """What the benchmarks share: the machine in words, pictures, and a model with text."""
 
-import csv
 import gzip
-import io
 import platform
 import sys
 from pathlib import Path
@@ -10,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+
+from ddim.evaluation.edits import read_pictures
+from ddim.training import load_config
 
 TINY = "tiny"
 """In place of a model's name: random weights, a few thousand of them, to try a benchmark; its numbers mean nothing."""
@@ -51,35 +51,21 @@ def open_text_model(name: str) -> Any:
     return tiny_text.model()
 
 
-def held_out_pictures(data: Path | None, listed: Path, count: int, shape: tuple[int, ...]) -> tuple[Tensor, list[str]]:
-    """The first ``count`` pictures of a list, on white, [count, C, H, W] in [0, 1], with their prompts.
+def held_out_pictures(recipe: Path | None, count: int, shape: tuple[int, ...]) -> tuple[Tensor, list[str]]:
+    """``count`` pictures that a recipe holds out, spread over all, [count, C, H, W] in [0, 1], and their prompts.
 
     Args:
-        data: a parquet file with the columns image, vendor and text; None draws smooth noise instead.
-        listed: a CSV file with the columns vendor and text.
-        count: how many.
-        shape: (C, H, W) of the model's pictures; others are resized.
+        recipe: of a text-to-image model; None draws smooth noise instead.
+        count: how many; all there are, where there are fewer.
+        shape: (C, H, W) of the model's pictures.
     """
-    if data is None:
+    if recipe is None:
         noise = torch.rand(count, shape[0], shape[1] // 8, shape[2] // 8, generator=torch.Generator().manual_seed(0))
         smooth = torch.nn.functional.interpolate(noise, shape[1:], mode="bilinear").clamp(0, 1)
         return smooth, [("a cat", "a dog on a mat", "a red hat")[k % 3] for k in range(count)]
-    import pyarrow.parquet as pq
-
-    with listed.open(newline="") as f:
-        rows = csv.DictReader(line for line in f if not line.startswith("#"))
-        wanted = [(row["vendor"], row["text"]) for row in rows][:count]
-    table = pq.read_table(data, columns=["image", "vendor", "text"])
-    where: dict[tuple[str, str], int] = {}
-    for k, key in enumerate(zip(table["vendor"].to_pylist(), table["text"].to_pylist(), strict=True)):
-        where.setdefault(key, k)
-    pictures = []
-    for key in wanted:
-        image = Image.open(io.BytesIO(table["image"][where[key]].as_py()["bytes"])).convert("RGBA")
-        white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-        pixels = np.asarray(white.resize((shape[2], shape[1]), Image.Resampling.LANCZOS), np.float32) / 255
-        pictures.append(torch.from_numpy(pixels).movedim(-1, 0))
-    return torch.stack(pictures), [f"{vendor} {text}".replace("fluent-3d ", "fluent ") for vendor, text in wanted]
+    held = [p for p in read_pictures(load_config(recipe)) if p.held]
+    chosen = held[:: max(1, len(held) // count)][:count]
+    return torch.stack([p.pixels for p in chosen]), [p.prompt for p in chosen]
 
 
 def decibels(images: Tensor, others: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """How well the source comes back, by guidance weight and method: invert, replay, PSNR against the picture.
 
-    python benchmarks/guidance_sensitivity.py --model runs/emoji/model --data ../shared/data/emoji/emoji64.parquet \
+    python benchmarks/guidance_sensitivity.py --model runs/emoji/model --recipe recipes/emoji.toml \
         --images 100 --out runs/guidance_sensitivity.csv
 
 Rows are appended to a CSV, one a (method, w, picture); what is there is not done again, so it may be interrupted and
@@ -53,8 +53,7 @@ def append(path: Path, rows: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=TINY, help="a folder or a name; 'tiny' is random")
-    parser.add_argument("--data", type=Path, help="parquet file of pictures; left out, smooth noise")
-    parser.add_argument("--held-out", type=Path, default=Path("recipes/emoji-held-out.csv"))
+    parser.add_argument("--recipe", type=Path, help="whose held-out pictures are taken; left out, smooth noise")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1, 2, 3, 5, 7.5, 10])
@@ -66,7 +65,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     model = open_text_model(args.model)
-    pictures, prompts = held_out_pictures(args.data, args.held_out, args.images, model.picture)
+    pictures, prompts = held_out_pictures(args.recipe, args.images, model.picture)
     args.images = len(pictures)
     calls = Calls(model.network)
     args.out.parent.mkdir(parents=True, exist_ok=True)

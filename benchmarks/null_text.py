@@ -1,6 +1,6 @@
 """Null-text inversion against a plain reading of its authors' loop: the same network and pictures, in one run.
 
-    python benchmarks/null_text.py --model runs/emoji/model --data ../shared/data/emoji/emoji64.parquet --images 8
+    python benchmarks/null_text.py --model runs/emoji/model --recipe recipes/emoji.toml --images 8
 
 The plain reading has the paper's constants and the authors' order of work: one image at a time; the prompt's prediction
 once a step; up to ten times a prediction under the null embedding, its gradient and an update by torch's Adam, after
@@ -102,8 +102,7 @@ class Memory:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=TINY, help="a folder or a name; 'tiny' is random")
-    parser.add_argument("--data", type=Path, help="parquet file of pictures; left out, smooth noise")
-    parser.add_argument("--held-out", type=Path, default=Path("recipes/emoji-held-out.csv"))
+    parser.add_argument("--recipe", type=Path, help="whose held-out pictures are taken; left out, smooth noise")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=7.5)
@@ -113,7 +112,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     model = open_text_model(args.model)
-    pictures, prompts = held_out_pictures(args.data, args.held_out, args.images, model.picture)
+    pictures, prompts = held_out_pictures(args.recipe, args.images, model.picture)
     calls = Calls(model.network)
 
     def ours(options: dict) -> Callable[[Tensor, list[str]], ddim.LatentCode]:
