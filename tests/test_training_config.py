@@ -87,6 +87,7 @@ def test_which_keys_alter_the_weights(tmp_path):
     before = tiny(tmp_path, tmp_path / "run", train={"lr_schedule": "constant"})
     assert changed(train={"lr_schedule": "constant", "steps": 12}) == []
     assert changed(train={"lr_schedule": "constant", "steps": 5}) == ["train.steps"]
+    assert changed(train={"lr_schedule": "constant", "steps": 12, "decay": 3}) == ["train.decay", "train.steps"]
 
 
 def test_reading_a_config_is_quick():

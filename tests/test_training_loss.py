@@ -176,3 +176,6 @@ def test_learning_rate_rises_and_falls():
     assert learning_rate(cosine, 109) < 1e-3
     constant = OptimConfig(steps=110, lr=2.0, warmup=0)
     assert {learning_rate(constant, s) for s in (0, 50, 109)} == {2.0}
+    falling = OptimConfig(steps=110, lr=2.0, warmup=10, decay=20)
+    assert [learning_rate(falling, s) for s in (0, 9, 89, 90)] == pytest.approx([0.2, 2.0, 2.0, 2.0])
+    assert [learning_rate(falling, s) for s in (91, 100, 109)] == pytest.approx([1.9, 1.0, 0.1])

@@ -26,6 +26,7 @@ _LIMITS: Sequence[tuple[str, str, Any, str]] = (
     ("train", "accumulate", lambda v: v >= 1, "at least 1"),
     ("train", "lr", lambda v: 0 < v < float("inf"), "above 0"),
     ("train", "warmup", lambda v: v >= 0, "at least 0"),
+    ("train", "decay", lambda v: v >= 0, "at least 0"),
     ("train", "betas", lambda v: all(0 <= b < 1 for b in v), "two numbers in [0, 1)"),
     ("train", "weight_decay", lambda v: v >= 0, "at least 0"),
     ("train", "grad_clip", lambda v: v >= 0, "at least 0"),
@@ -53,6 +54,8 @@ def check(config: "TrainConfig") -> None:
             raise InputError(f"[{section}] says nothing to task = {config.task!r}; remove it, or set task = {task!r}.")
     for place, source in zip(("data", *["data.more"] * len(config.data.more)), config.data.sources, strict=True):
         _check_source(place, source)
+    if config.train.decay and config.train.lr_schedule != "constant":
+        raise InputError(f"train.decay = {config.train.decay} goes with train.lr_schedule = 'constant' only.")
     if config.train.batch % config.train.accumulate:
         raise InputError(
             f"train.batch = {config.train.batch} does not divide into {config.train.accumulate} micro-batches."

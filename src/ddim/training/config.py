@@ -161,6 +161,7 @@ class OptimConfig:
         accumulate: micro-batches a process makes of its share (less memory, same result).
         lr: peak learning rate.
         lr_schedule: ``constant`` or ``cosine`` (0 one step after the last), after ``warmup`` steps of linear rise.
+        decay: the last steps of a constant rate, in which it falls linearly to 0 one step after the last.
         betas, weight_decay: AdamW's.
         grad_clip: largest gradient norm; 0 switches clipping off.
         ema: decay of the averaged weights, which are the ones exported; 0 exports the weights themselves.
@@ -177,6 +178,7 @@ class OptimConfig:
     lr: float = 1e-4
     lr_schedule: Literal["constant", "cosine"] = "constant"
     warmup: int = 500
+    decay: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     grad_clip: float = 1.0

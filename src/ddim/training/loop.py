@@ -228,9 +228,12 @@ class _Run:
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
-    """The rate of step ``step`` (from 0): linear warm-up, then constant or a half cosine, 0 one step after the last."""
+    """The rate of step ``step`` (from 0): a linear rise, then constant, perhaps with a fall, or a half cosine."""
     rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-    if config.lr_schedule == "constant" or step < config.warmup:
+    if config.lr_schedule == "constant":
+        fall = min(1.0, (config.steps - step) / config.decay) if config.decay else 1.0
+        return config.lr * min(rise, fall)
+    if step < config.warmup:
         return config.lr * rise
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
     return config.lr * 0.5 * (1 + math.cos(math.pi * progress))

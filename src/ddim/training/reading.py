@@ -151,6 +151,7 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             elif name in FREE_KEYS or old_value == value:
                 continue
             longer = name == "train.steps" and after.get(key, 0) > before.get(key, 0)
-            if not (longer and new["train"]["lr_schedule"] == "constant"):
+            endless = new["train"]["lr_schedule"] == "constant" and not new["train"].get("decay")
+            if not (longer and endless):
                 found.append(name)
     return found
