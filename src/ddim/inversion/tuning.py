@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DDIMError
+from ..gradients import quick_gradients
 from ..guidance import NULL, WORDS, blend
 from ..path import Node
 from ..prediction import Pair
@@ -40,7 +41,7 @@ class Landing:
         """Where the steps of ``rows`` land under ``null`` [len(rows), L, D], their losses, and the losses' gradient."""
         cond = {k: v[rows] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
         x, words = self.x[rows], Pair(self.words.x0[rows], self.words.eps[rows])
-        with torch.enable_grad() if need_gradient else torch.no_grad():
+        with torch.enable_grad() if need_gradient else torch.no_grad(), quick_gradients(x.device):
             leaf = null.detach().requires_grad_(need_gradient)
             pair = self.scene.denoise(x, self.node, {**cond, WORDS: leaf, "half": "null"})
             guided = blend(pair, words, x, self.node, self.scene.guidance, self.scene.prediction)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DDIMError, InputError
+from ..gradients import quick_gradients
 from ..images import save_image
 from . import draws
 from .checkpoint import Checkpoints, clean_run, holds_run, whole_folder
@@ -56,7 +57,8 @@ def train(config: TrainConfig, *, resume: bool = False, on_event: OnEvent | None
             f"with {config.train.accumulate} micro-batches each."
         )
     alone = only_process(Path(config.output.folder)) if accelerator.is_main_process else nullcontext()
-    with alone, _repeatable(accelerator.device, config.train.threads):
+    device = accelerator.device
+    with alone, _repeatable(device, config.train.threads), quick_gradients(device):
         return _Run(config, task, accelerator, on_event).run(resume)
 
 
