@@ -42,6 +42,18 @@ def done_in(path: Path, key: dict[str, str]) -> dict[tuple[str, str, str], dict[
     return {(r["method"], r["guidance"], r["image"]): r for r in rows if all(r[k] == v for k, v in key.items())}
 
 
+def batches(missing: list[int], size: int) -> list[list[int]]:
+    """Pictures in batches without gaps, each within one batch of the whole: picture k then has seed k, whatever was
+    done before."""
+    out: list[list[int]] = []
+    for k in missing:
+        if out and out[-1][-1] == k - 1 and k % size:
+            out[-1].append(k)
+        else:
+            out.append([k])
+    return out
+
+
 def append(path: Path, rows: list[dict]) -> None:
     with path.open("a", newline="") as f:
         writer = csv.DictWriter(f, FIELDS)
@@ -77,11 +89,9 @@ def main() -> None:
             name, options = METHODS[method]
             if name == "null-text" and weight == 1:
                 continue
-            for part in torch.arange(args.images).split(args.batch):
-                done = done_in(args.out, key)
-                todo = [k for k in part.tolist() if (method, f"{weight:g}", str(k)) not in done]
-                if not todo:
-                    continue
+            done = done_in(args.out, key)
+            missing = [k for k in range(args.images) if (method, f"{weight:g}", str(k)) not in done]
+            for todo in batches(missing, args.batch):
                 calls.take()
                 start = time.perf_counter()
                 try:

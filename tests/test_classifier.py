@@ -170,8 +170,8 @@ def test_a_folder_loads_with_transformers_and_here(folder, capsys):
 @pytest.mark.parametrize(
     ("spoil", "kind", "says"),
     [
-        (lambda f: (f / "scheduler_config.json").unlink(), InputError, r"scheduler_config\.json cannot be read"),
-        (lambda f: (f / "config.json").write_text("{"), InputError, r"config\.json cannot be read"),
+        (lambda f: (f / "scheduler_config.json").unlink(), InputError, r"scheduler_config\.json is not readable JSON"),
+        (lambda f: (f / "config.json").write_text("{"), InputError, r"config\.json is not readable JSON"),
         (lambda f: (f / "config.json").write_text("[]"), InputError, r"is JSON, but no config"),
         (lambda f: (f / "config.json").write_text('{"model_type": "vit"}'), InputError, r"no classifier of noisy"),
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), InputError, r"pickles are never loaded"),

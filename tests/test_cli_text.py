@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from typer.testing import CliRunner
 import ddim
 from ddim.cli import options, terminal
 from ddim.cli.app import app
-from ddim.editing.control import KINDS
+from ddim.cli.files import phrase, phrases, short_hash
+from ddim.editing.control import KINDS, AttentionEdit
 
 CAT, TIGER = "a cat on a mat", "a tiger on a mat"
 SIDE = 32
@@ -77,7 +79,7 @@ def test_sample_draws_the_verbs_picture(model: str):
 def test_several_prompts_are_a_picture_each(model: str):
     said = run_json("sample", "-m", model, "-p", CAT, "-p", TIGER, "-p", "a dog", "-S", 2, "--each")
     assert said["count"] == 3
-    assert said["files"][0] == "words_3prompts_ddim_S2_eta0_seed0.png"
+    assert said["files"][0] == f"words_3prompts-{short_hash(CAT, TIGER, 'a dog')}_ddim_S2_eta0_seed0.png"
     assert [about(f)["prompts"] for f in said["files"][1:]] == [[CAT], [TIGER], ["a dog"]]
 
 
@@ -115,7 +117,7 @@ def test_a_prompt_that_is_too_long_is_one_warning(model: str):
 def test_invert_and_reconstruct_under_guidance(model: str):
     cat = picture()
     there = run_json("invert", cat, "-m", model, "-p", CAT, "--guidance", 3, "--method", "direct", "-S", 3)
-    assert there["files"] == ["cat_direct_S3_w3.code.safetensors"]
+    assert there["files"] == ["cat_a-cat-on-a-mat_direct_S3_w3.code.safetensors"]
     code = ddim.LatentCode.load(there["files"][0])
     assert (code.prompts, code.guidance["weight"]) == ((CAT,), 3.0)
     back = run_json("reconstruct", there["files"][0], "--original", cat)
@@ -131,7 +133,7 @@ def test_invert_takes_sizes_seeds_and_the_way_back(model: str):
         *("invert", wide, "-m", model, "-p", CAT, "-w", 2, "--back", 1, "--method", "edit-friendly"),
         *("-S", 4, "-o", "skip=0", "--seed", 3, "--no-check"),
     )
-    assert said["files"] == ["wide_edit-friendly_S4_skip0_w2_back1_seed3.code.safetensors"]
+    assert said["files"] == ["wide_a-cat-on-a-mat_edit-friendly_S4_skip0_w2_back1_seed3.code.safetensors"]
     code = ddim.LatentCode.load(said["files"][0])
     assert code.x.shape[2:] == (16, 24)
     assert code.settings["back"] == 1
@@ -185,7 +187,7 @@ def test_ctrl_c_keeps_what_was_tuned_and_resume_goes_on(model: str):
     with pytest.MonkeyPatch.context() as patch:
         interrupted(patch, 2)
         sentence = fails(*words, code=130)
-    partial = "cat_null-text_S4_inner3_w5.code.safetensors.partial"
+    partial = "cat_a-cat-on-a-mat_null-text_S4_inner3_w5.code.safetensors.partial"
     assert f"--resume {partial}" in sentence
     assert sorted(os.listdir()) == ["cat.png", partial, "whole"]
     for command in (["reconstruct", partial], ["edit", partial, "--to", TIGER]):
@@ -195,17 +197,52 @@ def test_ctrl_c_keeps_what_was_tuned_and_resume_goes_on(model: str):
     assert torch.equal(code.extras["null"], whole.extras["null"])
     assert said["nfe"]["invert"] > 0
     again = [w if w != CAT else TIGER for w in words]
-    assert partial.split("_")[0] in fails(*again, "--resume", "cat.png", code=2)
-    assert "prompt" in fails(*again, "--resume", partial, code=2)
+    sentence = fails(*again, "--resume", "cat.png", code=2)
+    assert "cat.png cannot be read as a latent code" in sentence
+    assert partial not in sentence
+    assert "another prompts" in fails(*again, "--resume", partial, code=2)
 
 
 def test_ctrl_c_in_an_edit_keeps_what_was_tuned(model: str):
     words = ["edit", picture(), "-m", model, "--from", CAT, "--to", TIGER, "--method", "null-text", "-S", 3]
     with pytest.MonkeyPatch.context() as patch:
         interrupted(patch, 1)
-        sentence = fails(*words, code=130)
-    assert "ddim invert cat.png" in sentence
-    assert len(list(Path().glob("*.partial"))) == 1
+        sentence = fails(*words, "-o", "inner=3", "--negative", "it's a hat", code=130)
+    (partial,) = Path().glob("*.partial")
+    command = sentence[sentence.index("ddim invert ") : sentence.index(" goes on.")]
+    assert command.endswith(f"--resume {partial}")
+    typed = shlex.split(command)
+    code = ddim.LatentCode.load(run_json(*typed[1:])["files"][0])
+    assert (code.method, code.grid.steps, code.negative) == ("null-text", 3, "it's a hat")
+    assert run_json("edit", run_json(*typed[1:])["files"][0], "--to", TIGER)["to"] == [[TIGER]]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "Interrupted."),
+        (MemoryError(), 1, "smaller --batch."),
+        (ddim.DDIMError("It is no longer finite."), 1, "no longer finite."),
+    ],
+    ids=["ctrl-c", "memory", "nan"],
+)
+def test_what_stops_the_way_forward_of_an_edit_leaves_the_code(
+    model: str, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str
+):
+    words = ["edit", picture(), "-m", model, "--from", CAT, "--to", TIGER, "-S", 3, "-w", 5]
+
+    def stopping(*a: Any, **k: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ddim.editing.edit.solve", stopping)
+        sentence = fails(*words, code=code)
+    assert said in sentence
+    kept = "cat_to_a-tiger-on-a-mat_direct_S3_from-a-cat-on-a-mat_w5.code.safetensors"
+    assert sorted(os.listdir()) == ["cat.png", kept]
+    command = sentence[sentence.index("ddim edit ") : sentence.index(" goes on.")]
+    said_then = run_json(*shlex.split(command)[1:])
+    assert torch.equal(tile(said_then["files"][0], 1), tile(run_json(*words)["files"][0], 2))
 
 
 # --- interpolate -----------------------------------------------------------------------------------------------------
@@ -248,8 +285,9 @@ def test_interpolate_wants_one_prompt_and_one_size(model: str):
 def test_edit_writes_a_strip_and_a_json(model: str):
     said = run_json("edit", picture(), "-m", model, "--from", CAT, "--to", TIGER, "--to", "a dog on a mat", "-S", 3)
     strip, beside = said["files"]
-    assert strip == "cat_to_2targets_direct_S3.png"
-    assert beside == "cat_to_2targets_direct_S3.json"
+    both = short_hash(TIGER, "a dog on a mat")
+    assert strip == f"cat_to_2targets-{both}_direct_S3_from-a-cat-on-a-mat.png"
+    assert beside == strip.replace(".png", ".json")
     assert rgb(strip).shape == (SIDE + 4, 4 * (SIDE + 2) + 2, 3)
     assert torch.equal(tile(strip, 0), rgb("cat.png"))
     edited = ddim.edit(ddim.load(model), "cat.png", [TIGER, "a dog on a mat"], source_prompt=CAT, steps=3)
@@ -335,6 +373,11 @@ BAD_EDITS = [
     (["odd.png", "--from", CAT, "--to", TIGER], ["33x32", "multiples of", "32x32"]),
     (["code.safetensors", "--to", TIGER, "--steps", "3"], ["--steps", "leave it out"]),
     (["code.safetensors", "--to", TIGER, "--from", TIGER], ["--from", CAT]),
+    (["code.safetensors", "--to", TIGER, "--seed", "0"], ["--seed", "leave it out"]),
+    (["code.safetensors", "--to", TIGER, "--resize"], ["--resize", "leave it out"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--blend-start", "2"], ["--blend-start 2"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--blend-threshold", "0"], ["--blend-threshold 0"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--weight-steps", "0.5,0.2"], ["--weight-steps (0.5, 0.2)"]),
 ]
 
 
@@ -351,6 +394,134 @@ def test_bad_edits_are_one_sentence(words: list[str], said: list[str], model: st
     for part in said:
         assert part in sentence
     assert sorted(os.listdir()) == before
+
+
+def test_the_windows_of_weights_and_blend_and_the_guidance_reach_the_verb(model: str):
+    cat = picture()
+    said = run_json(
+        *(
+            "edit",
+            cat,
+            "-m",
+            model,
+            "--from",
+            CAT,
+            "--to",
+            TIGER,
+            "-S",
+            4,
+            "--weight",
+            "tiger=5",
+            "--blend",
+            "cat/tiger",
+        ),
+        *("--weight-steps", "0.5", "--blend-start", 0.5, "--blend-threshold", 0.9),
+        *("--rescale", 0.7, "--interval", "0.3,0.8"),
+    )
+    how = AttentionEdit(weight_steps=(0, 0.5), blend_start=0.5, blend_threshold=0.9)
+    edited = ddim.edit(
+        ddim.load(model),
+        "cat.png",
+        TIGER,
+        source_prompt=CAT,
+        steps=4,
+        weights={"tiger": 5.0},
+        blend="cat/tiger",
+        attention=how,
+        guidance=ddim.Guidance(7.5, 0.7, (0.3, 0.8)),
+    )
+    assert torch.equal(tile(said["files"][0], 2), (edited.edits[0, 0].permute(1, 2, 0) * 255).round().to(torch.uint8))
+    assert said["guidance"] == {"weight": 7.5, "rescale": 0.7, "interval": [0.3, 0.8]}
+    for part in ("rescale0.7", "interval0.3-0.8", "start0.5", "threshold0.9", "scaled0.5"):
+        assert part in said["files"][0]
+
+
+def test_an_edit_of_a_code_keeps_its_guidance_but_for_what_is_given(model: str):
+    words = ["-p", CAT, "-w", 3, "--interval", "0,0.9", "-S", 2, "--no-check", "--method", "direct"]
+    code = run_json("invert", picture(), "-m", model, *words)["files"][0]
+    said = run_json("edit", code, "--to", TIGER, "--rescale", 0.5)
+    assert said["guidance"] == {"weight": 3.0, "rescale": 0.5, "interval": [0.0, 0.9]}
+
+
+# --- names, memory ---------------------------------------------------------------------------------------------------
+
+
+def test_other_words_have_other_names(model: str):
+    cat = picture()
+    plain = ["invert", cat, "-m", model, "-S", 2, "--no-check"]
+    inverted = [
+        run_json(*plain, "-p", CAT),
+        run_json(*plain, "-p", TIGER),
+        run_json(*plain, "-p", CAT, "--dtype", "bfloat16"),
+        run_json(*plain, "-p", CAT, "--back", 2),
+    ]
+    assert len({said["files"][0] for said in inverted}) == len(inverted)
+    common = ["edit", cat, "-m", model, "-S", 2]
+    edits = [
+        ["--from", CAT, "--to", TIGER],
+        ["--from", "a cat", "--to", TIGER],
+        ["--from", CAT, "--to", TIGER, "--dtype", "bfloat16"],
+        ["--from", CAT, "--to", TIGER, "--method", "ddim", "--back", "2"],
+        ["--from", CAT, "--to", TIGER, "--method", "ddim"],
+        ["--from", CAT, "--to", TIGER, "--to", CAT],
+        ["--from", CAT, "--to", TIGER, "--to", "a cat"],
+        ["--from", CAT, "--to", ""],
+    ]
+    files = [run_json(*common, *words)["files"][0] for words in edits]
+    assert len(set(files)) == len(files)
+    assert files[-1].startswith("cat_to_empty_")
+
+
+def test_a_phrase_in_a_name_is_short_and_its_own():
+    assert phrase("a cat on a mat") == "a-cat-on-a-mat"
+    assert phrase("") == phrase("  ") == "empty"
+    long = "a cat on a mat beside another cat on another mat"
+    assert phrase(long) != phrase(f"{long} in a hat")
+    assert phrase(long).startswith("a-cat-on-a-mat-beside-another-cat-on-ano")
+    assert phrase("a (cat:2)") != phrase("a cat 2")
+    assert phrase("!?") == short_hash("!?")
+    assert phrases(["a", "b"], "targets") == f"2targets-{short_hash('a', 'b')}"
+
+
+def test_one_by_one_asks_for_half_as_much_at_a_time(model: str, monkeypatch: pytest.MonkeyPatch):
+    from ddim.models.latent import LatentTextModel
+
+    inner, widths = LatentTextModel.denoiser, list[int]()
+
+    def watched(self: Any) -> Any:
+        denoise = inner(self)
+        return lambda x, *a: (widths.append(len(x)), denoise(x, *a))[1]
+
+    monkeypatch.setattr(LatentTextModel, "denoiser", watched)
+    cat = picture()
+    code = run_json("invert", cat, "-m", model, "-p", CAT, "-w", 3, "-S", 2, "--no-check")["files"][0]
+    for words, together in (
+        (["sample", "-m", model, "-p", CAT, "-n", "1", "-S", "2"], 2),
+        (["invert", cat, "-m", model, "-p", CAT, "-w", "3", "-S", "2", "--out", "again"], 2),
+        (["reconstruct", code], 2),
+        (["edit", code, "--to", TIGER], 4),
+        (["edit", code, "--to", TIGER, "-w", "2", "-q"], 4),
+    ):
+        seen = []
+        for more in ([], ["--one-by-one"]):
+            widths.clear()
+            run(*words, *more)
+            seen.append(max(widths))
+        assert seen == [together, together // 2], words
+
+
+def test_invert_without_a_prompt_says_so(model: str):
+    result = CliRunner().invoke(app, ["invert", str(picture()), "-m", model, "-S", "2"])
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("Warning: There is no --prompt")
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_interpolate_has_one_prompt(model: str):
+    cat, dog = picture("cat.png", 1), picture("dog.png", 2)
+    words = ["interpolate", cat, dog, "-m", model, "-S", "2", "--frames", "2"]
+    assert "2 --prompt were given" in fails(*words, "-p", CAT, "-p", TIGER, code=2)
+    assert run_json(*words, "-p", CAT)["prompts"] == [CAT]
 
 
 # --- models without text, and the lists ------------------------------------------------------------------------------

@@ -127,10 +127,25 @@ def test_a_missing_part_is_named(tmp_path, key):
         ddim.LatentCode.load(rewritten(tmp_path / "a", drop=key))
 
 
-@pytest.mark.parametrize("about", [{"options": [1]}, {"method": 3}, {"settings": "none"}], ids=str)
+@pytest.mark.parametrize(
+    "about",
+    [
+        *({"options": [1]}, {"method": 3}, {"settings": "none"}, {"negative": None}),
+        *({"prompts": "abc"}, {"prompts": [1, 2, 3]}, {"prompts": None}),
+        *({"guidance": 7.5}, {"guidance": {"rescale": 0.7}}, {"guidance": {"weight": "a"}}),
+    ],
+    ids=str,
+)
 def test_a_part_of_another_kind_is_named(tmp_path, about):
     with pytest.raises(ddim.InputError, match=f"has a {next(iter(about))} that cannot be read"):
         ddim.LatentCode.load(rewritten(tmp_path / "a", about))
+
+
+def test_prompts_are_none_or_one_an_image(tmp_path):
+    with pytest.raises(ddim.InputError, match="has 2 prompts for 3 images"):
+        ddim.LatentCode.load(rewritten(tmp_path / "a", {"prompts": ["a", "b"]}))
+    without = ddim.LatentCode.load(rewritten(tmp_path / "a", {"prompts": [], "guidance": {}}))
+    assert (without.prompts, without.guidance) == ((), {})
 
 
 def test_a_code_without_a_latent(tmp_path):
@@ -146,8 +161,15 @@ def test_a_code_without_a_latent(tmp_path):
         {"grid": torch.ones(3, 3)},
         {"state.y": torch.ones(2, 1, 4, 4)},
         {"cond.labels": torch.arange(7)},
+        {"extras.noise": torch.ones(3, 3, 2)},
+        {"extras.null": torch.ones(3, 5, 2)},
+        {"extras.pivot": torch.ones(3)},
+        {"extras.end": torch.ones(3, 4, 1, 4, 4)},
     ],
-    ids=["grid of 1-D", "grid of pairs", "grid that repeats", "state of another batch", "cond of another batch"],
+    ids=[
+        *("grid of 1-D", "grid of pairs", "grid that repeats", "state of another batch", "cond of another batch"),
+        *("a noise too few", "a null too many", "a pivot without steps", "more than one end"),
+    ],
 )
 def test_tensors_that_do_not_fit_together(tmp_path, tensors):
     with pytest.raises(ddim.InputError):

@@ -53,13 +53,18 @@ def test_windows_are_rounded_down_to_whole_steps():
     ("options", "sentence"),
     [
         ({"kind": "refin"}, "Did you mean 'refine'"),
+        ({"cross_steps": 0.4}, "cross_steps = 0.4 is no part of the steps"),
+        ({"self_steps": ("a", "b")}, r"self_steps = \('a', 'b'\) is no part of the steps"),
+        ({"weight_steps": "01"}, "weight_steps = 01 is no part of the steps"),
+        ({"blend_start": "a"}, "blend_start = a lies outside"),
+        ({"blend_threshold": None}, "blend_threshold = None lies outside"),
         ({"cross_steps": (0.5, 0.2)}, r"cross_steps = \(0.5, 0.2\) is no part of the steps"),
         ({"self_steps": (0.0, 20)}, "self_steps"),
         ({"weight_steps": (-0.1, 0.5)}, "weight_steps"),
         ({"self_positions": 0}, "self_positions = 0 is not a number above 0"),
         ({"blend_side": 2.5}, r"blend_side = 2\.5"),
         ({"blend_start": 2}, "blend_start = 2 lies outside"),
-        ({"blend_threshold": 1.0}, "blend_threshold = 1 lies outside"),
+        ({"blend_threshold": 1.0}, "blend_threshold = 1.0 lies outside"),
     ],
 )
 def test_options_out_of_range(options, sentence):

@@ -103,7 +103,7 @@ def test_weights_change_the_target_and_not_the_source(model, code, attention):
     assert torch.equal(quiet.edits, ddim.edit(model, code, TARGET, attention="none").edits)
 
 
-METHODS = ["ddim", "direct", "null-text", "negative-prompt", "edit-friendly", "edict", "bdia", "belm"]
+METHODS = ddim.inversion_names()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -283,6 +283,7 @@ def test_a_saved_code_edits_as_the_one_that_was_saved(model, tmp_path: Path):
 
 
 def test_guidance_is_the_codes_own_unless_another_is_given(model, code):
+    code = coded(model, "direct")
     own, three, nine = (ddim.edit(model, code, TARGET, guidance=w) for w in (None, 3.0, Guidance(9.0)))
     assert torch.equal(own.edits, three.edits)
     assert apart(own.edits, nine.edits) > 1e-3
@@ -320,11 +321,36 @@ def test_v_prediction_and_float32():
         ({"batch": 0}, "batch = 0"),
         ({"source_prompt": "a dog"}, f"source_prompt = 'a dog', but the code was made with '{SOURCE}'"),
         ({"negative": "ugly"}, "negative = 'ugly', but the code was made with ''"),
+        ({"attention": None}, "attention = None is neither an AttentionEdit nor one of: refine, replace, none"),
+        ({"weights": "dog"}, "weights = 'dog' does not map words to factors"),
+        ({"weights": {"tiger": None}}, "The weight None of 'tiger' is not a number"),
+        ({"blend": 3}, "blend = 3 names no words"),
+        ({"blend": ("cat", 3)}, r"blend = \('cat', 3\) names no words"),
+        ({"prompt": None}, "prompt = None is not a target prompt"),
+        ({"prompt": 3}, "prompt = 3 is not a target prompt"),
+        ({"prompt": [3]}, r"prompt = \[3\] is not a target prompt"),
+        ({"source_prompt": 3}, "source_prompt = 3 is neither a text nor a list of texts"),
+        ({"guidance": "a"}, "guidance = a is not a number"),
+        # what is of the inversion, which a code has behind it
+        ({"method": "ddim"}, "method cannot be set for a code, which was walked back already"),
+        ({"steps": 50, "seed": 0}, "steps, seed cannot be set for a code"),
+        ({"options": {"iterations": 5}}, "options cannot be set"),
+        ({"back": 1.0}, "back cannot be set"),
+        ({"spacing": "leading"}, "spacing cannot be set"),
+        ({"resize": True}, "resize cannot be set"),
     ],
 )
 def test_bad_input(model, code, options, sentence):
     with pytest.raises(InputError, match=sentence):
         ddim.edit(model, code, **{"prompt": TARGET, **options})
+
+
+def test_what_is_none_was_not_given(model, code):
+    nothing = dict.fromkeys(("method", "steps", "options", "back", "seed", "spacing"))
+    edited = ddim.edit(model, code, TARGET, **nothing, resize=False)
+    assert torch.equal(edited.edits, ddim.edit(model, code, TARGET).edits)
+    walked = ddim.edit(model, tiny_text.pictures(1), TARGET, source_prompt=SOURCE, **{**nothing, "steps": STEPS})
+    assert (walked.code.method, walked.code.grid.steps) == ("direct", STEPS)
 
 
 def test_words_are_checked_before_the_work(model, monkeypatch: pytest.MonkeyPatch):
@@ -357,10 +383,30 @@ def test_a_prompt_that_is_cut_warns(model, code):
         ddim.edit(model, code, "a tiger next to a mirror and a zebra with a zebra hat")
 
 
-def test_null_text_under_another_guidance_warns(model):
-    code = coded(model, "null-text")
-    with pytest.warns(DDIMWarning, match="tuned for guidance 3, not for 5"):
+@pytest.mark.parametrize("method", METHODS)
+def test_another_guidance_warns_unless_the_source_is_held(model, method):
+    code = coded(model, method)
+    if method in ("direct", "edit-friendly"):
+        edited = ddim.edit(model, code, TARGET, guidance=5.0)  # a warning would be an error here
+        assert apart(edited.reconstruction, ddim.reconstruct(model, code)) < TIGHT
+        return
+    with pytest.warns(DDIMWarning, match=f"code of '{method}' was made for guidance 3, not for 5: the source need not"):
         ddim.edit(model, code, TARGET, guidance=5.0)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "told"),
+    [
+        (Guidance(3.0, rescale=0.7), "for guidance 3, rescale 0, not for 3, rescale 0.7"),
+        (Guidance(5.0, interval=(0.0, 0.5)), r"for guidance 3, interval \(0, 1\), not for 5, interval \(0, 0.5\)"),
+    ],
+    ids=["rescale", "interval"],
+)
+def test_another_rescale_or_interval_warns_too(model, guidance, told):
+    code = coded(model, "null-text", options={"scope": "global", "inner": 1})
+    with pytest.warns(DDIMWarning, match=told):
+        ddim.edit(model, code, TARGET, guidance=guidance)
+    ddim.edit(model, code, TARGET, guidance=Guidance(3.0))  # no change, no warning
 
 
 def test_a_network_that_says_nan_names_the_step(code):

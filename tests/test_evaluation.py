@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 import ddim
 from ddim.cli.app import app
+from ddim.cli.evaluate import ROW
 from ddim.evaluation.edits import EditBenchmark, EditPair, Setting, edit_pairs, read_pictures, summary
 from ddim.evaluation.nearest import Gallery
 from ddim.evaluation.pairs import agreement, mse, mse_where, psnr, ssim
@@ -188,13 +190,113 @@ def test_the_command_measures_resumes_and_shows(recipe: Path, tmp_path: Path):
     assert len({line.split(",")[1] for line in lines[1:]}) == 4
     table = json.loads(second.output)["rows"]
     assert [(row["edit"], row["pairs"]) for row in table] == [("word", 2), ("style", 2)]
-    with Image.open(out / "direct_none.png") as sheet:
-        assert sheet.width > 3 * 32
+    (sheet,) = out.glob("*.png")
+    assert sheet.stem == f"direct_S2_none_w7.5_{json.loads(second.output)['fingerprint'][:12]}"
+    assert len(list((out / sheet.stem).iterdir())) == 4
+    with Image.open(sheet) as image:
+        assert image.width > 3 * 32
+
+
+def evaluated(recipe: Path, out: Path, *more: Any) -> dict[str, Any]:
+    """What the command tells when it is run on the tiny model beside the recipe."""
+    folder = recipe.parent / "model"
+    if not folder.is_dir():
+        tiny_text.pipeline().save_pretrained(folder)
+    words = ["evaluate", "edits", recipe, "--model", folder, "--out", out, "--json", "--attention", "none", *more]
+    ran = CliRunner().invoke(app, [str(w) for w in words])
+    assert ran.exit_code == 0, ran.output
+    return json.loads(ran.stdout)
+
+
+def test_another_run_in_the_same_folder_is_not_taken_for_this_one(recipe: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    direct = ["--method", "direct", "--words", 0]
+    first = evaluated(recipe, out, *direct, "--steps", 2)
+    others = [
+        evaluated(recipe, out, *direct, "--steps", 3),
+        evaluated(recipe, out, *direct, "--steps", 2, "--guidance", 1.5),
+    ]
+    tiny_text.pipeline(seed=1).save_pretrained(tmp_path / "model")  # other weights under the same name
+    others.append(evaluated(recipe, out, *direct, "--steps", 2))
+    assert first["fingerprint"] != others[-1]["fingerprint"]
+    assert len((out / "rows.csv").read_text().splitlines()) == 1 + 4 * 2
+    assert [run["rows"][0]["pairs"] for run in (first, *others)] == [2] * 4
+    assert len({run["rows"][0]["answer_psnr"] for run in (first, *others)}) == 4
+    assert len(list(out.glob("direct_*.png"))) == 4
+    # fewer pairs: a table of those alone
+    less = evaluated(recipe, out, *direct, "--steps", 2, "--limit", 1)
+    assert [row["pairs"] for row in less["rows"]] == [1]
+    assert len((out / "rows.csv").read_text().splitlines()) == 1 + 4 * 2
+
+
+def test_the_command_under_the_table_is_the_one_that_was_given(recipe: Path, tmp_path: Path):
+    given = ["--method", "direct", "--method", "ddim", "--steps", 1, "--words", 1, "--styles", 0, "--limit", 1]
+    evaluated(recipe, tmp_path / "out", *given)
+    words = shlex.split(json.loads((tmp_path / "out" / "edits.json").read_text())["about"]["command"])
+    assert words[:3] == ["ddim", "evaluate", "edits"]
+    flags = [*map(str, given), "--attention", "none", "--model", str(tmp_path / "model"), "--guidance", "7.5"]
+    pairs = [words[4:][k : k + 2] for k in range(0, len(words[4:]), 2)]
+    assert sorted(pairs) == sorted(flags[k : k + 2] for k in range(0, len(flags), 2))
+
+
+def test_a_method_that_diverges_is_a_result_and_the_run_goes_on(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from ddim.editing.edit import edit
+
+    def diverges(model: Any, source: Any, prompts: Any, **options: Any) -> Any:
+        if options["source_prompt"] == "round cat":
+            raise ddim.DDIMError("The sample is no longer finite.")
+        return edit(model, source, prompts, **options)
+
+    monkeypatch.setattr("ddim.editing.edit.edit", diverges)
+    told = evaluated(recipe, tmp_path / "out", "--method", "direct", "--steps", 1)
+    assert told["warnings"] == ["direct · none: round cat: The sample is no longer finite."]
+    rows = Rows(tmp_path / "out" / "rows.csv", ROW).rows
+    assert [(r["rank"], r["answer_psnr"] == "nan", r["source_psnr"] == "nan") for r in rows[:2]] == [
+        ("4", True, True)
+    ] * 2
+    assert all(float(r["answer_psnr"]) > 0 for r in rows[2:])
+    assert [(r["edit"], r["pairs"]) for r in told["rows"]] == [("word", 2), ("style", 2)]
+    assert all(r["source_psnr"] is not None for r in told["rows"])  # of the pair that came through
+    again = evaluated(recipe, tmp_path / "out", "--method", "direct", "--steps", 1)
+    assert again["warnings"] == []  # it is done
+
+
+def test_bad_input_of_a_method_ends_the_run(recipe: Path, monkeypatch: pytest.MonkeyPatch):
+    pictures = read_pictures(load_config(recipe))
+
+    def refuses(*_: Any, **__: Any) -> None:
+        raise ddim.InputError("no")
+
+    monkeypatch.setattr("ddim.editing.edit.edit", refuses)
+    with pytest.raises(ddim.InputError, match="no"):
+        list(EditBenchmark(None, pictures, edit_pairs(pictures)).run(Setting("s", "direct", "none"), set()))
+
+
+def test_nothing_to_edit_is_one_sentence(recipe: Path, tmp_path: Path):
+    tiny_text.pipeline().save_pretrained(tmp_path / "model")
+    none = ["--words", "0", "--styles", "0", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["evaluate", "edits", str(recipe), "--model", str(tmp_path / "model"), *none])
+    assert result.exit_code == 2
+    assert "--words and --styles leave no pair" in " ".join(result.output.split())
+
+
+def test_every_inversion_is_measured_by_default(recipe: Path, tmp_path: Path):
+    told = evaluated(recipe, tmp_path / "out", "--steps", 1, "--limit", 1)
+    assert [row["method"] for row in told["rows"]] == ddim.inversion_names()
 
 
 @pytest.mark.parametrize(
     ("extra", "sentence"),
-    [(["--method", "dirct"], "Did you mean 'direct'"), (["--model", "fashion"], "no text encoder")],
+    [
+        (["--method", "dirct"], "Did you mean 'direct'"),
+        (["--model", "fashion"], "no text encoder"),
+        (["--words", "-1"], "words'"),
+        (["--styles", "-1"], "styles'"),
+        (["--limit", "0"], "limit'"),
+        (["--steps", "0"], "steps'"),
+    ],
 )
 def test_wrong_input_is_one_sentence(recipe: Path, extra: list[str], sentence: str):
     result = CliRunner().invoke(app, ["evaluate", "edits", str(recipe), *extra])

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import tiny_text
 import torch
 from oracles import noise_like
 
@@ -139,3 +140,44 @@ def test_a_grid_has_the_codes_at_its_corners(rows, columns):
 def test_an_interpolation_that_cannot_be(make, says):
     with pytest.raises(ddim.InputError, match=says):
         make()
+
+
+# --- codes with text, each with what is its own -----------------------------------------------------------------------
+
+
+def tuned(method: str, **options: object) -> ddim.LatentCode:
+    """Two pictures of one prompt, guided."""
+    return ddim.invert(
+        tiny_text.model(), tiny_text.pictures(2), steps=3, method=method, options=options, prompt="a cat", guidance=3.0
+    )
+
+
+def test_codes_with_their_own_null_embedding_go_through_ddim():
+    model, code = tiny_text.model(), tuned("null-text", scope="global", inner=3, stop=0)
+    assert not torch.equal(code.cond["null"][0], code.cond["null"][1])
+    back = ddim.reconstruct(model, code)
+    for codes in ([code], [code[0], code[1]]):
+        frames = ddim.interpolate(model, *codes, frames=3)
+        assert torch.equal(frames[[0, -1]], back)
+    plain = ddim.invert(model, back, steps=3, prompt="a cat")  # which frames between are arcs of
+    assert torch.allclose(frames[1], ddim.interpolate(model, plain, frames=3)[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "kept"),
+    [
+        ("null-text", {"scope": "global", "inner": 2, "stop": 0}, "keep a null embedding each, which"),
+        ("null-text", {"inner": 2}, "keep a null embedding for every step, which"),
+        ("edit-friendly", {}, "keep a noise map for every step, which"),
+        ("direct", {}, "keep a pivot for every step, which"),
+    ],
+)
+def test_what_cannot_be_mixed_is_named(method, options, kept):
+    with pytest.raises(ddim.InputError, match=f"Codes of '{method}' {kept} cannot be mixed; use through='ddim'"):
+        ddim.interpolate(tiny_text.model(), tuned(method, **options), through="state")
+
+
+def test_a_null_embedding_a_step_and_one_for_all_do_not_belong_together():
+    one, other = tuned("null-text", inner=1), tuned("null-text", inner=1, scope="global")
+    with pytest.raises(ddim.InputError, match="their settings are"):
+        ddim.interpolate(tiny_text.model(), one[0], other[1])

@@ -200,6 +200,18 @@ def test_a_wrong_count_of_prompts_is_named(model: LatentTextModel):
         ddim.sample(model, 3, steps=2, prompt=["a", "b"])
 
 
+@pytest.mark.parametrize("bad", [3, 0, b"a dog", ["a dog", 3]], ids=repr)
+def test_a_prompt_that_is_no_text(model: LatentTextModel, bad: Any):
+    with pytest.raises(InputError, match="is neither a text nor a list of texts"):
+        ddim.sample(model, 2, steps=2, prompt=bad)
+
+
+@pytest.mark.parametrize("bad", [None, 3], ids=repr)
+def test_a_negative_prompt_that_is_no_text(model: LatentTextModel, bad: Any):
+    with pytest.raises(InputError, match=f"negative = {bad} is not a text"):
+        ddim.invert(model, tiny_text.pictures(1), steps=2, prompt="a dog", negative=bad)
+
+
 def test_labels_are_refused(model: LatentTextModel):
     with pytest.raises(InputError, match="takes prompts, not class labels"):
         ddim.sample(model, 1, steps=2, labels=1)
@@ -276,6 +288,20 @@ def test_the_hint_is_for_overflows_of_float16_only(dtype: torch.dtype):
     sick = tiny_text.model(dtype=dtype)
     with pytest.raises(DDIMError, match=r"^another matter$"), walks.half_precision_hint(sick):
         raise DDIMError("another matter")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_an_autoencoder_that_overflows_is_named(dtype: torch.dtype):
+    sick = tiny_text.model(dtype=dtype)
+    for network in (sick.vae.quant_conv, sick.vae.decoder.conv_out):
+        network.weight.data.fill_(torch.inf)
+    for work, did in (
+        (lambda: sick.encode(tiny_text.pictures(1)), "encoded a picture"),
+        (lambda: sick.decode(torch.ones(1, *sick.shape)), "decoded a sample"),
+    ):
+        with pytest.raises(DDIMError, match=f"autoencoder of 'tiny-text' returned NaN or infinity when it {did}") as e:
+            work()
+        assert ("load the model with bfloat16 or float32" in str(e.value)) == (dtype == torch.float16)
 
 
 def test_loading_is_silent(folder: Path, capfd: pytest.CaptureFixture[str]):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .code import LatentCode
 from .errors import InputError, unknown
+from .guidance import NULL
 from .interpolation import chain, four_corners
 from .inversion.ddim import DDIMInversion
 from .models.base import Model
@@ -17,6 +18,9 @@ from .walks import Progress, check_batch, walk_back
 
 Through = Literal["ddim", "state"]
 Mix = Callable[[list[Tensor]], Tensor]
+
+_KEPT = {"null": "a null embedding", "noise": "a noise map", "pivot": "a pivot"}
+"""What a code's ``extras`` hold, for a sentence."""
 
 
 def interpolate(
@@ -86,20 +90,22 @@ def _between(
     check_batch(batch)
     if through not in get_args(Through):
         raise unknown("through", through, get_args(Through))
-    mixed = combine(codes, mix)  # also says what does not fit, before any work
+    own_null = _differ(codes, NULL)
+    mixed = combine(codes, mix, without=(NULL,) if own_null else ())  # also says what does not fit, before any work
     kept = sorted(codes[0].extras)
-    if through == "state" and kept:
-        raise InputError(
-            f"Codes of {codes[0].method!r} keep a {kept[0]} for every step, which cannot be mixed; use through='ddim'."
-        )
-    if through == "state" or _plain(codes[0]):
+    if through == "state" and (kept or own_null):
+        what = next((f"{said} for every step" for key, said in _KEPT.items() if key in kept), "a null embedding each")
+        raise InputError(f"Codes of {codes[0].method!r} keep {what}, which cannot be mixed; use through='ddim'.")
+    if through == "state" or (_plain(codes[0]) and not own_null):
         return reconstruct(model, mixed, batch=batch, progress=progress)
-    whole = combine(codes, torch.cat)
-    whole = replace(whole, extras={k: torch.cat([c.extras[k] for c in codes]) for k in kept})
+    # each comes back with what is its own; the walk after that has weight 1 and reads no null embedding
+    whole = combine(codes, torch.cat, without=(NULL,))
+    own = {key: torch.cat([c.cond[key] for c in codes]) for key in codes[0].cond}
+    whole = replace(whole, cond=own, extras={k: torch.cat([c.extras[k] for c in codes]) for k in kept})
     turns = [-(-n // batch) for n in (len(whole), len(whole), len(mixed))]
     part = _parts(progress, [t * whole.grid.steps for t in turns])
     images = reconstruct(model, whole, batch=batch, progress=part(0))
-    cond = {k: v.to(model.device) for k, v in whole.cond.items()}
+    cond = {k: v.to(model.device) for k, v in whole.cond.items() if k != NULL}
     plain = walk_back(model, DDIMInversion(), images, whole.grid, cond, batch, part(1))
     out = reconstruct(model, combine([plain], mix), batch=batch, progress=part(2))
     out[list(ends)] = images
@@ -123,12 +129,22 @@ def _parts(progress: Progress | None, lengths: Sequence[int]) -> Callable[[int],
     return part
 
 
-def combine(codes: Sequence[LatentCode], mix: Mix) -> LatentCode:
+def _differ(codes: Sequence[LatentCode], key: str) -> bool:
+    """Whether the pictures have different ``cond[key]``, of one shape."""
+    values = [c.cond[key] for c in codes if key in c.cond]
+    if len({v.shape[1:] for v in values}) != 1:
+        return False
+    rows = torch.cat(values)
+    return bool((rows != rows[:1]).any())
+
+
+def combine(codes: Sequence[LatentCode], mix: Mix, without: Sequence[str] = ()) -> LatentCode:
     """One code whose states are a mix of others', every tensor of a state mixed alike; without their extras.
 
     Args:
         codes: at least one.
         mix: from a list of tensors [1, ...], one an image, to one tensor [M, ...].
+        without: of ``cond``, what is left out.
 
     Raises:
         InputError: codes of another method, model, grid, guidance or size, or with different labels or prompts.
@@ -150,6 +166,10 @@ def combine(codes: Sequence[LatentCode], mix: Mix) -> LatentCode:
             )
         if other.x.shape[1:] != one.x.shape[1:]:
             raise InputError("The codes do not belong together: their pictures are of different sizes.")
+        if set(other.extras) != set(one.extras):
+            raise InputError(
+                f"The codes do not belong together: their settings are {dict(one.settings)} and {dict(other.settings)}."
+            )
     texts = list(dict.fromkeys((p, c.negative) for c in codes for p in c.prompts))
     if len(texts) > 1:
         told = [p for p, _ in texts] if texts[0][0] != texts[1][0] else [n for _, n in texts]
@@ -159,7 +179,7 @@ def combine(codes: Sequence[LatentCode], mix: Mix) -> LatentCode:
     state = {key: mix([c.state[key][k : k + 1] for c in codes for k in range(len(c))]) for key in one.state}
     size = len(state["x"])
     cond = {}
-    for key in one.cond:
+    for key in (k for k in one.cond if k not in without):
         values = torch.cat([c.cond[key] for c in codes])
         if bool((values != values[:1]).any()):
             raise InputError(f"The codes have different {key}; there is nothing between classes.")

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import DDIMError, DDIMWarning, InputError
+from .errors import DDIMError, DDIMWarning, InputError, is_number, is_texts
+from .foreign import first_line
 from .grid import Grid
 from .path import Node
 
@@ -125,8 +126,13 @@ class LatentCode:
         shape = groups["state"]["x"].shape
         whole = all(v.shape == shape for v in groups["state"].values())
         others = [*groups["cond"].values(), *groups["extras"].values()]
-        if not whole or any(v.shape[:1] != shape[:1] for v in others) or rows.shape[1:] != (3,):
+        counts = {"null": len(rows) - 1, "noise": len(rows) - 1, "pivot": len(rows) - 1, "end": 1}
+        stepwise = all(v.shape[1:2] == (counts[k],) for k, v in groups["extras"].items() if k in counts)
+        fits = whole and len(shape) > 1 and stepwise and all(v.shape[:1] == shape[:1] for v in others)
+        if not fits or rows.shape[1:] != (3,):
             raise InputError(f"{path} holds tensors that do not fit together; it is not a whole latent code.")
+        if len(about.get("prompts", ())) not in (0, *shape[:1]):
+            raise InputError(f"{path} has {len(about['prompts'])} prompts for {shape[0]} images; it is not whole.")
         return LatentCode(
             grid=Grid(tuple(Node(*row) for row in rows.tolist()), about["spacing"]),
             method=about["method"],
@@ -189,7 +195,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             about = json.loads(metadata["ddim"])
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a latent code: {_first_line(error)}.") from None
+        raise InputError(f"{path} cannot be read as a latent code: {first_line(error)}.") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise InputError(f"{path} is a safetensors file, but not a latent code that ddim wrote.")
     if about.get("version") not in READABLE:
@@ -198,13 +204,17 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if missing := sorted(keys - set(about)) or (["grid"] if "grid" not in tensors else []):
         raise InputError(f"{path} lacks {', '.join(missing)}; it is not a whole latent code.")
     wrong = [k for k in keys if not isinstance(about[k], dict if k in ("options", "settings") else str)]
+    guidance = about.get("guidance", {})
+    weighed = isinstance(guidance, dict) and (not guidance or is_number(guidance.get("weight")))
+    good = {
+        "prompts": isinstance(about.get("prompts", []), list) and is_texts(about.get("prompts", [])),
+        "negative": isinstance(about.get("negative", ""), str),
+        "guidance": weighed,
+    }
+    wrong += [key for key, fine in good.items() if not fine]
     if wrong:
         raise InputError(f"{path} has a {wrong[0]} that cannot be read; it is not a whole latent code.")
     return about, tensors
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:

@@ -1,8 +1,9 @@
 """What goes wrong, said in one sentence: the value that was wrong and what would do."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from math import isfinite
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .code import LatentCode
@@ -48,3 +49,23 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
 def is_whole(value: object) -> bool:
     """Whether a value can count things: an integer of Python, numpy or torch, and no bool."""
     return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is one finite number, of Python, numpy or torch; no text and no bool."""
+    if isinstance(value, (str, bytes, bool)):
+        return False
+    try:
+        return isfinite(float(value))
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several
+        return False
+
+
+def is_range(value: Any) -> bool:
+    """Whether a value is a pair of numbers."""
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(is_number(v) for v in value)
+
+
+def is_texts(value: Any) -> bool:
+    """Whether a value is a sequence of texts, such as a list; no single text."""
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) for v in value)

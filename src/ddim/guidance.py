@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Cond, Denoiser
-from .errors import InputError
+from .errors import InputError, is_number, is_range
 from .path import Node
 from .prediction import Pair, from_pair, to_pair
 
@@ -37,10 +37,12 @@ class Guidance:
     together: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.weight, str) or not abs(self.weight) < float("inf"):
+        if not is_number(self.weight):
             raise InputError(f"guidance = {self.weight} is not a number; 1 is the conditional model, 7.5 is usual.")
-        if not 0 <= self.rescale <= 1:
-            raise InputError(f"rescale = {self.rescale:g} lies outside [0, 1]; 0 switches it off, 0.7 is usual.")
+        if not is_number(self.rescale) or not 0 <= self.rescale <= 1:
+            raise InputError(f"rescale = {self.rescale} lies outside [0, 1]; 0 switches it off, 0.7 is usual.")
+        if not is_range(self.interval):
+            raise InputError(f"interval = {self.interval} is not a pair of numbers; (0, 1) is all of it.")
         low, high = self.interval
         if not 0 <= low < high <= 1:
             raise InputError(f"interval = ({low:g}, {high:g}) is no part of [0, 1]; (0, 1) is all of it.")
@@ -170,5 +172,5 @@ def classifier_guided(denoise: Denoiser, classifier: Classifier, labels: Tensor,
 
 def check_classifier_weight(weight: float) -> None:
     """Raises InputError for a weight that is not a number."""
-    if isinstance(weight, str) or not abs(weight) < float("inf"):
+    if not is_number(weight):
         raise InputError(f"classifier_weight = {weight} is not a number; 1 is Bayes' rule, 3 is usual.")

@@ -99,6 +99,12 @@ def unpacked(partial: LatentCode, device: torch.device) -> tuple[list[Walked], d
     return [first] if done else [], held if len(partial) > done else None
 
 
+def as_held(partial: LatentCode, held: Mapping[str, Tensor]) -> Stopped:
+    """The Ctrl-C that left ``held``, which ``unpacked`` took out of ``partial``: nothing has been added since."""
+    begun = partial.settings[KEY]
+    return Stopped(held, int(begun["steps"]), partial.state["x"][int(begun["done"]) :])
+
+
 def check_images(held: Mapping[str, Tensor], x0: Tensor) -> None:
     """Raises InputError where the images are not those that were begun with."""
     if held["pivot"].shape[2:] != x0.shape[1:] or not torch.allclose(held["pivot"][:, -1], x0, rtol=0, atol=1e-2):

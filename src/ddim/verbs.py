@@ -205,13 +205,17 @@ def invert(
     return replace(code, prompts=prompts, negative=negative)
 
 
-def reconstruct(model: Model, code: LatentCode, *, batch: int = 64, progress: Progress | None = None) -> Tensor:
+def reconstruct(
+    model: Model, code: LatentCode, *, batch: int = 64, together: bool = True, progress: Progress | None = None
+) -> Tensor:
     """Comes forward from codes to images, with the solver, grid and state they were made with.
 
     Args:
         model: the one that made the code; another of the same shape warns, and so does another dtype.
         code: from ``invert`` or ``LatentCode.load``.
         batch: images a network call.
+        together: ask for both of guidance's predictions in one batch; False asks one after the other, with half the
+            memory.
         progress: called after each step.
 
     Returns:
@@ -228,7 +232,7 @@ def reconstruct(model: Model, code: LatentCode, *, batch: int = 64, progress: Pr
         state = {k: v.to(model.device, model.state_dtype) for k, v in part.state.items()}
         cond = {k: v.to(model.device) for k, v in part.cond.items()}
         extras = {k: v.to(model.device) for k, v in part.extras.items()}
-        denoise = bound(guided_by(model, Guidance.of(code.guidance)), cond)
+        denoise = bound(guided_by(model, Guidance.of(code.guidance, together)), cond)
         with half_precision_hint(model):
             end = replay(denoise, solver, state, code.grid, extras, on_step=report)
         out.append(model.decode(solver.read(end)))

@@ -78,14 +78,18 @@ def walk_back(
             tell,
             held,
         )
-        report.begin(begin // batch, resume.settings[partials.KEY]["steps"] if resume and held else 0)
+        steps = int(resume.settings[partials.KEY]["steps"]) if resume and held is not None else 0
+        report.begin(begin // batch, steps)
         try:
             with half_precision_hint(model):
                 x0 = model.encode(part)
                 if held is not None:
                     partials.check_images(held, x0)
                 parts.append(_walk(inversion, scene, x0, grid, report))
-        except KeyboardInterrupt as stop:
+        except KeyboardInterrupt as error:
+            stop = error
+            if resume is not None and held is not None and not isinstance(error, Stopped):
+                stop = partials.as_held(resume, held)  # before the method had it in hand
             if not getattr(inversion, "resumable", False) or not (parts or isinstance(stop, Stopped)):
                 raise
             raise partials.interrupted(empty, parts, stop, scene.cond, (count, begin, batch)) from None

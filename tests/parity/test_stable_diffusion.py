@@ -70,6 +70,7 @@ def ours(
 
 
 def agree(name: str, a: Tensor, b: Tensor, record_property: Any, tolerance: float = AGREE) -> None:
+    """The largest difference is at most ``tolerance`` times the largest value of ``b`` (or of 1, if that is more)."""
     assert a.shape == b.shape
     worst = float((a - b).abs().max() / b.abs().max().clamp(min=1))
     record_property("largest_disagreement", worst)

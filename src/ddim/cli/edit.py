@@ -1,20 +1,23 @@
 """``ddim edit``: a real picture, and what other words make of it."""
 
+import contextlib
 import json as jsonlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError
+from ..errors import DDIMError, InputError
 from . import options as o
-from .files import PNG, is_code, protect, settings_text, slug, stem, target
+from .failure import code_and_sentence
+from .files import CODE, PNG, is_code, phrase, phrases, protect, settings_text, stem, target, value_text
 from .terminal import Terminal, escaped
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..code import LatentCode
     from ..editing.edit import Edited
 
 _ATTENTION = "Attention, where to change, and what"
@@ -111,6 +114,43 @@ _Weights = Annotated[
         show_default=False,
     ),
 ]
+_WeightSteps = Annotated[
+    str | None,
+    typer.Option(
+        "--weight-steps",
+        metavar="END|BEGIN,END",
+        help="Steps in which weighted words are scaled, as for --cross; by default 0,1.",
+        rich_help_panel=_ATTENTION,
+        show_default=False,
+    ),
+]
+_BlendStart = Annotated[
+    float | None,
+    typer.Option(
+        "--blend-start",
+        help="From which part of the steps on words blend; by default 0.2.",
+        rich_help_panel=_ATTENTION,
+        show_default=False,
+    ),
+]
+_BlendThreshold = Annotated[
+    float | None,
+    typer.Option(
+        "--blend-threshold",
+        help="Where a word's map counts as its place, against its maximum; by default 0.3.",
+        rich_help_panel=_ATTENTION,
+        show_default=False,
+    ),
+]
+_Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        help="Of methods that draw noise; by default 0.",
+        rich_help_panel=o.WORK,
+        show_default=False,
+    ),
+]
 _Mask = Annotated[
     Path | None,
     typer.Option(
@@ -131,14 +171,19 @@ def edit(
     cross: _Cross = None,
     self_: _Self = None,
     blend: _Blend = None,
+    blend_start: _BlendStart = None,
+    blend_threshold: _BlendThreshold = None,
     weight: _Weights = None,
+    weight_steps: _WeightSteps = None,
     mask: _Mask = None,
     method: _Method = None,
     steps: _Steps = None,
     guidance: _Guidance = None,
+    rescale: o.Rescale = None,
+    interval: o.Interval = None,
     negative: o.Negative = "",
     back: o.Back = None,
-    seed: o.Seed = 0,
+    seed: _Seed = None,
     spacing: o.Spacing = None,
     option: o.MethodOptions = None,
     resize: o.Resize = False,
@@ -146,6 +191,7 @@ def edit(
     each: o.Each = False,
     scale: o.Scale = 1,
     batch: o.Batch = 64,
+    one_by_one: o.OneByOne = False,
     device: o.Device = None,
     dtype: o.DType = "float32",
     json: o.Json = False,
@@ -167,80 +213,149 @@ def edit(
         if not coded and from_ is None:
             raise InputError('There is no --from; say what the picture shows, such as --from "noto dog face".')
         made = {"--method": method, "--steps": steps, "--spacing": spacing, "--option": option, "--back": back}
+        made |= {"--seed": seed, "--resize": resize or None}
         if coded and (flags := [flag for flag, value in made.items() if value is not None]):
             raise InputError(f"{flags[0]} is for pictures; {source} was walked back already, so leave it out.")
         options, walk, factors = o.options_from(option), o.spacing_from(spacing), o.weights_from(weight)
         windows: dict[str, Any] = {
             key: o.range_from(text, flag)
-            for key, text, flag in (("cross_steps", cross, "--cross"), ("self_steps", self_, "--self"))
+            for key, text, flag in (
+                ("cross_steps", cross, "--cross"),
+                ("self_steps", self_, "--self"),
+                ("weight_steps", weight_steps, "--weight-steps"),
+            )
             if text is not None
         }
+        numbers = {"blend_start": blend_start, "blend_threshold": blend_threshold}
+        windows |= {key: value for key, value in numbers.items() if value is not None}
         protect([target(out, f"x{PNG}", PNG)], [source, *([mask] if mask else [])])
 
+        from .. import verbs, walks
         from ..code import LatentCode, write_whole
         from ..editing.control import AttentionEdit
         from ..editing.edit import edit as edit_pictures
+        from ..editing.edit import planned, text_model
         from ..errors import Interrupted
+        from ..guidance import Guidance
+        from ..images import read_images
         from ..inversion import make_inversion
         from .pictures import write_each, write_page
-        from .work import about_model, error_text, errors, keep_partial, open_for_code, open_model
+        from .work import about_model, error_text, errors, guidance_for, keep_partial, open_for_code, open_model
 
         how = AttentionEdit(attention, **windows)
-        inversion = make_inversion(method or "direct", options)
+        way = "direct" if method is None else method
+        inversion = make_inversion(way, options)
         code = LatentCode.load(source) if coded else None
         if code is not None:
             counted = open_for_code(terminal, model, code, device, dtype)
         else:
             counted = open_model(terminal, model or "emoji", device, dtype)
-        with terminal.bar("editing", len(to)) as report:
-            try:
-                edited = edit_pictures(
-                    counted.as_model,
-                    code or source,
-                    to,
-                    source_prompt=from_,
-                    method=inversion,
-                    steps=50 if steps is None else steps,
-                    guidance=guidance,
-                    attention=how,
-                    blend=_one_or_each(blend),
-                    weights=factors or None,
-                    mask=mask,
-                    negative=negative,
-                    back=back,
-                    seed=seed,
-                    spacing=walk,
-                    resize=resize,
-                    batch=batch,
-                    progress=report,
-                    tell=report.tell if report else None,
-                )
-            except Interrupted as stopped:
-                kept = target(out, f"{stem(source)}_{method}.code", PNG)
-                raise keep_partial(stopped, kept, f"ddim invert {source} with the same settings and") from None
-        images, rows = _strip(edited), len(edited.edits)
+        taken = text_model(counted.as_model)
+        guided = guidance_for(
+            counted,
+            guidance,
+            rescale,
+            interval,
+            usual=7.5 if code is None else Guidance.of(code.guidance),
+            negative=negative,
+            one_by_one=one_by_one,
+        )
+        grid = code.grid if code is not None else walks.grid_for(counted.as_model, 50 if steps is None else steps, walk)
         rest = {
+            "from-": phrase(from_) if from_ is not None and not coded else None,
             "w": None if guidance is None else float(guidance),
+            "rescale": None if rescale is None else float(rescale),
+            "interval": interval and interval.replace(",", "-"),
+            "back": None if back is None else float(back),
             "": None if attention == "refine" else attention,
             "cross": cross and cross.replace(",", "-"),
             "self": self_ and self_.replace(",", "-"),
-            "blend-": "-".join(map(_slug, blend)) if blend else None,
-            "weight-": "-".join(f"{_slug(word)}{v:g}" for word, v in factors.items()) or None,
+            "blend-": "-".join(phrase(b.replace("/", "-")) for b in blend) if blend else None,
+            "start": blend_start,
+            "threshold": blend_threshold,
+            "weight-": "-".join(f"{phrase(word)}{v:g}" for word, v in factors.items()) or None,
+            "scaled": weight_steps and weight_steps.replace(",", "-"),
             "mask-": stem(mask) if mask else None,
-            "not-": _slug(negative) if negative else None,
+            "not-": phrase(negative) if negative else None,
             "seed": seed or None,
+            "in-": dtype if dtype != "float32" else None,
         }
-        name = settings_text(edited.code.method, edited.code.grid.steps, options, walk, rest)
-        page = target(out, f"{stem(source)}_to_{_told(to)}_{name}{PNG}", PNG)
-        beside = page.with_suffix("")
-        shown = [*(["source"] if edited.source is not None else []), "reconstruction", *map(_slug, to)]
+        name = settings_text(way if code is None else code.method, grid.steps, options, walk, rest)
+        page = target(out, f"{stem(source)}_to_{phrases(to, 'targets')}_{name}{PNG}", PNG)
+        beside, about_file = page.with_suffix(""), page.with_suffix(".json")
+        code_file = page.with_name(f"{beside.name}{CODE}")
+        rows = 1 if code is None else len(code)
+        shown = [*(["source"] if code is None else []), "reconstruction", *map(phrase, to)]
         singles = [
             beside / f"{n:0{len(str(rows))}d}-{k}_{what}{PNG}" for n in range(rows) for k, what in enumerate(shown)
         ]
-        about_file = page.with_suffix(".json")
-        protect([page, about_file, *(singles if each else [])], [source, *([mask] if mask else [])])
+        written = [page, about_file, *(singles if each else []), *([code_file] if code is None else [])]
+        protect(written, [source, *([mask] if mask else [])])
+
+        pixels = None
+        if code is None:
+            pixels = read_images(source, counted.picture, resize=resize, multiple=counted.multiple)
+            size = (pixels.shape[2], pixels.shape[3])
+            # what is wrong with the words is better known before the walk back than after
+            planned(taken, [from_ or ""], to, size, how, _one_or_each(blend), factors or None, mask)
+            with terminal.bar("inverting", 1) as report:
+                try:
+                    code = verbs.invert(
+                        counted.as_model,
+                        pixels,
+                        steps=50 if steps is None else steps,
+                        method=inversion,
+                        spacing=walk,
+                        prompt=from_,
+                        negative=negative,
+                        guidance=guided,
+                        back=back,
+                        seed=seed or 0,
+                        batch=batch,
+                        progress=report,
+                        tell=report.tell if report else None,
+                    )
+                except Interrupted as stopped:
+                    again = _invert_command(
+                        source,
+                        {
+                            "--prompt": from_,
+                            "--guidance": value_text(float(guided.weight)),
+                            "--model": model or "emoji",
+                            "--method": way,
+                            "--steps": 50 if steps is None else steps,
+                            "--spacing": spacing,
+                            "--option": option,
+                            "--negative": negative or None,
+                            "--rescale": rescale,
+                            "--interval": interval,
+                            "--back": back,
+                            "--seed": seed,
+                            "--resize": resize or None,
+                            "--device": device,
+                            "--dtype": dtype if dtype != "float32" else None,
+                        },
+                    )
+                    raise keep_partial(stopped, code_file, again) from None
+        with terminal.bar("editing", len(to)) as report, _kept(code, code_file if pixels is not None else None, to):
+            edited = edit_pictures(
+                counted.as_model,
+                code,
+                to,
+                source_prompt=from_,
+                guidance=guided,
+                attention=how,
+                blend=_one_or_each(blend),
+                weights=factors or None,
+                mask=mask,
+                negative=negative,
+                batch=batch,
+                together=not one_by_one,
+                progress=report,
+            )
+        images = _strip(edited, pixels)
         one = edited.code
-        measured = errors(edited.source, edited.reconstruction) if edited.source is not None else []
+        measured = errors(pixels, edited.reconstruction) if pixels is not None else []
         about: dict[str, Any] = {
             "command": "edit",
             **about_model(counted),
@@ -248,16 +363,19 @@ def edit(
             "from": list(one.prompts),
             "to": [list(row) for row in edited.prompts],
             "negative": one.negative,
-            "guidance": {**one.guidance, **({} if guidance is None else {"weight": guidance})},
+            "guidance": guided.options,
             "method": one.method,
             "solver": one.solver,
             "options": dict(one.settings),
             "steps": one.grid.steps,
             "spacing": walk if isinstance(walk, list) else one.grid.spacing,
-            "seed": seed,
+            "seed": seed or 0,
             "attention": {"kind": how.kind, "cross": list(how.cross_steps), "self": list(how.self_steps)},
             "blend": blend,
+            "blend_start": how.blend_start,
+            "blend_threshold": how.blend_threshold,
             "weights": factors,
+            "weight_steps": list(how.weight_steps),
             "mask": str(mask) if mask else None,
             "resize": resize,
             "dtype": dtype,
@@ -282,11 +400,42 @@ def edit(
         )
 
 
-def _strip(edited: "Edited") -> "Tensor":
+@contextlib.contextmanager
+def _kept(code: "LatentCode", file: Path | None, to: Sequence[str]) -> Iterator[None]:
+    """Saves the code of a picture where the way forward is interrupted or fails; the sentence says how to go on."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if file is None:
+            raise
+        from .work import quoted
+
+        code.save(file)
+        exit_code, sentence = code_and_sentence(error)
+        command = quoted("ddim", "edit", file, *(word for target in to for word in ("--to", target)))
+        said = f"{sentence} The walk back is in {file}: {command} goes on."
+        kind = KeyboardInterrupt if exit_code == 130 else InputError if exit_code == 2 else DDIMError
+        raise kind(said) from error
+
+
+def _invert_command(source: Path, options: Mapping[str, Any]) -> str:
+    """``ddim invert`` as it can be typed; what is None is left out."""
+    from .work import quoted
+
+    words: list[object] = ["ddim", "invert", source]
+    for flag, value in options.items():
+        if value is True:
+            words.append(flag)
+        elif value is not None:
+            words += [word for one in (value if isinstance(value, list) else [value]) for word in (flag, one)]
+    return quoted(*words)
+
+
+def _strip(edited: "Edited", source: "Tensor | None") -> "Tensor":
     """Every picture's row: source (where there is one), reconstruction, edits; [N * row, C, H, W]."""
     import torch
 
-    first = [] if edited.source is None else [edited.source[:, None].to(edited.edits)]
+    first = [] if source is None else [source[:, None].to(edited.edits)]
     return torch.cat([*first, edited.reconstruction[:, None], edited.edits], dim=1).flatten(0, 1).cpu()
 
 
@@ -294,12 +443,3 @@ def _one_or_each(blend: Sequence[str] | None) -> Any:
     """One for all targets, or a list with one a target."""
     several = list(blend or [])
     return several[0] if len(several) == 1 else several or None
-
-
-def _told(to: Sequence[str]) -> str:
-    return _slug(to[0]) if len(to) == 1 else f"{len(to)}targets"
-
-
-def _slug(words: str) -> str:
-    """Words in a file's name: at most 40 letters."""
-    return slug(words.replace("/", " "))[:40].rstrip("-")

@@ -1,5 +1,7 @@
 """``ddim evaluate``: measured tables."""
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,12 +9,13 @@ import typer
 
 from ..errors import InputError
 from . import options as o
+from .files import settings_text, slug
 from .terminal import Terminal, escaped
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..evaluation.edits import Setting
+    from ..evaluation.edits import EditPair, Setting
 
 evaluate = typer.Typer(name="evaluate", no_args_is_help=True, help="Measure: tables, with the command under each.")
 
@@ -22,14 +25,15 @@ _Recipe = Annotated[
 ]
 _Methods = Annotated[
     list[str] | None,
-    typer.Option("--method", help="An inversion; repeatable. By default all that edit.", show_default=False),
+    typer.Option("--method", help="An inversion; repeatable. By default all.", show_default=False),
 ]
 _Attention = Annotated[
     list[str] | None,
     typer.Option("--attention", help="none, refine or replace; repeatable. By default none and refine."),
 ]
 _Limit = Annotated[
-    int | None, typer.Option("--limit", help="Only the first pairs of a setting, for a trial.", show_default=False)
+    int | None,
+    typer.Option("--limit", min=1, help="Only the first pairs of a setting, for a trial.", show_default=False),
 ]
 _Folder = Annotated[Path, typer.Option("--out", help="The folder for rows, tables and sheets; a run there goes on.")]
 
@@ -42,10 +46,10 @@ def edits(
     model: o.Model = "emoji",
     method: _Methods = None,
     attention: _Attention = None,
-    steps: o.Steps = 20,
+    steps: Annotated[int, typer.Option("--steps", "-S", min=1, help="S, from 1 to the model's T.")] = 20,
     guidance: Annotated[float, typer.Option("--guidance", help="w of the way forward.")] = 7.5,
-    words: Annotated[int, typer.Option("--words", help="Edits of a source to other words.")] = 2,
-    styles: Annotated[int, typer.Option("--styles", help="Edits of a source to other styles.")] = 2,
+    words: Annotated[int, typer.Option("--words", min=0, help="Edits of a source to other words.")] = 2,
+    styles: Annotated[int, typer.Option("--styles", min=0, help="Edits of a source to other styles.")] = 2,
     limit: _Limit = None,
     out: _Folder = Path("evaluation/edits"),
     device: o.Device = None,
@@ -64,7 +68,7 @@ def edits(
         from ..training import load_config
         from .work import about_model, open_model
 
-        names = method or [name for name in inversion_names() if name not in ("heun",)]
+        names = method or inversion_names()
         for name in names:
             make_inversion(name)  # says what is unknown before any work
         kinds = attention or ["none", "refine"]
@@ -75,32 +79,49 @@ def edits(
         with terminal.status("reading the pictures"):
             pictures = read_pictures(config)
             pairs = edit_pairs(pictures, words, styles)[:limit]
+            if not pairs:
+                raise InputError("There is nothing to edit: --words and --styles leave no pair; use 1 or more of one.")
             benchmark = EditBenchmark(counted.as_model, pictures, pairs)
         settings = [Setting(f"{n} · {k}", n, k, guidance, steps) for n in names for k in kinds]
         rows = Rows(out / "rows.csv", ROW)
+        todo = {pair.key for pair in pairs}
+        same = {"steps": steps, "guidance": guidance, "fingerprint": counted.fingerprint[:12]}
+
+        def ours(setting: Setting) -> list[dict[str, str]]:
+            """The rows of this model, these settings and these pairs; others may share the folder."""
+            wanted = {"setting": setting.name, **{k: str(v) for k, v in same.items()}}
+            return [r for r in rows.rows if r["pair"] in todo and all(r[k] == v for k, v in wanted.items())]
+
         for setting in settings:
-            todo = {pair.key for pair in pairs}
-            done = {row["pair"] for row in rows.rows if row["setting"] == setting.name} & todo
+            name = _name(setting, same["fingerprint"])
+            done = {row["pair"] for row in ours(setting)}
             with terminal.bar(setting.name, len(todo)) as report:
                 count = len(done)
                 for measured, images in benchmark.run(setting, done):
-                    _keep_pictures(out, setting, [p.key for p in pairs], measured, images)
+                    if isinstance(images, Exception):
+                        terminal.warn(f"{setting.name}: {measured[0]['pair'].partition(' -> ')[0]}: {images}")
+                    else:
+                        _keep_pictures(out / name, [p.key for p in pairs], measured, images)
                     nfe = counted.calls(len(measured))
-                    rows.add([{**row, "nfe": nfe, "steps": steps, "guidance": guidance} for row in measured])
+                    rows.add([{**row, "nfe": nfe, **same} for row in measured])
                     count += len(measured)
                     if report is not None:
                         report(count, len(todo))
-            _sheet(out, setting, benchmark.pairs)
+            _sheet(out / name, benchmark.pairs)
         table = []
         for setting in settings:
             for kind in ("word", "style"):
-                mine = [r for r in rows.rows if r["setting"] == setting.name and r["kind"] == kind]
+                mine = [r for r in ours(setting) if r["kind"] == kind]
                 if mine:
                     table.append(
                         {"method": setting.method, "attention": setting.attention, "edit": kind, **summary(mine)}
                     )
+        flags = ["--model", model, *(x for n in method or [] for x in ("--method", n))]
+        flags += [x for k in attention or [] for x in ("--attention", k)]
+        flags += ["--steps", steps, "--guidance", f"{guidance:g}", "--words", words, "--styles", styles]
+        flags += [] if limit is None else ["--limit", limit]
         about = {
-            "command": f"ddim evaluate edits {recipe} --model {model} --steps {steps} --guidance {guidance:g}",
+            "command": shlex.join(["ddim", "evaluate", "edits", str(recipe), *map(str, flags)]),
             **about_model(counted),
             "pairs": len(pairs),
         }
@@ -114,7 +135,7 @@ def edits(
 
 ROW = (
     *("setting", "pair", "kind", "source_psnr", "source_ssim", "kept_mse", "common", "answer_psnr", "rank"),
-    *("seconds", "nfe", "steps", "guidance"),
+    *("seconds", "nfe", "steps", "guidance", "fingerprint"),
 )
 FORMATS = {
     "method": "",
@@ -131,33 +152,37 @@ FORMATS = {
 }
 
 
-def _keep_pictures(
-    out: Path, setting: "Setting", keys: list[str], measured: list[dict[str, Any]], images: "Tensor"
-) -> None:
+def _keep_pictures(folder: Path, keys: Sequence[str], measured: Sequence[dict[str, Any]], images: "Tensor") -> None:
     """The edits of the first pairs, which the sheet shows, unselected."""
     from ..images import save_image, to_pil
 
     for row, image in zip(measured, images, strict=True):
-        place = keys.index(row["pair"])
-        if place < SHOWN:
-            save_image(to_pil(image), out / _name(setting) / f"{place:02d}.png")
+        if keys.index(row["pair"]) < SHOWN:
+            save_image(to_pil(image), _picture(folder, row["pair"]))
 
 
-def _sheet(out: Path, setting: "Setting", pairs: list[Any]) -> None:
+def _sheet(folder: Path, pairs: "Sequence[EditPair]") -> None:
     """Source, edit and answer of the first pairs."""
     import torch
 
     from ..images import read_images, save_image, sheet
 
     tiles = []
-    for place, pair in enumerate(pairs[:SHOWN]):
-        file = out / _name(setting) / f"{place:02d}.png"
+    for pair in pairs[:SHOWN]:
+        file = _picture(folder, pair.key)
         if file.is_file():
             shape = tuple(pair.source.pixels.shape)
             tiles += [pair.source.pixels, read_images(file, shape)[0], pair.answer.pixels]
     if tiles:
-        save_image(sheet(torch.stack(tiles), columns=15), out / f"{_name(setting)}.png")
+        save_image(sheet(torch.stack(tiles), columns=15), folder.with_name(f"{folder.name}.png"))
 
 
-def _name(setting: "Setting") -> str:
-    return setting.name.replace(" · ", "_")
+def _picture(folder: Path, key: str) -> Path:
+    """Named by its pair, not by its place, which another --words or --styles would shift."""
+    return folder / f"{slug(key.replace(' -> ', ' to ').replace('/', ' '))}.png"
+
+
+def _name(setting: "Setting", fingerprint: str) -> str:
+    """What a setting's sheet and its folder of pictures are called."""
+    rest = {"w": float(setting.guidance), "": fingerprint}
+    return settings_text(setting.method, setting.steps, {"": setting.attention}, rest=rest)

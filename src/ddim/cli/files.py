@@ -1,5 +1,6 @@
 """Names of what is written: each says how it was made, and none is an input."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,26 @@ def slug(text: str | Path) -> str:
     """The last part of a model's or a file's name, in letters that every file system takes."""
     last = str(text).rstrip("/\\").replace("\\", "/").rpartition("/")[2]
     return re.sub(r"[^\w.+-]+", "-", last).strip("-.") or "model"
+
+
+def phrase(words: str) -> str:
+    """Words in a file's name: at most 40 letters, and a short hash where other words would read the same."""
+    letters = re.sub(r"[^\w.+-]+", "-", words).strip("-.")
+    if not words.strip():
+        return "empty"
+    if len(letters) <= 40 and letters.replace("-", " ") == words.replace("-", " "):
+        return letters
+    return "-".join(part for part in (letters[:40].rstrip("-."), short_hash(words)) if part)
+
+
+def phrases(several: Sequence[str], what: str) -> str:
+    """One in a file's name, or how many there are and which: ``3prompts-1f3a9c``."""
+    return phrase(several[0]) if len(several) == 1 else f"{len(several)}{what}-{short_hash(*several)}"
+
+
+def short_hash(*texts: str) -> str:
+    """Six letters that tell texts apart."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:6]
 
 
 def stem(path: Path) -> str:

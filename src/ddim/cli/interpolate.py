@@ -40,7 +40,7 @@ _Through = Annotated[
     ),
 ]
 _Prompt = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option("--prompt", "-p", help="What all the pictures show.", rich_help_panel=o.WORDS, show_default=False),
 ]
 
@@ -79,6 +79,9 @@ def interpolate(
     Example: ddim interpolate shirt.png coat.png --frames 11
     """
     with Terminal(json, quiet) as terminal:
+        if prompt and len(set(prompt)) > 1:
+            raise InputError(f"{len(prompt)} --prompt were given; an interpolation needs one for all its pictures.")
+        words = prompt[0] if prompt else None
         way = cast(Any, through)  # the library knows the names, and says the nearest
         options, walk = o.options_from(option), o.spacing_from(spacing)
         corners = o.grid_from(grid) if grid else None
@@ -110,7 +113,7 @@ def interpolate(
                     method=inversion,
                     spacing=walk,
                     labels=label,
-                    prompt=prompt,
+                    prompt=words,
                     negative=negative,
                     guidance=guided,
                     progress=report,

@@ -67,6 +67,7 @@ def invert(
     together: _Together = False,
     resume: _Resume = None,
     batch: o.Batch = 64,
+    one_by_one: o.OneByOne = False,
     device: o.Device = None,
     dtype: o.DType = "float32",
     json: o.Json = False,
@@ -98,21 +99,34 @@ def invert(
             guidance_for,
             keep_partial,
             open_model,
+            words_slug,
             words_text,
         )
 
         inversion = make_inversion(method, options)
         changed = {k: v for k, v in inversion.options.items() if v != make_inversion(method).options.get(k)}
         counted = open_model(terminal, model, device, dtype, label)
-        guided = guidance_for(counted, guidance, rescale, interval, usual=1.0, negative=negative)
+        guided = guidance_for(counted, guidance, rescale, interval, usual=1.0, negative=negative, one_by_one=one_by_one)
+        if counted.text and prompt is None:
+            terminal.warn("There is no --prompt, so the pictures are walked back under the empty one.")
         grid = walks.grid_for(counted.as_model, steps, walk)
-        rest = {**words_text(guided, 1.0, negative), "back": back, "seed": seed or None}
+        rest = {
+            **words_text(guided, 1.0, negative),
+            "back": None if back is None else float(back),
+            "seed": seed or None,
+            "": dtype if dtype != "float32" else None,
+        }
         text = settings_text(method, grid.steps, changed, walk, rest)
         if one_file:
             name = stem(images[0]) if len(images) == 1 else f"{len(images)}pictures"
-            files = [target(out, f"{name}_{text}{CODE}", CODE)]
+            shown = words_slug(prompt)
+            files = [target(out, f"{name}_{f'{shown}_' * bool(shown)}{text}{CODE}", CODE)]
         else:
-            files = [folder(out, CODE) / f"{stem(path)}_{text}{CODE}" for path in images]
+            each = [words_slug([p]) for p in prompt or [""]]
+            each = each * len(images) if len(each) == 1 else each  # the verb tells of a wrong number
+            shown = [f"{words}_" * bool(words) for words in [*each, *[""] * len(images)][: len(images)]]
+            where = folder(out, CODE)
+            files = [where / f"{stem(path)}_{w}{text}{CODE}" for path, w in zip(images, shown, strict=True)]
         protect(files, images)
         pixels = read_images(list(images), counted.picture, resize=resize, multiple=counted.multiple)
         kept = None if resume is None else LatentCode.load(resume)
@@ -141,7 +155,7 @@ def invert(
         measured: list[dict[str, Any]] = [{"image": str(path)} for path in images]
         if check:
             with terminal.bar("coming back", len(pixels)) as report:
-                again = verbs.reconstruct(counted.as_model, code, batch=batch, progress=report)
+                again = verbs.reconstruct(counted.as_model, code, batch=batch, together=not one_by_one, progress=report)
             nfe["reconstruct"] = counted.calls(len(code))
             measured = [m | e for m, e in zip(measured, errors(pixels, again), strict=True)]
         for k, path in enumerate(files):
@@ -185,6 +199,7 @@ def reconstruct(
     columns: o.Columns = None,
     scale: o.Scale = 1,
     batch: o.Batch = 64,
+    one_by_one: o.OneByOne = False,
     device: o.Device = None,
     dtype: o.DType = "float32",
     json: o.Json = False,
@@ -226,7 +241,9 @@ def reconstruct(
                 opened[wanted] = open_for_code(terminal, model, code, device, dtype)
             counted = opened[wanted]
             with terminal.bar(f"coming back {stem(path)}", len(code)) as report:
-                parts.append(verbs.reconstruct(counted.as_model, code, batch=batch, progress=report))
+                parts.append(
+                    verbs.reconstruct(counted.as_model, code, batch=batch, together=not one_by_one, progress=report)
+                )
             about = {"command": "reconstruct", **about_model(counted), **_about(path, code)}
             abouts += [{**about, "nfe": counted.calls(len(code))}] * len(code)
         if len({part.shape[1:] for part in parts}) > 1 and sheet:

@@ -126,6 +126,14 @@ Interval = Annotated[
         show_default=False,
     ),
 ]
+OneByOne = Annotated[
+    bool,
+    typer.Option(
+        "--one-by-one",
+        help="Under guidance, ask for both predictions one after the other: half the memory.",
+        rich_help_panel=MACHINE,
+    ),
+]
 Size = Annotated[
     str | None,
     typer.Option(

@@ -72,6 +72,7 @@ def sample(
     columns: o.Columns = None,
     scale: o.Scale = 1,
     batch: o.Batch = 64,
+    one_by_one: o.OneByOne = False,
     device: o.Device = None,
     dtype: o.DType = "float32",
     json: o.Json = False,
@@ -106,7 +107,9 @@ def sample(
 
         known = options_of(verbs.solver_with_eta(solver, eta, options))
         counted = open_model(terminal, model, device, dtype, label)
-        guided = guidance_for(counted, guidance, rescale, interval, usual=_USUAL, negative=negative)
+        guided = guidance_for(
+            counted, guidance, rescale, interval, usual=_USUAL, negative=negative, one_by_one=one_by_one
+        )
         if counted.text and prompt is None:
             terminal.warn("There is no --prompt, so the model draws the empty one: anything it has learnt.")
         leader = None if classifier is None else load_classifier(classifier, device=device, dtype=dtype)

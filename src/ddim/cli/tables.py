@@ -1,12 +1,12 @@
 """``ddim models`` and ``ddim methods``: what there is to choose from, read from the registries."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import InputError
 from . import options as o
 from .terminal import Terminal, escaped, stdout
 
@@ -172,11 +172,13 @@ def _licence(folder: Path) -> str | None:
 
 
 def _json(file: Path) -> dict[str, Any]:
+    """A config, or nothing where there is none."""
+    from ..foreign import read_json
+
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(file)
+    except InputError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _rounded(value: float) -> float:

@@ -1,12 +1,13 @@
 """What the commands share around a model: opening it, counting its calls, measuring what came back."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from .. import __version__
 from ..errors import InputError
-from .files import slug
+from .files import phrases
 from .options import range_from
 from .terminal import Terminal
 
@@ -93,16 +94,18 @@ def guidance_for(
     rescale: float | None = None,
     interval: str | None = None,
     *,
-    usual: float,
+    usual: "float | Guidance",
     negative: str = "",
+    one_by_one: bool = False,
 ) -> "Guidance":
     """The guidance that the options describe.
 
     Args:
         model: of which the words are.
         weight, rescale, interval: the options; None where they were not given.
-        usual: w where none was given.
+        usual: w where none was given; or what a code says, of which each option changes its own part.
         negative: the negative prompt.
+        one_by_one: whether to ask for both predictions one after the other.
 
     Raises:
         InputError: a number out of its range, or any of these for a model without text.
@@ -112,8 +115,13 @@ def guidance_for(
     given = {"--guidance": weight, "--rescale": rescale, "--interval": interval, "--negative": negative or None}
     if not model.text and (flags := [flag for flag, value in given.items() if value is not None]):
         raise InputError(f"{flags[0]} goes with prompts, and the model {model.name!r} has no text encoder.")
-    low, high = range_from(interval, "--interval") if interval is not None else (0.0, 1.0)
-    return Guidance(usual if weight is None else weight, rescale or 0.0, (low, high))
+    own = usual if isinstance(usual, Guidance) else Guidance(usual)
+    return Guidance(
+        own.weight if weight is None else weight,
+        own.rescale if rescale is None else rescale,
+        own.interval if interval is None else range_from(interval, "--interval"),
+        not one_by_one,
+    )
 
 
 def about_words(model: Counted, prompts: Sequence[str] | None, negative: str, guidance: "Guidance") -> dict[str, Any]:
@@ -125,11 +133,11 @@ def about_words(model: Counted, prompts: Sequence[str] | None, negative: str, gu
 
 
 def words_slug(prompts: Sequence[str] | None) -> str:
-    """The prompt in a file's name, or how many there are; empty without one."""
-    distinct = list(dict.fromkeys(prompts or []))
-    if len(distinct) > 1:
-        return f"{len(distinct)}prompts"
-    return slug(distinct[0].replace("/", " "))[:40].rstrip("-") if distinct and distinct[0].strip() else ""
+    """The prompt in a file's name, or how many there are and which; empty without one."""
+    several = list(prompts or [])
+    if len(set(several)) == 1:
+        several = several[:1]
+    return phrases(several, "prompts") if any(p.strip() for p in several) else ""
 
 
 def words_text(guidance: "Guidance", usual: float, negative: str = "") -> dict[str, Any]:
@@ -155,7 +163,12 @@ def keep_partial(stopped: "Interrupted", beside: Path, how: str) -> KeyboardInte
         DDIMError: the file cannot be written.
     """
     path = stopped.partial.save(beside.with_name(f"{beside.name}.partial"))
-    return KeyboardInterrupt(f"Interrupted; what was tuned is in {path}: {how} --resume {path} goes on.")
+    return KeyboardInterrupt(f"Interrupted; what was tuned is in {path}: {how} --resume {quoted(path)} goes on.")
+
+
+def quoted(*words: object) -> str:
+    """Words as a shell takes them."""
+    return shlex.join([str(word) for word in words])
 
 
 def about_model(model: "Model | Counted") -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..code import LatentCode
 from ..denoiser import bound
-from ..errors import DDIMWarning, InputError
+from ..errors import DDIMWarning, InputError, is_texts
 from ..guidance import NULL, WORDS, Guidance
 from ..images import ImageLike, read_images
 from ..inversion.base import GuidedInversion, Inversion
@@ -23,11 +23,13 @@ from ..walks import Progress, Spacing, Tell, check_batch, guided_by, half_precis
 from .align import Tokens, refine, tokens_of
 from .align import replace as swap
 from .blend import MaskLike, read_mask, to_latent
-from .control import AttentionEdit, Plan, install
+from .control import KINDS, AttentionEdit, Plan, install
 from .prompts import Weights, blend_words, parse_weights, per_target, scales, target_prompts, token_mask
 from .walk import Controlled
 
 Blend = str | tuple[str, str] | None
+FREE = ("direct", "edit-friendly")
+"""Methods that put the source back where it was, whatever the guidance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +60,8 @@ def edit(
     prompt: str | Sequence[str] | Sequence[Sequence[str]],
     *,
     source_prompt: str | Sequence[str] | None = None,
-    method: str | Inversion | GuidedInversion = "direct",
-    steps: int = 50,
+    method: str | Inversion | GuidedInversion | None = None,
+    steps: int | None = None,
     guidance: float | Guidance | None = None,
     attention: str | AttentionEdit = "refine",
     blend: Blend | list[Any] = None,
@@ -68,10 +70,11 @@ def edit(
     negative: str = "",
     options: Mapping[str, Any] | None = None,
     back: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     spacing: Spacing | None = None,
     resize: bool = False,
     batch: int = 64,
+    together: bool = True,
     progress: Progress | None = None,
     tell: Tell | None = None,
 ) -> Edited:
@@ -85,7 +88,8 @@ def edit(
         prompt: what they are to become: one target, a list of targets, or such a list for each picture.
             ``(word:2.0)`` weighs a word.
         source_prompt: what the pictures show, one for all or one each; a code knows its own.
-        method, steps, options, back, seed, spacing: of the inversion, as in ``invert``; of no account for a code.
+        method, steps, options, back, seed, spacing: of the inversion, as in ``invert``; by default ``"direct"`` with
+            50 steps and seed 0. Not for a code, which was walked back already.
         guidance: w of the way forward; by default the code's own, or 7.5 for pictures.
         attention: ``"refine"``, ``"replace"``, ``"none"``, or an ``AttentionEdit`` with windows.
         blend: ``"cat/tiger"`` or ``("cat", "tiger")``: only where these words of the source or of the target lie may
@@ -93,8 +97,10 @@ def edit(
         weights: word -> factor on its attention, as ``(word:2.0)``; lists as for ``blend``.
         mask: of the pictures' size; 1 may change, 0 stays the source's. With ``blend``, only where both say so.
         negative: the prompt that guidance leads away from, for pictures; a code has its own.
-        resize: fit pictures of another size.
+        resize: fit pictures of another size; not for a code.
         batch: sources and targets a network call, each picture with all its targets at the least.
+        together: on the way forward, ask for both of guidance's predictions in one batch; False asks one after the
+            other, with half the memory. A ``Guidance`` that says so is heeded too, and on the way back.
         progress: called after each step, of the way back and forward together.
         tell: as in ``invert``.
 
@@ -103,27 +109,31 @@ def edit(
 
     Raises:
         InputError: a model without text, no source prompt, a word that is not in its prompt, unequal numbers of words
-            for ``"replace"``, a mask of another size; and what ``invert`` and ``reconstruct`` raise.
+            for ``"replace"``, a mask of another size, settings of the inversion for a code; and what ``invert`` and
+            ``reconstruct`` raise.
         DDIMError: the network returned NaN, or its attention layers are not what was expected.
     """
     check_batch(batch)
-    if not model.text:
-        raise InputError(f"The model {model.name!r} takes no prompts, so that words cannot edit; use a text model.")
-    model = cast(TextModel, model)
+    model = text_model(model)
     how = AttentionEdit(attention) if isinstance(attention, str) else attention
+    if not isinstance(how, AttentionEdit):
+        raise InputError(f"attention = {attention!r} is neither an AttentionEdit nor one of: {', '.join(KINDS)}.")
     pixels, size = None, None
     if isinstance(source, LatentCode):
+        asked = {"method": method, "steps": steps, "options": options or None, "back": back, "seed": seed}
+        asked |= {"spacing": spacing, "resize": resize or None}
+        if given_too := [name for name, value in asked.items() if value is not None]:
+            raise InputError(
+                f"{', '.join(given_too)} cannot be set for a code, which was walked back already; leave that out, or "
+                "edit the picture."
+            )
         sources = _prompts_of(source, source_prompt, negative)
         size = (source.x.shape[2] * model.multiple, source.x.shape[3] * model.multiple)
     else:
         pixels = read_images(source, model.picture, resize=resize, multiple=model.multiple)
         sources = _source_prompts(source_prompt, len(pixels))
         size = (pixels.shape[2], pixels.shape[3])
-    # everything that can be wrong with the words or the mask, before the work
-    wanted = [[parse_weights(p) for p in row] for row in target_prompts(prompt, len(sources))]
-    targets = tuple(tuple(p for p, _ in row) for row in wanted)
-    given = None if mask is None else read_mask(mask, len(sources), size)
-    plan = _plan(model, how, sources, wanted, blend, weights, size)
+    targets, given, plan = planned(model, sources, prompt, size, how, blend, weights, mask)
     embedded = model.embed([*dict.fromkeys(p for row in targets for p in row)])
     phases = _Phases(progress, 1 if isinstance(source, LatentCode) else 2)
     if isinstance(source, LatentCode):
@@ -132,20 +142,22 @@ def edit(
         code = invert(
             model,
             pixels,
-            steps=steps,
-            method=method,
+            steps=50 if steps is None else steps,
+            method="direct" if method is None else method,
             spacing=spacing,
             options=options,
             prompt=sources,
             negative=negative,
             guidance=7.5 if guidance is None else guidance,
             back=back,
-            seed=seed,
+            seed=0 if seed is None else seed,
             batch=batch,
             progress=phases.report(0) if progress else None,
             tell=tell,
         )
     forward = _forward(code, guidance)
+    if not together:
+        forward = replace(forward, together=False)
     solver = way_forward(model, code)
     per = max(1, batch // (1 + len(targets[0])))
     chunks = [slice(k, k + per) for k in range(0, len(code), per)]
@@ -168,6 +180,40 @@ def edit(
     masks = [m for _, m in parts if m is not None]
     shown = torch.nn.functional.interpolate(torch.cat(masks), images.shape[-2:]) if masks else None
     return Edited(pixels, images[:, 0], images[:, 1:], targets, code, shown)
+
+
+def text_model(model: Model) -> TextModel:
+    """The model, which takes prompts; raises InputError where it does not."""
+    if not model.text:
+        raise InputError(f"The model {model.name!r} takes no prompts, so that words cannot edit; use a text model.")
+    return cast(TextModel, model)
+
+
+def planned(
+    model: TextModel,
+    sources: Sequence[str],
+    prompt: str | Sequence[str] | Sequence[Sequence[str]],
+    size: tuple[int, int],
+    how: AttentionEdit,
+    blend: Blend | list[Any] = None,
+    weights: Weights | list[Any] | None = None,
+    mask: MaskLike | None = None,
+) -> tuple[tuple[tuple[str, ...], ...], Tensor | None, Plan | None]:
+    """Targets as the model reads them, [N][K], the mask and the plan of an edit: all that can be wrong before the work.
+
+    Args:
+        model, prompt, blend, weights, mask: as for ``edit``.
+        sources: what the pictures show, one each.
+        size: (height, width) of the pictures.
+        how: attention control.
+
+    Raises:
+        InputError: what ``edit`` raises of words and mask.
+    """
+    wanted = [[parse_weights(p) for p in row] for row in target_prompts(prompt, len(sources))]
+    targets = tuple(tuple(p for p, _ in row) for row in wanted)
+    given = None if mask is None else read_mask(mask, len(sources), size)
+    return targets, given, _plan(model, how, sources, wanted, blend, weights, size)
 
 
 def _walk(
@@ -255,17 +301,25 @@ def _places(source: Tokens, target: Tokens, blend: Blend) -> Tensor | None:
 
 
 def _forward(code: LatentCode, guidance: float | Guidance | None) -> Guidance:
-    """The guidance of the way forward; warns where embeddings were tuned for another."""
+    """The guidance of the way forward; warns where the code was made for another and nothing holds the source."""
     own = Guidance.of(code.guidance)
     forward = own if guidance is None else guidance if isinstance(guidance, Guidance) else own.at(guidance)
-    if NULL in code.extras and forward.weight != own.weight:
+    if forward.options != own.options and code.method not in FREE:
         warnings.warn(
-            f"The code's null embeddings were tuned for guidance {own.weight:g}, not for {forward.weight:g}: the "
-            "source will not come back as it was.",
+            f"The code of {code.method!r} was made for guidance {_told(own, forward)}, not for "
+            f"{_told(forward, own)}: the source need not come back as it was.",
             DDIMWarning,
             stacklevel=3,
         )
     return forward
+
+
+def _told(guidance: Guidance, other: Guidance) -> str:
+    """Its weight, and what else is not the other's."""
+    low, high = guidance.interval
+    rescale = f", rescale {guidance.rescale:g}" if guidance.rescale != other.rescale else ""
+    interval = f", interval ({low:g}, {high:g})" if tuple(guidance.interval) != tuple(other.interval) else ""
+    return f"{guidance.weight:g}{rescale}{interval}"
 
 
 def _prompts_of(code: LatentCode, source_prompt: str | Sequence[str] | None, negative: str) -> list[str]:
@@ -284,6 +338,8 @@ def _prompts_of(code: LatentCode, source_prompt: str | Sequence[str] | None, neg
 def _source_prompts(given: str | Sequence[str] | None, count: int) -> list[str]:
     if given is None:
         raise InputError("An edit of a picture needs source_prompt, what the picture shows; an empty one will do.")
+    if not isinstance(given, str) and not is_texts(given):
+        raise InputError(f"source_prompt = {given!r} is neither a text nor a list of texts.")
     several = [given] if isinstance(given, str) else list(given)
     several = several * count if len(several) == 1 else several
     if len(several) != count:

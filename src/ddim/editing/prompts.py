@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, is_number, is_texts
 from .align import Tokens
 
 T = TypeVar("T")
@@ -43,11 +43,13 @@ def scales(tokens: Tokens, inline: Mapping[int, float], weights: Weights | None)
         weights: by the word; of a word that stands several times, every one. They go before ``inline``.
 
     Raises:
-        InputError: a word that is not in the prompt, a weight that is no number.
+        InputError: a word that is not in the prompt, a weight that is no number, weights that are no mapping.
     """
+    if weights is not None and not (isinstance(weights, Mapping) and all(isinstance(w, str) for w in weights)):
+        raise InputError(f"weights = {weights!r} does not map words to factors; write it {{'tiger': 2.0}}.")
     by_place = {p: scale for k, scale in inline.items() for p in range(*tokens.spans[k])}
     for word, scale in (weights or {}).items():
-        if isinstance(scale, (str, bool)) or not abs(scale) < float("inf"):
+        if not is_number(scale):
             raise InputError(f"The weight {scale!r} of {word!r} is not a number; 1 changes nothing, 2 doubles it.")
         by_place |= dict.fromkeys(tokens.places(word), float(scale))
     if not by_place:
@@ -65,9 +67,9 @@ def blend_words(blend: "str | tuple[str, str]") -> tuple[str, str]:
     Raises:
         InputError: neither side has a word, or there is more than one stroke.
     """
-    parts = tuple(blend.split("/")) if isinstance(blend, str) else tuple(blend)
+    parts = tuple(blend.split("/")) if isinstance(blend, str) else blend if isinstance(blend, tuple) else ()
     parts = parts * 2 if len(parts) == 1 else parts
-    if len(parts) != 2 or not any(p.strip() for p in parts):
+    if len(parts) != 2 or not all(isinstance(p, str) for p in parts) or not any(p.strip() for p in parts):
         raise InputError(f"blend = {blend!r} names no words; write it 'cat/tiger', source before target.")
     return parts[0].strip(), parts[1].strip()
 
@@ -107,10 +109,10 @@ def target_prompts(prompt: "str | Sequence[str] | Sequence[Sequence[str]]", imag
     """
     if isinstance(prompt, str):
         return [[prompt]] * images
-    given = list(prompt)
-    if all(isinstance(p, str) for p in given) and given:
+    given = list(prompt) if isinstance(prompt, Sequence) else []
+    if given and is_texts(given):
         return [[str(p) for p in given]] * images
-    rows = [[str(p) for p in row] for row in given if not isinstance(row, str)]
+    rows = [[str(p) for p in row] for row in given if is_texts(row)]
     if not given or len(rows) != len(given) or len({len(row) for row in rows}) != 1 or not rows[0]:
         raise InputError(f"prompt = {prompt!r} is not a target prompt, nor a list of them, nor one list an image.")
     if len(rows) != images:

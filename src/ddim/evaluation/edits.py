@@ -7,14 +7,14 @@ pictures in its style, the one that the edit is nearest to, and is what source a
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import DDIMError, InputError
 from ..training.config import DataConfig, TrainConfig
 from ..training.sources import DatasetPart, held_out, open_source, square
 from .nearest import Gallery
@@ -141,14 +141,27 @@ class EditBenchmark:
             for style in styles
         }
 
-    def run(self, setting: Setting, done: set[str]) -> Iterator[tuple[list[dict[str, Any]], Tensor]]:
-        """Measures every pair whose key is not in ``done``; after each source its rows and its edits."""
+    def run(self, setting: Setting, done: set[str]) -> Iterator[tuple[list[dict[str, Any]], Tensor | DDIMError]]:
+        """Measures every pair whose key is not in ``done``; after each source its rows and its edits.
+
+        A method that diverges is a result too: its error is there in place of the edits, and the run goes on.
+
+        Raises:
+            InputError: a setting that cannot be used.
+        """
         by_source: dict[int, list[EditPair]] = {}
         for pair in self.pairs:
             if pair.key not in done:
                 by_source.setdefault(id(pair.source), []).append(pair)
         for pairs in by_source.values():
-            yield self.one(setting, pairs)
+            began = time.perf_counter()
+            try:
+                measured = self.one(setting, pairs)
+            except InputError:
+                raise
+            except DDIMError as error:
+                measured = self.failed(setting, pairs, (time.perf_counter() - began) / len(pairs)), error
+            yield measured
 
     def one(self, setting: Setting, pairs: Sequence[EditPair]) -> tuple[list[dict[str, Any]], Tensor]:
         """The rows of one source's pairs, and their edits [K, 3, H, W]."""
@@ -177,9 +190,7 @@ class EditBenchmark:
             common = agreement(was, truth)
             rows.append(
                 {
-                    "setting": setting.name,
-                    "pair": pair.key,
-                    "kind": pair.kind,
+                    **_named(setting, pair),
                     "source_psnr": near[0],
                     "source_ssim": near[1],
                     "kept_mse": mse_where(image[None], was, common).item(),
@@ -190,6 +201,22 @@ class EditBenchmark:
                 }
             )
         return rows, edits
+
+    def failed(self, setting: Setting, pairs: Sequence[EditPair], seconds: float) -> list[dict[str, Any]]:
+        """The rows of one source's pairs where no edit came out: no number, and the last place in the gallery."""
+        return [
+            {
+                **_named(setting, pair),
+                **dict.fromkeys(("source_psnr", "source_ssim", "kept_mse", "common", "answer_psnr"), nan),
+                "rank": len(self.galleries[pair.answer.style].names),
+                "seconds": seconds,
+            }
+            for pair in pairs
+        ]
+
+
+def _named(setting: Setting, pair: EditPair) -> dict[str, Any]:
+    return {"setting": setting.name, "pair": pair.key, "kind": pair.kind}
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:

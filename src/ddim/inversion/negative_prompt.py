@@ -68,7 +68,7 @@ class NegativePrompt:
 
 
 def along_arc(a: Tensor, b: Tensor, part: float) -> Tensor:
-    """Spherical interpolation over the last dimension; a straight line where a and b point the same way.
+    """Spherical interpolation over the last dimension, token by token; a straight line where two point the same way.
 
     Args:
         a, b: [..., D].

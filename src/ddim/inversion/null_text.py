@@ -41,8 +41,8 @@ class NullText:
         stop, rise: at step i a loss below stop + i * rise is near enough (i counted in hundredths of the grid with more
             than 100 steps).
         start: where the first embedding comes from: ``"empty"`` is the negative prompt, as in the paper; ``"prompt"``
-            the source's own, under which guided steps hardly miss: a quarter of the network calls or fewer, and nearer
-            (``benchmarks/null_text.py``), but an edit is then guided away from the source's prompt.
+            the source's own, under which guided steps hardly miss: fewer network calls (see
+            ``benchmarks/null_text.py``), but an edit is then guided away from the source's prompt.
         scope: ``"step"`` or ``"global"``.
     """
 

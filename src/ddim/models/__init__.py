@@ -1,12 +1,12 @@
 """Adapters from foreign formats; the only folder that imports diffusers at run time."""
 
-import json
 import warnings
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DDIMError, InputError, unknown
+from ..foreign import first_line, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ def where_and_what(
 def _kind(folder: Path) -> str:
     """The pipeline's class that a folder names, or an empty text."""
     index = folder / "model_index.json"
-    return str(_json(index).get("_class_name", "")) if index.is_file() else ""
+    return str(read_json(index).get("_class_name", "")) if index.is_file() else ""
 
 
 def _load_text(name: str, folder: Path, device: "torch.device", dtype: "torch.dtype") -> "Model":
@@ -114,7 +114,7 @@ def _load_text(name: str, folder: Path, device: "torch.device", dtype: "torch.dt
                 str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, **half, **off
             )
         except Exception as error:  # diffusers, transformers and safetensors raise dozens of kinds
-            raise DDIMError(f"{folder} cannot be loaded: {_short(error)}") from None
+            raise DDIMError(f"{folder} cannot be loaded: {first_line(error)}.") from None
         pipeline.set_progress_bar_config(disable=True)
     return LatentTextModel(name, pipeline, device=device, dtype=dtype)
 
@@ -136,10 +136,10 @@ def _load_pixel(name: str, folder: Path, device: "torch.device", dtype: "torch.d
         try:
             network: Any = UNet2DModel.from_pretrained(str(weights), use_safetensors=True, **half)
         except Exception as error:  # diffusers and safetensors raise a dozen kinds; all of them mean this
-            raise DDIMError(f"{source} cannot be loaded: {_short(error)}") from None
+            raise DDIMError(f"{source} cannot be loaded: {first_line(error)}.") from None
     # a pipeline's folder, or the older layout of google/ddpm-* with both configs side by side
     configs = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
-    scheduler = next((_json(file) for file in configs if file.is_file()), {})
+    scheduler = next((read_json(file) for file in configs if file.is_file()), {})
     return PixelModel(name, network, scheduler, device=device, dtype=dtype)
 
 
@@ -158,7 +158,8 @@ def _from_hub(name: str) -> Path:
         raise
     except Exception as error:  # the hub's client raises a dozen kinds; all of them mean this
         raise DDIMError(
-            f"{name!r} is neither bundled nor a folder here, and the hub gave no model of that name: {_short(error)}"
+            f"{name!r} is neither bundled nor a folder here, and the hub gave no model of that name: "
+            f"{first_line(error)}."
         ) from None
 
 
@@ -176,29 +177,13 @@ def _unet_folder(folder: Path) -> Path:
     for sub in (Path("unet"), Path()):
         file = folder / sub / "config.json"
         if file.is_file():
-            kind = _json(file).get("_class_name")
+            kind = read_json(file).get("_class_name")
             if kind != "UNet2DModel":
                 raise InputError(
                     f"{file.parent} is a {kind}; this version works on pixel models, whose network is a UNet2DModel."
                 )
             return sub
     raise InputError(f"{folder} is not in the diffusers format: it has neither unet/config.json nor config.json.")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is not readable JSON: {_short(error)}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file} is JSON, but no config.")
-    return content
-
-
-def _short(error: BaseException) -> str:
-    """The first line of a foreign error, cut to a sentence."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line[:200].rstrip(". ") + "."
 
 
 class _quiet_diffusers:

@@ -4,7 +4,6 @@ The level comes as one more input channel, the same number everywhere: log(alpha
 what ``ResNetForImageClassification.from_pretrained`` loads, and ``scheduler_config.json``, the levels it knows.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DDIMError, InputError
+from ..foreign import read_json
 from ..path import GaussianPath, Node, from_scheduler_config
 from . import _quiet_diffusers, where_and_what
 
@@ -102,7 +102,10 @@ def load_classifier(
     path = Path(folder)
     if not path.is_dir():
         raise InputError(f"There is no folder {path}; ddim train recipes/fashion-classifier.toml makes a classifier.")
-    about, schedule = _json(path / "config.json"), _json(path / SCHEDULE)
+    try:
+        about, schedule = read_json(path / "config.json"), read_json(path / SCHEDULE)
+    except InputError as error:
+        raise InputError(f"{path} is no classifier of noisy images: {error}") from None
     if about.get("model_type") != "resnet" or "image_size" not in about:
         raise InputError(f"{path} is no classifier of noisy images; task = 'classifier' of ddim train makes one.")
     if not (path / "model.safetensors").is_file():
@@ -119,15 +122,3 @@ def load_classifier(
     except Exception as error:  # transformers and safetensors raise a dozen kinds
         raise DDIMError(f"{path} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
     return NoisyClassifier(str(folder), network, from_scheduler_config(schedule), device=where, dtype=dtype)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{file.parent} is no classifier of noisy images: {file.name} cannot be read ({error})."
-        ) from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file} is JSON, but no config.")
-    return content

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import Cond, Denoiser
-from ..errors import DDIMWarning, InputError
+from ..errors import DDIMError, DDIMWarning, InputError, is_texts
 from ..guidance import WORDS
 from ..path import GaussianPath, Node, RectifiedFlow, TablePath, VEPath, from_scheduler_config, spacing_from_config
 from ..prediction import Pair, prediction_of, to_pair
@@ -105,6 +105,10 @@ class LatentTextModel:
         """``words`` and ``null``, [count, L, D] each, in the state's dtype; encoded by diffusers' own pipeline."""
         if labels is not None:
             raise InputError(f"The model {self.name!r} takes prompts, not class labels.")
+        if not (prompts is None or isinstance(prompts, str) or is_texts(prompts)):
+            raise InputError(f"prompt = {prompts!r} is neither a text nor a list of texts.")
+        if not isinstance(negative, str):
+            raise InputError(f"negative = {negative!r} is not a text; '' is the usual one.")
         several = [prompts] * count if isinstance(prompts, str) else list(prompts or [""])
         several = several * count if len(several) == 1 else several
         if len(several) != count:
@@ -139,17 +143,36 @@ class LatentTextModel:
             )
 
     def encode(self, images: Tensor) -> Tensor:
-        """[0, 1] to the mean of the autoencoder's code, shifted and scaled by its config."""
+        """[0, 1] to the mean of the autoencoder's code, shifted and scaled by its config.
+
+        Raises:
+            DDIMError: the autoencoder returned NaN or infinity.
+        """
         x = images.to(device=self.device, dtype=self.dtype) * 2 - 1
         with torch.no_grad():
-            code = self.vae.encode(x).latent_dist.mean
+            code = self._finite(self.vae.encode(x).latent_dist.mean, "encoded a picture")
         return (code.to(self.state_dtype) - self.shift) * self.scale
 
     def decode(self, x0: Tensor) -> Tensor:
-        """A code to an image in [0, 1], what lies outside cut."""
+        """A code to an image in [0, 1], what lies outside cut.
+
+        Raises:
+            DDIMError: the autoencoder returned NaN or infinity.
+        """
         with torch.no_grad():
             image = self.vae.decode((x0 / self.scale + self.shift).to(self.dtype)).sample
+            image = self._finite(image, "decoded a sample")
         return ((image.to(self.state_dtype) + 1) / 2).clamp(0, 1)
+
+    def _finite(self, x: Tensor, did: str) -> Tensor:
+        """What the autoencoder returned, once it is seen to be numbers."""
+        if not bool(torch.isfinite(x).all()):
+            half = " float16 overflows above 65504; load the model with bfloat16 or float32."
+            raise DDIMError(
+                f"The autoencoder of {self.name!r} returned NaN or infinity when it {did}."
+                + (half if self.dtype == torch.float16 else "")
+            )
+        return x
 
     def describe(self) -> dict[str, Any]:
         """Name, kind, shapes, prediction, path, spacing, parameters, fingerprint."""

@@ -1,0 +1,29 @@
+"""What other libraries and files say: their errors on one line, and JSON that people may have touched."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+
+def first_line(error: BaseException, longest: int = 200) -> str:
+    """The first line of an error, cut, without a stop at its end; its kind where it says nothing."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return line[:longest].rstrip(". ") or type(error).__name__
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A config.
+
+    Raises:
+        InputError: a file that is not to be read, is no JSON, or is no config.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        raise InputError(f"{file} is not readable JSON: {why}.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is JSON, but no config.")
+    return content
