@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddim.evaluation.edits import read_pictures
+from ddim.evaluation.pairs import psnr
 from ddim.training import load_config
 
 TINY = "tiny"
@@ -69,8 +70,8 @@ def held_out_pictures(recipe: Path | None, count: int, shape: tuple[int, ...]) -
 
 
 def decibels(images: Tensor, others: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image, [N], for a range of 1."""
-    return -10 * (images.double() - others.double()).square().flatten(1).mean(1).clamp(min=1e-20).log10()
+    """PSNR of each image, [N], at most 200 dB: a mean over images has to be finite."""
+    return psnr(images, others).clamp(max=200)
 
 
 class Calls:

@@ -1,6 +1,9 @@
 """What other libraries and files say: their errors on one line, and JSON that people may have touched."""
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,33 @@ def first_line(error: BaseException, longest: int = 200) -> str:
     """The first line of an error, cut, without a stop at its end; its kind where it says nothing."""
     line = (str(error).strip().splitlines() or [""])[0]
     return line[:longest].rstrip(". ") or type(error).__name__
+
+
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """All of an error's text on one line, cut; its kind where it says nothing."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the advice and the bars of diffusers and transformers, which load, write and encode at length."""
+    from diffusers.utils import logging
+    from transformers.utils import logging as theirs
+
+    level, bars = logging.get_verbosity(), (logging, theirs)
+    logging.set_verbosity_error()
+    drawn = [log.is_progress_bar_enabled() for log in bars]
+    for log in bars:
+        log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        for log, was in zip(bars, drawn, strict=True):
+            if was:
+                log.enable_progress_bar()
 
 
 def read_json(file: Path) -> dict[str, Any]:

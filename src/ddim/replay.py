@@ -73,18 +73,15 @@ class KeptNoise:
         return self.maps[:, self.next - 1].to(like)
 
 
-class Held(Solver):
-    """A solver whose sample is put on ``pivot`` after each step, and on ``end`` after the last.
+class Around(Solver):
+    """A solver around another, as which it answers; what is beneath it changes the step.
 
     Args:
-        inner: the solver.
-        extras: ``pivot`` [N, S, ...] and ``end`` [N, 1, ...], or nothing.
-        rows: which rows of the batch are held, one for each of N; all of them by default.
+        inner: the other.
     """
 
-    def __init__(self, inner: Solver, extras: Mapping[str, Tensor], rows: list[int] | None = None) -> None:
-        self.inner, self.pivot, self.end, self.rows = inner, extras.get("pivot"), extras.get("end"), rows
-
+    def __init__(self, inner: Solver) -> None:
+        self.inner = inner
         self.name, self.order, self.nfe, self.paper = inner.name, inner.order, inner.nfe, inner.paper  # type: ignore[misc]
 
     @property
@@ -99,6 +96,20 @@ class Held(Solver):
     def read(self, state: State) -> Tensor:
         """As the inner one."""
         return self.inner.read(state)
+
+
+class Held(Around):
+    """A solver whose sample is put on ``pivot`` after each step, and on ``end`` after the last.
+
+    Args:
+        inner: the solver.
+        extras: ``pivot`` [N, S, ...] and ``end`` [N, 1, ...], or nothing.
+        rows: which rows of the batch are held, one for each of N; all of them by default.
+    """
+
+    def __init__(self, inner: Solver, extras: Mapping[str, Tensor], rows: list[int] | None = None) -> None:
+        super().__init__(inner)
+        self.pivot, self.end, self.rows = extras.get("pivot"), extras.get("end"), rows
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
         """The inner step, then the rows that are held."""

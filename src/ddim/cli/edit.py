@@ -4,11 +4,10 @@ import contextlib
 import json as jsonlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DDIMError, InputError
+from . import edit_options as e
 from . import options as o
 from .failure import code_and_sentence
 from .files import CODE, PNG, is_code, phrase, phrases, protect, settings_text, stem, target, value_text
@@ -20,170 +19,29 @@ if TYPE_CHECKING:
     from ..code import LatentCode
     from ..editing.edit import Edited
 
-_ATTENTION = "Attention, where to change, and what"
-_Source = Annotated[
-    Path, typer.Argument(metavar="IMAGE|CODE", help="A picture, or what ddim invert wrote.", show_default=False)
-]
-_From = Annotated[
-    str | None,
-    typer.Option("--from", help="What the picture shows; a code knows its own.", show_default=False),
-]
-_To = Annotated[
-    list[str] | None,
-    typer.Option("--to", help="What it is to show; (word:2) weighs a word; repeatable.", show_default=False),
-]
-_Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="A model with text; by default emoji, or the one that made the code.",
-        show_default=False,
-    ),
-]
-_Method = Annotated[
-    str | None,
-    typer.Option(
-        "--method",
-        help=f"{', '.join(o.METHODS)}; by default direct.",
-        autocompletion=lambda: list(o.METHODS),
-        rich_help_panel=o.WORK,
-        show_default=False,
-    ),
-]
-_Steps = Annotated[
-    int | None,
-    typer.Option("--steps", "-S", help="S; by default 50.", rich_help_panel=o.WORK, show_default=False),
-]
-_Guidance = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance",
-        "-w",
-        help="w of classifier-free guidance; by default 7.5, or the code's own.",
-        rich_help_panel=o.WORDS,
-        show_default=False,
-    ),
-]
-_Attention = Annotated[
-    str,
-    typer.Option(
-        "--attention",
-        help="refine: what both prompts say keeps its place. replace: word for word. none: no control.",
-        autocompletion=lambda: list(o.ATTENTIONS),
-        rich_help_panel=_ATTENTION,
-    ),
-]
-_Cross = Annotated[
-    str | None,
-    typer.Option(
-        "--cross",
-        metavar="END|BEGIN,END",
-        help="Steps in which the words' maps follow the source's, as a part of all; by default 0,0.4.",
-        rich_help_panel=_ATTENTION,
-        show_default=False,
-    ),
-]
-_Self = Annotated[
-    str | None,
-    typer.Option(
-        "--self",
-        metavar="END|BEGIN,END",
-        help="The same of the picture's own maps; by default 0,0.6.",
-        rich_help_panel=_ATTENTION,
-        show_default=False,
-    ),
-]
-_Blend = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--blend",
-        metavar="WORD/WORD",
-        help="Change only where these words of source/target lie; repeatable: one a --to, or one for all.",
-        rich_help_panel=_ATTENTION,
-        show_default=False,
-    ),
-]
-_Weights = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--weight",
-        metavar="WORD=FACTOR",
-        help="How strongly a word of --to counts; 1 changes nothing; repeatable.",
-        rich_help_panel=_ATTENTION,
-        show_default=False,
-    ),
-]
-_WeightSteps = Annotated[
-    str | None,
-    typer.Option(
-        "--weight-steps",
-        metavar="END|BEGIN,END",
-        help="Steps in which weighted words are scaled, as for --cross; by default 0,1.",
-        rich_help_panel=_ATTENTION,
-        show_default=False,
-    ),
-]
-_BlendStart = Annotated[
-    float | None,
-    typer.Option(
-        "--blend-start",
-        help="From which part of the steps on words blend; by default 0.2.",
-        rich_help_panel=_ATTENTION,
-        show_default=False,
-    ),
-]
-_BlendThreshold = Annotated[
-    float | None,
-    typer.Option(
-        "--blend-threshold",
-        help="Where a word's map counts as its place, against its maximum; by default 0.3.",
-        rich_help_panel=_ATTENTION,
-        show_default=False,
-    ),
-]
-_Seed = Annotated[
-    int | None,
-    typer.Option(
-        "--seed",
-        help="Of methods that draw noise; by default 0.",
-        rich_help_panel=o.WORK,
-        show_default=False,
-    ),
-]
-_Mask = Annotated[
-    Path | None,
-    typer.Option(
-        "--mask",
-        help="A picture of the same size: white may change, black stays.",
-        rich_help_panel=_ATTENTION,
-        show_default=False,
-    ),
-]
-
 
 def edit(
-    source: _Source,
-    from_: _From = None,
-    to: _To = None,
-    model: _Model = None,
-    attention: _Attention = "refine",
-    cross: _Cross = None,
-    self_: _Self = None,
-    blend: _Blend = None,
-    blend_start: _BlendStart = None,
-    blend_threshold: _BlendThreshold = None,
-    weight: _Weights = None,
-    weight_steps: _WeightSteps = None,
-    mask: _Mask = None,
-    method: _Method = None,
-    steps: _Steps = None,
-    guidance: _Guidance = None,
+    source: e.Source,
+    from_: e.From = None,
+    to: e.To = None,
+    model: e.Model = None,
+    attention: e.Attention = "refine",
+    cross: e.Cross = None,
+    self_: e.Self = None,
+    blend: e.Blend = None,
+    blend_start: e.BlendStart = None,
+    blend_threshold: e.BlendThreshold = None,
+    weight: e.Weights = None,
+    weight_steps: e.WeightSteps = None,
+    mask: e.Mask = None,
+    method: e.Method = None,
+    steps: e.Steps = None,
+    guidance: e.Guidance = None,
     rescale: o.Rescale = None,
     interval: o.Interval = None,
     negative: o.Negative = "",
     back: o.Back = None,
-    seed: _Seed = None,
+    seed: e.Seed = None,
     spacing: o.Spacing = None,
     option: o.MethodOptions = None,
     resize: o.Resize = False,
@@ -244,6 +102,7 @@ def edit(
 
         how = AttentionEdit(attention, **windows)
         way = "direct" if method is None else method
+        count, drawn = 50 if steps is None else steps, seed or 0
         inversion = make_inversion(way, options)
         code = LatentCode.load(source) if coded else None
         if code is not None:
@@ -260,7 +119,7 @@ def edit(
             negative=negative,
             one_by_one=one_by_one,
         )
-        grid = code.grid if code is not None else walks.grid_for(counted.as_model, 50 if steps is None else steps, walk)
+        grid = code.grid if code is not None else walks.grid_for(counted.as_model, count, walk)
         rest = {
             "from-": phrase(from_) if from_ is not None and not coded else None,
             "w": None if guidance is None else float(guidance),
@@ -277,7 +136,7 @@ def edit(
             "scaled": weight_steps and weight_steps.replace(",", "-"),
             "mask-": stem(mask) if mask else None,
             "not-": phrase(negative) if negative else None,
-            "seed": seed or None,
+            "seed": drawn or None,
             "in-": dtype if dtype != "float32" else None,
         }
         name = settings_text(way if code is None else code.method, grid.steps, options, walk, rest)
@@ -303,14 +162,14 @@ def edit(
                     code = verbs.invert(
                         counted.as_model,
                         pixels,
-                        steps=50 if steps is None else steps,
+                        steps=count,
                         method=inversion,
                         spacing=walk,
                         prompt=from_,
                         negative=negative,
                         guidance=guided,
                         back=back,
-                        seed=seed or 0,
+                        seed=drawn,
                         batch=batch,
                         progress=report,
                         tell=report.tell if report else None,
@@ -321,9 +180,9 @@ def edit(
                         {
                             "--prompt": from_,
                             "--guidance": value_text(float(guided.weight)),
-                            "--model": model or "emoji",
+                            "--model": counted.as_model.name,
                             "--method": way,
-                            "--steps": 50 if steps is None else steps,
+                            "--steps": count,
                             "--spacing": spacing,
                             "--option": option,
                             "--negative": negative or None,
@@ -369,7 +228,7 @@ def edit(
             "options": dict(one.settings),
             "steps": one.grid.steps,
             "spacing": walk if isinstance(walk, list) else one.grid.spacing,
-            "seed": seed or 0,
+            "seed": drawn,
             "attention": {"kind": how.kind, "cross": list(how.cross_steps), "self": list(how.self_steps)},
             "blend": blend,
             "blend_start": how.blend_start,
@@ -393,7 +252,7 @@ def edit(
         terminal.result(
             whole,
             f"[bold]{escaped(page)}[/bold]" + (f"  and {len(singles)} files in {escaped(beside)}" if each else ""),
-            *(f"reconstruction  [green]{error_text(e)}[/green]" for e in measured),
+            *(f"reconstruction  [green]{error_text(one)}[/green]" for one in measured),
             f"[dim]{' · '.join(shown)} · {one.method}, S = {one.grid.steps} · "
             f"w = {about['guidance'].get('weight', 1):g} · {about['nfe']:g} network calls a picture · "
             f"{terminal.seconds:.1f} s[/dim]",

@@ -7,6 +7,7 @@ from ..grid import Grid
 from ..models.latent import ATTENTION
 from ..path import Node
 from ..prediction import Pair
+from ..replay import Around
 from ..solvers.base import Noise, Solver, State
 from .blend import blended, from_maps
 from .control import Control, Plan, within
@@ -15,7 +16,7 @@ MAPS = "maps"
 """In the state: the words' cross maps, [N, K, 2, h, w], summed over the steps so far."""
 
 
-class Controlled(Solver):
+class Controlled(Around):
     """A solver whose targets follow their source; its state holds the inner one's and, for blending, ``maps``.
 
     Args:
@@ -25,21 +26,8 @@ class Controlled(Solver):
     """
 
     def __init__(self, inner: Solver, plan: Plan | None, mask: Tensor | None = None) -> None:
-        self.inner, self.plan, self.given = inner, plan, mask
-        self.name, self.order, self.nfe, self.paper = inner.name, inner.order, inner.nfe, inner.paper  # type: ignore[misc]
-
-    @property
-    def stochastic(self) -> bool:
-        """As the inner one."""
-        return self.inner.stochastic
-
-    def init(self, x: Tensor, grid: Grid) -> State:
-        """As the inner one."""
-        return self.inner.init(x, grid)
-
-    def read(self, state: State) -> Tensor:
-        """As the inner one."""
-        return self.inner.read(state)
+        super().__init__(inner)
+        self.plan, self.given = plan, mask
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
         """The inner step under control, then the blend of every tensor that it returned."""

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from ..errors import DDIMError, InputError
-from ..training.config import DataConfig, TrainConfig
+from ..training.config import TrainConfig
 from ..training.sources import DatasetPart, held_out, open_source, square
 from .nearest import Gallery
 from .pairs import agreement, mse_where, psnr, ssim
+
+GROUP = "subgroup"
+"""The column that says which words are near each other, where the data have one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,30 +65,14 @@ def read_pictures(config: TrainConfig) -> list[Picture]:
     columns, listed = held_out(source.without)
     if len(columns) != 2:
         raise InputError(f"{source.without} must have two columns, a style and a word; it has {', '.join(columns)}.")
-    everything = replace(source, without="")
-    part = open_source(everything, data)
-    mark = "\x1f"
-    fields = replace(everything, prompt=mark.join(f"{{{c}}}" for c in (*columns, _GROUP)), rewrite=())
-    try:
-        marked = open_source(fields, data)
-    except InputError:  # no such column: all words are of one group
-        marked = open_source(replace(fields, prompt=mark.join(f"{{{c}}}" for c in columns)), data)
+    part = open_source(replace(source, without=""), data)
+    assert isinstance(part, DatasetPart)  # a list of style and word fits nothing else
     out = []
-    for row in range(len(part)):
-        style, word, *group = marked.prompt(row).split(mark)
-        pixels = torch.from_numpy(_pixels(part, row, data)).float() / 255
-        held = (style, word) in listed
-        out.append(Picture(style, word, group[0] if group else "", part.prompt(row), pixels, held))
+    for row, (style, word, group) in enumerate(zip(*map(part.values, (*columns, GROUP)), strict=True)):
+        with part.open(row) as image:
+            pixels = torch.from_numpy(square(image, data)).float() / 255
+        out.append(Picture(style, word, group, part.prompt(row), pixels, (style, word) in listed))
     return out
-
-
-_GROUP = "subgroup"
-
-
-def _pixels(part: Any, row: int, data: DataConfig) -> np.ndarray:
-    assert isinstance(part, DatasetPart)
-    with part.open(row) as image:
-        return square(image, data)
 
 
 def edit_pairs(pictures: Sequence[Picture], words: int = 2, styles: int = 2, seed: int = 0) -> list[EditPair]:

@@ -16,9 +16,8 @@ from ..solvers.base import Noise, Solver, State
 from .ddim import DDIMInversion
 
 
-@runtime_checkable
-class Inversion(Protocol):
-    """A way from data to noise. Frozen; options are its fields."""
+class Method(Protocol):
+    """What every way from data to noise says of itself. Frozen; options are its fields."""
 
     @property
     def name(self) -> str:
@@ -27,7 +26,7 @@ class Inversion(Protocol):
 
     @property
     def exact(self) -> bool:
-        """Whether algebra, not approximation, brings the image back."""
+        """Whether algebra, or what is kept, brings the image back, and not approximation."""
         ...
 
     @property
@@ -37,7 +36,7 @@ class Inversion(Protocol):
 
     @property
     def nfe(self) -> int:
-        """Network calls a step on the way back."""
+        """Network calls a step on the way back, at most; a call under guidance counts twice."""
         ...
 
     @property
@@ -57,6 +56,11 @@ class Inversion(Protocol):
     def solver(self) -> Solver:
         """The solver that comes forward again; a ``LatentCode`` keeps its name and options."""
         ...
+
+
+@runtime_checkable
+class Inversion(Method, Protocol):
+    """A way that takes a denoiser as it is."""
 
     def invert(self, denoise: Denoiser, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> State:
         """The whole state at ``grid[0]`` from images x0, [N, ...]."""
@@ -125,50 +129,12 @@ class Walked(NamedTuple):
 
 
 @runtime_checkable
-class GuidedInversion(Protocol):
-    """An inversion that knows of guidance and prompts: ``walk`` in place of ``Inversion.invert``."""
-
-    @property
-    def name(self) -> str:
-        """As in the registry."""
-        ...
-
-    @property
-    def exact(self) -> bool:
-        """Whether the image comes back whatever the guidance, by what is kept."""
-        ...
-
-    @property
-    def paper(self) -> str:
-        """Where it comes from."""
-        ...
-
-    @property
-    def nfe(self) -> int:
-        """Network calls a step on the way back, at most; a call under guidance counts twice."""
-        ...
-
-    @property
-    def order(self) -> int:
-        """As ``Inversion.order``."""
-        ...
-
-    def growth(self, grid: Grid) -> float:
-        """As ``Inversion.growth``."""
-        ...
+class GuidedInversion(Method, Protocol):
+    """A way that knows of guidance and prompts: ``walk`` in place of ``Inversion.invert``."""
 
     @property
     def back(self) -> float | None:
         """The weight of the way back, where the method has its own; None leaves it free."""
-        ...
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """What it was set to, for the record."""
-        ...
-
-    def solver(self) -> Solver:
-        """The solver that comes forward again."""
         ...
 
     def walk(self, scene: Scene, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> Walked:

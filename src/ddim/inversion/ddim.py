@@ -1,7 +1,6 @@
 """DDIM inversion: the implicit step solved by fixed-point iteration; one iteration is the plain method."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,15 +8,14 @@ from torch import Tensor
 from ..denoiser import Denoiser
 from ..errors import InputError, unknown
 from ..grid import Grid
-from ..loop import OnStep, solve_back
-from ..solvers.base import Solver, State, options_of, shift
-from ..solvers.ddim import DDIM
+from ..solvers.base import State, shift
+from .plain import StepwiseBack
 
 LABELS = ("destination", "source")
 
 
 @dataclass(frozen=True)
-class DDIMInversion:
+class DDIMInversion(StepwiseBack):
     """Walks DDIM (eta = 0) from data to noise.
 
     The step back from s to the noisier t wants eps at x_t, which is not known yet. The iteration starts from x_s and
@@ -66,23 +64,6 @@ class DDIMInversion:
         """As many as iterations: each makes what is left of the implicit step smaller by the step's size."""
         return self.iterations
 
-    def growth(self, grid: Grid) -> float:
-        """1: there is no second value to part from."""
-        return 1.0
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Its fields."""
-        return options_of(self)
-
-    def solver(self) -> Solver:
-        """DDIM with eta = 0."""
-        return DDIM()
-
-    def read(self, state: State) -> Tensor:
-        """x."""
-        return state["x"]
-
     def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
         """From node i + 1 to node i."""
         x, t, s = state["x"], grid[i], grid[i + 1]
@@ -92,10 +73,6 @@ class DDIMInversion:
         for _ in range(self.iterations):
             guess = mix(guess, shift(x, denoise(guess, at).eps, s, t))
         return {"x": guess}
-
-    def invert(self, denoise: Denoiser, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> State:
-        """x at the noisy end."""
-        return solve_back(denoise, self, {"x": x0}, grid, on_step=on_step)
 
 
 class _Anderson:

@@ -1,19 +1,17 @@
 """Direct inversion: the source is put back on its pivot after every step forward."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
 from ..grid import Grid
 from ..loop import OnStep
-from ..solvers.base import Solver, options_of
-from ..solvers.ddim import DDIM
 from .base import Scene, Walked, pivot_of
+from .plain import OneValue
 
 
 @dataclass(frozen=True)
-class DirectInversion:
+class DirectInversion(OneValue):
     """DDIM inversion at weight 1, all of whose nodes are kept (Ju et al. 2024, section 4).
 
     The way forward under any weight ends each step on the pivot, so the image comes back whatever the guidance; the
@@ -27,19 +25,6 @@ class DirectInversion:
     nfe: int = field(default=1, init=False, repr=False)
     order: int = field(default=1, init=False, repr=False)
     back: float = field(default=1.0, init=False, repr=False)
-
-    def growth(self, grid: Grid) -> float:
-        """1: every step starts anew from the pivot."""
-        return 1.0
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """None."""
-        return options_of(self)
-
-    def solver(self) -> Solver:
-        """DDIM with eta = 0."""
-        return DDIM()
 
     def walk(self, scene: Scene, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> Walked:
         """The pivot's noisy end, and the rest of it as ``extras["pivot"]``, [N, S, ...]; the last entry is x0."""

@@ -1,7 +1,6 @@
 """Edit-friendly DDPM inversion: the noise maps that lead DDPM from noise to the image."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,13 +9,14 @@ from ..errors import DDIMError, InputError
 from ..grid import Grid
 from ..loop import OnStep
 from ..process import eta_std
-from ..solvers.base import Solver, move, options_of
+from ..solvers.base import Solver, move
 from ..solvers.ddim import DDIM
 from .base import Scene, Walked
+from .plain import OneValue
 
 
 @dataclass(frozen=True)
-class EditFriendly:
+class EditFriendly(OneValue):
     """Noises the image to every node independently, and keeps what each step of DDPM lacks to the next one
     (Huberman-Spiegelglas et al. 2024, Algorithm 1): z_i = (x_{i+1} - mu_i) / std_i, x_{i+1} rewritten with it.
 
@@ -48,15 +48,6 @@ class EditFriendly:
             )
         if not self.skip >= 0 or (self.skip >= 1 and self.skip != int(self.skip)):
             raise InputError(f"skip = {self.skip:g} is neither a fraction below 1 nor a whole number of steps.")
-
-    def growth(self, grid: Grid) -> float:
-        """1: each map makes up for the step before it."""
-        return 1.0
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Its fields."""
-        return options_of(self)
 
     def solver(self) -> Solver:
         """DDIM with this eta."""

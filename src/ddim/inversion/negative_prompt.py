@@ -1,7 +1,6 @@
 """Negative-prompt inversion: the source's prompt stands in for the null-text, and nothing is tuned."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,14 +9,13 @@ from ..errors import InputError
 from ..grid import Grid
 from ..guidance import NULL
 from ..loop import OnStep
-from ..solvers.base import Solver, options_of
-from ..solvers.ddim import DDIM
 from .base import Scene, Walked, need_words
 from .ddim import DDIMInversion
+from .plain import OneValue
 
 
 @dataclass(frozen=True)
-class NegativePrompt:
+class NegativePrompt(OneValue):
     """DDIM inversion at weight 1; forwards, the null embedding is the source prompt's (Miyake et al. 2023, section 4).
 
     Both predictions are then the same and the weight has no say: the source comes back as it does from DDIM inversion
@@ -42,19 +40,6 @@ class NegativePrompt:
             raise InputError(
                 f"toward_empty = {self.toward_empty:g} lies outside [0, 1]; 0 is the prompt, 1 the negative prompt."
             )
-
-    def growth(self, grid: Grid) -> float:
-        """1: there is no second value to part from."""
-        return 1.0
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Its fields."""
-        return options_of(self)
-
-    def solver(self) -> Solver:
-        """DDIM with eta = 0."""
-        return DDIM()
 
     def walk(self, scene: Scene, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> Walked:
         """x at the noisy end, and another ``cond["null"]``.

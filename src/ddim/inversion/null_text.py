@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +10,8 @@ from ..errors import InputError, unknown
 from ..grid import Grid
 from ..guidance import NULL
 from ..loop import OnStep
-from ..solvers.base import Solver, options_of
-from ..solvers.ddim import DDIM
 from .base import Scene, Stopped, Walked, need_words, pivot_of
+from .plain import OneValue
 from .tuning import Adam, Landing
 
 STARTS = ("empty", "prompt")
@@ -21,7 +19,7 @@ SCOPES = ("step", "global")
 
 
 @dataclass(frozen=True)
-class NullText:
+class NullText(OneValue):
     """Mokady et al. 2023 (arXiv 2211.09794), Algorithm 1, over a batch of images.
 
     The pivot is plain DDIM inversion at weight 1. Forwards, at step i and from where the sample is by then, the null
@@ -77,19 +75,6 @@ class NullText:
     def nfe(self) -> int:
         """The pivot, the prompt's prediction, and one for each update and the last embedding."""
         return self.inner + 3
-
-    def growth(self, grid: Grid) -> float:
-        """1: every step aims at the pivot anew."""
-        return 1.0
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Its fields."""
-        return options_of(self)
-
-    def solver(self) -> Solver:
-        """DDIM with eta = 0."""
-        return DDIM()
 
     def rate(self, i: int, steps: int) -> float:
         """The learning rate of step i."""

@@ -1,12 +1,11 @@
 """Adapters from foreign formats; the only folder that imports diffusers at run time."""
 
-import warnings
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DDIMError, InputError, unknown
-from ..foreign import first_line, read_json
+from ..foreign import first_line, quiet, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +107,7 @@ def _load_text(name: str, folder: Path, device: "torch.device", dtype: "torch.dt
     full = {p.parent.name for p in weights if ".fp16" not in p.name}
     half = {} if full == set(TEXT_PARTS) else {"variant": "fp16"}
     off = {"safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False}
-    with _quiet_diffusers():
+    with quiet():
         try:
             pipeline = StableDiffusionPipeline.from_pretrained(
                 str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, **half, **off
@@ -132,7 +131,7 @@ def _load_pixel(name: str, folder: Path, device: "torch.device", dtype: "torch.d
         what = f"only the pickle {pickles[0]}, which is never loaded" if pickles else "no weights"
         raise InputError(f"{weights} holds {what}; a diffusers folder with .safetensors weights is needed.")
     half = {"variant": "fp16"} if all(".fp16" in f for f in files) else {}
-    with _quiet_diffusers():
+    with quiet():
         try:
             network: Any = UNet2DModel.from_pretrained(str(weights), use_safetensors=True, **half)
         except Exception as error:  # diffusers and safetensors raise a dozen kinds; all of them mean this
@@ -184,30 +183,6 @@ def _unet_folder(folder: Path) -> Path:
                 )
             return sub
     raise InputError(f"{folder} is not in the diffusers format: it has neither unet/config.json nor config.json.")
-
-
-class _quiet_diffusers:
-    """diffusers and transformers log advice about how they load, and draw bars; the errors are ours to tell."""
-
-    def __enter__(self) -> None:
-        from diffusers.utils import logging
-        from transformers.utils import logging as theirs
-
-        self.level, self.bars = logging.get_verbosity(), (logging, theirs)
-        logging.set_verbosity_error()
-        self.drawn = [log.is_progress_bar_enabled() for log in self.bars]
-        for log in self.bars:
-            log.disable_progress_bar()
-        self.caught = warnings.catch_warnings()
-        self.caught.__enter__()
-        warnings.simplefilter("ignore", FutureWarning)
-
-    def __exit__(self, *_: object) -> None:
-        self.caught.__exit__(None, None, None)
-        self.bars[0].set_verbosity(self.level)
-        for log, drawn in zip(self.bars, self.drawn, strict=True):
-            if drawn:
-                log.enable_progress_bar()
 
 
 def __getattr__(name: str) -> Any:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DDIMError, InputError
-from ..foreign import read_json
+from ..foreign import one_line, quiet, read_json
 from ..path import GaussianPath, Node, from_scheduler_config
-from . import _quiet_diffusers, where_and_what
+from . import where_and_what
 
 SCHEDULE = "scheduler_config.json"
 _LIMIT = 20.0  # of log-SNR: keeps levels without noise or signal finite
@@ -113,12 +113,12 @@ def load_classifier(
     try:
         from transformers import ResNetForImageClassification
 
-        with _quiet_diffusers():
+        with quiet():
             network = ResNetForImageClassification.from_pretrained(
                 path, dtype=torch.float32, use_safetensors=True, local_files_only=True
             )
     except ImportError:
         raise InputError("A classifier needs transformers: pip install transformers.") from None
     except Exception as error:  # transformers and safetensors raise a dozen kinds
-        raise DDIMError(f"{path} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+        raise DDIMError(f"{path} cannot be loaded: {one_line(error, 200)}") from None
     return NoisyClassifier(str(folder), network, from_scheduler_config(schedule), device=where, dtype=dtype)

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from ..denoiser import Cond, Denoiser
 from ..errors import DDIMError, DDIMWarning, InputError, is_texts
+from ..foreign import quiet
 from ..guidance import WORDS
-from ..path import GaussianPath, Node, RectifiedFlow, TablePath, VEPath, from_scheduler_config, spacing_from_config
-from ..prediction import Pair, prediction_of, to_pair
+from ..path import Node, RectifiedFlow, VEPath
+from ..prediction import Pair, to_pair
 from .pixel import fingerprint
+from .schedule import read_schedule, timestep
 
 ATTENTION = "attention"
 """In a ``Cond``: an object that the attention processors of ``ddim.editing`` are handed with every call."""
@@ -45,14 +47,10 @@ class LatentTextModel:
                 f"{vae.config.latent_channels}: an inpainting or depth model, which this version does not take."
             )
         self.name = name
-        self.path: GaussianPath = from_scheduler_config(scheduler)
+        # The pipelines of diffusers set steps_offset to 1 whatever the config says; so does loading one.
+        self.path, self.prediction, self.spacing, self.offset = read_schedule(scheduler)
         if isinstance(self.path, (VEPath, RectifiedFlow)):
             raise InputError(f"The model {name!r} has a {scheduler['_class_name']}, which this version does not take.")
-        self.prediction: str = prediction_of(str(scheduler.get("prediction_type", "epsilon")))
-        self.spacing = spacing_from_config(scheduler)
-        first_entry = isinstance(self.path, TablePath) and self.path.data == "first"
-        # The pipelines of diffusers set steps_offset to 1 whatever the config says; so does loading one.
-        self.offset = max(int(scheduler.get("steps_offset", 0)) - first_entry, 0)
         self.multiple = 2 ** (len(vae.config.block_out_channels) - 1)
         side = unet.config.sample_size or vae.config.sample_size // self.multiple
         height, width = (side, side) if isinstance(side, int) else side
@@ -81,12 +79,10 @@ class LatentTextModel:
         def denoise(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
             if not cond or WORDS not in cond:
                 raise InputError(f"The model {self.name!r} needs a prompt; an empty one will do.")
-            told = path.label(node.t)
-            label = torch.tensor(int(told) if told == int(told) else told, device=x.device)
             control = cond.get(ATTENTION)
             output = network(
                 x.to(dtype),
-                label,
+                timestep(path, node, x.device),
                 encoder_hidden_states=cond[WORDS].to(dtype),
                 cross_attention_kwargs=None if control is None else {"control": control, "half": cond.get("half")},
                 return_dict=False,
@@ -125,7 +121,7 @@ class LatentTextModel:
         """Each prompt with its embedding [L, D]. Warns of a prompt that is cut, and where."""
         for prompt in prompts:
             self._warn_if_cut(prompt)
-        with torch.no_grad(), _Silent():
+        with torch.no_grad(), quiet():
             embedded, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, False)
         return dict(zip(prompts, embedded.to(self.state_dtype), strict=True))
 
@@ -193,18 +189,3 @@ class LatentTextModel:
             "device": str(self.device),
             "fingerprint": self.fingerprint,
         }
-
-
-class _Silent:
-    """diffusers logs a cut prompt at length; ours is the one sentence that is heard."""
-
-    def __enter__(self) -> None:
-        from diffusers.utils import logging
-
-        self.level = logging.get_verbosity()
-        logging.set_verbosity(50)  # critical
-
-    def __exit__(self, *_: object) -> None:
-        from diffusers.utils import logging
-
-        logging.set_verbosity(self.level)

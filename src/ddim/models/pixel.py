@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..denoiser import Cond, Denoiser
 from ..errors import InputError, is_whole
-from ..path import GaussianPath, Node, RectifiedFlow, TablePath, VEPath, from_scheduler_config, spacing_from_config
-from ..prediction import Pair, prediction_of, to_pair
+from ..path import GaussianPath, Node, VEPath
+from ..prediction import Pair, to_pair
+from .schedule import read_schedule, timestep
 
 
 class PixelModel:
@@ -47,18 +48,12 @@ class PixelModel:
             )
         self.name = name
         self.shape = (int(config.in_channels), int(height), int(width))
-        self.path: GaussianPath = from_scheduler_config(scheduler)
+        self.path, self.prediction, self.spacing, self.offset = read_schedule(scheduler)
         if isinstance(self.path, VEPath):
             raise InputError(
                 f"The model {name!r} has a {scheduler['_class_name']}: such networks want their input scaled or answer "
                 "the score, which this version does not do."
             )
-        usual = "flow_prediction" if isinstance(self.path, RectifiedFlow) else "epsilon"
-        self.prediction: str = prediction_of(str(scheduler.get("prediction_type", usual)))
-        self.spacing = spacing_from_config(scheduler)
-        first_entry = isinstance(self.path, TablePath) and self.path.data == "first"
-        # diffusers' steps_offset counts its timesteps; where data is the table's first entry, 1 is our first level.
-        self.offset = max(int(scheduler.get("steps_offset", 0)) - first_entry, 0)
         self.classes = int(config.num_class_embeds or 0)
         self.picture, self.multiple, self.text = self.shape, 0, False
         self.device = torch.device(device)
@@ -82,9 +77,7 @@ class PixelModel:
         channels = self.shape[0]
 
         def denoise(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
-            told = path.label(node.t)
-            # whole labels go as integers: some networks look them up in a table
-            label = torch.tensor(int(told) if told == int(told) else told, device=x.device)
+            label = timestep(path, node, x.device)
             labels = cond["labels"] if cond else None
             output = network(x.to(dtype), label, class_labels=labels, return_dict=False)[0]
             return to_pair(prediction, output[:, :channels].to(x.dtype), x, node)

@@ -43,10 +43,25 @@ class Part(Protocol):
 
 
 class DatasetPart:
-    """The image column of an HF data set, with a prompt and a label for every row where there are any."""
+    """The image column of an HF data set, with a prompt and a label for every row where there are any.
 
-    def __init__(self, dataset: Any, column: str, prompts: Sequence[str] = (), labels: Sequence[int] = ()) -> None:
-        self.dataset, self.column, self.prompts, self.labels = dataset, column, prompts, labels
+    Args:
+        dataset: with ``column``.
+        column: of the images.
+        prompts: one a row, or none.
+        labels: one a row, or none.
+        others: the data set's other columns.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        column: str,
+        prompts: Sequence[str] = (),
+        labels: Sequence[int] = (),
+        others: Any = None,
+    ) -> None:
+        self.dataset, self.column, self.prompts, self.labels, self.others = dataset, column, prompts, labels, others
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -64,6 +79,12 @@ class DatasetPart:
     def label(self, row: int) -> int | None:
         """See ``Part``."""
         return self.labels[row] if self.labels else None
+
+    def values(self, column: str) -> list[str]:
+        """What another column says, one text a row; empty ones where there is no such column."""
+        if self.others is None or column not in self.others.column_names:
+            return [""] * len(self)
+        return [str(value) for value in self.others[column]]
 
     def open(self, row: int) -> Image.Image:
         """See ``Part``."""
@@ -97,7 +118,8 @@ def open_source(source: SourceConfig, config: DataConfig) -> Part:
         data = data.select(chosen)
     if not len(data):
         raise InputError(f"There are no images in {source.path}{' with these values' if source.where else ''}.")
-    return DatasetPart(data.select_columns([column]), column, _prompts(data, column, source), _labels(data, source))
+    others = data.remove_columns([column])
+    return DatasetPart(data.select_columns([column]), column, _prompts(others, source), _labels(data, source), others)
 
 
 def _chosen(data: Any, column: str, source: SourceConfig, config: DataConfig) -> list[int] | None:
@@ -149,10 +171,9 @@ def held_out(path: str) -> tuple[list[str], set[tuple[str, ...]]]:
     return list(lines[0]), set(lines[1:])
 
 
-def _prompts(data: Any, column: str, source: SourceConfig) -> list[str]:
+def _prompts(table: Any, source: SourceConfig) -> list[str]:
     if not source.prompt:
         return []
-    table = data.remove_columns([column])
     try:
         rows = ({name: "" if value is None else value for name, value in row.items()} for row in table)
         prompts = [source.prompt.format(**row) for row in rows]

@@ -10,7 +10,7 @@ from ...errors import InputError
 from ...images import sheet
 from ..config import TrainConfig
 from ..data import Batch, Images
-from .base import Draw, Task, as_dtype, built, check_options, scaled, short
+from .base import Draw, Task, as_dtype, asked, built, check_options, scaled
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -56,13 +56,8 @@ class AutoencoderTask(Task):
         """A ``Reconstruction`` around the AutoencoderKL of ``[model]``."""
         network = Reconstruction(self._network())
         x = torch.zeros(1, self.config.data.channels, self.config.data.size, self.config.data.size)
-        try:
-            with torch.no_grad():
-                shape = network(x, torch.zeros(self._code_shape(1)))[0].shape
-        except Exception as error:
-            raise InputError(
-                f"The network in [model] does not take {x.shape[-1]}-pixel images: {short(error)}"
-            ) from error
+        takes = f"{x.shape[-1]}-pixel images"
+        shape = asked(lambda: network(x, torch.zeros(self._code_shape(1)))[0], takes).shape
         if shape != x.shape:
             raise InputError(f"The network in [model] makes {tuple(shape)} of {tuple(x.shape)}.")
         return network

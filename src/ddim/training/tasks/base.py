@@ -3,8 +3,7 @@
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError, unknown
+from ...foreign import one_line
 from .. import draws
 from ..config import ScheduleConfig, TrainConfig
 from ..data import Batch, Images
@@ -106,32 +106,22 @@ def built(
     try:
         return kind(**options)
     except Exception as error:  # diffusers raises what comes up, from ValueError to TypeError
-        raise InputError(f"{maker} cannot build the network in [{section}]: {short(error)}") from error
+        raise InputError(f"{maker} cannot build the network in [{section}]: {one_line(error)}") from error
 
 
-def short(error: Exception) -> str:
-    """A foreign error on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def asked(network: Callable[[], Tensor], takes: str) -> Tensor:
+    """What a new network answers, asked once. Raises InputError, with what it should take, when that fails."""
+    try:
+        with torch.no_grad():
+            return network()
+    except Exception as error:  # diffusers and torch raise what comes up
+        raise InputError(f"The network in [model] does not take {takes}: {one_line(error)}") from error
 
 
 def as_dtype(network: nn.Module, copy: nn.Module, config: TrainConfig) -> Any:
     """``copy`` with the weights of ``network`` in the export's dtype."""
     copy.load_state_dict(network.state_dict())
     return nn.Module.to(copy, dtype=getattr(torch, config.output.export_dtype))  # past diffusers' own, which warns
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the bar that transformers draws for a file it writes."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def widened(file: Path) -> None:

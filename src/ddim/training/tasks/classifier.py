@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...errors import InputError, unknown
+from ...foreign import quiet
 from ...images import sheet
 from ...models.classifier import NoisyResNet
 from .. import draws
 from ..config import TrainConfig
 from ..data import Batch, Images
 from ..loss import path_of
-from .base import Draw, Task, as_dtype, built, quiet, scaled, scheduler_options, short, widened
+from .base import Draw, Task, as_dtype, asked, built, scaled, scheduler_options, widened
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -58,11 +59,8 @@ class ClassifierTask(Task):
         """A ``NoisyResNet`` for the images of ``[data]``."""
         network = NoisyResNet(self._network())
         side = self.config.data.size
-        try:
-            with torch.no_grad():
-                network.eval()(torch.zeros(1, self.config.data.channels, side, side), torch.zeros(1))
-        except Exception as error:
-            raise InputError(f"The network in [model] does not take {side}x{side} images: {short(error)}") from error
+        x = torch.zeros(1, self.config.data.channels, side, side)
+        asked(lambda: network.eval()(x, torch.zeros(1)), f"{side}x{side} images")
         return network.train()
 
     def _network(self) -> nn.Module:

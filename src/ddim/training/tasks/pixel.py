@@ -17,7 +17,7 @@ from .. import draws
 from ..config import TrainConfig
 from ..data import Batch
 from ..loss import checksum, diffusion_loss, levels_of, path_of
-from .base import Draw, Task, as_dtype, built, check_options, scaled, scheduler_options, short
+from .base import Draw, Task, as_dtype, asked, built, check_options, scaled, scheduler_options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,11 +38,7 @@ class PixelTask(Task):
         network = self._network()
         side, channels = self.config.data.size, self.config.data.channels
         x = torch.zeros(1, channels, side, side)
-        try:
-            with torch.no_grad():
-                shape = network(x, torch.zeros(1, dtype=torch.int64)).sample.shape
-        except Exception as error:
-            raise InputError(f"The network in [model] does not take {side}x{side} images: {short(error)}") from error
+        shape = asked(lambda: network(x, torch.zeros(1, dtype=torch.int64)).sample, f"{side}x{side} images").shape
         if shape != x.shape:
             raise InputError(f"The network in [model] makes {shape[-2]}x{shape[-1]} images of {side}x{side} ones.")
         return network

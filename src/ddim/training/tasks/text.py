@@ -9,17 +9,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...denoiser import from_network
+from ...denoiser import Cond, bound
 from ...errors import InputError
+from ...foreign import first_line, quiet
 from ...grid import make_grid
+from ...guidance import NULL, WORDS, Guidance, classifier_free
 from ...images import sheet
 from ...loop import solve
+from ...models.schedule import timestep
+from ...path import Node
+from ...prediction import Pair, to_pair
 from ...solvers.ddim import DDIM
 from .. import draws
 from ..config import TextConfig, TrainConfig
 from ..data import Batch, Images
 from ..loss import checksum, diffusion_loss, levels_of, path_of
-from .base import Draw, Task, as_dtype, built, check_options, quiet, scheduler_options, short, widened
+from .base import Draw, Task, as_dtype, asked, built, check_options, scheduler_options, widened
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -121,13 +126,8 @@ class TextTask(Task):
         """A ``TextToImage`` of the parts in ``[text.encoder]`` and ``[model]``."""
         network = self._network()
         x, tokens = torch.zeros(1, *self.code_shape), self.tokens[""][None]
-        try:
-            with torch.no_grad():
-                shape = network(x, torch.zeros(1, dtype=torch.int64), tokens).shape
-        except Exception as error:
-            raise InputError(
-                f"The network in [model] does not take codes of {tuple(x.shape[1:])}: {short(error)}"
-            ) from error
+        takes = f"codes of {tuple(x.shape[1:])}"
+        shape = asked(lambda: network(x, torch.zeros(1, dtype=torch.int64), tokens), takes).shape
         if shape != x.shape:
             raise InputError(f"The network in [model] makes {tuple(shape[1:])} of codes of {tuple(x.shape[1:])}.")
         return network
@@ -180,16 +180,18 @@ class TextTask(Task):
     def sheet(self, network: nn.Module) -> "Image.Image":
         """Samples for prompts of the training set, guidance 3 (DDIM, eta = 0, trailing), from the same noise always."""
         output, path = self.config.output, path_of(self.config.schedule)
+        kind = self.config.loss.prediction
         words = torch.stack([self.tokens[prompt] for prompt in self.shown]).to(self.device)
-        both = torch.cat([self.tokens[""].expand_as(words), words])
+        cond = {WORDS: words, NULL: self.tokens[""].to(self.device).expand_as(words)}
 
-        def predict(x: Tensor, label: float) -> Tensor:
-            plain, guided = network(torch.cat([x, x]), torch.tensor(int(label), device=x.device), both).float().chunk(2)
-            return plain + SHEET_GUIDANCE * (guided - plain)
+        def denoise(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
+            assert cond is not None
+            return to_pair(kind, network(x, timestep(path, node, x.device), cond[WORDS]).float(), x, node)
 
         noise = draws.sheet_noise(self.config.train.seed, output.samples, self.code_shape).to(self.device)
         solver, grid = DDIM(), make_grid(path, output.sample_steps, "trailing")
-        state = solve(from_network(predict, path, self.config.loss.prediction), solver, {"x": noise}, grid)
+        guided = bound(classifier_free(denoise, Guidance(SHEET_GUIDANCE)), cond)
+        state = solve(guided, solver, {"x": noise}, grid)
         images = [self.autoencoder.decode(part / self.scale).sample for part in solver.read(state).split(16)]
         return sheet((torch.cat(images).clamp(-1, 1) + 1) / 2)
 
@@ -232,7 +234,7 @@ def load_autoencoder(folder: str, channels: int) -> Any:
     try:
         network = AutoencoderKL.from_pretrained(path, torch_dtype=torch.float32, use_safetensors=True)
     except Exception as error:
-        raise InputError(f"Cannot load an autoencoder from {path}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"Cannot load an autoencoder from {path}: {first_line(error)}.") from error
     takes = network.config["in_channels"]
     if takes != channels:
         raise InputError(f"The autoencoder in {path} takes {takes} channels; data.channels is {channels}.")
