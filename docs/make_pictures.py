@@ -1,5 +1,6 @@
-"""Draws the README's pictures with the carried model: ``python docs/make_pictures.py``."""
+"""Draws the README's pictures with the carried models: ``python docs/make_pictures.py``."""
 
+import csv
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ FOLDER = Path(__file__).parent / "images"
 
 
 def main() -> None:
-    """Writes round_trip.png, samples.png and interpolation.png."""
+    """Writes round_trip.png, samples.png, interpolation.png and edits.png."""
+    edits()
     model = ddim.load("fashion")
     paths = ddim.bundled_test_images("fashion")
     chosen = [paths[k] for k in (0, 1, 3, 5, 8, 9, 13, 14, 15)]
@@ -24,6 +26,20 @@ def main() -> None:
     ends = ddim.invert(model, [paths[0], paths[14], paths[1]], steps=50, method="bdia")
     frames = ddim.interpolate(model, ends, frames=7)
     ddim.save_image(ddim.sheet(frames, columns=len(frames), scale=2, gap=3), FOLDER / "interpolation.png")
+
+
+def edits() -> None:
+    """Three held-out drawings: the source, what comes back of it, its edit, and the drawing that was the answer."""
+    model, root = ddim.load("emoji"), ddim.bundled_models()["emoji"]
+    with (root / "pictures.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    wanted = [row for row in rows if row["file"].startswith("answers/")]
+    given = rows[: len(wanted)]
+    sources, answers = (read_images([root / row["file"] for row in some], model.picture) for some in (given, wanted))
+    targets, prompts = [[row["prompt"]] for row in wanted], [row["prompt"] for row in given]
+    made = ddim.edit(model, sources, targets, source_prompt=prompts, method="direct", guidance=7.5, steps=50)
+    strip = torch.stack([sources, made.reconstruction, made.edits[:, 0], answers], 1).flatten(0, 1)
+    ddim.save_image(ddim.sheet(strip, columns=12, scale=1, gap=4), FOLDER / "edits.png")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,11 @@ def test_a_solver_of_ones_own_samples() -> None:
     assert example("add_a_solver").main(steps=5).shape == (4, 1, 32, 32)
 
 
+def test_a_drawing_and_its_edits(tmp_path: Path) -> None:
+    assert example("edit_with_words").main(tmp_path, steps=10) < 1e-3
+    assert (tmp_path / "dog.png").is_file()
+
+
 def test_no_example_is_left_out() -> None:
-    tested = {"round_trip", "own_denoiser", "interpolate", "add_a_solver"}
+    tested = {"round_trip", "own_denoiser", "interpolate", "add_a_solver", "edit_with_words"}
     assert {file.stem for file in FOLDER.glob("*.py")} == tested
