@@ -37,7 +37,7 @@ FIELDS = ["method", "guidance", "steps", "model", "image", "psnr", "floor", "cal
 
 
 def done_in(path: Path, key: dict[str, str]) -> dict[tuple[str, str, str], dict[str, str]]:
-    """The rows of this model and number of steps, by method, weight and image."""
+    """The rows of this model and number of steps, by method, weight and the picture's name."""
     rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
     return {(r["method"], r["guidance"], r["image"]): r for r in rows if all(r[k] == v for k, v in key.items())}
 
@@ -79,6 +79,7 @@ def main() -> None:
     model = open_text_model(args.model)
     pictures, prompts = held_out_pictures(args.recipe, args.images, model.picture)
     args.images = len(pictures)
+    names = prompts if args.recipe else [str(k) for k in range(args.images)]  # who a picture is, whatever --images
     calls = Calls(model.network)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     key = {"steps": str(args.steps), "model": model.fingerprint[:12]}
@@ -90,7 +91,7 @@ def main() -> None:
             if name == "null-text" and weight == 1:
                 continue
             done = done_in(args.out, key)
-            missing = [k for k in range(args.images) if (method, f"{weight:g}", str(k)) not in done]
+            missing = [k for k in range(args.images) if (method, f"{weight:g}", names[k]) not in done]
             for todo in batches(missing, args.batch):
                 calls.take()
                 start = time.perf_counter()
@@ -112,14 +113,14 @@ def main() -> None:
                 each = {"seconds": f"{(time.perf_counter() - start) / len(todo):.3f}"}
                 each |= {"calls": f"{calls.take()[0] / len(todo):.0f}", "method": method, "guidance": f"{weight:g}"}
                 rows = [
-                    key | each | {"image": str(k), "psnr": f"{v:.3f}", "floor": f"{float(floors[k]):.3f}"}
+                    key | each | {"image": names[k], "psnr": f"{v:.3f}", "floor": f"{float(floors[k]):.3f}"}
                     for k, v in zip(todo, psnr, strict=True)
                 ]
                 append(args.out, rows)
             print(f"w = {weight:g} {method}", flush=True)
     table: dict[str, dict[str, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
     for (method, weight, image), row in done_in(args.out, key).items():
-        if int(image) < args.images:
+        if image in names:
             table[method][weight].append(row)
     weights = [f"{w:g}" for w in args.guidance]
     print(f"{'PSNR, dB':18s}" + "".join(f"{'w = ' + w:>9s}" for w in weights) + "    calls  seconds an image")

@@ -37,7 +37,7 @@ def edits() -> None:
     given = rows[: len(wanted)]
     sources, answers = (read_images([root / row["file"] for row in some], model.picture) for some in (given, wanted))
     targets, prompts = [[row["prompt"]] for row in wanted], [row["prompt"] for row in given]
-    made = ddim.edit(model, sources, targets, source_prompt=prompts, method="direct", guidance=7.5, steps=50)
+    made = ddim.edit(model, sources, targets, source_prompt=prompts, method="direct", guidance=3, steps=50)
     strip = torch.stack([sources, made.reconstruction, made.edits[:, 0], answers], 1).flatten(0, 1)
     ddim.save_image(ddim.sheet(strip, columns=12, scale=1, gap=4), FOLDER / "edits.png")
 

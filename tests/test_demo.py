@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tiny
+import tiny_text
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from ddim.cli.app import app
 from ddim.demo.pictures import difference, latent, same_as_png, tiles
 from ddim.demo.plot import psnr_plot
+from ddim.images import save_image, to_pil
 
 LEVELS = 24
 
@@ -37,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.frombytes("L", (8, 8), pixels.numpy().tobytes()).save(model / "test_images" / f"{name}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        result = run("demo", "--model", "small")
+        result = run("demo", "--model", "small", "--editor", "")
     assert result.exit_code == 0, result.output
     return root
 
@@ -172,19 +174,62 @@ def parts(file: str, count: int) -> torch.Tensor:
 
 def test_quick_leaves_the_longest_out(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder)
-    result = run("demo", "--model", "small", "--quick", "--out", "quick demo", "--seed", "5", "--json")
+    result = run("demo", "--model", "small", "--quick", "--out", "quick demo", "--seed", "5", "--json", "--editor", "")
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
     assert said["files"] == ["quick demo/index.html", "quick demo/results.json"]
     found = said["results"]
     assert [one["steps"] for one in found["samples"]] == [20]
     assert found["samples"][0]["seeds"][0] == 5
-    assert found["command"] == "ddim demo --model small --out 'quick demo' --seed 5 --quick"
+    assert found["command"] == "ddim demo --model small --out 'quick demo' --seed 5 --quick --editor ''"
+
+
+@pytest.fixture(scope="module")
+def editor(folder: Path) -> Path:
+    """A text model with seven pictures that its list knows: four sources, three answers."""
+    root = folder / "editor"
+    tiny_text.pipeline().save_pretrained(root)
+    lines = ["file,prompt"]
+    for k, pixels in enumerate(tiny_text.pictures(7)):
+        name = f"test_images/{k}.png" if k < 4 else f"answers/{k}.png"
+        save_image(to_pil(pixels), root / name)
+        lines.append(f"{name},a {('cat', 'dog', 'tiger', 'mat')[k % 4]}")
+    (root / "pictures.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_words_and_edits_of_a_text_model(folder: Path, editor: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("ddim.demo.editing.STEPS", 2)
+    result = run("demo", "--model", "small", "--quick", "--out", "words", "--editor", editor.name, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["results"]
+    assert [len(found["words"]["prompts"]), len(found["edits"])] == [4, 6]
+    text = (folder / "words" / "index.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    assert "a cat → a cat; a dog → a dog" in text
+    shown = {one["file"] for one in (found["words"], *found["edits"])}
+    assert shown <= set(page.images)
+    # the commands invert all of originals/ with the pixel model, so that no drawing may lie there
+    assert sorted(p.name for p in (folder / "words" / "drawings").iterdir()) == [f"{k}.png" for k in range(4)]
+    assert len(list((folder / "words" / "originals").iterdir())) == 4
+    one = found["edits"][4]
+    assert one["command"] in page.commands
+    assert one["command"] == (
+        "ddim edit words/drawings/0.png --model editor --from 'a cat' --to 'a cat' --method direct --guidance 3 "
+        "--attention none"
+    )
+    again = run(*shlex.split(one["command"])[1:], "--steps", 2, "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["reconstruction"][0]["psnr"] == pytest.approx(one["psnr"][0], abs=0.01)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--editor", "small"], "takes no prompts"),
+        (["--editor", "nowhere/at/all"], "nowhere/at/all"),
         (["--images", "nowhere"], "nowhere is not a folder"),
         (["--images", "few"], "few has 0"),
         (["--out", "page.html"], "page.html"),
@@ -194,7 +239,7 @@ def test_quick_leaves_the_longest_out(folder: Path, monkeypatch: pytest.MonkeyPa
 def test_what_it_cannot_work_with(words: list[str], said: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder)
     Path("few").mkdir(exist_ok=True)
-    result = run("demo", "--model", "small", *words)
+    result = run("demo", "--model", "small", "--editor", "", *words)
     assert result.exit_code == 2, result.output
     assert said in result.stderr
 
@@ -209,7 +254,7 @@ def test_a_failure_in_one_job_ends_the_demo(folder: Path, tmp_path: Path, monkey
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    result = run("demo", "--model", "sick", "--images", folder / "small" / "test_images")
+    result = run("demo", "--model", "sick", "--images", folder / "small" / "test_images", "--editor", "")
     assert result.exit_code == 1
     assert "no longer finite" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1

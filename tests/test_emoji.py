@@ -1,6 +1,8 @@
 """The carried text-to-image model: what its card says of it."""
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,12 @@ def test_it_is_small_and_holds_no_pickle():
     files = [file for file in FOLDER.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 25e6
     assert {file.suffix for file in files} <= {".json", ".md", ".csv", ".png", ".safetensors", ".txt"}
+
+
+def test_a_new_process_loads_it_without_a_word():
+    code = "import ddim; ddim.load('emoji')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_plain_diffusers_loads_the_folder_and_draws_the_same(model: Any):

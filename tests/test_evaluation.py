@@ -282,6 +282,16 @@ def test_nothing_to_edit_is_one_sentence(recipe: Path, tmp_path: Path):
     assert "--words and --styles leave no pair" in " ".join(result.output.split())
 
 
+def test_an_option_of_the_method_is_another_setting(recipe: Path, tmp_path: Path):
+    given = ["--method", "edit-friendly", "--steps", 2, "--limit", 1]
+    plain = evaluated(recipe, tmp_path / "out", *given)
+    told = evaluated(recipe, tmp_path / "out", *given, "--option", "skip=0")
+    assert [row["method"] for row in told["rows"]] == ["edit-friendly skip=0"]
+    assert told["rows"][0]["answer_psnr"] != plain["rows"][0]["answer_psnr"]
+    assert "--option skip=0" in told["command"]
+    assert len(list((tmp_path / "out").glob("edit-friendly_*.png"))) == 2
+
+
 def test_every_inversion_is_measured_by_default(recipe: Path, tmp_path: Path):
     told = evaluated(recipe, tmp_path / "out", "--steps", 1, "--limit", 1)
     assert [row["method"] for row in told["rows"]] == ddim.inversion_names()
@@ -296,6 +306,8 @@ def test_every_inversion_is_measured_by_default(recipe: Path, tmp_path: Path):
         (["--styles", "-1"], "styles'"),
         (["--limit", "0"], "limit'"),
         (["--steps", "0"], "steps'"),
+        (["--option", "skip=0"], "--option belongs to one method"),
+        (["--method", "direct", "--option", "skip=0"], "skip"),
     ],
 )
 def test_wrong_input_is_one_sentence(recipe: Path, extra: list[str], sentence: str):

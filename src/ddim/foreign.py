@@ -23,23 +23,23 @@ def one_line(error: BaseException, longest: int = 300) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the advice and the bars of diffusers and transformers, which load, write and encode at length."""
+    """Without the advice and the bars of diffusers and transformers, be it on import, loading, writing or encoding."""
     from diffusers.utils import logging
     from transformers.utils import logging as theirs
 
-    level, bars = logging.get_verbosity(), (logging, theirs)
-    logging.set_verbosity_error()
-    drawn = [log.is_progress_bar_enabled() for log in bars]
-    for log in bars:
+    logs = (logging, theirs)
+    before = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
         log.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        logging.set_verbosity(level)
-        for log, was in zip(bars, drawn, strict=True):
-            if was:
+        for log, level, drawn in before:
+            log.set_verbosity(level)
+            if drawn:
                 log.enable_progress_bar()
 
 

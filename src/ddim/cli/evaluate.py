@@ -31,6 +31,16 @@ _Attention = Annotated[
     list[str] | None,
     typer.Option("--attention", help="none, refine or replace; repeatable. By default none and refine."),
 ]
+_Option = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        "-o",
+        metavar="KEY=VALUE",
+        help="An option of the one --method, such as start=prompt; repeatable.",
+        show_default=False,
+    ),
+]
 _Limit = Annotated[
     int | None,
     typer.Option("--limit", min=1, help="Only the first pairs of a setting, for a trial.", show_default=False),
@@ -46,6 +56,7 @@ def edits(
     model: o.Model = "emoji",
     method: _Methods = None,
     attention: _Attention = None,
+    option: _Option = None,
     steps: Annotated[int, typer.Option("--steps", "-S", min=1, help="S, from 1 to the model's T.")] = 20,
     guidance: Annotated[float, typer.Option("--guidance", help="w of the way forward.")] = 7.5,
     words: Annotated[int, typer.Option("--words", min=0, help="Edits of a source to other words.")] = 2,
@@ -68,9 +79,12 @@ def edits(
         from ..training import load_config
         from .work import about_model, open_model
 
-        names = method or inversion_names()
+        names, options = method or inversion_names(), o.options_from(option)
+        if options and len(names) != 1:
+            raise InputError(f"--option belongs to one method, and {len(names)} are measured; name it with --method.")
         for name in names:
-            make_inversion(name)  # says what is unknown before any work
+            make_inversion(name, options)  # says what is unknown before any work
+        suffix = "".join(f" {key}={value}" for key, value in options.items())
         kinds = attention or ["none", "refine"]
         config = load_config(recipe)
         counted = open_model(terminal, model, device, "float32")
@@ -82,7 +96,9 @@ def edits(
             if not pairs:
                 raise InputError("There is nothing to edit: --words and --styles leave no pair; use 1 or more of one.")
             benchmark = EditBenchmark(counted.as_model, pictures, pairs)
-        settings = [Setting(f"{n} · {k}", n, k, guidance, steps) for n in names for k in kinds]
+        settings = [
+            Setting(f"{n}{suffix} · {k}", n, k, guidance, steps, tuple(options.items())) for n in names for k in kinds
+        ]
         rows = Rows(out / "rows.csv", ROW)
         todo = {pair.key for pair in pairs}
         same = {"steps": steps, "guidance": guidance, "fingerprint": counted.fingerprint[:12]}
@@ -114,10 +130,16 @@ def edits(
                 mine = [r for r in ours(setting) if r["kind"] == kind]
                 if mine:
                     table.append(
-                        {"method": setting.method, "attention": setting.attention, "edit": kind, **summary(mine)}
+                        {
+                            "method": f"{setting.method}{suffix}",
+                            "attention": setting.attention,
+                            "edit": kind,
+                            **summary(mine),
+                        }
                     )
         flags = ["--model", model, *(x for n in method or [] for x in ("--method", n))]
         flags += [x for k in attention or [] for x in ("--attention", k)]
+        flags += [x for pair in option or [] for x in ("--option", pair)]
         flags += ["--steps", steps, "--guidance", f"{guidance:g}", "--words", words, "--styles", styles]
         flags += [] if limit is None else ["--limit", limit]
         about = {
@@ -185,4 +207,4 @@ def _picture(folder: Path, key: str) -> Path:
 def _name(setting: "Setting", fingerprint: str) -> str:
     """What a setting's sheet and its folder of pictures are called."""
     rest = {"w": float(setting.guidance), "": fingerprint}
-    return settings_text(setting.method, setting.steps, {"": setting.attention}, rest=rest)
+    return settings_text(setting.method, setting.steps, {**dict(setting.options), "": setting.attention}, rest=rest)

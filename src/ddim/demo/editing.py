@@ -17,8 +17,12 @@ from ..models import bundled_models
 from .pictures import tiles
 from .studio import Job, Studio, plain
 
-STEPS, GUIDANCE = 50, 7.5
+STEPS = 50
+DRAWN, EDITED = 5.0, 3.0
+"""Guidance. At 7.5, usual for larger models, edits against a source's own prompt lose their colours on `emoji`."""
 EDITS = 3
+DRAWINGS = "drawings"
+"""The folder of the real ones; not ``originals``, all of which the page's commands invert with the pixel model."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Words:
             len(prompts),
             prompt=prompts,
             steps=STEPS,
-            guidance=GUIDANCE,
+            guidance=DRAWN,
             seed=seed,
             progress=report,
         ).cpu()
@@ -106,13 +110,17 @@ class Words:
         about: dict[str, Any] = {
             "prompts": gallery.prompts,
             "steps": STEPS,
-            "guidance": GUIDANCE,
+            "guidance": DRAWN,
             "nfe": self.nfe,
             "seconds": round(self.seconds, 2),
-            "command": self.studio.command("sample", prompt=gallery.prompts[0], n=8, steps=STEPS),
+            "command": self._command(),
         }
         about["file"] = self.studio.save(tiles(order, half, scale=1, gap=4), "words", about)
         return about
+
+    def _command(self) -> str:
+        one = {"prompt": self.gallery.prompts[0], "guidance": f"{DRAWN:g}", "steps": STEPS}
+        return self.studio.command("sample", **one, n=8)
 
 
 class Edits:
@@ -145,7 +153,7 @@ class Edits:
             method=how.method,
             attention=how.attention,  # type: ignore[arg-type]
             steps=STEPS,
-            guidance=GUIDANCE,
+            guidance=EDITED,
             progress=report,
         )
         back, edits = made.reconstruction.cpu().float(), made.edits[:, 0].cpu().float()
@@ -157,7 +165,7 @@ class Edits:
             "method": how.method,
             "attention": how.attention,
             "steps": STEPS,
-            "guidance": GUIDANCE,
+            "guidance": EDITED,
             "edits": list(zip(gallery.prompts, gallery.targets, strict=False)),
             "psnr": [e["psnr"] for e in found],
             "nfe": counted.calls(EDITS),
@@ -169,12 +177,13 @@ class Edits:
 
     def _command(self, how: How) -> str:
         words = {"from": self.gallery.prompts[0], "to": self.gallery.targets[0], "method": how.method}
-        picture = str(self.studio.out / "originals" / f"{self.gallery.names[0]}.png")
+        words["guidance"] = f"{EDITED:g}"
+        picture = str(self.studio.out / DRAWINGS / f"{self.gallery.names[0]}.png")
         return self.studio.command("edit", picture, **words, attention=how.attention)
 
     def result(self) -> list[dict[str, Any]]:
-        """Saves the originals, one file each."""
+        """Saves the real drawings, one file each."""
         for k, name in enumerate(self.gallery.names):
             pixels = self.gallery.pixels[k : k + 1]
-            self.studio.save(tiles(pixels, 1, scale=1), f"originals/{name}", {"prompt": self.gallery.prompts[k]})
+            self.studio.save(tiles(pixels, 1, scale=1), f"{DRAWINGS}/{name}", {"prompt": self.gallery.prompts[k]})
         return [plain(self.shown[how.key]) for how in HOWS]

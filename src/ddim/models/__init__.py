@@ -91,7 +91,8 @@ def _kind(folder: Path) -> str:
 
 def _load_text(name: str, folder: Path, device: "torch.device", dtype: "torch.dtype") -> "Model":
     try:
-        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+        with quiet():
+            from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
     except (ImportError, RuntimeError):  # diffusers raises RuntimeError where transformers is missing
         raise InputError("A model with a text encoder needs transformers: pip install transformers.") from None
     from .latent import LatentTextModel

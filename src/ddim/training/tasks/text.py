@@ -197,8 +197,10 @@ class TextTask(Task):
 
     def export(self, network: nn.Module, folder: Path) -> None:
         """A folder that StableDiffusionPipeline loads."""
-        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+        with quiet():
+            from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
         parts = as_dtype(network, self._network(), self.config)
         dtype = getattr(torch, self.config.output.export_dtype)
