@@ -3,7 +3,8 @@
 python recipes/emoji_pictures.py recipes/emoji.toml src/ddim/models/bundled/emoji
 
 ``test_images/`` holds held-out pictures, never trained on; ``answers/`` what the three edits of the demo should give.
-``pictures.csv`` says which prompt belongs to each. Owners and licences: NOTICE.
+``pictures.csv`` says which prompt belongs to each, and lists prompts that were trained on, without a picture. Owners
+and licences: NOTICE.
 """
 
 import csv
@@ -18,6 +19,17 @@ from ddim.training import load_config
 SOURCES = ["noto slightly smiling face", "emojitwo dog face", "blobmoji red apple"]
 ANSWERS = ["noto smiling face with sunglasses", "emojitwo cat face", "twemoji red apple"]
 OTHERS = 13
+KNOWN = [
+    *("noto dog face", "twemoji hamburger", "fluent tiger", "emojitwo rose", "blobmoji crying face", "noto frog"),
+    *(
+        "twemoji crocodile",
+        "fluent cat face",
+        "emojitwo pizza",
+        "noto smiling face with heart-eyes",
+        "twemoji red heart",
+    ),
+    *("fluent strawberry", "noto penguin", "emojitwo owl", "blobmoji angry face", "fluent pineapple"),
+]
 OWNERS = {
     "noto": "Noto Emoji, Copyright 2013 Google LLC, Apache-2.0",
     "blobmoji": "Blobmoji by C1710, derived from Noto Emoji, Apache-2.0",
@@ -35,8 +47,10 @@ def main(recipe: Path, target: Path) -> None:
     rest = [p for p in held if p.prompt not in {*SOURCES, *ANSWERS}]
     chosen = [by_prompt[name] for name in SOURCES] + rest[:: len(rest) // OTHERS][:OTHERS]
     assert all(p.held for p in chosen)
+    assert not any(by_prompt[name].held for name in KNOWN)
     rows = [_write(p, target / "test_images") for p in chosen]
     rows += [_write(by_prompt[name], target / "answers") for name in ANSWERS]
+    rows += [("", name, False, "") for name in KNOWN]
     with (target / "pictures.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("file", "prompt", "held_out", "source"), *rows])
 

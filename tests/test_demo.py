@@ -194,7 +194,7 @@ def editor(folder: Path) -> Path:
         name = f"test_images/{k}.png" if k < 4 else f"answers/{k}.png"
         save_image(to_pil(pixels), root / name)
         lines.append(f"{name},a {('cat', 'dog', 'tiger', 'mat')[k % 4]}")
-    (root / "pictures.csv").write_text("\n".join(lines) + "\n")
+    (root / "pictures.csv").write_text("\n".join([*lines, ",a red hat", ",a dog"]) + "\n")
     return root
 
 
@@ -209,7 +209,8 @@ def test_words_and_edits_of_a_text_model(folder: Path, editor: Path, monkeypatch
     page = Page(text)
     assert page.open == []
     assert "a cat → a cat; a dog → a dog" in text
-    shown = {one["file"] for one in (found["words"], *found["edits"])}
+    assert found["words"]["known"] == ["a red hat", "a dog"]
+    shown = {found["words"]["known_file"]} | {one["file"] for one in (found["words"], *found["edits"])}
     assert shown <= set(page.images)
     # the commands invert all of originals/ with the pixel model, so that no drawing may lie there
     assert sorted(p.name for p in (folder / "words" / "drawings").iterdir()) == [f"{k}.png" for k in range(4)]

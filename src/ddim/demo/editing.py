@@ -46,7 +46,8 @@ HOWS = [
 
 
 class Gallery:
-    """The real pictures beside a text model, from its ``pictures.csv``: k-th held-out picture, k-th answer.
+    """The real pictures beside a text model, from its ``pictures.csv``: k-th held-out picture, k-th answer; and prompts
+    without a picture, which it was trained on.
 
     Raises:
         InputError: no such list, or fewer than three edits in it.
@@ -64,6 +65,7 @@ class Gallery:
         if len(answers) < EDITS or len(sources) < EDITS:
             raise InputError(f"{listed} lists {len(answers)} answers and {len(sources)} sources; {EDITS} are needed.")
         self.prompts = [row["prompt"] for row in sources]
+        self.known = [row["prompt"] for row in rows if not row["file"]]
         self.names = [Path(row["file"]).stem for row in sources]
         self.targets = [row["prompt"] for row in answers[:EDITS]]
         self.pixels = read_images([root / row["file"] for row in sources], model.picture)
@@ -71,51 +73,55 @@ class Gallery:
 
 
 class Words:
-    """Each real picture's prompt, drawn with two seeds; the model saw none of these pictures."""
+    """Prompts that the model was trained on, and those of real pictures, none of which it saw."""
 
     title = "Words to pictures"
 
     def __init__(self, studio: Studio, gallery: Gallery) -> None:
         self.studio, self.gallery = studio, gallery
-        self.drawn: dict[int, Tensor] = {}
+        self.asked = {"known": gallery.known, "held": gallery.prompts}
+        self.drawn: dict[str, Tensor] = {}
         self.seconds, self.nfe = 0.0, 0.0
 
     def stages(self) -> list[list[Job]]:
-        """One a seed."""
-        weight = 2 * STEPS * len(self.gallery.prompts)
-        return [[Job(weight, lambda report, s=s: self._draw(s, report)) for s in (0, 1)]]
+        """One a list of prompts."""
+        lists = [(which, 2 * STEPS * len(prompts)) for which, prompts in self.asked.items() if prompts]
+        return [[Job(weight, lambda report, w=which: self._draw(w, report)) for which, weight in lists]]
 
-    def _draw(self, which: int, report: Any) -> None:
+    def _draw(self, which: str, report: Any) -> None:
         began, counted = time.perf_counter(), Counted(self.studio.model.model)
-        prompts = self.gallery.prompts
-        seed = self.studio.seed + which * len(prompts)
+        prompts = self.asked[which]
         self.drawn[which] = verbs.sample(
             counted.as_model,
             len(prompts),
             prompt=prompts,
             steps=STEPS,
             guidance=DRAWN,
-            seed=seed,
+            seed=self.studio.seed,
             progress=report,
         ).cpu()
         self.seconds += time.perf_counter() - began
         self.nfe = counted.calls(len(prompts))
 
     def result(self) -> dict[str, Any]:
-        """Saves the sheet: real pictures, then the two seeds, column by column."""
-        gallery, count = self.gallery, len(self.gallery.prompts)
-        rows = torch.stack([gallery.pixels.cpu(), self.drawn[0], self.drawn[1]], 1)
-        half = -(-count // 2)
-        order = torch.cat([part.transpose(0, 1).flatten(0, 1) for part in rows.split(half)])
+        """Saves two sheets: of known prompts; and real pictures, each above what was drawn from its prompt."""
+        gallery, columns = self.gallery, -(-len(self.gallery.prompts) // 2)
+        rows = torch.stack([gallery.pixels.cpu(), self.drawn["held"]], 1)
+        order = torch.cat([part.transpose(0, 1).flatten(0, 1) for part in rows.split(columns)])
         about: dict[str, Any] = {
             "prompts": gallery.prompts,
+            "known": gallery.known,
             "steps": STEPS,
             "guidance": DRAWN,
             "nfe": self.nfe,
             "seconds": round(self.seconds, 2),
             "command": self._command(),
         }
-        about["file"] = self.studio.save(tiles(order, half, scale=1, gap=4), "words", about)
+        if "known" in self.drawn:
+            about["known_file"] = self.studio.save(
+                tiles(self.drawn["known"], columns, scale=1, gap=4), "words_known", about
+            )
+        about["file"] = self.studio.save(tiles(order, columns, scale=1, gap=4), "words", about)
         return about
 
     def _command(self) -> str:

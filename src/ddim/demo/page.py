@@ -266,13 +266,21 @@ def _words(results: Results) -> str:
         f"{one['nfe']:g} calls a picture",
         duration(one["seconds"]),
     )
-    prompts = escape(" · ".join(one["prompts"]))
-    caption = f"<figcaption>{about}<p>{prompts}</p></figcaption>{command(one['command'])}"
+    parts, lists = [], {key: escape(" · ".join(one[key])) for key in ("known", "prompts")}
+    if one.get("known_file"):
+        shown = image(one["known_file"], "what the model draws from prompts that it knows")
+        parts.append(f"<figure>{shown}<figcaption><p>{lists['known']}</p></figcaption></figure>")
+        parts.append(
+            "<p>Prompts that it never met, though it knows every word of them from others: the real drawing, and below "
+            "it what the model makes of the words. Some carry over, some do not.</p>"
+        )
+    caption = f"<figcaption>{about}<p>{lists['prompts']}</p></figcaption>{command(one['command'])}"
+    shown = image(one["file"], "real drawings, and what the model draws from their prompts")
+    parts.append(f"<figure>{shown}{caption}</figure>")
     return _section(
         "words",
-        "A small Stable Diffusion that comes with the package draws what a prompt says. Upper rows: real drawings that "
-        "it never saw, of names it knows from other styles. Below each: what it makes of style and name, two seeds.",
-        f"<figure>{image(one['file'], 'real drawings, and what the model draws from their prompts')}{caption}</figure>",
+        "A small Stable Diffusion draws what a prompt says: a drawing style, and the name of a thing.",
+        "".join(parts),
     )
 
 
