@@ -117,7 +117,7 @@ def edits(
                     if isinstance(images, Exception):
                         terminal.warn(f"{setting.name}: {measured[0]['pair'].partition(' -> ')[0]}: {images}")
                     else:
-                        _keep_pictures(out / name, [p.key for p in pairs], measured, images)
+                        _keep_pictures(out / name, {pair.key for pair in _shown(pairs)}, measured, images)
                     nfe = counted.calls(len(measured))
                     rows.add([{**row, "nfe": nfe, **same} for row in measured])
                     count += len(measured)
@@ -174,23 +174,28 @@ FORMATS = {
 }
 
 
-def _keep_pictures(folder: Path, keys: Sequence[str], measured: Sequence[dict[str, Any]], images: "Tensor") -> None:
-    """The edits of the first pairs, which the sheet shows, unselected."""
+def _shown(pairs: "Sequence[EditPair]") -> "Sequence[EditPair]":
+    """The pairs that a sheet shows: spread over all, not chosen by their outcome."""
+    return pairs[:: max(1, len(pairs) // SHOWN)][:SHOWN]
+
+
+def _keep_pictures(folder: Path, keys: set[str], measured: Sequence[dict[str, Any]], images: "Tensor") -> None:
+    """The edits of the pairs that the sheet shows."""
     from ..images import save_image, to_pil
 
     for row, image in zip(measured, images, strict=True):
-        if keys.index(row["pair"]) < SHOWN:
+        if row["pair"] in keys:
             save_image(to_pil(image), _picture(folder, row["pair"]))
 
 
 def _sheet(folder: Path, pairs: "Sequence[EditPair]") -> None:
-    """Source, edit and answer of the first pairs."""
+    """Source, edit and answer of the pairs that are shown."""
     import torch
 
     from ..images import read_images, save_image, sheet
 
     tiles = []
-    for pair in pairs[:SHOWN]:
+    for pair in _shown(pairs):
         file = _picture(folder, pair.key)
         if file.is_file():
             shape = tuple(pair.source.pixels.shape)
