@@ -1,11 +1,11 @@
 """Draws the README's pictures with the carried models: ``python docs/make_pictures.py``."""
 
-import csv
 from pathlib import Path
 
 import torch
 
 import ddim
+from ddim.demo.editing import Gallery
 from ddim.images import read_images
 
 FOLDER = Path(__file__).parent / "images"
@@ -30,16 +30,14 @@ def main() -> None:
 
 def edits() -> None:
     """Three held-out drawings: the source, what comes back of it, its edit, and the drawing that was the answer."""
-    model, root = ddim.load("emoji"), ddim.bundled_models()["emoji"]
-    with (root / "pictures.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    wanted = [row for row in rows if row["file"].startswith("answers/")]
-    given = rows[: len(wanted)]
-    sources, answers = (read_images([root / row["file"] for row in some], model.picture) for some in (given, wanted))
-    targets, prompts = [[row["prompt"]] for row in wanted], [row["prompt"] for row in given]
+    model = ddim.load("emoji")
+    gallery = Gallery("emoji", model.picture)
+    count, targets = len(gallery.targets), [[target] for target in gallery.targets]
+    sources, prompts = gallery.pixels[:count], gallery.prompts[:count]
     made = ddim.edit(model, sources, targets, source_prompt=prompts, method="direct", guidance=3, steps=50)
-    strip = torch.stack([sources, made.reconstruction, made.edits[:, 0], answers], 1).flatten(0, 1)
-    ddim.save_image(ddim.sheet(strip, columns=12, scale=1, gap=4), FOLDER / "edits.png")
+    strip = torch.stack([sources, made.reconstruction, made.edits[:, 0], gallery.answers], 1).flatten(0, 1)
+    owners = "; ".join(sorted(set(gallery.owners)))
+    ddim.save_image(ddim.sheet(strip, columns=12, scale=1, gap=4), FOLDER / "edits.png", about=owners)
 
 
 if __name__ == "__main__":

@@ -20,27 +20,37 @@ SOURCES = ["noto slightly smiling face", "emojitwo dog face", "blobmoji red appl
 ANSWERS = ["noto smiling face with sunglasses", "emojitwo cat face", "twemoji red apple"]
 OTHERS = 13
 KNOWN = [
-    *("noto dog face", "twemoji hamburger", "fluent tiger", "emojitwo rose", "blobmoji crying face", "noto frog"),
-    *(
-        "twemoji crocodile",
-        "fluent cat face",
-        "emojitwo pizza",
-        "noto smiling face with heart-eyes",
-        "twemoji red heart",
-    ),
-    *("fluent strawberry", "noto penguin", "emojitwo owl", "blobmoji angry face", "fluent pineapple"),
+    "noto dog face",
+    "twemoji hamburger",
+    "fluent tiger",
+    "emojitwo rose",
+    "blobmoji crying face",
+    "noto frog",
+    "twemoji crocodile",
+    "fluent cat face",
+    "emojitwo pizza",
+    "noto smiling face with heart-eyes",
+    "twemoji red heart",
+    "fluent strawberry",
+    "noto penguin",
+    "emojitwo owl",
+    "blobmoji angry face",
+    "fluent pineapple",
 ]
+CHANGED = "composited on white and resized to 64x64"
+APACHE, CC_BY = "Apache-2.0", "CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/)"
 OWNERS = {
-    "noto": "Noto Emoji, Copyright 2013 Google LLC, Apache-2.0",
-    "blobmoji": "Blobmoji by C1710, derived from Noto Emoji, Apache-2.0",
-    "twemoji": "Twemoji, Copyright 2020 Twitter, Inc and other contributors, CC-BY 4.0",
-    "emojitwo": "Emojitwo (https://emojitwo.github.io/emojitwo/), CC-BY 4.0",
-    "fluent-3d": "Fluent Emoji, Copyright (c) Microsoft Corporation, MIT",
+    "noto": f"Noto Emoji, Copyright 2013 Google LLC, {APACHE}; {CHANGED}",
+    "blobmoji": f"Blobmoji by C1710, derived from Noto Emoji, {APACHE}; {CHANGED}",
+    "twemoji": f"Twemoji, Copyright 2020 Twitter, Inc and other contributors, {CC_BY}; {CHANGED}",
+    "emojitwo": "Emojione (https://www.emojione.com) / Emojitwo (https://emojitwo.github.io/emojitwo/), "
+    f"{CC_BY}; {CHANGED}",
+    "fluent-3d": f"Fluent Emoji, Copyright (c) Microsoft Corporation, MIT; {CHANGED}",
 }
 
 
 def main(recipe: Path, target: Path) -> None:
-    """The three sources of the demo first, then every eighth held-out picture; and the answers."""
+    """The three sources of the demo first, then others spread over those held out; and the answers."""
     pictures = read_pictures(load_config(recipe))
     held = [p for p in pictures if p.held]
     by_prompt = {p.prompt: p for p in pictures}

@@ -282,6 +282,23 @@ def test_nothing_to_edit_is_one_sentence(recipe: Path, tmp_path: Path):
     assert "--words and --styles leave no pair" in " ".join(result.output.split())
 
 
+def test_a_held_out_list_of_other_columns_is_one_sentence(recipe: Path):
+    listed = next(recipe.parent.glob("*.csv"))
+    listed.write_text("styel,name\nround,cat\n")
+    with pytest.raises(ddim.InputError, match=r"Unknown column 'styel'"):
+        read_pictures(load_config(recipe))
+
+
+def test_a_sheet_shows_pairs_of_every_kind(recipe: Path, monkeypatch: pytest.MonkeyPatch):
+    from ddim.cli.evaluate import _shown
+
+    pairs = edit_pairs(read_pictures(load_config(recipe)), 2, 1)
+    many = pairs * 50
+    assert {pair.kind for pair in _shown(many)} == {"word", "style"}
+    assert len(_shown(many)) == 40
+    assert list(_shown(pairs)) == pairs
+
+
 def test_an_option_of_the_method_is_another_setting(recipe: Path, tmp_path: Path):
     given = ["--method", "edit-friendly", "--steps", 2, "--limit", 1]
     plain = evaluated(recipe, tmp_path / "out", *given)

@@ -309,3 +309,22 @@ def test_loading_is_silent(folder: Path, capfd: pytest.CaptureFixture[str]):
         warnings.simplefilter("error")
         load(folder)
     assert capfd.readouterr() == ("", "")
+
+
+def test_blocks_without_advice_may_overlap_and_leave_all_as_it_was():
+    from diffusers.utils import logging
+    from transformers.utils import logging as theirs
+
+    from ddim.models.quiet import quiet
+
+    def state() -> list[Any]:
+        return [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in (logging, theirs)]
+
+    before, silent = state(), [(logging.ERROR, False)] * 2
+    first, second = quiet(), quiet()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # as another thread's block would end
+    assert state() == silent
+    second.__exit__(None, None, None)
+    assert state() == before

@@ -1,9 +1,6 @@
 """What other libraries and files say: their errors on one line, and JSON that people may have touched."""
 
 import json
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +16,6 @@ def first_line(error: BaseException, longest: int = 200) -> str:
 def one_line(error: BaseException, longest: int = 300) -> str:
     """All of an error's text on one line, cut; its kind where it says nothing."""
     return " ".join(str(error).split())[:longest] or type(error).__name__
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the advice and the bars of diffusers and transformers, be it on import, loading, writing or encoding."""
-    from diffusers.utils import logging
-    from transformers.utils import logging as theirs
-
-    logs = (logging, theirs)
-    before = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
-    for log in logs:
-        log.set_verbosity_error()
-        log.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        for log, level, drawn in before:
-            log.set_verbosity(level)
-            if drawn:
-                log.enable_progress_bar()
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The way forward with what a method kept: tuned embeddings, noise maps and pivots, one entry a step."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -96,6 +97,10 @@ class Around(Solver):
     def read(self, state: State) -> Tensor:
         """As the inner one."""
         return self.inner.read(state)
+
+    @abstractmethod
+    def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
+        """The inner step and what is put around it."""
 
 
 class Held(Around):

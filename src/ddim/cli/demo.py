@@ -1,4 +1,4 @@
-"""``ddim demo``: the main job on the carried model, and a page that shows it."""
+"""``ddim demo``: the main job on the carried models, and a page that shows it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -38,7 +38,7 @@ def demo(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Run the main job on the carried model and leave a page that shows it: index.html and results.json."""
+    """Run the main job on the carried models and leave a page that shows it: index.html and results.json."""
     with Terminal(json, quiet) as terminal:
         from ..demo import run
 

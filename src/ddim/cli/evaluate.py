@@ -175,8 +175,10 @@ FORMATS = {
 
 
 def _shown(pairs: "Sequence[EditPair]") -> "Sequence[EditPair]":
-    """The pairs that a sheet shows: spread over all, not chosen by their outcome."""
-    return pairs[:: max(1, len(pairs) // SHOWN)][:SHOWN]
+    """The pairs that a sheet shows: drawn by chance from all, the same every time, whatever their outcome."""
+    import numpy as np
+
+    return [pairs[k] for k in sorted(np.random.default_rng(0).permutation(len(pairs))[:SHOWN].tolist())]
 
 
 def _keep_pictures(folder: Path, keys: set[str], measured: Sequence[dict[str, Any]], images: "Tensor") -> None:

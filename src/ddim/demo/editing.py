@@ -49,11 +49,15 @@ class Gallery:
     """The real pictures beside a text model, from its ``pictures.csv``: k-th held-out picture, k-th answer; and prompts
     without a picture, which it was trained on.
 
+    Args:
+        name: a bundled model, or a folder.
+        shape: (C, H, W) of the model's pictures.
+
     Raises:
         InputError: no such list, or fewer than three edits in it.
     """
 
-    def __init__(self, model: Counted, name: str) -> None:
+    def __init__(self, name: str, shape: tuple[int, int, int]) -> None:
         root = bundled_models().get(name, Path(name))
         listed = root / "pictures.csv"
         if not listed.is_file():
@@ -67,9 +71,10 @@ class Gallery:
         self.prompts = [row["prompt"] for row in sources]
         self.known = [row["prompt"] for row in rows if not row["file"]]
         self.names = [Path(row["file"]).stem for row in sources]
+        self.owners = [row.get("source") or "" for row in sources]
         self.targets = [row["prompt"] for row in answers[:EDITS]]
-        self.pixels = read_images([root / row["file"] for row in sources], model.picture)
-        self.answers = read_images([root / row["file"] for row in answers[:EDITS]], model.picture)
+        self.pixels = read_images([root / row["file"] for row in sources], shape)
+        self.answers = read_images([root / row["file"] for row in answers[:EDITS]], shape)
 
 
 class Words:
@@ -114,19 +119,22 @@ class Words:
             "steps": STEPS,
             "guidance": DRAWN,
             "nfe": self.nfe,
+            "owners": sorted({*gallery.owners} - {""}),
             "seconds": round(self.seconds, 2),
-            "command": self._command(),
+            "command": self._command(gallery.prompts[0]),
         }
         if "known" in self.drawn:
+            about["known_command"] = self._command(gallery.known[0])
             about["known_file"] = self.studio.save(
                 tiles(self.drawn["known"], columns, scale=1, gap=4), "words_known", about
             )
         about["file"] = self.studio.save(tiles(order, columns, scale=1, gap=4), "words", about)
         return about
 
-    def _command(self) -> str:
-        one = {"prompt": self.gallery.prompts[0], "guidance": f"{DRAWN:g}", "steps": STEPS}
-        return self.studio.command("sample", **one, n=8)
+    def _command(self, prompt: str) -> str:
+        return self.studio.command(
+            "sample", prompt=prompt, guidance=f"{DRAWN:g}", steps=STEPS, seed=self.studio.seed, n=1
+        )
 
 
 class Edits:
@@ -174,6 +182,7 @@ class Edits:
             "guidance": EDITED,
             "edits": list(zip(gallery.prompts, gallery.targets, strict=False)),
             "psnr": [e["psnr"] for e in found],
+            "owners": sorted({*gallery.owners} - {""}),
             "nfe": counted.calls(EDITS),
             "seconds": round(time.perf_counter() - began, 2),
             "command": self._command(how),
@@ -191,5 +200,6 @@ class Edits:
         """Saves the real drawings, one file each."""
         for k, name in enumerate(self.gallery.names):
             pixels = self.gallery.pixels[k : k + 1]
-            self.studio.save(tiles(pixels, 1, scale=1), f"{DRAWINGS}/{name}", {"prompt": self.gallery.prompts[k]})
+            about = {"prompt": self.gallery.prompts[k], "owner": self.gallery.owners[k]}
+            self.studio.save(tiles(pixels, 1, scale=1), f"{DRAWINGS}/{name}", about)
         return [plain(self.shown[how.key]) for how in HOWS]

@@ -88,7 +88,7 @@ def _header(results: Results) -> str:
     return f"""<header>
 <h1>Diffusion that runs both ways</h1>
 <p class="lede">A diffusion model turns noise into pictures. With DDIM the same network also walks the other way: from a
-real picture back to the noise it would have come from, and forward again. Everything below was made by one small model
+real picture back to the noise it would have come from, and forward again. Everything below was made by small models
 and one command, with the error measured wherever there is something to compare with.</p>
 {command(results["command"])}
 <dl class="facts">{cells}</dl>
@@ -266,17 +266,21 @@ def _words(results: Results) -> str:
         f"{one['nfe']:g} calls a picture",
         duration(one["seconds"]),
     )
-    parts, lists = [], {key: escape(" · ".join(one[key])) for key in ("known", "prompts")}
+
+    def figure(file: str, prompts: list[str], what: str, line: str) -> str:
+        under = f"<figcaption>{about}<p>{escape(' · '.join(prompts))}</p></figcaption>{command(line)}"
+        return f"<figure>{image(file, what)}{under}</figure>"
+
+    parts = []
     if one.get("known_file"):
-        shown = image(one["known_file"], "what the model draws from prompts that it knows")
-        parts.append(f"<figure>{shown}<figcaption><p>{lists['known']}</p></figcaption></figure>")
+        what = "what the model draws from prompts that it knows"
+        parts.append(figure(one["known_file"], one["known"], what, one["known_command"]))
         parts.append(
-            "<p>Prompts that it never met, though it knows every word of them from others: the real drawing, and below "
-            "it what the model makes of the words. Some carry over, some do not.</p>"
+            "<p>Prompts that it was never trained on: the real drawing, and below it what the model makes of the "
+            "words. Some carry over, some do not.</p>"
         )
-    caption = f"<figcaption>{about}<p>{lists['prompts']}</p></figcaption>{command(one['command'])}"
-    shown = image(one["file"], "real drawings, and what the model draws from their prompts")
-    parts.append(f"<figure>{shown}{caption}</figure>")
+    what = "real drawings, and what the model draws from their prompts"
+    parts.append(figure(one["file"], one["prompts"], what, one["command"]))
     return _section(
         "words",
         "A small Stable Diffusion draws what a prompt says: a drawing style, and the name of a thing.",
@@ -346,7 +350,8 @@ def _footer(results: Results) -> str:
     if last_part(model["name"]) == "fashion":
         licence += " Test pictures: Fashion-MNIST, © 2017 Zalando SE, MIT."
     if results.get("editor"):
-        licence += " Drawings: Noto, Blobmoji, Twemoji, Emojitwo, Fluent Emoji; owners and licences in NOTICE."
+        owners = "; ".join(owner.partition("; ")[0] for owner in results["edits"][0]["owners"])
+        licence += f" Drawings, resized: {escape(owners)}." if owners else ""
     return (
         f"<footer><p>ddim {escape(results['ddim'])}, Python {escape(machine['python'])}, {escape(machine['system'])}, "
         f"{machine['workers']} jobs at once: {spent}. "

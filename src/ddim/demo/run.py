@@ -83,7 +83,7 @@ def run(
     if drawer is not None:
         if not drawer.text:
             raise InputError(f"The demo's editor needs a text model; {editor!r} takes no prompts.")
-        gallery, easel = Gallery(drawer, editor), Studio(drawer, editor, out, seed, [], pixels, long)
+        gallery, easel = Gallery(editor, drawer.picture), Studio(drawer, editor, out, seed, [], pixels, long)
         sections |= {"words": Words(easel, gallery), "edits": Edits(easel, gallery)}
     plan = {key: section.stages() for key, section in sections.items()}
     weights = {key: sum(job.weight for stage in stages for job in stage) for key, stages in plan.items()}

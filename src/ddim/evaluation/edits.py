@@ -21,7 +21,7 @@ from .nearest import Gallery
 from .pairs import agreement, mse_where, psnr, ssim
 
 GROUP = "subgroup"
-"""The column that says which words are near each other, where the data have one."""
+"""The column that says which words are near each other; where there is none, all words are of one group."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,8 @@ def read_pictures(config: TrainConfig) -> list[Picture]:
     part = open_source(replace(source, without=""), data)
     assert isinstance(part, DatasetPart)  # a list of style and word fits nothing else
     out = []
-    for row, (style, word, group) in enumerate(zip(*map(part.values, (*columns, GROUP)), strict=True)):
+    groups = part.values(GROUP) if GROUP in part.columns else [""] * len(part)
+    for row, (style, word, group) in enumerate(zip(*map(part.values, columns), groups, strict=True)):
         with part.open(row) as image:
             pixels = torch.from_numpy(square(image, data)).float() / 255
         out.append(Picture(style, word, group, part.prompt(row), pixels, (style, word) in listed))

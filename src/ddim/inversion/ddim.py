@@ -9,13 +9,13 @@ from ..denoiser import Denoiser
 from ..errors import InputError, unknown
 from ..grid import Grid
 from ..solvers.base import State, shift
-from .plain import StepwiseBack
+from .plain import ByDDIM, Stepwise
 
 LABELS = ("destination", "source")
 
 
 @dataclass(frozen=True)
-class DDIMInversion(StepwiseBack):
+class DDIMInversion(ByDDIM, Stepwise):
     """Walks DDIM (eta = 0) from data to noise.
 
     The step back from s to the noisier t wants eps at x_t, which is not known yet. The iteration starts from x_s and

@@ -6,11 +6,11 @@ from ..denoiser import Denoiser
 from ..grid import Grid
 from ..solvers.base import Solver, State
 from ..solvers.heun import Heun
-from .plain import StepwiseBack
+from .plain import OneValue, Stepwise
 
 
 @dataclass(frozen=True)
-class HeunInversion(StepwiseBack):
+class HeunInversion(OneValue, Stepwise):
     """Heun's step from data to noise, and Heun forwards again: not exact.
 
     The code is of second order, the round trip of third: a step and its step back share the leading error, which is

@@ -11,11 +11,11 @@ from ..guidance import NULL
 from ..loop import OnStep
 from .base import Scene, Walked, need_words
 from .ddim import DDIMInversion
-from .plain import OneValue
+from .plain import ByDDIM
 
 
 @dataclass(frozen=True)
-class NegativePrompt(OneValue):
+class NegativePrompt(ByDDIM):
     """DDIM inversion at weight 1; forwards, the null embedding is the source prompt's (Miyake et al. 2023, section 4).
 
     Both predictions are then the same and the weight has no say: the source comes back as it does from DDIM inversion

@@ -11,7 +11,7 @@ from ..grid import Grid
 from ..guidance import NULL
 from ..loop import OnStep
 from .base import Scene, Stopped, Walked, need_words, pivot_of
-from .plain import OneValue
+from .plain import ByDDIM
 from .tuning import Adam, Landing
 
 STARTS = ("empty", "prompt")
@@ -19,7 +19,7 @@ SCOPES = ("step", "global")
 
 
 @dataclass(frozen=True)
-class NullText(OneValue):
+class NullText(ByDDIM):
     """Mokady et al. 2023 (arXiv 2211.09794), Algorithm 1, over a batch of images.
 
     The pivot is plain DDIM inversion at weight 1. Forwards, at step i and from where the sample is by then, the null

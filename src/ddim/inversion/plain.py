@@ -1,5 +1,6 @@
-"""What inversions share that keep nothing but x, and so need no more than a one-value solver forwards."""
+"""What inversions share whose way forward is a solver with one value: no second one that could part from it."""
 
+from abc import abstractmethod
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +16,7 @@ class OneValue:
     """The parts that are the same for all of them; a dataclass beneath it has the options."""
 
     def growth(self, grid: Grid) -> float:
-        """1: there is no second value to part from."""
+        """1: an error in the code is not made larger by a second value."""
         return 1.0
 
     @property
@@ -23,17 +24,25 @@ class OneValue:
         """Its fields."""
         return options_of(self)
 
+
+class ByDDIM(OneValue):
+    """One that comes forward by DDIM."""
+
     def solver(self) -> Solver:
         """DDIM with eta = 0."""
         return DDIM()
 
 
-class StepwiseBack(OneValue, Backwards):
-    """One that walks back by a step of its own, ``unstep``."""
+class Stepwise(Backwards):
+    """One that walks back by a step of its own."""
 
     def read(self, state: State) -> Tensor:
         """x."""
         return state["x"]
+
+    @abstractmethod
+    def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
+        """From node i + 1 to node i."""
 
     def invert(self, denoise: Denoiser, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> State:
         """x at the noisy end."""

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DDIMError, InputError, unknown
-from ..foreign import first_line, quiet, read_json
+from ..foreign import first_line, read_json
+from .quiet import loading
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,8 @@ def load(
     """A model by the name of a bundled one, a folder in the diffusers format, or a hub id.
 
     Args:
-        name: ``"fashion"``, a folder (a pipeline's, or a bare UNet2DModel's), or ``owner/name`` on the hub.
+        name: ``"fashion"`` or ``"emoji"``; a folder (a DDPM's or Stable Diffusion's pipeline, or a bare UNet2DModel);
+            or ``owner/name`` on the hub.
         device: ``"cpu"``, ``"cuda"`` ...; by default cuda where there is one.
         dtype: what the network computes in: float32, float64, bfloat16 or float16.
 
@@ -91,7 +93,7 @@ def _kind(folder: Path) -> str:
 
 def _load_text(name: str, folder: Path, device: "torch.device", dtype: "torch.dtype") -> "Model":
     try:
-        with quiet():
+        with loading():
             from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
     except (ImportError, RuntimeError):  # diffusers raises RuntimeError where transformers is missing
         raise InputError("A model with a text encoder needs transformers: pip install transformers.") from None
@@ -108,7 +110,7 @@ def _load_text(name: str, folder: Path, device: "torch.device", dtype: "torch.dt
     full = {p.parent.name for p in weights if ".fp16" not in p.name}
     half = {} if full == set(TEXT_PARTS) else {"variant": "fp16"}
     off = {"safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False}
-    with quiet():
+    with loading():
         try:
             pipeline = StableDiffusionPipeline.from_pretrained(
                 str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, **half, **off
@@ -132,7 +134,7 @@ def _load_pixel(name: str, folder: Path, device: "torch.device", dtype: "torch.d
         what = f"only the pickle {pickles[0]}, which is never loaded" if pickles else "no weights"
         raise InputError(f"{weights} holds {what}; a diffusers folder with .safetensors weights is needed.")
     half = {"variant": "fp16"} if all(".fp16" in f for f in files) else {}
-    with quiet():
+    with loading():
         try:
             network: Any = UNet2DModel.from_pretrained(str(weights), use_safetensors=True, **half)
         except Exception as error:  # diffusers and safetensors raise a dozen kinds; all of them mean this

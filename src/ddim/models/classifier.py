@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DDIMError, InputError
-from ..foreign import one_line, quiet, read_json
+from ..foreign import one_line, read_json
 from ..path import GaussianPath, Node, from_scheduler_config
 from . import where_and_what
+from .quiet import loading
 
 SCHEDULE = "scheduler_config.json"
 _LIMIT = 20.0  # of log-SNR: keeps levels without noise or signal finite
@@ -113,7 +114,7 @@ def load_classifier(
     try:
         from transformers import ResNetForImageClassification
 
-        with quiet():
+        with loading():
             network = ResNetForImageClassification.from_pretrained(
                 path, dtype=torch.float32, use_safetensors=True, local_files_only=True
             )

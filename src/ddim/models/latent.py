@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ..denoiser import Cond, Denoiser
 from ..errors import DDIMError, DDIMWarning, InputError, is_texts
-from ..foreign import quiet
 from ..guidance import WORDS
 from ..path import Node, RectifiedFlow, VEPath
 from ..prediction import Pair, to_pair
 from .pixel import fingerprint
+from .quiet import quiet
 from .schedule import read_schedule, timestep
 
 ATTENTION = "attention"

@@ -20,7 +20,11 @@ class Schedule(NamedTuple):
 
 
 def read_schedule(config: Mapping[str, Any]) -> Schedule:
-    """The schedule that a diffusers scheduler's config describes. Raises InputError for one that is not known."""
+    """The schedule that a diffusers scheduler's config describes.
+
+    Raises:
+        InputError: a scheduler, prediction type or spacing that is not known.
+    """
     path = from_scheduler_config(config)
     usual = "flow_prediction" if isinstance(path, RectifiedFlow) else "epsilon"
     first_entry = isinstance(path, TablePath) and path.data == "first"
@@ -34,6 +38,7 @@ def read_schedule(config: Mapping[str, Any]) -> Schedule:
 
 
 def timestep(path: GaussianPath, node: Node, device: torch.device) -> Tensor:
-    """What the network is told at a node; whole labels as integers, since some networks look them up in a table."""
+    """What the network is told at a node, a scalar; whole labels as int64, since some networks look them up in a table,
+    others as float32."""
     told = path.label(node.t)
     return torch.tensor(int(told) if told == int(told) else told, device=device)

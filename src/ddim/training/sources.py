@@ -80,10 +80,15 @@ class DatasetPart:
         """See ``Part``."""
         return self.labels[row] if self.labels else None
 
+    @property
+    def columns(self) -> list[str]:
+        """Those beside the images."""
+        return [] if self.others is None else list(self.others.column_names)
+
     def values(self, column: str) -> list[str]:
-        """What another column says, one text a row; empty ones where there is no such column."""
-        if self.others is None or column not in self.others.column_names:
-            return [""] * len(self)
+        """What another column says, one text a row. Raises InputError for one that is not there."""
+        if self.others is None or column not in self.columns:
+            raise unknown("column", column, self.columns)
         return [str(value) for value in self.others[column]]
 
     def open(self, row: int) -> Image.Image:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...errors import InputError, unknown
-from ...foreign import quiet
 from ...images import sheet
 from ...models.classifier import NoisyResNet
+from ...models.quiet import quiet
 from .. import draws
 from ..config import TrainConfig
 from ..data import Batch, Images

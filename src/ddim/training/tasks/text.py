@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from ...denoiser import Cond, bound
 from ...errors import InputError
-from ...foreign import first_line, quiet
+from ...foreign import first_line
 from ...grid import make_grid
 from ...guidance import NULL, WORDS, Guidance, classifier_free
 from ...images import sheet
 from ...loop import solve
+from ...models.quiet import loading, quiet
 from ...models.schedule import timestep
 from ...path import Node
 from ...prediction import Pair, to_pair
@@ -199,7 +200,7 @@ class TextTask(Task):
         """A folder that StableDiffusionPipeline loads."""
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-        with quiet():
+        with loading():
             from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
         parts = as_dtype(network, self._network(), self.config)
