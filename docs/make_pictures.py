@@ -1,8 +1,13 @@
-"""Draws the README's pictures with the carried models: ``python docs/make_pictures.py``."""
+"""Draws the README's pictures with the carried models: ``python docs/make_pictures.py``.
 
+With a folder of ``ddim evaluate edits``, writes its sheets small for docs/edits.md instead.
+"""
+
+import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 import ddim
 from ddim.demo.editing import Gallery
@@ -40,5 +45,16 @@ def edits() -> None:
     ddim.save_image(ddim.sheet(strip, columns=12, scale=1, gap=4), FOLDER / "edits.png", about=owners)
 
 
+def sheets(folder: Path) -> None:
+    """Every sheet of edits in ``folder`` as a WebP of its name, without the model's fingerprint."""
+    for file in sorted(folder.glob("*.png")):
+        name = "_".join(file.stem.split("_")[:-1])
+        with Image.open(file) as image:
+            image.save(FOLDER / "edits" / f"{name}.webp", quality=80, method=6)
+
+
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        sheets(Path(sys.argv[1]))
+    else:
+        main()
