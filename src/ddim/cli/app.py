@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from . import demo, edit, evaluate, interpolate, invert, sample, tables, train
+from . import demo, edit, evaluate, interpolate, invert, pie_bench, sample, tables, train
 from .failure import code_and_sentence, say
 from .options import remember_debug
 
@@ -69,6 +69,7 @@ app.command("train")(train.train)
 app.command("models")(tables.models)
 app.command("methods")(tables.methods)
 app.command("demo")(demo.demo)
+evaluate.evaluate.command("pie-bench")(pie_bench.pie_bench)
 app.add_typer(evaluate.evaluate)
 
 

@@ -31,7 +31,7 @@ _Attention = Annotated[
     list[str] | None,
     typer.Option("--attention", help="none, refine or replace; repeatable. By default none and refine."),
 ]
-_Option = Annotated[
+Option = Annotated[
     list[str] | None,
     typer.Option(
         "--option",
@@ -41,11 +41,11 @@ _Option = Annotated[
         show_default=False,
     ),
 ]
-_Limit = Annotated[
+Limit = Annotated[
     int | None,
-    typer.Option("--limit", min=1, help="Only the first pairs of a setting, for a trial.", show_default=False),
+    typer.Option("--limit", min=1, help="Only the first so many, for a trial.", show_default=False),
 ]
-_Folder = Annotated[Path, typer.Option("--out", help="The folder for rows, tables and sheets; a run there goes on.")]
+Folder = Annotated[Path, typer.Option("--out", help="The folder for rows, tables and sheets; a run there goes on.")]
 
 SHOWN = 40
 
@@ -56,13 +56,13 @@ def edits(
     model: o.Model = "emoji",
     method: _Methods = None,
     attention: _Attention = None,
-    option: _Option = None,
+    option: Option = None,
     steps: Annotated[int, typer.Option("--steps", "-S", min=1, help="S, from 1 to the model's T.")] = 20,
     guidance: Annotated[float, typer.Option("--guidance", help="w of the way forward.")] = 7.5,
     words: Annotated[int, typer.Option("--words", min=0, help="Edits of a source to other words.")] = 2,
     styles: Annotated[int, typer.Option("--styles", min=0, help="Edits of a source to other styles.")] = 2,
-    limit: _Limit = None,
-    out: _Folder = Path("evaluation/edits"),
+    limit: Limit = None,
+    out: Folder = Path("evaluation/edits"),
     device: o.Device = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -109,7 +109,7 @@ def edits(
             return [r for r in rows.rows if r["pair"] in todo and all(r[k] == v for k, v in wanted.items())]
 
         for setting in settings:
-            name = _name(setting, same["fingerprint"])
+            name = setting_name(setting, same["fingerprint"])
             done = {row["pair"] for row in ours(setting)}
             with terminal.bar(setting.name, len(todo)) as report:
                 count = len(done)
@@ -211,7 +211,7 @@ def _picture(folder: Path, key: str) -> Path:
     return folder / f"{slug(key.replace(' -> ', ' to ').replace('/', ' '))}.png"
 
 
-def _name(setting: "Setting", fingerprint: str) -> str:
+def setting_name(setting: "Setting", fingerprint: str) -> str:
     """What a setting's sheet and its folder of pictures are called."""
     rest = {"w": float(setting.guidance), "": fingerprint}
     return settings_text(setting.method, setting.steps, {**dict(setting.options), "": setting.attention}, rest=rest)

@@ -16,6 +16,8 @@ METHODS = ("ddim", "heun", "null-text", "negative-prompt", "direct", "edit-frien
 ATTENTIONS = ("refine", "replace", "none")
 SPACINGS = ("leading", "trailing", "linspace", "quadratic", "karras")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+METRICS = ("structure", "psnr", "lpips", "mse", "ssim", "clip", "clip-edited")
+CLIP, DINO = "openai/clip-vit-large-patch14", "facebook/dino-vitb8"
 
 WORDS = "Words, for models with text"
 WORK = "The walk"

@@ -7,7 +7,7 @@ pictures in its style, the one that the edit is nearest to, and is what source a
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite, nan
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..training.config import TrainConfig
 from ..training.sources import DatasetPart, held_out, open_source, square
 from .nearest import Gallery
 from .pairs import agreement, mse_where, psnr, ssim
+from .tables import finite_mean
 
 GROUP = "subgroup"
 """The column that says which words are near each other; where there is none, all words are of one group."""
@@ -213,18 +214,14 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     What is not finite is left out (the distance where nothing is common, the PSNR of the same picture); None if all is.
     """
 
-    def mean(name: str) -> float | None:
-        whole = [v for row in rows if isfinite(v := float(row[name]))]
-        return sum(whole) / len(whole) if whole else None
-
     ranks = [int(row["rank"]) for row in rows]
     return {
         "pairs": len(rows),
-        "source_psnr": mean("source_psnr"),
-        "source_ssim": mean("source_ssim"),
-        "kept_mse": mean("kept_mse"),
-        "answer_psnr": mean("answer_psnr"),
+        "source_psnr": finite_mean(rows, "source_psnr"),
+        "source_ssim": finite_mean(rows, "source_ssim"),
+        "kept_mse": finite_mean(rows, "kept_mse"),
+        "answer_psnr": finite_mean(rows, "answer_psnr"),
         "top1": sum(r == 1 for r in ranks) / len(ranks),
         "top5": sum(r <= 5 for r in ranks) / len(ranks),
-        "seconds": mean("seconds"),
+        "seconds": finite_mean(rows, "seconds"),
     }

@@ -18,7 +18,17 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
 
 
 def ssim(images: Tensor, others: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004), by torchmetrics with its defaults, [N].
+    """Structural similarity (Wang et al. 2004), [N]: the mean of its map.
+
+    Raises:
+        InputError: torchmetrics is not installed.
+    """
+    return ssim_map(images, others).flatten(1).mean(1)
+
+
+def ssim_map(images: Tensor, others: Tensor) -> Tensor:
+    """Structural similarity around each pixel and channel (Wang et al. 2004), by torchmetrics with its defaults,
+    [N, C, H, W].
 
     Raises:
         InputError: torchmetrics is not installed.
@@ -27,9 +37,11 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError:
         raise InputError("SSIM needs torchmetrics: pip install 'ddim[eval]'.") from None
-    value = structural_similarity_index_measure(images.float(), others.float(), reduction="none", data_range=1.0)
-    assert isinstance(value, Tensor)
-    return value.reshape(len(images))
+    found = structural_similarity_index_measure(
+        images.float(), others.float(), reduction="none", data_range=1.0, return_full_image=True
+    )
+    assert isinstance(found, tuple)
+    return found[1]
 
 
 def agreement(source: Tensor, answer: Tensor, tolerance: float = 0.1, margin: int = 1) -> Tensor:
@@ -41,5 +53,11 @@ def agreement(source: Tensor, answer: Tensor, tolerance: float = 0.1, margin: in
 
 def mse_where(images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error over the pixels of ``mask`` [N, 1, H, W], float64 [N]; NaN where it is empty."""
-    squared = (images.double() - others.double()).square().mean(1, keepdim=True)
-    return torch.where(mask, squared, 0.0).flatten(1).sum(1) / mask.flatten(1).sum(1)
+    return mean_where((images.double() - others.double()).square(), mask)
+
+
+def mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``values`` [N, C, H, W] over channels and the pixels of ``mask`` [N, 1, H, W], float64 [N]; NaN where it
+    is empty."""
+    several = values.double().mean(1, keepdim=True)
+    return torch.where(mask, several, 0.0).flatten(1).sum(1) / mask.flatten(1).sum(1)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,15 @@ class Rows:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(text.getvalue())
         self.rows += [{k: str(row[k]) for k in self.columns} for row in rows]
+
+
+def finite_mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """The mean of a column over the rows where it is finite; None where it is nowhere.
+
+    NaN is a number that cannot be had (a mean over nothing), infinity the PSNR of the same picture.
+    """
+    whole = [v for row in rows if isfinite(v := float(row[name]))]
+    return sum(whole) / len(whole) if whole else None
 
 
 def write_table(

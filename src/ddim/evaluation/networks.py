@@ -1,0 +1,181 @@
+"""The networks that judge edits: CLIP, a DINO ViT and LPIPS. Those of transformers come from safetensors alone."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import DDIMError, InputError
+from ..foreign import first_line, quiet
+from ..images import to_pil
+
+CLIP, DINO = "openai/clip-vit-large-patch14", "facebook/dino-vitb8"
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Clip:
+    """How well a picture fits a text.
+
+    Args:
+        name: a folder with a CLIPModel and its tokenizer, or a hub id.
+        device: where it computes, in float32.
+
+    Raises:
+        InputError: it cannot be loaded, or is no CLIP.
+    """
+
+    def __init__(self, name: str = CLIP, device: str | torch.device = "cpu") -> None:
+        self.model = _pretrained("CLIPModel", name, "--clip").to(device)
+        self.tokenizer = _tokenizer(name)
+        self.side = int(self.model.config.vision_config.image_size)
+        self.longest = int(self.model.config.text_config.max_position_embeddings)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """max(100 cos(image, text), 0), float64 [N] (CLIPScore, Hessel et al. 2021, arXiv 2104.08718, times 40).
+
+        Args:
+            images: [N, 3, H, W] in [0, 1]; rounded to 8 bits, as CLIP saw pictures.
+            prompts: one a picture; what is longer than the text encoder takes is cut.
+        """
+        tokens = self.tokenizer(
+            list(prompts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
+        )
+        device = self.model.device
+        with torch.no_grad():
+            found = self.model(
+                input_ids=tokens.input_ids.to(device),
+                attention_mask=tokens.attention_mask.to(device),
+                pixel_values=torch.stack([self._pixels(image) for image in images]).to(device),
+            )
+        cosine = (found.image_embeds.double() * found.text_embeds.double()).sum(1)
+        return (100 * cosine).clamp(min=0).cpu()
+
+    def _pixels(self, image: Tensor) -> Tensor:
+        """CLIP's own preprocessing: shorter side to ``side``, bicubic, by Pillow; the middle square; standardised."""
+        from PIL import Image
+
+        picture, side = to_pil(image), self.side
+        scale = side / min(picture.size)
+        width, height = (side if s == min(picture.size) else int(s * scale) for s in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - side) // 2, (height - side) // 2
+        square = picture.crop((left, top, left + side, top + side))
+        data = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(side, side, 3)
+        return _standardised(data.permute(2, 0, 1)[None].float() / 255, CLIP_MEAN, CLIP_STD)[0]
+
+
+class Dino:
+    """How alike a picture's parts are to each other: the keys of a DINO ViT's last layer.
+
+    Args:
+        name: a folder with a ViTModel, or a hub id.
+        device: where it computes, in float32.
+
+    Raises:
+        InputError: it cannot be loaded, or is no ViT.
+        DDIMError: its layers are not what was expected.
+    """
+
+    def __init__(self, name: str = DINO, device: str | torch.device = "cpu") -> None:
+        self.model = _pretrained("ViTModel", name, "--dino", add_pooling_layer=False).to(device)
+        # transformers 5 renamed attention.attention.key on its way
+        keys = [m for n, m in self.model.named_modules() if n.endswith((".k_proj", ".attention.key"))]
+        if len(keys) != (expected := self.model.config.num_hidden_layers):
+            raise DDIMError(f"{name} has {len(keys)} layers of keys, not the {expected} expected.")
+        self.last = keys[-1]
+
+    def similarity(self, images: Tensor, *, antialias: bool = True) -> Tensor:
+        """Cosines between the keys of all tokens, the class token among them, float64 [N, L, L] (Tumanyan et al. 2022,
+        arXiv 2201.00424, section 3.1).
+
+        Args:
+            images: [N, 3, H, W] in [0, 1].
+            antialias: when they are made smaller to what the network takes.
+        """
+        side, kept = self.model.config.image_size, []
+        size = (side, side) if isinstance(side, int) else tuple(side)
+        x = F.interpolate(images.float().to(self.model.device), size, mode="bilinear", antialias=antialias)
+        handle = self.last.register_forward_hook(lambda module, given, keys: kept.append(keys))
+        try:
+            with torch.no_grad():
+                self.model(_standardised(x, IMAGENET_MEAN, IMAGENET_STD))
+        finally:
+            handle.remove()
+        (keys,) = kept
+        unit = F.normalize(keys.double(), dim=-1)
+        return (unit @ unit.transpose(1, 2)).cpu()
+
+
+class Lpips:
+    """Learned perceptual distance (Zhang et al. 2018, arXiv 1801.03924) with SqueezeNet, by torchmetrics.
+
+    Args:
+        device: where it computes, in float32.
+
+    Raises:
+        InputError: torchmetrics or torchvision is missing, or SqueezeNet's weights are not to be had.
+    """
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        try:
+            from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+            net: Any = LearnedPerceptualImagePatchSimilarity(net_type="squeeze").net.to(device)
+        except ImportError:
+            raise InputError("LPIPS needs more packages: pip install torchmetrics torchvision.") from None
+        except Exception as error:  # torchvision fetches the weights: any error of a network or a disk
+            raise InputError(f"LPIPS cannot be had, SqueezeNet's weights did not load: {first_line(error)}.") from None
+        self.device, self.plain, self.spatial = torch.device(device), net, copy.copy(net)
+        self.spatial.spatial = True
+
+    def distance(self, images: Tensor, others: Tensor) -> Tensor:
+        """LPIPS of pictures [N, 3, H, W] in [0, 1], float64 [N]."""
+        return self._of(self.plain, images, others).flatten()
+
+    def map(self, images: Tensor, others: Tensor) -> Tensor:
+        """The same before the mean over places, each layer's enlarged to the picture, float64 [N, 1, H, W]."""
+        return self._of(self.spatial, images, others)
+
+    def _of(self, net: Any, images: Tensor, others: Tensor) -> Tensor:
+        with torch.no_grad():  # normalize: from [0, 1] to the [-1, 1] that it was trained on
+            found = net(images.float().to(self.device), others.float().to(self.device), normalize=True)
+        return found.double().cpu()
+
+
+def _standardised(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    return (x - x.new_tensor(mean).view(1, 3, 1, 1)) / x.new_tensor(std).view(1, 3, 1, 1)
+
+
+def _pretrained(kind: str, name: str, flag: str, **options: Any) -> Any:
+    """A network of transformers, all of whose weights came from safetensors."""
+    import transformers
+
+    with quiet():
+        try:
+            model, found = getattr(transformers, kind).from_pretrained(
+                name, use_safetensors=True, output_loading_info=True, **options
+            )
+        except Exception as error:  # transformers, safetensors and the hub's client raise dozens of kinds
+            raise InputError(
+                f"{name} cannot be loaded as a {kind}: {first_line(error)}; give {flag} a folder with .safetensors."
+            ) from None
+    if lacking := sorted(found["missing_keys"]):  # transformers makes these up at random
+        raise InputError(f"{name} is no {kind}: it has no {lacking[0]}; give {flag} another.")
+    return model.eval().requires_grad_(False)
+
+
+def _tokenizer(name: str) -> Any:
+    from transformers import CLIPTokenizer
+
+    with quiet():
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(name)
+        except Exception as error:
+            raise InputError(f"{name} has no CLIP tokenizer: {first_line(error)}; give --clip another.") from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one in silence
+        raise InputError(f"{name} has no CLIP tokenizer; give --clip a folder that holds one.")
+    return tokenizer

@@ -1,0 +1,171 @@
+"""A run over PIE-Bench: edits entries, keeps the pictures, scores them; and the table over their rows."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import nan
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..editing.edit import edit
+from ..errors import DDIMError, InputError
+from ..foreign import one_line
+from ..images import open_image, read_images, save_image
+from .edits import Setting
+from .pie_bench import CATEGORIES, Entry
+from .scores import METRICS, Scorer
+from .tables import finite_mean
+
+IDENTITY = (
+    *("key", "entry", "category", "method", "options", "attention", "steps", "guidance", "fingerprint"),
+    *("as_published", "clip_model", "dino_model", "metrics"),
+)
+"""What shaped a row, its columns; a row that agrees in all of them is not measured again."""
+ROW = (*IDENTITY, *METRICS, "seconds", "nfe", "failed")
+"""``failed`` is the sentence of an edit that diverged, and empty otherwise."""
+Identity = dict[str, str]
+
+
+class PieBench:
+    """Edits entries of PIE-Bench and scores them.
+
+    Args:
+        model: a text-to-image model.
+        entries: from ``pie_bench.read_entries``.
+        scorer: from ``scores.open_scorer``.
+        calls: network calls since it was last asked; what a row has as ``nfe``.
+    """
+
+    def __init__(
+        self, model: Any, entries: Sequence[Entry], scorer: Scorer, calls: Callable[[], float] = lambda: nan
+    ) -> None:
+        self.model, self.entries, self.scorer, self.calls = model, list(entries), scorer, calls
+
+    def identity(self, setting: Setting, entry: Entry) -> Identity:
+        """The columns ``IDENTITY`` of an entry's row under a setting."""
+        return {
+            **self._made(setting, entry),
+            "category": str(entry.category),
+            "as_published": str(self.scorer.as_published),
+            **{f"{kind}_model": name for kind, name in self.scorer.names.items()},
+            "metrics": " ".join(self.scorer.metrics),
+        }
+
+    def _made(self, setting: Setting, entry: Entry) -> Identity:
+        """What shaped an edit, and not how it was scored."""
+        return {
+            "key": entry.key,
+            "entry": entry.digest,
+            "method": setting.method,
+            "options": " ".join(f"{key}={value}" for key, value in sorted(setting.options)),
+            "attention": setting.attention,
+            "steps": str(setting.steps),
+            "guidance": str(float(setting.guidance)),
+            "fingerprint": str(self.model.fingerprint)[:12],
+        }
+
+    def of(self, setting: Setting, rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+        """Those rows that belong to this run; others may share the file."""
+        own = {tuple(self.identity(setting, entry)[c] for c in IDENTITY) for entry in self.entries}
+        return [row for row in rows if tuple(row[c] for c in IDENTITY) in own]
+
+    def run(
+        self, setting: Setting, rows: Sequence[Mapping[str, str]], folder: Path
+    ) -> Iterator[tuple[dict[str, Any], DDIMError | None]]:
+        """Each entry's row that ``rows`` do not have; and the error where its edit diverged, which is a result too.
+
+        Pictures are kept in ``folder``, and taken from there if they were made by this setting: scoring them again, in
+        another way, does not edit again.
+
+        Raises:
+            InputError: a setting that cannot be used.
+        """
+        done = {row["key"] for row in self.of(setting, rows)}
+        for entry in self.entries:
+            if entry.key in done:
+                continue
+            began, scores, error = time.perf_counter(), dict.fromkeys(self.scorer.metrics, nan), None
+            try:
+                source, back, edited, told = self.pictures(setting, entry, folder)
+                mask = entry.mask_at((source.shape[2], source.shape[3]))
+                found = self.scorer.score(source, back, edited, mask, [entry.target_prompt])
+                scores = {name: value.item() for name, value in found.items()}
+            except InputError:
+                raise
+            except DDIMError as failure:
+                error = failure
+                told = {"seconds": time.perf_counter() - began, "nfe": self.calls()}
+            failed = "" if error is None else one_line(error)
+            measured = {**dict.fromkeys(METRICS, ""), **scores, **told, "failed": failed}
+            yield {**self.identity(setting, entry), **measured}, error
+
+    def pictures(self, setting: Setting, entry: Entry, folder: Path) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
+        """Source, reconstruction and edit, [1, 3, H, W] each at the model's size and in 8 bits; seconds and calls of
+        the edit.
+
+        Raises:
+            DDIMError: what ``edit`` raises.
+        """
+        shape, made = self.model.picture, self._made(setting, entry)
+        source = read_images(entry.image, shape, resize=True)
+        # the digest, because keys may differ where a file's name cannot show it
+        name = f"{''.join(c if c.isalnum() else '-' for c in entry.key[:60])}_{entry.digest}"
+        files = folder / f"{name}.reconstruction.png", folder / f"{name}.png"
+        told = _told(files[1], made)
+        if told is None or not files[0].is_file():
+            began = time.perf_counter()
+            result = edit(
+                self.model,
+                source,
+                entry.target_prompt,
+                source_prompt=entry.source_prompt,
+                method=setting.method,
+                options=dict(setting.options),
+                steps=setting.steps,
+                guidance=setting.guidance,
+                attention=setting.attention,
+                blend=entry.blend,
+            )
+            told = {"seconds": time.perf_counter() - began, "nfe": self.calls()}
+            save_image(result.reconstruction[0], files[0])
+            save_image(result.edits[0, 0], files[1], json.dumps({**made, "told": told}))  # last: it says both are whole
+        back, edited = (read_images(file, shape) for file in files)
+        return source, back, edited, told
+
+
+def _told(file: Path, made: Identity) -> dict[str, float] | None:
+    """What a kept edit says of its making; None where there is none, or another."""
+    if not file.is_file():
+        return None
+    try:
+        about = json.loads(open_image(file).info.get("Description", ""))
+        told = about.pop("told")
+    except (InputError, ValueError, KeyError, AttributeError):
+        return None
+    return told if about == made else None
+
+
+def summary(rows: Sequence[Mapping[str, str]], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """A setting's rows as the table's: one a category that occurs, and one over all.
+
+    Means leave out what is not finite: an entry whose edit diverged (it is counted as failed), one without background,
+    the PSNR of a background that is the same to the bit.
+    """
+    parts = [(f"{k} {name}", [r for r in rows if r["category"] == str(k)]) for k, name in enumerate(CATEGORIES)]
+    out = []
+    for title, mine in (*parts, ("all", list(rows))):
+        if mine:
+            means = {name: finite_mean(mine, name) for name in metrics}
+            scaled = {METRICS[n].title: None if v is None else v * METRICS[n].factor for n, v in means.items()}
+            out.append(
+                {
+                    "category": title,
+                    "images": len(mine),
+                    "failed": sum(bool(r["failed"]) for r in mine),
+                    **scaled,
+                    "seconds": finite_mean(mine, "seconds"),
+                }
+            )
+    return out
