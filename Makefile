@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs docs-serve docs-figures clean
 
 demo: .make/user
 	$(BIN)/ddim demo --out demo
@@ -15,8 +15,17 @@ lint: .make/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+docs: .make/docs
+	$(BIN)/mkdocs build --strict
+
+docs-serve: .make/docs
+	$(BIN)/mkdocs serve
+
+docs-figures: .make/docs
+	for script in $(filter-out %/common.py,$(wildcard docs/figures/*.py)); do $(BIN)/python $$script || exit 1; done
+
 clean:
-	rm -rf $(VENV) .make demo
+	rm -rf $(VENV) .make demo site
 
 # torch goes first and pinned: an open range would fetch gigabytes of CUDA packages on a machine without a GPU.
 $(BIN)/python:
@@ -29,4 +38,8 @@ $(BIN)/python:
 
 .make/dev: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@mkdir -p .make && touch $@
+
+.make/docs: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	@mkdir -p .make && touch $@

@@ -40,7 +40,7 @@ class Edited:
         source: the pictures, [N, C, H, W] in [0, 1]; None where only their code was given.
         reconstruction: what comes back under the source's own words, beside the targets, [N, C, H, W] in [0, 1].
         edits: [N, K, C, H, W] in [0, 1].
-        prompts: the targets as the model read them, [N][K].
+        prompts: the targets as the model read them, ``[N][K]``.
         code: that the walks started from.
         blend_mask: where an edit may differ from its source at the last step, [N, K, H, W] in [0, 1], the latent's
             pixels enlarged; None without blending.

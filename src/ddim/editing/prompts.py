@@ -86,7 +86,7 @@ def token_mask(tokens: Tokens, words: str) -> Tensor:
 
 
 def per_target(name: str, value: Any, images: int, targets: int) -> list[list[Any]]:
-    """One value for each target of each image, [N][K], from one for all, a list of K, or a list of N lists of K.
+    """One value for each target of each image, ``[N][K]``, from one for all, a list of K, or a list of N lists of K.
 
     Raises:
         InputError: a list of another length.
@@ -102,7 +102,7 @@ def per_target(name: str, value: Any, images: int, targets: int) -> list[list[An
 
 
 def target_prompts(prompt: "str | Sequence[str] | Sequence[Sequence[str]]", images: int) -> list[list[str]]:
-    """The target prompts, [N][K]: one or several for all images, or a list for each image.
+    """The target prompts, ``[N][K]``: one or several for all images, or a list for each image.
 
     Raises:
         InputError: no prompt, not one list an image, or lists of different lengths.

@@ -1,0 +1,167 @@
+"""The documentation says nothing that is not there: names, links, pictures, commands. Reads files; builds no site."""
+
+import importlib.util
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(DOCS).as_posix())
+texts = pytest.mark.parametrize("page", TEXTS, ids=lambda p: p.relative_to(ROOT).as_posix())
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def _reading() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_reading", DOCS / "_tools" / "reading.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["docs_reading"] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+reading = _reading()
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+@pages
+def test_what_a_page_includes_exists(page: Path):
+    for macro in reading.macros(text_of(page)):
+        reading.check(macro)
+
+
+@pages
+def test_every_bracket_pair_is_one_that_the_site_knows(page: Path):
+    prose = FENCE.sub("", text_of(page))
+    assert prose.count("[[") == len(list(reading.macros(prose)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "[[code process.no_such_thing]]",
+        "[[code nowhere.at_all]]",
+        "[[code process.eta_std | line=no such line]]",
+        "[[code process.eta_std | test=laws/test_law_paper.py::test_no_such_test]]",
+        "[[code process.eta_std | test=laws/no_such_file.py::test_eq16_std]]",
+        "[[figure no_such_figure | Words]]",
+        "[[number forward.no_such_number]]",
+        "[[section README.md | No such heading]]",
+        "[[file examples/no_such_file.py]]",
+    ],
+)
+def test_what_does_not_exist_is_missing(wrong: str):
+    (macro,) = reading.macros(wrong)
+    with pytest.raises(reading.Missing):
+        reading.check(macro)
+
+
+def test_code_is_cut_as_asked_and_without_its_docstring():
+    whole, line, part = (
+        reading.code(next(reading.macros(f"[[code process.eta_std{options}]]")))
+        for options in ("", " | line=return eta", " | from=if eta == 0 | to=return 0.0")
+    )
+    assert whole.text.startswith("def eta_std(")
+    assert '"""' not in whole.text
+    assert line.text.startswith("return eta")
+    assert part.text == "if eta == 0 or s.sigma == 0:\n    return 0.0"
+    assert line.first == line.last == whole.last
+
+
+@texts
+def test_links_and_pictures_lead_somewhere(page: Path):
+    for target in LINK.findall(FENCE.sub("", text_of(page))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name} leads to {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name} leads to {target}"
+
+
+def anchors(file: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.+)$", text_of(file), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every line of a shell block that calls ``ddim``, with the page's name."""
+    out = []
+    for page in TEXTS:
+        for kind, block in FENCE.findall(text_of(page)):
+            for line in block.replace("\\\n", " ").splitlines() if kind == "sh" else ():
+                words = shlex.split(line, comments=True)
+                call = next((i for i, w in enumerate(words) if w in ("ddim", ".venv/bin/ddim")), None)
+                if call is not None:
+                    out.append((page.relative_to(ROOT).as_posix(), shlex.join(words[call + 1 :])))
+    return out
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_every_command_parses(page: str, line: str):
+    from typer.main import get_command
+
+    from ddim.cli.app import app
+
+    command: Any = get_command(app)
+    words = shlex.split(line)
+    context = command.make_context("ddim", list(words))
+    while hasattr(command, "commands"):
+        name, words = words[0], words[1:]
+        assert name in command.commands, f"{page}: there is no ddim {name}"
+        command = command.commands[name]
+        context = command.make_context(name, list(words), parent=context)
+
+
+def test_a_wrong_option_does_not_parse():
+    with pytest.raises(BaseException, match="no-such-option"):
+        test_every_command_parses("here", "sample --no-such-option 3")
+
+
+def test_scripts_that_pages_print_exist():
+    for page in TEXTS:
+        for kind, block in FENCE.findall(text_of(page)):
+            for script in re.findall(r"python ((?:docs|benchmarks|examples)/\S+\.py)", block) if kind == "sh" else ():
+                assert (ROOT / script).is_file(), f"{page.name} runs {script}"
+
+
+def test_every_figure_has_a_script_and_is_on_a_page():
+    drawn = {p.stem for p in (DOCS / "images" / "theory").glob("*.png")}
+    named = {m.name for page in PAGES for m in reading.macros(text_of(page)) if m.kind == "figure"}
+    scripts = {p.stem for p in (DOCS / "figures").glob("*.py")} - {"common"}
+    assert drawn == named == scripts
+    assert all(p.stat().st_size < 100_000 for p in (DOCS / "images" / "theory").glob("*.png"))
+
+
+def test_every_page_is_in_the_table_of_contents():
+    listed = set(re.findall(r"[\w\-/]+\.md", text_of(ROOT / "mkdocs.yml")))
+    assert listed == {page.relative_to(DOCS).as_posix() for page in PAGES}
+
+
+def test_references_name_what_the_package_has():
+    for page in (DOCS / "reference").glob("*.md"):
+        for name in re.findall(r"^::: ddim\.(\S+)$", text_of(page), re.MULTILINE):
+            whole = reading.PACKAGE.joinpath(*name.split("."))
+            if whole.with_suffix(".py").is_file() or (whole / "__init__.py").is_file():
+                continue
+            reading.check(reading.Macro("code", name))
+
+
+def test_every_formula_of_the_theory_has_its_code():
+    """A formula of its own line is followed by a ``code`` macro before the next one, or before the page ends."""
+    for page in (DOCS / "theory").glob("*.md"):
+        for after in re.split(r"^\$\$.*?\$\$$", text_of(page), flags=re.MULTILINE | re.DOTALL)[1:]:
+            assert "[[code " in after.split("\n## ")[0], f"{page.name}: a formula without code, before {after[:80]!r}"
