@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DDIMError, InputError
-from ..foreign import first_line, quiet
+from ..foreign import first_line
 from ..images import to_pil
+from ..models.quiet import loading
 
 CLIP, DINO = "openai/clip-vit-large-patch14", "facebook/dino-vitb8"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -154,7 +155,7 @@ def _pretrained(kind: str, name: str, flag: str, **options: Any) -> Any:
     """A network of transformers, all of whose weights came from safetensors."""
     import transformers
 
-    with quiet():
+    with loading():
         try:
             model, found = getattr(transformers, kind).from_pretrained(
                 name, use_safetensors=True, output_loading_info=True, **options
@@ -171,7 +172,7 @@ def _pretrained(kind: str, name: str, flag: str, **options: Any) -> Any:
 def _tokenizer(name: str) -> Any:
     from transformers import CLIPTokenizer
 
-    with quiet():
+    with loading():
         try:
             tokenizer = CLIPTokenizer.from_pretrained(name)
         except Exception as error:
