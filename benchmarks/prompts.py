@@ -14,13 +14,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from common import machine, open_text_model
 from PIL import Image, ImageDraw, ImageFont
 
 import ddim
-from ddim.evaluation.edits import read_pictures
-from ddim.evaluation.nearest import Gallery
+from ddim.evaluation.edits import galleries, read_pictures
 from ddim.training import load_config
 from ddim.training.sources import open_source
 
@@ -71,12 +69,9 @@ def main() -> None:
         model, len(prompts), prompt=prompts, steps=args.steps, guidance=args.guidance, seed=args.seed, batch=10
     ).cpu()
     seconds = (time.perf_counter() - began) / len(prompts)
-    galleries = {}
-    for style in {p.style for p in pictures}:
-        own = [p for p in pictures if p.style == style]
-        galleries[style] = Gallery(torch.stack([p.pixels for p in own]), [p.word for p in own])
+    styles = galleries(pictures)
     ranks = [
-        galleries[known[prompt].style].rank(image[None], [known[prompt].word])[0] if prompt in known else None
+        styles[known[prompt].style].rank(image[None], [known[prompt].word])[0] if prompt in known else None
         for prompt, image in zip(prompts, drawn, strict=True)
     ]
     args.out.parent.mkdir(parents=True, exist_ok=True)

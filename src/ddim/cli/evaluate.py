@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,7 +85,6 @@ def edits(
             raise InputError(f"--option belongs to one method, and {len(names)} are measured; name it with --method.")
         for name in names:
             make_inversion(name, options)  # says what is unknown before any work
-        suffix = "".join(f" {key}={value}" for key, value in options.items())
         kinds = attention or ["none", "refine"]
         config = load_config(recipe)
         counted = open_model(terminal, model, device, "float32")
@@ -96,9 +96,9 @@ def edits(
             if not pairs:
                 raise InputError("There is nothing to edit: --words and --styles leave no pair; use 1 or more of one.")
             benchmark = EditBenchmark(counted.as_model, pictures, pairs)
-        settings = [
-            Setting(f"{n}{suffix} · {k}", n, k, guidance, steps, tuple(options.items())) for n in names for k in kinds
-        ]
+        given = tuple(options.items())
+        settings = [Setting("", n, k, guidance, steps, given) for n in names for k in kinds]
+        settings = [replace(setting, name=f"{setting.title} · {setting.attention}") for setting in settings]
         rows = Rows(out / "rows.csv", ROW)
         todo = {pair.key for pair in pairs}
         same = {"steps": steps, "guidance": guidance, "fingerprint": counted.fingerprint[:12]}
@@ -108,6 +108,7 @@ def edits(
             wanted = {"setting": setting.name, **{k: str(v) for k, v in same.items()}}
             return [r for r in rows.rows if r["pair"] in todo and all(r[k] == v for k, v in wanted.items())]
 
+        shown = {pair.key for pair in _shown(pairs)}
         for setting in settings:
             name = setting_name(setting, same["fingerprint"])
             done = {row["pair"] for row in ours(setting)}
@@ -117,7 +118,7 @@ def edits(
                     if isinstance(images, Exception):
                         terminal.warn(f"{setting.name}: {measured[0]['pair'].partition(' -> ')[0]}: {images}")
                     else:
-                        _keep_pictures(out / name, {pair.key for pair in _shown(pairs)}, measured, images)
+                        _keep_pictures(out / name, shown, measured, images)
                     nfe = counted.calls(len(measured))
                     rows.add([{**row, "nfe": nfe, **same} for row in measured])
                     count += len(measured)
@@ -131,16 +132,14 @@ def edits(
                 if mine:
                     table.append(
                         {
-                            "method": f"{setting.method}{suffix}",
+                            "method": setting.title,
                             "attention": setting.attention,
                             "edit": kind,
                             **summary(mine),
                         }
                     )
-        flags = ["--model", model, *(x for n in method or [] for x in ("--method", n))]
-        flags += [x for k in attention or [] for x in ("--attention", k)]
-        flags += [x for pair in option or [] for x in ("--option", pair)]
-        flags += ["--steps", steps, "--guidance", f"{guidance:g}", "--words", words, "--styles", styles]
+        flags = ["--model", model, *setting_flags(method, attention, option, steps, guidance)]
+        flags += ["--words", words, "--styles", styles]
         flags += [] if limit is None else ["--limit", limit]
         about = {
             "command": shlex.join(["ddim", "evaluate", "edits", str(recipe), *map(str, flags)]),
@@ -209,6 +208,19 @@ def _sheet(folder: Path, pairs: "Sequence[EditPair]") -> None:
 def _picture(folder: Path, key: str) -> Path:
     """Named by its pair, not by its place, which another --words or --styles would shift."""
     return folder / f"{slug(key.replace(' -> ', ' to ').replace('/', ' '))}.png"
+
+
+def setting_flags(
+    method: Sequence[str] | None,
+    attention: Sequence[str] | None,
+    option: Sequence[str] | None,
+    steps: int,
+    guidance: float,
+) -> list[object]:
+    """The settings as they can be typed again."""
+    several = (("--method", method), ("--attention", attention), ("--option", option))
+    flags: list[object] = [word for flag, values in several for value in values or [] for word in (flag, value)]
+    return [*flags, "--steps", steps, "--guidance", f"{guidance:g}"]
 
 
 def setting_name(setting: "Setting", fingerprint: str) -> str:

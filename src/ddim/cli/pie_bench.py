@@ -10,7 +10,7 @@ import typer
 
 from ..errors import InputError
 from . import options as o
-from .evaluate import Folder, Limit, Option, setting_name
+from .evaluate import Folder, Limit, Option, setting_flags, setting_name
 from .terminal import Terminal, escaped
 
 _Data = Annotated[Path, typer.Option("--data", help="The folder with mapping_file.json and annotation_images.")]
@@ -92,10 +92,7 @@ def pie_bench(
         for setting in settings:
             _run(terminal, bench, setting, rows, out / setting_name(setting, counted.fingerprint[:12]))
         table = [row for setting in settings for row in _table(bench, setting, rows)]
-        flags = ["--model", model, "--data", data, *(x for n in method or [] for x in ("--method", n))]
-        flags += [x for k in attention or [] for x in ("--attention", k)]
-        flags += [x for pair in option or [] for x in ("--option", pair)]
-        flags += ["--steps", steps, "--guidance", f"{guidance:g}"]
+        flags = ["--model", model, "--data", data, *setting_flags(method, attention, option, steps, guidance)]
         flags += [] if limit is None else ["--limit", limit]
         flags += [x for c in categories or [] for x in ("--categories", c)]
         flags += [x for m in metrics or [] for x in ("--metrics", m)]
@@ -133,8 +130,7 @@ def _table(bench: Any, setting: Any, rows: Any) -> list[dict[str, Any]]:
     """A setting's part of the table: by category, and over all."""
     from ..evaluation.pie_run import summary
 
-    suffix = "".join(f" {key}={value}" for key, value in setting.options)
-    own = {"method": f"{setting.method}{suffix}", "attention": setting.attention}
+    own = {"method": setting.title, "attention": setting.attention}
     return [{**own, **row} for row in summary(bench.of(setting, rows.rows), bench.scorer.metrics)]
 
 

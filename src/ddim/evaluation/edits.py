@@ -109,6 +109,30 @@ class Setting:
     steps: int = 20
     options: tuple[tuple[str, Any], ...] = ()
 
+    @property
+    def title(self) -> str:
+        """The method with its options."""
+        return "".join((self.method, *(f" {key}={value}" for key, value in self.options)))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What ``ddim.edit`` is told."""
+        return {
+            "method": self.method,
+            "options": dict(self.options),
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "attention": self.attention,
+        }
+
+
+def galleries(pictures: Sequence[Picture]) -> dict[str, Gallery]:
+    """Each style's pictures, by their words."""
+    of: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        of.setdefault(picture.style, []).append(picture)
+    return {s: Gallery(torch.stack([p.pixels for p in own]), [p.word for p in own]) for s, own in sorted(of.items())}
+
 
 class EditBenchmark:
     """Edits every pair under a setting, and measures.
@@ -121,14 +145,7 @@ class EditBenchmark:
 
     def __init__(self, model: Any, pictures: Sequence[Picture], pairs: Sequence[EditPair]) -> None:
         self.model, self.pairs = model, list(pairs)
-        styles = sorted({p.style for p in pictures})
-        self.galleries = {
-            style: Gallery(
-                torch.stack([p.pixels for p in pictures if p.style == style]),
-                [p.word for p in pictures if p.style == style],
-            )
-            for style in styles
-        }
+        self.galleries = galleries(pictures)
 
     def run(self, setting: Setting, done: set[str]) -> Iterator[tuple[list[dict[str, Any]], Tensor | DDIMError]]:
         """Measures every pair whose key is not in ``done``; after each source its rows and its edits.
@@ -163,11 +180,7 @@ class EditBenchmark:
             source.pixels,
             [pair.answer.prompt for pair in pairs],
             source_prompt=source.prompt,
-            method=setting.method,
-            options=dict(setting.options),
-            steps=setting.steps,
-            guidance=setting.guidance,
-            attention=setting.attention,
+            **setting.arguments,
         )
         seconds = (time.perf_counter() - began) / len(pairs)
         edits, back = edited.edits[0].cpu().float(), edited.reconstruction.cpu().float()

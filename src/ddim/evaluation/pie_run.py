@@ -68,7 +68,8 @@ class PieBench:
 
     def of(self, setting: Setting, rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
         """Those rows that belong to this run; others may share the file."""
-        own = {tuple(self.identity(setting, entry)[c] for c in IDENTITY) for entry in self.entries}
+        shaped = (self.identity(setting, entry) for entry in self.entries)
+        own = {tuple(identity[c] for c in IDENTITY) for identity in shaped}
         return [row for row in rows if tuple(row[c] for c in IDENTITY) in own]
 
     def run(
@@ -121,11 +122,7 @@ class PieBench:
                 source,
                 entry.target_prompt,
                 source_prompt=entry.source_prompt,
-                method=setting.method,
-                options=dict(setting.options),
-                steps=setting.steps,
-                guidance=setting.guidance,
-                attention=setting.attention,
+                **setting.arguments,
                 blend=entry.blend,
             )
             told = {"seconds": time.perf_counter() - began, "nfe": self.calls()}
