@@ -11,9 +11,9 @@ import csv
 from pathlib import Path
 
 import torch
-from common import machine
 
 import ddim
+from ddim.evaluation.tables import machine
 from ddim.training.config import DataConfig
 from ddim.training.data import load_images
 

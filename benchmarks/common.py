@@ -1,7 +1,6 @@
 """What the benchmarks share: the machine in words, pictures, and a model with text."""
 
 import gzip
-import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,6 @@ from ddim.training import load_config
 
 TINY = "tiny"
 """In place of a model's name: random weights, a few thousand of them, to try a benchmark; its numbers mean nothing."""
-
-
-def machine() -> str:
-    """Processor, threads and versions, for the line under a table."""
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    threads = torch.get_num_threads()
-    return f"{cpu}{gpu}, {threads} thread(s), torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def fashion_test_images(folder: Path, count: int) -> Tensor:

@@ -16,9 +16,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from common import TINY, Calls, decibels, held_out_pictures, machine, open_text_model
+from common import TINY, Calls, decibels, held_out_pictures, open_text_model
 
 import ddim
+from ddim.evaluation.tables import machine
 
 METHODS = {
     "ddim": ("ddim", {}),

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import TINY, Calls, decibels, held_out_pictures, machine, open_text_model
+from common import TINY, Calls, decibels, held_out_pictures, open_text_model
 from torch import Tensor
 
 import ddim
+from ddim.evaluation.tables import machine
 from ddim.walks import grid_for
 
 VARIANTS = {

@@ -12,9 +12,9 @@ import statistics
 import time
 
 import torch
-from common import machine
 
 import ddim
+from ddim.evaluation.tables import machine
 from ddim.walks import grid_for
 
 

@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from common import machine, open_text_model
+from common import open_text_model
 from PIL import Image, ImageDraw, ImageFont
 
 import ddim
 from ddim.evaluation.edits import galleries, read_pictures
+from ddim.evaluation.tables import machine
 from ddim.training import load_config
 from ddim.training.sources import open_source
 

@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 
 import torch
-from common import fashion_test_images, machine
+from common import fashion_test_images
 
 import ddim
+from ddim.evaluation.tables import machine
 from ddim.inversion import make_inversion
 
 NAMES = {"fixed-point-5": ("ddim", {"iterations": 5}), "ddim-source": ("ddim", {"label": "source"})}

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import machine
+from ddim.evaluation.tables import machine
 
 
 def median_seconds(command: list[str], rounds: int) -> float:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -56,6 +57,18 @@ def finite_mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
     """
     whole = [v for row in rows if isfinite(v := float(row[name]))]
     return sum(whole) / len(whole) if whole else None
+
+
+def machine() -> str:
+    """Processor, threads and versions, for the line under a table."""
+    import torch
+
+    info = Path("/proc/cpuinfo")  # of Linux; elsewhere the standard library knows
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    threads = torch.get_num_threads()
+    return f"{cpu}{gpu}, {threads} thread(s), torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def write_table(

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from ..errors import DDIMError, InputError
 from ..gradients import quick_gradients
 from ..images import save_image
+from ..lock import only_process
 from . import draws
 from .checkpoint import Checkpoints, clean_run, holds_run, whole_folder
 from .config import OptimConfig, TrainConfig
 from .data import Batch, Images, fingerprint, load_images
 from .ema import EMA
-from .lock import only_process
 from .progress import OnEvent, Reporter
 from .reading import differing_keys
 from .tasks import Task, make_task

@@ -1,4 +1,4 @@
-"""One process, or one group of them, trains into a folder at a time."""
+"""One process, or one group of them, writes into a folder at a time."""
 
 import errno
 import os
@@ -6,16 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import InputError
+from .errors import InputError
 
 LOCK = ".ddim-lock"
 
 
 @contextmanager
-def only_process(folder: Path) -> Iterator[None]:
-    """Keeps other processes from training into ``folder`` while the block runs.
+def only_process(folder: Path, doing: str = "training into", setting: str = "output.folder") -> Iterator[None]:
+    """Keeps other processes from writing into ``folder`` while the block runs.
 
     The folder is made if there is none, and is gone again where the block wrote nothing.
+
+    Args:
+        folder: where to.
+        doing: what the other process is then said to be doing.
+        setting: what to change for another folder.
 
     Raises:
         InputError: another process is in such a block, or the folder cannot be written.
@@ -28,9 +33,7 @@ def only_process(folder: Path) -> Iterator[None]:
         raise InputError(f"Cannot write into {folder}: {error.strerror}.") from None
     try:
         if not _locked(handle):
-            raise InputError(
-                f"Another process is training into {folder}; wait for its end or choose another output.folder."
-            )
+            raise InputError(f"Another process is {doing} {folder}; wait for its end or choose another {setting}.")
         try:
             yield
         finally:

@@ -1,0 +1,206 @@
+"""Rows on disk: what is written, what a kill loses, what is refused, and several processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddim.errors import DDIMError, InputError
+from ddim.evaluation import store
+from ddim.evaluation.store import Columns, Processes, Rows, open_rows
+
+COLUMNS = Columns(
+    {"setting": "string", "item": "int64", "w": "float64"}, {"value": "float64", "vector": "list<float32>"}
+)
+
+
+def item(k: int, setting: str = "a") -> dict[str, Any]:
+    return {"setting": setting, "item": k, "w": 7.5}
+
+
+def row(k: int, setting: str = "a", value: float | None = None) -> dict[str, Any]:
+    return {**item(k, setting), "value": k / 3 if value is None else value, "vector": [0.5, float(k)]}
+
+
+def test_rows_come_back_as_they_were_in_the_order_asked_for(tmp_path: Path):
+    with open_rows(tmp_path, COLUMNS) as rows:
+        rows.add([row(2), row(0)])
+        rows.add([{**row(1), "value": None, "vector": None}])
+    with open_rows(tmp_path, COLUMNS) as rows:
+        assert rows.of([item(k) for k in range(4)]) == [row(0), {**row(1), "value": None, "vector": None}, row(2)]
+        assert rows.missing([item(k) for k in (5, 0, 3, 5)]) == [item(5), item(3)]
+        assert rows.missing([item(0, "b")]) == [item(0, "b")]
+
+
+def test_an_item_is_there_once(tmp_path: Path):
+    with open_rows(tmp_path, COLUMNS) as rows:
+        rows.add([row(0), row(0, value=9.0)])
+        rows.flush()
+        rows.add([row(0, value=8.0)])
+    with open_rows(tmp_path, COLUMNS) as rows:
+        assert len(rows) == 1
+        assert rows.of([item(0)]) == [row(0)]
+
+
+def test_a_part_that_another_repeats_is_no_second_row(tmp_path: Path):
+    """A kill between writing the one part and removing the many leaves both."""
+    with open_rows(tmp_path, COLUMNS) as rows:
+        rows.add([row(0), row(1)])
+    (part,) = (tmp_path / "rows").glob("*.parquet")
+    part.with_name("part-copy.parquet").write_bytes(part.read_bytes())
+    with open_rows(tmp_path, COLUMNS) as rows:
+        assert len(rows) == 2
+
+
+def test_many_parts_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(store, "FLUSH_SECONDS", 0.0)
+    with open_rows(tmp_path, COLUMNS) as rows:
+        for k in range(store.MANY + 1):
+            rows.add([row(k)])
+    folder = tmp_path / "rows"
+    assert len(list(folder.iterdir())) == store.MANY + 1
+    with open_rows(tmp_path, COLUMNS) as rows:
+        assert len(list(folder.iterdir())) == 1
+    with open_rows(tmp_path, COLUMNS) as rows:
+        assert rows.of([item(k) for k in range(50)]) == [row(k) for k in range(store.MANY + 1)]
+
+
+def test_what_was_measured_is_written_when_a_run_fails(tmp_path: Path):
+    def fails(rows: Rows) -> None:
+        rows.add([row(0)])
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError), open_rows(tmp_path, COLUMNS) as rows:
+        fails(rows)
+    with open_rows(tmp_path, COLUMNS) as rows:
+        assert len(rows) == 1
+
+
+def test_measuring_does_what_is_missing_in_batches_and_tells(tmp_path: Path):
+    told, asked = [], []
+
+    def run(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        asked.append([i["item"] for i in items])
+        return [row(i["item"]) for i in items]
+
+    with open_rows(tmp_path, COLUMNS) as rows:
+        rows.add([row(1)])
+        rows.measure([item(k) for k in range(6)], 2, run, lambda done, total: told.append((done, total)))
+        assert len(rows) == 6
+    assert asked == [[0, 2], [3, 4], [5]]
+    assert told == [(1, 6), (3, 6), (5, 6), (6, 6)]
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path: Path):
+    code = "import sys; from pathlib import Path; from ddim.lock import only_process\n"
+    code += "with only_process(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout
+        other.stdout.readline()
+        with (
+            pytest.raises(InputError, match=r"Another process is writing results to .*; .* choose another --out"),
+            open_rows(tmp_path, COLUMNS),
+        ):
+            pass
+        other.communicate("")
+    with open_rows(tmp_path, COLUMNS):
+        pass
+
+
+def test_other_columns_and_broken_parts_are_refused(tmp_path: Path):
+    with open_rows(tmp_path, COLUMNS) as rows:
+        rows.add([row(0)])
+    with (
+        pytest.raises(InputError, match="other columns than this run measures; choose another --out"),
+        open_rows(tmp_path, Columns({"item": "int64"}, {"value": "float64"})),
+    ):
+        pass
+    (tmp_path / "rows" / "part-x.parquet").write_bytes(b"nothing")
+    with pytest.raises(DDIMError, match=r"part-x\.parquet is no parquet file"), open_rows(tmp_path, COLUMNS):
+        pass
+
+
+def test_wrong_rows_and_columns_are_a_mistake_of_the_code(tmp_path: Path):
+    with pytest.raises(ValueError, match="identity"):
+        Columns({}, {"value": "float64"})
+    with pytest.raises(ValueError, match="kind"):
+        Columns({"item": "int"}, {})
+    with pytest.raises(ValueError, match="a row has the columns"), open_rows(tmp_path, COLUMNS) as rows:
+        rows.add([item(0)])
+
+
+def test_processes_part_the_work_without_rest_or_overlap():
+    parts = [Processes(rank, 3).mine(list(range(10))) for rank in range(3)]
+    assert sorted(k for part in parts for k in part) == list(range(10))
+    assert [p.main for p in (Processes(0, 3), Processes(1, 3))] == [True, False]
+
+
+RUN = """
+import sys, time
+from pathlib import Path
+from ddim.evaluation import store
+store.FLUSH_SECONDS = 0.01
+columns = store.Columns({"item": "int64"}, {"value": "float64", "by": "int64"})
+items = [{"item": k} for k in range(int(sys.argv[2]))]
+with store.open_rows(Path(sys.argv[1]), columns) as rows:
+    def run(some):
+        time.sleep(float(sys.argv[3]))
+        with open(sys.argv[1] + ".log", "a") as log:
+            log.write("".join(f"{i['item']}\\n" for i in some))
+        return [{**i, "value": i["item"] ** 0.5, "by": rows.processes.rank} for i in some]
+    print("began", flush=True)
+    rows.measure(items, 2, run)
+    rows.gather()
+    if rows.processes.main:
+        print([r["value"] for r in rows.of(items)], sorted({r["by"] for r in rows.of(items)}))
+"""
+
+
+def test_killed_five_times_no_item_is_lost_or_there_twice(tmp_path: Path):
+    folder, log, count = tmp_path / "run", tmp_path / "run.log", 60
+
+    def lines() -> int:
+        return log.read_text().count("\n") if log.is_file() else 0
+
+    for k in range(5):
+        with subprocess.Popen(
+            [sys.executable, "-c", RUN, str(folder), str(count), "0.02"], stdout=subprocess.PIPE, text=True
+        ) as process:
+            while process.poll() is None and lines() < 6 * (k + 1):  # some batches further each time
+                time.sleep(0.002)
+            os.kill(process.pid, signal.SIGKILL)
+    partial = Rows(folder / "rows", Columns({"item": "int64"}, {"value": "float64", "by": "int64"}))
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(folder), str(count), "0"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[1] == f"{[k**0.5 for k in range(count)]} [0]"
+    assert 0 < len(partial) < count  # the kills fell inside the work
+    whole = Rows(folder / "rows", partial.columns)
+    assert len(whole) == count
+    measured = [int(line) for line in log.read_text().split()]
+    assert set(measured) == set(range(count))
+    assert len(measured) <= count + 5 * 2  # a kill costs at most the batch that it fell into
+
+
+def test_accelerates_processes_share_the_items(tmp_path: Path):
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"),
+            *("--standalone", str(script), str(tmp_path / "run"), "9", "0"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"{[k**0.5 for k in range(9)]} [0, 1]" in done.stdout
