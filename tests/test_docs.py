@@ -1,11 +1,12 @@
 """The documentation says nothing that is not there: names, links, pictures, commands. Reads files; builds no site."""
 
+import html
 import importlib.util
 import re
 import shlex
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,6 +56,7 @@ def test_every_bracket_pair_is_one_that_the_site_knows(page: Path):
         "[[code process.no_such_thing]]",
         "[[code nowhere.at_all]]",
         "[[code process.eta_std | line=no such line]]",
+        "[[code process.eta_std | tests=laws/test_law_paper.py::test_eq16_std]]",
         "[[code process.eta_std | test=laws/test_law_paper.py::test_no_such_test]]",
         "[[code process.eta_std | test=laws/no_such_file.py::test_eq16_std]]",
         "[[figure no_such_figure | Words]]",
@@ -165,3 +167,58 @@ def test_every_formula_of_the_theory_has_its_code():
     for page in (DOCS / "theory").glob("*.md"):
         for after in re.split(r"^\$\$.*?\$\$$", text_of(page), flags=re.MULTILINE | re.DOTALL)[1:]:
             assert "[[code " in after.split("\n## ")[0], f"{page.name}: a formula without code, before {after[:80]!r}"
+
+
+# the hook
+
+
+@pytest.fixture
+def hook(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """What the site is built with, where MkDocs is installed."""
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("latex2mathml")
+    monkeypatch.syspath_prepend(DOCS / "_tools")
+    return importlib.import_module("hook")
+
+
+PAGE = SimpleNamespace(url="theory/step.html", file=SimpleNamespace(src_uri="theory/step.md"))
+
+
+def test_formulas_become_mathml_with_letters_that_browsers_know(hook: ModuleType):
+    source = r'<p>a <span class="arithmatex">\(\mathcal N(0, \alpha_t)\)</span></p>'
+    drawn = html.unescape(hook.on_page_content(source, PAGE))
+    assert 'class="formula"><math' in drawn
+    assert "\U0001d4a9" in drawn
+    assert "mathvariant" not in drawn
+    assert "arithmatex" not in drawn
+
+
+def test_a_letter_that_the_hook_does_not_know_stops_the_build(hook: ModuleType):
+    from mkdocs.exceptions import PluginError
+
+    with pytest.raises(PluginError, match=r"theory/step\.md: the hook knows no script Q"):
+        hook.on_page_content(r'<span class="arithmatex">\(\mathcal Q\)</span>', PAGE)
+
+
+def test_a_page_that_needs_another_address_stops_the_build(hook: ModuleType):
+    from mkdocs.exceptions import PluginError
+
+    shim = hook.on_post_page('<script src="https://unpkg.com/iframe-worker/shim"></script>', PAGE)
+    assert shim == '<script src="../assets/iframe-worker.js"></script>'
+    assert hook.on_post_page('<a href="https://arxiv.org">paper</a>', PAGE)  # a link is no need
+    for away in (
+        '<img src="https://a.b/c.png">',
+        '<script src="//a.b/c.js">',
+        '<link rel="stylesheet" href="http://a">',
+    ):
+        with pytest.raises(PluginError, match=r"theory/step\.md needs another address"):
+            hook.on_post_page(away, PAGE)
+
+
+def test_a_page_that_names_what_is_not_there_stops_the_build(hook: ModuleType):
+    from mkdocs.exceptions import PluginError
+
+    with pytest.raises(PluginError, match=r"theory/step.md: there is no examples/no_such\.py"):
+        hook.on_page_markdown("[[file examples/no_such.py]]", PAGE, files=None)
+    text = hook.on_page_markdown("before [[number forward.gap]] after", PAGE, files=None)
+    assert re.fullmatch(r"before [\d.]+ after", text)

@@ -313,14 +313,16 @@ def test_loading_is_silent(folder: Path, capfd: pytest.CaptureFixture[str]):
 
 def test_blocks_without_advice_may_overlap_and_leave_all_as_it_was():
     from diffusers.utils import logging
+    from huggingface_hub.utils import logging as of_the_hub
     from transformers.utils import logging as theirs
 
     from ddim.models.quiet import quiet
 
     def state() -> list[Any]:
-        return [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in (logging, theirs)]
+        drawn = [log.is_progress_bar_enabled() for log in (logging, theirs)]
+        return [log.get_verbosity() for log in (logging, theirs, of_the_hub)] + drawn
 
-    before, silent = state(), [(logging.ERROR, False)] * 2
+    before, silent = state(), [logging.ERROR] * 3 + [False] * 2
     first, second = quiet(), quiet()
     first.__enter__()
     second.__enter__()

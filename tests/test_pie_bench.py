@@ -28,6 +28,7 @@ from ddim.evaluation.pie_bench import Entry, decode_mask, fitted, freed, read_en
 from ddim.evaluation.pie_run import ROW
 from ddim.evaluation.scores import METRICS, open_scorer, through_jpeg
 from ddim.evaluation.tables import Rows
+from ddim.images import read_images
 
 SIDE = 48
 BOX = (150, 330, 100, 400)
@@ -116,6 +117,8 @@ def test_a_set_one_level_down_parts_and_a_limit(tmp_path: Path):
     made_up(tmp_path / "again", 1)
     with pytest.raises(ddim.InputError, match="several mapping_file"):
         read_entries(tmp_path)
+    made_up(tmp_path, 2)  # the folder's own goes before
+    assert len(read_entries(tmp_path)) == 2
 
 
 def test_a_digest_tells_what_an_entry_is(tmp_path: Path):
@@ -170,6 +173,13 @@ def test_a_malformed_set_is_one_sentence(tmp_path: Path):
     (tmp_path / "mapping_file.json").write_text("{")
     with pytest.raises(ddim.InputError, match="not readable JSON"):
         read_entries(tmp_path)
+    for content, sentence in (("[1]", "JSON, but no mapping of keys to entries"), ("{}", "has no entry.")):
+        (tmp_path / "mapping_file.json").write_text(content)
+        with pytest.raises(ddim.InputError, match=rf"{sentence}$" if content == "{}" else sentence):
+            read_entries(tmp_path)
+    (tmp_path / "mapping_file.json").write_text("[" * 100_000)
+    with pytest.raises(ddim.InputError, match="not readable JSON"):
+        read_entries(tmp_path)
     (tmp_path / "mapping_file.json").write_text('{"a": 3}')
     with pytest.raises(ddim.InputError, match="entry 'a'"):
         read_entries(tmp_path)
@@ -180,6 +190,12 @@ def test_blend_words_that_a_prompt_lacks_are_left_out_with_a_warning(tmp_path: P
     with pytest.warns(ddim.DDIMWarning, match="'000000000000' is edited without its blend words.*'lion'"):
         found = fitted(tiny_text.model(), entries, "refine")
     assert [e.blend for e in found] == [None, ("cat", "tiger")]
+
+
+@pytest.mark.parametrize("given", ["cat", "cat tiger mirror"])
+def test_blend_words_that_are_no_pair_are_left_out_with_a_warning(tmp_path: Path, given: str):
+    with pytest.warns(ddim.DDIMWarning, match=f"'000000000000' is edited without its blend words: '{given}'"):
+        assert read_entries(made_up(tmp_path, 1, blended_word=given))[0].blend is None
 
 
 def test_prompts_that_attention_cannot_swap_are_told_before_the_work(tmp_path: Path):
@@ -213,16 +229,14 @@ def gaussian() -> np.ndarray:
 
 def ssim_of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Wang et al. 2004, Eq. 13, an 11x11 Gaussian window of 1.5, edges reflected; the map of one channel."""
-    k, pad = gaussian(), 5
-    pa, pb = (np.pad(x, pad, mode="reflect") for x in (a, b))
-    out = np.zeros_like(a)
-    for i in range(a.shape[0]):
-        for j in range(a.shape[1]):
-            x, y = pa[i : i + 11, j : j + 11], pb[i : i + 11, j : j + 11]
-            mx, my = (k * x).sum(), (k * y).sum()
-            vx, vy, vxy = (k * x * x).sum() - mx**2, (k * y * y).sum() - my**2, (k * x * y).sum() - mx * my
-            out[i, j] = (2 * mx * my + 1e-4) * (2 * vxy + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))
-    return out
+    x, y = (np.lib.stride_tricks.sliding_window_view(np.pad(z, 5, mode="reflect"), (11, 11)) for z in (a, b))
+
+    def mean(z: np.ndarray) -> np.ndarray:
+        return (gaussian() * z).sum((-2, -1))
+
+    mx, my = mean(x), mean(y)
+    vx, vy, vxy = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    return (2 * mx * my + 1e-4) * (2 * vxy + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))
 
 
 def test_mse_and_psnr_over_the_background(scene: Any):
@@ -305,7 +319,8 @@ def squeezenet(weights: Any = None) -> Any:
 @pytest.fixture
 def torchvision(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A torchvision that has SqueezeNet and nothing else."""
-    import torchmetrics.image.lpip  # noqa: F401  (and transformers with it, which must not take this for the real one)
+    import diffusers  # noqa: F401  (this and transformers must not take it for the real one)
+    import torchmetrics.image.lpip  # noqa: F401
 
     models = types.SimpleNamespace(SqueezeNet1_1_Weights=types.SimpleNamespace(DEFAULT=1), squeezenet1_1=squeezenet)
     module: Any = types.ModuleType("torchvision")
@@ -522,6 +537,71 @@ def test_the_scorer_puts_jpeg_before_the_published_metrics_alone(scene: Any):
     assert torch.equal(plain, scores.background_mse(source, edit, mask))
     published = open_scorer(["mse"], as_published=True).score(source, back, edit, mask, prompts)["mse"]
     assert torch.equal(published, scores.background_mse(source, through_jpeg(source, back, edit), mask, True))
+
+
+def background_of(source: Tensor, edit: Tensor, mask: Tensor, published: bool) -> dict[str, float]:
+    """The metrics of one background from the formulas in this file alone."""
+    if mask.all():
+        return dict.fromkeys(("psnr", "lpips", "mse", "ssim"), np.nan)
+    a, b = (source * ~mask, edit * ~mask) if published else (source, torch.where(mask, source, edit))
+    counted = np.ones((32, 32), dtype=bool) if published else ~mask.numpy()
+    x, y, maps = a.double().numpy(), b.double().numpy(), lpips_maps(a[None], b[None])
+    squares = ((x - y) ** 2).mean(0)[counted].mean()
+    wide = [F.interpolate(m, (32, 32), mode="bilinear", align_corners=False)[0, 0].numpy() for m in maps]
+    return {
+        "psnr": -10 * np.log10(squares),
+        "lpips": sum(m.mean().item() for m in maps) if published else np.sum(wide, axis=0)[counted].mean(),
+        "mse": squares,
+        "ssim": np.mean([ssim_of(x[c], y[c]) for c in range(3)], axis=0)[counted].mean(),
+    }
+
+
+def formulas(
+    source: Tensor, back: Tensor, edit: Tensor, mask: Tensor, prompt: str, published: bool, clip: Path, dino: Path
+) -> dict[str, float]:
+    """Every metric of one picture [3, 32, 32] and its mask [32, 32], from the formulas in this file alone."""
+    if published:
+        strip, file = Image.new("RGB", (4 * 32, 32), "white"), io.BytesIO()
+        for k, x in enumerate((source, back, edit)):
+            strip.paste(ddim.to_pil(x), ((k + 1) * 32, 0))
+        strip.save(file, "JPEG", quality=75)
+        last = np.asarray(Image.open(file).crop((96, 0, 128, 32))).astype(np.float32) / 255
+        edit = torch.tensor(last).permute(2, 0, 1)
+    keys = [similarity_of(dino, p, published) for p in (source, edit)]
+    return {
+        "structure": ((keys[0] - keys[1]) ** 2).mean(),
+        **background_of(source, edit, mask, published),
+        "clip": clip_of(clip, edit, prompt),
+        "clip-edited": clip_of(clip, edit * mask, prompt),
+    }
+
+
+@pytest.mark.usefixtures("torchvision")
+@pytest.mark.parametrize("published", [False, True])
+def test_every_metric_of_a_ten_picture_set_is_its_formula(tmp_path: Path, clip: Path, dino: Path, published: bool):
+    entries = read_entries(made_up(tmp_path))
+    scorer = open_scorer(clip=str(clip), dino=str(dino), as_published=published)
+    assert scorer.metrics == ("structure", "psnr", "lpips", "mse", "ssim", "clip", "clip-edited")
+    for k, entry in enumerate(entries):
+        source = read_images(entry.image, (3, 32, 32), resize=True)
+        edit = (tiny_text.pictures(1, seed=20 + k) * 0.4 + source * 0.6).mul(255).round() / 255
+        back = (source * 0.9).mul(255).round() / 255
+        mask = torch.ones(32, 32, dtype=torch.bool)
+        if k != 9:  # BOX / 16, each place the nearest at 512
+            mask[1:-1, 1:-1] = False
+            mask[10:21, 7:25] = True
+        found = scorer.score(source, back, edit, entry.mask_at((32, 32)), [entry.target_prompt])
+        expected = formulas(source[0], back[0], edit[0], mask, "a tiger next to a mirror", published, clip, dino)
+        assert list(found) == list(expected)
+        for name, value in expected.items():
+            assert found[name].shape == (1,)
+            assert found[name].item() == pytest.approx(value, rel=1e-3, nan_ok=True), (k, name)
+            assert np.isnan(value) == (k == 9 and name in ("psnr", "lpips", "mse", "ssim"))
+
+
+def test_the_tables_factors_are_those_of_the_published_one():
+    factors = {"structure": 1e3, "psnr": 1, "lpips": 1e3, "mse": 1e4, "ssim": 1e2, "clip": 1, "clip-edited": 1}
+    assert {name: metric.factor for name, metric in METRICS.items()} == factors
 
 
 # networks that are not what they should be

@@ -74,7 +74,7 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
         block = match[1] == "div"
         tex = html.unescape(match[2]).strip()[2:-2].strip()
         drawing = convert(tex, display="block" if block else "inline")
-        drawing = _VARIANT.sub(lambda m: f"<mi>{_LETTERS[m[1] + m[2]]}</mi>", drawing)
+        drawing = _VARIANT.sub(lambda m: f"<mi>{_letter(m[1], m[2], page)}</mi>", drawing)
         return f'<{match[1]} class="formula">{drawing}</{match[1]}>'
 
     return _FORMULA.sub(drawn, content)
@@ -120,6 +120,12 @@ def _text(macro: reading.Macro, page: Any, link: Any) -> str:
         return text.replace("](docs/", f"]({up}")
     lines = reading.whole(reading.ROOT / macro.name)
     return f"\n```{_LANGUAGES.get(lines.file.suffix, '')}\n{lines.text}\n```\n"
+
+
+def _letter(variant: str, plain: str, page: Any) -> str:
+    if variant + plain not in _LETTERS:
+        raise PluginError(f"{page.file.src_uri}: the hook knows no {variant} {plain}; add it to its _LETTERS.")
+    return _LETTERS[variant + plain]
 
 
 def _page_of(name: str) -> str:

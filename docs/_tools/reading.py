@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "src" / "ddim"
 KINDS = ("code", "figure", "number", "section", "file")
+CUTS = ("test", "from", "to", "line")
 _MACRO = re.compile(r"\[\[(" + "|".join(KINDS) + r") (.+?)\]\]")
 
 
@@ -69,8 +70,10 @@ def code(macro: Macro) -> Lines:
     """The lines that a ``code`` macro names.
 
     Raises:
-        Missing: no such module, name or line.
+        Missing: no such module, name, line or option.
     """
+    if strange := sorted(macro.options.keys() - set(CUTS)):
+        raise Missing(f"{macro.name!r} has {strange[0]}=, which is none of {', '.join(CUTS)}")
     file, names = _module(macro.name)
     source = file.read_text(encoding="utf-8")
     node = _definition(ast.parse(source), names, macro.name)

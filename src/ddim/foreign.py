@@ -18,17 +18,17 @@ def one_line(error: BaseException, longest: int = 300) -> str:
     return " ".join(str(error).split())[:longest] or type(error).__name__
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A config.
+def read_json(file: Path, kind: str = "config") -> dict[str, Any]:
+    """A JSON object; ``kind`` says in a sentence what it should be.
 
     Raises:
-        InputError: a file that is not to be read, is no JSON, or is no config.
+        InputError: a file that is not to be read, is no JSON, or JSON of another kind.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last: brackets in brackets, thousands deep
         why = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
         raise InputError(f"{file} is not readable JSON: {why}.") from None
     if not isinstance(content, dict):
-        raise InputError(f"{file} is JSON, but no config.")
+        raise InputError(f"{file} is JSON, but no {kind}.")
     return content

@@ -82,7 +82,8 @@ def edit_pairs(pictures: Sequence[Picture], words: int = 2, styles: int = 2, see
 
     Args:
         pictures: from ``read_pictures``.
-        words: edits to another word of the same style, of the source's own group where it has enough.
+        words: edits to another word of the same style, and of the source's own group where that has any; fewer where
+            it has fewer.
         styles: edits to another style of the same word.
         seed: of the draw.
     """

@@ -74,12 +74,15 @@ def read_entries(folder: Path, categories: Sequence[int] | None = None, limit: i
     if strange := next((c for c in categories or [] if c not in range(len(CATEGORIES))), None):
         raise InputError(f"Category {strange} is none of PIE-Bench's, 0 to {len(CATEGORIES) - 1}.")
     mapping = _mapping(folder)
-    rows = ((key, row, f"{mapping}, entry {key!r}:") for key, row in read_json(mapping).items())
+    rows = (
+        (key, row, f"{mapping}, entry {key!r}:")
+        for key, row in read_json(mapping, "mapping of keys to entries").items()
+    )
     known = ((key, row, _category(row, where), where) for key, row, where in rows)
     wanted = islice((x for x in known if categories is None or x[2] in categories), limit)
     entries = [_entry(key, row, category, mapping.parent / PICTURES, where) for key, row, category, where in wanted]
     if not entries:
-        raise InputError(f"{mapping} has no entry of the categories asked for.")
+        raise InputError(f"{mapping} has no entry{' of the categories asked for' if categories else ''}.")
     return entries
 
 
@@ -180,6 +183,9 @@ def _entry(key: str, row: dict[str, Any], category: int, pictures: Path, where: 
     source, target = (row[name].replace("[", "").replace("]", "") for name in texts[1:3])
     words = row["blended_word"].split()
     blend = (words[0], words[1]) if len(words) == 2 else None
+    if words and blend is None:
+        told = f"Entry {key!r} is edited without its blend words: {row['blended_word']!r} is no word of each prompt."
+        warnings.warn(told, DDIMWarning, stacklevel=3)
     hashed = hashlib.sha256(repr((source, target, blend, image.size, image.mode)).encode())
     hashed.update(image.tobytes())
     hashed.update(mask.numpy().tobytes())

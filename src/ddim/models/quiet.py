@@ -15,15 +15,17 @@ _INSIDE: list[Any] = []  # one entry a block that is open; the first holds what 
 def quiet() -> Iterator[None]:
     """Without advice and bars, be it on import, loading, writing or encoding; from any thread."""
     from diffusers.utils import logging
+    from huggingface_hub.utils import logging as of_the_hub  # says each of its retries
     from transformers.utils import logging as theirs
 
-    logs = (logging, theirs)
+    logs = (logging, theirs, of_the_hub)
     with _LOCK:
-        _INSIDE.append([(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs])
+        _INSIDE.append([(log, log.get_verbosity(), _draws(log)) for log in logs])
         if len(_INSIDE) == 1:
             for log in logs:
                 log.set_verbosity_error()
-                log.disable_progress_bar()
+                if _draws(log):
+                    log.disable_progress_bar()
     try:
         yield
     finally:
@@ -35,6 +37,11 @@ def quiet() -> Iterator[None]:
                     log.set_verbosity(level)
                     if drawn:
                         log.enable_progress_bar()
+
+
+def _draws(log: Any) -> bool:
+    """Whether a library draws bars now; the hub's client keeps its own elsewhere."""
+    return hasattr(log, "is_progress_bar_enabled") and log.is_progress_bar_enabled()
 
 
 @contextmanager
