@@ -1,11 +1,9 @@
 """What the benchmarks share: the machine in words, pictures, and a model with text."""
 
-import gzip
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,13 +13,6 @@ from ddim.training import load_config
 
 TINY = "tiny"
 """In place of a model's name: random weights, a few thousand of them, to try a benchmark; its numbers mean nothing."""
-
-
-def fashion_test_images(folder: Path, count: int) -> Tensor:
-    """The first ``count`` test images, padded with black to 32x32: [count, 1, 32, 32] in [0, 1]."""
-    raw = gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes())
-    pixels = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)[:count]
-    return torch.from_numpy(np.pad(pixels, ((0, 0), (2, 2), (2, 2)))).float()[:, None] / 255
 
 
 def open_text_model(name: str) -> Any:

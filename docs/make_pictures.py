@@ -47,7 +47,7 @@ def edits() -> None:
 
 def sheets(folder: Path) -> None:
     """Every sheet of edits in ``folder`` as a WebP of its name, without the model's fingerprint."""
-    for file in sorted(folder.glob("*.png")):
+    for file in sorted(folder.glob("*_w*_*.png")):  # and not the plot
         name = "_".join(file.stem.split("_")[:-1])
         with Image.open(file) as image:
             image.save(FOLDER / "edits" / f"{name}.webp", quality=80, method=6)

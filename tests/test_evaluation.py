@@ -3,25 +3,30 @@
 import io
 import json
 import shlex
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny_text
 import torch
+from killing import killed
 from PIL import Image
 from typer.testing import CliRunner
 
 import ddim
 from ddim.cli.app import app
-from ddim.cli.evaluate import ROW
-from ddim.evaluation.edits import EditBenchmark, EditPair, Setting, edit_pairs, read_pictures, summary
+from ddim.evaluation import store
+from ddim.evaluation.edits import COLUMNS, EditBenchmark, EditPair, Setting, edit_pairs, read_pictures, summary
 from ddim.evaluation.nearest import Gallery
-from ddim.evaluation.pairs import agreement, mse, mse_where, psnr, ssim
-from ddim.evaluation.tables import Rows, write_table
+from ddim.evaluation.pairs import agreement, digest, mse, mse_where, psnr, ssim
+from ddim.evaluation.store import Rows
+from ddim.evaluation.tables import finite_mean, markdown, write_table
 from ddim.training import load_config
 
 STYLES, NAMES = ("round", "square"), ("cat", "dog", "hat", "mat")
+MODEL = SimpleNamespace(fingerprint="0" * 64)
 
 
 def test_distances_by_hand():
@@ -131,15 +136,16 @@ def test_a_perfect_editor_ranks_first_and_keeps_what_is_common(recipe: Path, mon
             self.edits = torch.stack([answers[p] for p in prompts])[None]
 
     monkeypatch.setattr("ddim.editing.edit.edit", lambda model, source, prompts, **options: Perfect(source, prompts))
-    bench = EditBenchmark(None, pictures, pairs)
-    rows = [row for rows, _ in bench.run(Setting("perfect", "direct", "none"), set()) for row in rows]
+    bench, setting = EditBenchmark(MODEL, pictures, pairs), Setting("perfect", "direct", "none")
+    blocks = bench.blocks(setting)
+    assert [len(block) for block in blocks] == [2, 2]  # a source's edits together
+    rows = [row for block in blocks for row in bench.run(setting, block)[0]]
     assert [row["pair"] for row in rows] == [p.key for p in pairs]
     found = summary(rows)
     assert found["top1"] == found["top5"] == 1.0
     assert found["source_psnr"] == pytest.approx(20.0, abs=1e-3)
     assert found["answer_psnr"] is None  # the same picture
-    left = [row for rows, _ in bench.run(Setting("perfect", "direct", "none"), {pairs[0].key}) for row in rows]
-    assert [row["pair"] for row in left] == [p.key for p in pairs[1:]]
+    assert [row["pair"] for row in bench.run(setting, blocks[0][1:])[0]] == [pairs[1].key]
 
 
 def test_an_editor_that_does_nothing_is_told_from_one_that_edits(recipe: Path, monkeypatch: pytest.MonkeyPatch):
@@ -151,22 +157,26 @@ def test_an_editor_that_does_nothing_is_told_from_one_that_edits(recipe: Path, m
             self.reconstruction, self.edits = source[None], torch.stack([source] * len(prompts))[None]
 
     monkeypatch.setattr("ddim.editing.edit.edit", lambda model, source, prompts, **options: Lazy(source, prompts))
-    rows = [r for rs, _ in EditBenchmark(None, pictures, pairs).run(Setting("lazy", "ddim", "none"), set()) for r in rs]
+    bench, setting = EditBenchmark(MODEL, pictures, pairs), Setting("lazy", "ddim", "none")
+    rows = [row for block in bench.blocks(setting) for row in bench.run(setting, block)[0]]
     assert summary(rows)["top1"] == 0.0
     assert all(row["kept_mse"] == 0 or row["kept_mse"] != row["kept_mse"] for row in rows)
 
 
-def test_rows_grow_by_whole_lines(tmp_path: Path):
-    rows = Rows(tmp_path / "r" / "rows.csv", ["a", "b"])
-    rows.add([{"a": 1, "b": "x, y"}])
-    with rows.path.open("a") as file:
-        file.write("2,half")
-    again = Rows(rows.path, ["a", "b"])
-    assert again.rows == [{"a": "1", "b": "x, y"}]
-    again.add([{"a": 3, "b": "z"}])
-    assert Rows(rows.path, ["a", "b"]).rows[1] == {"a": "3", "b": "z"}
-    with pytest.raises(ddim.InputError, match="other columns"):
-        Rows(rows.path, ["a"])
+def test_a_digest_tells_pictures_by_what_they_show():
+    a = tiny_text.pictures(2)
+    assert digest(a) == digest(a + 1e-6)  # the same in 8 bits
+    assert len({digest(a), digest(a[:1]), digest(a[1:]), digest(1 - a), digest(a.transpose(2, 3))}) == 5
+
+
+def test_a_mean_leaves_out_what_is_no_number():
+    rows = [{"v": v} for v in (1.0, None, float("inf"), 3.0, float("nan"))]
+    assert finite_mean(rows, "v") == 2.0
+    assert finite_mean(rows[1:3], "v") is None
+
+
+def test_what_is_not_there_is_a_dash():
+    assert markdown([{"m": "x", "v": None}], {"m": "", "v": ".1%"}) == "| m | v |\n|---|---|\n| x | – |"
 
 
 def test_a_table_in_three_formats(tmp_path: Path):
@@ -185,16 +195,19 @@ def test_the_command_measures_resumes_and_shows(recipe: Path, tmp_path: Path):
     assert first.exit_code == 0, first.output
     second = CliRunner().invoke(app, [str(w) for w in [*words, "--out", out, "--json"]])
     assert second.exit_code == 0, second.output
-    lines = (out / "rows.csv").read_text().splitlines()
-    assert len(lines) == 1 + 4
-    assert len({line.split(",")[1] for line in lines[1:]}) == 4
+    assert len(kept(out)) == 4
     table = json.loads(second.output)["rows"]
     assert [(row["edit"], row["pairs"]) for row in table] == [("word", 2), ("style", 2)]
-    (sheet,) = out.glob("*.png")
+    (sheet,) = out.glob("direct_*.png")
     assert sheet.stem == f"direct_S2_none_w7.5_{json.loads(second.output)['fingerprint'][:12]}"
     assert len(list((out / sheet.stem).iterdir())) == 4
     with Image.open(sheet) as image:
         assert image.width > 3 * 32
+
+
+def kept(out: Path) -> Rows:
+    """All rows in a folder."""
+    return Rows(out / "rows", COLUMNS)
 
 
 def evaluated(recipe: Path, out: Path, *more: Any) -> dict[str, Any]:
@@ -219,20 +232,54 @@ def test_another_run_in_the_same_folder_is_not_taken_for_this_one(recipe: Path, 
     tiny_text.pipeline(seed=1).save_pretrained(tmp_path / "model")  # other weights under the same name
     others.append(evaluated(recipe, out, *direct, "--steps", 2))
     assert first["fingerprint"] != others[-1]["fingerprint"]
-    assert len((out / "rows.csv").read_text().splitlines()) == 1 + 4 * 2
+    assert len(kept(out)) == 4 * 2
     assert [run["rows"][0]["pairs"] for run in (first, *others)] == [2] * 4
     assert len({run["rows"][0]["answer_psnr"] for run in (first, *others)}) == 4
     assert len(list(out.glob("direct_*.png"))) == 4
     # fewer pairs: a table of those alone
     less = evaluated(recipe, out, *direct, "--steps", 2, "--limit", 1)
     assert [row["pairs"] for row in less["rows"]] == [1]
-    assert len((out / "rows.csv").read_text().splitlines()) == 1 + 4 * 2
+    assert len(kept(out)) == 4 * 2
+
+
+def test_killed_five_times_the_table_is_the_same(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    methods = ["direct", "ddim", "belm", "bdia", "heun", "edit-friendly"]
+    given = [*(word for name in methods for word in ("--method", name)), "--steps", 1]
+    whole = evaluated(recipe, tmp_path / "whole", *given)
+    log, run = tmp_path / "log", EditBenchmark.run
+
+    def logged(self: Any, setting: Setting, items: Any) -> Any:
+        done = run(self, setting, items)
+        with log.open("a") as file:
+            file.write("".join(f"{setting.method} {item['pair']}\n" for item in items))
+        time.sleep(0.02)
+        return done
+
+    def lines() -> list[str]:
+        return log.read_text().splitlines() if log.is_file() else []
+
+    monkeypatch.setattr(store, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(EditBenchmark, "run", logged)
+    killed(lambda: evaluated(recipe, tmp_path / "out", *given), lambda: len(lines()))
+    partial = len(kept(tmp_path / "out"))
+    assert 0 < partial < 24  # the kills fell inside the work
+    before = len(lines())
+    again = evaluated(recipe, tmp_path / "out", *given)
+    assert len(lines()) - before == 24 - partial  # what is there is not done again
+    assert len(set(lines())) == len(kept(tmp_path / "out")) == 24
+    assert before - partial <= 5 * 2  # a kill costs the source that it fell into
+
+    def numbers(told: Any) -> Any:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in told["rows"]]
+
+    assert numbers(again) == numbers(whole)
 
 
 def test_the_command_under_the_table_is_the_one_that_was_given(recipe: Path, tmp_path: Path):
     given = ["--method", "direct", "--method", "ddim", "--steps", 1, "--words", 1, "--styles", 0, "--limit", 1]
     evaluated(recipe, tmp_path / "out", *given)
-    words = shlex.split(json.loads((tmp_path / "out" / "edits.json").read_text())["about"]["command"])
+    (file,) = (tmp_path / "out").glob("edits-*.json")
+    words = shlex.split(json.loads(file.read_text())["about"]["command"])
     assert words[:3] == ["ddim", "evaluate", "edits"]
     flags = [*map(str, given), "--attention", "none", "--model", str(tmp_path / "model"), "--guidance", "7.5"]
     pairs = [words[4:][k : k + 2] for k in range(0, len(words[4:]), 2)]
@@ -251,12 +298,17 @@ def test_a_method_that_diverges_is_a_result_and_the_run_goes_on(
 
     monkeypatch.setattr("ddim.editing.edit.edit", diverges)
     told = evaluated(recipe, tmp_path / "out", "--method", "direct", "--steps", 1)
-    assert told["warnings"] == ["direct · none: round cat: The sample is no longer finite."]
-    rows = Rows(tmp_path / "out" / "rows.csv", ROW).rows
-    assert [(r["rank"], r["answer_psnr"] == "nan", r["source_psnr"] == "nan") for r in rows[:2]] == [
-        ("4", True, True)
-    ] * 2
-    assert all(float(r["answer_psnr"]) > 0 for r in rows[2:])
+    assert told["warnings"] == [
+        f"direct · none: round cat -> {answer}: The sample is no longer finite."
+        for answer in ("round dog", "square cat")
+    ]
+    bench = EditBenchmark(MODEL, pictures := read_pictures(load_config(recipe)), edit_pairs(pictures))
+    items = [i for block in bench.blocks(Setting("", "direct", "none", steps=1)) for i in block]
+    rows = kept(tmp_path / "out").of([{**i, "fingerprint": told["fingerprint"][:12]} for i in items])
+    assert [(r["rank"], r["answer_psnr"], r["source_psnr"]) for r in rows[:2]] == [(None, None, None)] * 2
+    assert {r["failed"] for r in rows[:2]} == {"The sample is no longer finite."}
+    assert all(r["answer_psnr"] > 0 and not r["failed"] for r in rows[2:])
+    assert [r["failed"] for r in told["rows"]] == [1, 1]
     assert [(r["edit"], r["pairs"]) for r in told["rows"]] == [("word", 2), ("style", 2)]
     assert all(r["source_psnr"] is not None for r in told["rows"])  # of the pair that came through
     again = evaluated(recipe, tmp_path / "out", "--method", "direct", "--steps", 1)
@@ -270,8 +322,9 @@ def test_bad_input_of_a_method_ends_the_run(recipe: Path, monkeypatch: pytest.Mo
         raise ddim.InputError("no")
 
     monkeypatch.setattr("ddim.editing.edit.edit", refuses)
+    bench, setting = EditBenchmark(MODEL, pictures, edit_pairs(pictures)), Setting("s", "direct", "none")
     with pytest.raises(ddim.InputError, match="no"):
-        list(EditBenchmark(None, pictures, edit_pairs(pictures)).run(Setting("s", "direct", "none"), set()))
+        bench.run(setting, bench.blocks(setting)[0])
 
 
 def test_nothing_to_edit_is_one_sentence(recipe: Path, tmp_path: Path):
@@ -290,7 +343,7 @@ def test_a_held_out_list_of_other_columns_is_one_sentence(recipe: Path):
 
 
 def test_a_sheet_shows_pairs_of_every_kind(recipe: Path, monkeypatch: pytest.MonkeyPatch):
-    from ddim.cli.evaluate import _shown
+    from ddim.cli.edits import _shown
 
     pairs = edit_pairs(read_pictures(load_config(recipe)), 2, 1)
     many = pairs * 50

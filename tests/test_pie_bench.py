@@ -3,6 +3,7 @@
 import io
 import json
 import shlex
+import shutil
 import sys
 import types
 from itertools import pairwise
@@ -25,9 +26,9 @@ from ddim.cli.app import app
 from ddim.evaluation import networks, scores
 from ddim.evaluation.networks import Clip, Dino, Lpips
 from ddim.evaluation.pie_bench import Entry, decode_mask, fitted, freed, read_entries
-from ddim.evaluation.pie_run import ROW
+from ddim.evaluation.pie_run import COLUMNS
 from ddim.evaluation.scores import METRICS, open_scorer, through_jpeg
-from ddim.evaluation.tables import Rows
+from ddim.evaluation.store import Rows
 from ddim.images import read_images
 
 SIDE = 48
@@ -678,11 +679,15 @@ def evaluated(bench: Path, *more: Any, code: int = 0) -> Any:
     return json.loads(ran.stdout) if code == 0 else " ".join(ran.stderr.split())
 
 
-def rows_of(bench: Path) -> list[dict[str, str]]:
-    return Rows(bench / "out" / "rows.csv", ROW).rows
+def rows_of(bench: Path) -> list[dict[str, Any]]:
+    """All rows in the folder, in the order they were measured."""
+    import pyarrow.parquet as pq
+
+    parts = sorted((bench / "out" / "rows").glob("*.parquet"))
+    return [row for part in parts for row in pq.ParquetFile(part).read().to_pylist()]
 
 
-def kept(bench: Path, row: dict[str, str]) -> tuple[Tensor, Tensor, Tensor]:
+def kept(bench: Path, row: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """Source, reconstruction and edit of a row, as they lie on disk."""
     (edit,) = (bench / "out").glob(f"*/{row['key']}_{row['entry']}.png")
     k = int(row["key"])
@@ -722,15 +727,15 @@ def test_the_command_measures_ten_entries(bench: Path, clip: Path, dino: Path):
         for name, value in expected.items():
             assert float(row[name]) == pytest.approx(value, rel=1e-4, nan_ok=True), (row["key"], name)
             values.setdefault(name, []).append(value)
-        assert row["lpips"] == ""
+        assert row["lpips"] is None
         assert float(row["nfe"]) > 0
     assert np.isnan(values["mse"][9])  # no background
     assert table[-1]["MSE ×10⁴"] == pytest.approx(1e4 * np.mean(values["mse"][:9]), rel=1e-4)
     assert table[-1]["CLIP whole"] == pytest.approx(np.mean(values["clip"]), rel=1e-4)
     assert table[9]["PSNR"] is None
     for ending in ("md", "csv", "json"):
-        assert (bench / "out" / f"pie-bench.{ending}").is_file()
-    page = (bench / "out" / "pie-bench.md").read_text()
+        assert (bench / "out" / f"pie-bench-model.{ending}").is_file()
+    page = (bench / "out" / "pie-bench-model.md").read_text()
     assert "| direct | refine | 1 change object | 1 | 0 |" in page
     assert f"command: {told['command']}" in page
 
@@ -742,7 +747,7 @@ def test_as_published_scores_the_same_edits_otherwise(bench: Path):
     published = evaluated(bench, *PIXELS, "--limit", 3, "--as-published")
     assert edits == {p: p.stat().st_mtime_ns for p in (bench / "out").glob("*/*.png")}  # none was made again
     rows = rows_of(bench)
-    assert [(r["key"][-1], r["as_published"]) for r in rows] == [(k, p) for p in ("False", "True") for k in "012"]
+    assert [(r["key"][-1], r["as_published"]) for r in rows] == [(k, p) for p in (False, True) for k in "012"]
     assert [r["seconds"] for r in rows[:3]] == [r["seconds"] for r in rows[3:]]  # those of the edit
     mask = freed(torch.zeros(1, 1, 32, 32, dtype=torch.bool))
     mask[0, 0, 10:21, 7:25] = True
@@ -770,11 +775,13 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(bench: Path, monkey
     monkeypatch.setattr(pie_run, "edit", counted)
     evaluated(bench, *PIXELS, code=130)
     assert len(rows_of(bench)) == 4
-    with (bench / "out" / "rows.csv").open("a") as file:
-        file.write("000000000004,half")  # killed while it wrote
     # and killed between the pictures and the row
-    lines = (bench / "out" / "rows.csv").read_text().splitlines(keepends=True)
-    (bench / "out" / "rows.csv").write_text("".join([*lines[:4], lines[-1]]))
+    first = rows_of(bench)[:3]
+    for part in (bench / "out" / "rows").iterdir():
+        part.unlink()
+    rows = Rows(bench / "out" / "rows", COLUMNS)
+    rows.add(first)
+    rows.flush()
     edited.clear()
     edited += ["not asked again"] * 5
     again = evaluated(bench, *PIXELS)
@@ -868,11 +875,23 @@ def test_an_edit_that_diverges_is_a_result_and_the_run_goes_on(bench: Path, monk
     assert evaluated(bench, *PIXELS, "--limit", 2)["warnings"] == []  # it is done
 
 
+def test_a_disk_that_is_full_is_no_result(bench: Path, monkeypatch: pytest.MonkeyPatch):
+    from ddim.evaluation import pie_run
+
+    def full(*_: Any, **__: Any) -> None:
+        raise ddim.DDIMError("edit.png could not be written: No space left on device.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pie_run, "save_image", full)
+        assert "No space left on device" in evaluated(bench, *PIXELS, "--limit", 1, code=1)
+    assert evaluated(bench, *PIXELS, "--limit", 1)["rows"][-1]["failed"] == 0  # and is measured later
+
+
 def test_a_kept_picture_that_is_broken_is_made_again(bench: Path):
     told = evaluated(bench, "--limit", 1, "--metrics", "mse")
     (edit,) = [p for p in (bench / "out").glob("*/*.png") if "reconstruction" not in p.name]
     edit.write_bytes(edit.read_bytes()[:200])
-    (bench / "out" / "rows.csv").unlink()
+    shutil.rmtree(bench / "out" / "rows")
     again = evaluated(bench, "--limit", 1, "--metrics", "mse")
     assert again["rows"][0]["MSE ×10⁴"] == told["rows"][0]["MSE ×10⁴"]
 

@@ -96,6 +96,34 @@ def test_measuring_does_what_is_missing_in_batches_and_tells(tmp_path: Path):
     assert told == [(1, 6), (3, 6), (5, 6), (6, 6)]
 
 
+def test_a_block_is_one_processs_and_what_it_lacks_is_run_as_one(tmp_path: Path):
+    told, asked = [], []
+
+    def run(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        asked.append([i["item"] for i in items])
+        return [row(i["item"]) for i in items]
+
+    blocks = [[item(0), item(1)], [item(2)], [item(3), item(4), item(5)], []]
+    with open_rows(tmp_path, COLUMNS) as rows:
+        rows.add([row(4), row(2)])
+        rows.measure_blocks(blocks, run, lambda done, total: told.append((done, total)))
+        assert len(rows) == 6
+    assert asked == [[0, 1], [3, 5]]
+    assert told == [(0, 6), (2, 6), (3, 6), (6, 6), (6, 6)]
+    asked.clear()
+    for rank in range(2):
+        with open_rows(tmp_path / "two", COLUMNS, Alone(rank, 2)) as rows:
+            rows.measure_blocks(blocks, run)
+    assert asked == [[0, 1], [3, 4, 5], [2]]
+
+
+class Alone(Processes):
+    """One of several, that waits for none."""
+
+    def wait(self) -> None:
+        """Nobody else is here."""
+
+
 def test_two_runs_do_not_write_into_one_folder(tmp_path: Path):
     code = "import sys; from pathlib import Path; from ddim.lock import only_process\n"
     code += "with only_process(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from . import demo, edit, evaluate, interpolate, invert, pie_bench, sample, tables, train
+from . import demo, edit, edits, evaluate, interpolate, invert, leaderboard, pie_bench, sample, table2, tables, train
 from .failure import code_and_sentence, say
 from .options import remember_debug
 
@@ -69,6 +69,9 @@ app.command("train")(train.train)
 app.command("models")(tables.models)
 app.command("methods")(tables.methods)
 app.command("demo")(demo.demo)
+evaluate.evaluate.command("table2")(table2.table2)
+evaluate.evaluate.command("leaderboard")(leaderboard.leaderboard)
+evaluate.evaluate.command("edits")(edits.edits)
 evaluate.evaluate.command("pie-bench")(pie_bench.pie_bench)
 app.add_typer(evaluate.evaluate)
 

@@ -1,17 +1,31 @@
 """``ddim evaluate pie-bench``: the 700-picture benchmark of edits by words."""
 
 import re
-import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import InputError
 from . import options as o
-from .evaluate import Folder, Limit, Option, setting_flags, setting_name
-from .terminal import Terminal, escaped
+from .evaluate import (
+    Folder,
+    Limit,
+    Option,
+    about_run,
+    flags_of,
+    setting_name,
+    settings,
+    tell,
+    telling,
+    voice,
+    ways_from,
+)
+from .files import slug
+
+if TYPE_CHECKING:
+    from ..evaluation.plots import Point
 
 _Data = Annotated[Path, typer.Option("--data", help="The folder with mapping_file.json and annotation_images.")]
 _Methods = Annotated[
@@ -60,23 +74,18 @@ def pie_bench(
 
     ddim evaluate pie-bench --model stable-diffusion-v1-5/stable-diffusion-v1-5 --data PIE-Bench_v1
     """
-    with Terminal(json, quiet) as terminal:
-        from ..evaluation.edits import Setting
+    with voice(json, quiet) as terminal:
         from ..evaluation.pie_bench import fitted, read_entries
-        from ..evaluation.pie_run import ROW, PieBench
+        from ..evaluation.pie_run import COLUMNS, PieBench, summary
+        from ..evaluation.plots import line_plot
         from ..evaluation.scores import open_scorer
-        from ..evaluation.tables import Rows, write_table
-        from ..inversion import make_inversion
+        from ..evaluation.store import open_rows
+        from ..evaluation.tables import write_table
         from ..models import where_and_what
-        from .work import about_model, open_model
+        from .work import open_model
 
-        methods, attentions = (list(dict.fromkeys(given)) for given in (method or ["direct"], attention or ["refine"]))
-        options = o.options_from(option)
-        if options and len(methods) != 1:
-            raise InputError(f"--option belongs to one method, and {len(methods)} are measured; give one --method.")
-        for name in methods:
-            make_inversion(name, options)  # says what is unknown before any work
-        rows = Rows(out / "rows.csv", ROW)
+        ways = ways_from(method or ["direct"], option)
+        attentions = list(dict.fromkeys(attention or ["refine"]))
         where, _ = where_and_what(device, "float32")
         with terminal.status("reading the pictures"):
             entries = read_entries(data, _categories(categories), limit)
@@ -87,51 +96,48 @@ def pie_bench(
         for kind in attentions:  # what one cannot do with the prompts is said before another has begun
             entries = fitted(counted.as_model, entries, kind)
         bench = PieBench(counted.as_model, entries, scorer, lambda: counted.calls(1))
-        given = tuple(options.items())
-        settings = [Setting(f"{n} · {k}", n, k, guidance, steps, given) for n in methods for k in attentions]
-        for setting in settings:
-            _run(terminal, bench, setting, rows, out / setting_name(setting, counted.fingerprint[:12]))
-        table = [row for setting in settings for row in _table(bench, setting, rows)]
-        flags = ["--model", model, "--data", data, *setting_flags(method, attention, option, steps, guidance)]
-        flags += [] if limit is None else ["--limit", limit]
-        flags += [x for c in categories or [] for x in ("--categories", c)]
-        flags += [x for m in metrics or [] for x in ("--metrics", m)]
-        flags += ["--as-published"] if as_published else []
-        flags += [x for flag, used in scorer.names.items() if used for x in (f"--{flag}", used)]
-        about = {
-            "command": shlex.join(["ddim", "evaluate", "pie-bench", *map(str, flags)]),
-            **about_model(counted),
-            "entries": len(entries),
-            "metrics": "as published" if as_published else "over the background alone, without JPEG",
-        }
-        files = write_table(out, f"pie-bench{'_as-published' if as_published else ''}", table, _formats(scorer), about)
-        terminal.result(
-            {"command": "evaluate pie-bench", **about, "rows": table, "files": [str(f) for f in files]},
-            f"[bold]{escaped(files[0])}[/bold]",
-            f"[dim]{len(entries)} pictures · {len(settings)} settings · {terminal.seconds:.0f} s[/dim]",
-        )
+        several = settings(ways, attentions, guidance, steps)
+        with open_rows(out, COLUMNS) as rows:
+            for setting in several:
+                folder = out / setting_name(setting, counted.fingerprint[:12])
+                with terminal.bar(setting.name, len(entries)) as report:
+
+                    def run(items: Any, setting: Any = setting, folder: Path = folder) -> Any:
+                        return [bench.run(setting, item, folder) for item in items]
+
+                    rows.measure(bench.items(setting), 1, telling(terminal, setting.name, "key", run), report)
+            rows.gather()
+            if not rows.processes.main:
+                return
+            table = [
+                {"method": setting.title, "attention": setting.attention, **line}
+                for setting in several
+                for line in summary(rows.of(bench.items(setting)), scorer.metrics)
+            ]
+            given = {"model": model, "data": data, "method": method, "attention": attention, "option": option}
+            given |= {"steps": steps, "guidance": guidance, "limit": limit, "categories": categories}
+            given |= {"metrics": metrics, "as_published": as_published}
+            given |= {flag: used for flag, used in scorer.names.items() if used}
+            rest = {"entries": len(entries), "metrics": "as published" if as_published else _LOSSLESS}
+            about = about_run("pie-bench", flags_of(**given), counted, rest)
+            name = f"pie-bench{'_as-published' if as_published else ''}-{slug(model)}"
+            files = write_table(out, name, table, _formats(scorer), about)
+            axes = "PSNR of the background, dB", "CLIP score of the whole edit"
+            plot = line_plot(out / f"{name}.png", _points(table), *axes, log_x=False, title=f"PIE-Bench, {model}")
+        files += [plot] if plot else []
+        tell(terminal, "pie-bench", about, table, files, f"{len(entries)} pictures · {len(several)} settings")
 
 
-def _run(terminal: Terminal, bench: Any, setting: Any, rows: Any, folder: Path) -> None:
-    """Measures what a setting still lacks, a row at a time."""
-    total = len(bench.entries)
-    with terminal.bar(setting.name, total) as report:
-        count = len(bench.of(setting, rows.rows))
-        for row, error in bench.run(setting, rows.rows, folder):
-            if error is not None:
-                terminal.warn(f"{setting.name}: {row['key']}: {error}")
-            rows.add([row])
-            count += 1
-            if report is not None:
-                report(count, total)
+_LOSSLESS = "over the background alone, without JPEG"
 
 
-def _table(bench: Any, setting: Any, rows: Any) -> list[dict[str, Any]]:
-    """A setting's part of the table: by category, and over all."""
-    from ..evaluation.pie_run import summary
+def _points(table: Sequence[Mapping[str, Any]]) -> "dict[str, list[Point]]":
+    """A setting in the plot, over all entries; none without both metrics."""
+    from ..evaluation.plots import Point
 
-    own = {"method": setting.title, "attention": setting.attention}
-    return [{**own, **row} for row in summary(bench.of(setting, rows.rows), bench.scorer.metrics)]
+    whole = [row for row in table if row["category"] == "all"]
+    found = {f"{row['method']} · {row['attention']}": (row.get("PSNR"), row.get("CLIP whole")) for row in whole}
+    return {name: [Point(x, y)] for name, (x, y) in found.items() if x is not None and y is not None}
 
 
 def _formats(scorer: Any) -> dict[str, str]:

@@ -5,7 +5,7 @@ pictures in its style, the one that the edit is nearest to, and is what source a
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import nan
 from typing import Any
@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from ..errors import DDIMError, InputError
+from ..foreign import one_line
 from ..training.config import TrainConfig
 from ..training.sources import DatasetPart, held_out, open_source, square
+from .methods import Way
 from .nearest import Gallery
-from .pairs import agreement, mse_where, psnr, ssim
+from .pairs import agreement, digest, mse_where, psnr, ssim
+from .store import Columns, Row
 from .tables import finite_mean
 
 GROUP = "subgroup"
@@ -113,7 +116,7 @@ class Setting:
     @property
     def title(self) -> str:
         """The method with its options."""
-        return "".join((self.method, *(f" {key}={value}" for key, value in self.options)))
+        return Way(self.method, self.options).title
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -135,6 +138,21 @@ def galleries(pictures: Sequence[Picture]) -> dict[str, Gallery]:
     return {s: Gallery(torch.stack([p.pixels for p in own]), [p.word for p in own]) for s, own in sorted(of.items())}
 
 
+COLUMNS = Columns(
+    {
+        **dict.fromkeys(("fingerprint", "method", "options", "attention"), "string"),
+        **{"steps": "int64", "guidance": "float64", "pair": "string", "kind": "string", "pictures": "string"},
+    },
+    {
+        **dict.fromkeys(("source_psnr", "source_ssim", "kept_mse", "common", "answer_psnr"), "float64"),
+        **{"rank": "int64", "seconds": "float64", "nfe": "float64", "failed": "string"},
+    },
+)
+"""A row is an edit: what shaped it, ``pictures`` being a digest of the source and of all that its answer is sought
+among; and what was found, nothing where the method ``failed``."""
+Item = dict[str, Any]
+
+
 class EditBenchmark:
     """Edits every pair under a setting, and measures.
 
@@ -142,40 +160,69 @@ class EditBenchmark:
         model: a text-to-image model.
         pictures: of which those of a style are its gallery.
         pairs: from ``edit_pairs``.
+        calls: given a number of images, network calls an image since it was last asked.
     """
 
-    def __init__(self, model: Any, pictures: Sequence[Picture], pairs: Sequence[EditPair]) -> None:
-        self.model, self.pairs = model, list(pairs)
+    def __init__(
+        self,
+        model: Any,
+        pictures: Sequence[Picture],
+        pairs: Sequence[EditPair],
+        calls: Callable[[int], float] = lambda images: nan,
+    ) -> None:
+        self.model, self.pairs, self.calls = model, {pair.key: pair for pair in pairs}, calls
         self.galleries = galleries(pictures)
+        of: dict[str, list[Tensor]] = {}
+        for picture in pictures:
+            of.setdefault(picture.style, []).append(picture.pixels)
+        digests = {style: digest(torch.stack(own)) for style, own in of.items()}
+        self.digests = {p.key: f"{digest(p.source.pixels)} {digests[p.answer.style]}" for p in pairs}
 
-    def run(self, setting: Setting, done: set[str]) -> Iterator[tuple[list[dict[str, Any]], Tensor | DDIMError]]:
-        """Measures every pair whose key is not in ``done``; after each source its rows and its edits.
+    def blocks(self, setting: Setting) -> list[list[Item]]:
+        """The items of a setting, those of one source together."""
+        blocks: dict[int, list[Item]] = {}
+        for pair in self.pairs.values():
+            item = {
+                "fingerprint": str(self.model.fingerprint)[:12],
+                "method": setting.method,
+                "options": Way(setting.method, setting.options).told,
+                "attention": setting.attention,
+                "steps": setting.steps,
+                "guidance": float(setting.guidance),
+                "pair": pair.key,
+                "kind": pair.kind,
+                "pictures": self.digests[pair.key],
+            }
+            blocks.setdefault(id(pair.source), []).append(item)
+        return list(blocks.values())
 
-        A method that diverges is a result too: its error is there in place of the edits, and the run goes on.
+    def run(self, setting: Setting, items: Sequence[Item]) -> tuple[list[Row], Tensor | DDIMError]:
+        """The rows of one source's items, and their edits [K, 3, H, W].
+
+        A method that diverges is a result too: its error is there in place of the edits.
 
         Raises:
             InputError: a setting that cannot be used.
         """
-        by_source: dict[int, list[EditPair]] = {}
-        for pair in self.pairs:
-            if pair.key not in done:
-                by_source.setdefault(id(pair.source), []).append(pair)
-        for pairs in by_source.values():
-            began = time.perf_counter()
-            try:
-                measured = self.one(setting, pairs)
-            except InputError:
-                raise
-            except DDIMError as error:
-                measured = self.failed(setting, pairs, (time.perf_counter() - began) / len(pairs)), error
-            yield measured
+        pairs = [self.pairs[item["pair"]] for item in items]
+        began = time.perf_counter()
+        try:
+            found, edits = self._measured(setting, pairs)
+        except InputError:
+            raise
+        except DDIMError as error:
+            found, edits = [dict.fromkeys(COLUMNS.measured)] * len(pairs), error
+        told = {
+            "seconds": (time.perf_counter() - began) / len(pairs),
+            "nfe": self.calls(len(pairs)),
+            "failed": one_line(edits) if isinstance(edits, DDIMError) else "",
+        }
+        return [{**item, **row, **told} for item, row in zip(items, found, strict=True)], edits
 
-    def one(self, setting: Setting, pairs: Sequence[EditPair]) -> tuple[list[dict[str, Any]], Tensor]:
-        """The rows of one source's pairs, and their edits [K, 3, H, W]."""
+    def _measured(self, setting: Setting, pairs: Sequence[EditPair]) -> tuple[list[dict[str, Any]], Tensor]:
         from ..editing.edit import edit
 
         source = pairs[0].source
-        began = time.perf_counter()
         edited = edit(
             self.model,
             source.pixels,
@@ -183,7 +230,6 @@ class EditBenchmark:
             source_prompt=source.prompt,
             **setting.arguments,
         )
-        seconds = (time.perf_counter() - began) / len(pairs)
         edits, back = edited.edits[0].cpu().float(), edited.reconstruction.cpu().float()
         near = psnr(source.pixels[None], back).item(), ssim(source.pixels[None], back).item()
         rows = []
@@ -193,49 +239,32 @@ class EditBenchmark:
             common = agreement(was, truth)
             rows.append(
                 {
-                    **_named(setting, pair),
                     "source_psnr": near[0],
                     "source_ssim": near[1],
                     "kept_mse": mse_where(image[None], was, common).item(),
                     "common": common.float().mean().item(),
                     "answer_psnr": psnr(image[None], truth).item(),
                     "rank": rank,
-                    "seconds": seconds,
                 }
             )
         return rows, edits
 
-    def failed(self, setting: Setting, pairs: Sequence[EditPair], seconds: float) -> list[dict[str, Any]]:
-        """The rows of one source's pairs where no edit came out: no number, and the last place in the gallery."""
-        return [
-            {
-                **_named(setting, pair),
-                **dict.fromkeys(("source_psnr", "source_ssim", "kept_mse", "common", "answer_psnr"), nan),
-                "rank": len(self.galleries[pair.answer.style].names),
-                "seconds": seconds,
-            }
-            for pair in pairs
-        ]
 
-
-def _named(setting: Setting, pair: EditPair) -> dict[str, Any]:
-    return {"setting": setting.name, "pair": pair.key, "kind": pair.kind}
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+def summary(rows: Sequence[Row]) -> dict[str, Any]:
     """Means over pairs: source PSNR (dB), SSIM, squared distance kept, PSNR to the answer, shares of rank 1 and 5.
 
     What is not finite is left out (the distance where nothing is common, the PSNR of the same picture); None if all is.
+    An edit that failed has no rank, and counts as not found.
     """
-
-    ranks = [int(row["rank"]) for row in rows]
+    ranks = [row["rank"] for row in rows]
     return {
         "pairs": len(rows),
+        "failed": sum(bool(row["failed"]) for row in rows),
         "source_psnr": finite_mean(rows, "source_psnr"),
         "source_ssim": finite_mean(rows, "source_ssim"),
         "kept_mse": finite_mean(rows, "kept_mse"),
         "answer_psnr": finite_mean(rows, "answer_psnr"),
         "top1": sum(r == 1 for r in ranks) / len(ranks),
-        "top5": sum(r <= 5 for r in ranks) / len(ranks),
+        "top5": sum(r is not None and r <= 5 for r in ranks) / len(ranks),
         "seconds": finite_mean(rows, "seconds"),
     }

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,27 @@ from ..errors import DDIMError, InputError
 from ..foreign import one_line
 from ..images import open_image, read_images, save_image
 from .edits import Setting
+from .methods import Way
 from .pie_bench import CATEGORIES, Entry
 from .scores import METRICS, Scorer
+from .store import Columns, Row
 from .tables import finite_mean
 
-IDENTITY = (
-    *("key", "entry", "category", "method", "options", "attention", "steps", "guidance", "fingerprint"),
-    *("as_published", "clip_model", "dino_model", "metrics"),
+COLUMNS = Columns(
+    {
+        **dict.fromkeys(("key", "entry", "method", "options", "attention", "fingerprint"), "string"),
+        **{"category": "int64", "steps": "int64", "guidance": "float64", "as_published": "bool"},
+        **dict.fromkeys(("clip_model", "dino_model", "metrics"), "string"),
+    },
+    {**dict.fromkeys((*METRICS, "seconds", "nfe"), "float64"), "failed": "string"},
 )
-"""What shaped a row, its columns; a row that agrees in all of them is not measured again."""
-ROW = (*IDENTITY, *METRICS, "seconds", "nfe", "failed")
-"""``failed`` is the sentence of an edit that diverged, and empty otherwise."""
-Identity = dict[str, str]
+"""A row is an edited and scored entry: what shaped it, and what was found; ``failed`` is the sentence of an edit that
+diverged, and empty otherwise."""
+Item = dict[str, Any]
+
+
+class Diverged(DDIMError):
+    """An edit that made no picture: a result too."""
 
 
 class PieBench:
@@ -42,40 +51,32 @@ class PieBench:
         self, model: Any, entries: Sequence[Entry], scorer: Scorer, calls: Callable[[], float] = lambda: nan
     ) -> None:
         self.model, self.entries, self.scorer, self.calls = model, list(entries), scorer, calls
+        self.of = {(entry.key, entry.digest): entry for entry in self.entries}
 
-    def identity(self, setting: Setting, entry: Entry) -> Identity:
-        """The columns ``IDENTITY`` of an entry's row under a setting."""
-        return {
-            **self._made(setting, entry),
-            "category": str(entry.category),
-            "as_published": str(self.scorer.as_published),
+    def items(self, setting: Setting) -> list[Item]:
+        """The identities of the entries' rows under a setting."""
+        scored = {
+            "as_published": self.scorer.as_published,
             **{f"{kind}_model": name for kind, name in self.scorer.names.items()},
             "metrics": " ".join(self.scorer.metrics),
         }
+        return [{**self._made(setting, entry), "category": entry.category, **scored} for entry in self.entries]
 
-    def _made(self, setting: Setting, entry: Entry) -> Identity:
+    def _made(self, setting: Setting, entry: Entry) -> Item:
         """What shaped an edit, and not how it was scored."""
         return {
             "key": entry.key,
             "entry": entry.digest,
             "method": setting.method,
-            "options": " ".join(f"{key}={value}" for key, value in sorted(setting.options)),
+            "options": Way(setting.method, setting.options).told,
             "attention": setting.attention,
-            "steps": str(setting.steps),
-            "guidance": str(float(setting.guidance)),
+            "steps": setting.steps,
+            "guidance": float(setting.guidance),
             "fingerprint": str(self.model.fingerprint)[:12],
         }
 
-    def of(self, setting: Setting, rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-        """Those rows that belong to this run; others may share the file."""
-        shaped = (self.identity(setting, entry) for entry in self.entries)
-        own = {tuple(identity[c] for c in IDENTITY) for identity in shaped}
-        return [row for row in rows if tuple(row[c] for c in IDENTITY) in own]
-
-    def run(
-        self, setting: Setting, rows: Sequence[Mapping[str, str]], folder: Path
-    ) -> Iterator[tuple[dict[str, Any], DDIMError | None]]:
-        """Each entry's row that ``rows`` do not have; and the error where its edit diverged, which is a result too.
+    def run(self, setting: Setting, item: Item, folder: Path) -> Row:
+        """The row of an item; one whose edit diverged is a result too, without numbers.
 
         Pictures are kept in ``folder``, and taken from there if they were made by this setting: scoring them again, in
         another way, does not edit again.
@@ -83,31 +84,26 @@ class PieBench:
         Raises:
             InputError: a setting that cannot be used.
         """
-        done = {row["key"] for row in self.of(setting, rows)}
-        for entry in self.entries:
-            if entry.key in done:
-                continue
-            began, scores, error = time.perf_counter(), dict.fromkeys(self.scorer.metrics, nan), None
-            try:
-                source, back, edited, told = self.pictures(setting, entry, folder)
-                mask = entry.mask_at((source.shape[2], source.shape[3]))
-                found = self.scorer.score(source, back, edited, mask, [entry.target_prompt])
-                scores = {name: value.item() for name, value in found.items()}
-            except InputError:
-                raise
-            except DDIMError as failure:
-                error = failure
-                told = {"seconds": time.perf_counter() - began, "nfe": self.calls()}
-            failed = "" if error is None else one_line(error)
-            measured = {**dict.fromkeys(METRICS, ""), **scores, **told, "failed": failed}
-            yield {**self.identity(setting, entry), **measured}, error
+        entry = self.of[item["key"], item["entry"]]
+        began, scores, failed = time.perf_counter(), dict[str, float](), ""
+        try:
+            source, back, edited, told = self.pictures(setting, entry, folder)
+            mask = entry.mask_at((source.shape[2], source.shape[3]))
+            found = self.scorer.score(source, back, edited, mask, [entry.target_prompt])
+            scores = {name: value.item() for name, value in found.items()}
+        except Diverged as failure:
+            failed = one_line(failure)
+            told = {"seconds": time.perf_counter() - began, "nfe": self.calls()}
+        return {**item, **dict.fromkeys(METRICS), **scores, **told, "failed": failed}
 
     def pictures(self, setting: Setting, entry: Entry, folder: Path) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
         """Source, reconstruction and edit, [1, 3, H, W] each at the model's size and in 8 bits; seconds and calls of
         the edit.
 
         Raises:
-            DDIMError: what ``edit`` raises.
+            Diverged: the edit made no picture.
+            InputError: a setting that cannot be used.
+            DDIMError: the folder cannot be written, or the disk is full.
         """
         shape, made = self.model.picture, self._made(setting, entry)
         source = read_images(entry.image, shape, resize=True)
@@ -117,14 +113,19 @@ class PieBench:
         told = _told(files[1], made)
         if told is None or not files[0].is_file():
             began = time.perf_counter()
-            result = edit(
-                self.model,
-                source,
-                entry.target_prompt,
-                source_prompt=entry.source_prompt,
-                **setting.arguments,
-                blend=entry.blend,
-            )
+            try:
+                result = edit(
+                    self.model,
+                    source,
+                    entry.target_prompt,
+                    source_prompt=entry.source_prompt,
+                    **setting.arguments,
+                    blend=entry.blend,
+                )
+            except InputError:
+                raise
+            except DDIMError as error:  # and not that of a disk that is full
+                raise Diverged(str(error)) from None
             told = {"seconds": time.perf_counter() - began, "nfe": self.calls()}
             save_image(result.reconstruction[0], files[0])
             save_image(result.edits[0, 0], files[1], json.dumps({**made, "told": told}))  # last: it says both are whole
@@ -132,7 +133,7 @@ class PieBench:
         return source, back, edited, told
 
 
-def _told(file: Path, made: Identity) -> dict[str, float] | None:
+def _told(file: Path, made: Item) -> dict[str, float] | None:
     """What a kept edit says of its making; None where there is none, or another."""
     if not file.is_file():
         return None
@@ -144,13 +145,13 @@ def _told(file: Path, made: Identity) -> dict[str, float] | None:
     return told if about == made else None
 
 
-def summary(rows: Sequence[Mapping[str, str]], metrics: Sequence[str]) -> list[dict[str, Any]]:
+def summary(rows: Sequence[Row], metrics: Sequence[str]) -> list[dict[str, Any]]:
     """A setting's rows as the table's: one a category that occurs, and one over all.
 
     Means leave out what is not finite: an entry whose edit diverged (it is counted as failed), one without background,
     the PSNR of a background that is the same to the bit.
     """
-    parts = [(f"{k} {name}", [r for r in rows if r["category"] == str(k)]) for k, name in enumerate(CATEGORIES)]
+    parts = [(f"{k} {name}", [r for r in rows if r["category"] == k]) for k, name in enumerate(CATEGORIES)]
     out = []
     for title, mine in (*parts, ("all", list(rows))):
         if mine:

@@ -166,6 +166,30 @@ class Rows:
         if report is not None:
             report(len(own), len(own))
 
+    def measure_blocks(
+        self,
+        blocks: Sequence[Sequence[_I]],
+        run: Callable[[list[_I]], Sequence[Row]],
+        report: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """The same for items that belong together: a block is one process's, and what it lacks is run as one.
+
+        Args:
+            blocks: identities, in blocks.
+            run: what is missing of a block to its whole rows.
+            report: called with how many of this process's items are done, and how many there are.
+        """
+        own = self.processes.mine(blocks)
+        done, total = 0, sum(map(len, own))
+        for block in own:
+            if report is not None:
+                report(done, total)
+            if todo := self.missing(block):
+                self.add(run(todo))
+            done += len(block)
+        if report is not None:
+            report(total, total)
+
     def add(self, rows: Sequence[Row]) -> None:
         """Takes measured rows, and writes what has waited for ``FLUSH_SECONDS``.
 

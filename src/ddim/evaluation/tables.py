@@ -1,61 +1,25 @@
-"""Results on disk: rows appended as they are measured, tables written whole."""
+"""Tables on disk, written whole, and what stands under them."""
 
 import csv
 import io
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from ..code import write_whole
-from ..errors import InputError
-
-
-class Rows:
-    """A CSV file that grows by whole lines; what a killed run had begun to write is cut off.
-
-    Args:
-        path: the file; made with the first rows.
-        columns: what a row holds, in this order.
-
-    Raises:
-        InputError: the file has other columns.
-    """
-
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self.path, self.columns = path, list(columns)
-        self.rows: list[dict[str, str]] = []
-        if path.is_file():
-            text = path.read_text(encoding="utf-8")
-            whole = text[: text.rfind("\n") + 1]
-            if whole != text:
-                write_whole(path, whole.encode())
-            reader = csv.DictReader(io.StringIO(whole))
-            if list(reader.fieldnames or []) != self.columns:
-                raise InputError(f"{path} holds other columns than this run measures; choose another folder.")
-            self.rows = list(reader)
-
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Appends rows, all in one write."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
-        if not self.path.is_file():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            writer.writeheader()
-        writer.writerows(rows)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(text.getvalue())
-        self.rows += [{k: str(row[k]) for k in self.columns} for row in rows]
 
 
 def finite_mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
     """The mean of a column over the rows where it is finite; None where it is nowhere.
 
-    NaN is a number that cannot be had (a mean over nothing), infinity the PSNR of the same picture.
+    None is what was not measured, NaN a number that cannot be had (a mean over nothing), infinity the PSNR of the same
+    picture.
     """
-    whole = [v for row in rows if isfinite(v := float(row[name]))]
+    whole = [v for row in rows if row[name] is not None and isfinite(v := float(row[name]))]
     return sum(whole) / len(whole) if whole else None
 
 
@@ -71,8 +35,32 @@ def machine() -> str:
     return f"{cpu}{gpu}, {threads} thread(s), torch {torch.__version__}, Python {platform.python_version()}"
 
 
+def versions() -> str:
+    """What else shaped the numbers, for the line under a table: ``diffusers 0.35.1, transformers 4.56.2``."""
+    return ", ".join(f"{name} {metadata.version(name)}" for name in ("diffusers", "transformers"))
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, str]) -> str:
+    """Rows as a table in Markdown; None is a dash.
+
+    Args:
+        rows: of one kind.
+        formats: column -> how a value is written, such as ``.2f``; the columns' order.
+    """
+    lines = ["| " + " | ".join(formats) + " |", "|" + "---|" * len(formats)]
+    for row in rows:
+        cells = ["–" if row[c] is None else format(row[c], formats[c]) for c in formats]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def write_table(
-    folder: Path, name: str, rows: Sequence[Mapping[str, Any]], formats: Mapping[str, str], about: Mapping[str, Any]
+    folder: Path,
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    formats: Mapping[str, str],
+    about: Mapping[str, Any],
+    page: str | None = None,
 ) -> list[Path]:
     """A table as ``name.md``, ``name.csv`` and ``name.json``.
 
@@ -82,15 +70,15 @@ def write_table(
         rows: of one kind.
         formats: column -> how a number is written in Markdown, such as ``.2f``; the columns' order.
         about: command, machine, versions: under the table, and in the JSON.
+        page: the Markdown above that, where it is laid out otherwise than ``markdown(rows, formats)``.
     """
-    columns = list(formats)
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        cells = ["–" if row[c] is None else format(row[c], formats[c]) for c in columns]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", *(f"{key}: {value}  " for key, value in about.items())]
+    lines = [
+        markdown(rows, formats) if page is None else page,
+        "",
+        *(f"{key}: {value}  " for key, value in about.items()),
+    ]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    writer = csv.DictWriter(text, list(formats), lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     contents = {

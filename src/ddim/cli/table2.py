@@ -1,0 +1,106 @@
+"""``ddim evaluate table2``: reconstruction error against S, every inversion."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options as o
+from .evaluate import (
+    Batch,
+    Data,
+    Folder,
+    Images,
+    Methods,
+    Option,
+    Recipe,
+    about_run,
+    flags_of,
+    tell,
+    telling,
+    voice,
+    ways_from,
+)
+from .files import slug
+
+if TYPE_CHECKING:
+    from ..evaluation.trips import Trip
+
+Steps = Annotated[
+    list[int] | None,
+    typer.Option("--steps", "-S", min=1, help="S, back and forward alike; repeatable. By default the table's own."),
+]
+
+
+def table2(
+    model: o.Model = "fashion",
+    method: Methods = None,
+    option: Option = None,
+    steps: Steps = None,
+    spacing: o.Spacing = None,
+    guidance: o.GuidanceWeight = None,
+    recipe: Recipe = None,
+    data: Data = None,
+    images: Images = None,
+    batch: Batch = 16,
+    out: Folder = Path("evaluation/table2"),
+    device: o.Device = None,
+    dtype: o.DType = "float32",
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Reconstruction error against S, every inversion: Table 2 of Song et al. 2021.
+
+    Invert in S steps, come forward in S steps; mean squared error on [0, 1]. By default S = 10 to 1000, on the pictures
+    that the package carries with the model.
+
+    ddim evaluate table2 --model fashion --steps 10 --steps 50 --method ddim --method belm
+    """
+    with voice(json, quiet) as terminal:
+        from ..evaluation.material import about as about_pictures
+        from ..evaluation.material import material
+        from ..evaluation.methods import taken
+        from ..evaluation.plots import line_plot
+        from ..evaluation.store import open_rows
+        from ..evaluation.table2 import COLUMNS, FORMATS, STEPS, Reconstructions, lines, page, summary
+        from ..evaluation.tables import write_table
+        from ..evaluation.trips import Trip, blocks_of
+        from ..training import load_config
+        from .work import guidance_for, open_model
+
+        ways, walk = ways_from(method, option), o.spacing_from(spacing)
+        config = None if recipe is None else load_config(recipe)
+        counted = open_model(terminal, model, device, dtype)
+        asked = list(dict.fromkeys(steps or [s for s in STEPS if s <= counted.path.levels] or [counted.path.levels]))
+        weight = guidance_for(counted, guidance, usual=1.0).weight
+        found = taken(counted.as_model, ways, asked, [weight], walk)
+        trips = [Trip(way, s, w if counted.text else None, walk) for way, w, s in found]
+        with terminal.status("reading the pictures"):
+            pictures = material(counted.as_model, images, config, data)
+        bench = Reconstructions(counted.as_model, pictures.pictures, counted.calls)
+        with open_rows(out, COLUMNS) as rows:
+            for trip in trips:
+                with terminal.bar(trip.name, len(pictures.pictures)) as report:
+
+                    def run(items: Any, trip: "Trip" = trip) -> Any:
+                        return bench.run(trip, items)
+
+                    blocks = blocks_of(bench.items(trip), batch)
+                    rows.measure_blocks(blocks, telling(terminal, trip.name, "picture", run), report)
+            rows.gather()
+            if not rows.processes.main:
+                return
+            table = [summary(trip, rows.of(bench.items(trip))) for trip in trips]
+            given = {"model": model, "method": method, "option": option, "steps": steps, "spacing": spacing}
+            given |= {"guidance": guidance, "recipe": recipe, "data": data, "images": images, "batch": batch}
+            given["dtype"] = dtype
+            rest = {**about_pictures(pictures), "batch": batch, "dtype": dtype}
+            about = about_run("table2", flags_of(**given), counted, rest)
+            name = f"table2-{slug(model)}"
+            files = write_table(out, name, table, FORMATS, about, page(table))
+            title = f"{model}, {len(pictures.pictures)} pictures, {dtype}"
+            axes = "S, back and forward", "mean squared error on [0, 1]"
+            plot = line_plot(out / f"{name}.png", lines(table), *axes, log_y=True, title=title)
+        files += [plot] if plot else []
+        tell(terminal, "table2", about, table, files, f"{len(pictures.pictures)} pictures · {len(trips)} cells")
