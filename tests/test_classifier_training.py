@@ -96,7 +96,8 @@ def test_batch_norm_settles_on_the_exported_weights_and_training_keeps_its_own(w
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     (batch,) = images.stream([draws.order(0, 0, 12).tolist()])
     fresh = Draw(seed=0, step=6, batch=12, places=range(12))  # the step after the last
-    x, log_snr = task._noised(batch, fresh.times(20, "uniform"), *fresh.flips_and_noise(batch.pixels.shape[1:]))
+    _, noise = fresh.flips_and_noise(batch.pixels.shape[1:])
+    x, log_snr = task._noised(batch.pixels.float() / 127.5 - 1, fresh.times(20, "uniform"), noise)
     stem = settled.resnet.resnet.embedder.embedder
     with torch.no_grad():
         said = stem.convolution(torch.cat([x, (log_snr / 10).view(-1, 1, 1, 1).expand(-1, 1, 16, 16)], 1))

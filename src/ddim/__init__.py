@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .interpolation import slerp
     from .inversion import inversion_names, make_inversion
     from .loop import solve, solve_back
-    from .models import bundled_models, bundled_test_images, load, load_classifier
+    from .models import bundled_models, bundled_test_images, load, load_classifier, load_features
     from .path import (
         GaussianPath,
         Node,
@@ -50,7 +50,7 @@ _WHERE = {
     "images": ["save_image", "sheet", "to_pil"],
     "interpolation": ["slerp"],
     "inversion": ["inversion_names", "make_inversion"],
-    "models": ["bundled_models", "bundled_test_images", "load", "load_classifier"],
+    "models": ["bundled_models", "bundled_test_images", "load", "load_classifier", "load_features"],
     "path": [
         *("GaussianPath", "Node", "RectifiedFlow", "TablePath", "VEPath", "cosine_alpha_bar", "ddpm_linear"),
         *("from_scheduler_config", "linear_alpha_bar", "scaled_linear_alpha_bar", "zero_terminal_snr"),
@@ -97,6 +97,7 @@ __all__ = [
     "linear_alpha_bar",
     "load",
     "load_classifier",
+    "load_features",
     "make_grid",
     "make_inversion",
     "make_solver",

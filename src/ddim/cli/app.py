@@ -9,7 +9,21 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from . import demo, edit, edits, evaluate, interpolate, invert, leaderboard, pie_bench, sample, table2, tables, train
+from . import (
+    demo,
+    edit,
+    edits,
+    evaluate,
+    fid,
+    interpolate,
+    invert,
+    leaderboard,
+    pie_bench,
+    sample,
+    table2,
+    tables,
+    train,
+)
 from .failure import code_and_sentence, say
 from .options import remember_debug
 
@@ -73,6 +87,7 @@ evaluate.evaluate.command("table2")(table2.table2)
 evaluate.evaluate.command("leaderboard")(leaderboard.leaderboard)
 evaluate.evaluate.command("edits")(edits.edits)
 evaluate.evaluate.command("pie-bench")(pie_bench.pie_bench)
+evaluate.evaluate.command("fid")(fid.fid)
 app.add_typer(evaluate.evaluate)
 
 

@@ -29,7 +29,7 @@ FLUSH_SECONDS = 5.0
 MANY = 32
 """Parts that are written as one when a run begins."""
 
-KINDS = ("string", "int64", "float64", "bool", "list<float32>")
+KINDS = ("string", "int64", "float64", "bool", "list<float32>", "binary")
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,8 @@ def open_rows(folder: Path, columns: Columns, among: Processes | None = None) ->
 def _schema(columns: Columns) -> Any:
     import pyarrow as pa
 
-    kinds = dict(zip(KINDS, (pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.list_(pa.float32())), strict=True))
+    types = (pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.list_(pa.float32()), pa.binary())
+    kinds: dict[str, Any] = dict(zip(KINDS, types, strict=True))
     return pa.schema([(name, kinds[kind]) for name, kind in columns.all.items()])
 
 

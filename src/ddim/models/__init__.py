@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from .base import Model
     from .classifier import load_classifier
+    from .features import load_features
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 TEXT_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
@@ -193,7 +194,11 @@ def __getattr__(name: str) -> Any:
         from .classifier import load_classifier
 
         return load_classifier
+    if name == "load_features":
+        from .features import load_features
+
+        return load_features
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["bundled_models", "bundled_test_images", "load", "load_classifier"]
+__all__ = ["bundled_models", "bundled_test_images", "load", "load_classifier", "load_features"]

@@ -135,14 +135,17 @@ class PixelModel:
         }
 
 
-def fingerprint(network: nn.Module, path: GaussianPath, prediction: str) -> str:
-    """SHA-256 over what shapes the model's answers: path, prediction, network config, and its weights.
+def fingerprint(network: nn.Module, path: GaussianPath | None, prediction: str) -> str:
+    """SHA-256 over what shapes the model's answers: path, if any, prediction, network config, and its weights.
 
     Of every weight up to 4096 elements count, as they were before a cast; fp16 files and their float32 copies agree.
     Options at their defaults are left out, so that a newer diffusers with more of them gives the same.
     """
-    levels = torch.linspace(0, path.t_max, path.levels + 1, dtype=torch.float64)
-    table = [f"{a:.9f} {s:.9f}" for a, s in zip(path.alpha(levels).tolist(), path.sigma(levels).tolist(), strict=True)]
+    table: list[str] = []
+    if path is not None:
+        levels = torch.linspace(0, path.t_max, path.levels + 1, dtype=torch.float64)
+        signal, noise = path.alpha(levels).tolist(), path.sigma(levels).tolist()
+        table = [f"{a:.9f} {s:.9f}" for a, s in zip(signal, noise, strict=True)]
     config: Any = network.config
     if isinstance(config, Mapping):  # of diffusers
         usual = _defaults(type(network))

@@ -20,6 +20,7 @@ _LIMITS: Sequence[tuple[str, str, Any, str]] = (
     ("text", "vocabulary", lambda v: v >= 300, "at least 300 (256 are single bytes)"),
     ("text", "length", lambda v: v >= 3, "at least 3 (start, a word, end)"),
     ("text", "empty", lambda v: 0 <= v <= 1, "from 0 to 1"),
+    ("classifier", "shift", lambda v: v >= 0, "at least 0 pixels"),
     ("loss", "min_snr_k", lambda v: v > 0, "above 0"),
     ("train", "steps", lambda v: v >= 1, "at least 1"),
     ("train", "batch", lambda v: v >= 1, "at least 1"),
@@ -49,7 +50,7 @@ def check(config: "TrainConfig") -> None:
         value = getattr(getattr(config, section), key)
         if not holds(value):
             raise InputError(f"{section}.{key} must be {wanted}, not {value!r}.")
-    for section, task in (("autoencoder", "autoencoder"), ("text", "text")):
+    for section, task in (("autoencoder", "autoencoder"), ("text", "text"), ("classifier", "classifier")):
         if config.task != task and getattr(config, section) != type(getattr(config, section))():
             raise InputError(f"[{section}] says nothing to task = {config.task!r}; remove it, or set task = {task!r}.")
     for place, source in zip(("data", *["data.more"] * len(config.data.more)), config.data.sources, strict=True):

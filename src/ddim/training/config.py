@@ -152,6 +152,19 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class ClassifierConfig:
+    """What a classifier is shown of an image.
+
+    Attributes:
+        noise: noised images and their level, for guidance; false: the images themselves, for features.
+        shift: the image moves by up to so many pixels each way, drawn anew every time; ``background`` moves in.
+    """
+
+    noise: bool = True
+    shift: int = 0
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """How it learns. AdamW; every number a function of the step, so that a resumed run repeats the unbroken one.
 
@@ -224,7 +237,7 @@ class TrainConfig:
     Attributes:
         task: ``pixel``, a denoiser of images (UNet2DModel); ``autoencoder`` (AutoencoderKL); or ``text``, a denoiser
             of an autoencoder's codes under a prompt (CLIPTextModel and UNet2DConditionModel, trained together); or
-            ``classifier``, of noisy images (ResNetForImageClassification).
+            ``classifier``, of noisy images or clean ones (ResNetForImageClassification).
         model: options of that class of diffusers, or of transformers' ResNetConfig; ``train`` asks them for the names.
     """
 
@@ -236,6 +249,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     model: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

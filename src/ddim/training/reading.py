@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from ..errors import InputError, unknown
 from .config import (
     AutoencoderConfig,
+    ClassifierConfig,
     DataConfig,
     LossConfig,
     OptimConfig,
@@ -62,6 +63,7 @@ def config_from_dict(table: Mapping[str, Any]) -> TrainConfig:
         loss=_section("loss", LossConfig, table.get("loss", {})),
         autoencoder=_section("autoencoder", AutoencoderConfig, table.get("autoencoder", {})),
         text=_section("text", TextConfig, table.get("text", {})),
+        classifier=_section("classifier", ClassifierConfig, table.get("classifier", {})),
         model={k: _frozen(v) for k, v in table.get("model", {}).items()},
     )
 

@@ -1,0 +1,209 @@
+"""``ddim evaluate fid``: how far drawn pictures are from a data set."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import InputError
+from . import options as o
+from .evaluate import Folder
+from .terminal import Terminal, escaped
+
+if TYPE_CHECKING:
+    from ..training.config import DataConfig
+
+_Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="A folder of images, parquet or idx files.", show_default=False),
+]
+_Recipe = Annotated[
+    Path | None,
+    typer.Option("--recipe", help="In place of --data: the [data] of this config, prompts too.", show_default=False),
+]
+_Split = Annotated[
+    str | None,
+    typer.Option("--split", help="Of the data; by default test for idx files, else all.", show_default=False),
+]
+_Features = Annotated[
+    str,
+    typer.Option(
+        "--features", help="inception; fashion-features, or a folder of ddim train's, gives its own distance."
+    ),
+]
+_Weights = Annotated[
+    Path | None, typer.Option("--weights", help="Inception's, where they cannot be fetched.", show_default=False)
+]
+_Resamples = Annotated[
+    int | None,
+    typer.Option(
+        "--resamples",
+        min=0,
+        help="Draws of the bootstrap interval; 0 for none. By default 200 up to 512 features, else 0.",
+        show_default=False,
+    ),
+]
+
+
+def fid(
+    model: o.Model = "fashion",
+    data: _Data = None,
+    recipe: _Recipe = None,
+    split: _Split = None,
+    images: Annotated[int, typer.Option("--images", "-n", min=1, help="How many are drawn.")] = 10_000,
+    features: _Features = "inception",
+    weights: _Weights = None,
+    steps: o.Steps = 50,
+    eta: Annotated[float, typer.Option("--eta", help="Of the solver ddim.", rich_help_panel=o.WORK)] = 0.0,
+    solver: o.Solver = "ddim",
+    spacing: o.Spacing = None,
+    option: o.MethodOptions = None,
+    seed: o.Seed = 0,
+    guidance: o.GuidanceWeight = None,
+    fit: Annotated[
+        str | None,
+        typer.Option("--fit", help="How --data's become square: crop (usual), resize or pad.", show_default=False),
+    ] = None,
+    resamples: _Resamples = None,
+    out: Folder = Path("evaluation/fid"),
+    batch: o.Batch = 64,
+    device: o.Device = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """FID: the Fréchet distance of drawn pictures from a data set, in Inception's features.
+
+    ddim evaluate fid --model fashion --data fashion-mnist --fit pad
+
+    With --features it is the distance in another network's, under its name. A run resumes, and Accelerate's processes
+    share it.
+    """
+    from ..evaluation.store import open_rows, processes
+
+    among = processes()
+    with Terminal(json and among.main, quiet or not among.main) as terminal:
+        from ..evaluation.fid import COLUMNS, Walk, draw_features, items_of, words_of
+        from ..evaluation.frechet import Statistics, bootstrap_interval, frechet_distance, title
+        from ..evaluation.reference import data_statistics
+        from ..evaluation.tables import machine, write_table
+        from ..models import where_and_what
+        from ..training.data import load_images
+        from .work import about_model, guidance_for, open_model
+
+        where, _ = where_and_what(device, "float32")
+        with terminal.status("loading what judges"):
+            network: Any = _network(features, weights, where)
+        counted = open_model(terminal, model, device, "float32", labels=[])
+        weight = guidance_for(counted, guidance, usual=7.5).weight
+        walk = Walk(steps, solver, eta, o.spacing_from(spacing), o.options_from(option), weight)
+        drawn = walk.about(counted.as_model)  # says what is wrong before any work
+        config = _data(data, recipe, split, fit, counted.picture)
+        with terminal.status("reading the pictures"):
+            pictures = load_images(config)
+        for count, which, what in ((images, "--images", "drawn pictures"), (len(pictures), "the data", "pictures")):
+            if count < 2:
+                raise InputError(f"{which}: {count} {what} have no covariance; two or more are needed.")
+        words = words_of(counted.as_model, pictures, images)
+        with open_rows(out, COLUMNS, among) as rows:
+            about: dict[str, Any] = {}
+            reference: Statistics | None = None
+            if among.main:
+                with terminal.bar("the data", len(pictures)) as report:
+                    reference, about = data_statistics(
+                        network, pictures, config, cache=out / "statistics", progress=report
+                    )
+                for count, what in ((images, "drawn pictures"), (len(pictures), "pictures of the data")):
+                    if count <= network.dim:
+                        terminal.warn(
+                            f"{count} {what} are fewer than {network.dim} features need ({network.dim + 1}): the "
+                            "distance is far too large, and compares only with others of as many."
+                        )
+            items = items_of(counted.as_model, network, walk, seed, words, among.count)
+            with terminal.bar("drawing", images) as report:
+                vectors = draw_features(counted.as_model, network, walk, items, rows, batch=batch, progress=report)
+            if reference is None:
+                return
+            again = (200 if network.dim <= 512 else 0) if resamples is None else resamples
+            called = "FID" if getattr(network, "original", False) else title(network.name)
+            with terminal.status("the distance"):
+                row: dict[str, Any] = {"value": frechet_distance(Statistics.of(vectors), reference)}
+                row |= {"low": None, "high": None, "bias": None}
+                if again:
+                    interval = bootstrap_interval(vectors, reference, resamples=again, seed=seed)
+                    row |= {"low": interval.low, "high": interval.high, "bias": interval.bias}
+            row = {"distance": called, "images": images, **row}
+            given = {"--data": data, "--recipe": recipe, "--split": split, "--weights": weights, "--spacing": spacing}
+            flags = ["--model", model, *(x for k, v in given.items() if v is not None for x in (k, v))]
+            flags += ["--images", images, "--features", features, "--steps", steps, "--eta", f"{eta:g}"]
+            flags += ["--solver", solver, *(x for pair in option or [] for x in ("--option", pair)), "--seed", seed]
+            flags += ["--guidance", f"{weight:g}"] if counted.text else []
+            flags += ["--fit", config.fit] if recipe is None else []
+            flags += [] if resamples is None else ["--resamples", resamples]
+            record = {
+                "command": shlex.join(["ddim", "evaluate", "fid", *map(str, flags)]),
+                **about_model(counted),
+                "walk": drawn,
+                "seeds": f"{seed} to {seed + images - 1}",
+                "reference": about,
+                "interval": f"95 %, {again} resamples of the drawn pictures" if again else "none",
+                "machine": machine(),
+            }
+            name = "fid" if called == "FID" else "frechet"
+            files = write_table(out, name, [row], FORMATS, record)
+            span = f" ({row['low']:.4g} to {row['high']:.4g})" if again else ""
+            terminal.result(
+                {"command": "evaluate fid", **record, "rows": [row], "files": [str(f) for f in files]},
+                f"{called}: [bold]{row['value']:.4g}[/bold]{span}",
+                f"[bold]{escaped(files[0])}[/bold]",
+                f"[dim]{images} pictures drawn, {len(pictures)} of the data · {terminal.seconds:.0f} s[/dim]",
+            )
+
+
+FORMATS = {"distance": "", "images": "d", "value": ".4f", "low": ".4f", "high": ".4f", "bias": ".4f"}
+
+
+def _network(features: str, weights: Path | None, device: Any) -> Any:
+    """What judges. Raises InputError where it cannot be had."""
+    if features.lower() == "inception":
+        from ..evaluation.inception import open_inception
+
+        return open_inception(weights, device)
+    if weights is not None:
+        raise InputError(f"--weights are Inception's, and --features asks for {features}; give one of the two.")
+    from ..models.features import load_features
+
+    return load_features(features, device=device)
+
+
+def _data(
+    data: Path | None, recipe: Path | None, split: str | None, fit: str | None, picture: tuple[int, int, int]
+) -> "DataConfig":
+    """Where the pictures come from, as large as the model's."""
+    from ..errors import unknown
+    from ..evaluation.fid import whole_data
+    from ..training import load_config
+    from ..training.config import DataConfig
+
+    channels, height, width = picture
+    if (data is None) == (recipe is None):
+        raise InputError("What is the distance from? Give one of --data FOLDER and --recipe RECIPE.toml.")
+    if height != width or channels not in (1, 3):
+        raise InputError(
+            f"The model draws pictures of {width}x{height} with {channels} channels; squares of 1 or 3 will do."
+        )
+    if fit not in (None, "crop", "resize", "pad"):
+        raise unknown("--fit", fit, ["crop", "resize", "pad"])
+    if recipe is not None:
+        if fit is not None:
+            raise InputError(f"--fit {fit} goes with --data; {recipe} has a fit of its own.")
+        config = load_config(recipe).data
+    else:
+        config = DataConfig(str(data), height, channels=1 if channels == 1 else 3, fit=fit or "crop")  # type: ignore[arg-type]
+    if (config.channels, config.size) != (channels, height):
+        raise InputError(
+            f"{recipe} makes pictures of {config.size}x{config.size} with {config.channels} channels; the model draws "
+            f"{width}x{height} with {channels}."
+        )
+    return whole_data(config, split)
