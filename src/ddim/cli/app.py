@@ -10,16 +10,19 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from . import (
+    consistency,
     demo,
     edit,
     edits,
     evaluate,
     fid,
     interpolate,
+    interpolation,
     invert,
     leaderboard,
     pie_bench,
     sample,
+    table1,
     table2,
     tables,
     train,
@@ -83,7 +86,10 @@ app.command("train")(train.train)
 app.command("models")(tables.models)
 app.command("methods")(tables.methods)
 app.command("demo")(demo.demo)
+evaluate.evaluate.command("table1")(table1.table1)
 evaluate.evaluate.command("table2")(table2.table2)
+evaluate.evaluate.command("consistency")(consistency.consistency)
+evaluate.evaluate.command("interpolation")(interpolation.interpolation)
 evaluate.evaluate.command("leaderboard")(leaderboard.leaderboard)
 evaluate.evaluate.command("edits")(edits.edits)
 evaluate.evaluate.command("pie-bench")(pie_bench.pie_bench)

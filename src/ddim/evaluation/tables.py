@@ -6,8 +6,9 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from math import isfinite
+from math import isfinite, sqrt
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from ..code import write_whole
@@ -21,6 +22,25 @@ def finite_mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
     """
     whole = [v for row in rows if row[name] is not None and isfinite(v := float(row[name]))]
     return sum(whole) / len(whole) if whole else None
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """The mean and its 95 % interval by the normal approximation, mean ± 1.96 s / sqrt(n); None where there is none;
+    of one value the interval is the value."""
+    if not values:
+        return None, None, None
+    mean = fmean(values)
+    if len(values) == 1:
+        return mean, mean, mean
+    half = 1.96 * stdev(values) / sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def interval_text(row: Mapping[str, Any], name: str, form: str) -> str:
+    """``value [low, high]`` of a row's ``name``, ``name_low`` and ``name_high``; ``–`` where there is none."""
+    if row.get(name) is None:
+        return "–"
+    return "{} [{}, {}]".format(*(format(row[f"{name}{end}"], form) for end in ("", "_low", "_high")))
 
 
 def machine() -> str:
@@ -73,7 +93,7 @@ def write_table(
         page: the Markdown above that, where it is laid out otherwise than ``markdown(rows, formats)``.
     """
     lines = [
-        markdown(rows, formats) if page is None else page,
+        markdown(rows, formats) if page is None else page.rstrip(),
         "",
         *(f"{key}: {value}  " for key, value in about.items()),
     ]

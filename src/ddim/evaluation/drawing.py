@@ -1,0 +1,90 @@
+"""Images for a measurement: drawn from seeds, with any solver on any grid, and what that costs."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Cond, bound
+from ..errors import InputError
+from ..grid import SPACINGS, Grid, make_grid
+from ..guidance import Guidance
+from ..loop import solve
+from ..models.base import Model
+from ..noise import SeededNoise
+from ..path import GaussianPath, Node, TablePath
+from ..prediction import Pair
+from ..solvers import Solver
+from ..solvers.base import Noise
+from ..walks import grid_for, guided_by, half_precision_hint
+
+
+def start(model: Model, grid: Grid, seeds: Sequence[int]) -> tuple[Tensor, SeededNoise]:
+    """x_T of each seed as ``ddim.sample`` has it, [N, C, H, W], and what draws the noise that follows."""
+    noise = SeededNoise(seeds)
+    x = noise(torch.empty(len(seeds), *model.shape, dtype=model.state_dtype, device=model.device))
+    return x * (1.0 if isinstance(model.path, TablePath) else grid[0].sigma), noise
+
+
+def walk(model: Model, solver: Solver, grid: Grid, x: Tensor, noise: Noise | None, classes: Sequence[int]) -> Tensor:
+    """From x at the noisy end to images in [0, 1], float32 [N, C, H, W] on the CPU.
+
+    Args:
+        model: one with text draws the empty prompt at guidance 1.
+        solver, grid: as for ``ddim.loop.solve``.
+        x: [N, ...].
+        noise: of a stochastic solver.
+        classes: one a sample: a class-conditional model draws these modulo its number of classes.
+
+    Raises:
+        DDIMError: the sample stopped being numbers.
+    """
+    denoise = bound(guided_by(model, Guidance(1.0)), _condition(model, classes))
+    with torch.inference_mode(), half_precision_hint(model):
+        state = solve(denoise, solver, solver.init(x, grid), grid, noise=noise)
+        return model.decode(solver.read(state)).float().cpu()
+
+
+def draw(model: Model, solver: Solver, grid: Grid, seeds: Sequence[int]) -> Tensor:
+    """The images of ``seeds``, one each, float32 [N, C, H, W] in [0, 1]; a class-conditional model draws class
+    seed mod K."""
+    x, noise = start(model, grid, seeds)
+    return walk(model, solver, grid, x, noise, seeds)
+
+
+def cost(solver: Solver, grid: Grid) -> int:
+    """Network calls a sample over the whole grid, counted: a solver may ask less often in its first or last step."""
+    calls = 0
+
+    def denoise(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
+        nonlocal calls
+        calls += 1
+        return Pair(torch.zeros_like(x), torch.zeros_like(x))
+
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    solve(denoise, solver, solver.init(x, grid), grid, noise=torch.zeros_like)
+    return calls
+
+
+def within(solver: Solver, model: Model, spacing: str, evaluations: int) -> Grid:
+    """The grid of the most steps for which a solver needs no more than so many network calls.
+
+    Raises:
+        InputError: not even one step does.
+    """
+    for steps in range(min(evaluations, model.path.levels), 0, -1):
+        grid = grid_for(model, steps, spacing)
+        if cost(solver, grid) <= evaluations:
+            return grid
+    raise InputError(f"{evaluations} network evaluations are too few for one step of {solver.name!r}; use more.")
+
+
+def spacing_label(path: GaussianPath, grid: Grid) -> str:
+    """The grid's spacing, or ``every level`` where S = T, so that all spacings are one."""
+    every = grid.spacing in SPACINGS and path.discrete and grid.steps == path.levels
+    return "every level" if every and grid.nodes == make_grid(path, grid.steps, "linspace").nodes else grid.spacing
+
+
+def _condition(model: Model, seeds: Sequence[int]) -> Cond:
+    labels = [seed % model.classes for seed in seeds] if model.classes else None
+    return model.condition(labels, len(seeds))

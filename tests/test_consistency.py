@@ -1,0 +1,115 @@
+"""One x_T at many S: what is compared, and the command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import tiny_features
+import torch
+from test_cli_errors import fails
+from test_table1 import Flat
+from typer.testing import CliRunner
+
+import ddim
+from ddim.cli.app import app
+from ddim.errors import DDIMError
+from ddim.evaluation import consistency as c
+from ddim.evaluation.reference import as_saved
+from ddim.evaluation.store import open_rows
+from ddim.evaluation.tables import mean_interval
+from ddim.models.pixel import PixelModel
+
+SIZE = 16  # SSIM's window is 11 wide
+
+
+def model() -> PixelModel:
+    return PixelModel("tiny", tiny.unet(size=SIZE), tiny.DDPM)
+
+
+def test_a_mean_has_the_usual_interval():
+    assert mean_interval([]) == (None, None, None)
+    assert mean_interval([2.0]) == (2.0, 2.0, 2.0)
+    assert mean_interval([1.0, 3.0]) == pytest.approx((2.0, 2 - 1.96, 2 + 1.96))  # s = sqrt 2, n = 2
+
+
+def test_what_is_measured_of_two_images(tmp_path: Path):
+    bench = c.Consistency(model(), Flat(), tmp_path, "leading", 4)
+    dark, light = torch.full((1, 1, SIZE, SIZE), 0.2), torch.full((1, 1, SIZE, SIZE), 0.3)
+    (found,) = bench.compare(dark, light)
+    assert found["psnr"] == pytest.approx(20.0, abs=1e-4)  # an error of 0.1
+    assert found["cosine"] == pytest.approx(1.0)
+    assert found["l2"] == pytest.approx(0.1 * SIZE, rel=1e-5)
+    # of two greys SSIM is its first factor
+    assert found["ssim"] == pytest.approx((2 * 0.2 * 0.3 + 1e-4) / (0.2**2 + 0.3**2 + 1e-4), abs=1e-4)
+    (same,) = bench.compare(dark, dark)
+    assert (same["psnr"], same["ssim"], same["l2"]) == (None, pytest.approx(1.0), 0.0)
+    (plain,) = c.Consistency(model(), None, tmp_path, "leading", 4).compare(dark, light)
+    assert (plain["cosine"], plain["l2"]) == (None, None)
+
+
+def test_images_are_compared_with_the_same_seeds_at_the_reference(tmp_path: Path):
+    bench, seeds = c.Consistency(model(), Flat(), tmp_path / "pictures", "quadratic", 4), [3, 4, 5]
+    with open_rows(tmp_path, c.COLUMNS) as rows:
+        for steps in (4, 2):
+            bench.measure(rows, bench.items(1.0, steps, seeds), 2)
+        found = rows.of(bench.items(1.0, 2, seeds))
+        whole = rows.of(bench.items(1.0, 4, seeds))
+    drawn = [
+        as_saved(ddim.sample(model(), 3, steps=steps, eta=1.0, seed=3, spacing="quadratic")).flatten(1)
+        for steps in (2, 4)
+    ]
+    distance = (drawn[0] - drawn[1]).norm(dim=1)
+    assert [row["l2"] for row in found] == pytest.approx(distance.tolist(), rel=0.02)  # a grey level here or there
+    assert [row["psnr"] for row in whole] == [None] * 3
+    chance = bench.chance(1.0, seeds)
+    other = (drawn[1] - drawn[1].roll(1, 0)).norm(dim=1)
+    assert [row["l2"] for row in chance] == pytest.approx(other.tolist(), rel=0.02)
+    assert bench.chance(1.0, seeds[:1]) == []
+
+
+def test_what_failed_at_the_reference_is_compared_with_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fragile(model: Any, solver: Any, grid: Any, seeds: Any) -> torch.Tensor:
+        if 4 in seeds and grid.steps == 4:
+            raise DDIMError("it diverged")
+        return torch.rand(len(seeds), 1, SIZE, SIZE)
+
+    monkeypatch.setattr(c, "draw", fragile)
+    bench = c.Consistency(model(), None, tmp_path / "pictures", "leading", 4)
+    with open_rows(tmp_path, c.COLUMNS) as rows:
+        for steps in (4, 2):
+            bench.measure(rows, bench.items(0.0, steps, [3, 4, 5]), 3)
+        assert [row["failed"] for row in rows.of(bench.items(0.0, 4, [3, 4, 5]))] == [None, "it diverged", None]
+        assert [row["ssim"] is None for row in rows.of(bench.items(0.0, 2, [3, 4, 5]))] == [False, True, False]
+
+
+def test_the_command(tmp_path: Path):
+    folder = tiny.pipeline_folder(tmp_path / "small", tiny.unet(size=SIZE))
+    seen = tiny_features.features_folder(tmp_path / "seen", size=SIZE)
+    base = ["evaluate", "consistency", "--model", folder, "--features", seen, "--reference", 5, "--steps", 2]
+    words = [str(w) for w in (*base, "--steps", 3, "--samples", 3, "--out", tmp_path / "out", "--json")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert [(row["eta"], row["steps"]) for row in told["rows"]] == [(e, s) for e in (0, 1) for s in (2, 3, None)]
+    assert {row["images"] for row in told["rows"]} == {3}
+    assert (tmp_path / "out" / "consistency-small_eta0.png").is_file()
+    assert "another x_T" in (tmp_path / "out" / "consistency-small.md").read_text()
+    assert json.loads(CliRunner().invoke(app, words).stdout)["rows"] == told["rows"]  # nothing is drawn anew
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--steps", 9, "--reference", 9], ["--steps 9 is not less than the 9"]),
+        (["--reference", 1001], ["--steps 1001"]),
+        (["--eta", 3], ["--eta 3"]),
+        (["--features", "nothing"], ["'nothing'"]),
+        (["--spacing", "linear"], ["'linear'"]),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path: Path, more: list[Any], said: list[str]):
+    folder = tiny.pipeline_folder(tmp_path / "small")
+    sentence = fails("evaluate", "consistency", "--model", folder, "--out", tmp_path / "out", *more, code=2)
+    assert all(part in sentence for part in said), sentence
