@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs docs-serve docs-figures clean
+.PHONY: demo test lint docs docs-serve docs-figures docs-notebooks clean
 
 demo: .make/user
 	$(BIN)/ddim demo --out demo
@@ -23,6 +23,9 @@ docs-serve: .make/docs
 
 docs-figures: .make/docs
 	for script in $(filter-out %/common.py,$(wildcard docs/figures/*.py)); do $(BIN)/python $$script || exit 1; done
+
+docs-notebooks: .make/docs
+	$(BIN)/python docs/_tools/notebooks.py
 
 clean:
 	rm -rf $(VENV) .make demo site

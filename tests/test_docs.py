@@ -4,34 +4,22 @@ import html
 import importlib.util
 import re
 import shlex
-import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import reading
+import tables
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.rglob("*.md"))
+PAGES = sorted(set(DOCS.rglob("*.md")) - set((DOCS / "results").glob("*.md")))
 TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(DOCS).as_posix())
 texts = pytest.mark.parametrize("page", TEXTS, ids=lambda p: p.relative_to(ROOT).as_posix())
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-
-def _reading() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_reading", DOCS / "_tools" / "reading.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["docs_reading"] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
-
-
-reading = _reading()
 
 
 def text_of(page: Path) -> str:
@@ -63,6 +51,10 @@ def test_every_bracket_pair_is_one_that_the_site_knows(page: Path):
         "[[number forward.no_such_number]]",
         "[[section README.md | No such heading]]",
         "[[file examples/no_such_file.py]]",
+        "[[results no-such-table]]",
+        "[[methods no-such-registry]]",
+        "[[measured no-such-table]]",
+        "[[notebook no_such_notebook]]",
     ],
 )
 def test_what_does_not_exist_is_missing(wrong: str):
@@ -162,14 +154,107 @@ def test_references_name_what_the_package_has():
             reading.check(reading.Macro("code", name))
 
 
-def test_every_formula_of_the_theory_has_its_code():
-    """A formula of its own line is followed by a ``code`` macro before the next one, or before the page ends."""
+def test_every_formula_of_the_theory_has_its_code_and_its_test():
+    """A formula of its own line is followed by a ``code`` macro with a test before the next, in its section."""
     for page in (DOCS / "theory").glob("*.md"):
         for after in re.split(r"^\$\$.*?\$\$$", text_of(page), flags=re.MULTILINE | re.DOTALL)[1:]:
-            assert "[[code " in after.split("\n## ")[0], f"{page.name}: a formula without code, before {after[:80]!r}"
+            found = [m for m in reading.macros(after.split("\n## ")[0]) if m.kind == "code"]
+            assert found, f"{page.name}: a formula without code, before {after[:80]!r}"
+            assert reading.tests(found[0]), f"{page.name}: a formula without a test, before {after[:80]!r}"
+            between = after[: found[0].span[0]].strip()
+            assert len(between) < 400, f"{page.name}: a formula far from its code, before {after[:80]!r}"
 
 
-# the hook
+def test_every_page_of_the_theory_has_a_figure_and_numbers_that_its_script_measured():
+    for page in (DOCS / "theory").glob("*.md"):
+        kinds = [m.kind for m in reading.macros(text_of(page))]
+        assert kinds.count("figure") == 1
+        assert "number" in kinds, page.name
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tables, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_every_expected_result_is_on_the_page_of_results():
+    named = [m.name for m in reading.macros(text_of(DOCS / "results.md")) if m.kind == "results"]
+    assert sorted(named) == sorted(tables.EXPECTED)
+    known = {file.stem for file in (DOCS / "results").glob("*.md")}
+    assert known <= set(tables.EXPECTED)
+
+
+@pytest.mark.usefixtures("results")
+def test_a_result_that_is_not_there_yet_is_named_and_another_name_is_missing():
+    assert tables.results("speed", "") == "*`speed` is not measured yet.*\n"
+    assert tables.measured("leaderboard-emoji") == "*`leaderboard-emoji` is not measured yet.*\n"
+    for read in (lambda: tables.results("sped", ""), lambda: tables.measured("leaderboard-emojis")):
+        with pytest.raises(reading.Missing, match=r"docs/results/.* does not expect one"):
+            read()
+
+
+def test_a_result_is_included_as_it_was_written(results: Path):
+    from ddim.evaluation.tables import write_table
+
+    about = {"command": "ddim evaluate speed --x", "machine": "a machine", "versions": "torch 2"}
+    write_table(results, "speed", [{"name": "a", "ratio": 1.5}], {"name": "", "ratio": ".2f"}, about)
+    (results / "speed.png").write_bytes(b"")
+    text = tables.results("speed", "../")
+    assert "| name | ratio |\n|---|---|\n| a | 1.50 |" in text
+    assert "![speed](../results/speed.png)" in text
+    assert "```sh\nddim evaluate speed --x\n```" in text
+    assert "machine: a machine" in text
+    assert "[CSV](../results/speed.csv)" in text
+    (results / "speed.md").write_text("no table\n")
+    with pytest.raises(reading.Missing, match="holds no table"):
+        tables.results("speed", "")
+
+
+def test_the_registry_is_a_table_with_every_method():
+    from ddim import SOLVERS, inversion_names
+
+    for kind, names in (("solvers", list(SOLVERS)), ("inversions", inversion_names())):
+        rows = [line.split(" | ") for line in tables.methods(kind).splitlines()[2:]]
+        assert [row[0] for row in rows] == [f"| `{name}`" for name in names]
+    assert "https://arxiv.org/abs/2010.02502" in tables.methods("solvers")
+    with pytest.raises(reading.Missing, match="no registry of 'spacings'"):
+        tables.methods("spacings")
+
+
+BOARD = """method,options,guidance,steps,images,psnr,nfe,failed
+ddim,,1,10,4,20.5,20,0
+ddim,,1,50,4,30.123456,100,0
+ddim,,7.5,50,4,14.25,150,0
+ddim,iterations=2,1,50,4,31,150,0
+bdia,,1,50,4,inf,100,0
+"""
+
+
+def test_a_leaderboard_joins_the_registry_at_its_most_steps(results: Path):
+    from ddim import inversion_names
+
+    (results / "leaderboard-emoji.csv").write_text(BOARD)
+    lines = tables.measured("leaderboard-emoji").splitlines()
+    assert lines[0] == "| method | exact | calls a step | psnr, w = 1 | psnr, w = 7.5 | nfe, w = 1 | nfe, w = 7.5 |"
+    assert "| `ddim` | no | 1 | 30.12 | 14.25 | 100 | 150 |" in lines
+    assert "| `ddim iterations=2` | no | – | 31 | – | 150 | – |" in lines
+    assert "| `belm` | yes | 1 | – | – | – | – |" in lines
+    assert len(lines) == 2 + len(inversion_names()) + 1 + 2
+    assert lines[-1] == "S = 50, 4 images."
+
+
+@pytest.mark.parametrize(("text", "says"), [("a,b\n1,2\n", "no column 'method'"), ("method,psnr\nbdja,1\n", "'bdja'")])
+def test_a_leaderboard_that_cannot_be_read_is_missing(results: Path, text: str, says: str):
+    (results / "leaderboard-emoji.csv").write_text(text)
+    with pytest.raises(reading.Missing, match=says):
+        tables.measured("leaderboard-emoji")
+
+
+# --- the hook ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

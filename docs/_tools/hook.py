@@ -15,7 +15,9 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.utils import get_relative_url
 
 sys.path.insert(0, str(Path(__file__).parent))
+import notebooks
 import reading
+import tables
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 _AWAY = re.compile(r'<(?:script|img|iframe|link rel="(?:stylesheet|preconnect)")[^>]+"(?:https?:)?//[^>]+>')
@@ -31,11 +33,14 @@ _LANGUAGES = {".py": "python", ".toml": "toml"}
 def on_files(files: Files, config: Any) -> Files:
     """Adds a page for every source file that a page names, so that links to lines need no network."""
     named: set[Path] = set()
-    for file in files.documentation_pages():
+    for file in list(files.documentation_pages()):
         for macro in reading.macros(file.content_string):
             try:
                 if macro.kind == "code":
                     named |= {reading.code(macro).file, *(t.file for t in reading.tests(macro))}
+                if macro.kind == "notebook":
+                    for picture, content in notebooks.pictures(macro.name).items():
+                        files.append(File.generated(config, f"notebooks/{picture}", content=content))
             except reading.Missing as error:
                 raise PluginError(f"{file.src_uri}: {error}.") from None
     for path in sorted(named):
@@ -98,6 +103,10 @@ def _offline(output: str, shim: str, name: str) -> str:
 
 
 def _text(macro: reading.Macro, page: Any, link: Any) -> str:
+    if macro.kind == "notebook":
+        return notebooks.page(macro.name)
+    if macro.kind in ("results", "methods", "measured"):
+        return tables.text(macro, "../" * page.file.src_uri.count("/"))
     if macro.kind == "number":
         return reading.number(macro)
     if macro.kind == "code":

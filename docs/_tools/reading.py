@@ -9,6 +9,10 @@ Plain Python, so that the tests read the pages as the site does. A page says ``[
 - ``[[number forward.width]]``: a number that the script measured, from ``images/theory/forward.json``.
 - ``[[section README.md | Which method]]``: what stands under a heading of another file.
 - ``[[file examples/round_trip.py]]``: a whole file.
+- ``[[results table1-fashion]]``: the table ``results/table1-fashion.md`` as it was generated, with its plot.
+- ``[[methods inversions]]``, ``[[methods solvers]]``: what the registry knows of each.
+- ``[[measured leaderboard-emoji]]``: every inversion, with what ``results/leaderboard-emoji.csv`` says of it.
+- ``[[notebook first_steps]]``: ``notebooks/first_steps.ipynb`` with its outputs.
 """
 
 import ast
@@ -22,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "src" / "ddim"
-KINDS = ("code", "figure", "number", "section", "file")
+KINDS = ("code", "figure", "number", "section", "file", "results", "methods", "measured", "notebook")
 CUTS = ("test", "from", "to", "line")
 _MACRO = re.compile(r"\[\[(" + "|".join(KINDS) + r") (.+?)\]\]")
 
@@ -175,6 +179,14 @@ def check(macro: Macro) -> None:
         tests(macro)
     elif macro.kind == "file":
         whole(ROOT / macro.name)
+    elif macro.kind == "notebook":
+        import notebooks
+
+        notebooks.page(macro.name)
+    elif macro.kind in ("results", "methods", "measured"):
+        import tables
+
+        tables.text(macro, "")
     else:
         {"figure": figure, "number": number, "section": section}[macro.kind](macro)
 

@@ -28,6 +28,6 @@ for method in ("ddim", "negative-prompt", "direct"):
 numbers["floor"] = f"{float(psnr(model.decode(model.encode(originals)), originals).mean()):.1f} dB"
 left.axhline(float(numbers["floor"].split()[0]), color="0.7", linestyle=":", label="autoencoder alone")
 left.set(xlabel="guidance w", ylabel="PSNR, dB", title="round trip of two drawings, S = 10")
-left.legend(fontsize=6)
+left.legend(fontsize=6, loc="center right")
 show(right, torch.stack(rows, 1).flatten(0, 1), 4, "original; ddim, negative-prompt, direct at w = 7.5")
 keep(figure, "guidance", **numbers)

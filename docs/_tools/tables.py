@@ -1,0 +1,164 @@
+"""Tables for the pages: results as they were generated, and what the registry knows of each method.
+
+A result lies in ``docs/results/`` as a command wrote it: NAME.md, NAME.csv, NAME.json, and NAME.png where there is a
+plot. One of ``EXPECTED`` that is not there yet is said to be missing; any other name stops the build.
+"""
+
+import csv
+import io
+import math
+import re
+from typing import Any
+
+from reading import DOCS, Macro, Missing
+
+FOLDER = DOCS / "results"
+EXPECTED = (
+    "table1-fashion",
+    "table2-fashion",
+    "consistency-fashion",
+    "interpolation-fashion",
+    "leaderboard-fashion",
+    "leaderboard-emoji",
+    "edits-emoji",
+    "speed",
+    "pie-bench-differences",
+)
+_KEYS = ("method", "options", "guidance", "steps", "images", "model", "fingerprint", "seed", "failed")
+_FACTS = ("exact", "order", "nfe", "growth", "options", "paper")
+_HEADS = {"nfe": "calls a step"}
+
+
+def text(macro: Macro, up: str) -> str:
+    """What a ``results``, ``methods`` or ``measured`` macro stands for; ``up`` leads from the page to ``docs/``.
+
+    Raises:
+        Missing: no such table, or one that cannot be read.
+    """
+    if macro.kind == "results":
+        return results(macro.name, up)
+    return methods(macro.name) if macro.kind == "methods" else measured(macro.name)
+
+
+def results(name: str, up: str) -> str:
+    """A generated table, its plot above it, and below it how it was made.
+
+    Raises:
+        Missing: a name that is not expected, or a file without a table.
+    """
+    if not _is_there(name, "md"):
+        return f"*`{name}` is not measured yet.*\n"
+    lines = _file(name, "md").read_text(encoding="utf-8").strip().splitlines()
+    rows = [i for i, line in enumerate(lines) if line.startswith("|")]
+    if len(rows) < 3:
+        raise Missing(f"docs/results/{name}.md holds no table")
+    tables, after = "\n".join(lines[: rows[-1] + 1]), [line.strip() for line in lines[rows[-1] + 1 :]]
+    command = [line.removeprefix("command: ") for line in after if line.startswith("command: ")]
+    plots = sorted(FOLDER.glob(f"{name}.png")) + sorted(FOLDER.glob(f"{name}-*.png"))
+    out = [*(f"![{p.stem}]({up}results/{p.name})\n{{ .figure }}" for p in plots), tables]
+    out += [f"```sh\n{line}\n```" for line in command]
+    files = [f"[{end.upper()}]({up}results/{name}.{end})" for end in ("csv", "json") if _file(name, end).is_file()]
+    notes = [line for line in after if line and not line.startswith("command: ")] + [" · ".join(files)]
+    return "\n\n".join([*out, "  \n".join(note for note in notes if note) + "\n{ .held }"]) + "\n"
+
+
+def methods(kind: str) -> str:
+    """Every entry of a registry with its facts; ``kind`` is ``"solvers"`` or ``"inversions"``.
+
+    Raises:
+        Missing: another kind.
+    """
+    known = _registries()
+    if kind not in ("solvers", "inversions"):
+        raise Missing(f"there is no registry of {kind!r}; there are solvers and inversions")
+    facts = _FACTS if kind == "inversions" else (*_FACTS[:3], "stochastic", *_FACTS[3:])
+    heads = ["name", *("noise" if f == "stochastic" else _HEADS.get(f, f) for f in facts)]
+    return _markdown(heads, [[f"`{m['name']}`", *(_cell(m[f]) for f in facts)] for m in known[kind]])
+
+
+def measured(name: str) -> str:
+    """Every inversion of the registry beside what a leaderboard measured of it, at the most steps that it has.
+
+    Args:
+        name: of a result whose CSV has a row for each method, guidance and number of steps; the columns ``method``,
+            ``options``, ``guidance`` and ``steps`` say which, ``images`` is told once, all others with numbers are
+            measures. Only ``method`` has to be there.
+
+    Raises:
+        Missing: no such result, no column ``method``, or a method that the registry does not have.
+    """
+    if not _is_there(name, "csv"):
+        return f"*`{name}` is not measured yet.*\n"
+    reader = csv.DictReader(io.StringIO(_file(name, "csv").read_text(encoding="utf-8")))
+    rows, columns = list(reader), list(reader.fieldnames or [])
+    if "method" not in columns or not rows:
+        raise Missing(f"docs/results/{name}.csv has no column 'method', or no rows")
+    known = {m["name"]: m for m in _registries()["inversions"]}
+    for row in rows:
+        if row["method"].split()[0] not in known:
+            raise Missing(f"docs/results/{name}.csv measures {row['method']!r}, which the registry does not have")
+        row["method"] = f"{row['method']} {row.get('options') or ''}".strip()
+    most = max(_number(row.get("steps")) or 0 for row in rows)
+    rows = [row for row in rows if (_number(row.get("steps")) or 0) == most]
+    weights = list(dict.fromkeys(row.get("guidance", "") for row in rows))
+    measures = [c for c in columns if c not in _KEYS and any(_number(row[c]) is not None for row in rows)]
+    heads = ["method", "exact", "calls a step"]
+    heads += [m + (f", w = {_short(w)}" if len(weights) > 1 else "") for m in measures for w in weights]
+    found = {(row["method"], row.get("guidance", "")): row for row in rows}
+    names = dict.fromkeys([*known, *(method for method, _ in found)])
+    body = []
+    for method in sorted(names, key=lambda n: [*known].index(n.split()[0])):
+        facts = known[method.split()[0]]
+        cells = [_short(found.get((method, w), {}).get(m)) for m in measures for w in weights]
+        body.append([f"`{method}`", _cell(facts["exact"]), _cell(facts["nfe"]) if method in known else "–", *cells])
+    told = [f"S = {most:g}"] if most else []
+    told += [f"{rows[0]['images']} images"] if rows[0].get("images") else []
+    return _markdown(heads, body) + (f"\n{', '.join(told)}.\n" if told else "")
+
+
+def _file(name: str, ending: str) -> Any:
+    return FOLDER / f"{name}.{ending}"
+
+
+def _is_there(name: str, ending: str) -> bool:
+    if _file(name, ending).is_file():
+        return True
+    if name not in EXPECTED:
+        raise Missing(f"there is no docs/results/{name}.{ending}, and docs/_tools/tables.py does not expect one")
+    return False
+
+
+def _registries() -> dict[str, list[dict[str, Any]]]:
+    from ddim.cli.tables import registries
+
+    return registries()
+
+
+def _markdown(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"`{k}={v:g}`" if isinstance(v, float) else f"`{k}={v}`" for k, v in value.items()) or "–"
+    if isinstance(value, str):
+        return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", value)
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        return float(value or "")
+    except ValueError:
+        return None
+
+
+def _short(value: str | None) -> str:
+    """A cell of a CSV as it is read: four digits of a number, a dash for none."""
+    number = _number(value)
+    if number is None:
+        return value or "–"
+    return f"{number:.4g}" if math.isfinite(number) else "–"
