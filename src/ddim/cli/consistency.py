@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .evaluate import Folder
+from .evaluate import Folder, about_run, flags_of, tell
 from .files import slug
-from .table1 import Features, command_line
-from .terminal import Terminal, escaped
+from .table1 import Features
+from .terminal import Terminal
 
 if TYPE_CHECKING:
     from ..evaluation.consistency import Consistency
@@ -56,10 +56,10 @@ def consistency(
         from ..evaluation.fitting import fitting_or_none
         from ..evaluation.plots import line_plot
         from ..evaluation.store import open_rows, processes
-        from ..evaluation.tables import machine, write_table
+        from ..evaluation.tables import write_table
         from ..lock import only_process
         from ..walks import check_batch
-        from .work import about_model, open_model
+        from .work import open_model
 
         check_batch(batch)
         among = processes()
@@ -88,16 +88,14 @@ def consistency(
                     lines.append(c.line(value, None, bench.chance(value, seeds)))
             if not among.main:
                 return
-            given = {"--model": model, "--steps": steps, "--eta": eta, "--reference": reference, "--spacing": spacing}
-            given |= {"--samples": samples, "--features": features, "--seed": seed}
-            about = {
-                "command": command_line("consistency", given),
-                **about_model(counted),
+            words = flags_of(model=model, steps=steps, eta=eta, reference=reference, spacing=spacing)
+            words += flags_of(samples=samples, features=features, seed=seed)
+            rest = {
                 "images": f"{samples} x_T, of seeds {seed} to {seed + samples - 1}; {chosen} grids",
                 "compared with": f"the image of the same seed and eta at S = {reference}; means, 95 % intervals",
                 "features": "none that fit" if network is None else f"{network.name} {network.fingerprint[:12]}",
-                "machine": machine(),
             }
+            about = about_run("consistency", words, counted, rest)
             name = f"consistency-{slug(model)}"
             files = write_table(out, name, lines, _formats(c.MEASURES), about, c.layout(lines, reference))
             against = f"SSIM to the image of S = {reference}"
@@ -107,11 +105,7 @@ def consistency(
         for one in lines:
             if one["failed"]:
                 terminal.warn(f"eta = {one['eta']:g}, S = {one['steps']}: {one['failed']} images failed.")
-        terminal.result(
-            {"command": "evaluate consistency", **about, "rows": lines, "files": [str(f) for f in files]},
-            f"[bold]{escaped(files[0])}[/bold]",
-            f"[dim]{samples} x_T · {len(lines)} lines · {terminal.seconds:.0f} s[/dim]",
-        )
+        tell(terminal, "consistency", about, lines, files, f"{samples} x_T · {len(lines)} lines")
 
 
 def _sheet(file: Path, bench: "Consistency", eta: float, counts: Sequence[int], seeds: Sequence[int]) -> Path:

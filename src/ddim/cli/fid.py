@@ -1,6 +1,5 @@
 """``ddim evaluate fid``: how far drawn pictures are from a data set."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +7,7 @@ import typer
 
 from ..errors import InputError
 from . import options as o
-from .evaluate import Folder
+from .evaluate import Folder, about_run, flags_of
 from .terminal import Terminal, escaped
 
 if TYPE_CHECKING:
@@ -87,10 +86,10 @@ def fid(
         from ..evaluation.fid import COLUMNS, Walk, draw_features, items_of, words_of
         from ..evaluation.frechet import Statistics, bootstrap_interval, frechet_distance, title
         from ..evaluation.reference import data_statistics
-        from ..evaluation.tables import machine, write_table
+        from ..evaluation.tables import write_table
         from ..models import where_and_what
         from ..training.data import load_images
-        from .work import about_model, guidance_for, open_model
+        from .work import guidance_for, open_model
 
         where, _ = where_and_what(device, "float32")
         with terminal.status("loading what judges"):
@@ -134,22 +133,17 @@ def fid(
                     interval = bootstrap_interval(vectors, reference, resamples=again, seed=seed)
                     row |= {"low": interval.low, "high": interval.high, "bias": interval.bias}
             row = {"distance": called, "images": images, **row}
-            given = {"--data": data, "--recipe": recipe, "--split": split, "--weights": weights, "--spacing": spacing}
-            flags = ["--model", model, *(x for k, v in given.items() if v is not None for x in (k, v))]
-            flags += ["--images", images, "--features", features, "--steps", steps, "--eta", f"{eta:g}"]
-            flags += ["--solver", solver, *(x for pair in option or [] for x in ("--option", pair)), "--seed", seed]
-            flags += ["--guidance", f"{weight:g}"] if counted.text else []
-            flags += ["--fit", config.fit] if recipe is None else []
-            flags += [] if resamples is None else ["--resamples", resamples]
-            record = {
-                "command": shlex.join(["ddim", "evaluate", "fid", *map(str, flags)]),
-                **about_model(counted),
+            words = flags_of(model=model, data=data, recipe=recipe, split=split, weights=weights, spacing=spacing)
+            words += flags_of(images=images, features=features, steps=steps, eta=eta, solver=solver, option=option)
+            words += flags_of(seed=seed, guidance=weight if counted.text else None, resamples=resamples)
+            words += flags_of(fit=config.fit if recipe is None else None)
+            rest = {
                 "walk": drawn,
                 "seeds": f"{seed} to {seed + images - 1}",
                 "reference": about,
                 "interval": f"95 %, {again} resamples of the drawn pictures" if again else "none",
-                "machine": machine(),
             }
+            record = about_run("fid", words, counted, rest)
             name = "fid" if called == "FID" else "frechet"
             files = write_table(out, name, [row], FORMATS, record)
             span = f" ({row['low']:.4g} to {row['high']:.4g})" if again else ""

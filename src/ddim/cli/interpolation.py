@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .evaluate import Folder
+from .evaluate import Folder, about_run, flags_of, tell
 from .files import slug
-from .table1 import Data, Features, Split, command_line
-from .terminal import Terminal, escaped
+from .table1 import Data, Features, Split
+from .terminal import Terminal
 
 if TYPE_CHECKING:
     from ..evaluation.interpolation import Interpolation
@@ -55,10 +55,10 @@ def interpolation(
         from ..evaluation.fitting import fitting_or_none, reference, reference_text
         from ..evaluation.frechet import title
         from ..evaluation.store import open_rows, processes
-        from ..evaluation.tables import machine, write_table
+        from ..evaluation.tables import write_table
         from ..lock import only_process
         from ..walks import check_batch
-        from .work import about_model, open_model
+        from .work import open_model
 
         ways = list(dict.fromkeys(way or i.WAYS))
         for one in ways:
@@ -89,12 +89,9 @@ def interpolation(
             if not among.main:
                 return
             ends = i.distance([row["end"] for row in rows.of(bench.items(ways[0], seeds))], target)
-            given = {"--model": model, "--way": way, "--frames": frames, "--steps": steps, "--spacing": spacing}
-            given |= {"--samples": samples, "--features": features, "--data": data}
-            given |= {"--split": split if data else None, "--seed": seed}
-            about = {
-                "command": command_line("interpolation", given),
-                **about_model(counted),
+            words = flags_of(model=model, way=way, frames=frames, steps=steps, spacing=spacing, samples=samples)
+            words += flags_of(features=features, data=data, split=split if data else None, seed=seed)
+            rest = {
                 "paths": f"{samples} of {frames} frames, from seeds {seed} to {seed + samples - 1}, each to the next; "
                 f"S = {steps}, {chosen}; means, 95 % intervals",
                 "features": "none that fit" if network is None else f"{network.name} {network.fingerprint[:12]}",
@@ -104,20 +101,16 @@ def interpolation(
                 "distance of the ends": None
                 if ends["distance"] is None
                 else f"{ends['distance']:.1f} [{ends['distance_low']:.1f}, {ends['distance_high']:.1f}]",
-                "machine": machine(),
             }
-            about = {key: value for key, value in about.items() if value is not None}
+            rest = {key: value for key, value in rest.items() if value is not None}
+            about = about_run("interpolation", words, counted, rest)
             name = f"interpolation-{slug(model)}"
             files = write_table(out, name, lines, _formats(i.MEASURES), about, i.layout(lines))
             files.append(_sheet(out / f"{name}.png", bench, ways, shown))
         for one in lines:
             if one["failed"]:
                 terminal.warn(f"{one['way']}: {one['failed']} paths failed.")
-        terminal.result(
-            {"command": "evaluate interpolation", **about, "rows": lines, "files": [str(f) for f in files]},
-            f"[bold]{escaped(files[0])}[/bold]",
-            f"[dim]{samples} paths · {len(ways)} ways · {terminal.seconds:.0f} s[/dim]",
-        )
+        tell(terminal, "interpolation", about, lines, files, f"{samples} paths · {len(ways)} ways")
 
 
 def _sheet(file: Path, bench: "Interpolation", ways: Sequence[str], seeds: Sequence[int]) -> Path:

@@ -1,8 +1,7 @@
 """``ddim evaluate table1``: quality against S and eta."""
 
-import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .evaluate import Folder
+from .evaluate import Folder, about_run, flags_of, tell
 from .files import slug
-from .terminal import Terminal, escaped
+from .terminal import Terminal
 
 if TYPE_CHECKING:
     from ..evaluation.table1 import Cell
@@ -100,7 +99,7 @@ def table1(
         from ..evaluation.store import open_rows, processes
         from ..lock import only_process
         from ..walks import check_batch
-        from .work import about_model, open_model
+        from .work import open_model
 
         check_batch(batch)
         among = processes()
@@ -121,19 +120,17 @@ def table1(
                 target, of = reference(network, data, split, out / "reference", report)
             cells = list(dict.fromkeys(place.cell for place in where))
             seeds = range(seed, seed + samples)
-            chosen = {"--steps": steps, "--eta": eta, "--solver": solver, "--evaluations": evaluations}
-            given = {"--model": model, **chosen, "--spacing": spacing, "--samples": samples, "--features": features}
-            given |= {"--data": data, "--split": split if data else None, "--seed": seed}
+            words = flags_of(model=model, steps=steps, eta=eta, solver=solver, evaluations=evaluations, spacing=spacing)
+            words += flags_of(samples=samples, features=features, data=data, split=split if data else None, seed=seed)
             measure = title(network.name)
-            about = {
-                "command": command_line("table1", given),
-                **about_model(counted),
+            rest = {
                 "images": f"{samples} a cell, of seeds {seed} to {seed + samples - 1}",
                 "measure": f"{measure}; in brackets its 95 % interval for sets of {samples} images",
                 "reference": reference_text(of),
                 "features": f"{network.name} {network.fingerprint[:12]}",
                 "in parentheses": "network evaluations, where a solver cannot make as many as its column says",
             }
+            about = about_run("table1", words, counted, rest)
             measured: dict[Any, dict[str, Any]] = {}
             pace = _Pace(terminal, cells, samples, among.count)
             files: list[Path] = []
@@ -158,11 +155,7 @@ def table1(
         for line in lines:
             if line["failed"]:
                 terminal.warn(f"{line['solver']}, S = {line['steps']}: {line['failed']} images failed: {line['why']}")
-        terminal.result(
-            {"command": "evaluate table1", **about, "rows": lines, "files": [str(f) for f in files]},
-            f"[bold]{escaped(files[0])}[/bold]",
-            f"[dim]{len(cells)} cells · {samples} images each · {terminal.seconds:.0f} s[/dim]",
-        )
+        tell(terminal, "table1", about, lines, files, f"{len(cells)} cells · {samples} images each")
 
 
 class _Pace:
@@ -228,9 +221,8 @@ def _write(
     """The table of the cells that are there, and a plot for each spacing."""
     from ..evaluation import table1 as t
     from ..evaluation.plots import line_plot
-    from ..evaluation.tables import machine, write_table
+    from ..evaluation.tables import write_table
 
-    about = {**about, "machine": machine()}
     files = write_table(out, name, list(measured.values()), FORMATS, about, t.layout(where, measured))
     for k, spacing in enumerate(spacings):
         file = out / (f"{name}-{spacing}.png" if k else f"{name}.png")
@@ -245,15 +237,6 @@ FORMATS = {
     **dict.fromkeys(("distance", "low", "high", "bias"), ".3f"),
     **{"images": "d", "failed": "d", "seconds": ".4f"},
 }
-
-
-def command_line(name: str, given: Mapping[str, Any]) -> str:
-    """``ddim evaluate NAME`` as it can be typed again: an option that is None is left out, a list is repeated."""
-    words = ["ddim", "evaluate", name]
-    for flag, value in given.items():
-        for one in value if isinstance(value, list) else [value]:
-            words += [] if one is None else [flag, str(one)]
-    return shlex.join(words)
 
 
 def _or_none(given: list[str] | None, usual: Sequence[str]) -> Sequence[str]:
