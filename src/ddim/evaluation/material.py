@@ -95,7 +95,10 @@ def _carried(model: Model, count: int | None) -> Material:
         return Material(spread(pictures, count or len(pictures)), origin="pictures that the package carries")
     with (root / "pictures.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["file"]]
-    known = [_picture(*row["prompt"].split(maxsplit=1), root / row["file"], model) for row in rows]
+    named = [row["prompt"].partition(" ") for row in rows]  # the style's one word, then the name
+    known = [
+        _picture(style, word, root / row["file"], model) for row, (style, _, word) in zip(rows, named, strict=True)
+    ]
     tests = [p for p, row in zip(known, rows, strict=True) if row["file"].startswith("test_images/")]
     # of a style there are a handful: one gallery of all
     gallery = Gallery(torch.stack([p.pixels for p in known]), [f"{p.style} {p.word}" for p in known])
@@ -125,7 +128,9 @@ def _folder(data: Path | None, model: Model) -> DataConfig:
     channels, height, _ = model.picture
     split = "test" if data is not None and data.is_dir() and _has_split(data) else "train"
     idx = idx_file(SourceConfig(str(data), split)) is not None
-    return DataConfig(str(data), height, split, channels=channels, fit="pad" if idx else "crop", background=0)
+    return DataConfig(
+        str(data), height, split, channels=1 if channels == 1 else 3, fit="pad" if idx else "crop", background=0
+    )
 
 
 def _read(config: DataConfig, count: int, model: Model) -> list[Picture]:
