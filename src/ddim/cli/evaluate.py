@@ -4,6 +4,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +17,11 @@ from .terminal import Terminal, escaped
 
 if TYPE_CHECKING:
     from ..evaluation.edits import Setting
+    from ..evaluation.leaderboard import Leaderboard
     from ..evaluation.methods import Way
-    from ..evaluation.store import Row
+    from ..evaluation.store import Row, Rows
+    from ..evaluation.table2 import Reconstructions
+    from ..evaluation.trips import Trip
     from .work import Counted
 
 evaluate = typer.Typer(name="evaluate", no_args_is_help=True, help="Measure: tables, with the command under each.")
@@ -104,6 +108,20 @@ def telling(terminal: Terminal, name: str, key: str, run: "Callable[[Any], Seque
         return rows
 
     return told
+
+
+def walk_trips(
+    terminal: Terminal, bench: "Reconstructions | Leaderboard", trips: "Sequence[Trip]", rows: "Rows", batch: int
+) -> None:
+    """Measures what each trip lacks, under a bar of its own, and gathers the rows of all processes."""
+    from ..evaluation.trips import blocks_of
+
+    for trip in trips:
+        items = bench.items(trip)
+        with terminal.bar(trip.name, len(items)) as report:
+            run = telling(terminal, trip.name, "picture", partial(bench.run, trip))
+            rows.measure_blocks(blocks_of(items, batch), run, report)
+    rows.gather()
 
 
 def flags_of(**given: object) -> list[str]:

@@ -21,8 +21,8 @@ from .evaluate import (
     flags_of,
     main_process,
     tell,
-    telling,
     voice,
+    walk_trips,
     ways_from,
 )
 from .files import slug
@@ -30,7 +30,6 @@ from .terminal import Terminal
 
 if TYPE_CHECKING:
     from ..evaluation.networks import Lpips
-    from ..evaluation.trips import Trip
 
 _Steps = Annotated[
     list[int] | None, typer.Option("--steps", "-S", min=1, help="S; repeatable. By default 10, 20 and 50.")
@@ -77,7 +76,6 @@ def leaderboard(
         from ..evaluation.plots import line_plot
         from ..evaluation.store import open_rows
         from ..evaluation.tables import write_table
-        from ..evaluation.trips import blocks_of
         from ..training import load_config
         from .work import open_model
 
@@ -94,15 +92,7 @@ def leaderboard(
         board = Leaderboard(counted.as_model, pictures, counted.calls, _lpips(terminal, counted.device), words, styles)
         trips = board.trips(found)
         with open_rows(out, COLUMNS) as rows:
-            for trip in trips:
-                with terminal.bar(trip.name, len(pictures.pictures)) as report:
-
-                    def run(items: Any, trip: "Trip" = trip) -> Any:
-                        return board.run(trip, items)
-
-                    blocks = blocks_of(board.items(trip), batch)
-                    rows.measure_blocks(blocks, telling(terminal, trip.name, "picture", run), report)
-            rows.gather()
+            walk_trips(terminal, board, trips, rows, batch)
             if not rows.processes.main:
                 return
             table = ranked([summary(trip, rows.of(board.items(trip))) for trip in trips])

@@ -1,7 +1,7 @@
 """``ddim evaluate table2``: reconstruction error against S, every inversion."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,14 +17,14 @@ from .evaluate import (
     about_run,
     flags_of,
     tell,
-    telling,
     voice,
+    walk_trips,
     ways_from,
 )
 from .files import slug
 
 if TYPE_CHECKING:
-    from ..evaluation.trips import Trip
+    pass
 
 Steps = Annotated[
     list[int] | None,
@@ -65,7 +65,7 @@ def table2(
         from ..evaluation.store import open_rows
         from ..evaluation.table2 import COLUMNS, FORMATS, STEPS, Reconstructions, lines, page, summary
         from ..evaluation.tables import write_table
-        from ..evaluation.trips import Trip, blocks_of
+        from ..evaluation.trips import Trip
         from ..training import load_config
         from .work import guidance_for, open_model
 
@@ -80,15 +80,7 @@ def table2(
             pictures = material(counted.as_model, images, config, data)
         bench = Reconstructions(counted.as_model, pictures.pictures, counted.calls)
         with open_rows(out, COLUMNS) as rows:
-            for trip in trips:
-                with terminal.bar(trip.name, len(pictures.pictures)) as report:
-
-                    def run(items: Any, trip: "Trip" = trip) -> Any:
-                        return bench.run(trip, items)
-
-                    blocks = blocks_of(bench.items(trip), batch)
-                    rows.measure_blocks(blocks, telling(terminal, trip.name, "picture", run), report)
-            rows.gather()
+            walk_trips(terminal, bench, trips, rows, batch)
             if not rows.processes.main:
                 return
             table = [summary(trip, rows.of(bench.items(trip))) for trip in trips]
