@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -31,3 +32,45 @@ def sensitivity(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 )
 def test_a_batch_has_no_gaps_so_that_picture_k_has_seed_k(sensitivity: ModuleType, missing, batches):
     assert sensitivity.batches(missing, 3) == batches
+
+
+@pytest.mark.parametrize(
+    ("script", "network", "more", "says"),
+    [
+        ("sampling", "tiny", ["--also", "bfloat16"], "ddim.sample, bfloat16"),
+        ("sampling", "tiny-text", [], "our network alone"),
+        ("inversion", "tiny", [], "there and back"),
+        ("inversion", "tiny-text", [], "there and back"),
+        ("training_step", "tiny", [], "ms a step"),
+    ],
+)
+def test_a_speed_benchmark_runs_and_says_what_it_did(
+    script: str, network: str, more: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    size = ["--network", network, "--batch", "2", "--steps", "2", "--rounds", "1"]
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr("sys.argv", [f"benchmarks/{script}.py", *size, *more])
+    importlib.import_module(script).main()
+    said = capsys.readouterr().out
+    assert said.startswith(f"python benchmarks/{script}.py --network {network}")
+    assert says in said
+    assert "1 rounds" in said
+    assert "thread(s), torch" in said
+
+
+def test_the_pipeline_and_ours_draw_the_same_images(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    rounds, sampling = importlib.import_module("rounds"), importlib.import_module("sampling")
+    for name in ("tiny", "tiny-text"):
+        with rounds.opened(name) as network:
+            images = [make(network, 2, 3)() for make in (sampling.theirs, sampling.ours)]
+        assert (images[0] - images[1]).abs().max() < 1e-4
+
+
+def test_ratios_are_of_rounds_and_a_run_may_take_its_own_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    rounds = importlib.import_module("rounds")
+    seconds = iter([9.0, 9.0, 1.0, 3.0, 2.0, 2.0, 1.0, 8.0])
+    times = rounds.in_turns({"a": lambda: next(seconds), "b": lambda: next(seconds)}, 3)
+    assert times == {"a": [1.0, 2.0, 1.0], "b": [3.0, 2.0, 8.0]}
+    assert rounds.ratios(times, "a", "b") == "3.00 (1.00 to 8.00)"

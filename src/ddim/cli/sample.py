@@ -36,6 +36,14 @@ _Classifier = Annotated[
         show_default=False,
     ),
 ]
+_Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Have torch.compile translate the network first: takes a minute; it seldom pays on a CPU.",
+        rich_help_panel=o.WORK,
+    ),
+]
 _ClassifierWeight = Annotated[
     float | None,
     typer.Option(
@@ -75,6 +83,7 @@ def sample(
     one_by_one: o.OneByOne = False,
     device: o.Device = None,
     dtype: o.DType = "float32",
+    compile: _Compile = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -106,7 +115,7 @@ def sample(
         from .work import about_model, about_words, guidance_for, open_model, words_slug, words_text
 
         known = options_of(verbs.solver_with_eta(solver, eta, options))
-        counted = open_model(terminal, model, device, dtype, label)
+        counted = open_model(terminal, model, device, dtype, label, compile=compile)
         guided = guidance_for(
             counted, guidance, rescale, interval, usual=_USUAL, negative=negative, one_by_one=one_by_one
         )

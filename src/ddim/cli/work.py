@@ -54,7 +54,13 @@ class Counted:
 
 
 def open_model(
-    terminal: Terminal, name: str, device: str | None, dtype: str, labels: Sequence[int] | None = None
+    terminal: Terminal,
+    name: str,
+    device: str | None,
+    dtype: str,
+    labels: Sequence[int] | None = None,
+    *,
+    compile: bool = False,
 ) -> Counted:
     """A model by name, with the spinner that this deserves.
 
@@ -65,7 +71,7 @@ def open_model(
     with terminal.status(f"loading {name}"):
         from ..models import load
 
-        model = load(name, device=device, dtype=dtype)
+        model = load(name, device=device, dtype=dtype, compile=compile)
     if model.classes and labels is None:
         raise InputError(f"The model {name!r} is conditional; give a class with --label 0 to {model.classes - 1}.")
     return Counted(model)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .base import Model
     from .classifier import load_classifier
     from .features import load_features
+    from .latent import LatentTextModel
+    from .pixel import PixelModel
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 TEXT_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
@@ -35,7 +37,11 @@ def bundled_test_images(name: str) -> list[Path]:
 
 
 def load(
-    name: str | Path, *, device: "str | torch.device | None" = None, dtype: "str | torch.dtype" = "float32"
+    name: str | Path,
+    *,
+    device: "str | torch.device | None" = None,
+    dtype: "str | torch.dtype" = "float32",
+    compile: bool = False,
 ) -> "Model":
     """A model by the name of a bundled one, a folder in the diffusers format, or a hub id.
 
@@ -44,12 +50,19 @@ def load(
             or ``owner/name`` on the hub.
         device: ``"cpu"``, ``"cuda"`` ...; by default cuda where there is one.
         dtype: what the network computes in: float32, float64, bfloat16 or float16.
+        compile: have torch.compile translate the U-Net at its first call, which takes a minute or so for each size of
+            batch; in float32 on a CPU it seldom pays (``benchmarks/NOTES.md``).
 
     Raises:
-        InputError: no such model (the nearest is named), a format this version does not take, a pickle.
+        InputError: no such model (the nearest is named), a format this version does not take, a pickle; ``compile``
+            where there is no C++ compiler.
         DDIMError: the files are broken, or the hub cannot be reached.
     """
+    from .quicken import need_compiler, quicken
+
     where, dtype = where_and_what(device, dtype)
+    if compile:
+        need_compiler(where)
     bundled = bundled_models()
     source = str(bundled.get(str(name), name))
     folder = Path(source)
@@ -62,8 +75,11 @@ def load(
         raise InputError(f"{error}{hint} A folder in the diffusers format or a hub id (owner/name) will do too.")
     folder = folder if folder.is_dir() else _from_hub(source)
     if _kind(folder) in TEXT_PIPELINES:
-        return _load_text(str(name), folder, where, dtype)
-    return _load_pixel(str(name), folder, where, dtype)
+        model = _load_text(str(name), folder, where, dtype)
+    else:
+        model = _load_pixel(str(name), folder, where, dtype)
+    quicken(model, compile=compile)
+    return model
 
 
 def where_and_what(
@@ -92,7 +108,7 @@ def _kind(folder: Path) -> str:
     return str(read_json(index).get("_class_name", "")) if index.is_file() else ""
 
 
-def _load_text(name: str, folder: Path, device: "torch.device", dtype: "torch.dtype") -> "Model":
+def _load_text(name: str, folder: Path, device: "torch.device", dtype: "torch.dtype") -> "LatentTextModel":
     try:
         with loading():
             from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -122,7 +138,7 @@ def _load_text(name: str, folder: Path, device: "torch.device", dtype: "torch.dt
     return LatentTextModel(name, pipeline, device=device, dtype=dtype)
 
 
-def _load_pixel(name: str, folder: Path, device: "torch.device", dtype: "torch.dtype") -> "Model":
+def _load_pixel(name: str, folder: Path, device: "torch.device", dtype: "torch.dtype") -> "PixelModel":
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     from .pixel import PixelModel

@@ -16,9 +16,13 @@ from ..prediction import Pair, to_pair
 from .pixel import fingerprint
 from .quiet import quiet
 from .schedule import read_schedule, timestep
+from .side_by_side import least_rows, side_by_side
 
 ATTENTION = "attention"
 """In a ``Cond``: an object that the attention processors of ``ddim.editing`` are handed with every call."""
+
+
+_LEAST_PICTURES = 4  # of a thread, in the autoencoder
 
 
 class LatentTextModel:
@@ -29,6 +33,9 @@ class LatentTextModel:
         pipeline: diffusers' StableDiffusionPipeline; its parts are put into eval mode and moved.
         device: where it computes.
         dtype: what its networks compute in; the sampler's state is float32, or float64 when this is.
+
+    Attributes:
+        threads: on a CPU, share the rows of a large batch out among threads.
 
     Raises:
         InputError: a pipeline whose scheduler or U-Net this version does not take.
@@ -71,6 +78,7 @@ class LatentTextModel:
         vae.to(memory_format=torch.channels_last)
         self.pipeline, self.network, self.vae = pipeline, unet, vae
         self.tokenizer: Any = pipeline.tokenizer
+        self.threads, self.least = True, least_rows(unet)
 
     def denoiser(self) -> Denoiser:
         """The U-Net as a denoiser under ``cond["words"]``, without guidance."""
@@ -79,14 +87,17 @@ class LatentTextModel:
         def denoise(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
             if not cond or WORDS not in cond:
                 raise InputError(f"The model {self.name!r} needs a prompt; an empty one will do.")
-            control = cond.get(ATTENTION)
-            output = network(
-                x.to(dtype),
-                timestep(path, node, x.device),
-                encoder_hidden_states=cond[WORDS].to(dtype),
-                cross_attention_kwargs=None if control is None else {"control": control, "half": cond.get("half")},
-                return_dict=False,
-            )[0]
+            control, label = cond.get(ATTENTION), timestep(path, node, x.device)
+            told = None if control is None else {"control": control, "half": cond.get("half")}
+
+            def ask(rows: Tensor, words: Tensor) -> Tensor:
+                return network(
+                    rows, label, encoder_hidden_states=words, cross_attention_kwargs=told, return_dict=False
+                )[0]
+
+            words = cond[WORDS].to(dtype)
+            shared = self.threads and control is None  # attention control looks at the whole batch
+            output = side_by_side(ask, x.to(dtype), words, least=self.least) if shared else ask(x.to(dtype), words)
             return to_pair(prediction, output.to(x.dtype), x, node)
 
         return denoise
@@ -146,7 +157,8 @@ class LatentTextModel:
         """
         x = images.to(device=self.device, dtype=self.dtype) * 2 - 1
         with torch.no_grad():
-            code = self._finite(self.vae.encode(x).latent_dist.mean, "encoded a picture")
+            code = side_by_side(lambda rows: self.vae.encode(rows).latent_dist.mean, x, least=_LEAST_PICTURES)
+            code = self._finite(code, "encoded a picture")
         return (code.to(self.state_dtype) - self.shift) * self.scale
 
     def decode(self, x0: Tensor) -> Tensor:
@@ -156,7 +168,8 @@ class LatentTextModel:
             DDIMError: the autoencoder returned NaN or infinity.
         """
         with torch.no_grad():
-            image = self.vae.decode((x0 / self.scale + self.shift).to(self.dtype)).sample
+            code = (x0 / self.scale + self.shift).to(self.dtype)
+            image = side_by_side(lambda rows: self.vae.decode(rows).sample, code, least=_LEAST_PICTURES)
             image = self._finite(image, "decoded a sample")
         return ((image.to(self.state_dtype) + 1) / 2).clamp(0, 1)
 

@@ -14,6 +14,7 @@ from ..errors import InputError, is_whole
 from ..path import GaussianPath, Node, VEPath
 from ..prediction import Pair, to_pair
 from .schedule import read_schedule, timestep
+from .side_by_side import least_rows, side_by_side
 
 
 class PixelModel:
@@ -25,6 +26,9 @@ class PixelModel:
         scheduler: the scheduler config it was trained with.
         device: where it computes.
         dtype: what it computes in; the sampler's state is float32, or float64 when this is.
+
+    Attributes:
+        threads: on a CPU, share the rows of a large batch out among threads.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class PixelModel:
         # the layout that convolutions are fastest in; the same numbers
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.network = network.eval().requires_grad_(False)
+        self.threads, self.least = True, least_rows(network)
         if int(config.out_channels) not in (self.shape[0], 2 * self.shape[0]):
             raise InputError(
                 f"The model {name!r} has {config.out_channels} output channels for {self.shape[0]} input channels."
@@ -79,7 +84,13 @@ class PixelModel:
         def denoise(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
             label = timestep(path, node, x.device)
             labels = cond["labels"] if cond else None
-            output = network(x.to(dtype), label, class_labels=labels, return_dict=False)[0]
+
+            def ask(rows: Tensor, classes: Tensor | None) -> Tensor:
+                return network(rows, label, class_labels=classes, return_dict=False)[0]
+
+            output = (
+                side_by_side(ask, x.to(dtype), labels, least=self.least) if self.threads else ask(x.to(dtype), labels)
+            )
             return to_pair(prediction, output[:, :channels].to(x.dtype), x, node)
 
         return denoise

@@ -1,0 +1,95 @@
+"""diffusers' U-Nets and autoencoders made quicker on a CPU, where no gradient is asked for.
+
+What they answer is the same but for rounding: a block that writes over what it alone holds, wide convolutions by
+Winograd's way, and, on request, torch.compile in place of both.
+"""
+
+import os
+import shutil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from ..errors import InputError
+from .latent import LatentTextModel
+from .pixel import PixelModel
+from .winograd import BYTES, Quick
+
+
+def quicken(model: PixelModel | LatentTextModel, *, compile: bool = False) -> None:
+    """Gives the parts of a loaded model a quicker ``forward``.
+
+    Weights, configs and classes stay; in training, with gradients, under autocast and on another device each block
+    computes as before, and what does not look like the blocks known here is left alone.
+
+    Args:
+        model: its weights are not to change any more.
+        compile: torch.compile the U-Net instead.
+    """
+    if compile:
+        model.network.compile()
+        model.threads = False  # the compiled code has threads of its own
+    else:
+        quick_blocks(model.network)
+    if isinstance(model, LatentTextModel):
+        quick_blocks(model.vae)
+
+
+def need_compiler(device: torch.device) -> None:
+    """Raises InputError where torch.compile could not compile for a CPU."""
+    named = os.environ.get("CXX", "")
+    if device.type == "cpu" and not any(shutil.which(c) for c in (named, "g++", "clang++", "c++", "cl") if c):
+        raise InputError("compile needs a C++ compiler, and there is no g++ or clang++ here; leave it out.")
+
+
+def quick_blocks(network: nn.Module) -> None:
+    """The same for one network."""
+    from diffusers.models.resnet import ResnetBlock2D
+
+    budget = [BYTES]
+    for module in network.modules():
+        changed: Any = module
+        if isinstance(module, ResnetBlock2D) and Block.fits(module):
+            changed.forward = Block(module)
+        elif Quick.fits(module):
+            changed.forward = Quick(changed, budget)
+
+
+class Block:
+    """A ``ResnetBlock2D``'s ``forward`` that writes over what it alone holds, and divides by no 1.
+
+    Args:
+        block: whose ``fits`` is true.
+    """
+
+    def __init__(self, block: Any) -> None:
+        self.block, self.plain = block, block.forward
+
+    @staticmethod
+    def fits(block: Any) -> bool:
+        """Whether it is of the usual kind: group norm, SiLU, the time added to the hidden channels, one resolution."""
+        return (
+            block.upsample is None
+            and block.downsample is None
+            and (block.time_embedding_norm == "default" or block.time_emb_proj is None)
+            and isinstance(block.nonlinearity, nn.SiLU)
+            and isinstance(block.norm1, nn.GroupNorm)
+            and isinstance(block.norm2, nn.GroupNorm)
+            and block.output_scale_factor == 1
+            and not block.skip_time_act
+        )
+
+    def __call__(self, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        """As the block's own; diffusers passes further arguments, which it has deprecated."""
+        block = self.block
+        plain = torch.is_grad_enabled() or block.training or torch.is_autocast_enabled("cpu")
+        if plain or input_tensor.device.type != "cpu" or args or kwargs:
+            return self.plain(input_tensor, temb, *args, **kwargs)
+        x = block.conv1(silu(block.norm1(input_tensor), inplace=True))
+        if temb is not None and block.time_emb_proj is not None:
+            x += block.time_emb_proj(silu(temb))[:, :, None, None]
+        x = block.conv2(silu(block.norm2(x), inplace=True))
+        x += input_tensor if block.conv_shortcut is None else block.conv_shortcut(input_tensor)
+        return x

@@ -1,0 +1,294 @@
+"""What ``ddim.load`` does for speed changes no answer but by rounding, and nothing where gradients are asked for."""
+
+import copy
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import pipeline_folder, unet
+from torch import nn
+from torch.nn.functional import conv2d
+
+import ddim
+from ddim.errors import InputError
+from ddim.models import side_by_side as rows
+from ddim.models import winograd
+from ddim.models.quicken import Block, quick_blocks
+from ddim.models.side_by_side import side_by_side
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def every_convolution(monkeypatch: pytest.MonkeyPatch):
+    """Winograd's way also for the small ones of the tests."""
+    monkeypatch.setattr(winograd, "LEAST_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "LEAST_SIDE", 1)
+    monkeypatch.setattr(winograd, "LEAST_TILES", 1)
+
+
+# Winograd's convolution
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 12), (5, 7), (1, 1), (32, 32), (70, 9)])
+def test_the_sums_are_the_convolution_s_in_float64(size: tuple[int, int]):
+    x, weight, bias = torch.randn(3, 5, *size).double(), torch.randn(6, 5, 3, 3).double(), torch.randn(6).double()
+    for b in (bias, None):
+        torch.testing.assert_close(
+            winograd.convolve(x, winograd.transformed(weight), b),
+            conv2d(x, weight, b, padding=1),
+            rtol=1e-12,
+            atol=1e-12,
+        )
+
+
+def test_a_lone_impulse_gives_the_kernel_turned_round():
+    x, weight = torch.zeros(1, 1, 8, 8), torch.arange(9.0).view(1, 1, 3, 3)
+    x[0, 0, 3, 4] = 1
+    out = winograd.convolve(x, winograd.transformed(weight), None)
+    torch.testing.assert_close(out[0, 0, 2:5, 3:6], weight[0, 0].flip(0, 1), rtol=1e-5, atol=1e-5)
+    assert out.abs().sum() == pytest.approx(36, rel=1e-4)
+
+
+def test_float32_stays_within_the_stated_error():
+    conv = nn.Conv2d(128, 128, 3, padding=1)
+    x = torch.randn(2, 128, 16, 16)
+    with torch.no_grad():
+        exact = conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)  # type: ignore[union-attr]
+        assert relative(winograd.convolve(x, winograd.transformed(conv.weight), conv.bias).double(), exact) < 5e-6
+
+
+def test_cut_into_bands_and_groups_it_is_the_same(monkeypatch: pytest.MonkeyPatch):
+    x, u = torch.randn(5, 4, 24, 16), winograd.transformed(torch.randn(3, 4, 3, 3))
+    whole = winograd.convolve(x, u, None)
+    for tiles in (1, 5, 24, 48):
+        monkeypatch.setattr(winograd, "TILES_AT_ONCE", tiles)
+        torch.testing.assert_close(winograd.convolve(x, u, None), whole)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 1},
+        {"padding": 0},
+        {"padding": (1, 0)},
+        {"padding": "same"},
+        {"stride": 2},
+        {"dilation": 2},
+        {"groups": 2},
+        {"padding_mode": "circular"},
+        {"in_channels": 32},
+        {"in_channels": 64, "out_channels": 64},
+    ],
+)
+def test_other_convolutions_are_left_alone(options: dict[str, Any]):
+    usual = {"in_channels": 128, "out_channels": 128, "kernel_size": 3, "padding": 1}
+    assert winograd.Quick.fits(nn.Conv2d(**usual))  # type: ignore[arg-type]
+    assert not winograd.Quick.fits(nn.Conv2d(**{**usual, **options}))
+
+
+def test_new_weights_are_seen():
+    conv = nn.Conv2d(128, 64, 3, padding=1).requires_grad_(False)
+    quick, x = winograd.Quick(conv, [winograd.BYTES]), torch.randn(1, 128, 16, 16)
+    with torch.no_grad():
+        before = quick(x)
+        conv.weight.mul_(2)
+        torch.testing.assert_close(quick(x), conv(x), rtol=1e-3, atol=1e-3)
+        assert relative(quick(x), before) > 0.5
+
+
+def test_weights_beyond_the_budget_and_small_calls_go_the_usual_way():
+    conv = nn.Conv2d(128, 64, 3, padding=1).requires_grad_(False)
+    x, size = torch.randn(1, 128, 16, 16), 36 * 128 * 64 * 4
+    with torch.no_grad():
+        budget = [size - 1]
+        assert torch.equal(winograd.Quick(conv, budget)(x), conv(x))
+        assert budget == [size - 1]
+        quick, budget = winograd.Quick(conv, (exact := [size])), exact
+        assert torch.equal(quick(x[:, :, :8]), conv(x[:, :, :8])), "8 tiles are too few"
+        assert budget == [size]
+        assert not torch.equal(quick(x), conv(x))
+        assert budget == [0]
+
+
+# Blocks, and whole networks
+
+
+def quickened(network: Any) -> Any:
+    network = copy.deepcopy(network).requires_grad_(False)
+    quick_blocks(network)
+    return network
+
+
+@pytest.mark.usefixtures("every_convolution")
+@pytest.mark.parametrize("classes", [None, 3])
+def test_a_network_answers_the_same(classes: int | None):
+    plain = unet(classes=classes)
+    quick, x, t = quickened(plain), torch.randn(5, 1, 8, 8), torch.tensor(400)
+    labels = None if classes is None else torch.tensor([0, 1, 2, 0, 1])
+    kept = x.clone()
+    assert sum(isinstance(m.__dict__.get("forward"), Block) for m in quick.modules()) > 5
+    assert sum(isinstance(m.__dict__.get("forward"), winograd.Quick) for m in quick.modules()) > 10
+    with torch.no_grad():
+        assert relative(quick(x, t, labels).sample, plain(x, t, labels).sample) < 2e-5
+    assert torch.equal(x, kept)
+
+
+def test_without_wide_convolutions_it_is_the_same_to_the_bit():
+    plain = unet()
+    with torch.no_grad():
+        x, t = torch.randn(3, 1, 8, 8), torch.tensor(400)
+        assert torch.equal(quickened(plain)(x, t).sample, plain(x, t).sample)
+
+
+@pytest.mark.usefixtures("every_convolution")
+def test_a_gradient_goes_the_usual_way():
+    plain = unet().requires_grad_(False)
+    quick, t, slopes = quickened(plain), torch.tensor(400), []
+    for network in (plain, quick):
+        x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        network(x, t).sample.square().sum().backward()
+        slopes.append(x.grad)
+    assert torch.equal(slopes[0], slopes[1])
+
+
+@pytest.mark.usefixtures("every_convolution")
+def test_under_autocast_and_in_training_it_goes_the_usual_way():
+    plain = unet()
+    quick, x, t = quickened(plain), torch.randn(2, 1, 8, 8), torch.tensor(400)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quick(x, t).sample, plain(x, t).sample)
+    for network in (plain, quick):
+        network.train()
+        for module in network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.5
+    with torch.enable_grad():
+        torch.manual_seed(3)
+        said = quick(x, t).sample
+        torch.manual_seed(3)
+        assert torch.equal(said, plain(x, t).sample)
+
+
+def test_a_loaded_model_is_quick_and_what_it_saves_is_as_it_was(tmp_path: Path):
+    folder = pipeline_folder(tmp_path / "model", unet())
+    network: Any = ddim.load(folder).network  # type: ignore[attr-defined]
+    assert any(isinstance(m.__dict__.get("forward"), Block) for m in network.modules())
+    network.save_pretrained(tmp_path / "again")
+    again = type(network).from_pretrained(tmp_path / "again")
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.state_dict().values(), unet().state_dict().values(), strict=True)
+    )
+
+
+# Threads
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_rows_come_back_in_their_order_from_several_threads():
+    seen, barrier = [], threading.Barrier(2, timeout=10)
+
+    def work(x: torch.Tensor, labels: torch.Tensor | None, none: None) -> torch.Tensor:
+        barrier.wait()  # both at once
+        assert none is None
+        assert labels is not None
+        seen.append((len(x), torch.get_num_threads(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+        return x * 2 + labels[:, None]
+
+    x, labels = torch.randn(33, 4), torch.arange(33)
+    with torch.no_grad():
+        assert torch.equal(side_by_side(work, x, labels, None, least=16), x * 2 + labels[:, None])
+        assert torch.equal(side_by_side(work, x, labels, None, least=16), x * 2 + labels[:, None])
+    with torch.inference_mode():
+        side_by_side(work, x, labels, None, least=16)
+    assert sorted(seen) == sorted(
+        [(16, 1, False, False), (17, 1, False, False)] * 2 + [(n, 1, False, True) for n in (16, 17)]
+    )
+    assert torch.get_num_threads() == 2
+    asked = []
+    later = threading.Thread(target=lambda: asked.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert asked == [2], "a thread that begins later has what the caller has"
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_few_rows_gradients_and_autocast_stay_in_one_call():
+    calls = []
+
+    def work(x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return x
+
+    with torch.no_grad():
+        side_by_side(work, torch.zeros(31, 1), least=16)
+        with torch.autocast("cpu", torch.bfloat16):
+            side_by_side(work, torch.zeros(64, 1), least=16)
+    side_by_side(work, torch.zeros(64, 1), least=16)
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        side_by_side(work, torch.zeros(64, 1), least=16)
+    assert calls == [31, 64, 64, 64]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_a_part_raises_reaches_the_caller():
+    def work(x: torch.Tensor) -> torch.Tensor:
+        raise InputError("no such row")
+
+    with torch.no_grad(), pytest.raises(InputError, match="no such row"):
+        side_by_side(work, torch.zeros(64, 1), least=16)
+
+
+def test_a_large_network_is_worth_a_thread_for_fewer_rows():
+    assert rows.least_rows(nn.Linear(999, 1000)) == 48
+    assert rows.least_rows(nn.Linear(9_999, 10_000)) == 1
+
+
+def test_samples_do_not_depend_on_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rows, "LEAST_WORK", 1)
+    model = ddim.load(pipeline_folder(tmp_path / "model", unet()))
+    alone = ddim.sample(model, 7, steps=3, seed=5)
+    try:
+        torch.set_num_threads(3)
+        shared = ddim.sample(model, 7, steps=3, seed=5)
+        again = ddim.sample(model, 7, steps=3, seed=5)
+        code = ddim.invert(model, shared, steps=3, method="belm")
+        back = ddim.reconstruct(model, code)
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(shared, again)
+    torch.testing.assert_close(shared, alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(back, shared, rtol=0, atol=1e-4)
+
+
+# torch.compile
+
+
+def test_compile_is_asked_of_torch_and_keeps_one_thread_of_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, compiled = pipeline_folder(tmp_path / "model", unet()), []
+    plain = ddim.sample(ddim.load(folder), 2, steps=2)
+    monkeypatch.setattr(nn.Module, "compile", lambda self, *a, **k: compiled.append(type(self).__name__))
+    model: Any = ddim.load(folder, compile=True)
+    assert compiled == ["UNet2DModel"]
+    assert model.threads is False
+    assert not any("forward" in m.__dict__ for m in model.network.modules())
+    torch.testing.assert_close(ddim.sample(model, 2, steps=2), plain, rtol=0, atol=1e-6)
+
+
+def test_compile_without_a_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(InputError, match=r"compile needs a C\+\+ compiler"):
+        ddim.load("fashion", compile=True)
