@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from common import TINY
 
+from ddim.evaluation.tables import machine
+
 CIFAR = "cifar"
 """A random network of the shape of google/ddpm-cifar10-32, 35.7 million parameters."""
 TINY_TEXT = "tiny-text"
