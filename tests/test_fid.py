@@ -290,7 +290,7 @@ def test_inception_that_cannot_be_had_is_one_sentence(tmp_path, monkeypatch):
     model = tiny.pipeline_folder(tmp_path / "small")
     make_images(tmp_path / "data", 3)
     monkeypatch.setattr("torchmetrics.utilities.imports._TORCH_FIDELITY_AVAILABLE", False)
-    assert "pip install 'ddim[eval]'" in fails("evaluate", "fid", "--model", model, "--data", "data", code=2)
+    assert "pip install 'ddim[fid]'" in fails("evaluate", "fid", "--model", model, "--data", "data", code=2)
 
 
 class Fetched(nn.Module):

@@ -61,10 +61,10 @@ def open_inception(weights: Path | None = None, device: str | torch.device = "cp
         from torchmetrics.utilities.imports import _TORCH_FIDELITY_AVAILABLE
     except Exception as error:  # torchvision, which torch-fidelity imports, fails in its own ways beside another torch
         raise InputError(
-            f"FID needs torchmetrics and torch-fidelity: pip install 'ddim[eval]' ({first_line(error)})."
+            f"FID needs torchmetrics and torch-fidelity: pip install 'ddim[fid]' ({first_line(error)})."
         ) from None
     if not _TORCH_FIDELITY_AVAILABLE:
-        raise InputError("FID needs torch-fidelity: pip install 'ddim[eval]'; --features takes another network.")
+        raise InputError("FID needs torch-fidelity: pip install 'ddim[fid]'; --features takes another network.")
     if weights is not None and not weights.is_file():
         raise InputError(f"There are no weights {weights}; --weights takes the file {WEIGHTS}.")
     kept = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
