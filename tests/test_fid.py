@@ -246,7 +246,8 @@ def test_the_command_measures_writes_and_goes_on(eye, tmp_path, monkeypatch):
     assert row["low"] < row["value"] < row["high"]
     assert first["warnings"] == []
     assert (first["reference"]["images"], first["reference"]["fingerprint"]) == (12, ORIGINAL)
-    assert Path("evaluation/fid/fid.md").read_text().startswith("| distance | images | value |")
+    (page,) = Path("evaluation/fid").glob("fid-*small.md")
+    assert page.read_text().startswith("| distance | images | value |")
     monkeypatch.setattr("ddim.evaluation.fid.sample", lambda *a, **k: pytest.fail("drawn again"))
     assert evaluate(*words)["rows"] == [row]
     assert evaluate(*words, "--resamples", 0)["rows"] == [{**row, "low": None, "high": None, "bias": None}]
@@ -261,7 +262,9 @@ def test_in_other_features_it_is_never_called_fid(tmp_path):
     (row,) = found["rows"]
     assert row["distance"] == "Fréchet distance in the features of judge"
     assert "6 drawn pictures are fewer than 6 features need (7)" in found["warnings"][0]
-    assert [Path(file).name for file in found["files"]] == ["frechet.md", "frechet.csv", "frechet.json"]
+    names = [Path(file).name for file in found["files"]]
+    assert [name.rpartition(".")[2] for name in names] == ["md", "csv", "json"]
+    assert all(name.startswith("frechet-") for name in names)
     assert load_features(judge).fingerprint == found["reference"]["fingerprint"]
 
 

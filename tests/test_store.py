@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from ddim.cli.app import app
+from ddim.cli.terminal import Terminal
 from ddim.errors import DDIMError, InputError
 from ddim.evaluation import store
 from ddim.evaluation.store import Columns, Processes, Rows, open_rows
@@ -168,6 +171,40 @@ def test_processes_part_the_work_without_rest_or_overlap():
     parts = [Processes(rank, 3).mine(list(range(10))) for rank in range(3)]
     assert sorted(k for part in parts for k in part) == list(range(10))
     assert [p.main for p in (Processes(0, 3), Processes(1, 3))] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("table1", "table2", "consistency", "interpolation", "leaderboard"),
+        *("edits none.toml", "pie-bench --model emoji --data none", "fid --features none --data none"),
+    ],
+)
+def test_a_process_knows_its_place_before_it_loads_and_only_the_first_speaks(
+    command: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Accelerate gives each its GPU: a model that was loaded before lies on the first one's."""
+    asked, quiet, init = [], [], Terminal.__init__
+
+    def place() -> Processes:
+        asked.append("place")
+        return Processes()
+
+    def load(*_: Any, **__: Any) -> None:
+        asked.append("load")
+        raise InputError("No model.")
+
+    def began(self: Terminal, as_json: bool = False, silent: bool = False) -> None:
+        quiet.append(silent)
+        init(self, as_json, silent)
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(store, "processes", place)
+    monkeypatch.setattr("ddim.models.load", load)
+    monkeypatch.setattr("ddim.models.features.load_features", load)
+    monkeypatch.setattr(Terminal, "__init__", began)
+    assert CliRunner().invoke(app, ["evaluate", *command.split()]).exception is not None
+    assert (asked[:1], quiet) == (["place"], [True])
 
 
 RUN = """

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .evaluate import Folder, about_run, flags_of, tell
+from .evaluate import Folder, about_run, flags_of, tell, voice
 from .files import slug
 from .table1 import Features
-from .terminal import Terminal
 
 if TYPE_CHECKING:
     from ..evaluation.consistency import Consistency
@@ -51,7 +50,7 @@ def consistency(
 
     ddim evaluate consistency --model fashion
     """
-    with Terminal(json, quiet) as terminal:
+    with voice(json, quiet) as terminal:
         from ..evaluation import consistency as c
         from ..evaluation.fitting import fitting_or_none
         from ..evaluation.plots import line_plot

@@ -84,12 +84,13 @@ def edits(
         from ..evaluation.edits import COLUMNS, EditBenchmark, edit_pairs, read_pictures
         from ..evaluation.methods import way_of
         from ..evaluation.plots import line_plot
-        from ..evaluation.store import open_rows
+        from ..evaluation.store import open_rows, processes
         from ..evaluation.tables import write_table
         from ..inversion import inversion_names
         from ..training import load_config
         from .work import open_model
 
+        among = processes()
         ways = ways_from(method, option) or [way_of(name) for name in inversion_names()]
         config = load_config(recipe)
         counted = open_model(terminal, model, device, "float32")
@@ -104,7 +105,7 @@ def edits(
         several = settings(ways, attention or ["none", "refine"], guidance, steps)
         shown = {pair.key for pair in _shown(pairs)}
         of: dict[str, list[Row]] = {}
-        with open_rows(out, COLUMNS) as rows:
+        with open_rows(out, COLUMNS, among) as rows:
             for setting in several:
                 folder = out / setting_name(setting, counted.fingerprint[:12])
                 with terminal.bar(setting.name, len(pairs)) as report:

@@ -133,7 +133,7 @@ def flags_of(**given: object) -> list[str]:
             words += [flag] if value else []
         elif value is not None:
             several = value if isinstance(value, (list, tuple)) else [value]
-            words += [w for v in several for w in (flag, f"{v:g}" if isinstance(v, float) else str(v))]
+            words += [w for v in several for w in (flag, f"{v:.15g}" if isinstance(v, float) else str(v))]
     return words
 
 

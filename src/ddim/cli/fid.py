@@ -7,8 +7,9 @@ import typer
 
 from ..errors import InputError
 from . import options as o
-from .evaluate import Folder, about_run, flags_of
-from .terminal import Terminal, escaped
+from .evaluate import Folder, about_run, flags_of, voice
+from .files import slug
+from .terminal import escaped
 
 if TYPE_CHECKING:
     from ..training.config import DataConfig
@@ -79,18 +80,17 @@ def fid(
     With --features it is the distance in another network's, under its name. A run resumes, and Accelerate's processes
     share it.
     """
-    from ..evaluation.store import open_rows, processes
-
-    among = processes()
-    with Terminal(json and among.main, quiet or not among.main) as terminal:
+    with voice(json, quiet) as terminal:
         from ..evaluation.fid import COLUMNS, Walk, draw_features, items_of, words_of
         from ..evaluation.frechet import Statistics, bootstrap_interval, frechet_distance, title
         from ..evaluation.reference import data_statistics
+        from ..evaluation.store import open_rows, processes
         from ..evaluation.tables import write_table
         from ..models import where_and_what
         from ..training.data import load_images
         from .work import guidance_for, open_model
 
+        among = processes()
         where, _ = where_and_what(device, "float32")
         with terminal.status("loading what judges"):
             network: Any = _network(features, weights, where)
@@ -144,7 +144,8 @@ def fid(
                 "interval": f"95 %, {again} resamples of the drawn pictures" if again else "none",
             }
             record = about_run("fid", words, counted, rest)
-            name = "fid" if called == "FID" else "frechet"
+            kind = "fid" if called == "FID" else "frechet"
+            name = f"{kind}-{slug(model)}"
             files = write_table(out, name, [row], FORMATS, record)
             span = f" ({row['low']:.4g} to {row['high']:.4g})" if again else ""
             terminal.result(

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .evaluate import Folder, about_run, flags_of, tell
+from .evaluate import Folder, about_run, flags_of, tell, voice
 from .files import slug
 from .table1 import Data, Features, Split
-from .terminal import Terminal
 
 if TYPE_CHECKING:
     from ..evaluation.interpolation import Interpolation
@@ -49,7 +48,7 @@ def interpolation(
 
     ddim evaluate interpolation --model fashion
     """
-    with Terminal(json, quiet) as terminal:
+    with voice(json, quiet) as terminal:
         from ..errors import unknown
         from ..evaluation import interpolation as i
         from ..evaluation.fitting import fitting_or_none, reference, reference_text
@@ -78,14 +77,15 @@ def interpolation(
         ):
             judged = network is not None and samples > network.dim
             target, of = (None, {})
-            if network is not None and judged:
+            if network is not None and judged and among.main:
                 target, of = reference(network, data, split, out / "reference")
             for one in ways:
                 items = bench.items(one, seeds)
                 with terminal.bar(one, samples) as report:
                     bench.measure(rows, items, batch, report)
                 rows.gather()
-                lines.append(i.line(one, rows.of(items), target))
+                if among.main:
+                    lines.append(i.line(one, rows.of(items), target))
             if not among.main:
                 return
             ends = i.distance([row["end"] for row in rows.of(bench.items(ways[0], seeds))], target)

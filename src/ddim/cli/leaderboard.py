@@ -74,11 +74,12 @@ def leaderboard(
         from ..evaluation.material import material
         from ..evaluation.methods import taken
         from ..evaluation.plots import line_plot
-        from ..evaluation.store import open_rows
+        from ..evaluation.store import open_rows, processes
         from ..evaluation.tables import write_table
         from ..training import load_config
         from .work import open_model
 
+        among = processes()
         ways = ways_from(method, option)
         config = None if recipe is None else load_config(recipe)
         counted = open_model(terminal, model, device, dtype)
@@ -91,7 +92,7 @@ def leaderboard(
             pictures = material(counted.as_model, images, config, data)
         board = Leaderboard(counted.as_model, pictures, counted.calls, _lpips(terminal, counted.device), words, styles)
         trips = board.trips(found)
-        with open_rows(out, COLUMNS) as rows:
+        with open_rows(out, COLUMNS, among) as rows:
             walk_trips(terminal, board, trips, rows, batch)
             if not rows.processes.main:
                 return

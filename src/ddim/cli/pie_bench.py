@@ -79,11 +79,12 @@ def pie_bench(
         from ..evaluation.pie_run import COLUMNS, PieBench, summary
         from ..evaluation.plots import line_plot
         from ..evaluation.scores import open_scorer
-        from ..evaluation.store import open_rows
+        from ..evaluation.store import open_rows, processes
         from ..evaluation.tables import write_table
         from ..models import where_and_what
         from .work import open_model
 
+        among = processes()
         ways = ways_from(method or ["direct"], option)
         attentions = list(dict.fromkeys(attention or ["refine"]))
         where, _ = where_and_what(device, "float32")
@@ -97,7 +98,7 @@ def pie_bench(
             entries = fitted(counted.as_model, entries, kind)
         bench = PieBench(counted.as_model, entries, scorer, lambda: counted.calls(1))
         several = settings(ways, attentions, guidance, steps)
-        with open_rows(out, COLUMNS) as rows:
+        with open_rows(out, COLUMNS, among) as rows:
             for setting in several:
                 folder = out / setting_name(setting, counted.fingerprint[:12])
                 with terminal.bar(setting.name, len(entries)) as report:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .evaluate import Folder, about_run, flags_of, tell
+from .evaluate import Folder, about_run, flags_of, tell, voice
 from .files import slug
 from .terminal import Terminal
 
@@ -92,7 +92,7 @@ def table1(
 
     ddim evaluate table1 --model fashion --samples 2000 --steps 10 --steps 20
     """
-    with Terminal(json, quiet) as terminal:
+    with voice(json, quiet) as terminal:
         from ..evaluation import table1 as t
         from ..evaluation.fitting import enough, fitting, reference, reference_text
         from ..evaluation.frechet import title
@@ -116,8 +116,10 @@ def table1(
             spacings,
         )
         with only_process(out, "writing results to", "--out") if among.main else nullcontext():
-            with terminal.bar("the reference's features", 1) as report:
-                target, of = reference(network, data, split, out / "reference", report)
+            target, of = (None, {})
+            if among.main:
+                with terminal.bar("the reference's features", 1) as report:
+                    target, of = reference(network, data, split, out / "reference", report)
             cells = list(dict.fromkeys(place.cell for place in where))
             seeds = range(seed, seed + samples)
             words = flags_of(model=model, steps=steps, eta=eta, solver=solver, evaluations=evaluations, spacing=spacing)
@@ -144,7 +146,7 @@ def table1(
                     pace.begin(cell, report)
                     t.measure(rows, cell, wanted, counted.as_model, network, batch, pace)
                     rows.gather()
-                    if among.main:
+                    if target is not None:
                         measured[cell] = t.summary(cell, rows.of(wanted), target)
                 if among.main:
                     pace.end(cell, measured[cell])

@@ -1,7 +1,7 @@
 """``ddim evaluate table2``: reconstruction error against S, every inversion."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -22,9 +22,6 @@ from .evaluate import (
     ways_from,
 )
 from .files import slug
-
-if TYPE_CHECKING:
-    pass
 
 Steps = Annotated[
     list[int] | None,
@@ -62,13 +59,14 @@ def table2(
         from ..evaluation.material import material
         from ..evaluation.methods import taken
         from ..evaluation.plots import line_plot
-        from ..evaluation.store import open_rows
+        from ..evaluation.store import open_rows, processes
         from ..evaluation.table2 import COLUMNS, FORMATS, STEPS, Reconstructions, lines, page, summary
         from ..evaluation.tables import write_table
         from ..evaluation.trips import Trip
         from ..training import load_config
         from .work import guidance_for, open_model
 
+        among = processes()
         ways, walk = ways_from(method, option), o.spacing_from(spacing)
         config = None if recipe is None else load_config(recipe)
         counted = open_model(terminal, model, device, dtype)
@@ -79,7 +77,7 @@ def table2(
         with terminal.status("reading the pictures"):
             pictures = material(counted.as_model, images, config, data)
         bench = Reconstructions(counted.as_model, pictures.pictures, counted.calls)
-        with open_rows(out, COLUMNS) as rows:
+        with open_rows(out, COLUMNS, among) as rows:
             walk_trips(terminal, bench, trips, rows, batch)
             if not rows.processes.main:
                 return

@@ -59,13 +59,20 @@ class Consistency:
     reference: int = REFERENCE
 
     def check(self, steps: Sequence[int], etas: Sequence[float]) -> None:
-        """Raises InputError for an S or eta out of its range, before any work."""
+        """Raises InputError for an S or eta out of its range, or for no S, before any work."""
+        if not 2 <= self.reference <= self.model.path.levels:
+            raise InputError(
+                f"--reference {self.reference} does not fit this model; use a whole number from 2 to "
+                f"{self.model.path.levels}."
+            )
         for count in (*steps, self.reference):
             grid_for(self.model, count, self.spacing)
         for eta in etas:
             solver_with_eta("ddim", eta, None)
         if wrong := next((count for count in steps if count >= self.reference), None):
             raise InputError(f"--steps {wrong} is not less than the {self.reference} that it is compared with.")
+        if not steps:
+            raise InputError(f"No usual S is less than --reference {self.reference}; give --steps.")
 
     def items(self, eta: float, steps: int, seeds: Iterable[int]) -> list[dict[str, Any]]:
         """One a seed."""

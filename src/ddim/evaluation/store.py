@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,9 @@ _I = TypeVar("_I", bound=Mapping[str, Any])
 
 FLUSH_SECONDS = 5.0
 """How long measured rows may wait to be written."""
+
+WAIT = timedelta(days=7)
+"""How long a process waits for the others; the launcher ends it where one of them fails."""
 
 MANY = 32
 """Parts that are written as one when a run begins."""
@@ -86,6 +90,8 @@ class Processes:
 def processes() -> Processes:
     """The processes that ``accelerate launch`` or ``torchrun`` started; one alone without them.
 
+    To be asked before a model is loaded: it is here that each is given its own GPU.
+
     Raises:
         InputError: several were started, and accelerate is not installed.
     """
@@ -97,7 +103,8 @@ def processes() -> Processes:
         raise InputError("Several processes need accelerate: pip install 'ddim[train]'.") from None
     import torch
 
-    state = PartialState(cpu=not torch.cuda.is_available())  # which does not ask for itself
+    # which does not ask for itself, and whose own limit is minutes: one part may take hours longer than the others
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
     return Processes(state.process_index, state.num_processes)
 
 
