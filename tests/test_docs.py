@@ -190,9 +190,9 @@ def test_every_expected_result_is_on_the_page_of_results():
 
 @pytest.mark.usefixtures("results")
 def test_a_result_that_is_not_there_yet_is_named_and_another_name_is_missing():
-    assert tables.results("speed", "") == "*`speed` is not measured yet.*\n"
+    assert tables.results("table2-fashion", "") == "*`table2-fashion` is not measured yet.*\n"
     assert tables.measured("leaderboard-emoji") == "*`leaderboard-emoji` is not measured yet.*\n"
-    for read in (lambda: tables.results("sped", ""), lambda: tables.measured("leaderboard-emojis")):
+    for read in (lambda: tables.results("table3-fashion", ""), lambda: tables.measured("leaderboard-emojis")):
         with pytest.raises(reading.Missing, match=r"docs/results/.* does not expect one"):
             read()
 
@@ -200,18 +200,18 @@ def test_a_result_that_is_not_there_yet_is_named_and_another_name_is_missing():
 def test_a_result_is_included_as_it_was_written(results: Path):
     from ddim.evaluation.tables import write_table
 
-    about = {"command": "ddim evaluate speed --x", "machine": "a machine", "versions": "torch 2"}
-    write_table(results, "speed", [{"name": "a", "ratio": 1.5}], {"name": "", "ratio": ".2f"}, about)
-    (results / "speed.png").write_bytes(b"")
-    text = tables.results("speed", "../")
+    about = {"command": "ddim evaluate table2-fashion --x", "machine": "a machine", "versions": "torch 2"}
+    write_table(results, "table2-fashion", [{"name": "a", "ratio": 1.5}], {"name": "", "ratio": ".2f"}, about)
+    (results / "table2-fashion.png").write_bytes(b"")
+    text = tables.results("table2-fashion", "../")
     assert "| name | ratio |\n|---|---|\n| a | 1.50 |" in text
-    assert "![speed](../results/speed.png)" in text
-    assert "```sh\nddim evaluate speed --x\n```" in text
+    assert "![table2-fashion](../results/table2-fashion.png)" in text
+    assert "```sh\nddim evaluate table2-fashion --x\n```" in text
     assert "machine: a machine" in text
-    assert "[CSV](../results/speed.csv)" in text
-    (results / "speed.md").write_text("no table\n")
+    assert "[CSV](../results/table2-fashion.csv)" in text
+    (results / "table2-fashion.md").write_text("no table\n")
     with pytest.raises(reading.Missing, match="holds no table"):
-        tables.results("speed", "")
+        tables.results("table2-fashion", "")
 
 
 def test_the_registry_is_a_table_with_every_method():

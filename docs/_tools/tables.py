@@ -15,14 +15,13 @@ from reading import DOCS, Macro, Missing
 FOLDER = DOCS / "results"
 EXPECTED = (
     "table1-fashion",
+    "eta-fashion",
+    "quadratic-fashion",
     "table2-fashion",
     "consistency-fashion",
     "interpolation-fashion",
     "leaderboard-fashion",
     "leaderboard-emoji",
-    "edits-emoji",
-    "speed",
-    "pie-bench-differences",
 )
 _KEYS = ("method", "options", "guidance", "steps", "images", "model", "fingerprint", "seed", "failed")
 _FACTS = ("exact", "order", "nfe", "growth", "options", "paper")
