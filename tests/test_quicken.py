@@ -100,7 +100,7 @@ def test_other_convolutions_are_left_alone(options: dict[str, Any]):
 
 def test_new_weights_are_seen():
     conv = nn.Conv2d(128, 64, 3, padding=1).requires_grad_(False)
-    quick, x = winograd.Quick(conv, [winograd.BYTES]), torch.randn(1, 128, 16, 16)
+    quick, x = winograd.Quick(conv), torch.randn(1, 128, 16, 16)
     with torch.no_grad():
         before = quick(x)
         conv.weight.mul_(2)
@@ -108,18 +108,48 @@ def test_new_weights_are_seen():
         assert relative(quick(x), before) > 0.5
 
 
-def test_weights_beyond_the_budget_and_small_calls_go_the_usual_way():
+def test_weights_changed_behind_torch_s_back_are_seen():
     conv = nn.Conv2d(128, 64, 3, padding=1).requires_grad_(False)
-    x, size = torch.randn(1, 128, 16, 16), 36 * 128 * 64 * 4
+    quick, x = winograd.Quick(conv), torch.randn(1, 128, 16, 16)
+
+    def replaced() -> None:
+        for _ in range(2):  # the second may lie where the first one lay
+            conv.weight = nn.Parameter(torch.randn_like(conv.weight), requires_grad=False)
+
     with torch.no_grad():
-        budget = [size - 1]
-        assert torch.equal(winograd.Quick(conv, budget)(x), conv(x))
-        assert budget == [size - 1]
-        quick, budget = winograd.Quick(conv, (exact := [size])), exact
+        quick(x)
+        for change in (lambda: conv.weight.data.mul_(2), lambda: conv.weight.data.add_(0.1), replaced, replaced):
+            change()
+            assert relative(quick(x), nn.Conv2d.forward(conv, x)) < 1e-4
+
+
+def test_a_convolution_made_in_inference_mode_and_one_of_its_own_kind():
+    class Own(nn.Conv2d):
+        """Its ``forward`` might be another."""
+
+    assert not winograd.Quick.fits(Own(128, 128, 3, padding=1))
+    with torch.inference_mode():
+        conv = nn.Conv2d(128, 64, 3, padding=1)
+        quick, x = winograd.Quick(conv), torch.randn(1, 128, 16, 16)
+        assert relative(quick(x), nn.Conv2d.forward(conv, x)) < 1e-4
+        assert torch.equal(quick(input=x[0]), nn.Conv2d.forward(conv, x[0])), "one picture without a batch"
+
+
+def test_small_calls_go_the_usual_way():
+    conv = nn.Conv2d(128, 64, 3, padding=1).requires_grad_(False)
+    quick, x = winograd.Quick(conv), torch.randn(1, 128, 16, 16)
+    with torch.no_grad():
         assert torch.equal(quick(x[:, :, :8]), conv(x[:, :, :8])), "8 tiles are too few"
-        assert budget == [size]
         assert not torch.equal(quick(x), conv(x))
-        assert budget == [0]
+
+
+def test_the_budget_is_given_away_in_the_modules_order(monkeypatch: pytest.MonkeyPatch):
+    network = nn.Sequential(*(nn.Conv2d(128, 128, 3, padding=1) for _ in range(3)))
+    size = winograd.Quick.size(network[0])
+    assert size == 36 * 128 * 128 * 4
+    monkeypatch.setattr("ddim.models.quicken.BYTES", 2 * size + size // 2)
+    quick_blocks(network)
+    assert [isinstance(conv.forward, winograd.Quick) for conv in network] == [True, True, False]
 
 
 # Blocks, and whole networks
@@ -150,6 +180,17 @@ def test_without_wide_convolutions_it_is_the_same_to_the_bit():
     with torch.no_grad():
         x, t = torch.randn(3, 1, 8, 8), torch.tensor(400)
         assert torch.equal(quickened(plain)(x, t).sample, plain(x, t).sample)
+
+
+def test_what_a_hook_keeps_is_not_written_over():
+    quick, x, t, kept = quickened(unet()), torch.randn(2, 1, 8, 8), torch.tensor(400), []
+    block = next(m for m in quick.modules() if isinstance(m.__dict__.get("forward"), Block))
+    for part in block.children():
+        part.register_forward_hook(lambda _m, _i, out: kept.append((out, out.clone())))
+    with torch.no_grad():
+        quick(x, t)
+    assert len(kept) >= len(list(block.children()))
+    assert all(torch.equal(now, then) for now, then in kept)
 
 
 @pytest.mark.usefixtures("every_convolution")
@@ -240,6 +281,13 @@ def test_few_rows_gradients_and_autocast_stay_in_one_call():
     with torch.no_grad():
         side_by_side(work, torch.zeros(64, 1), least=16)
     assert calls == [31, 64, 64, 64]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_one_row_serves_all_parts():
+    x, one = torch.randn(64, 3), torch.randn(1, 3)
+    with torch.no_grad():
+        assert torch.equal(side_by_side(torch.add, x, one, least=16), x + one)
 
 
 @pytest.mark.usefixtures("two_threads")

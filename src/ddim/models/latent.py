@@ -35,7 +35,7 @@ class LatentTextModel:
         dtype: what its networks compute in; the sampler's state is float32, or float64 when this is.
 
     Attributes:
-        threads: on a CPU, share the rows of a large batch out among threads.
+        threads: on a CPU, share the rows of a large batch of the U-Net out among threads.
 
     Raises:
         InputError: a pipeline whose scheduler or U-Net this version does not take.

@@ -21,8 +21,8 @@ from .winograd import BYTES, Quick
 def quicken(model: PixelModel | LatentTextModel, *, compile: bool = False) -> None:
     """Gives the parts of a loaded model a quicker ``forward``.
 
-    Weights, configs and classes stay; in training, with gradients, under autocast and on another device each block
-    computes as before, and what does not look like the blocks known here is left alone.
+    Weights, configs and classes stay; in training, with gradients or hooks, under autocast and on another device each
+    block computes as before, and what does not look like the blocks known here is left alone.
 
     Args:
         model: its weights are not to change any more.
@@ -48,13 +48,14 @@ def quick_blocks(network: nn.Module) -> None:
     """The same for one network."""
     from diffusers.models.resnet import ResnetBlock2D
 
-    budget = [BYTES]
+    left = BYTES  # given away here, in the modules' order, so that bits do not depend on what is called first
     for module in network.modules():
         changed: Any = module
         if isinstance(module, ResnetBlock2D) and Block.fits(module):
             changed.forward = Block(module)
-        elif Quick.fits(module):
-            changed.forward = Quick(changed, budget)
+        elif Quick.fits(module) and Quick.size(changed) <= left:
+            changed.forward = Quick(changed)
+            left -= Quick.size(changed)
 
 
 class Block:
@@ -85,6 +86,8 @@ class Block:
         """As the block's own; diffusers passes further arguments, which it has deprecated."""
         block = self.block
         plain = torch.is_grad_enabled() or block.training or torch.is_autocast_enabled("cpu")
+        # a hook may keep what is written over here, or be on a part that is passed by
+        plain = plain or any(part._forward_hooks or part._forward_pre_hooks for part in block.children())
         if plain or input_tensor.device.type != "cpu" or args or kwargs:
             return self.plain(input_tensor, temb, *args, **kwargs)
         x = block.conv1(silu(block.norm1(input_tensor), inplace=True))

@@ -42,7 +42,7 @@ def side_by_side(work: Callable[..., Tensor], x: Tensor, *others: "Tensor | None
     Args:
         work: of rows alone: a row of what it returns depends on no other row. Called from several threads at once.
         x: [N, ...].
-        others: [N, ...] each, or None.
+        others: [N, ...] each, [1, ...] for all rows, or None.
         least: rows of a part, from ``least_rows``.
 
     Returns:
@@ -57,7 +57,7 @@ def side_by_side(work: Callable[..., Tensor], x: Tensor, *others: "Tensor | None
         with torch.inference_mode(inference), torch.no_grad():
             return work(*rows)
 
-    cut = [[None] * parts if t is None else t.tensor_split(parts) for t in (x, *others)]
+    cut = [[t] * parts if t is None or len(t) < len(x) else t.tensor_split(parts) for t in (x, *others)]
     return torch.cat(list(_pool(parts, torch.get_num_threads() // parts).map(part, *cut)))
 
 
