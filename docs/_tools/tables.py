@@ -23,7 +23,9 @@ EXPECTED = (
     "leaderboard-fashion",
     "leaderboard-emoji",
 )
-_KEYS = ("method", "options", "guidance", "steps", "images", "model", "fingerprint", "seed", "failed")
+_KEYS = ("method", "options", "guidance", "steps", "images", "model", "fingerprint", "seed", "failed", "edits")
+FLOOR = "autoencoder"
+"""A row that is no method: what encoding and decoding leave."""
 _FACTS = ("exact", "order", "nfe", "growth", "options", "paper")
 _HEADS = {"nfe": "calls a step"}
 
@@ -93,6 +95,8 @@ def measured(name: str) -> str:
     if "method" not in columns or not rows:
         raise Missing(f"docs/results/{name}.csv has no column 'method', or no rows")
     known = {m["name"]: m for m in _registries()["inversions"]}
+    floors = [row for row in rows if row["method"] == FLOOR]
+    rows = [row for row in rows if row["method"] != FLOOR]
     for row in rows:
         if row["method"].split()[0] not in known:
             raise Missing(f"docs/results/{name}.csv measures {row['method']!r}, which the registry does not have")
@@ -112,6 +116,7 @@ def measured(name: str) -> str:
         body.append([f"`{method}`", _cell(facts["exact"]), _cell(facts["nfe"]) if method in known else "–", *cells])
     told = [f"S = {most:g}"] if most else []
     told += [f"{rows[0]['images']} images"] if rows[0].get("images") else []
+    told += [f"the autoencoder alone reaches {_short(row['psnr'])} dB" for row in floors if row.get("psnr")]
     return _markdown(heads, body) + (f"\n{', '.join(told)}.\n" if told else "")
 
 
