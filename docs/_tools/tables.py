@@ -22,6 +22,7 @@ EXPECTED = (
     "interpolation-fashion",
     "leaderboard-fashion",
     "leaderboard-emoji",
+    "fifty-emoji",
 )
 _KEYS = ("method", "options", "guidance", "steps", "images", "model", "fingerprint", "seed", "failed", "edits")
 FLOOR = "autoencoder"
