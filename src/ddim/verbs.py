@@ -18,8 +18,6 @@ from .inversion.base import GuidedInversion, Inversion
 from .loop import solve
 from .models.base import Model
 from .models.classifier import NoisyClassifier
-from .noise import SeededNoise
-from .path import TablePath
 from .prediction import clip, dynamic_threshold
 from .replay import replay
 from .solvers import Solver, make_solver
@@ -33,6 +31,7 @@ from .walks import (
     guided_by,
     half_precision_hint,
     part_of,
+    start,
     walk_back,
     way_forward,
 )
@@ -104,16 +103,13 @@ def sample(
     shape = _shape_of(model, size)
     for begin in range(0, count, batch):
         n = min(batch, count - begin)
-        noise = SeededNoise([seed + k for k in range(begin, begin + n)])
-        x = noise(torch.empty(n, *shape, dtype=model.state_dtype, device=model.device))
-        # On VP, x has unit variance at every node; elsewhere what little signal is left is no part of the prior.
-        scale = grid[0].sigma if not isinstance(model.path, TablePath) else 1.0
+        x, noise = start(model, grid, [seed + k for k in range(begin, begin + n)], shape)
         led = guided
         if classifier is not None and wanted is not None:
             led = classifier_guided(guided, classifier, wanted[begin : begin + n], classifier_weight)
         denoise = bound(_corrected(led, clip_x0, threshold), part_of(cond, begin, n))
         with half_precision_hint(model):
-            state = solve(denoise, made, made.init(x * scale, grid), grid, noise=noise, on_step=report)
+            state = solve(denoise, made, made.init(x, grid), grid, noise=noise, on_step=report)
         out.append(model.decode(made.read(state)))
     return torch.cat(out)
 

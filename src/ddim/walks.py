@@ -17,6 +17,7 @@ from .inversion.base import GuidedInversion, Inversion, Scene, Stopped, Walked
 from .loop import OnStep
 from .models.base import Model
 from .noise import SeededNoise
+from .path import TablePath
 from .solvers import Solver, State, make_solver
 from .solvers.base import options_of
 
@@ -151,6 +152,14 @@ def half_precision_hint(model: Model) -> Iterator[None]:
         if model.dtype != torch.float16 or "no longer finite" not in str(error):
             raise
         raise DDIMError(f"{error} float16 overflows above 65504; load the model with bfloat16 or float32.") from None
+
+
+def start(model: Model, grid: Grid, seeds: Sequence[int], shape: tuple[int, ...]) -> tuple[Tensor, SeededNoise]:
+    """x_T of each seed, [N, *shape], and what draws the noise that follows."""
+    noise = SeededNoise(seeds)
+    x = noise(torch.empty(len(seeds), *shape, dtype=model.state_dtype, device=model.device))
+    # On VP, x has unit variance at every node; elsewhere what little signal is left is no part of the prior.
+    return x * (1.0 if isinstance(model.path, TablePath) else grid[0].sigma), noise
 
 
 def grid_for(model: Model, steps: int, spacing: Spacing | None) -> Grid:

@@ -11,19 +11,11 @@ from ..grid import SPACINGS, Grid, make_grid
 from ..guidance import Guidance
 from ..loop import solve
 from ..models.base import Model
-from ..noise import SeededNoise
-from ..path import GaussianPath, Node, TablePath
+from ..path import GaussianPath, Node
 from ..prediction import Pair
 from ..solvers import Solver
 from ..solvers.base import Noise
-from ..walks import grid_for, guided_by, half_precision_hint
-
-
-def start(model: Model, grid: Grid, seeds: Sequence[int]) -> tuple[Tensor, SeededNoise]:
-    """x_T of each seed as ``ddim.sample`` has it, [N, C, H, W], and what draws the noise that follows."""
-    noise = SeededNoise(seeds)
-    x = noise(torch.empty(len(seeds), *model.shape, dtype=model.state_dtype, device=model.device))
-    return x * (1.0 if isinstance(model.path, TablePath) else grid[0].sigma), noise
+from ..walks import grid_for, guided_by, half_precision_hint, start
 
 
 def walk(model: Model, solver: Solver, grid: Grid, x: Tensor, noise: Noise | None, classes: Sequence[int]) -> Tensor:
@@ -48,7 +40,7 @@ def walk(model: Model, solver: Solver, grid: Grid, x: Tensor, noise: Noise | Non
 def draw(model: Model, solver: Solver, grid: Grid, seeds: Sequence[int]) -> Tensor:
     """The images of ``seeds``, one each, float32 [N, C, H, W] in [0, 1]; a class-conditional model draws class
     seed mod K."""
-    x, noise = start(model, grid, seeds)
+    x, noise = start(model, grid, seeds, model.shape)
     return walk(model, solver, grid, x, noise, seeds)
 
 

@@ -19,6 +19,7 @@ from ..verbs import sample, solver_with_eta
 from ..walks import Progress, Spacing, grid_for
 from .reference import Features, as_saved
 from .store import Columns, Rows
+from .trips import in_runs
 
 COLUMNS = Columns(
     {"model": "string", "features": "string", "setting": "string", "seed": "int64", "drawn": "string"},
@@ -110,7 +111,7 @@ def draw_features(
     """
 
     def run(some: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        found = [network.features(as_saved(_drawn(model, walk, part))) for part in _following(some)]
+        found = [network.features(as_saved(_drawn(model, walk, part))) for part in in_runs(some)]
         vectors = torch.cat(found).numpy().astype("<f4")
         return [{**item, "vector": vector.tobytes()} for item, vector in zip(some, vectors, strict=True)]
 
@@ -138,14 +139,3 @@ def _drawn(model: Model, walk: Walk, items: Sequence[dict[str, Any]]) -> Tensor:
         guidance=walk.guidance,
         batch=len(items),
     )
-
-
-def _following(items: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Parts whose seeds follow each other by one, as the verbs take them."""
-    parts: list[list[dict[str, Any]]] = []
-    for item in items:
-        if parts and parts[-1][-1]["seed"] + 1 == item["seed"]:
-            parts[-1].append(item)
-        else:
-            parts.append([item])
-    return parts

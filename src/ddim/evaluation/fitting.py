@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from ..models.features import FeatureClassifier, bundled_features, load_features
+from ..models.features import FeatureClassifier, bundled_features, load_features, sides
 from ..walks import Progress
 from .frechet import Statistics
 from .reference import carried_statistics, data_statistics
@@ -29,15 +29,15 @@ def fitting(name: str | None, picture: tuple[int, int, int], device: torch.devic
         network = load_features(name, device=device)
         if network.shape != picture:
             raise InputError(
-                f"The features of {network.name!r} are of pictures of {_sides(network.shape)}, and the model draws "
-                f"{_sides(picture)}; give others with --features."
+                f"The features of {network.name!r} are of pictures of {sides(network.shape)}, and the model draws "
+                f"{sides(picture)}; give others with --features."
             )
         return network
     carried = (load_features(name, device=device) for name in bundled_features())
     found = next((network for network in carried if network.shape == picture), None)
     if found is None:
         raise InputError(
-            f"No carried features fit pictures of {_sides(picture)}: train a classifier of such pictures as "
+            f"No carried features fit pictures of {sides(picture)}: train a classifier of such pictures as "
             "recipes/fashion-features.toml does, and give its folder with --features and pictures with --data."
         )
     return found
@@ -107,7 +107,3 @@ def enough(what: str, count: int, dim: int) -> None:
             f"{what} {count} images, too few for the covariance of {dim} features; use {dim + 1} or more, "
             "10000 as in published tables."
         )
-
-
-def _sides(shape: tuple[int, int, int]) -> str:
-    return "x".join(map(str, shape))

@@ -34,8 +34,8 @@ from ..images import save_image
 from ..interpolation import slerp
 from ..models.base import Model
 from ..solvers import make_solver
-from ..walks import grid_for
-from .drawing import start, walk
+from ..walks import grid_for, start
+from .drawing import walk
 from .frechet import Statistics, bootstrap_interval
 from .reference import Features, as_saved
 from .store import Columns, Row, Rows
@@ -125,8 +125,8 @@ class Interpolation:
             DDIMError: the sample stopped being numbers.
         """
         grid, solver = grid_for(self.model, self.steps, self.spacing), make_solver("ddim")
-        a, _ = start(self.model, grid, seeds)
-        b, _ = start(self.model, grid, [seed + 1 for seed in seeds])
+        a, _ = start(self.model, grid, seeds, self.model.shape)
+        b, _ = start(self.model, grid, [seed + 1 for seed in seeds], self.model.shape)
         at = torch.stack([_weights(seed, self.frames) for seed in seeds])  # [N, frames + 2]
         if way == "pixels":
             a, b = (walk(self.model, solver, grid, x, None, seeds) for x in (a, b))

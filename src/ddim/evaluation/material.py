@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..images import read_images
 from ..models import bundled_models
 from ..models.base import Model
+from ..models.features import sides
 from ..training.config import DataConfig, SourceConfig, TrainConfig
 from ..training.idx import idx_file
 from ..training.sources import BROKEN, open_source, square
@@ -150,8 +151,8 @@ def _read(config: DataConfig, count: int, model: Model) -> list[Picture]:
 
 def _fits(pixels: Tensor, model: Model) -> None:
     if tuple(pixels.shape) != tuple(model.picture):
-        sizes = ["x".join(map(str, shape)) for shape in (pixels.shape, model.picture)]
-        raise InputError(f"The pictures are {sizes[0]}, and the model {model.name!r} makes {sizes[1]}.")
+        made = f"the model {model.name!r} makes {sides(model.picture)}"
+        raise InputError(f"The pictures are {sides(tuple(pixels.shape))}, and {made}.")
 
 
 def about(found: Material) -> dict[str, Any]:

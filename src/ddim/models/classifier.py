@@ -109,17 +109,27 @@ def load_classifier(
         raise InputError(f"{path} is no classifier of noisy images: {error}") from None
     if about.get("model_type") != "resnet" or "image_size" not in about:
         raise InputError(f"{path} is no classifier of noisy images; task = 'classifier' of ddim train makes one.")
+    network = read_resnet(path)
+    return NoisyClassifier(str(folder), network, from_scheduler_config(schedule), device=where, dtype=dtype)
+
+
+def read_resnet(path: Path) -> Any:
+    """The ResNetForImageClassification of a folder, float32.
+
+    Raises:
+        InputError: transformers is not installed, or there are no safetensors; pickles are never loaded.
+        DDIMError: the files are broken.
+    """
     if not (path / "model.safetensors").is_file():
         raise InputError(f"{path} holds no model.safetensors; pickles are never loaded.")
     try:
         from transformers import ResNetForImageClassification
 
         with loading():
-            network = ResNetForImageClassification.from_pretrained(
+            return ResNetForImageClassification.from_pretrained(
                 path, dtype=torch.float32, use_safetensors=True, local_files_only=True
             )
     except ImportError:
         raise InputError("A classifier needs transformers: pip install transformers.") from None
     except Exception as error:  # transformers and safetensors raise a dozen kinds
         raise DDIMError(f"{path} cannot be loaded: {one_line(error, 200)}") from None
-    return NoisyClassifier(str(folder), network, from_scheduler_config(schedule), device=where, dtype=dtype)

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import DDIMError, InputError, unknown
-from ..foreign import one_line, read_json
+from ..errors import InputError, unknown
+from ..foreign import read_json
 from . import where_and_what
-from .classifier import SCHEDULE
+from .classifier import SCHEDULE, read_resnet
 from .pixel import fingerprint
-from .quiet import loading
 
 
 class CleanResNet(nn.Module):
@@ -84,7 +83,7 @@ class FeatureClassifier:
     def _asked(self, network: Any, images: Tensor, batch: int) -> Tensor:
         if tuple(images.shape[1:]) != self.shape:
             raise InputError(
-                f"{self.name} knows images of {_sides(self.shape)}, not of {_sides(tuple(images.shape[1:]))}."
+                f"{self.name} knows images of {sides(self.shape)}, not of {sides(tuple(images.shape[1:]))}."
             )
         parts = images.split(batch)
         return torch.cat([network(part.to(self.device, torch.float32) * 2 - 1).cpu() for part in parts])
@@ -121,19 +120,10 @@ def load_features(name: str | Path, *, device: str | torch.device | None = None)
         raise InputError(f"{path} is no feature classifier; task = 'classifier' of ddim train makes one.")
     if (path / SCHEDULE).is_file():
         raise InputError(f"{path} is a classifier of noisy images; one with classifier.noise = false is needed.")
-    if not (path / "model.safetensors").is_file():
-        raise InputError(f"{path} holds no model.safetensors; pickles are never loaded.")
-    try:
-        from transformers import ResNetForImageClassification
-
-        with loading():
-            network = ResNetForImageClassification.from_pretrained(
-                path, dtype=torch.float32, use_safetensors=True, local_files_only=True
-            )
-    except Exception as error:  # transformers and safetensors raise a dozen kinds
-        raise DDIMError(f"{path} cannot be loaded: {one_line(error, 200)}") from None
+    network = read_resnet(path)
     return FeatureClassifier(str(name) if str(name) in bundled else path.resolve().name, path, network, device=where)
 
 
-def _sides(shape: tuple[int, ...]) -> str:
+def sides(shape: tuple[int, ...]) -> str:
+    """A shape in a sentence: ``1x32x32``."""
     return "x".join(map(str, shape))
