@@ -808,6 +808,8 @@ def test_a_row_is_keyed_by_all_that_shaped_it(bench: Path, clip: Path, dino: Pat
         [*one, "--method", "ddim"],
         [*one, "--method", "edit-friendly"],
         [*one, "--method", "edit-friendly", "--option", "skip=0"],
+        [*one, "--method", "edit-friendly", "--seed", 1234],
+        [*one, "--blend-weight", 2],
         [*one, "--as-published"],
         ["--limit", 1, "--metrics", "psnr"],
         [*judged, "--clip", clip],
@@ -851,8 +853,19 @@ def test_the_edit_is_the_verbs_with_the_entrys_words(bench: Path, monkeypatch: p
     monkeypatch.setattr(pie_run, "edit", watched)
     evaluated(bench, "--limit", 2, "--metrics", "mse")
     common = {"prompt": "a tiger next to a mirror", "source_prompt": "a cat next to a mirror", "method": "direct"}
-    common |= {"options": {}, "steps": 2, "guidance": 7.5, "attention": "refine"}
-    assert seen == [{**common, "blend": None}, {**common, "blend": ("cat", "tiger")}]
+    common |= {"options": {}, "steps": 2, "guidance": 7.5, "attention": "refine", "weights": None, "seed": 0}
+    plain = [{**common, "blend": None}, {**common, "blend": ("cat", "tiger")}]
+    assert seen == plain
+    pictures = {p.name: p.read_bytes() for p in (bench / "out").glob("*/*.png")}
+    published = evaluated(bench, "--limit", 2, "--metrics", "mse", "--blend-weight", 2, "--seed", 1234)
+    # no blend words weigh nothing
+    assert seen[2:] == [{**plain[0], "seed": 1234}, {**plain[1], "weights": {"tiger": 2.0}, "seed": 1234}]
+    assert "--blend-weight 2 --seed 1234" in published["command"]
+    plain_one, other = sorted((bench / "out").glob("direct*"), key=lambda folder: len(folder.name))
+    assert "_blend_weight2_seed1234_" in other.name
+    assert pictures == {p.name: p.read_bytes() for p in plain_one.glob("*.png")}  # neither writes over the other's
+    second = next(name for name in pictures if name.startswith(f"{1:012d}") and "reconstruction" not in name)
+    assert not np.array_equal(*(np.asarray(Image.open(folder / second)) for folder in (plain_one, other)))
 
 
 def test_an_edit_that_diverges_is_a_result_and_the_run_goes_on(bench: Path, monkeypatch: pytest.MonkeyPatch):
@@ -900,8 +913,12 @@ def test_a_kept_picture_that_is_broken_is_made_again(bench: Path):
     ("extra", "sentence"),
     [
         (["--data", "nowhere"], "nowhere has no mapping_file.json"),
-        (["--categories", "10"], "Category 10"),
-        (["--categories", "one"], "--categories one is not a number"),
+        (["--categories", "10"], "--categories 10 is no category; give some of 0 to 9"),
+        (["--categories", "one"], "--categories one is no category"),
+        (["--categories", "-1"], "--categories -1 is no category"),
+        (["--categories", " "], "--categories ' ' names nothing"),
+        (["--metrics", ""], "--metrics '' names nothing"),
+        (["--blend-weight", "-1"], "blend-weight'"),
         (["--metrics", "pnsr"], "Did you mean 'psnr'"),
         (["--metrics", "clip", "--clip", "./nowhere"], "nowhere cannot be loaded as a CLIPModel"),
         (["--metrics", "structure", "--dino", "./nowhere"], "nowhere cannot be loaded as a ViTModel"),

@@ -195,7 +195,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             about = json.loads(metadata["ddim"])
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a latent code: {first_line(error)}.") from None
+        raise InputError(
+            f"{path} cannot be read as a latent code, which invert makes of a picture ({first_line(error)})."
+        ) from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise InputError(f"{path} is a safetensors file, but not a latent code that ddim wrote.")
     if about.get("version") not in READABLE:

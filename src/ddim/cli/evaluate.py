@@ -81,6 +81,12 @@ def voice(as_json: bool, quiet: bool) -> Terminal:
     return Terminal(as_json and main_process(), quiet or not main_process())
 
 
+def usable_folder(out: Path) -> None:
+    """Says before any work that results cannot lie there. Raises InputError where ``out`` is a file."""
+    if out.is_file():
+        raise InputError(f"--out {out} is a file; give a folder.")
+
+
 def ways_from(method: Sequence[str] | None, option: list[str] | None) -> "list[Way]":
     """The methods that were asked for, each once; none for all.
 
@@ -157,9 +163,9 @@ def tell(
     )
 
 
-def setting_name(setting: "Setting", fingerprint: str) -> str:
-    """What a setting's sheet and its folder of pictures are called."""
-    rest = {"w": float(setting.guidance), "": fingerprint}
+def setting_name(setting: "Setting", fingerprint: str, **more: object) -> str:
+    """What a setting's sheet and its folder of pictures are called; ``more`` shaped them too, None is left out."""
+    rest = {"w": float(setting.guidance), **more, "": fingerprint}
     return settings_text(setting.method, setting.steps, {**dict(setting.options), "": setting.attention}, rest=rest)
 
 

@@ -7,7 +7,7 @@ import typer
 
 from ..errors import InputError
 from . import options as o
-from .evaluate import Folder, about_run, flags_of, voice
+from .evaluate import Folder, about_run, flags_of, usable_folder, voice
 from .files import slug
 from .terminal import escaped
 
@@ -92,8 +92,7 @@ def fid(
 
         among = processes()
         where, _ = where_and_what(device, "float32")
-        with terminal.status("loading what judges"):
-            network: Any = _network(features, weights, where)
+        usable_folder(out)
         counted = open_model(terminal, model, device, "float32", labels=[])
         weight = guidance_for(counted, guidance, usual=7.5).weight
         walk = Walk(steps, solver, eta, o.spacing_from(spacing), o.options_from(option), weight)
@@ -101,6 +100,8 @@ def fid(
         config = _data(data, recipe, split, fit, counted.picture)
         with terminal.status("reading the pictures"):
             pictures = load_images(config)
+        with terminal.status("loading what judges"):
+            network: Any = _network(features, weights, where)
         for count, which, what in ((images, "--images", "drawn pictures"), (len(pictures), "the data", "pictures")):
             if count < 2:
                 raise InputError(f"{which}: {count} {what} have no covariance; two or more are needed.")

@@ -19,6 +19,7 @@ from .evaluate import (
     settings,
     tell,
     telling,
+    usable_folder,
     voice,
     ways_from,
 )
@@ -62,6 +63,10 @@ def pie_bench(
     as_published: Annotated[
         bool, typer.Option("--as-published", help="Score as the published tables did, quirks and all.")
     ] = False,
+    blend_weight: Annotated[
+        float, typer.Option("--blend-weight", min=0, help="On the target's blend word; the published edits have 2.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of each edit; the published ones have 1234.")] = 0,
     clip: Annotated[str, typer.Option("--clip", help="The CLIP: a folder or a hub id.")] = o.CLIP,
     dino: Annotated[str, typer.Option("--dino", help="The DINO ViT: a folder or a hub id.")] = o.DINO,
     out: Folder = Path("evaluation/pie-bench"),
@@ -88,19 +93,23 @@ def pie_bench(
         ways = ways_from(method or ["direct"], option)
         attentions = list(dict.fromkeys(attention or ["refine"]))
         where, _ = where_and_what(device, "float32")
+        names, kinds = _parts("--metrics", metrics), _categories(categories)
+        usable_folder(out)
         with terminal.status("reading the pictures"):
-            entries = read_entries(data, _categories(categories), limit)
+            entries = read_entries(data, kinds, limit)
         with terminal.status("loading what judges"):
-            names = _parts(metrics) or None
             scorer = open_scorer(names, clip=clip, dino=dino, device=where, as_published=as_published)
         counted = open_model(terminal, model, device, "float32")
         for kind in attentions:  # what one cannot do with the prompts is said before another has begun
             entries = fitted(counted.as_model, entries, kind)
-        bench = PieBench(counted.as_model, entries, scorer, lambda: counted.calls(1))
+        bench = PieBench(
+            counted.as_model, entries, scorer, lambda: counted.calls(1), blend_weight=blend_weight, seed=seed
+        )
         several = settings(ways, attentions, guidance, steps)
+        unusual = {"blend_weight": blend_weight if blend_weight != 1 else None, "seed": seed or None}
         with open_rows(out, COLUMNS, among) as rows:
             for setting in several:
-                folder = out / setting_name(setting, counted.fingerprint[:12])
+                folder = out / setting_name(setting, counted.fingerprint[:12], **unusual)
                 with terminal.bar(setting.name, len(entries)) as report:
 
                     def run(items: Any, setting: Any = setting, folder: Path = folder) -> Any:
@@ -117,7 +126,7 @@ def pie_bench(
             ]
             given = {"model": model, "data": data, "method": method, "attention": attention, "option": option}
             given |= {"steps": steps, "guidance": guidance, "limit": limit, "categories": categories}
-            given |= {"metrics": metrics, "as_published": as_published}
+            given |= {"metrics": metrics, "as_published": as_published, **unusual}
             given |= {flag: used for flag, used in scorer.names.items() if used}
             rest = {"entries": len(entries), "metrics": "as published" if as_published else _LOSSLESS}
             about = about_run("pie-bench", flags_of(**given), counted, rest)
@@ -149,13 +158,23 @@ def _formats(scorer: Any) -> dict[str, str]:
     return {**texts, "images": "d", "failed": "d", **titles, "seconds": ".2f"}
 
 
-def _parts(given: Sequence[str] | None) -> list[str]:
-    """``["0,1", "8"]`` as ["0", "1", "8"]."""
-    return [part for text in given or [] for part in re.split(r"[,\s]+", text) if part]
+def _parts(flag: str, given: Sequence[str] | None) -> list[str] | None:
+    """``["0,1", "8"]`` as ["0", "1", "8"]; None where the flag was not given. Raises InputError for an empty text."""
+    if given is None:
+        return None
+    parts = [part for text in given for part in re.split(r"[,\s]+", text) if part]
+    if not parts:
+        raise InputError(f"{flag} {given[0]!r} names nothing; leave it out for all.")
+    return parts
 
 
 def _categories(given: Sequence[str] | None) -> list[int] | None:
-    parts = _parts(given)
-    if strange := next((part for part in parts if not part.isdecimal()), None):
-        raise InputError(f"--categories {strange} is not a number; write for example --categories 0,1.")
-    return [int(part) for part in parts] or None
+    from ..evaluation.pie_bench import CATEGORIES
+
+    parts = _parts("--categories", given)
+    for part in parts or []:
+        if not part.isdecimal() or int(part) >= len(CATEGORIES):
+            raise InputError(
+                f"--categories {part} is no category; give some of 0 to {len(CATEGORIES) - 1}, such as 0,1."
+            )
+    return None if parts is None else [int(part) for part in parts]

@@ -23,7 +23,8 @@ from .tables import finite_mean
 COLUMNS = Columns(
     {
         **dict.fromkeys(("key", "entry", "method", "options", "attention", "fingerprint"), "string"),
-        **{"category": "int64", "steps": "int64", "guidance": "float64", "as_published": "bool"},
+        **{"category": "int64", "steps": "int64", "guidance": "float64", "blend_weight": "float64", "seed": "int64"},
+        "as_published": "bool",
         **dict.fromkeys(("clip_model", "dino_model", "metrics"), "string"),
     },
     {**dict.fromkeys((*METRICS, "seconds", "nfe"), "float64"), "failed": "string"},
@@ -45,12 +46,22 @@ class PieBench:
         entries: from ``pie_bench.read_entries``.
         scorer: from ``scores.open_scorer``.
         calls: network calls since it was last asked; what a row has as ``nfe``.
+        blend_weight: factor on the attention to the target's blend word; the published edits have 2.
+        seed: of each edit; the published ones have 1234.
     """
 
     def __init__(
-        self, model: Any, entries: Sequence[Entry], scorer: Scorer, calls: Callable[[], float] = lambda: nan
+        self,
+        model: Any,
+        entries: Sequence[Entry],
+        scorer: Scorer,
+        calls: Callable[[], float] = lambda: nan,
+        *,
+        blend_weight: float = 1.0,
+        seed: int = 0,
     ) -> None:
         self.model, self.entries, self.scorer, self.calls = model, list(entries), scorer, calls
+        self.blend_weight, self.seed = blend_weight, seed
         self.of = {(entry.key, entry.digest): entry for entry in self.entries}
 
     def items(self, setting: Setting) -> list[Item]:
@@ -72,6 +83,8 @@ class PieBench:
             "attention": setting.attention,
             "steps": setting.steps,
             "guidance": float(setting.guidance),
+            "blend_weight": float(self.blend_weight),
+            "seed": self.seed,
             "fingerprint": str(self.model.fingerprint)[:12],
         }
 
@@ -112,6 +125,7 @@ class PieBench:
         files = folder / f"{name}.reconstruction.png", folder / f"{name}.png"
         told = _told(files[1], made)
         if told is None or not files[0].is_file():
+            weights = {entry.blend[1]: self.blend_weight} if entry.blend and self.blend_weight != 1 else None
             began = time.perf_counter()
             try:
                 result = edit(
@@ -121,6 +135,8 @@ class PieBench:
                     source_prompt=entry.source_prompt,
                     **setting.arguments,
                     blend=entry.blend,
+                    weights=weights,
+                    seed=self.seed,
                 )
             except InputError:
                 raise
