@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import ddim
 from ddim.cli.app import app
-from ddim.evaluation import store
+from ddim.evaluation import nearest, store
 from ddim.evaluation.edits import COLUMNS, EditBenchmark, EditPair, Setting, edit_pairs, read_pictures, summary
 from ddim.evaluation.nearest import Gallery
 from ddim.evaluation.pairs import agreement, digest, mse, mse_where, psnr, ssim
@@ -71,6 +71,16 @@ def test_a_gallery_finds_a_disturbed_picture_again():
     assert gallery.rank(pictures[:1], ["p3"])[0] > 1
     with pytest.raises(ddim.InputError, match="two pictures or more"):
         Gallery(pictures[:1], ["alone"])
+
+
+def test_pictures_of_the_same_colours_are_told_apart_by_their_edges():
+    bars = (torch.arange(64) // 4 % 2).float()
+    across, down = bars[:, None].expand(64, 64), bars[None, :].expand(64, 64)
+    pictures = torch.stack([across, down])[:, None].expand(2, 3, 64, 64)
+    assert torch.allclose(*nearest.layout(pictures))  # each cell as grey as the other picture's
+    gallery = Gallery(pictures, ["across", "down"])
+    assert gallery.rank(0.2 + 0.6 * pictures, ["across", "down"]) == [1, 1]
+    assert gallery.rank(0.2 + 0.6 * pictures, ["down", "across"]) == [2, 2]
 
 
 @pytest.fixture

@@ -71,8 +71,9 @@ def test_sets_that_fill_one_direction_each():
 
 
 def test_fewer_images_than_features_are_as_far_from_themselves_as_nothing():
-    some = Statistics.of(100 * randn(30, 60))
-    assert 0 <= frechet_distance(some, some) < 1e-8  # of a trace of 600,000
+    for seed in range(10):  # rounding falls to either side
+        some = Statistics.of(100 * randn(30, 60, seed=seed))
+        assert 0 <= frechet_distance(some, some) < 1e-8  # of a trace of 600,000
 
 
 def test_turning_both_sets_changes_nothing_and_moving_one_adds_its_length():
@@ -171,6 +172,13 @@ def test_the_interval_is_its_seed_s_and_lies_about_the_value():
     narrow = bootstrap_interval(x, reference, resamples=60, seed=3, level=0.5)
     assert one.low < narrow.low < narrow.high < one.high
     assert (one.level, one.resamples) == (0.95, 60)
+
+
+def test_no_interval_reaches_below_nothing():
+    x = randn(60, 4)
+    found = bootstrap_interval(x, Statistics.of(x), resamples=60)
+    assert found.value == pytest.approx(0, abs=1e-12)
+    assert found.low == 0 < found.high
 
 
 def test_a_resample_s_covariance_is_that_of_the_images_it_took():

@@ -22,7 +22,7 @@ from ddim.evaluation import store, table2, trips
 from ddim.evaluation.material import material, spread
 from ddim.evaluation.methods import VARIANTS, all_ways, refusal, taken, way, way_of
 from ddim.evaluation.store import Rows
-from ddim.evaluation.trips import Trip, in_runs, surviving
+from ddim.evaluation.trips import Trip, in_runs, measured_alone
 from ddim.images import read_images
 
 TITLES = ["ddim", "ddim iterations=5", "heun"]
@@ -102,12 +102,20 @@ def test_one_that_diverges_takes_no_other_with_it():
         return [{**i, **dict.fromkeys(table2.COLUMNS.measured, 1.0), "failed": ""} for i in items]
 
     items: Any = [{"seed": k} for k in range(3)]
-    rows = surviving(table2.COLUMNS, items, run)
+    rows = measured_alone(table2.COLUMNS, items, run)
     assert asked == [[0, 1, 2], [0], [1], [2]]
     assert [row["failed"] for row in rows] == ["", "The sample is no longer finite. At step 3.", ""]
     assert rows[1]["mse"] is None
     found = table2.summary(Trip(way_of("ddim"), 5), [{**r, "psnr": r["psnr"]} for r in rows])
     assert (found["images"], found["failed"], found["mse"]) == (3, 1, 1.0)
+
+
+def test_what_cannot_be_used_at_all_is_no_result():
+    def run(items: Any) -> Any:
+        raise ddim.InputError("guidance = nan is not a number.")
+
+    with pytest.raises(ddim.InputError, match="guidance = nan"):
+        measured_alone(table2.COLUMNS, [{"seed": 0}, {"seed": 1}], run)
 
 
 def test_the_numbers_of_a_cell_by_hand(monkeypatch: pytest.MonkeyPatch):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DDIMError, InputError
+from ..errors import InputError
 from ..images import read_images, save_image
 from ..models.base import Model
 from ..verbs import solver_with_eta
@@ -22,7 +22,7 @@ from .drawing import draw
 from .pairs import psnr, ssim
 from .plots import Point
 from .reference import Features, as_saved
-from .store import Columns, Row, Rows
+from .store import Columns, Row, Rows, surviving
 from .tables import interval_text, mean_interval
 
 STEPS = (10, 20, 50, 100, 200)
@@ -85,29 +85,32 @@ class Consistency:
     ) -> None:
         """Draws what is missing of one eta and S and compares it; the reference's images must be there."""
 
-        def run(some: list[dict[str, Any]]) -> list[Row]:
-            began, one = perf_counter(), some[0]
+        def made(some: Sequence[dict[str, Any]]) -> Tensor:
+            one = some[0]
             solver, grid = solver_with_eta("ddim", one["eta"], None), grid_for(self.model, one["steps"], self.spacing)
-            empty = {**dict.fromkeys(MEASURES), "nfe": grid.steps, "failed": None}
-            try:
-                images = as_saved(draw(self.model, solver, grid, [item["seed"] for item in some]))
-            except InputError:
-                raise
-            except DDIMError as error:
-                if len(some) > 1:  # the others are not to blame
-                    return [row for item in some for row in run([item])]
-                return [{**one, **empty, "seconds": perf_counter() - began, "failed": str(error)}]
+            return as_saved(draw(self.model, solver, grid, [item["seed"] for item in some]))
+
+        def kept(some: Sequence[dict[str, Any]], images: Tensor, began: float) -> list[Row]:
             for item, image in zip(some, images, strict=True):
                 save_image(image, self.file(item))
             found: list[dict[str, Any]] = [{} for _ in some]
-            if one["steps"] != self.reference:
+            if some[0]["steps"] != self.reference:
                 # one that failed at the reference has nothing to be compared with
                 known = [k for k, item in enumerate(some) if self.file(self._whole(item)).is_file()]
                 whole = [self._whole(some[k]) for k in known]
                 for k, values in zip(known, self.compare(images[known], self.read(whole)), strict=True):
                     found[k] = values
             each = (perf_counter() - began) / len(some)
-            return [{**item, **empty, "seconds": each, **f} for item, f in zip(some, found, strict=True)]
+            return [{**empty(item), "seconds": each, **f} for item, f in zip(some, found, strict=True)]
+
+        def failed(item: dict[str, Any], why: str, began: float) -> Row:
+            return {**empty(item), "seconds": perf_counter() - began, "failed": why}
+
+        def empty(item: dict[str, Any]) -> dict[str, Any]:
+            return {**item, **dict.fromkeys(MEASURES), "nfe": item["steps"], "failed": None}
+
+        def run(some: list[dict[str, Any]]) -> list[Row]:
+            return surviving(some, made, kept, failed)
 
         rows.measure(items, batch, run, report)
 

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DDIMError, InputError
+from ..errors import InputError
 from ..images import save_image
 from ..interpolation import slerp
 from ..models.base import Model
@@ -38,7 +38,7 @@ from ..walks import grid_for, start
 from .drawing import walk
 from .frechet import Statistics, bootstrap_interval
 from .reference import Features, as_saved
-from .store import Columns, Row, Rows
+from .store import Columns, Row, Rows, surviving
 from .tables import interval_text, mean_interval
 
 WAYS = ("slerp", "lerp", "pixels")
@@ -101,20 +101,23 @@ class Interpolation:
     ) -> None:
         """Walks the missing paths of one way, of about ``batch`` images together."""
 
-        def run(some: list[dict[str, Any]]) -> list[Row]:
-            began, empty = perf_counter(), {**dict.fromkeys(COLUMNS.measured), "nfe": self.nfe(some[0]["way"])}
-            try:
-                images = self.path(some[0]["way"], [item["seed"] for item in some])
-            except InputError:
-                raise
-            except DDIMError as error:
-                if len(some) > 1:  # the others are not to blame
-                    return [row for item in some for row in run([item])]
-                return [{**some[0], **empty, "seconds": perf_counter() - began, "failed": str(error)}]
+        def made(some: Sequence[dict[str, Any]]) -> Tensor:
+            return self.path(some[0]["way"], [item["seed"] for item in some])
+
+        def kept(some: Sequence[dict[str, Any]], images: Tensor, began: float) -> list[Row]:
             self._keep(some, images)
             found = self.numbers(images)
             each = (perf_counter() - began) / len(some)
-            return [{**item, **empty, **own, "seconds": each} for item, own in zip(some, found, strict=True)]
+            return [{**empty(item), **own, "seconds": each} for item, own in zip(some, found, strict=True)]
+
+        def failed(item: dict[str, Any], why: str, began: float) -> Row:
+            return {**empty(item), "seconds": perf_counter() - began, "failed": why}
+
+        def empty(item: dict[str, Any]) -> dict[str, Any]:
+            return {**item, **dict.fromkeys(COLUMNS.measured), "nfe": self.nfe(item["way"])}
+
+        def run(some: list[dict[str, Any]]) -> list[Row]:
+            return surviving(some, made, kept, failed)
 
         rows.measure(items, max(1, batch // (self.frames + 2)), run, report)
 

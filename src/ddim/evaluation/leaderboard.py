@@ -22,7 +22,7 @@ from .pairs import digest
 from .plots import Point
 from .store import Columns, Row
 from .tables import finite_mean
-from .trips import DISTANCES, IDENTITY, Item, Trip, distances, in_runs, surviving, trip_items, walk
+from .trips import DISTANCES, IDENTITY, Item, Trip, distances, in_runs, measured_alone, trip_items, walk
 
 STEPS, WEIGHTS = (10, 20, 50), (1.0, 7.5)
 FLOOR = Way("autoencoder")
@@ -115,7 +115,7 @@ class Leaderboard:
         """
         out: list[Row] = []
         for some in in_runs(items):
-            out += surviving(COLUMNS, some, lambda few: self._measured(trip, few))
+            out += measured_alone(COLUMNS, some, lambda few: self._measured(trip, few))
         return out
 
     def _measured(self, trip: Trip, items: Sequence[Item]) -> list[Row]:

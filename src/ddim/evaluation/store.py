@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from ..code import write_whole
 from ..errors import DDIMError, InputError
-from ..foreign import first_line
+from ..foreign import first_line, one_line
 from ..lock import only_process
 
 Row = Mapping[str, Any]
@@ -273,6 +273,36 @@ def open_rows(folder: Path, columns: Columns, among: Processes | None = None) ->
             yield rows
         finally:
             rows.flush()
+
+
+def surviving(
+    items: Sequence[_I],
+    make: Callable[[Sequence[_I]], _T],
+    rows: Callable[[Sequence[_I], _T, float], list[Row]],
+    failed: Callable[[_I, str, float], Row],
+) -> list[Row]:
+    """Rows of items that are made together; where that fails each is made alone, since the others are not to blame.
+
+    Args:
+        items: one or more.
+        make: what may fail, as a result: a walk that diverged.
+        rows: items, what was made of them and when that began (``time.perf_counter``) -> their rows. What it raises is
+            no result, a disk that is full.
+        failed: an item that fails alone, the reason in one line, and when that began -> its row.
+
+    Raises:
+        InputError: what cannot be used at all.
+    """
+    began = time.perf_counter()
+    try:
+        made = make(items)
+    except InputError:
+        raise
+    except DDIMError as error:
+        if len(items) > 1:
+            return [row for item in items for row in surviving([item], make, rows, failed)]
+        return [failed(items[0], one_line(error), began)]
+    return rows(items, made, began)
 
 
 def _schema(columns: Columns) -> Any:

@@ -12,8 +12,9 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..errors import DDIMError, InputError, is_number
+from ..errors import InputError, is_number
 from ..grid import SPACINGS, Grid
 from ..models.base import Model
 from ..solvers import make_solver
@@ -23,7 +24,7 @@ from .drawing import cost, draw, spacing_label, within
 from .frechet import Statistics, bootstrap_interval
 from .plots import Point
 from .reference import Features, as_saved
-from .store import Columns, Row, Rows
+from .store import Columns, Row, Rows, surviving
 
 SIGMA_HAT = "sigma-hat"
 STEPS = (10, 20, 50, 100, 1000)
@@ -154,19 +155,19 @@ def measure(
     """
     solver = solver_with_eta(cell.solver, cell.eta, None)
 
-    def run(some: list[Mapping[str, Any]]) -> list[Row]:
-        began = perf_counter()
-        try:
-            images = draw(model, solver, cell.grid, [item["seed"] for item in some])
-        except InputError:
-            raise
-        except DDIMError as error:
-            if len(some) > 1:  # the others are not to blame
-                return [row for item in some for row in run([item])]
-            return [_row(some[0], cell, None, perf_counter() - began, str(error))]
+    def made(some: Sequence[Mapping[str, Any]]) -> Tensor:
+        return draw(model, solver, cell.grid, [item["seed"] for item in some])
+
+    def seen(some: Sequence[Mapping[str, Any]], images: Tensor, began: float) -> list[Row]:
         vectors = features.features(as_saved(images)).tolist()
         each = (perf_counter() - began) / len(some)
         return [_row(item, cell, vector, each) for item, vector in zip(some, vectors, strict=True)]
+
+    def failed(item: Mapping[str, Any], why: str, began: float) -> Row:
+        return _row(item, cell, None, perf_counter() - began, why)
+
+    def run(some: list[Mapping[str, Any]]) -> list[Row]:
+        return surviving(some, made, seen, failed)
 
     rows.measure(wanted, batch, run, report)
 

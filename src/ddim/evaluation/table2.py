@@ -11,7 +11,7 @@ from .edits import Picture
 from .plots import Point
 from .store import Columns, Row
 from .tables import finite_mean, markdown
-from .trips import DISTANCES, IDENTITY, Item, Trip, distances, in_runs, surviving, trip_items, walk
+from .trips import DISTANCES, IDENTITY, Item, Trip, distances, in_runs, measured_alone, trip_items, walk
 
 STEPS = (10, 20, 50, 100, 200, 500, 1000)
 PAPER = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}
@@ -60,7 +60,9 @@ class Reconstructions:
             InputError: a trip that cannot be made.
         """
         return [
-            row for some in in_runs(items) for row in surviving(COLUMNS, some, lambda few: self._measured(trip, few))
+            row
+            for some in in_runs(items)
+            for row in measured_alone(COLUMNS, some, lambda few: self._measured(trip, few))
         ]
 
     def _measured(self, trip: Trip, items: Sequence[Item]) -> list[Row]:

@@ -10,14 +10,12 @@ from torch import Tensor
 
 from .. import verbs
 from ..code import LatentCode
-from ..errors import DDIMError, InputError
-from ..foreign import one_line
 from ..models.base import Model
 from ..walks import Progress, Spacing
 from .edits import Picture
 from .methods import Way
 from .pairs import digest, mse, psnr, ssim
-from .store import Columns, Row
+from .store import Columns, Row, surviving
 
 Item = dict[str, Any]
 
@@ -124,8 +122,8 @@ def in_runs(items: Sequence[Item]) -> list[list[Item]]:
     return out
 
 
-def surviving(columns: Columns, items: Sequence[Item], run: Callable[[Sequence[Item]], Sequence[Row]]) -> list[Row]:
-    """What ``run`` makes of items; where it fails, of each alone, and for those that fail alone a row that says why.
+def measured_alone(columns: Columns, items: Sequence[Item], run: Callable[[Sequence[Item]], list[Row]]) -> list[Row]:
+    """What ``run`` makes of items, as ``store.surviving`` does; the row of one that fails has no numbers.
 
     Args:
         columns: with ``failed`` among what is measured.
@@ -135,14 +133,8 @@ def surviving(columns: Columns, items: Sequence[Item], run: Callable[[Sequence[I
     Raises:
         InputError: what cannot be used at all.
     """
-    try:
-        return list(run(items))
-    except InputError:
-        raise
-    except DDIMError as error:
-        if len(items) == 1:
-            return [{**items[0], **dict.fromkeys(columns.measured), "failed": one_line(error)}]
-    return [row for item in items for row in surviving(columns, [item], run)]
+    empty = dict.fromkeys(columns.measured)
+    return surviving(items, run, lambda _, rows, __: rows, lambda item, why, _: {**item, **empty, "failed": why})
 
 
 def blocks_of(items: Sequence[Item], batch: int) -> list[list[Item]]:
