@@ -1,6 +1,7 @@
 """Law 2: invert, then replay, returns the image within the bound that the method states, in each dtype."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -60,6 +61,27 @@ def test_exact_methods_return_the_image_within_rounding_times_growth(name, probl
     x0 = images(problem, dtype)
     error = (replay(code_of(name, problem, x0, grid), problem) - x0).abs().max()
     assert float(error) <= exact_bound(ddim.make_solver(name), grid, dtype)
+
+
+@dtypes
+@pytest.mark.parametrize(
+    ("name", "options", "steps", "lost"),
+    [
+        *(("edict", {"p": 0.7}, 50, True), ("edict", {}, 300, True), ("bdia", {"gamma": 0.7}, 60, True)),
+        *((name, {}, 50, False) for name in REVERSIBLE),
+        *(("edict", {}, 200, False), ("edict", {"p": 0.75}, 40, False)),
+    ],
+)
+def test_a_code_too_large_for_its_dtype_is_told(name, options, steps, lost, dtype):
+    grid, x0 = ddim.make_grid(PATH, steps), images("mixture", dtype)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        code = code_of(name, "mixture", x0, grid, **options)
+    assert (decibels(replay(code, "mixture") - x0) < 60) is bool(told) is (lost and dtype == torch.float32)
+    if told:
+        assert f"{name} in {steps} steps" in str(told[0].message)
+        assert "float32 rounds parts of the picture away" in str(told[0].message)
+        assert told[0].category is ddim.DDIMWarning
 
 
 @dtypes

@@ -74,6 +74,8 @@ class Terminal:
 
     def _warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
         sentence = in_flags(" ".join(str(message).split()))
+        if sentence in self.warned:  # of another batch
+            return
         self.warned.append(sentence)
         say("Warning", sentence)
 

@@ -1,5 +1,6 @@
 """Exact inversion: any reversible solver, run backwards on its whole state."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,9 +8,13 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
+from ..errors import DDIMWarning
 from ..grid import Grid
 from ..loop import OnStep, solve_back
 from ..solvers.base import Reversible, State, options_of
+
+LARGEST_ROUNDING = 1e-3
+"""Of a number in a code, where pictures span 2: what comes back is then some 60 dB from the picture, or less."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,22 @@ class ExactInversion:
         return self.reversible
 
     def invert(self, denoise: Denoiser, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> State:
-        """The whole state at ``grid[0]``."""
+        """The whole state at ``grid[0]``; a DDIMWarning where its dtype rounds parts of the image away."""
         with torch.no_grad():
             state = self.reversible.lift(denoise, x0, grid)
-        return solve_back(denoise, self.reversible, state, grid, on_step=on_step)
+        state = solve_back(denoise, self.reversible, state, grid, on_step=on_step)
+        self._check_rounding(state, grid)
+        return state
+
+    def _check_rounding(self, state: State, grid: Grid) -> None:
+        dtype = next(iter(state.values())).dtype
+        largest = max(float(values.abs().max()) for values in state.values())
+        if largest * torch.finfo(dtype).eps > LARGEST_ROUNDING:
+            name = str(dtype).removeprefix("torch.")
+            warnings.warn(
+                f"{self.name} in {grid.steps} steps enlarges differences by up to {self.growth(grid):.0e}: its code is "
+                f"so large that {name} rounds parts of the picture away. Use fewer steps, options of less growth, or "
+                "dtype float64.",
+                DDIMWarning,
+                stacklevel=2,
+            )
