@@ -14,15 +14,17 @@ from reading import DOCS, Macro, Missing
 
 FOLDER = DOCS / "results"
 EXPECTED = (
-    "table1-fashion",
     "eta-fashion",
+    "budget-fashion",
+    "table1-fashion",
+    "layout-fashion",
     "quadratic-fashion",
     "table2-fashion",
+    "table2-long-fashion",
     "consistency-fashion",
     "interpolation-fashion",
     "leaderboard-fashion",
     "leaderboard-emoji",
-    "fifty-emoji",
 )
 _KEYS = ("method", "options", "guidance", "steps", "images", "model", "fingerprint", "seed", "failed", "edits")
 FLOOR = "autoencoder"
