@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddim.evaluation.plots import COLOURS, Point, line_plot
+from ddim.evaluation.plots import COLOURS, Point, line_plot, readable
 
 
 def colours(file: Path) -> set[tuple[int, ...]]:
@@ -37,3 +37,10 @@ def test_nothing_to_draw_and_no_matplotlib_leave_no_file(tmp_path: Path, monkeyp
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert line_plot(tmp_path / "plot.png", {"a": [Point(1, 1)]}, "S", "y") is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_of_an_axis_keep_apart():
+    assert readable({39, 41, 12, 300}) == [12, 39, 300]
+    assert readable([10, 20, 50, 100, 1000]) == [10, 20, 50, 100, 1000]
+    assert readable([10]) == [10]
+    assert readable([0, 10]) == [10]

@@ -1,7 +1,7 @@
 """The plot beside a table: lines with intervals, drawn by matplotlib where it is installed."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,15 @@ class Point(NamedTuple):
     y: float
     low: float | None = None
     high: float | None = None
+
+
+def readable(values: Iterable[float]) -> list[float]:
+    """Of the positive values those whose labels fit under a logarithmic axis, from the least on."""
+    at, out = sorted(value for value in values if value > 0), list[float]()
+    for value in at:
+        if not out or value >= out[-1] * (at[-1] / at[0]) ** 0.06:
+            out.append(value)
+    return out
 
 
 def line_plot(
@@ -47,7 +56,7 @@ def line_plot(
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-        from matplotlib.ticker import NullFormatter, ScalarFormatter
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
     except ImportError:
         return None
     if not drawn:
@@ -63,12 +72,16 @@ def line_plot(
                 axes.plot([p.x, p.x], [p.low, p.high], color=colour, lw=2.4, alpha=0.35, solid_capstyle="butt")
     if log_x:
         axes.set_xscale("log")
-        at = sorted({p.x for points in drawn.values() for p in points})
-        axes.set_xticks(at if len(at) <= 8 else [v for k, v in enumerate(at) if k % 2 == 0])
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.set_xticks(readable({p.x for points in drawn.values() for p in points}), minor=False)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     if log_y:
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        if high / low < 1e3:  # plain numbers, where powers of ten would be few
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(x, fontsize=8)
     axes.set_ylabel(y, fontsize=8)
     axes.set_title(title, fontsize=9, loc="left")
