@@ -288,6 +288,19 @@ def test_progress_is_drawn_on_a_terminal_only(model: str, monkeypatch: pytest.Mo
     assert "images/s" in task.fields["rate"]
 
 
+def test_a_warning_of_every_batch_is_told_once(capsys: pytest.CaptureFixture[str]):
+    import warnings
+
+    from ddim.cli.terminal import Terminal
+
+    with Terminal(as_json=True) as talking:
+        for _ in range(3):
+            warnings.warn("edict rounds\nthe picture away.", ddim.DDIMWarning, stacklevel=1)
+        talking.warn("Another.")
+    assert talking.warned == ["edict rounds the picture away.", "Another."]
+    assert [line.partition(": ")[2] for line in capsys.readouterr().err.splitlines()] == talking.warned
+
+
 def test_a_true_process_speaks_json_on_stdout_alone(model: str):
     result = python("-m", "ddim.cli.app", "sample", "-m", model, "-n", "1", "--steps", "2", "--json")
     assert result.returncode == 0, result.stderr

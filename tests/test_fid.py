@@ -284,6 +284,10 @@ def test_what_cannot_be_measured_is_one_sentence(tmp_path, monkeypatch):
     assert "nowhere" in fails(*model, *judge, "--data", "nowhere", code=2)
     assert "--steps 0" in fails(*model, *judge, "--data", "data", "--steps", "0", code=2)
     assert "give one of the two" in fails(*model, *judge, "--data", "data", "--weights", "w.pth", code=2)
+    (tmp_path / "file").touch()
+    assert "file is a file; give another" in fails(*model, *judge, "--data", "data", "--out", "file/there", code=2)
+    # before anything is loaded
+    assert "no weights w.pth" in fails("evaluate", "fid", "--model", "nowhere", "--weights", "w.pth", code=2)
     other = tiny_features(tmp_path / "other", channels=3)
     sentence = fails(*model, "--data", "data", "--images", "20", "--features", other, code=2)
     assert "other knows images of 3x8x8, not of 1x8x8" in sentence

@@ -861,6 +861,7 @@ def test_the_edit_is_the_verbs_with_the_entrys_words(bench: Path, monkeypatch: p
     # no blend words weigh nothing
     assert seen[2:] == [{**plain[0], "seed": 1234}, {**plain[1], "weights": {"tiger": 2.0}, "seed": 1234}]
     assert "--blend-weight 2 --seed 1234" in published["command"]
+    assert len(list((bench / "out").glob("*.md"))) == 2  # nor one table over the other
     plain_one, other = sorted((bench / "out").glob("direct*"), key=lambda folder: len(folder.name))
     assert "_blend_weight2_seed1234_" in other.name
     assert pictures == {p.name: p.read_bytes() for p in plain_one.glob("*.png")}  # neither writes over the other's
@@ -913,12 +914,15 @@ def test_a_kept_picture_that_is_broken_is_made_again(bench: Path):
     ("extra", "sentence"),
     [
         (["--data", "nowhere"], "nowhere has no mapping_file.json"),
-        (["--categories", "10"], "--categories 10 is no category; give some of 0 to 9"),
-        (["--categories", "one"], "--categories one is no category"),
-        (["--categories", "-1"], "--categories -1 is no category"),
+        (["--categories", "10"], "Category 10 is none of PIE-Bench's, 0 to 9"),
+        (["--categories", "one"], "--categories one is not a number"),
+        (["--categories", "-1"], "--categories -1 is not a number"),
         (["--categories", " "], "--categories ' ' names nothing"),
         (["--metrics", ""], "--metrics '' names nothing"),
         (["--blend-weight", "-1"], "blend-weight'"),
+        (["--blend-weight", "nan"], "blend-weight"),
+        (["--blend-weight", "inf"], "--blend-weight inf is not a number"),
+        (["--seed", str(2**63)], "seed'"),
         (["--metrics", "pnsr"], "Did you mean 'psnr'"),
         (["--metrics", "clip", "--clip", "./nowhere"], "nowhere cannot be loaded as a CLIPModel"),
         (["--metrics", "structure", "--dino", "./nowhere"], "nowhere cannot be loaded as a ViTModel"),

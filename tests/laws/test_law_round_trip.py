@@ -69,7 +69,7 @@ def test_exact_methods_return_the_image_within_rounding_times_growth(name, probl
     [
         *(("edict", {"p": 0.7}, 50, True), ("edict", {}, 300, True), ("bdia", {"gamma": 0.7}, 60, True)),
         *((name, {}, 50, False) for name in REVERSIBLE),
-        *(("edict", {}, 200, False), ("edict", {"p": 0.75}, 40, False)),
+        *(("edict", {}, 220, True), ("edict", {"p": 0.77}, 50, False)),
     ],
 )
 def test_a_code_too_large_for_its_dtype_is_told(name, options, steps, lost, dtype):
@@ -77,10 +77,12 @@ def test_a_code_too_large_for_its_dtype_is_told(name, options, steps, lost, dtyp
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         code = code_of(name, "mixture", x0, grid, **options)
-    assert (decibels(replay(code, "mixture") - x0) < 60) is bool(told) is (lost and dtype == torch.float32)
+    assert bool(told) is (lost and dtype == torch.float32)
+    quality = decibels(replay(code, "mixture") - x0)
+    assert quality < 70 if told else quality > 70
     if told:
-        assert f"{name} in {steps} steps" in str(told[0].message)
-        assert "float32 rounds parts of the picture away" in str(told[0].message)
+        sentence = f"The code of {name} in {steps} steps is so large that float32 rounds parts of the picture away"
+        assert str(told[0].message).startswith(sentence)
         assert told[0].category is ddim.DDIMWarning
 
 

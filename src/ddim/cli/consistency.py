@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .evaluate import Folder, about_run, flags_of, tell, voice
+from .evaluate import Folder, about_run, flags_of, tell, usable_folder, voice
 from .files import slug
 from .table1 import Features
 
@@ -62,6 +62,7 @@ def consistency(
 
         check_batch(batch)
         among = processes()
+        usable_folder(out)
         counted = open_model(terminal, model, device, "float32", labels=[])
         network = fitting_or_none(features, counted.picture, counted.device)
         chosen = spacing or counted.spacing

@@ -21,6 +21,7 @@ from .evaluate import (
     settings,
     tell,
     telling,
+    usable_folder,
     voice,
     ways_from,
 )
@@ -93,6 +94,7 @@ def edits(
         among = processes()
         ways = ways_from(method, option) or [way_of(name) for name in inversion_names()]
         config = load_config(recipe)
+        usable_folder(out)
         counted = open_model(terminal, model, device, "float32")
         if not counted.text:
             raise InputError(f"The model {model!r} has no text encoder; edits by words need one.")

@@ -82,9 +82,11 @@ def voice(as_json: bool, quiet: bool) -> Terminal:
 
 
 def usable_folder(out: Path) -> None:
-    """Says before any work that results cannot lie there. Raises InputError where ``out`` is a file."""
-    if out.is_file():
-        raise InputError(f"--out {out} is a file; give a folder.")
+    """Says before any work that results cannot lie there. Raises InputError where ``out``, or what it is in, is a
+    file."""
+    there = next((path for path in (out, *out.parents) if path.exists()), None)
+    if there is not None and not there.is_dir():
+        raise InputError(f"--out {out} cannot be a folder, for {there} is a file; give another.")
 
 
 def ways_from(method: Sequence[str] | None, option: list[str] | None) -> "list[Way]":

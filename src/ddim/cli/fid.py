@@ -93,6 +93,7 @@ def fid(
         among = processes()
         where, _ = where_and_what(device, "float32")
         usable_folder(out)
+        _check(features, weights, images)
         counted = open_model(terminal, model, device, "float32", labels=[])
         weight = guidance_for(counted, guidance, usual=7.5).weight
         walk = Walk(steps, solver, eta, o.spacing_from(spacing), o.options_from(option), weight)
@@ -100,11 +101,9 @@ def fid(
         config = _data(data, recipe, split, fit, counted.picture)
         with terminal.status("reading the pictures"):
             pictures = load_images(config)
+        _enough("the data", len(pictures), "pictures")
         with terminal.status("loading what judges"):
             network: Any = _network(features, weights, where)
-        for count, which, what in ((images, "--images", "drawn pictures"), (len(pictures), "the data", "pictures")):
-            if count < 2:
-                raise InputError(f"{which}: {count} {what} have no covariance; two or more are needed.")
         words = words_of(counted.as_model, pictures, images)
         with open_rows(out, COLUMNS, among) as rows:
             about: dict[str, Any] = {}
@@ -160,14 +159,26 @@ def fid(
 FORMATS = {"distance": "", "images": "d", "value": ".4f", "low": ".4f", "high": ".4f", "bias": ".4f"}
 
 
+def _check(features: str, weights: Path | None, images: int) -> None:
+    """Raises InputError for what is wrong before anything is loaded."""
+    if weights is not None and features.lower() != "inception":
+        raise InputError(f"--weights are Inception's, and --features asks for {features}; give one of the two.")
+    if weights is not None and not weights.is_file():
+        raise InputError(f"There are no weights {weights}; give the file that --weights is to read.")
+    _enough("--images", images, "drawn pictures")
+
+
+def _enough(which: str, count: int, what: str) -> None:
+    if count < 2:
+        raise InputError(f"{which}: {count} {what} have no covariance; two or more are needed.")
+
+
 def _network(features: str, weights: Path | None, device: Any) -> Any:
     """What judges. Raises InputError where it cannot be had."""
     if features.lower() == "inception":
         from ..evaluation.inception import open_inception
 
         return open_inception(weights, device)
-    if weights is not None:
-        raise InputError(f"--weights are Inception's, and --features asks for {features}; give one of the two.")
     from ..models.features import load_features
 
     return load_features(features, device=device)

@@ -21,6 +21,7 @@ from .evaluate import (
     flags_of,
     main_process,
     tell,
+    usable_folder,
     voice,
     walk_trips,
     ways_from,
@@ -82,6 +83,7 @@ def leaderboard(
         among = processes()
         ways = ways_from(method, option)
         config = None if recipe is None else load_config(recipe)
+        usable_folder(out)
         counted = open_model(terminal, model, device, dtype)
         if guidance and not counted.text:
             raise InputError(f"--guidance goes with prompts, and the model {model!r} has no text encoder.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError
+from ..errors import InputError, is_number
 from . import options as o
 from .evaluate import (
     Folder,
@@ -23,7 +23,7 @@ from .evaluate import (
     voice,
     ways_from,
 )
-from .files import slug
+from .files import slug, value_text
 
 if TYPE_CHECKING:
     from ..evaluation.plots import Point
@@ -66,7 +66,9 @@ def pie_bench(
     blend_weight: Annotated[
         float, typer.Option("--blend-weight", min=0, help="On the target's blend word; the published edits have 2.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of each edit; the published ones have 1234.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of each edit; the published ones have 1234.")
+    ] = 0,
     clip: Annotated[str, typer.Option("--clip", help="The CLIP: a folder or a hub id.")] = o.CLIP,
     dino: Annotated[str, typer.Option("--dino", help="The DINO ViT: a folder or a hub id.")] = o.DINO,
     out: Folder = Path("evaluation/pie-bench"),
@@ -80,10 +82,11 @@ def pie_bench(
     ddim evaluate pie-bench --model stable-diffusion-v1-5/stable-diffusion-v1-5 --data PIE-Bench_v1
     """
     with voice(json, quiet) as terminal:
+        from ..editing.control import AttentionEdit
         from ..evaluation.pie_bench import fitted, read_entries
         from ..evaluation.pie_run import COLUMNS, PieBench, summary
         from ..evaluation.plots import line_plot
-        from ..evaluation.scores import open_scorer
+        from ..evaluation.scores import known_metrics, open_scorer
         from ..evaluation.store import open_rows, processes
         from ..evaluation.tables import write_table
         from ..models import where_and_what
@@ -94,6 +97,11 @@ def pie_bench(
         attentions = list(dict.fromkeys(attention or ["refine"]))
         where, _ = where_and_what(device, "float32")
         names, kinds = _parts("--metrics", metrics), _categories(categories)
+        known_metrics(names or [])
+        for kind in attentions:
+            AttentionEdit(kind)
+        if not is_number(blend_weight):
+            raise InputError(f"--blend-weight {blend_weight} is not a number; the published edits have 2.")
         usable_folder(out)
         with terminal.status("reading the pictures"):
             entries = read_entries(data, kinds, limit)
@@ -130,7 +138,8 @@ def pie_bench(
             given |= {flag: used for flag, used in scorer.names.items() if used}
             rest = {"entries": len(entries), "metrics": "as published" if as_published else _LOSSLESS}
             about = about_run("pie-bench", flags_of(**given), counted, rest)
-            name = f"pie-bench{'_as-published' if as_published else ''}-{slug(model)}"
+            apart = "".join(f"_{k}{value_text(v)}" for k, v in unusual.items() if v is not None)
+            name = f"pie-bench{'_as-published' if as_published else ''}{apart}-{slug(model)}"
             files = write_table(out, name, table, _formats(scorer), about)
             axes = "PSNR of the background, dB", "CLIP score of the whole edit"
             plot = line_plot(out / f"{name}.png", _points(table), *axes, log_x=False, title=f"PIE-Bench, {model}")
@@ -169,12 +178,7 @@ def _parts(flag: str, given: Sequence[str] | None) -> list[str] | None:
 
 
 def _categories(given: Sequence[str] | None) -> list[int] | None:
-    from ..evaluation.pie_bench import CATEGORIES
-
     parts = _parts("--categories", given)
-    for part in parts or []:
-        if not part.isdecimal() or int(part) >= len(CATEGORIES):
-            raise InputError(
-                f"--categories {part} is no category; give some of 0 to {len(CATEGORIES) - 1}, such as 0,1."
-            )
+    if strange := next((part for part in parts or [] if not part.isdecimal()), None):
+        raise InputError(f"--categories {strange} is not a number; write for example --categories 0,1.")
     return None if parts is None else [int(part) for part in parts]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .evaluate import Folder, about_run, flags_of, tell, voice
+from .evaluate import Folder, about_run, flags_of, tell, usable_folder, voice
 from .files import slug
 from .terminal import Terminal
 
@@ -103,6 +103,7 @@ def table1(
 
         check_batch(batch)
         among = processes()
+        usable_folder(out)
         counted = open_model(terminal, model, device, "float32", labels=[])
         network = fitting(features, counted.picture, counted.device)
         enough("--samples asks for", samples, network.dim)

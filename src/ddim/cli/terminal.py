@@ -74,7 +74,7 @@ class Terminal:
 
     def _warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
         sentence = in_flags(" ".join(str(message).split()))
-        if sentence in self.warned:  # of another batch
+        if sentence in self.warned:  # each batch says it again
             return
         self.warned.append(sentence)
         say("Warning", sentence)

@@ -46,8 +46,9 @@ class PieBench:
         entries: from ``pie_bench.read_entries``.
         scorer: from ``scores.open_scorer``.
         calls: network calls since it was last asked; what a row has as ``nfe``.
-        blend_weight: factor on the attention to the target's blend word; the published edits have 2.
-        seed: of each edit; the published ones have 1234.
+        blend_weight: factor on the attention to the target's blend word, 0 or more; entries without blend words take
+            none. The benchmark's own prompt-to-prompt edits (Ju et al. 2023) have 2.
+        seed: of each edit, for methods that draw noise; those edits have 1234.
     """
 
     def __init__(

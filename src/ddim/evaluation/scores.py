@@ -182,6 +182,12 @@ class Scorer:
         return {name: METRICS[name].measure(self.networks.get(METRICS[name].needs), scene) for name in self.metrics}
 
 
+def known_metrics(metrics: Sequence[str]) -> None:
+    """Raises InputError for a name that is none of ``METRICS``."""
+    if strange := next((name for name in metrics if name not in METRICS), None):
+        raise unknown("metric", strange, METRICS)
+
+
 def open_scorer(
     metrics: Sequence[str] | None = None,
     *,
@@ -201,8 +207,7 @@ def open_scorer(
     Raises:
         InputError: an unknown metric, or one that was named and whose network cannot be had.
     """
-    if strange := next((name for name in metrics or [] if name not in METRICS), None):
-        raise unknown("metric", strange, METRICS)
+    known_metrics(metrics or [])
     wanted = [name for name in METRICS if metrics is None or name in metrics]
     openers: dict[str, Callable[[], Any]] = {
         "": lambda: None,

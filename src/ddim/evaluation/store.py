@@ -285,13 +285,17 @@ def surviving(
 
     Args:
         items: one or more.
-        make: what may fail, as a result: a walk that diverged.
-        rows: items, what was made of them and when that began (``time.perf_counter``) -> their rows. What it raises is
-            no result, a disk that is full.
+        make: items -> what is made of them. A DDIMError is a result: a walk that diverged.
+        rows: items, what was made of them and when that began (``time.perf_counter``) -> their rows. An error here,
+            such as a full disk, is none.
         failed: an item that fails alone, the reason in one line, and when that began -> its row.
+
+    Returns:
+        A row an item, in their order.
 
     Raises:
         InputError: what cannot be used at all.
+        DDIMError: what ``rows`` raises.
     """
     began = time.perf_counter()
     try:

@@ -14,7 +14,8 @@ from ..loop import OnStep, solve_back
 from ..solvers.base import Reversible, State, options_of
 
 LARGEST_ROUNDING = 1e-3
-"""Of a number in a code, where pictures span 2: what comes back is then some 60 dB from the picture, or less."""
+"""The largest rounding of a number in a code that goes untold: beyond it pictures, which span 2, come back at some 60
+dB or less."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,11 @@ class ExactInversion:
     def _check_rounding(self, state: State, grid: Grid) -> None:
         dtype = next(iter(state.values())).dtype
         largest = max(float(values.abs().max()) for values in state.values())
-        if largest * torch.finfo(dtype).eps > LARGEST_ROUNDING:
+        if not largest * torch.finfo(dtype).eps <= LARGEST_ROUNDING:
             name = str(dtype).removeprefix("torch.")
             warnings.warn(
-                f"{self.name} in {grid.steps} steps enlarges differences by up to {self.growth(grid):.0e}: its code is "
-                f"so large that {name} rounds parts of the picture away. Use fewer steps, options of less growth, or "
-                "dtype float64.",
+                f"The code of {self.name} in {grid.steps} steps is so large that {name} rounds parts of the picture "
+                f"away (growth {self.growth(grid):.0e}). Use fewer steps, options of less growth, or dtype float64.",
                 DDIMWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
