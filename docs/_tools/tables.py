@@ -16,6 +16,8 @@ FOLDER = DOCS / "results"
 EXPECTED = (
     "eta-fashion",
     "budget-fashion",
+    "budget-trailing-fashion",
+    "spacings-fashion",
     "table1-fashion",
     "layout-fashion",
     "quadratic-fashion",
