@@ -20,7 +20,6 @@ EXPECTED = (
     "spacings-fashion",
     "table1-fashion",
     "hundred-fashion",
-    "thousand-fashion",
     "quadratic-fashion",
     "table2-fashion",
     "table2-long-fashion",
