@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import tiny_features
@@ -18,7 +19,7 @@ from ddim.errors import DDIMError
 from ddim.evaluation import consistency as c
 from ddim.evaluation.reference import as_saved
 from ddim.evaluation.store import open_rows
-from ddim.evaluation.tables import mean_interval
+from ddim.evaluation.tables import mean_interval, median_interval
 from ddim.models.pixel import PixelModel
 
 SIZE = 16  # SSIM's window is 11 wide
@@ -32,6 +33,20 @@ def test_a_mean_has_the_usual_interval():
     assert mean_interval([]) == (None, None, None)
     assert mean_interval([2.0]) == (2.0, 2.0, 2.0)
     assert mean_interval([1.0, 3.0]) == pytest.approx((2.0, 2 - 1.96, 2 + 1.96))  # s = sqrt 2, n = 2
+
+
+def test_a_median_s_interval_holds_it_as_often_as_it_says():
+    assert median_interval([]) == (None, None, None)
+    assert median_interval([2.0]) == (2.0, 2.0, 2.0)
+    assert median_interval([3.0, 1.0, 1e9]) == (3.0, 1.0, 1e9)
+    assert median_interval([float(k) for k in range(100)]) == (49.5, 39, 59)  # the 40th and the 60th
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        _, low, high = median_interval(rng.standard_cauchy(51).tolist())
+        assert low is not None
+        assert high is not None
+        held += low <= 0 <= high
+    assert 0.93 <= held / 400 <= 0.99  # of a nominal 0.95, whose deviation is 0.011 here
 
 
 def test_what_is_measured_of_two_images(tmp_path: Path):

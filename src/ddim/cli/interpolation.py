@@ -94,7 +94,7 @@ def interpolation(
             words += flags_of(features=features, data=data, split=split if data else None, seed=seed)
             rest = {
                 "paths": f"{samples} of {frames} frames, from seeds {seed} to {seed + samples - 1}, each to the next; "
-                f"S = {steps}, {chosen}; means, 95 % intervals",
+                f"S = {steps}, {chosen}; means, of ppl the median; 95 % intervals",
                 "features": "none that fit" if network is None else f"{network.name} {network.fingerprint[:12]}",
                 "distance": f"{title(network.name)} to {reference_text(of)}, of {samples} images"
                 if network is not None and judged

@@ -6,9 +6,9 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from math import isfinite, sqrt
+from math import ceil, floor, isfinite, sqrt
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 from ..code import write_whole
@@ -34,6 +34,16 @@ def mean_interval(values: Sequence[float]) -> tuple[float | None, float | None, 
         return mean, mean, mean
     half = 1.96 * stdev(values) / sqrt(len(values))
     return mean, mean - half, mean + half
+
+
+def median_interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """The median and its 95 % interval, the order statistics at n/2 ± 0.98 sqrt(n) (Conover 1999, section 3.2), which
+    asks nothing of the distribution; None where there is no value, the whole range where there are few."""
+    if not values:
+        return None, None, None
+    several, half = sorted(values), 0.98 * sqrt(len(values))
+    low, high = floor(len(values) / 2 - half), ceil(len(values) / 2 + half)
+    return median(several), several[max(low - 1, 0)], several[min(high, len(several)) - 1]
 
 
 def interval_text(row: Mapping[str, Any], name: str, form: str) -> str:
