@@ -165,9 +165,9 @@ def tell(
     )
 
 
-def setting_name(setting: "Setting", fingerprint: str, **more: object) -> str:
+def setting_name(setting: "Setting", fingerprint: str, more: Mapping[str, float | None] | None = None) -> str:
     """What a setting's sheet and its folder of pictures are called; ``more`` shaped them too, None is left out."""
-    rest = {"w": float(setting.guidance), **more, "": fingerprint}
+    rest = {"w": float(setting.guidance), **(more or {}), "": fingerprint}
     return settings_text(setting.method, setting.steps, {**dict(setting.options), "": setting.attention}, rest=rest)
 
 

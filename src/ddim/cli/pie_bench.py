@@ -117,7 +117,7 @@ def pie_bench(
         unusual = {"blend_weight": blend_weight if blend_weight != 1 else None, "seed": seed or None}
         with open_rows(out, COLUMNS, among) as rows:
             for setting in several:
-                folder = out / setting_name(setting, counted.fingerprint[:12], **unusual)
+                folder = out / setting_name(setting, counted.fingerprint[:12], unusual)
                 with terminal.bar(setting.name, len(entries)) as report:
 
                     def run(items: Any, setting: Any = setting, folder: Path = folder) -> Any:

@@ -206,11 +206,10 @@ def distance(vectors: Sequence[Sequence[float] | None], reference: Statistics | 
 def layout(lines: Sequence[Mapping[str, Any]]) -> str:
     """The table in Markdown, a column for each way."""
     out = ["| | " + " | ".join(one["way"] for one in lines) + " |", "|---|" + "---|" * len(lines)]
+    titles = {"distance": "Fréchet distance of the middles", "ppl": "ppl, median"}
     for name, form in {**MEASURES, "distance": ".1f"}.items():
         cells = [interval_text(one, name, form) for one in lines]
-        titles = {"distance": "Fréchet distance of the middles", "ppl": "ppl, median"}
-        title = titles.get(name, name.replace("_", ", "))
-        out.append(f"| {title} | " + " | ".join(cells) + " |")
+        out.append(f"| {titles.get(name, name.replace('_', ', '))} | " + " | ".join(cells) + " |")
     return "\n".join(out)
 
 

@@ -56,7 +56,7 @@ def line_plot(
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
     except ImportError:
         return None
     if not drawn:
@@ -72,15 +72,15 @@ def line_plot(
                 axes.plot([p.x, p.x], [p.low, p.high], color=colour, lw=2.4, alpha=0.35, solid_capstyle="butt")
     if log_x:
         axes.set_xscale("log")
-        axes.set_xticks(readable({p.x for points in drawn.values() for p in points}), minor=False)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xticks(readable({p.x for points in drawn.values() for p in points}))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     if log_y:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         if high / low < 1e3:  # plain numbers, where powers of ten would be few
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(x, fontsize=8)
     axes.set_ylabel(y, fontsize=8)
