@@ -10,8 +10,6 @@ from torch import Tensor
 
 from ..code import LatentCode
 from ..editing.edit import edit
-from ..errors import DDIMError, InputError
-from ..foreign import one_line
 from ..models.base import Model
 from .edits import EditPair, Picture, edit_pairs
 from .material import Material
@@ -20,7 +18,7 @@ from .methods import Way
 from .networks import Lpips
 from .pairs import digest
 from .plots import Point
-from .store import Columns, Row
+from .store import Columns, Row, surviving
 from .tables import finite_mean
 from .trips import DISTANCES, IDENTITY, Item, Trip, distances, in_runs, measured_alone, trip_items, walk
 
@@ -163,14 +161,15 @@ class Leaderboard:
 
     def _edited(self, code: LatentCode, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
         """How many edits of each picture there are, and how many are nearest to their answer."""
-        try:
-            return self._found(code, pictures)
-        except InputError:
-            raise
-        except DDIMError as error:
-            if len(pictures) == 1:
-                return [{"edits": len(self.targets[id(pictures[0])]), "right": 0, "failed": f"edit: {one_line(error)}"}]
-        return [edited for k, one in enumerate(pictures) for edited in self._edited(code[k], [one])]
+
+        def found(few: Sequence[int]) -> list[dict[str, Any]]:
+            one = len(few) < len(pictures)
+            return self._found(code[few[0]] if one else code, [pictures[k] for k in few])
+
+        def failed(k: int, why: str, _: float) -> dict[str, Any]:
+            return {"edits": len(self.targets[id(pictures[k])]), "right": 0, "failed": f"edit: {why}"}
+
+        return surviving(range(len(pictures)), found, lambda _, edited, __: edited, failed)
 
     def _found(self, code: LatentCode, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
         pairs = [self.targets.get(id(picture), []) for picture in pictures]

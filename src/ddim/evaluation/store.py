@@ -23,6 +23,8 @@ from ..lock import only_process
 Row = Mapping[str, Any]
 _T = TypeVar("_T")
 _I = TypeVar("_I", bound=Mapping[str, Any])
+_A = TypeVar("_A")
+_R = TypeVar("_R", bound=Mapping[str, Any])
 
 FLUSH_SECONDS = 5.0
 """How long measured rows may wait to be written."""
@@ -276,11 +278,11 @@ def open_rows(folder: Path, columns: Columns, among: Processes | None = None) ->
 
 
 def surviving(
-    items: Sequence[_I],
-    make: Callable[[Sequence[_I]], _T],
-    rows: Callable[[Sequence[_I], _T, float], list[Row]],
-    failed: Callable[[_I, str, float], Row],
-) -> list[Row]:
+    items: Sequence[_A],
+    make: Callable[[Sequence[_A]], _T],
+    rows: Callable[[Sequence[_A], _T, float], list[_R]],
+    failed: Callable[[_A, str, float], _R],
+) -> list[_R]:
     """Rows of items that are made together; where that fails each is made alone, since the others are not to blame.
 
     Args:
