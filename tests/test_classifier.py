@@ -104,7 +104,7 @@ def test_guided_walks_land_in_the_wanted_component():
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf, "3"])
 def test_a_weight_that_is_no_number_is_one_sentence(weight):
-    with pytest.raises(InputError, match=r"classifier_weight = .* is not a number; 1 is Bayes' rule"):
+    with pytest.raises(InputError, match=r"classifier_weight: .* is not a number; 1 is Bayes' rule"):
         classifier_guided(mixture(2), Posterior(mixture(2)), torch.zeros(1), weight)
 
 
@@ -187,11 +187,11 @@ def test_a_folder_that_cannot_be_loaded_is_one_sentence(folder, spoil, kind, say
 
 
 def test_what_is_no_folder_or_dtype_is_one_sentence(folder):
-    with pytest.raises(InputError, match="There is no folder nowhere"):
+    with pytest.raises(InputError, match="classifier: there is no folder nowhere"):
         ddim.load_classifier("nowhere")
     with pytest.raises(InputError, match="Did you mean 'float32'"):
         ddim.load_classifier(folder, dtype="float23")
-    with pytest.raises(InputError, match="There is no CUDA device here"):
+    with pytest.raises(InputError, match="there is no CUDA device here"):
         ddim.load_classifier(folder, device="cuda")
 
 
@@ -223,11 +223,11 @@ def test_a_conditional_model_and_the_classifier_share_the_labels():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, r"A classifier leads to a class; give labels from 0 to 2"),
-        ({"labels": 3}, r"Label 3 is not a class of 'tiny classifier'; use 0 to 2"),
-        ({"labels": [0, True]}, r"Label True is not a class"),
-        ({"labels": [0, 1, 2]}, r"3 labels were given for 2 images"),
-        ({"labels": 0, "classifier_weight": math.nan}, r"classifier_weight = nan is not a number"),
+        ({}, r"from 0 to 2"),
+        ({"labels": 3}, r"labels: 3 is not a class of 'tiny classifier'; use 0 to 2"),
+        ({"labels": [0, True]}, r"labels: True is not a class"),
+        ({"labels": [0, 1, 2]}, r"were given for 2 images"),
+        ({"labels": 0, "classifier_weight": math.nan}, r"classifier_weight: nan is not a number"),
         ({"labels": 0, "classifier": classifier(size=16)}, r"knows pictures of 1x16x16; the model 'tiny' works on"),
     ],
 )
@@ -259,10 +259,10 @@ def test_the_command_samples_under_a_classifier(folder, tmp_path, monkeypatch):
     again = json.loads(run(*base, "--classifier", folder, "--label", 1).stdout)
     assert again["classifier_weight"] == 1.0
     for words, says in (
-        (["--classifier-weight", 3], "--classifier-weight goes with --classifier FOLDER"),
-        (["--classifier", folder], "give labels from 0 to 2"),
-        (["--classifier", folder, "--label", 1, "--classifier-weight", "inf"], "--classifier-weight inf is not a"),
-        (["--classifier", "nowhere", "--label", 1], "There is no folder nowhere"),
+        (["--classifier-weight", 3], "--classifier-weight: it goes with --classifier FOLDER"),
+        (["--classifier", folder], "--label: a classifier leads to a class"),
+        (["--classifier", folder, "--label", 1, "--classifier-weight", "inf"], "--classifier-weight: inf is not a"),
+        (["--classifier", "nowhere", "--label", 1], "classifier: there is no folder nowhere"),
     ):
         failed = run(*base, *words)
         assert failed.exit_code == 2

@@ -191,7 +191,7 @@ def test_ctrl_c_keeps_what_was_tuned_and_resume_goes_on(model: str):
     assert f"--resume {partial}" in sentence
     assert sorted(os.listdir()) == ["cat.png", partial, "whole"]
     for command in (["reconstruct", partial], ["edit", partial, "--to", TIGER]):
-        assert "ddim invert --resume" in fails(*command, code=2)
+        assert "finish it with invert and resume" in fails(*command, code=2)
     said = run_json(*words, "--resume", partial)
     code = ddim.LatentCode.load(said["files"][0])
     assert torch.equal(code.extras["null"], whole.extras["null"])
@@ -360,14 +360,14 @@ BAD_EDITS = [
     (["cat.png", "--from", CAT, "--to", TIGER, "--weight", "tiger"], ["'tiger'", "WORD=FACTOR"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--weight", "lion=2"], ["'lion'"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--weight", "a=1", "--weight", "a=2"], ["twice"]),
-    (["cat.png", "--from", CAT, "--to", TIGER, "--cross", "much"], ["--cross 'much'", "0,0.8"]),
-    (["cat.png", "--from", CAT, "--to", TIGER, "--cross", "0.5,0.2"], ["--cross (0.5, 0.2)"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--cross", "much"], ["--cross: 'much'", "0,0.8"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--cross", "0.5,0.2"], ["--cross: (0.5, 0.2)"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--mask", "small.png"], ["16x16", "32x32"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--mask", "none.png"], ["none.png"]),
-    (["cat.png", "--from", CAT, "--to", TIGER, "--guidance", "nan"], ["--guidance nan"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--guidance", "nan"], ["--guidance: nan"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--method", "null-txt"], ["Did you mean 'null-text'?"]),
-    (["cat.png", "--from", CAT, "--to", TIGER, "--method", "null-text", "--guidance", "1"], ["--guidance 1", "tune"]),
-    (["cat.png", "--from", CAT, "--to", TIGER, "--steps", "0"], ["--steps 0"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--method", "null-text", "--guidance", "1"], ["--guidance: 1", "tune"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--steps", "0"], ["--steps: 0"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--out", "cat.png"], ["cat.png is an input"]),
     (["missing.png", "--from", CAT, "--to", TIGER], ["missing.png"]),
     (["odd.png", "--from", CAT, "--to", TIGER], ["33x32", "multiples of", "32x32"]),
@@ -375,9 +375,9 @@ BAD_EDITS = [
     (["code.safetensors", "--to", TIGER, "--from", TIGER], ["--from", CAT]),
     (["code.safetensors", "--to", TIGER, "--seed", "0"], ["--seed", "leave it out"]),
     (["code.safetensors", "--to", TIGER, "--resize"], ["--resize", "leave it out"]),
-    (["cat.png", "--from", CAT, "--to", TIGER, "--blend-start", "2"], ["--blend-start 2"]),
-    (["cat.png", "--from", CAT, "--to", TIGER, "--blend-threshold", "0"], ["--blend-threshold 0"]),
-    (["cat.png", "--from", CAT, "--to", TIGER, "--weight-steps", "0.5,0.2"], ["--weight-steps (0.5, 0.2)"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--blend-start", "2"], ["--blend-start: 2"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--blend-threshold", "0"], ["--blend-threshold: 0"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--weight-steps", "0.5,0.2"], ["--weight-steps: (0.5, 0.2)"]),
 ]
 
 
@@ -520,7 +520,7 @@ def test_invert_without_a_prompt_says_so(model: str):
 def test_interpolate_has_one_prompt(model: str):
     cat, dog = picture("cat.png", 1), picture("dog.png", 2)
     words = ["interpolate", cat, dog, "-m", model, "-S", "2", "--frames", "2"]
-    assert "2 --prompt were given" in fails(*words, "-p", CAT, "-p", TIGER, code=2)
+    assert "--prompt: 2 were given" in fails(*words, "-p", CAT, "-p", TIGER, code=2)
     assert run_json(*words, "-p", CAT)["prompts"] == [CAT]
 
 
@@ -531,12 +531,12 @@ def test_interpolate_has_one_prompt(model: str):
     ("words", "said"),
     [
         (["sample", "--prompt", "a dog"], "no text encoder"),
-        (["sample", "--guidance", "3"], "--guidance goes with prompts"),
-        (["sample", "--negative", "grey"], "--negative goes with prompts"),
-        (["sample", "--rescale", "0.5"], "--rescale goes with prompts"),
-        (["sample", "--interval", "0,0.5"], "--interval goes with prompts"),
+        (["sample", "--guidance", "3"], "--guidance: it goes with prompts"),
+        (["sample", "--negative", "grey"], "--negative: it goes with prompts"),
+        (["sample", "--rescale", "0.5"], "--rescale: it goes with prompts"),
+        (["sample", "--interval", "0,0.5"], "--interval: it goes with prompts"),
         (["sample", "--size", "16x16"], "8x8 only"),
-        (["sample", "--size", "16"], "--size '16'"),
+        (["sample", "--size", "16"], "--size: '16'"),
         (["invert", "cat.png", "--prompt", "a dog", "--resize"], "no text encoder"),
         (["edit", "cat.png", "--from", CAT, "--to", TIGER, "--resize"], "prompt"),
         (["interpolate", "cat.png", "cat.png", "--prompt", "x", "--resize"], "no text encoder"),
@@ -551,11 +551,11 @@ def test_a_model_without_text_says_so(words: list[str], said: str, pixel: str):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--prompt", "a", "--prompt", "b", "-n", "3"], "2 prompts were given for 3 images"),
-        (["--size", "33x32"], "--size 33x32"),
-        (["--rescale", "2"], "--rescale 2"),
-        (["--interval", "0.8,0.2"], "--interval (0.8, 0.2)"),
-        (["--interval", "x"], "--interval 'x'"),
+        (["--prompt", "a", "--prompt", "b", "-n", "3"], "were given for 3 images"),
+        (["--size", "33x32"], "--size: 33x32"),
+        (["--rescale", "2"], "--rescale: 2"),
+        (["--interval", "0.8,0.2"], "--interval: (0.8, 0.2)"),
+        (["--interval", "x"], "--interval: 'x'"),
         (["--label", "1"], "takes prompts, not class labels"),
     ],
 )

@@ -83,7 +83,7 @@ def test_a_slice_is_saved_alone(tmp_path):
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(ddim.InputError, match="There is no file"):
+    with pytest.raises(ddim.InputError, match="path: there is no file"):
         ddim.LatentCode.load(tmp_path / "none.code")
 
 

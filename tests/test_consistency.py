@@ -117,10 +117,10 @@ def test_the_command(tmp_path: Path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--steps", 9, "--reference", 9], ["--steps 9 is not less than the 9"]),
-        (["--reference", 1001], ["--reference 1001", "from 2 to 1000"]),
-        (["--reference", 5], ["less than --reference 5", "--steps"]),
-        (["--eta", 3], ["--eta 3"]),
+        (["--steps", 9, "--reference", 9], ["--steps: 9 is not less than the 9"]),
+        (["--reference", 1001], ["--reference: 1001", "from 2 to 1000"]),
+        (["--reference", 5], ["no usual S is less than 5", "--steps"]),
+        (["--eta", 3], ["--eta: 3"]),
         (["--features", "nothing"], ["'nothing'"]),
         (["--spacing", "linear"], ["'linear'"]),
     ],

@@ -46,13 +46,13 @@ def test_a_mask_an_image():
 @pytest.mark.parametrize(
     ("mask", "sentence"),
     [
-        (torch.zeros(4, 6), "The mask is 6x4, the picture 4x6; give a mask of the same size"),
-        (torch.zeros(2, 6, 4), r"A mask of shape \(2, 6, 4\) does not go with 3 images"),
+        (torch.zeros(4, 6), "mask: it is 6x4, the picture 4x6; give a mask of the same size"),
+        (torch.zeros(2, 6, 4), r"mask: a mask of shape \(2, 6, 4\) does not go with 3 images"),
         (torch.full((6, 4), 1.5), "values run from 1.5 to 1.5; 0 must stay, 1 may change"),
         (torch.full((6, 4), torch.nan), "values run from nan"),
-        ([square()] * 2, "2 masks were given for 3 images"),
+        ([square()] * 2, "were given for 3 images"),
         (7, "int is not a mask"),
-        ("nowhere.png", "There is no image nowhere.png"),
+        ("nowhere.png", "nowhere.png"),
     ],
 )
 def test_masks_that_do_not_fit(mask, sentence: str):

@@ -315,22 +315,22 @@ def test_v_prediction_and_float32():
         ({"blend": "dog/tiger"}, f"'dog' is not in the prompt '{SOURCE}'"),
         ({"blend": "cat/dog"}, f"'dog' is not in the prompt '{TARGET}'"),
         ({"weights": {"cat": 2.0}}, f"'cat' is not in the prompt '{TARGET}'; its words: a, tiger, next, to, mirror"),
-        ({"mask": torch.ones(16, 16)}, "The mask is 16x16, the picture 32x32"),
+        ({"mask": torch.ones(16, 16)}, "mask: it is 16x16, the picture 32x32"),
         ({"attention": "replce"}, "Did you mean 'replace'"),
         ({"prompt": []}, "is not a target prompt"),
-        ({"batch": 0}, "batch = 0"),
-        ({"source_prompt": "a dog"}, f"source_prompt = 'a dog', but the code was made with '{SOURCE}'"),
-        ({"negative": "ugly"}, "negative = 'ugly', but the code was made with ''"),
-        ({"attention": None}, "attention = None is neither an AttentionEdit nor one of: refine, replace, none"),
-        ({"weights": "dog"}, "weights = 'dog' does not map words to factors"),
-        ({"weights": {"tiger": None}}, "The weight None of 'tiger' is not a number"),
-        ({"blend": 3}, "blend = 3 names no words"),
-        ({"blend": ("cat", 3)}, r"blend = \('cat', 3\) names no words"),
-        ({"prompt": None}, "prompt = None is not a target prompt"),
-        ({"prompt": 3}, "prompt = 3 is not a target prompt"),
-        ({"prompt": [3]}, r"prompt = \[3\] is not a target prompt"),
-        ({"source_prompt": 3}, "source_prompt = 3 is neither a text nor a list of texts"),
-        ({"guidance": "a"}, "guidance = a is not a number"),
+        ({"batch": 0}, "batch: 0"),
+        ({"source_prompt": "a dog"}, f"source_prompt: 'a dog', but the code was made with '{SOURCE}'"),
+        ({"negative": "ugly"}, "negative: 'ugly', but the code was made with ''"),
+        ({"attention": None}, "attention: None is neither an AttentionEdit nor one of: refine, replace, none"),
+        ({"weights": "dog"}, "weights: 'dog' does not map words to factors"),
+        ({"weights": {"tiger": None}}, "'tiger' is not a number"),
+        ({"blend": 3}, "blend: 3 names no words"),
+        ({"blend": ("cat", 3)}, r"blend: \('cat', 3\) names no words"),
+        ({"prompt": None}, "prompt: None is not a target prompt"),
+        ({"prompt": 3}, "prompt: 3 is not a target prompt"),
+        ({"prompt": [3]}, r"prompt: \[3\] is not a target prompt"),
+        ({"source_prompt": 3}, "source_prompt: 3 is neither a text nor a list of texts"),
+        ({"guidance": "a"}, "guidance: a is not a number"),
         # what is of the inversion, which a code has behind it
         ({"method": "ddim"}, "method cannot be set for a code, which was walked back already"),
         ({"steps": 50, "seed": 0}, "steps, seed cannot be set for a code"),
@@ -360,9 +360,9 @@ def test_words_are_checked_before_the_work(model, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_picture_needs_its_prompt(model):
-    with pytest.raises(InputError, match="needs source_prompt"):
+    with pytest.raises(InputError, match="source_prompt"):
         ddim.edit(model, tiny_text.pictures(1), TARGET)
-    with pytest.raises(InputError, match="2 source prompts were given for 3 images"):
+    with pytest.raises(InputError, match="source_prompt: 2 were given for 3 images"):
         ddim.edit(model, tiny_text.pictures(3), TARGET, source_prompt=["a", "b"])
     with pytest.raises(InputError, match="33x32; the model takes sides that are multiples of 2"):
         ddim.edit(model, torch.zeros(1, 3, 32, 33), TARGET, source_prompt=SOURCE)

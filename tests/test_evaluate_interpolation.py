@@ -113,11 +113,11 @@ def test_the_command(tmp_path: Path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--frames", 4], ["--frames 4", "odd"]),
+        (["--frames", 4], ["--frames: 4", "odd"]),
         (["--way", "slrep"], ["'slrep'", "Did you mean 'slerp'?"]),
-        (["--steps", 0], ["--steps 0"]),
+        (["--steps", 0], ["--steps: 0"]),
         (["--spacing", "linear"], ["'linear'"]),
-        (["--batch", 0], ["--batch 0"]),
+        (["--batch", 0], ["--batch: 0"]),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path: Path, more: list[Any], said: list[str]):

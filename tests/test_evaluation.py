@@ -386,7 +386,7 @@ def test_every_inversion_is_measured_by_default(recipe: Path, tmp_path: Path):
         (["--styles", "-1"], "styles'"),
         (["--limit", "0"], "limit'"),
         (["--steps", "0"], "steps'"),
-        (["--option", "skip=0"], "--option belongs to one method"),
+        (["--option", "skip=0"], "--option: it belongs to one method"),
         (["--method", "direct", "--option", "skip=0"], "skip"),
     ],
 )

@@ -117,9 +117,9 @@ def test_transformers_loads_the_result_and_its_features_are_what_the_last_layer_
 
 
 def test_clean_or_noisy_says_nothing_to_other_tasks(words, tmp_path):
-    with pytest.raises(InputError, match=r"\[classifier\] says nothing to task = 'autoencoder'"):
+    with pytest.raises(InputError, match=r"classifier: it says nothing to task = 'autoencoder'"):
         task_config("autoencoder", words, tmp_path, classifier={"noise": False})
-    with pytest.raises(InputError, match=r"classifier\.shift must be at least 0 pixels, not -1"):
+    with pytest.raises(InputError, match=r"classifier\.shift: it must be at least 0 pixels, not -1"):
         clean(words, tmp_path, shift=-1)
     with pytest.raises(InputError, match=r"Unknown key in \[classifier\] 'nois'. Did you mean 'noise'"):
         clean(words, tmp_path, nois=True)
@@ -187,7 +187,7 @@ def test_the_carried_statistics_are_of_the_carried_weights():
 
 def test_statistics_of_other_weights_and_none_are_refused(tmp_path):
     judge = load_features(tiny_features(tmp_path / "tiny"))
-    with pytest.raises(InputError, match="No statistics of a data set lie in"):
+    with pytest.raises(InputError, match="data: no statistics of a data set lie in"):
         carried_statistics(judge)
     Statistics.of(torch.rand(9, 6)).save(judge.folder / "test_statistics.safetensors", {"fingerprint": "another"})
     with pytest.raises(InputError, match="was taken with other weights"):

@@ -279,15 +279,15 @@ def test_what_cannot_be_measured_is_one_sentence(tmp_path, monkeypatch):
     make_images(tmp_path / "one", 1)
     assert "the data: 1 pictures" in fails(*model, *judge, "--data", "one", code=2)
     assert "'padd'" in fails(*model, *judge, "--data", "data", "--fit", "padd", code=2)
-    assert "--fit pad goes with --data" in fails(*model, *judge, "--recipe", "r.toml", "--fit", "pad", code=2)
+    assert "--fit: pad goes with --data" in fails(*model, *judge, "--recipe", "r.toml", "--fit", "pad", code=2)
     assert "has no text encoder" in fails(*model, *judge, "--data", "data", "--guidance", "2", code=2)
     assert "nowhere" in fails(*model, *judge, "--data", "nowhere", code=2)
-    assert "--steps 0" in fails(*model, *judge, "--data", "data", "--steps", "0", code=2)
+    assert "--steps: 0" in fails(*model, *judge, "--data", "data", "--steps", "0", code=2)
     assert "give one of the two" in fails(*model, *judge, "--data", "data", "--weights", "w.pth", code=2)
     (tmp_path / "file").touch()
     assert "file is a file; give another" in fails(*model, *judge, "--data", "data", "--out", "file/there", code=2)
     # before anything is loaded
-    assert "no weights w.pth" in fails("evaluate", "fid", "--model", "nowhere", "--weights", "w.pth", code=2)
+    assert "no file w.pth" in fails("evaluate", "fid", "--model", "nowhere", "--weights", "w.pth", code=2)
     other = tiny_features(tmp_path / "other", channels=3)
     sentence = fails(*model, "--data", "data", "--images", "20", "--features", other, code=2)
     assert "other knows images of 3x8x8, not of 1x8x8" in sentence
@@ -329,7 +329,7 @@ def test_weights_are_read_as_tensors_alone(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"evil\.pth does not hold Inception's weights"):
         open_inception(tmp_path / "evil.pth")
     assert not Path("touched").exists()
-    with pytest.raises(InputError, match=rf"no weights .*none\.pth; --weights takes the file {WEIGHTS}"):
+    with pytest.raises(InputError, match=rf"weights: there is no file .*none\.pth; give {WEIGHTS}"):
         open_inception(tmp_path / "none.pth")
     with pytest.raises(InputError, match=r"cannot be fetched \(no route to host\); put https://.* into .*hub/check"):
         open_inception()

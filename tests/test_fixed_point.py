@@ -173,10 +173,10 @@ def test_the_implicit_steps_order():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"iterations": 0}, "iterations = 0 is too few"),
-        ({"iterations": 1.5}, "iterations = 1.5 of 'ddim' is not a int"),
-        ({"iterations": float("inf")}, "iterations = inf"),
-        ({"anderson": -1}, "anderson = -1 is negative"),
+        ({"iterations": 0}, "iterations: 0 is too few"),
+        ({"iterations": 1.5}, "iterations: 1.5 of 'ddim' is not a int"),
+        ({"iterations": float("inf")}, "iterations: inf"),
+        ({"anderson": -1}, "anderson: -1 is negative"),
         ({"label": "surce"}, "Did you mean 'source'"),
         ({"label": "source", "iterations": 2}, "needs label = 'destination'"),
         ({"iteration": 2}, "Did you mean 'iterations'"),

@@ -144,7 +144,7 @@ def test_what_has_no_distance_is_refused():
         frechet_distance(some, Statistics.of(randn(1, 3)))
     with pytest.raises(InputError, match="3 and of 4 numbers do not compare"):
         frechet_distance(some, Statistics.of(randn(5, 4)))
-    with pytest.raises(InputError, match="no images"):
+    with pytest.raises(InputError, match="images: there are none"):
         Statistics.of(iter([]))
     with pytest.raises(InputError, match="not finite"):
         Statistics.of(torch.tensor([[1.0, math.nan]]))

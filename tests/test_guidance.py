@@ -117,17 +117,17 @@ def test_options_come_back():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"weight": float("nan")}, "guidance = nan is not a number"),
-        ({"weight": float("inf")}, "guidance = inf is not a number"),
-        ({"weight": "7.5"}, "guidance = 7.5 is not a number"),
-        ({"weight": None}, "guidance = None is not a number"),
-        ({"weight": "a"}, "guidance = a is not a number"),
-        ({"rescale": "a"}, r"rescale = a lies outside \[0, 1\]"),
-        ({"interval": 0.5}, "interval = 0.5 is not a pair of numbers"),
-        ({"interval": (0.0, 0.5, 1.0)}, r"interval = \(0.0, 0.5, 1.0\) is not a pair of numbers"),
+        ({"weight": float("nan")}, "guidance: nan is not a number"),
+        ({"weight": float("inf")}, "guidance: inf is not a number"),
+        ({"weight": "7.5"}, "guidance: 7.5 is not a number"),
+        ({"weight": None}, "guidance: None is not a number"),
+        ({"weight": "a"}, "guidance: a is not a number"),
+        ({"rescale": "a"}, r"rescale: a lies outside \[0, 1\]"),
+        ({"interval": 0.5}, "interval: 0.5 is not a pair of numbers"),
+        ({"interval": (0.0, 0.5, 1.0)}, r"interval: \(0.0, 0.5, 1.0\) is not a pair of numbers"),
         ({"interval": ("a", "b")}, "is not a pair of numbers"),
-        ({"rescale": 1.2}, r"rescale = 1.2 lies outside \[0, 1\]"),
-        ({"interval": (0.8, 0.2)}, r"interval = \(0.8, 0.2\) is no part of \[0, 1\]"),
+        ({"rescale": 1.2}, r"rescale: 1.2 lies outside \[0, 1\]"),
+        ({"interval": (0.8, 0.2)}, r"interval: \(0.8, 0.2\) is no part of \[0, 1\]"),
     ],
 )
 def test_bad_settings(options, sentence):

@@ -390,7 +390,7 @@ def test_the_way_back_has_the_weight_that_the_method_wants():
     assert [back(m) for m in ("ddim", "heun", "null-text", "negative-prompt", "direct")] == [1.0] * 5
     assert [back(m) for m in ("edict", "bdia", "belm", "edit-friendly")] == [3.0] * 4
     assert [back(m, back=2.0) for m in ("ddim", "belm", "edit-friendly")] == [2.0] * 3
-    with pytest.raises(InputError, match="back = 2 does not go with 'direct', whose way back has weight 1"):
+    with pytest.raises(InputError, match="back: 2 does not go with 'direct', whose way back has weight 1"):
         back("direct", back=2.0)
 
 
@@ -404,12 +404,12 @@ def test_exact_whatever_the_guidance_down_to_the_autoencoder(method):
 @pytest.mark.parametrize(
     ("method", "options", "sentence"),
     [
-        ("null-text", {"inner": 0}, "inner = 0"),
-        ("null-text", {"lr": 0.0}, "lr = 0"),
-        ("null-text", {"stop": -1.0}, "stop = -1"),
+        ("null-text", {"inner": 0}, "inner: 0"),
+        ("null-text", {"lr": 0.0}, "lr: 0"),
+        ("null-text", {"stop": -1.0}, "stop: -1"),
         ("null-text", {"start": "promt"}, "Did you mean 'prompt'"),
         ("null-text", {"scope": "all"}, "Unknown scope 'all'"),
-        ("negative-prompt", {"toward_empty": 1.5}, r"toward_empty = 1.5 lies outside \[0, 1\]"),
+        ("negative-prompt", {"toward_empty": 1.5}, r"toward_empty: 1.5 lies outside \[0, 1\]"),
         ("edit-friendly", {"eta": 0.0}, "without noise there are no noise maps"),
         ("edit-friendly", {"skip": 2.5}, "neither a fraction below 1 nor a whole number"),
         ("direct", {"eta": 1}, "takes no options"),
@@ -421,18 +421,18 @@ def test_bad_options(method, options, sentence):
 
 
 def test_nothing_to_tune_at_weight_one():
-    with pytest.raises(InputError, match=r"guidance = 1 leaves 'null-text' nothing to tune"):
+    with pytest.raises(InputError, match=r"guidance: 1 leaves 'null-text' nothing to tune"):
         invert(guidance=1.0)
 
 
 @pytest.mark.parametrize("method", ["null-text", "negative-prompt"])
 def test_a_model_without_text(method):
-    with pytest.raises(InputError, match=f"The method '{method}' works on a prompt"):
+    with pytest.raises(InputError, match=f"method: '{method}' works on a prompt"):
         ddim.invert(tiny.model(), torch.rand(1, 1, 8, 8), steps=2, method=method, guidance=7.5)
 
 
 def test_a_skip_that_leaves_no_step():
-    with pytest.raises(InputError, match="skip = 12 leaves none of 12 steps; use 11 or less"):
+    with pytest.raises(InputError, match="skip: 12 leaves none of 12 steps; use 11 or less"):
         EditFriendly(skip=12).walk(scene(), images(), GRID)
 
 

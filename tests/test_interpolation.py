@@ -131,8 +131,8 @@ def test_a_grid_has_the_codes_at_its_corners(rows, columns):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: chain([A[:1]], 5), "at least two codes"),
-        (lambda: chain([A[:1], B[:1]], 1), "frames = 1 is too few"),
+        (lambda: chain([A[:1]], 5), "at least two"),
+        (lambda: chain([A[:1], B[:1]], 1), "frames: 1 is too few"),
         (lambda: four_corners([A[:1]] * 3, 3, 3), "3 were given"),
         (lambda: four_corners([A[:1]] * 4, 1, 3), "at least 2x2"),
     ],
@@ -173,7 +173,7 @@ def test_codes_with_their_own_null_embedding_go_through_ddim():
     ],
 )
 def test_what_cannot_be_mixed_is_named(method, options, kept):
-    with pytest.raises(ddim.InputError, match=f"Codes of '{method}' {kept} cannot be mixed; use through='ddim'"):
+    with pytest.raises(ddim.InputError, match=f"codes of '{method}' {kept} cannot be mixed; use 'ddim'"):
         ddim.interpolate(tiny_text.model(), tuned(method, **options), through="state")
 
 

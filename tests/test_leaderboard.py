@@ -235,7 +235,7 @@ def test_the_command_measures_every_method_once(bench: Path, monkeypatch: pytest
         (["--recipe", "nowhere.toml"], "nowhere.toml"),
         (["--steps", "0"], "steps'"),
         (["--words", "-1"], "words'"),
-        (["--model", "fashion", "-w", "2"], "--guidance goes with prompts"),
+        (["--model", "fashion", "-w", "2"], "--guidance: it goes with prompts"),
         (["--model", "emojy"], "Did you mean 'emoji'"),
     ],
 )

@@ -320,12 +320,12 @@ def test_one_label_serves_all():
 @pytest.mark.parametrize(
     ("classes", "labels", "says"),
     [
-        (4, None, "needs a class label from 0 to 3"),
+        (4, None, "from 0 to 3"),
         (None, [0, 0], "is unconditional"),
-        (4, [1, 2, 3], "3 labels were given for 2 images"),
-        (4, [0, 4], "Label 4 is not a class"),
-        (4, [-1, 0], "Label -1 is not a class"),
-        (4, [], "0 labels were given for 2"),
+        (4, [1, 2, 3], "were given for 2 images"),
+        (4, [0, 4], "labels: 4 is not a class"),
+        (4, [-1, 0], "labels: -1 is not a class"),
+        (4, [], "were given for 2"),
     ],
 )
 def test_labels_that_do_not_fit(classes, labels, says):

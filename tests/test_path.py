@@ -216,9 +216,9 @@ def test_what_a_config_leaves_out_is_what_its_class_takes_for_granted(kind):
     ("config", "says"),
     [
         ({"_class_name": "DDIMSchedular"}, "Did you mean 'DDIMScheduler'"),
-        ({"num_train_timesteps": "many"}, "num_train_timesteps = 'many' of the scheduler config is not a number"),
-        ({"beta_start": None}, "beta_start = None of the scheduler config is not a number"),
-        ({"trained_betas": "abc"}, "trained_betas is not a list of numbers"),
+        ({"num_train_timesteps": "many"}, "num_train_timesteps: 'many' of the scheduler config is not a number"),
+        ({"beta_start": None}, "beta_start: None of the scheduler config is not a number"),
+        ({"trained_betas": "abc"}, "trained_betas: it is not a list of numbers"),
         ({"trained_betas": [0.1, 2.0]}, "between 0 and 1|in \\(0, 1\\)"),
     ],
     ids=str,

@@ -146,7 +146,7 @@ def test_a_mask_at_the_models_size_is_the_nearest_and_its_border_is_free(tmp_pat
     [
         ({"mask": [1, 2, 3]}, "3 numbers"),
         ({"mask": [512 * 512, 1]}, "outside a picture of 512x512"),
-        ({"image_path": "nowhere.png"}, "no image"),
+        ({"image_path": "nowhere.png"}, "no file"),
         ({"editing_type_id": "10"}, "'10', which is none of 0 to 9"),
         ({"editing_type_id": None}, "none of 0 to 9"),
         ({"editing_prompt": 3}, "no text as editing_prompt"),
@@ -166,7 +166,7 @@ def test_a_malformed_set_is_one_sentence(tmp_path: Path):
     made_up(tmp_path, 2)
     with pytest.raises(ddim.InputError, match="no entry of the categories"):
         read_entries(tmp_path, [5])
-    with pytest.raises(ddim.InputError, match="Category 10"):
+    with pytest.raises(ddim.InputError, match="categories: 10"):
         read_entries(tmp_path, [10])
     Image.new("RGB", (40, 30)).save(tmp_path / "annotation_images" / "0_kind" / "000000000000.png")
     with pytest.raises(ddim.InputError, match="entry '000000000000': its picture is 40x30"):
@@ -201,7 +201,7 @@ def test_blend_words_that_are_no_pair_are_left_out_with_a_warning(tmp_path: Path
 
 def test_prompts_that_attention_cannot_swap_are_told_before_the_work(tmp_path: Path):
     entries = read_entries(made_up(tmp_path, 2, editing_prompt="a tiger"))
-    with pytest.raises(ddim.InputError, match="Entry '000000000000': attention 'replace'"):
+    with pytest.raises(ddim.InputError, match="Entry '000000000000': attention: 'replace'"):
         fitted(tiny_text.model(), entries, "replace")
 
 
@@ -609,7 +609,7 @@ def test_the_tables_factors_are_those_of_the_published_one():
 
 
 def test_networks_come_from_safetensors_and_whole(clip: Path, dino: Path, tmp_path: Path):
-    with pytest.raises(ddim.InputError, match=r"cannot be loaded as a CLIPModel: .*; give --clip a folder"):
+    with pytest.raises(ddim.InputError, match=r"cannot be loaded as a CLIPModel: .*; give a folder"):
         Clip(str(tmp_path / "nowhere"))
     with pytest.raises(ddim.InputError, match="CLIPModel"):
         Clip(str(dino))
@@ -914,14 +914,14 @@ def test_a_kept_picture_that_is_broken_is_made_again(bench: Path):
     ("extra", "sentence"),
     [
         (["--data", "nowhere"], "nowhere has no mapping_file.json"),
-        (["--categories", "10"], "Category 10 is none of PIE-Bench's, 0 to 9"),
-        (["--categories", "one"], "--categories one is not a number"),
-        (["--categories", "-1"], "--categories -1 is not a number"),
-        (["--categories", " "], "--categories ' ' names nothing"),
-        (["--metrics", ""], "--metrics '' names nothing"),
+        (["--categories", "10"], "--categories: 10 is none of PIE-Bench's, 0 to 9"),
+        (["--categories", "one"], "--categories: one is not a number"),
+        (["--categories", "-1"], "--categories: -1 is not a number"),
+        (["--categories", " "], "--categories: ' ' names nothing"),
+        (["--metrics", ""], "--metrics: '' names nothing"),
         (["--blend-weight", "-1"], "blend-weight'"),
         (["--blend-weight", "nan"], "blend-weight"),
-        (["--blend-weight", "inf"], "--blend-weight inf is not a number"),
+        (["--blend-weight", "inf"], "--blend-weight: inf is not a number"),
         (["--seed", str(2**63)], "seed'"),
         (["--metrics", "pnsr"], "Did you mean 'psnr'"),
         (["--metrics", "clip", "--clip", "./nowhere"], "nowhere cannot be loaded as a CLIPModel"),
@@ -929,7 +929,7 @@ def test_a_kept_picture_that_is_broken_is_made_again(bench: Path):
         (["--method", "dirct"], "Did you mean 'direct'"),
         (["--attention", "refin"], "Did you mean 'refine'"),
         (["--model", "fashion"], "takes no prompts"),
-        (["--method", "direct", "--method", "ddim", "--option", "skip=0"], "--option belongs to one method"),
+        (["--method", "direct", "--method", "ddim", "--option", "skip=0"], "--option: it belongs to one method"),
         (["--limit", "0"], "limit'"),
         (["--steps", "0"], "steps'"),
         (["--device", "gpu"], "'gpu'"),

@@ -338,5 +338,5 @@ def test_compile_is_asked_of_torch_and_keeps_one_thread_of_calls(tmp_path: Path,
 def test_compile_without_a_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(InputError, match=r"compile needs a C\+\+ compiler"):
+    with pytest.raises(InputError, match=r"compile: it needs a C\+\+ compiler"):
         ddim.load("fashion", compile=True)

@@ -136,7 +136,7 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path: Path):
         assert other.stdout
         other.stdout.readline()
         with (
-            pytest.raises(InputError, match=r"Another process is writing results to .*; .* choose another --out"),
+            pytest.raises(InputError, match=r"Another process is writing results to .*; .* choose another"),
             open_rows(tmp_path, COLUMNS),
         ):
             pass
@@ -149,7 +149,7 @@ def test_other_columns_and_broken_parts_are_refused(tmp_path: Path):
     with open_rows(tmp_path, COLUMNS) as rows:
         rows.add([row(0)])
     with (
-        pytest.raises(InputError, match="other columns than this run measures; choose another --out"),
+        pytest.raises(InputError, match="other columns than this run measures; choose another"),
         open_rows(tmp_path, Columns({"item": "int64"}, {"value": "float64"})),
     ):
         pass

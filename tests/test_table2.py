@@ -65,7 +65,7 @@ def test_what_a_method_refuses_is_known_without_asking_the_network(monkeypatch: 
 def test_pictures_are_spread_evenly():
     assert spread(range(10), 4) == [0, 2, 5, 7]
     assert spread(range(3), 3) == [0, 1, 2]
-    with pytest.raises(ddim.InputError, match="--images 4 is more than the 3 pictures"):
+    with pytest.raises(ddim.InputError, match="images: 4 is more than the 3 pictures"):
         spread(range(3), 4)
 
 
@@ -261,10 +261,10 @@ def test_two_runs_do_not_share_a_folder(bench: Path):
     [
         (["--method", "dirct"], "Did you mean 'direct'"),
         (["--method", "null-text"], "null-text"),
-        (["--option", "iterations=5"], "--option belongs to one method, and all are measured"),
+        (["--option", "iterations=5"], "--option: it belongs to one method, and all are measured"),
         (["--steps", "0"], "steps'"),
-        (["--steps", "1001"], "--steps 1001"),
-        (["--images", "13"], "--images 13 is more than the 12 pictures there are"),
+        (["--steps", "1001"], "--steps: 1001"),
+        (["--images", "13"], "--images: 13 is more than the 12 pictures there are"),
         (["--data", "nowhere"], "nowhere"),
         (["--recipe", "nowhere.toml"], "nowhere.toml"),
         (["--guidance", "2"], "no text encoder"),

@@ -36,9 +36,9 @@ def test_a_toml_file_says_the_same_as_its_tables(tmp_path):
         ("trian", "steps", 1, "Did you mean 'train'"),
         ("model", "in_channels", 3, "contradicts"),
         ("model", "num_class_embeds", 10, "unconditional"),
-        ("train", "steps", 0, "train.steps must be at least 1, not 0"),
-        ("train", "steps", "many", "train.steps must be of type int"),
-        ("train", "steps", True, "train.steps must be of type int"),
+        ("train", "steps", 0, "train\.steps: it must be at least 1, not 0"),
+        ("train", "steps", "many", "train\.steps: it must be of type int"),
+        ("train", "steps", True, "train\.steps: it must be of type int"),
         ("train", "betas", [0.9], "list of 2 numbers"),
         ("train", "accumulate", 3, "does not divide into 3"),
         ("train", "lr_schedule", "cosin", "Did you mean 'cosine'"),
@@ -59,14 +59,14 @@ def test_a_wrong_value_is_one_sentence(tmp_path, section, key, value, says):
 @pytest.mark.parametrize("prediction", ["x0", "v"])
 def test_min_snr_would_leave_a_level_of_zero_snr_untrained(tmp_path, prediction):
     changes = {"schedule": {"zero_terminal_snr": True}, "loss": {"prediction": prediction, "weight": "min_snr"}}
-    with pytest.raises(InputError, match=r"use loss.weight = 'ones'\.$"):
+    with pytest.raises(InputError, match=r"use 'ones'\.$"):
         tiny(tmp_path, tmp_path, **changes)
 
 
 def test_a_missing_value_or_file_is_one_sentence(tmp_path):
     config = tables(tmp_path, tmp_path)
     del config["data"]["path"]
-    with pytest.raises(InputError, match=r"lacks 'path' in \[data\]"):
+    with pytest.raises(InputError, match=r"data\.path: the config lacks it"):
         load_config(write_toml(config, tmp_path / "run.toml"))
     with pytest.raises(InputError, match="Cannot read the config"):
         load_config(tmp_path / "none.toml")

@@ -98,7 +98,7 @@ def test_a_corrupt_gz_file_is_one_sentence(tmp_path):
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[:12] + bytes(b ^ 255 for b in whole[12:24]) + whole[24:])
-    with pytest.raises(InputError, match=r"Cannot read .*Error -3"):
+    with pytest.raises(InputError, match=r"data\.path: .*Error -3"):
         load_images(DataConfig(str(tmp_path), 8))
 
 
@@ -165,18 +165,18 @@ def test_a_lazy_set_is_not_read_ahead_of_its_use(tmp_path):
 
 @pytest.mark.parametrize("memory_gib", [4.0, 0.0], ids=["memory", "lazy"])
 def test_nothing_to_train_on_is_one_sentence(tmp_path, memory_gib):
-    with pytest.raises(InputError, match="There are no images in"):
+    with pytest.raises(InputError, match=r"data\.path: there are no images in"):
         load_images(DataConfig(str(tmp_path), 8, memory_gib=memory_gib))
     for index in range(3):
         (tmp_path / f"{index}.png").write_bytes(b"broken")
-    with pytest.raises(InputError, match=r"None of the 3 images in .* can be decoded") as caught:
+    with pytest.raises(InputError, match=r"none of the 3 images in .* can be decoded") as caught:
         next(load_images(DataConfig(str(tmp_path), 8, memory_gib=memory_gib, workers=1)).stream([[0]]))
     assert "\n" not in str(caught.value)
 
 
 def test_a_path_that_is_not_there_is_one_sentence_and_not_a_download(tmp_path):
     for path in (str(tmp_path / "none"), "./none", "none.parquet"):
-        with pytest.raises(InputError, match="There is no file or folder"):
+        with pytest.raises(InputError, match=r"data\.path: there is no file or folder"):
             load_images(DataConfig(path, 8))
 
 

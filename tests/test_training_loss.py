@@ -88,7 +88,7 @@ def test_user_weights_count_by_level(tmp_path):
         ((-1.0,) * 50, "at least 0"),
         ((float("nan"),) * 50, "finite"),
         ("min_snrr", "Did you mean 'min_snr'"),
-        ("no.json", "Cannot read the loss weights"),
+        ("no.json", "cannot be read"),
     ],
 )
 def test_wrong_user_weights_are_one_sentence(weight, says):

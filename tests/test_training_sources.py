@@ -119,13 +119,13 @@ def test_a_list_that_does_not_fit_is_one_sentence(words, tmp_path, text, says):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"without": "none.csv"}, r"Cannot read data\.without, none\.csv"),
+        ({"without": "none.csv"}, r"data\.without: none\.csv"),
         ({"where": {"vendr": ("noto",)}}, r"Unknown data\.where column 'vendr'\. Did you mean 'vendor'"),
-        ({"where": {"vendor": ("apple",)}}, r"There are no images in .*words\.parquet with these values"),
-        ({"prompt": "{vendor} {txt}"}, r"data\.prompt = '\{vendor\} \{txt\}' does not fit the columns .*KeyError"),
-        ({"prompt": "{vendor"}, r"data\.prompt = '\{vendor' does not fit"),
-        ({"prompt": "{text.first}"}, r"data\.prompt = '\{text\.first\}' does not fit"),
-        ({"prompt": "{}"}, r"data\.prompt = '\{\}' does not fit"),
+        ({"where": {"vendor": ("apple",)}}, r"data\.path: there are no images in .*words\.parquet with these values"),
+        ({"prompt": "{vendor} {txt}"}, r"data\.prompt: '\{vendor\} \{txt\}' does not fit the columns .*KeyError"),
+        ({"prompt": "{vendor"}, r"data\.prompt: '\{vendor' does not fit"),
+        ({"prompt": "{text.first}"}, r"data\.prompt: '\{text\.first\}' does not fit"),
+        ({"prompt": "{}"}, r"data\.prompt: '\{\}' does not fit"),
         ({"rewrite": (("(", "x"),)}, r"data\.rewrite: '\(' to 'x' is no rewriting"),
         ({"rewrite": (("dog", r"\2"),)}, r"data\.rewrite: 'dog' to .* is no rewriting"),
         ({"rewrite": (("dog", r"\g<x>"),)}, r"data\.rewrite: 'dog' to .* is no rewriting"),
@@ -184,7 +184,7 @@ def test_one_set_without_labels_is_no_labels(words, tmp_path):
 @pytest.mark.parametrize(
     ("labels", "options", "says"),
     [
-        (None, {"label": "label"}, r"has no labels beside it; data\.label asks for train-labels-idx1-ubyte\.gz"),
+        (None, {"label": "label"}, r"train-labels-idx1-ubyte\.gz"),
         ([1, 2], {"label": "label"}, r"train-labels-idx1-ubyte holds 2 labels for 5 images"),
         ([0] * 5, {"label": "class"}, r"Unknown data\.label 'class'"),
         ([0] * 5, {"prompt": "{text}"}, r"has no columns for data\.prompt"),
@@ -278,19 +278,19 @@ def test_a_toml_file_says_all_of_it(tmp_path):
     ("old", "new", "says"),
     [
         ('[[data.more]]\npath = "folder"', '[[data.more]]\npth = "folder"', r"Unknown key in \[data\.more\] 'pth'"),
-        ('[[data.more]]\npath = "folder"', "[[data.more]]", r"lacks 'path' in \[data\.more\]"),
-        ("repeat = 2", "repeat = 0", r"data\.more\.repeat must be at least 1, not 0"),
-        ("repeat = 12", "repeat = -1", r"data\.repeat must be at least 1, not -1"),
-        ('path = "emoji.parquet"', 'path = ""', r"data\.path must be a path or a hub id"),
-        ('["^fluent-3d ", "fluent "]', '["fluent"]', r"data\.rewrite must hold pairs .*, not \['fluent'\]"),
-        ('["^fluent-3d ", "fluent "]', '"fluent"', r"data\.rewrite must be a list of words, not 'fluent'"),
-        ('split = ["train"]', 'split = "train"', r"data\.more\.where\.split must be a list of words, not 'train'"),
-        ("[data.where]\ngroup = [", "where = [", r"data\.where must be a table"),
+        ('[[data.more]]\npath = "folder"', "[[data.more]]", r"data\.more\.path: the config lacks it"),
+        ("repeat = 2", "repeat = 0", r"data\.more\.repeat: it must be at least 1, not 0"),
+        ("repeat = 12", "repeat = -1", r"data\.repeat: it must be at least 1, not -1"),
+        ('path = "emoji.parquet"', 'path = ""', r"data\.path: it must be a path or a hub id"),
+        ('["^fluent-3d ", "fluent "]', '["fluent"]', r"data\.rewrite: it must hold pairs .*, not \['fluent'\]"),
+        ('["^fluent-3d ", "fluent "]', '"fluent"', r"data\.rewrite: it must be a list of words, not 'fluent'"),
+        ('split = ["train"]', 'split = "train"', r"data\.more\.where\.split: it must be a list of words, not 'train'"),
+        ("[data.where]\ngroup = [", "where = [", r"data\.where: it must be a table"),
         ('task = "text"', 'task = "txt"', r"Unknown task 'txt'\. Did you mean 'text'"),
-        ('task = "text"', "", r"\[text\] says nothing to task = 'pixel'; remove it, or set task = 'text'"),
-        ("[text]", "[autoencoder]\nkl = 1.0\n[text]", r"\[autoencoder\] says nothing to task = 'text'"),
-        ("[text]", "[text]\nempty = 1.5", r"text\.empty must be from 0 to 1, not 1\.5"),
-        ("[text]", "[text]\nvocabulary = 200", r"text\.vocabulary must be at least 300 \(256 are single bytes\)"),
+        ('task = "text"', "", r"text: it says nothing to task = 'pixel'; remove it, or set task = 'text'"),
+        ("[text]", "[autoencoder]\nkl = 1.0\n[text]", r"autoencoder: it says nothing to task = 'text'"),
+        ("[text]", "[text]\nempty = 1.5", r"text\.empty: it must be from 0 to 1, not 1\.5"),
+        ("[text]", "[text]\nvocabulary = 200", r"text\.vocabulary: it must be at least 300 \(256 are single bytes\)"),
     ],
 )
 def test_a_wrong_value_in_the_file_is_one_sentence(tmp_path, old, new, says):
@@ -302,7 +302,7 @@ def test_a_wrong_value_in_the_file_is_one_sentence(tmp_path, old, new, says):
 
 def test_one_table_in_place_of_a_list_of_them_is_one_sentence(tmp_path):
     text = TOML[: TOML.index("[[data.more]]")] + '[data.more]\npath = "x"\n' + TOML[TOML.index("[text]") :]
-    with pytest.raises(InputError, match=r"data\.more must be a list of tables, not \{'path': 'x'\}"):
+    with pytest.raises(InputError, match=r"data\.more: it must be a list of tables, not \{'path': 'x'\}"):
         read(tmp_path, text)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .denoiser import Denoiser, from_network
     from .editing.control import AttentionEdit
     from .editing.edit import Edited, edit
-    from .errors import DDIMError, DDIMWarning, InputError, Interrupted
+    from .errors import DDIMError, DDIMWarning, InputError, Interrupted, NotFinite, UnknownName
     from .grid import SPACINGS, Grid, make_grid
     from .guidance import Guidance
     from .images import save_image, sheet, to_pil
@@ -44,7 +44,7 @@ _WHERE = {
     "denoiser": ["Denoiser", "from_network"],
     "editing.control": ["AttentionEdit"],
     "editing.edit": ["Edited", "edit"],
-    "errors": ["DDIMError", "DDIMWarning", "InputError", "Interrupted"],
+    "errors": ["DDIMError", "DDIMWarning", "InputError", "Interrupted", "NotFinite", "UnknownName"],
     "grid": ["SPACINGS", "Grid", "make_grid"],
     "guidance": ["Guidance"],
     "images": ["save_image", "sheet", "to_pil"],
@@ -78,9 +78,11 @@ __all__ = [
     "Interrupted",
     "LatentCode",
     "Node",
+    "NotFinite",
     "Pair",
     "RectifiedFlow",
     "TablePath",
+    "UnknownName",
     "VEPath",
     "bundled_models",
     "bundled_test_images",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .code import LatentCode
-from .errors import InputError, unknown
+from .errors import InputError, UnknownName
 from .guidance import NULL
 from .interpolation import chain, four_corners
 from .inversion.ddim import DDIMInversion
@@ -89,13 +89,15 @@ def _between(
 ) -> Tensor:
     check_batch(batch)
     if through not in get_args(Through):
-        raise unknown("through", through, get_args(Through))
+        raise UnknownName("through", through, get_args(Through))
     own_null = _differ(codes, NULL)
     mixed = combine(codes, mix, without=(NULL,) if own_null else ())  # also says what does not fit, before any work
     kept = sorted(codes[0].extras)
     if through == "state" and (kept or own_null):
         what = next((f"{said} for every step" for key, said in _KEPT.items() if key in kept), "a null embedding each")
-        raise InputError(f"Codes of {codes[0].method!r} keep {what}, which cannot be mixed; use through='ddim'.")
+        raise InputError(
+            f"codes of {codes[0].method!r} keep {what}, which cannot be mixed; use 'ddim'.", parameter="through"
+        )
     if through == "state" or (_plain(codes[0]) and not own_null):
         return reconstruct(model, mixed, batch=batch, progress=progress)
     # each comes back with what is its own; the walk after that has weight 1 and reads no null embedding
@@ -150,31 +152,34 @@ def combine(codes: Sequence[LatentCode], mix: Mix, without: Sequence[str] = ()) 
         InputError: codes of another method, model, grid, guidance or size, or with different labels or prompts.
     """
     if not codes:
-        raise InputError("An interpolation needs at least two codes.")
+        raise InputError("an interpolation needs at least two.", parameter="codes")
     one = codes[0]
     for other in codes[1:]:
         for what in ("method", "solver", "options", "fingerprint", "guidance"):
             if getattr(other, what) != getattr(one, what):
                 raise InputError(
-                    f"The codes do not belong together: their {what.removesuffix('s')}s are {getattr(one, what)!r} "
-                    f"and {getattr(other, what)!r}."
+                    f"they do not belong together: their {what.removesuffix('s')}s are {getattr(one, what)!r} "
+                    f"and {getattr(other, what)!r}.",
+                    parameter="codes",
                 )
         if not _same_grid(one, other):
             raise InputError(
-                f"The codes do not belong together: one walked {one.grid.steps} {one.grid.spacing} steps, "
-                f"the other {other.grid.steps} {other.grid.spacing} steps."
+                f"they do not belong together: one walked {one.grid.steps} {one.grid.spacing} steps, "
+                f"the other {other.grid.steps} {other.grid.spacing} steps.",
+                parameter="codes",
             )
         if other.x.shape[1:] != one.x.shape[1:]:
-            raise InputError("The codes do not belong together: their pictures are of different sizes.")
+            raise InputError("they do not belong together: their pictures are of different sizes.", parameter="codes")
         if set(other.extras) != set(one.extras):
             raise InputError(
-                f"The codes do not belong together: their settings are {dict(one.settings)} and {dict(other.settings)}."
+                f"they do not belong together: their settings are {dict(one.settings)} and {dict(other.settings)}.",
+                parameter="codes",
             )
     texts = list(dict.fromkeys((p, c.negative) for c in codes for p in c.prompts))
     if len(texts) > 1:
         told = [p for p, _ in texts] if texts[0][0] != texts[1][0] else [n for _, n in texts]
         raise InputError(
-            f"The codes have different prompts, {told[0]!r} and {told[1]!r}; an interpolation needs one for all."
+            f"the codes have {told[0]!r} and {told[1]!r}; an interpolation needs one for all.", parameter="prompts"
         )
     state = {key: mix([c.state[key][k : k + 1] for c in codes for k in range(len(c))]) for key in one.state}
     size = len(state["x"])
@@ -182,7 +187,7 @@ def combine(codes: Sequence[LatentCode], mix: Mix, without: Sequence[str] = ()) 
     for key in (k for k in one.cond if k not in without):
         values = torch.cat([c.cond[key] for c in codes])
         if bool((values != values[:1]).any()):
-            raise InputError(f"The codes have different {key}; there is nothing between classes.")
+            raise InputError(f"they have different {key}; there is nothing between classes.", parameter="codes")
         cond[key] = values[:1].expand(size, *values.shape[1:]).contiguous()
     return replace(one, state=state, cond=cond, extras={}, prompts=one.prompts[:1] * size)
 

@@ -122,7 +122,7 @@ class LatentCode:
             if group in groups:
                 groups[group][key] = tensor
         if "x" not in groups["state"]:
-            raise InputError(f"{path} holds no latent; it is not a code that ddim can replay.")
+            raise InputError(f"{path} holds no latent; it is not a code that ddim can replay.", parameter="path")
         shape = groups["state"]["x"].shape
         whole = all(v.shape == shape for v in groups["state"].values())
         others = [*groups["cond"].values(), *groups["extras"].values()]
@@ -130,9 +130,13 @@ class LatentCode:
         stepwise = all(v.shape[1:2] == (counts[k],) for k, v in groups["extras"].items() if k in counts)
         fits = whole and len(shape) > 1 and stepwise and all(v.shape[:1] == shape[:1] for v in others)
         if not fits or rows.shape[1:] != (3,):
-            raise InputError(f"{path} holds tensors that do not fit together; it is not a whole latent code.")
+            raise InputError(
+                f"{path} holds tensors that do not fit together; it is not a whole latent code.", parameter="path"
+            )
         if len(about.get("prompts", ())) not in (0, *shape[:1]):
-            raise InputError(f"{path} has {len(about['prompts'])} prompts for {shape[0]} images; it is not whole.")
+            raise InputError(
+                f"{path} has {len(about['prompts'])} prompts for {shape[0]} images; it is not whole.", parameter="path"
+            )
         return LatentCode(
             grid=Grid(tuple(Node(*row) for row in rows.tolist()), about["spacing"]),
             method=about["method"],
@@ -158,13 +162,15 @@ class LatentCode:
         if "partial" in self.settings:
             begun = self.settings["partial"]
             raise InputError(
-                f"This code is of an interrupted run ({begun['done']} of {begun['images']} images done, then step "
-                f"{begun['steps']} of {self.grid.steps}); finish it with ddim.invert(..., resume=code)."
+                f"it is of an interrupted run ({begun['done']} of {begun['images']} images done, then step "
+                f"{begun['steps']} of {self.grid.steps}); finish it with invert and resume.",
+                parameter="code",
             )
         if any(want not in (0, have) for want, have in zip(shape, self.x.shape[1:], strict=True)):
             raise InputError(
-                f"This code is of shape {tuple(self.x.shape[1:])} (model {self.model!r}), "
-                f"but the model {model_name!r} works on {tuple(n or 'any' for n in shape)}."
+                f"it is of shape {tuple(self.x.shape[1:])} (model {self.model!r}), "
+                f"but the model {model_name!r} works on {tuple(n or 'any' for n in shape)}.",
+                parameter="code",
             )
         if self.fingerprint and self.fingerprint != fingerprint:
             warnings.warn(
@@ -186,25 +192,30 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise InputError(f"There is no file {path}.")
+        raise InputError(f"there is no file {path}.", parameter="path")
     try:
         with safe_open(str(path), framework="pt") as f:
             metadata = f.metadata() or {}
             if "ddim" not in metadata:
-                raise InputError(f"{path} is a safetensors file, but not a latent code that ddim wrote.")
+                raise InputError(
+                    f"{path} is a safetensors file, but not a latent code that ddim wrote.", parameter="path"
+                )
             about = json.loads(metadata["ddim"])
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise InputError(
-            f"{path} cannot be read as a latent code, which invert makes of a picture ({first_line(error)})."
+            f"{path} cannot be read as a latent code, which invert makes of a picture ({first_line(error)}).",
+            parameter="path",
         ) from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise InputError(f"{path} is a safetensors file, but not a latent code that ddim wrote.")
+        raise InputError(f"{path} is a safetensors file, but not a latent code that ddim wrote.", parameter="path")
     if about.get("version") not in READABLE:
-        raise InputError(f"{path} has format version {about.get('version')}; this ddim reads versions 1 and 2.")
+        raise InputError(
+            f"{path} has format version {about.get('version')}; this ddim reads versions 1 and 2.", parameter="path"
+        )
     keys = {"spacing", "method", "solver", "options", "settings", "model", "fingerprint", "dtype"}
     if missing := sorted(keys - set(about)) or (["grid"] if "grid" not in tensors else []):
-        raise InputError(f"{path} lacks {', '.join(missing)}; it is not a whole latent code.")
+        raise InputError(f"{path} lacks {', '.join(missing)}; it is not a whole latent code.", parameter="path")
     wrong = [k for k in keys if not isinstance(about[k], dict if k in ("options", "settings") else str)]
     guidance = about.get("guidance", {})
     weighed = isinstance(guidance, dict) and (not guidance or is_number(guidance.get("weight")))
@@ -215,7 +226,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     }
     wrong += [key for key, fine in good.items() if not fine]
     if wrong:
-        raise InputError(f"{path} has a {wrong[0]} that cannot be read; it is not a whole latent code.")
+        raise InputError(
+            f"{path} has a {wrong[0]} that cannot be read; it is not a whole latent code.", parameter="path"
+        )
     return about, tensors
 
 

@@ -1,25 +1,113 @@
-"""What goes wrong, said in one sentence: the value that was wrong and what would do."""
+"""What goes wrong, as data: the parameter that was wrong, a sentence that names its value, and what would do."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from .code import LatentCode
 
+_E = TypeVar("_E", bound="DDIMError")
+
 
 class DDIMError(Exception):
-    """A failure that is not the caller's mistake (a NaN from a network, a full disk). Exit code 1."""
+    """A failure that is not the caller's mistake (a NaN from a network, a full disk). The command exits with 1.
+
+    Args:
+        message: one sentence, without the parameter's name.
+        parameter: the argument or config key that it is about, as the library names it (``steps``, ``data.size``).
+        hint: a second sentence that says what would do, where the first does not.
+
+    Attributes:
+        message, parameter, hint: as given. ``str(error)`` puts them together.
+    """
+
+    def __init__(self, message: str, *, parameter: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.parameter, self.hint = message, parameter, hint
+
+    def sentence(self, spell: Callable[[str], str] = str) -> str:
+        """What to tell a person.
+
+        Args:
+            spell: the parameter's name as the person knows it; the command makes ``--steps`` of ``steps``.
+        """
+        whole = self.message if self.parameter is None else f"{spell(self.parameter)}: {self.message}"
+        return f"{whole} {self.hint}" if self.hint else whole
+
+    def __str__(self) -> str:
+        return self.sentence()
+
+    def __reduce__(self) -> tuple[Any, ...]:  # an exception is otherwise made anew from its message alone
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[_E], args: tuple[Any, ...], attributes: dict[str, Any]) -> _E:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class InputError(DDIMError, ValueError):
-    """A value that cannot be used; the sentence names it and says what would do. Exit code 2."""
+    """A value that cannot be used. The sentence names it and says what would do. The command exits with 2."""
+
+
+class UnknownName(InputError):
+    """A name that is in no registry. The sentence offers the nearest known one, then all of them.
+
+    Args:
+        kind: what the name is of, such as ``"method"``.
+        name: the name that was given.
+        known: those that there are.
+        parameter: as for ``DDIMError``; ``kind`` by default.
+        hint: as for ``DDIMError``.
+
+    Attributes:
+        kind, name: as given.
+        known: sorted.
+        nearest: the known name that is most like the one given, or None.
+
+    Example: ``UnknownName("method", "bdai", ["bdia", "ddim"])``.
+    """
+
+    def __init__(
+        self, kind: str, name: object, known: Iterable[str], *, parameter: str | None = None, hint: str | None = None
+    ) -> None:
+        names = sorted(known)
+        near = get_close_matches(str(name).lower(), [n.lower() for n in names], n=1, cutoff=0.5)
+        nearest = next((n for n in names if near and n.lower() == near[0]), None)
+        offer = f" Did you mean {nearest!r}?" if nearest else ""
+        super().__init__(
+            f"Unknown {kind} {name!r}.{offer} Known: {', '.join(names)}.", parameter=parameter or kind, hint=hint
+        )
+        self.kind, self.name, self.known, self.nearest = kind, name, tuple(names), nearest
+
+    def sentence(self, spell: Callable[[str], str] = str) -> str:
+        """As ``DDIMError.sentence``; the message says already what the name is of."""
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+
+class NotFinite(DDIMError):
+    """Numbers stopped being finite: the network returned NaN or infinity, or a method diverged.
+
+    Args:
+        message: one sentence that says where.
+        step: the step it happened in, counted from 1 in the direction of the work.
+        hint: as for ``DDIMError``.
+
+    Attributes:
+        step: as given.
+    """
+
+    def __init__(self, message: str, *, step: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.step = step
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while a method tuned, with what it had tuned. Exit code 130, as any Ctrl-C; no ``Exception``, so that
-    nothing takes it for a failure.
+    """Ctrl-C while a method tuned, with what it had tuned. The command exits with 130, as for any Ctrl-C. It is no
+    ``Exception``, so that nothing takes it for a failure.
 
     Attributes:
         partial: save it, and hand it to ``ddim.invert(..., resume=partial)`` with the same images and settings.
@@ -32,18 +120,6 @@ class Interrupted(KeyboardInterrupt):
 
 class DDIMWarning(UserWarning):
     """Something the user should know although the work goes on."""
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The sentence for an unknown name: it offers the nearest known one, then all of them.
-
-    Example: ``unknown("method", "bdai", ["bdia", "ddim"])``.
-    """
-    names = sorted(known)
-    near = get_close_matches(str(name).lower(), [n.lower() for n in names], n=1, cutoff=0.5)
-    nearest = next((n for n in names if near and n.lower() == near[0]), None)
-    hint = f" Did you mean {nearest!r}?" if nearest else ""
-    return InputError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
 
 
 def is_whole(value: object) -> bool:

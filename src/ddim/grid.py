@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import torch
 
-from .errors import InputError, is_whole, unknown
+from .errors import InputError, UnknownName, is_whole
 from .path import GaussianPath, Node
 
 
@@ -140,12 +140,12 @@ def explicit(path: GaussianPath, times: Sequence[float]) -> Grid:
     """
     values = [float(t) for t in times]
     if not values:
-        raise InputError("An explicit grid needs at least one t.")
+        raise InputError("an explicit grid needs at least one t.", parameter="spacing")
     if len(values) > 1 and values[0] < values[-1]:
         values.reverse()
     wrong = next((t for t in values if not 0 < t <= path.t_max), None)
     if wrong is not None:
-        raise InputError(f"t = {wrong:g} cannot be a step's start here; use 0 < t <= {path.t_max:g}.")
+        raise InputError(f"{wrong:g} cannot be a step's start here; use 0 < t <= {path.t_max:g}.", parameter="t")
     return _make(path, values, "explicit")
 
 
@@ -170,14 +170,16 @@ def make_grid(
     if not isinstance(spacing, str):
         return explicit(path, spacing)
     if spacing not in SPACINGS:
-        raise unknown("spacing", spacing, SPACINGS)
+        raise UnknownName("spacing", spacing, SPACINGS)
     return leading(path, steps, offset) if spacing == "leading" else SPACINGS[spacing](path, steps)
 
 
 def _unit(path: GaussianPath, steps: int) -> float:
     """t between neighbouring levels, once S is known to fit."""
     if not is_whole(steps) or not 1 <= steps <= path.levels:
-        raise InputError(f"steps = {steps} does not fit this model; use a whole number from 1 to {path.levels}.")
+        raise InputError(
+            f"{steps} does not fit this model; use a whole number from 1 to {path.levels}.", parameter="steps"
+        )
     return path.t_max / path.levels
 
 

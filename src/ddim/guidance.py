@@ -38,14 +38,18 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if not is_number(self.weight):
-            raise InputError(f"guidance = {self.weight} is not a number; 1 is the conditional model, 7.5 is usual.")
+            raise InputError(
+                f"{self.weight} is not a number; 1 is the conditional model, 7.5 is usual.", parameter="guidance"
+            )
         if not is_number(self.rescale) or not 0 <= self.rescale <= 1:
-            raise InputError(f"rescale = {self.rescale} lies outside [0, 1]; 0 switches it off, 0.7 is usual.")
+            raise InputError(
+                f"{self.rescale} lies outside [0, 1]; 0 switches it off, 0.7 is usual.", parameter="rescale"
+            )
         if not is_range(self.interval):
-            raise InputError(f"interval = {self.interval} is not a pair of numbers; (0, 1) is all of it.")
+            raise InputError(f"{self.interval} is not a pair of numbers; (0, 1) is all of it.", parameter="interval")
         low, high = self.interval
         if not 0 <= low < high <= 1:
-            raise InputError(f"interval = ({low:g}, {high:g}) is no part of [0, 1]; (0, 1) is all of it.")
+            raise InputError(f"({low:g}, {high:g}) is no part of [0, 1]; (0, 1) is all of it.", parameter="interval")
 
     def at(self, weight: float) -> "Guidance":
         """The same with another weight."""
@@ -173,4 +177,4 @@ def classifier_guided(denoise: Denoiser, classifier: Classifier, labels: Tensor,
 def check_classifier_weight(weight: float) -> None:
     """Raises InputError for a weight that is not a number."""
     if not is_number(weight):
-        raise InputError(f"classifier_weight = {weight} is not a number; 1 is Bayes' rule, 3 is usual.")
+        raise InputError(f"{weight} is not a number; 1 is Bayes' rule, 3 is usual.", parameter="classifier_weight")

@@ -35,12 +35,14 @@ def read_images(source: ImageLike, shape: Sequence[int], *, resize: bool = False
     """
     if isinstance(source, (list, tuple)):
         if not source:
-            raise InputError("No image was given.")
+            raise InputError("none was given.", parameter="images")
         read = [read_images(s, shape, resize=resize, multiple=multiple) for s in source]
         other = next((r for r in read if r.shape[1:] != read[0].shape[1:]), None)
         if other is not None:
             (h, w), (a, b) = read[0].shape[2:], other.shape[2:]
-            raise InputError(f"Images of {w}x{h} and {b}x{a} do not go together; give one size, or resize them.")
+            raise InputError(
+                f"{w}x{h} and {b}x{a} do not go together; give one size, or resize them.", parameter="images"
+            )
         return torch.cat(read)
     if isinstance(source, Tensor):
         return _from_tensor(source, _taken(shape, source.shape[-2:], multiple, resize, "An image"), resize)
@@ -50,7 +52,9 @@ def read_images(source: ImageLike, shape: Sequence[int], *, resize: bool = False
     if hasattr(source, "convert") and hasattr(source, "getbands"):
         name = "The image"
         return _from_pil(source, _taken(shape, source.size[::-1], multiple, resize, name), resize, name)
-    raise InputError(f"{type(source).__name__} is not an image; give a path, a PIL image or a tensor.")
+    raise InputError(
+        f"{type(source).__name__} is not an image; give a path, a PIL image or a tensor.", parameter="images"
+    )
 
 
 def _taken(shape: Sequence[int], size: Sequence[int], multiple: int, resize: bool, name: str) -> Sequence[int]:
@@ -61,7 +65,8 @@ def _taken(shape: Sequence[int], size: Sequence[int], multiple: int, resize: boo
     if list(size) != near:
         raise InputError(
             f"{name} is {size[1]}x{size[0]}; the model takes sides that are multiples of {multiple}, "
-            f"such as {near[1]}x{near[0]}."
+            f"such as {near[1]}x{near[0]}.",
+            parameter="images",
         )
     return shape[0], *near
 
@@ -71,15 +76,15 @@ def open_image(path: Path) -> "PILImage.Image":
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if not path.is_file():
-        raise InputError(f"There is no image {path}.")
+        raise InputError(f"there is no file {path}.", parameter="images")
     try:
         with Image.open(path) as image:
             image.load()
             return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
-        raise InputError(f"{path} is not an image that can be read.") from None
+        raise InputError(f"{path} is not an image that can be read.", parameter="images") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is broken or truncated: {str(error).rstrip('.')}.") from None
+        raise InputError(f"{path} is broken or truncated: {str(error).rstrip('.')}.", parameter="images") from None
 
 
 def _from_pil(image: "PILImage.Image", shape: Sequence[int], resize: bool, name: str) -> Tensor:
@@ -91,10 +96,14 @@ def _from_pil(image: "PILImage.Image", shape: Sequence[int], resize: bool, name:
     if not resize:
         have = 1 if grey else 3
         if have != channels:
-            raise InputError(f"{name} has {have} colour channel(s), the model takes {channels}; --resize converts it.")
+            raise InputError(
+                f"{name} has {have} colour channel(s), the model takes {channels}; resize converts it.",
+                parameter="images",
+            )
         if image.size != (width, height):
             raise InputError(
-                f"{name} is {image.width}x{image.height}, the model takes {width}x{height}; --resize fits it."
+                f"{name} is {image.width}x{image.height}, the model takes {width}x{height}; resize fits it.",
+                parameter="images",
             )
     image = flatten(image, mode)
     if resize and image.size != (width, height):
@@ -118,7 +127,8 @@ def flatten(image: "PILImage.Image", mode: str, background: int = 255) -> "PILIm
 
     if image.mode == "F":
         raise InputError(
-            "An image of floats (PIL mode F) has no agreed white; use 8 or 16 bits, or a tensor in [0, 1]."
+            "an image of floats (PIL mode F) has no agreed white; use 8 or 16 bits, or a tensor in [0, 1].",
+            parameter="images",
         )
     if image.mode.startswith("I"):  # 16 bits, in either byte order
         wide, clear = image.convert("I"), image.info.get("transparency")
@@ -136,14 +146,17 @@ def _from_tensor(x: Tensor, shape: Sequence[int], resize: bool) -> Tensor:
     if x.ndim == 3:
         x = x.unsqueeze(0)
     if x.ndim != 4 or not len(x):
-        raise InputError(f"A tensor of shape {tuple(x.shape)} is not a batch of images [N, C, H, W].")
+        raise InputError(
+            f"a tensor of shape {tuple(x.shape)} is not a batch of images [N, C, H, W].", parameter="images"
+        )
     x = x.float() / 255 if x.dtype == torch.uint8 else x
     if not x.is_floating_point():
-        raise InputError(f"A tensor of {x.dtype} is not an image; use floats in [0, 1] or uint8.")
+        raise InputError(f"a tensor of {x.dtype} is not an image; use floats in [0, 1] or uint8.", parameter="images")
     x = x if x.dtype == torch.float64 else x.float()
     if not bool(((x >= 0) & (x <= 1)).all()):
         raise InputError(
-            f"The image's values run from {float(x.min()):g} to {float(x.max()):g}; they must lie in [0, 1]."
+            f"the values run from {float(x.min()):g} to {float(x.max()):g}; they must lie in [0, 1].",
+            parameter="images",
         )
     channels, height, width = shape
     if x.shape[1] != channels and resize and {x.shape[1], channels} == {1, 3}:
@@ -152,7 +165,8 @@ def _from_tensor(x: Tensor, shape: Sequence[int], resize: bool) -> Tensor:
         x = _fit(x, height, width)
     if tuple(x.shape[1:]) != tuple(shape):
         raise InputError(
-            f"An image of shape {tuple(x.shape[1:])} does not fit, the model takes {tuple(shape)}; resize fits it."
+            f"an image of shape {tuple(x.shape[1:])} does not fit, the model takes {tuple(shape)}; resize fits it.",
+            parameter="images",
         )
     return x
 
@@ -226,7 +240,7 @@ def save_image(image: "Tensor | PILImage.Image", path: str | os.PathLike[str], a
 
     target = Path(path)
     if target.suffix.lower() != ".png":
-        raise InputError(f"{target} does not end in .png; pictures are written without loss, as PNG.")
+        raise InputError(f"{target} does not end in .png; pictures are written without loss, as PNG.", parameter="path")
     picture = to_pil(image) if isinstance(image, Tensor) else image
     info = PngImagePlugin.PngInfo()
     if about:

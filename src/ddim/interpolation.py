@@ -62,9 +62,9 @@ def chain(points: Sequence[Tensor], frames: int) -> Tensor:
         [(len(points) - 1) * (frames - 1) + 1, ...].
     """
     if len(points) < 2:
-        raise InputError("An interpolation needs at least two codes.")
+        raise InputError("an interpolation needs at least two.", parameter="codes")
     if frames < 2:
-        raise InputError(f"frames = {frames} is too few; 2 shows the two ends only.")
+        raise InputError(f"{frames} is too few; 2 shows the two ends only.", parameter="frames")
     out = [points[0]]
     for a, b in pairwise(points):
         out += [slerp(a, b, k / (frames - 1)) for k in range(1, frames)]
@@ -82,8 +82,8 @@ def four_corners(points: Sequence[Tensor], rows: int, columns: int) -> Tensor:
         [rows * columns, ...], row by row.
     """
     if len(points) != 4:
-        raise InputError(f"A grid has four corners; {len(points)} were given.")
+        raise InputError(f"a grid has four corners; {len(points)} were given.", parameter="corners")
     if rows < 2 or columns < 2:
-        raise InputError(f"A grid of {rows}x{columns} has no four corners; use at least 2x2.")
+        raise InputError(f"a grid of {rows}x{columns} has no four corners; use at least 2x2.", parameter="grid")
     top, bottom = chain(points[:2], columns), chain(points[2:], columns)
     return torch.cat([slerp(top, bottom, r / (rows - 1)) for r in range(rows)])

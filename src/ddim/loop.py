@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
-from .errors import DDIMError
+from .errors import NotFinite
 from .grid import Grid
 from .solvers.base import Noise, Solver, State
 
@@ -50,7 +50,7 @@ def solve(
         on_step: called after each step.
 
     Raises:
-        DDIMError: the sample stopped being numbers; the step is named.
+        NotFinite: the sample stopped being numbers; the step is named.
     """
     end = grid.steps if last is None else last
     return _walk(
@@ -101,9 +101,10 @@ def _walk(
             state = step(state, i)
             if not bool(torch.isfinite(read(state)).all()):
                 a, b, number = (i, i + 1, i + 1) if ahead else (i + 1, i, grid.steps - i)
-                raise DDIMError(
+                raise NotFinite(
                     f"The sample is no longer finite after the step from t = {grid[a].t:g} to t = {grid[b].t:g} "
-                    f"(step {number} of {grid.steps}): the network returned NaN or infinity, or the solver diverged."
+                    f"(step {number} of {grid.steps}): the network returned NaN or infinity, or the solver diverged.",
+                    step=number,
                 )
             if on_step is not None:
                 on_step(i + ahead, state)

@@ -23,12 +23,12 @@ class SeededNoise:
     def __call__(self, like: Tensor) -> Tensor:
         """New numbers of the shape, dtype and device of ``like``, [N, ...] with N the number of seeds."""
         if len(like) != len(self._generators):
-            raise InputError(f"{len(self._generators)} seeds were given for {len(like)} samples.")
+            raise InputError(f"{len(self._generators)} were given for {len(like)} samples.", parameter="seed")
         draws = [torch.randn(like.shape[1:], generator=g) for g in self._generators]
         return torch.stack(draws).to(device=like.device, dtype=like.dtype)
 
 
 def _seed(seed: int) -> int:
     if not is_whole(seed) or not 0 <= seed < 2**63:
-        raise InputError(f"seed = {seed} is not a whole number from 0 to 2^63 - 1.")
+        raise InputError(f"{seed} is not a whole number from 0 to 2^63 - 1.", parameter="seed")
     return int(seed)

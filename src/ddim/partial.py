@@ -74,18 +74,22 @@ def check(partial: LatentCode, asked: Mapping[str, Any], images: int) -> None:
         images: how many.
     """
     if KEY not in partial.settings:
-        raise InputError("The code to resume is a whole one; reconstruct or edit it, or leave resume out.")
+        raise InputError("the code is a whole one; reconstruct or edit it, or leave it out.", parameter="resume")
     was = dict(partial.settings)
     begun = was.pop(KEY)
     if begun["images"] != images:
-        raise InputError(f"The code to resume was begun with {begun['images']} images, but {images} are given.")
+        raise InputError(
+            f"the code was begun with {begun['images']} images, but {images} are given.", parameter="resume"
+        )
     for key, value in asked.items():
         had: Any = was if key == "settings" else getattr(partial, key)
         if key == "grid":
             had, value = had.nodes, value.nodes
         if had != value:
             shown = "" if key == "grid" else f" ({had} there, {value} here)"
-            raise InputError(f"The code to resume was begun with another {key}{shown}; it goes on only as it began.")
+            raise InputError(
+                f"the code was begun with another {key}{shown}; it goes on only as it began.", parameter="resume"
+            )
 
 
 def unpacked(partial: LatentCode, device: torch.device) -> tuple[list[Walked], dict[str, Tensor] | None]:
@@ -108,4 +112,4 @@ def as_held(partial: LatentCode, held: Mapping[str, Tensor]) -> Stopped:
 def check_images(held: Mapping[str, Tensor], x0: Tensor) -> None:
     """Raises InputError where the images are not those that were begun with."""
     if held["pivot"].shape[2:] != x0.shape[1:] or not torch.allclose(held["pivot"][:, -1], x0, rtol=0, atol=1e-2):
-        raise InputError("The code to resume was begun with other images; give the same, in the same order.")
+        raise InputError("the code was begun with other images; give the same, in the same order.", parameter="resume")

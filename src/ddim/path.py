@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .errors import InputError, unknown
+from .errors import InputError, UnknownName
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class GaussianPath(ABC):
     def node(self, t: float) -> Node:
         """The node at t in [0, t_max]. Raises InputError outside."""
         if not 0 <= t <= self.t_max:
-            raise InputError(f"t = {t:g} lies outside this path; it runs from 0 to {self.t_max:g}.")
+            raise InputError(f"{t:g} lies outside this path; it runs from 0 to {self.t_max:g}.", parameter="t")
         at = torch.tensor([t], dtype=torch.float64)
         return Node(float(t), float(self.alpha(at)[0]), float(self.sigma(at)[0]))
 
@@ -99,14 +99,18 @@ class TablePath(GaussianPath):
     def __post_init__(self) -> None:
         table = torch.as_tensor(self.alpha_bar).detach().to("cpu", torch.float64)
         if table.ndim != 1 or len(table) < 2:
-            raise InputError(f"alpha_bar must be a list of at least 2 numbers, not of shape {tuple(table.shape)}.")
+            raise InputError(
+                f"it must be a list of at least 2 numbers, not of shape {tuple(table.shape)}.", parameter="alpha_bar"
+            )
         if not (table[0] <= 1 and table[-1] >= 0 and bool((table.diff() < 0).all())):
-            raise InputError("alpha_bar must fall strictly from at most 1 to at least 0.")
+            raise InputError("it must fall strictly from at most 1 to at least 0.", parameter="alpha_bar")
         if self.data not in ("one", "first"):
-            raise unknown("data end", str(self.data), ["one", "first"])
+            raise UnknownName("data end", str(self.data), ["one", "first"], parameter="data")
         if self.data == "one":
             if table[0] >= 1:
-                raise InputError("alpha_bar[0] is 1, so data and the first level coincide; use data='first'.")
+                raise InputError(
+                    "alpha_bar[0] is 1, so data and the first level coincide; use 'first'.", parameter="data"
+                )
             table = torch.cat([torch.ones(1, dtype=torch.float64), table])
         object.__setattr__(self, "train_levels", len(self.alpha_bar))
         object.__setattr__(self, "levels", len(table) - 1)
@@ -153,7 +157,8 @@ class VEPath(GaussianPath):
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise InputError(
                 "VE needs 0 < sigma_min < sigma_max, not "
-                f"sigma_min = {self.sigma_min:g}, sigma_max = {self.sigma_max:g}."
+                f"sigma_min = {self.sigma_min:g}, sigma_max = {self.sigma_max:g}.",
+                parameter="sigma_min",
             )
 
     @property
@@ -252,13 +257,13 @@ def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
 
 def _from_betas(betas: Tensor) -> Tensor:
     if not bool(((betas > 0) & (betas < 1)).all()):
-        raise InputError("Every beta must lie strictly between 0 and 1.")
+        raise InputError("every beta must lie strictly between 0 and 1.", parameter="betas")
     return torch.cumprod(1 - betas, 0)
 
 
 def _table_length(steps: int) -> int:
     if steps < 2:
-        raise InputError(f"A schedule needs at least 2 steps, not {steps}.")
+        raise InputError(f"a schedule needs at least 2 steps, not {steps}.", parameter="steps")
     return steps
 
 
@@ -311,14 +316,14 @@ def from_scheduler_config(config: Mapping[str, Any]) -> GaussianPath:
             sigma_max=_number(config, "sigma_max", 80.0, float), sigma_min=_number(config, "sigma_min", 0.002, float)
         )
     if kind not in _TABLE_SCHEDULERS:
-        raise unknown("scheduler", kind, [k for k in _TABLE_SCHEDULERS if k] + [*_FLOW_SCHEDULERS, *_VE_SCHEDULERS])
+        raise UnknownName("scheduler", kind, [k for k in _TABLE_SCHEDULERS if k] + [*_FLOW_SCHEDULERS, *_VE_SCHEDULERS])
     start, end = _number(config, "beta_start", 1e-4, float), _number(config, "beta_end", 0.02, float)
     schedule = str(config.get("beta_schedule", "linear"))
     if (betas := config.get("trained_betas")) is not None:
         try:
             table = _from_betas(torch.as_tensor(betas, dtype=torch.float64))
         except (TypeError, ValueError) as error:
-            raise InputError(f"trained_betas is not a list of numbers in (0, 1): {error}.") from None
+            raise InputError(f"it is not a list of numbers in (0, 1): {error}.", parameter="trained_betas") from None
     elif schedule == "linear":
         table = linear_alpha_bar(steps, start, end)
     elif schedule == "scaled_linear":
@@ -326,7 +331,9 @@ def from_scheduler_config(config: Mapping[str, Any]) -> GaussianPath:
     elif schedule == "squaredcos_cap_v2":
         table = cosine_alpha_bar(steps)
     else:
-        raise unknown("beta schedule", schedule, ["linear", "scaled_linear", "squaredcos_cap_v2"])
+        raise UnknownName(
+            "beta schedule", schedule, ["linear", "scaled_linear", "squaredcos_cap_v2"], parameter="beta_schedule"
+        )
     if config.get("rescale_betas_zero_snr", False):
         table = zero_terminal_snr(table)
     at_one = config.get("set_alpha_to_one", _TABLE_SCHEDULERS[kind][0])
@@ -345,4 +352,4 @@ def _number(config: Mapping[str, Any], key: str, usual: float, kind: type) -> An
     try:
         return kind(value)
     except (TypeError, ValueError):
-        raise InputError(f"{key} = {value!r} of the scheduler config is not a number.") from None
+        raise InputError(f"{value!r} of the scheduler config is not a number.", parameter=key) from None

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .errors import InputError, unknown
+from .errors import InputError, UnknownName
 from .path import Node
 
 Prediction = Literal["eps", "x0", "v", "flow"]
@@ -30,7 +30,7 @@ def prediction_of(diffusers_name: str) -> Prediction:
     """Our name for a diffusers ``prediction_type``. Raises InputError for one that is not known."""
     if diffusers_name in _FOREIGN:
         return _FOREIGN[diffusers_name]  # type: ignore[return-value]
-    raise unknown("prediction type", diffusers_name, _FOREIGN)
+    raise UnknownName("prediction type", diffusers_name, _FOREIGN, parameter="prediction_type")
 
 
 def _row(prediction: str, alpha: Tensor | float, sigma: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
@@ -43,7 +43,7 @@ def _row(prediction: str, alpha: Tensor | float, sigma: Tensor | float) -> tuple
         return -sigma, alpha  # Salimans & Ho 2022, appendix D (arXiv 2202.00512)
     if prediction == "flow":
         return -1.0, 1.0  # Liu et al. 2022: dx/dt on the straight path, from data to noise
-    raise unknown("prediction", prediction, PREDICTIONS)
+    raise UnknownName("prediction", prediction, PREDICTIONS)
 
 
 def to_pair(prediction: str, output: Tensor, x: Tensor, node: Node) -> Pair:
@@ -63,7 +63,7 @@ def to_pair(prediction: str, output: Tensor, x: Tensor, node: Node) -> Pair:
     det = alpha * b - sigma * a
     if abs(det) < 1e-12:
         end = "no signal is left (alpha = 0)" if alpha < 1e-12 else "there is no noise (sigma = 0)"
-        raise InputError(f"The prediction {prediction!r} says nothing where {end}, at t = {node.t:g}.")
+        raise InputError(f"{prediction!r} says nothing where {end}, at t = {node.t:g}.", parameter="prediction")
     # eps and x0 are what the network said, untouched; only the other one is solved for.
     x0 = output if prediction == "x0" else (b * x - sigma * output) / det
     eps = output if prediction == "eps" else (alpha * output - a * x) / det
@@ -97,7 +97,7 @@ def dynamic_threshold(pair: Pair, x: Tensor, node: Node, percentile: float = 0.9
     Source: Saharia et al. 2022, section 2.3 (arXiv 2205.11487).
     """
     if not 0 < percentile <= 1:
-        raise InputError(f"The percentile must lie in (0, 1], not {percentile:g}.")
+        raise InputError(f"{percentile:g} lies outside (0, 1].", parameter="percentile")
     size = torch.quantile(pair.x0.detach().abs().flatten(1).double(), percentile, dim=1).clamp(min=limit)
     size = size.to(pair.x0.dtype).view(-1, *[1] * (x.ndim - 1))
     return _with_x0(pair, pair.x0.clamp(-size, size) * (limit / size), x, node)

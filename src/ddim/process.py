@@ -36,7 +36,7 @@ def eta_std(eta: float, t: Node, s: Node) -> float:
         InputError: eta outside [0, 1].
     """
     if not 0 <= eta <= 1:
-        raise InputError(f"eta = {eta:g} lies outside [0, 1]; 0 is DDIM, 1 is DDPM.")
+        raise InputError(f"{eta:g} lies outside [0, 1]; 0 is DDIM, 1 is DDPM.", parameter="eta")
     if eta == 0 or s.sigma == 0:
         return 0.0
     return eta * s.sigma * math.sqrt(max(1 - (t.alpha * s.sigma / (s.alpha * t.sigma)) ** 2, 0.0))
@@ -57,7 +57,7 @@ def q_posterior(x_t: Tensor, x0: Tensor, t: Node, s: Node, std: float) -> Normal
         InputError: std is larger than sigma_s, which leaves no room for the direction to x_t.
     """
     if std > s.sigma * (1 + 1e-12):
-        raise InputError(f"std = {std:g} exceeds sigma = {s.sigma:g} of the node that it steps to.")
+        raise InputError(f"{std:g} exceeds sigma = {s.sigma:g} of the node that it steps to.", parameter="std")
     eps = (x_t - t.alpha * x0) / t.sigma
     return Normal(s.alpha * x0 + math.sqrt(max(s.sigma**2 - std**2, 0.0)) * eps, std)
 
@@ -107,7 +107,9 @@ def theorem1_gamma(nodes: Sequence[Node], stds: Sequence[float]) -> list[float]:
     weights = []
     for i, (node, std) in enumerate(zip(nodes, stds, strict=True)):
         if std <= 0:
-            raise InputError("Theorem 1 needs std > 0 at every level: J_sigma has no density otherwise.")
+            raise InputError(
+                "Theorem 1 needs std > 0 at every level: J_sigma has no density otherwise.", parameter="std"
+            )
         slope = 1.0
         if i > 0:
             s = nodes[i - 1]

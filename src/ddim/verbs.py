@@ -91,7 +91,7 @@ def sample(
         DDIMError: the network returned NaN; the step is named.
     """
     if not is_whole(count) or count < 1:
-        raise InputError(f"count = {count} is not a number of images; use 1 or more.")
+        raise InputError(f"{count} is not a number of images; use 1 or more.", parameter="count")
     check_batch(batch)
     made = solver_with_eta(solver, eta, options)
     grid = grid_for(model, steps, spacing)
@@ -168,7 +168,7 @@ def invert(
     """
     check_batch(batch)
     if not isinstance(method, str) and options:
-        raise InputError("options go with a method's name; an inversion object has its own.")
+        raise InputError("they go with a method's name; an inversion object has its own.", parameter="options")
     inversion = make_inversion(method, options) if isinstance(method, str) else method
     grid = grid_for(model, steps, spacing)
     pixels = read_images(images, model.picture, resize=resize, multiple=model.multiple)
@@ -242,15 +242,17 @@ def solver_with_eta(name: str, eta: float, options: Mapping[str, Any] | None) ->
         InputError: eta outside [0, 1], or above 0 with a solver that is deterministic or has its own noise.
     """
     if isinstance(eta, str) or not 0 <= eta <= 1:
-        raise InputError(f"eta = {eta} lies outside [0, 1]; 0 is DDIM, 1 is DDPM.")
+        raise InputError(f"{eta} lies outside [0, 1]; 0 is DDIM, 1 is DDPM.", parameter="eta")
     if name == "ddim":
         if options and "eta" in options and eta > 0:
-            raise InputError(f"eta is given twice, as {eta:g} and as the option {options['eta']}; give one.")
+            raise InputError(
+                f"it is given twice, as {eta:g} and as the option {options['eta']}; give one.", parameter="eta"
+            )
         return make_solver(name, {"eta": float(eta), **(options or {})})
     made = make_solver(name, options)
     if eta > 0:
         why = "always draws sigma-hat noise" if made.stochastic else "is deterministic"
-        raise InputError(f"eta = {eta:g} goes with the solver 'ddim' only; {name!r} {why}, use eta = 0.")
+        raise InputError(f"{eta:g} goes with the solver 'ddim' only; {name!r} {why}, use eta = 0.", parameter="eta")
     return made
 
 
@@ -270,18 +272,23 @@ def _wanted(
     if model.text or classifier.shape != model.shape:
         sides = "x".join(map(str, classifier.shape))
         raise InputError(
-            f"The classifier {classifier.name!r} knows pictures of {sides}; the model {model.name!r} works on "
-            f"{'codes' if model.text else 'pictures'} of {'x'.join(map(str, model.shape))}."
+            f"{classifier.name!r} knows pictures of {sides}; the model {model.name!r} works on "
+            f"{'codes' if model.text else 'pictures'} of {'x'.join(map(str, model.shape))}.",
+            parameter="classifier",
         )
     if labels is None:
-        raise InputError(f"A classifier leads to a class; give labels from 0 to {classifier.classes - 1}.")
+        raise InputError(
+            f"a classifier leads to a class; give some, from 0 to {classifier.classes - 1}.", parameter="labels"
+        )
     several = [labels] if isinstance(labels, int) else list(labels)
     given = several * count if len(several) == 1 else several
     if len(given) != count:
-        raise InputError(f"{len(given)} labels were given for {count} images.")
+        raise InputError(f"{len(given)} were given for {count} images.", parameter="labels")
     wrong = next((k for k in given if not is_whole(k) or not 0 <= k < classifier.classes), None)
     if wrong is not None:
-        raise InputError(f"Label {wrong} is not a class of {classifier.name!r}; use 0 to {classifier.classes - 1}.")
+        raise InputError(
+            f"{wrong} is not a class of {classifier.name!r}; use 0 to {classifier.classes - 1}.", parameter="labels"
+        )
     return torch.tensor(given, dtype=torch.long, device=model.device)
 
 
@@ -291,22 +298,24 @@ def _shape_of(model: Model, size: tuple[int, int] | None) -> tuple[int, ...]:
         return model.shape
     m = model.multiple
     if not m:
-        raise InputError(f"The model {model.name!r} draws {model.picture[2]}x{model.picture[1]} only.")
+        raise InputError(
+            f"the model {model.name!r} draws {model.picture[2]}x{model.picture[1]} only.", parameter="size"
+        )
     near = [max(m, round(side / m) * m) for side in size]
     if list(size) != near:
         raise InputError(
-            f"size = {size[1]}x{size[0]}: the sides must be multiples of {m}, such as {near[1]}x{near[0]}."
+            f"{size[1]}x{size[0]}: the sides must be multiples of {m}, such as {near[1]}x{near[0]}.", parameter="size"
         )
     return (model.shape[0], *(side // m for side in near))
 
 
 def _corrected(denoise: Denoiser, limit: float | None, percentile: float | None) -> Denoiser:
     if limit is not None and percentile is not None:
-        raise InputError("clip_x0 and threshold exclude each other; give one.")
+        raise InputError("it does not go with threshold; give one of the two.", parameter="clip_x0")
     if limit is not None:
         if not limit > 0:
             raise InputError(
-                f"clip_x0 = {limit:g} leaves no picture; use a bound above 0, 1 for the range of pictures."
+                f"{limit:g} leaves no picture; use a bound above 0, 1 for the range of pictures.", parameter="clip_x0"
             )
         bound = limit
         return corrected(denoise, lambda pair, x, node: clip(pair, x, node, bound))

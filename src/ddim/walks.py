@@ -10,7 +10,7 @@ from torch import Tensor
 from . import partial as partials
 from .code import LatentCode
 from .denoiser import Denoiser
-from .errors import DDIMError, InputError, is_whole
+from .errors import InputError, NotFinite, is_whole
 from .grid import Grid, make_grid
 from .guidance import Guidance, classifier_free
 from .inversion.base import GuidedInversion, Inversion, Scene, Stopped, Walked
@@ -102,7 +102,9 @@ def _weight_back(inversion: Inversion | GuidedInversion, forward: Guidance, back
     own = inversion.back if isinstance(inversion, GuidedInversion) else None
     if own is not None:
         if back not in (None, own):
-            raise InputError(f"back = {back:g} does not go with {inversion.name!r}, whose way back has weight {own:g}.")
+            raise InputError(
+                f"{back:g} does not go with {inversion.name!r}, whose way back has weight {own:g}.", parameter="back"
+            )
         return own
     return back if back is not None else (forward.weight if inversion.exact else 1.0)
 
@@ -125,9 +127,11 @@ def way_forward(model: Model, code: LatentCode) -> Solver:
     code.check(model.name, model.fingerprint, state_shape(model), str(model.dtype).removeprefix("torch."))
     solver = make_solver(code.solver, code.options)
     if solver.stochastic and "noise" not in code.extras:
-        raise InputError(f"The code's solver {code.solver!r} draws noise; it cannot be replayed.")
+        raise InputError(f"its solver {code.solver!r} draws noise; it cannot be replayed.", parameter="code")
     if missing := sorted(set(solver.init(code.x, code.grid)) - set(code.state)):
-        raise InputError(f"The code lacks {', '.join(missing)}, without which {code.solver!r} cannot come back.")
+        raise InputError(
+            f"it lacks {', '.join(missing)}, without which {code.solver!r} cannot come back.", parameter="code"
+        )
     return solver
 
 
@@ -148,10 +152,11 @@ def half_precision_hint(model: Model) -> Iterator[None]:
     """Adds what would do to an error that names the step at which float16 stopped being numbers."""
     try:
         yield
-    except DDIMError as error:
-        if model.dtype != torch.float16 or "no longer finite" not in str(error):
+    except NotFinite as error:
+        if model.dtype != torch.float16:
             raise
-        raise DDIMError(f"{error} float16 overflows above 65504; load the model with bfloat16 or float32.") from None
+        hint = "float16 overflows above 65504; load the model with bfloat16 or float32."
+        raise NotFinite(error.message, step=error.step, hint=hint) from None
 
 
 def start(model: Model, grid: Grid, seeds: Sequence[int], shape: tuple[int, ...]) -> tuple[Tensor, SeededNoise]:
@@ -170,7 +175,7 @@ def grid_for(model: Model, steps: int, spacing: Spacing | None) -> Grid:
 def check_batch(batch: int) -> None:
     """Raises InputError for a batch of less than one image."""
     if not is_whole(batch) or batch < 1:
-        raise InputError(f"batch = {batch} is not a number of images; use 1 or more.")
+        raise InputError(f"{batch} is not a number of images; use 1 or more.", parameter="batch")
 
 
 def part_of(cond: Mapping[str, Any], begin: int, count: int) -> dict[str, Any]:

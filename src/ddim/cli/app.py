@@ -1,12 +1,10 @@
 """``ddim``: the commands in one place. Nothing heavy is imported until a command runs."""
 
 import io
-import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from .. import __version__
 from . import (
@@ -27,28 +25,8 @@ from . import (
     tables,
     train,
 )
-from .failure import code_and_sentence, say
+from .failure import Commands
 from .options import remember_debug
-
-
-class Commands(TyperGroup):
-    """The group that turns every failure into one sentence and an exit code: 2 for wrong input, 1 for the rest."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Runs the command."""
-        try:
-            return super().invoke(ctx)
-        except (Exception, KeyboardInterrupt) as error:
-            # what the command-line library raises for its own ends: usage errors, exits
-            if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "exit_code"):
-                raise
-            if ctx.meta.get("ddim.debug") or os.environ.get("DDIM_DEBUG", "") not in ("", "0"):
-                raise
-            code, sentence = code_and_sentence(error)
-            if sentence:
-                say("Error", sentence)
-            raise typer.Exit(code) from None
-
 
 app = typer.Typer(
     name="ddim",

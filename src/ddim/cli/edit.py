@@ -66,14 +66,21 @@ def edit(
     """
     with Terminal(json, quiet) as terminal:
         if not to:
-            raise InputError('There is no --to; say what the picture is to show, such as --to "noto cat face".')
+            raise InputError(
+                'it is missing; say what the picture is to show, such as "noto cat face".', parameter="target"
+            )
         coded = is_code(source)
         if not coded and from_ is None:
-            raise InputError('There is no --from; say what the picture shows, such as --from "noto dog face".')
+            raise InputError(
+                'it is missing; say what the picture shows, such as "noto dog face".', parameter="source_prompt"
+            )
         made = {"--method": method, "--steps": steps, "--spacing": spacing, "--option": option, "--back": back}
         made |= {"--seed": seed, "--resize": resize or None}
-        if coded and (flags := [flag for flag, value in made.items() if value is not None]):
-            raise InputError(f"{flags[0]} is for pictures; {source} was walked back already, so leave it out.")
+        if coded and (given := [flag for flag, value in made.items() if value is not None]):
+            raise InputError(
+                f"it is for pictures; {source} was walked back already, so leave it out.",
+                parameter=given[0].removeprefix("--"),
+            )
         options, walk, factors = o.options_from(option), o.spacing_from(spacing), o.weights_from(weight)
         windows: dict[str, Any] = {
             key: o.range_from(text, flag)
@@ -270,11 +277,14 @@ def _kept(code: "LatentCode", file: Path | None, to: Sequence[str]) -> Iterator[
         from .work import quoted
 
         code.save(file)
-        exit_code, sentence = code_and_sentence(error)
         command = quoted("ddim", "edit", file, *(word for target in to for word in ("--to", target)))
-        said = f"{sentence} The walk back is in {file}: {command} goes on."
-        kind = KeyboardInterrupt if exit_code == 130 else InputError if exit_code == 2 else DDIMError
-        raise kind(said) from error
+        kept = f"The walk back is in {file}: {command} goes on."
+        if isinstance(error, DDIMError):
+            error.hint = " ".join(part for part in (error.hint, kept) if part)
+            raise
+        exit_code, sentence = code_and_sentence(error)
+        kind = KeyboardInterrupt if exit_code == 130 else DDIMError
+        raise kind(f"{sentence} {kept}") from error
 
 
 def _invert_command(source: Path, options: Mapping[str, Any]) -> str:

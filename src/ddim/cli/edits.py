@@ -97,12 +97,12 @@ def edits(
         usable_folder(out)
         counted = open_model(terminal, model, device, "float32")
         if not counted.text:
-            raise InputError(f"The model {model!r} has no text encoder; edits by words need one.")
+            raise InputError(f"{model!r} has no text encoder; edits by words need one.", parameter="model")
         with terminal.status("reading the pictures"):
             pictures = read_pictures(config)
             pairs = edit_pairs(pictures, words, styles)[:limit]
             if not pairs:
-                raise InputError("There is nothing to edit: --words and --styles leave no pair; use 1 or more of one.")
+                raise InputError("--words and --styles leave no pair to edit; use 1 or more of one.", parameter="words")
             benchmark = EditBenchmark(counted.as_model, pictures, pairs, counted.calls)
         several = settings(ways, attention or ["none", "refine"], guidance, steps)
         shown = {pair.key for pair in _shown(pairs)}

@@ -12,6 +12,7 @@ import typer
 
 from ..errors import InputError
 from . import options as o
+from .failure import Commands
 from .files import settings_text
 from .terminal import Terminal, escaped
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from ..evaluation.trips import Trip
     from .work import Counted
 
-evaluate = typer.Typer(name="evaluate", no_args_is_help=True, help="Measure: tables, with the command under each.")
+evaluate = typer.Typer(
+    name="evaluate", cls=Commands, no_args_is_help=True, help="Measure: tables, with the command under each."
+)
 
 Methods = Annotated[
     list[str] | None,
@@ -86,7 +89,7 @@ def usable_folder(out: Path) -> None:
     file."""
     there = next((path for path in (out, *out.parents) if path.exists()), None)
     if there is not None and not there.is_dir():
-        raise InputError(f"--out {out} cannot be a folder, for {there} is a file; give another.")
+        raise InputError(f"{out} cannot be a folder, for {there} is a file; give another.", parameter="out")
 
 
 def ways_from(method: Sequence[str] | None, option: list[str] | None) -> "list[Way]":
@@ -100,7 +103,9 @@ def ways_from(method: Sequence[str] | None, option: list[str] | None) -> "list[W
     options = o.options_from(option)
     ways = [way_of(text) for text in method or []]
     if options and len(ways) != 1:
-        raise InputError(f"--option belongs to one method, and {len(ways) or 'all'} are measured; give one --method.")
+        raise InputError(
+            f"it belongs to one method, and {len(ways) or 'all'} are measured; give one --method.", parameter="option"
+        )
     if options:
         ways = [way(ways[0].method, {**dict(ways[0].options), **options})]
     return list(dict.fromkeys(ways))

@@ -2,62 +2,48 @@
 
 import contextlib
 import os
-import re
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..errors import DDIMError, InputError
 
-# the library's arguments, as the command spells them
+if TYPE_CHECKING:
+    import click
+
+# what commands call a parameter of the library, where it is not its own name with dashes; the first that there is
 _FLAGS = {
-    "steps": "--steps",
-    "eta": "--eta",
-    "seed": "--seed",
-    "count": "--count",
-    "batch": "--batch",
-    "frames": "--frames",
-    "clip_x0": "--clip",
-    "threshold": "--threshold",
-    "guidance": "--guidance",
-    "rescale": "--rescale",
-    "interval": "--interval",
-    "size": "--size",
-    "back": "--back",
-    "cross_steps": "--cross",
-    "self_steps": "--self",
-    "weight_steps": "--weight-steps",
-    "blend_start": "--blend-start",
-    "blend_threshold": "--blend-threshold",
-    "blend": "--blend",
-    "source_prompt": "--from",
-    "negative": "--negative",
-    "classifier_weight": "--classifier-weight",
-}
-_ARGUMENT = re.compile(rf"\b({'|'.join(_FLAGS)}) = (?=[-\d.inf('\"])")
-
-
-_PHRASES = {
-    "ddim.invert(..., resume=code)": "ddim invert --resume",
-    "through='ddim'": "--through ddim",
-    "needs source_prompt,": "needs --from,",
+    "clip_x0": ("--clip",),
+    "labels": ("--label",),
+    "prompt": ("--prompt", "--to"),
+    "target": ("--to",),
+    "source_prompt": ("--from",),
+    "options": ("--option",),
+    "cross_steps": ("--cross",),
+    "self_steps": ("--self",),
+    "weights": ("--weight", "--weights"),
 }
 
 
-def in_flags(sentence: str) -> str:
-    """``steps = 0 does not fit`` as ``--steps 0 does not fit``."""
-    for theirs, ours in _PHRASES.items():
-        sentence = sentence.replace(theirs, ours)
-    return _ARGUMENT.sub(lambda m: f"{_FLAGS[m[1]]} ", sentence)
+def speller(command: "click.Command | None") -> Callable[[str], str]:
+    """How a command spells the library's parameters: ``steps`` as ``--steps``; what it has no flag for as it is."""
+    known = {flag for option in command.params for flag in option.opts} if command else set()
+
+    def spell(parameter: str) -> str:
+        ways = (*_FLAGS.get(parameter, ()), "--" + parameter.replace("_", "-"))
+        return next((flag for flag in ways if flag in known), parameter)
+
+    return spell
 
 
-def code_and_sentence(error: BaseException) -> tuple[int, str]:
-    """The exit code and what to say; an empty sentence says nothing."""
+def code_and_sentence(error: BaseException, command: "click.Command | None" = None) -> tuple[int, str]:
+    """The exit code and what to say in the words of ``command``; an empty sentence says nothing."""
     text = (str(error).strip().splitlines() or [""])[0]
-    if isinstance(error, InputError):
-        return 2, in_flags(str(error))
     if isinstance(error, DDIMError):
-        return 1, in_flags(str(error))
+        return 2 if isinstance(error, InputError) else 1, error.sentence(speller(command))
     if isinstance(error, KeyboardInterrupt):
         return 130, text or "Interrupted."
     if isinstance(error, BrokenPipeError):
@@ -82,3 +68,28 @@ def _let_go_of_stdout() -> None:
     """What reads us has gone (``| head``): the interpreter's last flush must not complain."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Commands(TyperGroup):
+    """The group that turns every failure into one sentence and an exit code: 2 for wrong input, 1 for the rest."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the words name; it is kept, for the spelling of its flags."""
+        found = super().resolve_command(ctx, args)
+        ctx.meta["ddim.command"] = found[1]  # one mapping serves every nested context
+        return found
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except (Exception, KeyboardInterrupt) as error:
+            # what the command-line library raises for its own ends: usage errors, exits
+            if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "exit_code"):
+                raise
+            if ctx.meta.get("ddim.debug") or os.environ.get("DDIM_DEBUG", "") not in ("", "0"):
+                raise
+            code, sentence = code_and_sentence(error, ctx.meta.get("ddim.command"))
+            if sentence:
+                say("Error", sentence)
+            raise typer.Exit(code) from None

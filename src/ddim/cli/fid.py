@@ -162,9 +162,11 @@ FORMATS = {"distance": "", "images": "d", "value": ".4f", "low": ".4f", "high": 
 def _check(features: str, weights: Path | None, images: int) -> None:
     """Raises InputError for what is wrong before anything is loaded."""
     if weights is not None and features.lower() != "inception":
-        raise InputError(f"--weights are Inception's, and --features asks for {features}; give one of the two.")
+        raise InputError(
+            f"they are Inception's, and --features asks for {features}; give one of the two.", parameter="weights"
+        )
     if weights is not None and not weights.is_file():
-        raise InputError(f"There are no weights {weights}; give the file that --weights is to read.")
+        raise InputError(f"there is no file {weights}; give the file of Inception's weights.", parameter="weights")
     _enough("--images", images, "drawn pictures")
 
 
@@ -188,29 +190,34 @@ def _data(
     data: Path | None, recipe: Path | None, split: str | None, fit: str | None, picture: tuple[int, int, int]
 ) -> "DataConfig":
     """Where the pictures come from, as large as the model's."""
-    from ..errors import unknown
+    from ..errors import UnknownName
     from ..evaluation.fid import whole_data
     from ..training import load_config
     from ..training.config import DataConfig
 
     channels, height, width = picture
     if (data is None) == (recipe is None):
-        raise InputError("What is the distance from? Give one of --data FOLDER and --recipe RECIPE.toml.")
+        raise InputError(
+            "the distance needs something to be from; give one of --data FOLDER and --recipe RECIPE.toml.",
+            parameter="data",
+        )
     if height != width or channels not in (1, 3):
         raise InputError(
-            f"The model draws pictures of {width}x{height} with {channels} channels; squares of 1 or 3 will do."
+            f"it draws pictures of {width}x{height} with {channels} channels; squares of 1 or 3 will do.",
+            parameter="model",
         )
     if fit not in (None, "crop", "resize", "pad"):
-        raise unknown("--fit", fit, ["crop", "resize", "pad"])
+        raise UnknownName("fit", fit, ["crop", "resize", "pad"])
     if recipe is not None:
         if fit is not None:
-            raise InputError(f"--fit {fit} goes with --data; {recipe} has a fit of its own.")
+            raise InputError(f"{fit} goes with --data; {recipe} has a fit of its own.", parameter="fit")
         config = load_config(recipe).data
     else:
         config = DataConfig(str(data), height, channels=1 if channels == 1 else 3, fit=fit or "crop")  # type: ignore[arg-type]
     if (config.channels, config.size) != (channels, height):
         raise InputError(
             f"{recipe} makes pictures of {config.size}x{config.size} with {config.channels} channels; the model draws "
-            f"{width}x{height} with {channels}."
+            f"{width}x{height} with {channels}.",
+            parameter="recipe",
         )
     return whole_data(config, split)

@@ -95,9 +95,9 @@ def folder(out: Path | None, suffix: str = "") -> Path:
     if out.is_dir():
         return out
     if suffix and out.name.endswith(suffix):
-        raise InputError(f"--out {out} names one file, but there are several to write; give a folder.")
+        raise InputError(f"{out} names one file, but there are several to write; give a folder.", parameter="out")
     if out.exists() or re.search(r"\.[A-Za-z][A-Za-z0-9]*$", out.name):
-        raise InputError(f"--out {out} is neither a folder nor a file that ends in {suffix}.")
+        raise InputError(f"{out} is neither a folder nor a file that ends in {suffix}.", parameter="out")
     return out
 
 
@@ -107,7 +107,9 @@ def protect(targets: Iterable[Path], inputs: Iterable[Path]) -> None:
     seen: set[Path] = set()
     for path in targets:
         if path.resolve() in sources:
-            raise InputError(f"{path} is an input and is not written over; choose another --out.")
+            raise InputError(f"{path} is an input and is not written over; choose another --out.", parameter="out")
         if path.resolve() in seen:
-            raise InputError(f"Two results would both be named {path}; run them apart, each with its own --out.")
+            raise InputError(
+                f"two results would both be named {path}; run them apart, each with its own --out.", parameter="out"
+            )
         seen.add(path.resolve())

@@ -80,7 +80,9 @@ def interpolate(
     """
     with Terminal(json, quiet) as terminal:
         if prompt and len(set(prompt)) > 1:
-            raise InputError(f"{len(prompt)} --prompt were given; an interpolation needs one for all its pictures.")
+            raise InputError(
+                f"{len(prompt)} were given; an interpolation needs one for all its pictures.", parameter="prompt"
+            )
         words = prompt[0] if prompt else None
         way = cast(Any, through)  # the library knows the names, and says the nearest
         options, walk = o.options_from(option), o.spacing_from(spacing)
@@ -123,7 +125,10 @@ def interpolate(
         total = sum(map(len, points))
         if total < 2 or (corners and total != 4):
             wanted = "four pictures or codes, its corners" if corners else "two pictures or codes"
-            raise InputError(f"{'--grid' if corners else 'An interpolation'} needs {wanted}; {total} given.")
+            raise InputError(
+                f"{'a grid' if corners else 'an interpolation'} needs {wanted}; {total} given.",
+                parameter="grid" if corners else "images",
+            )
         count = corners[0] * corners[1] if corners else (total - 1) * (frames - 1) + 1
         nfe: dict[str, float] = {"invert": counted.calls(len(pictures))} if pictures else {}
         with terminal.bar("walking", count) as report:

@@ -49,7 +49,7 @@ def interpolation(
     ddim evaluate interpolation --model fashion
     """
     with voice(json, quiet) as terminal:
-        from ..errors import unknown
+        from ..errors import UnknownName
         from ..evaluation import interpolation as i
         from ..evaluation.fitting import fitting_or_none, reference, reference_text
         from ..evaluation.frechet import title
@@ -62,7 +62,7 @@ def interpolation(
         ways = list(dict.fromkeys(way or i.WAYS))
         for one in ways:
             if one not in i.WAYS:
-                raise unknown("--way", one, i.WAYS)
+                raise UnknownName("way", one, i.WAYS)
         check_batch(batch)
         among = processes()
         usable_folder(out)

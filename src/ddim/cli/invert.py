@@ -225,7 +225,10 @@ def reconstruct(
         total = sum(map(len, loaded))
         originals = list(original or [])
         if originals and len(originals) != total:
-            raise InputError(f"{len(originals)} --original for {total} pictures; give one for each, in their order.")
+            raise InputError(
+                f"{len(originals)} were given for {total} pictures; give one for each, in their order.",
+                parameter="original",
+            )
         names = [n for path, code in zip(codes, loaded, strict=True) for n in _names(path, len(code))]
         if sheet or total == 1:
             name = names[0] if total == 1 else f"{stem(codes[0])}{f'_and_{len(codes) - 1}' * (len(codes) > 1)}_recon"
@@ -247,7 +250,9 @@ def reconstruct(
             about = {"command": "reconstruct", **about_model(counted), **_about(path, code)}
             abouts += [{**about, "nfe": counted.calls(len(code))}] * len(code)
         if len({part.shape[1:] for part in parts}) > 1 and sheet:
-            raise InputError("The codes hold pictures of different sizes; without --sheet each gets its own file.")
+            raise InputError(
+                "the codes hold pictures of different sizes; without --sheet each gets its own file.", parameter="sheet"
+            )
         measured: list[dict[str, Any]] = [{"code": about["code"], "nfe": about["nfe"]} for about in abouts]
         images = [image for part in parts for image in part]
         for k, path in enumerate(originals):

@@ -86,7 +86,9 @@ def leaderboard(
         usable_folder(out)
         counted = open_model(terminal, model, device, dtype)
         if guidance and not counted.text:
-            raise InputError(f"--guidance goes with prompts, and the model {model!r} has no text encoder.")
+            raise InputError(
+                f"it goes with prompts, and the model {model!r} has no text encoder.", parameter="guidance"
+            )
         weights = list(dict.fromkeys(guidance or WEIGHTS)) if counted.text else [1.0]
         asked = list(dict.fromkeys(steps or [s for s in STEPS if s <= counted.path.levels] or [counted.path.levels]))
         found = taken(counted.as_model, ways, asked, weights)

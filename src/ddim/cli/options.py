@@ -203,9 +203,9 @@ def options_from(pairs: list[str] | None) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         key, value = key.strip().replace("-", "_"), value.strip()
         if not equals or not key or not value:
-            raise InputError(f"--option {pair!r} is not KEY=VALUE; write for example --option gamma=0.96.")
+            raise InputError(f"{pair!r} is not KEY=VALUE; write for example gamma=0.96.", parameter="option")
         if key in out:
-            raise InputError(f"--option {key} was given twice: {out[key]} and {value}.")
+            raise InputError(f"{key} was given twice: {out[key]} and {value}.", parameter="option")
         out[key] = value
     return out
 
@@ -220,9 +220,9 @@ def weights_from(pairs: list[str] | None) -> dict[str, float]:
     for pair in pairs or []:
         word, _, factor = (part.strip() for part in pair.rpartition("="))
         if not word or not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)", factor):
-            raise InputError(f"--weight {pair!r} is not WORD=FACTOR; write for example --weight tiger=2.")
+            raise InputError(f"{pair!r} is not WORD=FACTOR; write for example tiger=2.", parameter="weight")
         if word in out:
-            raise InputError(f"--weight {word} was given twice.")
+            raise InputError(f"{word} was given twice.", parameter="weight")
         out[word] = float(factor)
     return out
 
@@ -241,7 +241,7 @@ def spacing_from(text: str | None) -> str | list[float] | None:
             out.append(float(part))
         except ValueError:
             raise InputError(
-                f"--spacing {text!r}: {part.strip()!r} is not a t; write for example 900,500,100."
+                f"{text!r}: {part.strip()!r} is not a t; write for example 900,500,100.", parameter="spacing"
             ) from None
     return out
 
@@ -252,7 +252,7 @@ def grid_from(text: str) -> tuple[int, int]:
     Raises:
         InputError: anything else.
     """
-    return _by(text, f"--grid {text!r} is not ROWSxCOLUMNS; write for example --grid 7x7.")
+    return _by(text, "grid", f"{text!r} is not ROWSxCOLUMNS; write for example 7x7.")
 
 
 def size_from(text: str | None) -> tuple[int, int] | None:
@@ -263,14 +263,14 @@ def size_from(text: str | None) -> tuple[int, int] | None:
     """
     if text is None:
         return None
-    width, height = _by(text, f"--size {text!r} is not WIDTHxHEIGHT; write for example --size 768x512.")
+    width, height = _by(text, "size", f"{text!r} is not WIDTHxHEIGHT; write for example 768x512.")
     return height, width
 
 
-def _by(text: str, sentence: str) -> tuple[int, int]:
+def _by(text: str, parameter: str, sentence: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)\s*[xX×]\s*(\d+)", text.strip())
     if not match:
-        raise InputError(sentence)
+        raise InputError(sentence, parameter=parameter)
     return int(match[1]), int(match[2])
 
 
@@ -285,5 +285,7 @@ def range_from(text: str, option: str) -> tuple[float, float]:
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 2):
-        raise InputError(f"{option} {text!r} is not a range; write for example {option} 0,0.8.")
+        raise InputError(
+            f"{text!r} is not a range; write for example 0,0.8.", parameter=option.removeprefix("--").replace("-", "_")
+        )
     return (0.0, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])

@@ -101,7 +101,7 @@ def pie_bench(
         for kind in attentions:
             AttentionEdit(kind)
         if not is_number(blend_weight):
-            raise InputError(f"--blend-weight {blend_weight} is not a number; the published edits have 2.")
+            raise InputError(f"{blend_weight} is not a number; the published edits have 2.", parameter="blend_weight")
         usable_folder(out)
         with terminal.status("reading the pictures"):
             entries = read_entries(data, kinds, limit)
@@ -173,12 +173,12 @@ def _parts(flag: str, given: Sequence[str] | None) -> list[str] | None:
         return None
     parts = [part for text in given for part in re.split(r"[,\s]+", text) if part]
     if not parts:
-        raise InputError(f"{flag} {given[0]!r} names nothing; leave it out for all.")
+        raise InputError(f"{given[0]!r} names nothing; leave it out for all.", parameter=flag.removeprefix("--"))
     return parts
 
 
 def _categories(given: Sequence[str] | None) -> list[int] | None:
     parts = _parts("--categories", given)
     if strange := next((part for part in parts or [] if not part.isdecimal()), None):
-        raise InputError(f"--categories {strange} is not a number; write for example --categories 0,1.")
+        raise InputError(f"{strange} is not a number; write for example --categories 0,1.", parameter="categories")
     return None if parts is None else [int(part) for part in parts]

@@ -97,9 +97,9 @@ def sample(
     """
     with Terminal(json, quiet) as terminal:
         if clip is not None and threshold is not None:
-            raise InputError("--clip and --threshold exclude each other; give one.")
+            raise InputError("it does not go with --threshold; give one of the two.", parameter="clip")
         if classifier is None and classifier_weight is not None:
-            raise InputError("--classifier-weight goes with --classifier FOLDER.")
+            raise InputError("it goes with --classifier FOLDER.", parameter="classifier_weight")
         led = 1.0 if classifier_weight is None else classifier_weight
         options, walk = o.options_from(option), o.spacing_from(spacing)
         pixels = o.size_from(size)

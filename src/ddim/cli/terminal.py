@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DDIMWarning
-from .failure import in_flags, say
+from .failure import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,7 +73,7 @@ class Terminal:
         self._warn(sentence)
 
     def _warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
-        sentence = in_flags(" ".join(str(message).split()))
+        sentence = " ".join(str(message).split())
         if sentence in self.warned:  # each batch says it again
             return
         self.warned.append(sentence)

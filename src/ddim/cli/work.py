@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from .. import __version__
-from ..errors import InputError
+from ..errors import InputError, UnknownName
 from .files import phrases
 from .options import range_from
 from .terminal import Terminal
@@ -73,7 +73,9 @@ def open_model(
 
         model = load(name, device=device, dtype=dtype, compile=compile)
     if model.classes and labels is None:
-        raise InputError(f"The model {name!r} is conditional; give a class with --label 0 to {model.classes - 1}.")
+        raise InputError(
+            f"the model {name!r} is conditional; give a class from 0 to {model.classes - 1}.", parameter="label"
+        )
     return Counted(model)
 
 
@@ -86,11 +88,12 @@ def open_for_code(terminal: Terminal, name: str | None, code: "LatentCode", devi
     """
     try:
         return open_model(terminal, name or code.model, device, dtype, labels=[])
-    except InputError as error:
-        if name is not None or not str(error).startswith("Unknown model"):
+    except UnknownName as error:
+        if name is not None or error.kind != "model":
             raise
         raise InputError(
-            f"The code was made by the model {code.model!r}, which is not to be found from here; give it with --model."
+            f"the code was made by {code.model!r}, which is not to be found from here; give the model.",
+            parameter="model",
         ) from None
 
 
@@ -120,7 +123,10 @@ def guidance_for(
 
     given = {"--guidance": weight, "--rescale": rescale, "--interval": interval, "--negative": negative or None}
     if not model.text and (flags := [flag for flag, value in given.items() if value is not None]):
-        raise InputError(f"{flags[0]} goes with prompts, and the model {model.name!r} has no text encoder.")
+        raise InputError(
+            f"it goes with prompts, and the model {model.name!r} has no text encoder.",
+            parameter=flags[0].removeprefix("--"),
+        )
     own = usual if isinstance(usual, Guidance) else Guidance(usual)
     return Guidance(
         own.weight if weight is None else weight,

@@ -62,7 +62,9 @@ def run(
     folder(out)
     counted = open_model(terminal, model, device, "float32", labels=[])
     if counted.classes:
-        raise InputError(f"The demo needs an unconditional model; {model!r} has {counted.classes} classes.")
+        raise InputError(
+            f"the demo needs an unconditional model; {model!r} has {counted.classes} classes.", parameter="model"
+        )
     paths = _pictures(model, images)
     names = [slug(p.stem) for p in paths]
     protect([out / "originals" / f"{n}.png" for n in names], paths)
@@ -82,7 +84,7 @@ def run(
     drawer = open_model(terminal, editor, device, "float32") if editor else None
     if drawer is not None:
         if not drawer.text:
-            raise InputError(f"The demo's editor needs a text model; {editor!r} takes no prompts.")
+            raise InputError(f"the demo's editor needs a text model; {editor!r} takes no prompts.", parameter="editor")
         gallery, easel = Gallery(editor, drawer.picture), Studio(drawer, editor, out, seed, [], pixels, long)
         sections |= {"words": Words(easel, gallery), "edits": Edits(easel, gallery)}
     plan = {key: section.stages() for key, section in sections.items()}
@@ -120,7 +122,7 @@ def _pictures(model: str, images: Path | None) -> list[Path]:
     """Up to 16 pictures to invert."""
     if images is not None:
         if not images.is_dir():
-            raise InputError(f"--images {images} is not a folder.")
+            raise InputError(f"{images} is not a folder.", parameter="images")
         found, where = sorted(images.glob("*.png")), str(images)
     elif model in bundled_models():
         found, where = bundled_test_images(model), "the bundled model"
@@ -128,7 +130,8 @@ def _pictures(model: str, images: Path | None) -> list[Path]:
         found, where = sorted(Path(model, "test_images").glob("*.png")), f"{model}/test_images"
     if len(found) < 4:
         raise InputError(
-            f"The demo inverts four PNGs or more, but {where} has {len(found)}; name a folder by --images."
+            f"the demo inverts four PNGs or more, but {where} has {len(found)}; name another folder.",
+            parameter="images",
         )
     return found[:MOST]
 

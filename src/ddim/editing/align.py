@@ -45,7 +45,7 @@ class Tokens:
         found = [k for k, w in enumerate(self.words) if _bare(w) == _bare(word)]
         if not found or not _bare(word):
             known = ", ".join(dict.fromkeys(self.words)) or "none"
-            raise InputError(f"The word {word!r} is not in the prompt {self.text!r}; its words: {known}.")
+            raise InputError(f"{word!r} is not in the prompt {self.text!r}; its words: {known}.", parameter="word")
         return found
 
     def places(self, phrase: str) -> list[int]:
@@ -59,8 +59,9 @@ class Tokens:
             places = [p for k in self.find(word) for p in range(*self.spans[k])]
             if not places:
                 raise InputError(
-                    f"The word {word!r} was cut off: {self.text!r} is longer than the {self.length} tokens that the "
-                    "text encoder takes; shorten the prompt."
+                    f"{word!r} was cut off: {self.text!r} is longer than the {self.length} tokens that the "
+                    "text encoder takes; shorten the prompt.",
+                    parameter="word",
                 )
             out += places
         return sorted(set(out))
@@ -124,8 +125,9 @@ def replace(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
     """
     if len(source.words) != len(target.words):
         raise InputError(
-            f"attention 'replace' swaps word for word, but {source.text!r} has {len(source.words)} words and "
-            f"{target.text!r} has {len(target.words)}; use 'refine'."
+            f"'replace' swaps word for word, but {source.text!r} has {len(source.words)} words and "
+            f"{target.text!r} has {len(target.words)}; use 'refine'.",
+            parameter="attention",
         )
     mapping, new = _frame(source, target)
     for (a, b), (c, d) in zip(source.spans, target.spans, strict=True):

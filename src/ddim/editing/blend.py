@@ -35,22 +35,27 @@ def read_mask(mask: MaskLike, images: int, size: tuple[int, int]) -> Tensor:
     x = x[None, None] if x.ndim == 2 else x
     if x.ndim != 4 or x.shape[1] != 1 or len(x) not in (1, images):
         raise InputError(
-            f"A mask of shape {tuple(mask.shape)} does not go with {images} images; use [H, W] or one each."
+            f"a mask of shape {tuple(mask.shape)} does not go with {images} images; use [H, W] or one each.",
+            parameter="mask",
         )
     if tuple(x.shape[2:]) != tuple(size):
         raise InputError(
-            f"The mask is {x.shape[3]}x{x.shape[2]}, the picture {size[1]}x{size[0]}; give a mask of the same size."
+            f"it is {x.shape[3]}x{x.shape[2]}, the picture {size[1]}x{size[0]}; give a mask of the same size.",
+            parameter="mask",
         )
     if not bool(((x >= 0) & (x <= 1)).all()):
         raise InputError(
-            f"The mask's values run from {float(x.min()):g} to {float(x.max()):g}; 0 must stay, 1 may change."
+            f"its values run from {float(x.min()):g} to {float(x.max()):g}; 0 must stay, 1 may change.",
+            parameter="mask",
         )
     return x.expand(images, -1, -1, -1)
 
 
 def _as_many(masks: Sequence[MaskLike], images: int) -> Sequence[MaskLike]:
     if len(masks) != images:
-        raise InputError(f"{len(masks)} masks were given for {images} images; give one for all, or one each.")
+        raise InputError(
+            f"{len(masks)} were given for {images} images; give one for all, or one each.", parameter="mask"
+        )
     return masks
 
 
@@ -58,7 +63,9 @@ def _from_file(mask: MaskLike) -> Tensor:
     if isinstance(mask, (str, os.PathLike)):
         mask = open_image(Path(mask))
     if not hasattr(mask, "getbands"):
-        raise InputError(f"{type(mask).__name__} is not a mask; give a path, a PIL image or a tensor.")
+        raise InputError(
+            f"{type(mask).__name__} is not a mask; give a path, a PIL image or a tensor.", parameter="mask"
+        )
     grey = flatten(mask, "L", background=0)
     data = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8)
     return data.view(grey.height, grey.width)

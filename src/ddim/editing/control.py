@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..errors import DDIMError, InputError, is_number, is_range, is_whole, unknown
+from ..errors import DDIMError, InputError, UnknownName, is_number, is_range, is_whole
 
 Kind = Literal["refine", "replace", "none"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -55,19 +55,19 @@ class AttentionEdit:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise unknown("attention", str(self.kind), KINDS)
+            raise UnknownName("attention", str(self.kind), KINDS)
         for name in ("cross_steps", "self_steps", "weight_steps"):
             window = getattr(self, name)
             if not is_range(window) or not 0 <= window[0] <= window[1] <= 1:
-                raise InputError(f"{name} = {window} is no part of the steps; (0, 1) is all, (0, 0) none.")
+                raise InputError(f"{window} is no part of the steps; (0, 1) is all, (0, 0) none.", parameter=name)
         for name in ("self_positions", "blend_side"):
             value = getattr(self, name)
             if value is not None and not (is_whole(value) and value > 0):
-                raise InputError(f"{name} = {value} is not a number above 0; None follows the latent's size.")
+                raise InputError(f"{value} is not a number above 0; None follows the latent's size.", parameter=name)
         if not is_number(self.blend_start) or not 0 <= self.blend_start <= 1:
-            raise InputError(f"blend_start = {self.blend_start} lies outside [0, 1]; 0.2 is usual.")
+            raise InputError(f"{self.blend_start} lies outside [0, 1]; 0.2 is usual.", parameter="blend_start")
         if not is_number(self.blend_threshold) or not 0 < self.blend_threshold < 1:
-            raise InputError(f"blend_threshold = {self.blend_threshold} lies outside (0, 1); 0.3 is usual.")
+            raise InputError(f"{self.blend_threshold} lies outside (0, 1); 0.3 is usual.", parameter="blend_threshold")
 
 
 def within(window: Window, step: int, steps: int) -> bool:

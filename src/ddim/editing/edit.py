@@ -117,7 +117,9 @@ def edit(
     model = text_model(model)
     how = AttentionEdit(attention) if isinstance(attention, str) else attention
     if not isinstance(how, AttentionEdit):
-        raise InputError(f"attention = {attention!r} is neither an AttentionEdit nor one of: {', '.join(KINDS)}.")
+        raise InputError(
+            f"{attention!r} is neither an AttentionEdit nor one of: {', '.join(KINDS)}.", parameter="attention"
+        )
     pixels, size = None, None
     if isinstance(source, LatentCode):
         asked = {"method": method, "steps": steps, "options": options or None, "back": back, "seed": seed}
@@ -125,7 +127,8 @@ def edit(
         if given_too := [name for name, value in asked.items() if value is not None]:
             raise InputError(
                 f"{', '.join(given_too)} cannot be set for a code, which was walked back already; leave that out, or "
-                "edit the picture."
+                "edit the picture.",
+                parameter=given_too[0],
             )
         sources = _prompts_of(source, source_prompt, negative)
         size = (source.x.shape[2] * model.multiple, source.x.shape[3] * model.multiple)
@@ -185,7 +188,9 @@ def edit(
 def text_model(model: Model) -> TextModel:
     """The model, which takes prompts; raises InputError where it does not."""
     if not model.text:
-        raise InputError(f"The model {model.name!r} takes no prompts, so that words cannot edit; use a text model.")
+        raise InputError(
+            f"{model.name!r} takes no prompts, so that words cannot edit; use a text model.", parameter="model"
+        )
     return cast(TextModel, model)
 
 
@@ -325,25 +330,34 @@ def _told(guidance: Guidance, other: Guidance) -> str:
 def _prompts_of(code: LatentCode, source_prompt: str | Sequence[str] | None, negative: str) -> list[str]:
     """The source prompts that a code keeps."""
     if WORDS not in code.cond or not code.prompts:
-        raise InputError("The code keeps no prompt, so that words cannot edit it; invert the picture with its prompt.")
+        raise InputError(
+            "it keeps no prompt, so that words cannot edit it; invert the picture with its prompt.", parameter="code"
+        )
     if source_prompt is not None and _source_prompts(source_prompt, len(code)) != list(code.prompts):
         raise InputError(
-            f"source_prompt = {source_prompt!r}, but the code was made with {code.prompts[0]!r}; leave it."
+            f"{source_prompt!r}, but the code was made with {code.prompts[0]!r}; leave it.", parameter="source_prompt"
         )
     if negative and negative != code.negative:
-        raise InputError(f"negative = {negative!r}, but the code was made with {code.negative!r}; leave it out.")
+        raise InputError(
+            f"{negative!r}, but the code was made with {code.negative!r}; leave it out.", parameter="negative"
+        )
     return list(code.prompts)
 
 
 def _source_prompts(given: str | Sequence[str] | None, count: int) -> list[str]:
     if given is None:
-        raise InputError("An edit of a picture needs source_prompt, what the picture shows; an empty one will do.")
+        raise InputError(
+            "an edit of a picture needs to know what the picture shows; an empty one will do.",
+            parameter="source_prompt",
+        )
     if not isinstance(given, str) and not is_texts(given):
-        raise InputError(f"source_prompt = {given!r} is neither a text nor a list of texts.")
+        raise InputError(f"{given!r} is neither a text nor a list of texts.", parameter="source_prompt")
     several = [given] if isinstance(given, str) else list(given)
     several = several * count if len(several) == 1 else several
     if len(several) != count:
-        raise InputError(f"{len(several)} source prompts were given for {count} images; give one each, or one for all.")
+        raise InputError(
+            f"{len(several)} were given for {count} images; give one each, or one for all.", parameter="source_prompt"
+        )
     return several
 
 

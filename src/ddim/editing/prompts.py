@@ -46,11 +46,13 @@ def scales(tokens: Tokens, inline: Mapping[int, float], weights: Weights | None)
         InputError: a word that is not in the prompt, a weight that is no number, weights that are no mapping.
     """
     if weights is not None and not (isinstance(weights, Mapping) and all(isinstance(w, str) for w in weights)):
-        raise InputError(f"weights = {weights!r} does not map words to factors; write it {{'tiger': 2.0}}.")
+        raise InputError(f"{weights!r} does not map words to factors; write it {{'tiger': 2.0}}.", parameter="weights")
     by_place = {p: scale for k, scale in inline.items() for p in range(*tokens.spans[k])}
     for word, scale in (weights or {}).items():
         if not is_number(scale):
-            raise InputError(f"The weight {scale!r} of {word!r} is not a number; 1 changes nothing, 2 doubles it.")
+            raise InputError(
+                f"{scale!r} for {word!r} is not a number; 1 changes nothing, 2 doubles it.", parameter="weights"
+            )
         by_place |= dict.fromkeys(tokens.places(word), float(scale))
     if not by_place:
         return None
@@ -70,7 +72,7 @@ def blend_words(blend: "str | tuple[str, str]") -> tuple[str, str]:
     parts = tuple(blend.split("/")) if isinstance(blend, str) else blend if isinstance(blend, tuple) else ()
     parts = parts * 2 if len(parts) == 1 else parts
     if len(parts) != 2 or not all(isinstance(p, str) for p in parts) or not any(p.strip() for p in parts):
-        raise InputError(f"blend = {blend!r} names no words; write it 'cat/tiger', source before target.")
+        raise InputError(f"{blend!r} names no words; write it 'cat/tiger', source before target.", parameter="blend")
     return parts[0].strip(), parts[1].strip()
 
 
@@ -97,7 +99,9 @@ def per_target(name: str, value: Any, images: int, targets: int) -> list[list[An
     rows = value if nested else [value] * images
     if len(rows) != images or any(len(row) != targets for row in rows):
         have = f"{len(value)} lists" if nested else f"{len(value)} values"
-        raise InputError(f"{name}: {have} were given for {images} images with {targets} targets; give one a target.")
+        raise InputError(
+            f"{have} were given for {images} images with {targets} targets; give one a target.", parameter=name
+        )
     return [list(row) for row in rows]
 
 
@@ -114,7 +118,12 @@ def target_prompts(prompt: "str | Sequence[str] | Sequence[Sequence[str]]", imag
         return [[str(p) for p in given]] * images
     rows = [[str(p) for p in row] for row in given if is_texts(row)]
     if not given or len(rows) != len(given) or len({len(row) for row in rows}) != 1 or not rows[0]:
-        raise InputError(f"prompt = {prompt!r} is not a target prompt, nor a list of them, nor one list an image.")
+        raise InputError(
+            f"{prompt!r} is not a target prompt, nor a list of them, nor one list an image.", parameter="prompt"
+        )
     if len(rows) != images:
-        raise InputError(f"{len(rows)} lists of target prompts were given for {images} images; give one for each.")
+        raise InputError(
+            f"{len(rows)} lists of target prompts were given for {images} images; give one for each.",
+            parameter="prompt",
+        )
     return rows

@@ -62,17 +62,19 @@ class Consistency:
         """Raises InputError for an S or eta out of its range, or for no S, before any work."""
         if not 2 <= self.reference <= self.model.path.levels:
             raise InputError(
-                f"--reference {self.reference} does not fit this model; use a whole number from 2 to "
-                f"{self.model.path.levels}."
+                f"{self.reference} does not fit this model; use a whole number from 2 to {self.model.path.levels}.",
+                parameter="reference",
             )
         for count in (*steps, self.reference):
             grid_for(self.model, count, self.spacing)
         for eta in etas:
             solver_with_eta("ddim", eta, None)
         if wrong := next((count for count in steps if count >= self.reference), None):
-            raise InputError(f"--steps {wrong} is not less than the {self.reference} that it is compared with.")
+            raise InputError(
+                f"{wrong} is not less than the {self.reference} that it is compared with.", parameter="steps"
+            )
         if not steps:
-            raise InputError(f"No usual S is less than --reference {self.reference}; give --steps.")
+            raise InputError(f"no usual S is less than {self.reference}; give --steps.", parameter="reference")
 
     def items(self, eta: float, steps: int, seeds: Iterable[int]) -> list[dict[str, Any]]:
         """One a seed."""

@@ -68,7 +68,7 @@ def within(solver: Solver, model: Model, spacing: str, evaluations: int) -> Grid
         grid = grid_for(model, steps, spacing)
         if cost(solver, grid) <= evaluations:
             return grid
-    raise InputError(f"{evaluations} network evaluations are too few for one step of {solver.name!r}; use more.")
+    raise InputError(f"{evaluations} are too few for one step of {solver.name!r}; use more.", parameter="evaluations")
 
 
 def spacing_label(path: GaussianPath, grid: Grid) -> str:

@@ -65,10 +65,15 @@ def read_pictures(config: TrainConfig) -> list[Picture]:
     """
     source, data = config.data.sources[0], config.data
     if not source.without:
-        raise InputError("The recipe holds nothing out (data.without), so there is nothing to edit that it never saw.")
+        raise InputError(
+            "the recipe holds nothing out, so there is nothing to edit that it never saw.", parameter="data.without"
+        )
     columns, listed = held_out(source.without)
     if len(columns) != 2:
-        raise InputError(f"{source.without} must have two columns, a style and a word; it has {', '.join(columns)}.")
+        raise InputError(
+            f"{source.without} must have two columns, a style and a word; it has {', '.join(columns)}.",
+            parameter="data.without",
+        )
     part = open_source(replace(source, without=""), data)
     assert isinstance(part, DatasetPart)  # a list of style and word fits nothing else
     out = []

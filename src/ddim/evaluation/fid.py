@@ -77,7 +77,8 @@ def words_of(model: Model, images: Images, count: int) -> list[str | int | None]
     prompts = [prompt for part in parts for prompt in part.prompts]
     if not any(prompts):
         raise InputError(
-            f"The model {model.name!r} draws prompts, and the data has none; give a --recipe with data.prompt."
+            f"the model {model.name!r} draws prompts, and the data has none; give one with data.prompt.",
+            parameter="recipe",
         )
     return [prompts[k % len(prompts)] for k in range(count)]
 

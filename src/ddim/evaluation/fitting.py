@@ -29,16 +29,18 @@ def fitting(name: str | None, picture: tuple[int, int, int], device: torch.devic
         network = load_features(name, device=device)
         if network.shape != picture:
             raise InputError(
-                f"The features of {network.name!r} are of pictures of {sides(network.shape)}, and the model draws "
-                f"{sides(picture)}; give others with --features."
+                f"the features of {network.name!r} are of pictures of {sides(network.shape)}, and the model draws "
+                f"{sides(picture)}; give others.",
+                parameter="features",
             )
         return network
     carried = (load_features(name, device=device) for name in bundled_features())
     found = next((network for network in carried if network.shape == picture), None)
     if found is None:
         raise InputError(
-            f"No carried features fit pictures of {sides(picture)}: train a classifier of such pictures as "
-            "recipes/fashion-features.toml does, and give its folder with --features and pictures with --data."
+            f"no carried features fit pictures of {sides(picture)}: train a classifier of such pictures as "
+            "recipes/fashion-features.toml does, and give its folder with --features and pictures with --data.",
+            parameter="features",
         )
     return found
 

@@ -52,7 +52,7 @@ class Statistics:
             if len(part):
                 total = _of(part) if total is None else total + _of(part)
         if total is None:
-            raise InputError("There are no images to take statistics of.")
+            raise InputError("there are none to take statistics of.", parameter="images")
         return total
 
     @property
@@ -160,9 +160,9 @@ def bootstrap_interval(
         InputError: fewer than two images, or a number out of its range.
     """
     if not is_whole(resamples) or resamples < 20:
-        raise InputError(f"resamples = {resamples} is too few to take percentiles of; use 20 or more.")
+        raise InputError(f"{resamples} is too few to take percentiles of; use 20 or more.", parameter="resamples")
     if not is_number(level) or not 0 < level < 1:
-        raise InputError(f"level = {level} is no share between 0 and 1; use for example 0.95.")
+        raise InputError(f"{level} is no share between 0 and 1; use for example 0.95.", parameter="level")
     own = Statistics.of(features)
     _enough(own, reference)
     value = frechet_distance(own, reference)

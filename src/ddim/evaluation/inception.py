@@ -66,7 +66,7 @@ def open_inception(weights: Path | None = None, device: str | torch.device = "cp
     if not _TORCH_FIDELITY_AVAILABLE:
         raise InputError("FID needs torch-fidelity: pip install 'ddim[fid]'; --features takes another network.")
     if weights is not None and not weights.is_file():
-        raise InputError(f"There are no weights {weights}; --weights takes the file {WEIGHTS}.")
+        raise InputError(f"there is no file {weights}; give {WEIGHTS}.", parameter="weights")
     kept = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
     chosen = weights or (kept if kept.is_file() else None)
     path = None if chosen is None else str(chosen)
@@ -75,10 +75,13 @@ def open_inception(weights: Path | None = None, device: str | torch.device = "cp
             found: Any = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=path)
     except Exception as error:  # of the network, the disk, the unpickler, or a shape that does not fit
         if chosen is not None:
-            raise InputError(f"{chosen} does not hold Inception's weights: {first_line(error)}.") from None
+            raise InputError(
+                f"{chosen} does not hold Inception's weights: {first_line(error)}.", parameter="weights"
+            ) from None
         raise InputError(
-            f"The Inception weights cannot be fetched ({first_line(error)}); put {_WHERE}/{WEIGHTS} "
-            f"into {kept.parent}, or name the file with --weights."
+            f"Inception's weights cannot be fetched ({first_line(error)}); put {_WHERE}/{WEIGHTS} "
+            f"into {kept.parent}, or name the file.",
+            parameter="weights",
         ) from None
     network = found.inception
     network.use_antialias = False  # as in the original; torchmetrics' own default makes images larger in another way

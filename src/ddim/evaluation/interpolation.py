@@ -87,7 +87,7 @@ class Interpolation:
 
     def __post_init__(self) -> None:
         if self.frames < 3 or self.frames % 2 == 0:
-            raise InputError(f"--frames {self.frames} has no middle; use an odd number from 3.")
+            raise InputError(f"{self.frames} has no middle; use an odd number from 3.", parameter="frames")
         grid_for(self.model, self.steps, self.spacing)
 
     def items(self, way: str, seeds: Iterable[int]) -> list[dict[str, Any]]:

@@ -60,9 +60,12 @@ def material(
         InputError: both are given, there are no such pictures, or fewer than ``count``.
     """
     if recipe is not None and data is not None:
-        raise InputError("--recipe and --data exclude each other; give one.")
+        raise InputError("it does not go with --data; give one of the two.", parameter="recipe")
     if data is not None and model.text:
-        raise InputError(f"The model {model.name!r} needs prompts beside its pictures; give its --recipe, not --data.")
+        raise InputError(
+            f"the model {model.name!r} needs prompts beside its pictures; give its recipe, not --data.",
+            parameter="recipe",
+        )
     if recipe is not None and model.text:
         known = read_pictures(recipe)
         _fits(known[0].pixels, model)
@@ -81,7 +84,7 @@ def spread(several: Sequence[_T], count: int) -> list[_T]:
         InputError: there are fewer.
     """
     if count > len(several):
-        raise InputError(f"--images {count} is more than the {len(several)} pictures there are.")
+        raise InputError(f"{count} is more than the {len(several)} pictures there are.", parameter="images")
     return [several[k * len(several) // count] for k in range(count)]
 
 
@@ -89,7 +92,9 @@ def _carried(model: Model, count: int | None) -> Material:
     root = bundled_models().get(model.name)
     if root is None:
         kind = "--recipe" if model.text else "--recipe or --data"
-        raise InputError(f"The package carries no pictures for the model {model.name!r}; give {kind}.")
+        raise InputError(
+            f"the package carries no pictures for the model {model.name!r}; give {kind}.", parameter="data"
+        )
     if not model.text:
         files = sorted((root / "test_images").glob("*.png"))
         pictures = [_picture("", "", file, model) for file in files]
@@ -117,7 +122,7 @@ def _test_split(recipe: TrainConfig) -> DataConfig:
     data, path = recipe.data, Path(recipe.data.path)
     whole = path.is_file() and "-idx3-ubyte" not in path.name
     if whole or (path.is_dir() and not _has_split(path)):
-        raise InputError(f"{path} has no pictures apart from those that it trains on; give some with --data.")
+        raise InputError(f"{path} has no pictures apart from those that it trains on; give some.", parameter="data")
     return replace(data, split="test", more=(), without="", where={})
 
 
@@ -143,7 +148,7 @@ def _read(config: DataConfig, count: int, model: Model) -> list[Picture]:
             with part.open(row) as image:
                 pixels = torch.from_numpy(square(image, config)).float() / 255
         except BROKEN as error:
-            raise InputError(f"{source.path}: {part.name(row)} is no image: {error}.") from None
+            raise InputError(f"{source.path}: {part.name(row)} is no image: {error}.", parameter="data") from None
         out.append(Picture("", part.name(row), "", "", pixels, held=True))
     _fits(out[0].pixels, model)
     return out
@@ -152,7 +157,7 @@ def _read(config: DataConfig, count: int, model: Model) -> list[Picture]:
 def _fits(pixels: Tensor, model: Model) -> None:
     if tuple(pixels.shape) != tuple(model.picture):
         made = f"the model {model.name!r} makes {sides(model.picture)}"
-        raise InputError(f"The pictures are {sides(tuple(pixels.shape))}, and {made}.")
+        raise InputError(f"the pictures are {sides(tuple(pixels.shape))}, and {made}.", parameter="data")
 
 
 def about(found: Material) -> dict[str, Any]:

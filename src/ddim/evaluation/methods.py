@@ -55,7 +55,9 @@ def way_of(text: str) -> Way:
     for pair in pairs:
         key, _, value = pair.partition("=")
         if not key or not value:
-            raise InputError(f"{text!r} is no method with options; write for example 'ddim iterations=5'.")
+            raise InputError(
+                f"{text!r} is no method with options; write for example 'ddim iterations=5'.", parameter="method"
+            )
         options[key.replace("-", "_")] = value
     return way(name, options)
 

@@ -127,9 +127,13 @@ class Lpips:
 
             net: Any = LearnedPerceptualImagePatchSimilarity(net_type="squeeze").net.to(device)
         except ImportError:
-            raise InputError("LPIPS needs more packages: pip install torchmetrics torchvision.") from None
+            raise InputError(
+                "LPIPS needs more packages: pip install torchmetrics torchvision.", parameter="metric"
+            ) from None
         except Exception as error:  # torchvision fetches the weights: any error of a network or a disk
-            raise InputError(f"LPIPS cannot be had, SqueezeNet's weights did not load: {first_line(error)}.") from None
+            raise InputError(
+                f"LPIPS cannot be had, SqueezeNet's weights did not load: {first_line(error)}.", parameter="metric"
+            ) from None
         self.device, self.plain, self.spatial = torch.device(device), net, copy.copy(net)
         self.spatial.spatial = True
 
@@ -162,10 +166,13 @@ def _pretrained(kind: str, name: str, flag: str, **options: Any) -> Any:
             )
         except Exception as error:  # transformers, safetensors and the hub's client raise dozens of kinds
             raise InputError(
-                f"{name} cannot be loaded as a {kind}: {first_line(error)}; give {flag} a folder with .safetensors."
+                f"{name} cannot be loaded as a {kind}: {first_line(error)}; give a folder with .safetensors.",
+                parameter=flag.removeprefix("--"),
             ) from None
     if lacking := sorted(found["missing_keys"]):  # transformers makes these up at random
-        raise InputError(f"{name} is no {kind}: it has no {lacking[0]}; give {flag} another.")
+        raise InputError(
+            f"{name} is no {kind}: it has no {lacking[0]}; give another.", parameter=flag.removeprefix("--")
+        )
     return model.eval().requires_grad_(False)
 
 
@@ -176,7 +183,9 @@ def _tokenizer(name: str) -> Any:
         try:
             tokenizer = CLIPTokenizer.from_pretrained(name)
         except Exception as error:
-            raise InputError(f"{name} has no CLIP tokenizer: {first_line(error)}; give --clip another.") from None
+            raise InputError(
+                f"{name} has no CLIP tokenizer: {first_line(error)}; give another.", parameter="clip"
+            ) from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one in silence
-        raise InputError(f"{name} has no CLIP tokenizer; give --clip a folder that holds one.")
+        raise InputError(f"{name} has no CLIP tokenizer; give a folder that holds one.", parameter="clip")
     return tokenizer

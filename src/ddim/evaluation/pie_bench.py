@@ -72,7 +72,7 @@ def read_entries(folder: Path, categories: Sequence[int] | None = None, limit: i
             unknown category, nothing left.
     """
     if strange := next((c for c in categories or [] if c not in range(len(CATEGORIES))), None):
-        raise InputError(f"Category {strange} is none of PIE-Bench's, 0 to {len(CATEGORIES) - 1}.")
+        raise InputError(f"{strange} is none of PIE-Bench's, 0 to {len(CATEGORIES) - 1}.", parameter="categories")
     mapping = _mapping(folder)
     rows = (
         (key, row, f"{mapping}, entry {key!r}:")
@@ -82,7 +82,9 @@ def read_entries(folder: Path, categories: Sequence[int] | None = None, limit: i
     wanted = islice((x for x in known if categories is None or x[2] in categories), limit)
     entries = [_entry(key, row, category, mapping.parent / PICTURES, where) for key, row, category, where in wanted]
     if not entries:
-        raise InputError(f"{mapping} has no entry{' of the categories asked for' if categories else ''}.")
+        raise InputError(
+            f"{mapping} has no entry{' of the categories asked for' if categories else ''}.", parameter="data"
+        )
     return entries
 
 
@@ -153,9 +155,13 @@ def fitted(model: Any, entries: Sequence[Entry], attention: str) -> list[Entry]:
 def _mapping(folder: Path) -> Path:
     found = [p for p in (folder / MAPPING, *sorted(folder.glob(f"*/{MAPPING}"))) if p.is_file()]
     if not found:
-        raise InputError(f"{folder} has no {MAPPING}; give the folder that PIE-Bench was unpacked to.")
+        raise InputError(
+            f"{folder} has no {MAPPING}; give the folder that PIE-Bench was unpacked to.", parameter="data"
+        )
     if len(found) > 1 and found[0].parent != folder:
-        raise InputError(f"{folder} has several {MAPPING}, such as {found[0]} and {found[1]}; give one's folder.")
+        raise InputError(
+            f"{folder} has several {MAPPING}, such as {found[0]} and {found[1]}; give one's folder.", parameter="data"
+        )
     return found[0]
 
 

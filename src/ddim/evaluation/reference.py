@@ -55,7 +55,7 @@ def carried_statistics(network: FeatureClassifier) -> tuple[Statistics, dict[str
     """
     file = network.folder / CARRIED
     if not file.is_file():
-        raise InputError(f"No statistics of a data set lie in {network.folder}; name the data with --data.")
+        raise InputError(f"no statistics of a data set lie in {network.folder}; name the data.", parameter="data")
     statistics, about = read_statistics(file)
     if about.get("fingerprint") != network.fingerprint:
         raise InputError(

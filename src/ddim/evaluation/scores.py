@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DDIMWarning, InputError, unknown
+from ..errors import DDIMWarning, InputError, UnknownName
 from ..images import read_images, to_pil
 from .networks import CLIP, DINO, Clip, Dino, Lpips
 from .pairs import mean_where, mse, mse_where, ssim, ssim_map
@@ -185,7 +185,7 @@ class Scorer:
 def known_metrics(metrics: Sequence[str]) -> None:
     """Raises InputError for a name that is none of ``METRICS``."""
     if strange := next((name for name in metrics if name not in METRICS), None):
-        raise unknown("metric", strange, METRICS)
+        raise UnknownName("metric", strange, METRICS)
 
 
 def open_scorer(

@@ -327,5 +327,5 @@ def _rows_in(part: Path, columns: Columns) -> list[dict[str, Any]]:
     except Exception as error:  # pyarrow raises several kinds
         raise DDIMError(f"{part} is no parquet file of results: {first_line(error)}.") from None
     if not table.schema.equals(_schema(columns)):
-        raise InputError(f"{part.parent} holds other columns than this run measures; choose another --out.")
+        raise InputError(f"{part.parent} holds other columns than this run measures; choose another.", parameter="out")
     return table.to_pylist()

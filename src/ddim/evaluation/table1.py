@@ -129,7 +129,9 @@ def places(
             cell = _cell(model, name, 0.0, within(make_solver(name), model, spacing, budget))
             out.append(Place(cell, spacing, name, budget, True))
     if not out:
-        raise InputError("There is nothing to measure: give --eta with --steps, or --solver with --evaluations.")
+        raise InputError(
+            "there is nothing to measure: give --eta with --steps, or --solver with --evaluations.", parameter="steps"
+        )
     return sorted(out, key=lambda place: place.cell.nfe)  # stable: as they were given where they cost the same
 
 
@@ -222,7 +224,9 @@ def _sampler(eta: str) -> tuple[str, float]:
     if eta == SIGMA_HAT:
         return "ddpm", 0.0
     if not is_number(value := _number(eta)) or not 0 <= value <= 1:
-        raise InputError(f"--eta {eta} lies outside [0, 1]; 0 is DDIM, 1 is DDPM, {SIGMA_HAT} DDPM's larger variance.")
+        raise InputError(
+            f"{eta} lies outside [0, 1]; 0 is DDIM, 1 is DDPM, {SIGMA_HAT} DDPM's larger variance.", parameter="eta"
+        )
     return "ddim", value
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import InputError, unknown
+from ..errors import InputError, UnknownName
 from ..solvers import SOLVERS, build, make_solver
 from ..solvers.base import Reversible
 from .base import GuidedInversion, Inversion
@@ -46,8 +46,10 @@ def make_inversion(name: str, options: Mapping[str, Any] | None = None) -> Inver
         assert isinstance(solver, Reversible)
         return ExactInversion(solver)
     if name in SOLVERS:
-        raise InputError(f"The solver {name!r} cannot be inverted; use one of: {', '.join(inversion_names())}.")
-    raise unknown("method", name, inversion_names())
+        raise InputError(
+            f"{name!r} cannot be inverted; use one of: {', '.join(inversion_names())}.", parameter="method"
+        )
+    raise UnknownName("method", name, inversion_names())
 
 
 __all__ = ["APPROXIMATE", "GUIDED", "REVERSIBLE", "GuidedInversion", "Inversion", "inversion_names", "make_inversion"]

@@ -162,5 +162,7 @@ def need_words(scene: Scene, name: str) -> tuple[Tensor, Tensor]:
         InputError: a model without text.
     """
     if WORDS not in scene.cond or NULL not in scene.cond:
-        raise InputError(f"The method {name!r} works on a prompt, and this model takes none; use 'ddim' or 'belm'.")
+        raise InputError(
+            f"{name!r} works on a prompt, and this model takes none; use 'ddim' or 'belm'.", parameter="method"
+        )
     return scene.cond[WORDS], scene.cond[NULL]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
-from ..errors import InputError, unknown
+from ..errors import InputError, UnknownName
 from ..grid import Grid
 from ..solvers.base import State, shift
 from .plain import ByDDIM, Stepwise
@@ -43,16 +43,16 @@ class DDIMInversion(ByDDIM, Stepwise):
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
-            raise InputError(f"iterations = {self.iterations} is too few; 1 is plain DDIM inversion.")
+            raise InputError(f"{self.iterations} is too few; 1 is plain DDIM inversion.", parameter="iterations")
         if self.label not in LABELS:
-            raise unknown("label", self.label, LABELS)
+            raise UnknownName("label", self.label, LABELS)
         if self.label == "source" and self.iterations > 1:
             raise InputError(
-                f"iterations = {self.iterations} needs label = 'destination'; "
-                "the source's label leaves nothing to iterate."
+                f"{self.iterations} needs label = 'destination'; the source's label leaves nothing to iterate.",
+                parameter="iterations",
             )
         if self.anderson < 0:
-            raise InputError(f"anderson = {self.anderson} is negative; 0 switches the acceleration off.")
+            raise InputError(f"{self.anderson} is negative; 0 switches the acceleration off.", parameter="anderson")
 
     @property
     def nfe(self) -> int:

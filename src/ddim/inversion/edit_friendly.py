@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..errors import DDIMError, InputError
+from ..errors import InputError, NotFinite
 from ..grid import Grid
 from ..loop import OnStep
 from ..process import eta_std
@@ -44,10 +44,13 @@ class EditFriendly(OneValue):
     def __post_init__(self) -> None:
         if not 0 < self.eta <= 1:
             raise InputError(
-                f"eta = {self.eta:g} lies outside (0, 1]; 1 is DDPM, and without noise there are no noise maps."
+                f"{self.eta:g} lies outside (0, 1]; 1 is DDPM, and without noise there are no noise maps.",
+                parameter="eta",
             )
         if not self.skip >= 0 or (self.skip >= 1 and self.skip != int(self.skip)):
-            raise InputError(f"skip = {self.skip:g} is neither a fraction below 1 nor a whole number of steps.")
+            raise InputError(
+                f"{self.skip:g} is neither a fraction below 1 nor a whole number of steps.", parameter="skip"
+            )
 
     def solver(self) -> Solver:
         """DDIM with this eta."""
@@ -61,7 +64,9 @@ class EditFriendly(OneValue):
         """
         first = round(self.skip * grid.steps) if self.skip < 1 else int(self.skip)
         if first >= grid.steps:
-            raise InputError(f"skip = {self.skip:g} leaves none of {grid.steps} steps; use {grid.steps - 1} or less.")
+            raise InputError(
+                f"{self.skip:g} leaves none of {grid.steps} steps; use {grid.steps - 1} or less.", parameter="skip"
+            )
         return first
 
     def walk(self, scene: Scene, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> Walked:
@@ -71,7 +76,7 @@ class EditFriendly(OneValue):
             InputError: a scene without a source of noise, or a skip that leaves no step.
         """
         if scene.noise is None:
-            raise InputError(f"The method {self.name!r} draws noise; give a seed.")
+            raise InputError(f"{self.name!r} draws noise; give a seed.", parameter="seed")
         first = self.first(grid)
         rest = Grid(grid.nodes[first:], grid.spacing)
         # from the data end, so that a seed gives the same images at the nodes that two skips share
@@ -84,9 +89,10 @@ class EditFriendly(OneValue):
                 z = torch.zeros_like(x) if last else (noised[i + 1] - move(pair, s, std, torch.zeros_like(x))) / std
                 x = move(pair, s, std, z)
                 if not bool(torch.isfinite(x).all()):
-                    raise DDIMError(
+                    raise NotFinite(
                         f"The sample is no longer finite after the step from t = {t.t:g} to t = {s.t:g} "
-                        f"(step {i + 1} of {rest.steps}): the network returned NaN or infinity."
+                        f"(step {i + 1} of {rest.steps}): the network returned NaN or infinity.",
+                        step=i + 1,
                     )
                 maps.append(z)
                 if on_step is not None:

@@ -38,7 +38,8 @@ class NegativePrompt(ByDDIM):
     def __post_init__(self) -> None:
         if not 0 <= self.toward_empty <= 1:
             raise InputError(
-                f"toward_empty = {self.toward_empty:g} lies outside [0, 1]; 0 is the prompt, 1 the negative prompt."
+                f"{self.toward_empty:g} lies outside [0, 1]; 0 is the prompt, 1 the negative prompt.",
+                parameter="toward_empty",
             )
 
     def walk(self, scene: Scene, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> Walked:

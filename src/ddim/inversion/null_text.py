@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..errors import InputError, unknown
+from ..errors import InputError, UnknownName
 from ..grid import Grid
 from ..guidance import NULL
 from ..loop import OnStep
@@ -60,16 +60,18 @@ class NullText(ByDDIM):
 
     def __post_init__(self) -> None:
         if self.inner < 1:
-            raise InputError(f"inner = {self.inner} tunes nothing; use 1 or more, 10 is the paper's.")
+            raise InputError(f"{self.inner} tunes nothing; use 1 or more, 10 is the paper's.", parameter="inner")
         if not 0 < self.lr < float("inf"):
-            raise InputError(f"lr = {self.lr:g} is no learning rate; use a number above 0, 0.01 is the paper's.")
+            raise InputError(
+                f"{self.lr:g} is no learning rate; use a number above 0, 0.01 is the paper's.", parameter="lr"
+            )
         for key in ("stop", "rise"):
             if not getattr(self, key) >= 0:
-                raise InputError(f"{key} = {getattr(self, key):g} is no distance; use 0 or more.")
+                raise InputError(f"{getattr(self, key):g} is no distance; use 0 or more.", parameter=key)
         if self.start not in STARTS:
-            raise unknown("start", self.start, STARTS)
+            raise UnknownName("start", self.start, STARTS)
         if self.scope not in SCOPES:
-            raise unknown("scope", self.scope, SCOPES)
+            raise UnknownName("scope", self.scope, SCOPES)
 
     @property
     def nfe(self) -> int:
@@ -102,8 +104,9 @@ class NullText(ByDDIM):
         words, empty = need_words(scene, self.name)
         if scene.guidance.weight == 1:
             raise InputError(
-                f"guidance = 1 leaves {self.name!r} nothing to tune, since the null embedding has no say; "
-                "use another weight, such as 7.5, or the method 'ddim'."
+                f"1 leaves {self.name!r} nothing to tune, since the null embedding has no say; "
+                "use another weight, such as 7.5, or the method 'ddim'.",
+                parameter="guidance",
             )
         first = (words if self.start == "prompt" else empty).clone()
         kept = scene.resume or {"pivot": pivot_of(scene, x0, grid, self.back)}

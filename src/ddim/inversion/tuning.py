@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..errors import DDIMError
+from ..errors import NotFinite
 from ..gradients import quick_gradients
 from ..guidance import NULL, WORDS, blend
 from ..path import Node
@@ -55,11 +55,12 @@ class Landing:
         return landed.detach(), loss.detach(), gradient / size
 
     def check(self, loss: Tensor, i: int, steps: int) -> None:
-        """Raises DDIMError, naming step ``i`` of ``steps``, where a loss is no number."""
+        """Raises NotFinite, naming step ``i`` of ``steps``, where a loss is no number."""
         if not bool(torch.isfinite(loss).all()):
-            raise DDIMError(
+            raise NotFinite(
                 f"The sample is no longer finite after the step from t = {self.node.t:g} to t = {self.after.t:g} "
-                f"(step {i + 1} of {steps}): the network returned NaN or infinity while its null embedding was tuned."
+                f"(step {i + 1} of {steps}): the network returned NaN or infinity while its null embedding was tuned.",
+                step=i + 1,
             )
 
     def _loss(self, x: Tensor, rows: Tensor | slice) -> Tensor:

@@ -4,7 +4,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DDIMError, InputError, unknown
+from ..errors import DDIMError, InputError, UnknownName
 from ..foreign import first_line, read_json
 from .quiet import loading
 
@@ -32,7 +32,7 @@ def bundled_models() -> dict[str, Path]:
 def bundled_test_images(name: str) -> list[Path]:
     """Real pictures, never trained on, that the package carries beside a bundled model."""
     if name not in bundled_models():
-        raise unknown("bundled model", name, bundled_models())
+        raise UnknownName("bundled model", name, bundled_models(), parameter="name")
     return sorted((bundled_models()[name] / "test_images").glob("*.png"))
 
 
@@ -68,11 +68,13 @@ def load(
     folder = Path(source)
     if folder.is_file():
         what = "a pickle, which is never loaded" if folder.suffix.lower() in _PICKLES else "a single file"
-        raise InputError(f"{source} is {what}; give a folder in the diffusers format (with safetensors weights).")
+        raise InputError(
+            f"{source} is {what}; give a folder in the diffusers format (with safetensors weights).", parameter="model"
+        )
     if not folder.is_dir() and (source.count("/") != 1 or source.startswith((".", "/"))):
-        hint = "" if "/" not in source else f" There is no folder {source}."
-        error = unknown("model", str(name), bundled)
-        raise InputError(f"{error}{hint} A folder in the diffusers format or a hub id (owner/name) will do too.")
+        hint = "" if "/" not in source else f"There is no folder {source}. "
+        also = "A folder in the diffusers format or a hub id (owner/name) will do too."
+        raise UnknownName("model", str(name), bundled, hint=f"{hint}{also}")
     folder = folder if folder.is_dir() else _from_hub(source)
     if _kind(folder) in TEXT_PIPELINES:
         model = _load_text(str(name), folder, where, dtype)
@@ -90,15 +92,15 @@ def where_and_what(
 
     if isinstance(dtype, str):
         if dtype not in DTYPES:
-            raise unknown("dtype", dtype, DTYPES)
+            raise UnknownName("dtype", dtype, DTYPES)
         dtype = getattr(torch, dtype)
     assert isinstance(dtype, torch.dtype)
     try:
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
-        raise unknown("device", str(device), ["cpu", "cuda", "mps"]) from None
+        raise UnknownName("device", str(device), ["cpu", "cuda", "mps"]) from None
     if where.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("There is no CUDA device here; use --device cpu.")
+        raise InputError("there is no CUDA device here; use 'cpu'.", parameter="device")
     return where, dtype
 
 
@@ -121,9 +123,12 @@ def _load_text(name: str, folder: Path, device: "torch.device", dtype: "torch.dt
     if lacking:
         pickles = [p.name for p in (folder / lacking[0]).glob("*") if p.suffix in _PICKLES]
         what = f"only the pickle {pickles[0]}, which is never loaded" if pickles else "no weights"
-        raise InputError(f"{folder / lacking[0]} holds {what}; a diffusers folder with .safetensors weights is needed.")
+        raise InputError(
+            f"{folder / lacking[0]} holds {what}; a diffusers folder with .safetensors weights is needed.",
+            parameter="model",
+        )
     if not any((folder / "tokenizer").glob("*.*")):  # transformers would make an empty one in silence
-        raise InputError(f"{folder} has no tokenizer; a whole diffusers folder is needed.")
+        raise InputError(f"{folder} has no tokenizer; a whole diffusers folder is needed.", parameter="model")
     full = {p.parent.name for p in weights if ".fp16" not in p.name}
     half = {} if full == set(TEXT_PARTS) else {"variant": "fp16"}
     off = {"safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False}
@@ -149,7 +154,9 @@ def _load_pixel(name: str, folder: Path, device: "torch.device", dtype: "torch.d
     if not files:
         pickles = [p.name for p in weights.iterdir() if p.suffix in _PICKLES]
         what = f"only the pickle {pickles[0]}, which is never loaded" if pickles else "no weights"
-        raise InputError(f"{weights} holds {what}; a diffusers folder with .safetensors weights is needed.")
+        raise InputError(
+            f"{weights} holds {what}; a diffusers folder with .safetensors weights is needed.", parameter="model"
+        )
     half = {"variant": "fp16"} if all(".fp16" in f for f in files) else {}
     with loading():
         try:
@@ -199,10 +206,13 @@ def _unet_folder(folder: Path) -> Path:
             kind = read_json(file).get("_class_name")
             if kind != "UNet2DModel":
                 raise InputError(
-                    f"{file.parent} is a {kind}; this version works on pixel models, whose network is a UNet2DModel."
+                    f"{file.parent} is a {kind}; this version works on pixel models, whose network is a UNet2DModel.",
+                    parameter="model",
                 )
             return sub
-    raise InputError(f"{folder} is not in the diffusers format: it has neither unet/config.json nor config.json.")
+    raise InputError(
+        f"{folder} is not in the diffusers format: it has neither unet/config.json nor config.json.", parameter="model"
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -102,13 +102,19 @@ def load_classifier(
     where, dtype = where_and_what(device, dtype)
     path = Path(folder)
     if not path.is_dir():
-        raise InputError(f"There is no folder {path}; ddim train recipes/fashion-classifier.toml makes a classifier.")
+        raise InputError(
+            f"there is no folder {path}; ddim train recipes/fashion-classifier.toml makes a classifier.",
+            parameter="classifier",
+        )
     try:
         about, schedule = read_json(path / "config.json"), read_json(path / SCHEDULE)
     except InputError as error:
         raise InputError(f"{path} is no classifier of noisy images: {error}") from None
     if about.get("model_type") != "resnet" or "image_size" not in about:
-        raise InputError(f"{path} is no classifier of noisy images; task = 'classifier' of ddim train makes one.")
+        raise InputError(
+            f"{path} is no classifier of noisy images; task = 'classifier' of ddim train makes one.",
+            parameter="classifier",
+        )
     network = read_resnet(path)
     return NoisyClassifier(str(folder), network, from_scheduler_config(schedule), device=where, dtype=dtype)
 
@@ -121,7 +127,7 @@ def read_resnet(path: Path) -> Any:
         DDIMError: the files are broken.
     """
     if not (path / "model.safetensors").is_file():
-        raise InputError(f"{path} holds no model.safetensors; pickles are never loaded.")
+        raise InputError(f"{path} holds no model.safetensors; pickles are never loaded.", parameter="classifier")
     try:
         from transformers import ResNetForImageClassification
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, unknown
+from ..errors import InputError, UnknownName
 from ..foreign import read_json
 from . import where_and_what
 from .classifier import SCHEDULE, read_resnet
@@ -110,16 +110,21 @@ def load_features(name: str | Path, *, device: str | torch.device | None = None)
     bundled = bundled_features()
     path = Path(bundled.get(str(name), name))
     if not path.is_dir():
-        error = unknown("feature classifier", str(name), bundled)
-        raise InputError(f"{error} A folder that ddim train made from recipes/fashion-features.toml will do too.")
+        also = "A folder that ddim train made from recipes/fashion-features.toml will do too."
+        raise UnknownName("feature classifier", str(name), bundled, parameter="features", hint=also)
     try:
         about = read_json(path / "config.json")
     except InputError as error:
         raise InputError(f"{path} is no feature classifier: {error}") from None
     if about.get("model_type") != "resnet" or "image_size" not in about:
-        raise InputError(f"{path} is no feature classifier; task = 'classifier' of ddim train makes one.")
+        raise InputError(
+            f"{path} is no feature classifier; task = 'classifier' of ddim train makes one.", parameter="features"
+        )
     if (path / SCHEDULE).is_file():
-        raise InputError(f"{path} is a classifier of noisy images; one with classifier.noise = false is needed.")
+        raise InputError(
+            f"{path} is a classifier of noisy images; one with classifier.noise = false is needed.",
+            parameter="features",
+        )
     network = read_resnet(path)
     return FeatureClassifier(str(name) if str(name) in bundled else path.resolve().name, path, network, device=where)
 

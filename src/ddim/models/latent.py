@@ -50,14 +50,17 @@ class LatentTextModel:
         unet, vae, scheduler = pipeline.unet, pipeline.vae, pipeline.scheduler.config
         if unet.config.in_channels != vae.config.latent_channels:
             raise InputError(
-                f"The U-Net of {name!r} takes {unet.config.in_channels} channels, its autoencoder gives "
-                f"{vae.config.latent_channels}: an inpainting or depth model, which this version does not take."
+                f"the U-Net of {name!r} takes {unet.config.in_channels} channels, its autoencoder gives "
+                f"{vae.config.latent_channels}: an inpainting or depth model, which this version does not take.",
+                parameter="model",
             )
         self.name = name
         # The pipelines of diffusers set steps_offset to 1 whatever the config says; so does loading one.
         self.path, self.prediction, self.spacing, self.offset = read_schedule(scheduler)
         if isinstance(self.path, (VEPath, RectifiedFlow)):
-            raise InputError(f"The model {name!r} has a {scheduler['_class_name']}, which this version does not take.")
+            raise InputError(
+                f"{name!r} has a {scheduler['_class_name']}, which this version does not take.", parameter="model"
+            )
         self.multiple = 2 ** (len(vae.config.block_out_channels) - 1)
         side = unet.config.sample_size or vae.config.sample_size // self.multiple
         height, width = (side, side) if isinstance(side, int) else side
@@ -86,7 +89,7 @@ class LatentTextModel:
 
         def denoise(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
             if not cond or WORDS not in cond:
-                raise InputError(f"The model {self.name!r} needs a prompt; an empty one will do.")
+                raise InputError(f"the model {self.name!r} needs a prompt; an empty one will do.", parameter="prompt")
             control, label = cond.get(ATTENTION), timestep(path, node, x.device)
             told = None if control is None else {"control": control, "half": cond.get("half")}
 
@@ -111,16 +114,16 @@ class LatentTextModel:
     ) -> Cond:
         """``words`` and ``null``, [count, L, D] each, in the state's dtype; encoded by diffusers' own pipeline."""
         if labels is not None:
-            raise InputError(f"The model {self.name!r} takes prompts, not class labels.")
+            raise InputError(f"the model {self.name!r} takes prompts, not class labels.", parameter="labels")
         if not (prompts is None or isinstance(prompts, str) or is_texts(prompts)):
-            raise InputError(f"prompt = {prompts!r} is neither a text nor a list of texts.")
+            raise InputError(f"{prompts!r} is neither a text nor a list of texts.", parameter="prompt")
         if not isinstance(negative, str):
-            raise InputError(f"negative = {negative!r} is not a text; '' is the usual one.")
+            raise InputError(f"{negative!r} is not a text; '' is the usual one.", parameter="negative")
         several = [prompts] * count if isinstance(prompts, str) else list(prompts or [""])
         several = several * count if len(several) == 1 else several
         if len(several) != count:
             raise InputError(
-                f"{len(several)} prompts were given for {count} images; give one for each, or one for all."
+                f"{len(several)} were given for {count} images; give one for each, or one for all.", parameter="prompt"
             )
         words = self.embed([*dict.fromkeys([*several, negative])])
         return {

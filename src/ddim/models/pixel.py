@@ -43,20 +43,24 @@ class PixelModel:
         config: Any = network.config  # type: ignore[attr-defined]
         size = config.sample_size
         if size is None:
-            raise InputError(f"The model {name!r} does not say its sample_size, so its pictures' size is unknown.")
+            raise InputError(
+                f"{name!r} does not say its sample_size, so its pictures' size is unknown.", parameter="model"
+            )
         height, width = (size, size) if isinstance(size, int) else size
         if config.class_embed_type is not None and not config.num_class_embeds:
             raise InputError(
-                f"The model {name!r} embeds its classes by {config.class_embed_type!r}; this version takes those that "
-                "count them (num_class_embeds)."
+                f"{name!r} embeds its classes by {config.class_embed_type!r}; this version takes those that "
+                "count them (num_class_embeds).",
+                parameter="model",
             )
         self.name = name
         self.shape = (int(config.in_channels), int(height), int(width))
         self.path, self.prediction, self.spacing, self.offset = read_schedule(scheduler)
         if isinstance(self.path, VEPath):
             raise InputError(
-                f"The model {name!r} has a {scheduler['_class_name']}: such networks want their input scaled or answer "
-                "the score, which this version does not do."
+                f"{name!r} has a {scheduler['_class_name']}: such networks want their input scaled or answer "
+                "the score, which this version does not do.",
+                parameter="model",
             )
         self.classes = int(config.num_class_embeds or 0)
         self.picture, self.multiple, self.text = self.shape, 0, False
@@ -73,7 +77,8 @@ class PixelModel:
         self.threads, self.least = True, least_rows(network)
         if int(config.out_channels) not in (self.shape[0], 2 * self.shape[0]):
             raise InputError(
-                f"The model {name!r} has {config.out_channels} output channels for {self.shape[0]} input channels."
+                f"{name!r} has {config.out_channels} output channels for {self.shape[0]} input channels.",
+                parameter="model",
             )
 
     def denoiser(self) -> Denoiser:
@@ -104,20 +109,24 @@ class PixelModel:
     ) -> Cond:
         """Class labels as a tensor [count]; one label serves for all."""
         if prompts or negative:
-            raise InputError(f"The model {self.name!r} has no text encoder, so it takes no prompt.")
+            raise InputError(f"the model {self.name!r} has no text encoder, so it takes no prompt.", parameter="prompt")
         if labels is None:
             if self.classes:
-                raise InputError(f"The model {self.name!r} needs a class label from 0 to {self.classes - 1}.")
+                raise InputError(
+                    f"the model {self.name!r} needs a class, from 0 to {self.classes - 1}.", parameter="labels"
+                )
             return {}
         if not self.classes:
-            raise InputError(f"The model {self.name!r} is unconditional; it takes no class labels.")
+            raise InputError(f"the model {self.name!r} is unconditional; it takes no class labels.", parameter="labels")
         several = [labels] if isinstance(labels, int) else list(labels)
         given = several * count if len(several) == 1 else several
         if len(given) != count:
-            raise InputError(f"{len(given)} labels were given for {count} images.")
+            raise InputError(f"{len(given)} were given for {count} images.", parameter="labels")
         wrong = next((k for k in given if not is_whole(k) or not 0 <= k < self.classes), None)
         if wrong is not None:
-            raise InputError(f"Label {wrong} is not a class of {self.name!r}; use 0 to {self.classes - 1}.")
+            raise InputError(
+                f"{wrong} is not a class of {self.name!r}; use 0 to {self.classes - 1}.", parameter="labels"
+            )
         return {"labels": torch.tensor(given, dtype=torch.long, device=self.device)}
 
     def encode(self, images: Tensor) -> Tensor:

@@ -41,7 +41,9 @@ def need_compiler(device: torch.device) -> None:
     """Raises InputError where torch.compile could not compile for a CPU."""
     named = os.environ.get("CXX", "")
     if device.type == "cpu" and not any(shutil.which(c) for c in (named, "g++", "clang++", "c++", "cl") if c):
-        raise InputError("compile needs a C++ compiler, and there is no g++ or clang++ here; leave it out.")
+        raise InputError(
+            "it needs a C++ compiler, and there is no g++ or clang++ here; leave it out.", parameter="compile"
+        )
 
 
 def quick_blocks(network: nn.Module) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, cast
 
-from ..errors import InputError, unknown
+from ..errors import InputError, UnknownName
 from .base import Noise, Reversible, Solver, State
 from .bdia import BDIA
 from .belm import BELM
@@ -30,7 +30,7 @@ def make_solver(name: str, options: Mapping[str, Any] | None = None) -> Solver:
         InputError: an unknown name or option, or a value out of range.
     """
     if name not in SOLVERS:
-        raise unknown("solver", name, SOLVERS)
+        raise UnknownName("solver", name, SOLVERS)
     return build(SOLVERS[name], name, options)
 
 
@@ -41,8 +41,8 @@ def build(kind: Callable[..., Any], name: str, options: Mapping[str, Any] | None
     for key, value in (options or {}).items():
         if key not in known:
             if not known:
-                raise InputError(f"{name!r} takes no options, but {key!r} was given.")
-            raise unknown(f"option of {name!r}", key, known)
+                raise InputError(f"{name!r} takes no options, but {key!r} was given.", parameter=key)
+            raise UnknownName(f"option of {name!r}", key, known, parameter="options")
         default = known[key].default
         values[key] = _as_type(name, key, value, type(default))
     return kind(**values)
@@ -60,7 +60,7 @@ def _as_type(name: str, key: str, value: Any, wanted: type) -> Any:
             raise ValueError
         return converted
     except (KeyError, TypeError, ValueError, OverflowError):
-        raise InputError(f"{key} = {value!r} of {name!r} is not a {wanted.__name__}.") from None
+        raise InputError(f"{value!r} of {name!r} is not a {wanted.__name__}.", parameter=key) from None
 
 
 __all__ = ["SOLVERS", "Noise", "Reversible", "Solver", "State", "build", "make_solver"]

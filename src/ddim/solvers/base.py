@@ -140,6 +140,7 @@ def need_signal(grid: Grid, name: str) -> None:
     """Raises InputError where a solver that divides by alpha meets a node without signal."""
     if grid[0].alpha <= 0:
         raise InputError(
-            f"The solver {name!r} needs signal at every node, but the grid starts at alpha = 0 "
-            f"(t = {grid[0].t:g}); start below it, or use 'ddim' or 'bdia'."
+            f"{name!r} needs signal at every node, but the grid starts at alpha = 0 "
+            f"(t = {grid[0].t:g}); start below it, or use 'ddim' or 'bdia'.",
+            parameter="solver",
         )

@@ -33,7 +33,7 @@ class BDIA:
     def __post_init__(self) -> None:
         if not 0 < self.gamma <= 1:
             raise InputError(
-                f"BDIA's gamma = {self.gamma:g} lies outside (0, 1]; 0 would be DDIM, which cannot be undone."
+                f"{self.gamma:g} lies outside (0, 1]; 0 would be DDIM, which cannot be undone.", parameter="gamma"
             )
 
     @property

@@ -29,7 +29,7 @@ class DDIM:
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
-            raise InputError(f"eta = {self.eta:g} lies outside [0, 1]; 0 is DDIM, 1 is DDPM.")
+            raise InputError(f"{self.eta:g} lies outside [0, 1]; 0 is DDIM, 1 is DDPM.", parameter="eta")
 
     @property
     def stochastic(self) -> bool:

@@ -32,7 +32,7 @@ class EDICT:
 
     def __post_init__(self) -> None:
         if not 0 < self.p <= 1:
-            raise InputError(f"EDICT's p = {self.p:g} lies outside (0, 1]; the paper uses 0.93.")
+            raise InputError(f"{self.p:g} lies outside (0, 1]; the paper uses 0.93.", parameter="p")
 
     @property
     def stochastic(self) -> bool:

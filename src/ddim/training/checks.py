@@ -49,40 +49,48 @@ def check(config: "TrainConfig") -> None:
     for section, key, holds, wanted in _LIMITS:
         value = getattr(getattr(config, section), key)
         if not holds(value):
-            raise InputError(f"{section}.{key} must be {wanted}, not {value!r}.")
+            raise InputError(f"it must be {wanted}, not {value!r}.", parameter=f"{section}.{key}")
     for section, task in (("autoencoder", "autoencoder"), ("text", "text"), ("classifier", "classifier")):
         if config.task != task and getattr(config, section) != type(getattr(config, section))():
-            raise InputError(f"[{section}] says nothing to task = {config.task!r}; remove it, or set task = {task!r}.")
+            raise InputError(
+                f"it says nothing to task = {config.task!r}; remove it, or set task = {task!r}.", parameter=section
+            )
     for place, source in zip(("data", *["data.more"] * len(config.data.more)), config.data.sources, strict=True):
         _check_source(place, source)
     if config.train.decay and config.train.lr_schedule != "constant":
-        raise InputError(f"train.decay = {config.train.decay} goes with train.lr_schedule = 'constant' only.")
+        raise InputError(
+            f"{config.train.decay} goes with train.lr_schedule = 'constant' only.", parameter="train.decay"
+        )
     if config.train.batch % config.train.accumulate:
         raise InputError(
-            f"train.batch = {config.train.batch} does not divide into {config.train.accumulate} micro-batches."
+            f"{config.train.batch} does not divide into {config.train.accumulate} micro-batches.",
+            parameter="train.batch",
         )
     if config.schedule.zero_terminal_snr and config.loss.prediction == "eps":
-        raise InputError("An eps prediction says nothing at zero terminal SNR; use loss.prediction = 'v'.")
+        raise InputError("an eps prediction says nothing at zero terminal SNR; use 'v'.", parameter="loss.prediction")
     if config.schedule.zero_terminal_snr and config.loss.weight == "min_snr":
-        raise InputError("loss.weight = 'min_snr' never trains a last level of zero SNR; use loss.weight = 'ones'.")
+        raise InputError("'min_snr' never trains a last level of zero SNR; use 'ones'.", parameter="loss.weight")
     if config.output.sample_steps > config.schedule.steps:
         raise InputError(
-            f"output.sample_steps = {config.output.sample_steps} exceeds schedule.steps = {config.schedule.steps}."
+            f"{config.output.sample_steps} exceeds schedule.steps = {config.schedule.steps}.",
+            parameter="output.sample_steps",
         )
     fixed = {"sample_size": config.data.size, "in_channels": config.data.channels}
     fixed["out_channels"] = fixed["in_channels"]
     for key, value in config.model.items():
         if key in ("class_embed_type", "num_class_embeds") and value is not None:
-            raise InputError(f"model.{key} asks for labels; training is unconditional.")
+            raise InputError("it asks for labels; training is unconditional.", parameter=f"model.{key}")
         if key in fixed and value != fixed[key]:
-            raise InputError(f"model.{key} = {value!r} contradicts [data], which gives {fixed[key]}.")
+            raise InputError(f"{value!r} contradicts [data], which gives {fixed[key]}.", parameter=f"model.{key}")
 
 
 def _check_source(place: str, source: "SourceConfig") -> None:
     if not source.path:
-        raise InputError(f"{place}.path must be a path or a hub id, not ''.")
+        raise InputError("it must be a path or a hub id, not ''.", parameter=f"{place}.path")
     if source.repeat < 1:
-        raise InputError(f"{place}.repeat must be at least 1, not {source.repeat}.")
+        raise InputError(f"it must be at least 1, not {source.repeat}.", parameter=f"{place}.repeat")
     for pair in source.rewrite:
         if len(pair) != 2:
-            raise InputError(f"{place}.rewrite must hold pairs (expression, replacement), not {list(pair)}.")
+            raise InputError(
+                f"it must hold pairs (expression, replacement), not {list(pair)}.", parameter=f"{place}.rewrite"
+            )

@@ -100,7 +100,10 @@ class LazyImages(torch.utils.data.Dataset[tuple[Tensor, int, list[int]]]):
         )
         for pixels, found, broken in loader:
             if not pixels.numel():  # one search through the whole set found none
-                raise InputError(f"None of the {len(self.rows)} images in {_places(self.config)} can be decoded.")
+                raise InputError(
+                    f"none of the {len(self.rows)} images in {_places(self.config)} can be decoded.",
+                    parameter="data.path",
+                )
             names = (self.rows.name(index) for index in broken)
             self.skipped += [name for name in dict.fromkeys(names) if name not in self.skipped]
             labels = self.rows.labels(found) if self.classes else ()
@@ -181,7 +184,10 @@ def _decode_all(rows: Rows, config: DataConfig) -> MemoryImages:
             skipped.append(rows.name(index))
             reason = reason or str(error)
     if not place:
-        raise InputError(f"None of the {len(rows)} images in {_places(config)} can be decoded (the first: {reason}).")
+        raise InputError(
+            f"none of the {len(rows)} images in {_places(config)} can be decoded (the first: {reason}).",
+            parameter="data.path",
+        )
     visits = [place[row] for row in rows.visits if row in place]
     prompts, labels = [rows.prompt(row) for row in place], rows.labels(place)
     return MemoryImages(torch.from_numpy(pixels[: len(place)]), prompts, visits, skipped, labels)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError, unknown
+from ..errors import InputError, UnknownName
 from .config import SourceConfig
 
 _LABELS, _IMAGES = 2049, 2051  # the magic numbers
@@ -49,10 +49,12 @@ def idx_file(source: SourceConfig) -> Path | None:
         return None
     names = {"train": "train", "test": "t10k"}
     if source.split not in names:
-        raise unknown("data.split", source.split, names)
+        raise UnknownName("data.split", source.split, names)
     chosen = [file for file in found if file.name.startswith((names[source.split], source.split))]
     if not chosen:
-        raise InputError(f"{path} has no idx file for the split {source.split!r}, only {found[0].name}.")
+        raise InputError(
+            f"{path} has no idx file for the split {source.split!r}, only {found[0].name}.", parameter="data.split"
+        )
     return chosen[0]
 
 
@@ -60,7 +62,7 @@ def read_images(path: Path) -> np.ndarray:
     """All images of an idx file, uint8 [N, H, W]. Raises InputError for one that is empty, broken or cut off."""
     images = _read(path, _IMAGES, 3, "images")
     if not len(images):
-        raise InputError(f"There are no images in {path}.")
+        raise InputError(f"there are no images in {path}.", parameter="data.path")
     return images
 
 
@@ -74,10 +76,10 @@ def read_labels(path: Path, count: int) -> np.ndarray:
     found = [path.with_name(other) for other in (name, name.removesuffix(".gz"), f"{name}.gz")]
     file = next((file for file in found if file != path and file.is_file()), None)
     if file is None:
-        raise InputError(f"{path} has no labels beside it; data.label asks for {name}.")
+        raise InputError(f"{path} has no labels beside it, no {name}.", parameter="data.label")
     labels = _read(file, _LABELS, 1, "labels")
     if len(labels) != count:
-        raise InputError(f"{file} holds {len(labels)} labels for {count} images.")
+        raise InputError(f"{file} holds {len(labels)} labels for {count} images.", parameter="data.label")
     return labels
 
 
@@ -86,9 +88,9 @@ def _read(path: Path, magic: int, sides: int, what: str) -> np.ndarray:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"Cannot read {path}: {error}.") from None
+        raise InputError(f"{path} cannot be read: {error}.", parameter="data.path") from None
     start = 4 * (1 + sides)
     head = [int.from_bytes(raw[at : at + 4], "big") for at in range(0, start, 4)]
     if len(raw) < start or head[0] != magic or len(raw) != start + int(np.prod(head[1:], dtype=object)):
-        raise InputError(f"{path} is not a whole idx file of {what}.")
+        raise InputError(f"{path} is not a whole idx file of {what}.", parameter="data.path")
     return np.frombuffer(raw, dtype=np.uint8, offset=start).reshape(head[1:])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import DDIMError, InputError
+from ..errors import InputError, NotFinite
 from ..gradients import quick_gradients
 from ..images import save_image
 from ..lock import only_process
@@ -47,14 +47,16 @@ def train(config: TrainConfig, *, resume: bool = False, on_event: OnEvent | None
 
     Raises:
         InputError: a config, data set or folder that cannot be used; a config or input changed on resume.
-        DDIMError: the loss is no longer finite, or the disk is full.
+        NotFinite: the loss is no longer finite.
+        DDIMError: the disk is full.
     """
     task = make_task(config)
     accelerator = _accelerator(config.train)
     if config.train.batch % (accelerator.num_processes * config.train.accumulate):
         raise InputError(
-            f"train.batch = {config.train.batch} does not divide into {accelerator.num_processes} processes "
-            f"with {config.train.accumulate} micro-batches each."
+            f"{config.train.batch} does not divide into {accelerator.num_processes} processes "
+            f"with {config.train.accumulate} micro-batches each.",
+            parameter="train.batch",
         )
     alone = only_process(Path(config.output.folder)) if accelerator.is_main_process else nullcontext()
     device = accelerator.device
@@ -130,9 +132,10 @@ class _Run:
             limit = settings.grad_clip or math.inf
             norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit))
             if not (math.isfinite(value) and math.isfinite(norm)):
-                raise DDIMError(
-                    f"The loss is {value:g} and its gradient {norm:g} at step {step + 1}; the last checkpoint is good. "
-                    "A lower train.lr or train.precision = 'float32' may help."
+                raise NotFinite(
+                    f"The loss is {value:g} and its gradient {norm:g} at step {step + 1}; the last checkpoint is good.",
+                    step=step + 1,
+                    hint="A lower train.lr or train.precision = 'float32' may help.",
                 )
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -197,7 +200,8 @@ class _Run:
         """The checkpoint to continue from; cleans up after a killed process."""
         if not resume and holds_run(self.folder):
             raise InputError(
-                f"{self.folder} already holds a run; continue it with --resume or choose another output.folder."
+                f"{self.folder} already holds a run; continue it with --resume or choose another.",
+                parameter="output.folder",
             )
         self.accelerator.wait_for_everyone()
         if self.main:
@@ -210,8 +214,9 @@ class _Run:
         changed = differing_keys(about["config"], self.config.as_dict())
         if changed:
             raise InputError(
-                f"The run in {self.folder} was made with other values of {', '.join(changed)}; "
-                "restore them or choose another output.folder."
+                f"the run in {self.folder} was made with other values of {', '.join(changed)}; "
+                "restore them or choose another.",
+                parameter="output.folder",
             )
         return found[-1]
 

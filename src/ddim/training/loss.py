@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import InputError, unknown
+from ..errors import InputError, UnknownName
 from ..path import TablePath, cosine_alpha_bar, linear_alpha_bar, scaled_linear_alpha_bar, zero_terminal_snr
 from ..prediction import Pair, from_pair
 from .config import LossConfig, ScheduleConfig
@@ -66,7 +66,7 @@ def loss_weights(config: LossConfig, alpha: Tensor, sigma: Tensor) -> Tensor:
         InputError: user weights that are not T finite numbers >= 0, or an unknown weight or prediction.
     """
     if config.prediction not in ("eps", "x0", "v"):
-        raise unknown("loss.prediction", config.prediction, ["eps", "x0", "v"])
+        raise UnknownName("loss.prediction", config.prediction, ["eps", "x0", "v"])
     if config.weight == "ones":
         return torch.ones_like(alpha)
     if config.weight == "min_snr":
@@ -88,19 +88,19 @@ def _user_weights(weight: str | Sequence[float], count: int) -> Tensor:
     if isinstance(weight, str):
         file = Path(weight)
         if file.suffix not in (".json", ".txt"):
-            raise unknown("loss.weight", weight, ["ones", "min_snr", "a list of T numbers", "a .json or .txt file"])
+            raise UnknownName("loss.weight", weight, ["ones", "min_snr", "a list of T numbers", "a .json or .txt file"])
         try:
             text = file.read_text(encoding="utf-8")
             values = json.loads(text) if file.suffix == ".json" else text.split()
             table = torch.tensor([float(v) for v in values], dtype=torch.float64)
         except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"Cannot read the loss weights in {file}: {error}.") from None
+            raise InputError(f"{file} cannot be read: {error}.", parameter="loss.weight") from None
     else:
         table = torch.tensor(weight, dtype=torch.float64)
     if len(table) != count:
-        raise InputError(f"loss.weight holds {len(table)} numbers; the schedule has {count} steps.")
+        raise InputError(f"it holds {len(table)} numbers; the schedule has {count} steps.", parameter="loss.weight")
     if not (bool(table.isfinite().all()) and bool((table >= 0).all()) and float(table.sum()) > 0):
-        raise InputError("loss.weight must be finite, at least 0, and not 0 everywhere.")
+        raise InputError("it must be finite, at least 0, and not 0 everywhere.", parameter="loss.weight")
     return table
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ..errors import InputError, unknown
+from ..errors import InputError, UnknownName
 from .config import (
     AutoencoderConfig,
     ClassifierConfig,
@@ -50,9 +50,9 @@ def config_from_dict(table: Mapping[str, Any]) -> TrainConfig:
     sections = {f.name: f.type for f in dataclasses.fields(TrainConfig)}
     for name, value in table.items():
         if name not in sections:
-            raise unknown("section", name, sections)
+            raise UnknownName("section", name, sections, parameter=name)
         if name != "task" and not isinstance(value, Mapping):
-            raise InputError(f"[{name}] must be a section of the config, not {value!r}.")
+            raise InputError(f"it must be a section of the config, not {value!r}.", parameter=name)
     hints = typing.get_type_hints(TrainConfig)
     return TrainConfig(
         task=_typed("task", hints["task"], table.get("task", "pixel")),
@@ -73,12 +73,12 @@ def _section(name: str, kind: type[Section], table: Mapping[str, Any]) -> Sectio
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in hints:
-            raise unknown(f"key in [{name}]", key, hints)
+            raise UnknownName(f"key in [{name}]", key, hints, parameter=f"{name}.{key}")
         values[key] = _typed(f"{name}.{key}", hints[key], value)
     for f in dataclasses.fields(kind):  # type: ignore[arg-type]
         optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
         if not optional and f.name not in values:
-            raise InputError(f"The config lacks {f.name!r} in [{name}].")
+            raise InputError("the config lacks it.", parameter=f"{name}.{f.name}")
     return kind(**values)
 
 
@@ -89,32 +89,32 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
         if value in args and type(value) in {type(a) for a in args}:
             return value
         if isinstance(value, str) and isinstance(args[0], str):
-            raise unknown(name, value, args)
-        raise InputError(f"{name} must be one of {', '.join(map(repr, args))}, not {value!r}.")
+            raise UnknownName(name, value, args)
+        raise InputError(f"it must be one of {', '.join(map(repr, args))}, not {value!r}.", parameter=name)
     if origin in (typing.Union, types.UnionType):
         fitting = next((a for a in args if isinstance(value, list) == (typing.get_origin(a) is tuple)), args[0])
         return _typed(name, fitting, value)
     if origin is Mapping:
         if not isinstance(value, Mapping):
-            raise InputError(f"{name} must be a table, not {value!r}.")
+            raise InputError(f"it must be a table, not {value!r}.", parameter=name)
         return {key: _typed(f"{name}.{key}", args[1], item) for key, item in value.items()}
     if hint is Any:
         return _frozen(value)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise InputError(f"{name} must be a table, not {value!r}.")
+            raise InputError(f"it must be a table, not {value!r}.", parameter=name)
         return _section(name, hint, value)  # type: ignore[arg-type]
     if origin is tuple:
         if not isinstance(value, list) or (args[-1] is not ... and len(value) != len(args)):
             kinds = {str: "words", float: "numbers", int: "numbers"}
             kind = "tables" if dataclasses.is_dataclass(args[0]) else kinds.get(args[0], "lists")
             wanted = kind if args[-1] is ... else f"{len(args)} {kind}"
-            raise InputError(f"{name} must be a list of {wanted}, not {value!r}.")
+            raise InputError(f"it must be a list of {wanted}, not {value!r}.", parameter=name)
         return tuple(_typed(name, args[0], v) for v in value)
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        raise InputError(f"{name} must be of type {hint.__name__}, not {value!r}.")
+        raise InputError(f"it must be of type {hint.__name__}, not {value!r}.", parameter=name)
     return value
 
 

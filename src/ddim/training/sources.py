@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import InputError, is_whole, unknown
+from ..errors import InputError, UnknownName, is_whole
 from ..images import flatten
 from .config import DataConfig, SourceConfig
 from .idx import IdxPart, idx_file, read_images, read_labels
@@ -88,7 +88,7 @@ class DatasetPart:
     def values(self, column: str) -> list[str]:
         """What another column says, one text a row. Raises InputError for one that is not there."""
         if self.others is None or column not in self.columns:
-            raise unknown("column", column, self.columns)
+            raise UnknownName("column", column, self.columns, parameter="data.column")
         return [str(value) for value in self.others[column]]
 
     def open(self, row: int) -> Image.Image:
@@ -112,7 +112,7 @@ def open_source(source: SourceConfig, config: DataConfig) -> Part:
         if source.prompt or source.where or source.without:
             raise InputError(f"{idx} has no columns for data.prompt, data.where or data.without.")
         if source.label not in ("", "label"):
-            raise unknown("data.label", source.label, ["label"])
+            raise UnknownName("data.label", source.label, ["label"])
         images = read_images(idx)
         return IdxPart(images, read_labels(idx, len(images)) if source.label else None)
     data = _open_dataset(source)
@@ -122,7 +122,10 @@ def open_source(source: SourceConfig, config: DataConfig) -> Part:
     if chosen is not None:
         data = data.select(chosen)
     if not len(data):
-        raise InputError(f"There are no images in {source.path}{' with these values' if source.where else ''}.")
+        raise InputError(
+            f"there are no images in {source.path}{' with these values' if source.where else ''}.",
+            parameter="data.path",
+        )
     others = data.remove_columns([column])
     return DatasetPart(data.select_columns([column]), column, _prompts(others, source), _labels(data, source), others)
 
@@ -135,7 +138,7 @@ def _chosen(data: Any, column: str, source: SourceConfig, config: DataConfig) ->
     for name, values in source.where.items():
         others = [other for other in data.column_names if other != column]
         if name not in others:
-            raise unknown("data.where column", name, others)
+            raise UnknownName("data.where column", name, others, parameter="data.where")
         cells = list(data[name])
         rows = [row for row in rows if str(cells[row]) in values]
     return _without(data, column, rows, source, config) if source.without else rows
@@ -146,11 +149,11 @@ def _without(data: Any, column: str, rows: list[int], source: SourceConfig, conf
     names, listed = held_out(source.without)
     for name in names:
         if name not in data.column_names:
-            raise unknown(f"column in {source.without}", name, data.column_names)
+            raise UnknownName(f"column in {source.without}", name, data.column_names, parameter="data.without")
     cells = zip(*(data[name] for name in names), strict=True)
     out = {row for row, values in enumerate(cells) if tuple(map(str, values)) in listed}
     if not out:
-        raise InputError(f"{source.without} names no row of {source.path}.")
+        raise InputError(f"{source.without} names no row of {source.path}.", parameter="data.without")
     part = DatasetPart(data, column)
 
     def pixels(row: int) -> bytes:
@@ -170,9 +173,11 @@ def held_out(path: str) -> tuple[list[str], set[tuple[str, ...]]]:
         with open(path, encoding="utf-8", newline="") as file:
             lines = [tuple(line) for line in csv.reader(row for row in file if row[0] != "#") if line]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"Cannot read data.without, {path}: {error}.") from None
+        raise InputError(f"{path} cannot be read: {error}.", parameter="data.without") from None
     if len(lines) < 2 or any(len(line) != len(lines[0]) for line in lines):
-        raise InputError(f"{path} must hold a line of column names, then rows with as many values.")
+        raise InputError(
+            f"{path} must hold a line of column names, then rows with as many values.", parameter="data.without"
+        )
     return list(lines[0]), set(lines[1:])
 
 
@@ -184,13 +189,16 @@ def _prompts(table: Any, source: SourceConfig) -> list[str]:
         prompts = [source.prompt.format(**row) for row in rows]
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise InputError(
-            f"data.prompt = {source.prompt!r} does not fit the columns {', '.join(table.column_names)}: {error!r}."
+            f"{source.prompt!r} does not fit the columns {', '.join(table.column_names)}: {error!r}.",
+            parameter="data.prompt",
         ) from None
     for pattern, replacement in source.rewrite:
         try:
             prompts = [re.sub(pattern, replacement, prompt) for prompt in prompts]
         except (re.error, IndexError) as error:
-            raise InputError(f"data.rewrite: {pattern!r} to {replacement!r} is no rewriting: {error}.") from None
+            raise InputError(
+                f"{pattern!r} to {replacement!r} is no rewriting: {error}.", parameter="data.rewrite"
+            ) from None
     return prompts
 
 
@@ -198,11 +206,11 @@ def _labels(data: Any, source: SourceConfig) -> list[int]:
     if not source.label:
         return []
     if source.label not in data.column_names:
-        raise unknown("data.label column", source.label, data.column_names)
+        raise UnknownName("data.label column", source.label, data.column_names, parameter="data.label")
     labels = list(data[source.label])
     wrong = next((label for label in labels if not (is_whole(label) and label >= 0)), 0)
     if wrong != 0:
-        raise InputError(f"data.label: {source.label!r} holds {wrong!r}; labels are whole numbers from 0.")
+        raise InputError(f"{source.label!r} holds {wrong!r}; labels are whole numbers from 0.", parameter="data.label")
     return labels
 
 
@@ -239,7 +247,7 @@ def _open_dataset(source: SourceConfig) -> Any:
     if not path.exists() and (
         path.is_absolute() or path.suffix in (".parquet", ".gz") or len(path.parts) > 2 or source.path[0] == "."
     ):
-        raise InputError(f"There is no file or folder {path}.")
+        raise InputError(f"there is no file or folder {path}.", parameter="data.path")
     try:
         with _no_bars():
             if path.suffix == ".parquet":
@@ -251,7 +259,9 @@ def _open_dataset(source: SourceConfig) -> Any:
                 image = datasets.Features({"image": datasets.Image(decode=False)})
                 data = datasets.Dataset.from_dict(files, features=image)
             elif path.exists():
-                raise InputError(f"{path} is neither a folder, a parquet file nor an idx file of images.")
+                raise InputError(
+                    f"{path} is neither a folder, a parquet file nor an idx file of images.", parameter="data.path"
+                )
             else:
                 data = datasets.load_dataset(source.path, split=source.split)
     except InputError:
@@ -259,7 +269,9 @@ def _open_dataset(source: SourceConfig) -> Any:
     except Exception as error:  # datasets raises a dozen types of its own
         where = "is neither a path here nor a data set that the hub gives us"
         reason = "cannot be read" if path.exists() else where
-        raise InputError(f"{source.path} {reason}: {str(error).splitlines()[0] if str(error) else error!r}") from error
+        raise InputError(
+            f"{source.path} {reason}: {str(error).splitlines()[0] if str(error) else error!r}", parameter="data.path"
+        ) from error
     return data
 
 
@@ -295,18 +307,20 @@ def _image_files(folder: Path) -> list[str]:
     known = Image.registered_extensions()
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in known and file.name[0] != ".")
     if not files:
-        raise InputError(f"There are no images in {folder}.")
+        raise InputError(f"there are no images in {folder}.", parameter="data.path")
     return [os.fspath(file) for file in files]
 
 
 def _image_column(data: Any, source: SourceConfig) -> str:
     if source.column:
         if source.column not in data.column_names:
-            raise unknown("data.column", source.column, data.column_names)
+            raise UnknownName("data.column", source.column, data.column_names)
         return source.column
     for name, kind in data.features.items():
         if _is_image(kind):
             return name
     if "image" in data.column_names:
         return "image"
-    raise InputError(f"No column of {source.path} holds images; it has {', '.join(data.column_names)}.")
+    raise InputError(
+        f"no column of {source.path} holds images; it has {', '.join(data.column_names)}.", parameter="data.column"
+    )

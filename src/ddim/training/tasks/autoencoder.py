@@ -44,7 +44,8 @@ class AutoencoderTask(Task):
         self.factor = 2 ** (len(config.model.get("block_out_channels", (64,))) - 1)
         if config.data.size % self.factor:
             raise InputError(
-                f"data.size = {config.data.size} must be a multiple of {self.factor}, by which [model] shrinks it."
+                f"{config.data.size} must be a multiple of {self.factor}, by which [model] shrinks it.",
+                parameter="data.size",
             )
 
     def prepare(self, images: Images, device: torch.device) -> Images:
@@ -59,7 +60,7 @@ class AutoencoderTask(Task):
         takes = f"{x.shape[-1]}-pixel images"
         shape = asked(lambda: network(x, torch.zeros(self._code_shape(1)))[0], takes).shape
         if shape != x.shape:
-            raise InputError(f"The network in [model] makes {tuple(shape)} of {tuple(x.shape)}.")
+            raise InputError(f"the network makes {tuple(shape)} of {tuple(x.shape)}.", parameter="model")
         return network
 
     def _network(self, scaling_factor: float = 1.0) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ...errors import InputError, unknown
+from ...errors import InputError, UnknownName
 from ...foreign import one_line
 from .. import draws
 from ..config import ScheduleConfig, TrainConfig
@@ -96,7 +96,7 @@ def check_options(kind: Any, options: Mapping[str, Any], section: str) -> None:
     known = [name for name in inspect.signature(kind.__init__).parameters if name not in ("self", "kwargs")]
     for key in options:
         if key not in known:
-            raise unknown(f"key in [{section}]", key, known)
+            raise UnknownName(f"key in [{section}]", key, known, parameter=f"{section}.{key}")
 
 
 def built(
@@ -106,7 +106,9 @@ def built(
     try:
         return kind(**options)
     except Exception as error:  # diffusers raises what comes up, from ValueError to TypeError
-        raise InputError(f"{maker} cannot build the network in [{section}]: {one_line(error)}") from error
+        raise InputError(
+            f"{maker} cannot build the network in [{section}]: {one_line(error)}", parameter=section
+        ) from error
 
 
 def asked(network: Callable[[], Tensor], takes: str) -> Tensor:
@@ -115,7 +117,7 @@ def asked(network: Callable[[], Tensor], takes: str) -> Tensor:
         with torch.no_grad():
             return network()
     except Exception as error:  # diffusers and torch raise what comes up
-        raise InputError(f"The network in [model] does not take {takes}: {one_line(error)}") from error
+        raise InputError(f"the network does not take {takes}: {one_line(error)}", parameter="model") from error
 
 
 def as_dtype(network: nn.Module, copy: nn.Module, config: TrainConfig) -> Any:

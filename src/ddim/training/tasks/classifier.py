@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from ...errors import InputError, unknown
+from ...errors import InputError, UnknownName
 from ...images import sheet
 from ...models.classifier import NoisyResNet
 from ...models.features import CleanResNet
@@ -43,9 +43,11 @@ class ClassifierTask(Task):
         super().__init__(config)
         for key in config.model:
             if key not in OPTIONS:
-                raise unknown("key in [model]", key, OPTIONS)
+                raise UnknownName("key in [model]", key, OPTIONS, parameter=f"model.{key}")
         if not all(source.label for source in config.data.sources):
-            raise InputError("A classifier needs data.label, the column of the classes, for every source of images.")
+            raise InputError(
+                "a classifier needs it, the column of the classes, for every source of images.", parameter="data.label"
+            )
         self.noise = config.classifier.noise
         path = path_of(config.schedule)
         t = torch.arange(1, path.levels + 1, dtype=torch.float64)
@@ -54,7 +56,9 @@ class ClassifierTask(Task):
     def prepare(self, images: Images, device: torch.device) -> Images:
         """Counts the classes; keeps the images for sheets and for what batch norm must know."""
         if images.classes < 2:
-            raise InputError(f"A classifier needs images of two classes or more, not {images.classes}.")
+            raise InputError(
+                f"a classifier needs images of two classes or more, not {images.classes}.", parameter="data.label"
+            )
         self.images = images
         return super().prepare(images, device)
 

@@ -40,7 +40,9 @@ class PixelTask(Task):
         x = torch.zeros(1, channels, side, side)
         shape = asked(lambda: network(x, torch.zeros(1, dtype=torch.int64)).sample, f"{side}x{side} images").shape
         if shape != x.shape:
-            raise InputError(f"The network in [model] makes {shape[-2]}x{shape[-1]} images of {side}x{side} ones.")
+            raise InputError(
+                f"the network makes {shape[-2]}x{shape[-1]} images of {side}x{side} ones.", parameter="model"
+            )
         return network
 
     def _network(self) -> nn.Module:

@@ -97,7 +97,10 @@ class TextTask(Task):
         check_options(UNet2DConditionModel, config.model, "model")
         check_options(CLIPTextConfig, config.text.encoder, "text.encoder")
         if not all(source.prompt for source in config.data.sources):
-            raise InputError("A text-to-image model needs data.prompt, such as '{text}', for every source of images.")
+            raise InputError(
+                "a text-to-image model needs one, such as '{text}', for every source of images.",
+                parameter="data.prompt",
+            )
         self.levels = levels_of(config.schedule, config.loss)
         self.autoencoder = load_autoencoder(config.text.autoencoder, config.data.channels)
         self.scale = float(self.autoencoder.config["scaling_factor"])
@@ -130,7 +133,9 @@ class TextTask(Task):
         takes = f"codes of {tuple(x.shape[1:])}"
         shape = asked(lambda: network(x, torch.zeros(1, dtype=torch.int64), tokens), takes).shape
         if shape != x.shape:
-            raise InputError(f"The network in [model] makes {tuple(shape[1:])} of codes of {tuple(x.shape[1:])}.")
+            raise InputError(
+                f"the network makes {tuple(shape[1:])} of codes of {tuple(x.shape[1:])}.", parameter="model"
+            )
         return network
 
     def _network(self) -> "TextToImage":
@@ -232,15 +237,21 @@ def load_autoencoder(folder: str, channels: int) -> Any:
     path = Path(folder) / "vae" if (Path(folder) / "vae").is_dir() else Path(folder)
     if not folder or not path.is_dir():
         raise InputError(
-            f"text.autoencoder = {folder!r} is no folder; train one first (task = 'autoencoder'), or name another."
+            f"{folder!r} is no folder; train one first (task = 'autoencoder'), or name another.",
+            parameter="text.autoencoder",
         )
     try:
         network = AutoencoderKL.from_pretrained(path, torch_dtype=torch.float32, use_safetensors=True)
     except Exception as error:
-        raise InputError(f"Cannot load an autoencoder from {path}: {first_line(error)}.") from error
+        raise InputError(
+            f"{path} cannot be loaded as an autoencoder: {first_line(error)}.", parameter="text.autoencoder"
+        ) from error
     takes = network.config["in_channels"]
     if takes != channels:
-        raise InputError(f"The autoencoder in {path} takes {takes} channels; data.channels is {channels}.")
+        raise InputError(
+            f"the autoencoder in {path} takes {takes} channels; data.channels is {channels}.",
+            parameter="text.autoencoder",
+        )
     return network.eval().requires_grad_(False)
 
 
