@@ -1,11 +1,16 @@
+import os
+import struct
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import ddim
+from ddim.editing.blend import read_mask
 from ddim.errors import DDIMError
-from ddim.images import read_images, to_uint8
+from ddim.images import open_image, read_images, to_uint8
 
 GREY, COLOUR = (1, 4, 6), (3, 4, 6)  # [C, H, W]
 
@@ -15,6 +20,20 @@ def pixels(shape=COLOUR, seed: int = 0) -> np.ndarray:
     c, h, w = shape
     values = np.random.default_rng(seed).integers(0, 256, (h, w, c), dtype=np.uint8)
     return values[..., 0] if c == 1 else values
+
+
+def exif_of(tags: dict[int, tuple[int, object]]) -> bytes:
+    """EXIF data with tags of any type: 2 is ASCII, 3 is SHORT, 5 is RATIONAL."""
+    entries, after = b"", b""
+    at = 8 + 2 + 12 * len(tags) + 4
+    for tag, (kind, value) in sorted(tags.items()):
+        if isinstance(value, int):
+            entries += struct.pack("<HHIHH", tag, kind, 1, value, 0)
+            continue
+        data = struct.pack("<II", *value) if isinstance(value, tuple) else f"{value}\0".encode()
+        entries += struct.pack("<HHII", tag, kind, 1 if kind == 5 else len(data), at + len(after))
+        after += data
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + after
 
 
 def tensor_of(values: np.ndarray) -> torch.Tensor:
@@ -208,6 +227,103 @@ def test_a_turned_photo_is_turned_back(tmp_path):
     exif[0x0112] = 6  # orientation: a quarter turn
     Image.fromarray(pixels((3, 6, 4))).save(tmp_path / "a.png", exif=exif)
     assert read_images(tmp_path / "a.png", COLOUR).shape == (1, *COLOUR)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("strange", [{}, {0x0128: (5, (2, 1))}, {0x011A: (2, "72 dpi")}], ids=["plain", "unit", "text"])
+def test_every_turn_is_known_without_writing_the_exif_anew(tmp_path, orientation, strange):
+    """ResolutionUnit as RATIONAL and XResolution as ASCII, as some cameras write them, are no reason to fail."""
+    values = pixels((3, 5, 7))
+    as_pillow = Image.Exif()
+    as_pillow[0x0112] = orientation
+    plain = tmp_path / "plain.png"
+    Image.fromarray(values).save(plain, exif=as_pillow)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(plain)))
+    Image.fromarray(values).save(tmp_path / "a.png", exif=exif_of({0x0112: (3, orientation), **strange}))
+    found = open_image(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(found), upright)
+    assert found.getexif().get(0x0112, 1) == 1 or orientation == 1  # who turns it again turns nothing
+
+
+def test_damaged_exif_says_nothing_against_the_pixels(tmp_path):
+    Image.fromarray(pixels()).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert torch.equal(read_images(tmp_path / "a.png", COLOUR), tensor_of(pixels()))
+
+
+@pytest.mark.parametrize(
+    "failure", [RuntimeError, ZeroDivisionError, NotImplementedError, AttributeError, KeyError, Warning]
+)
+def test_whatever_a_decoder_raises_is_one_sentence_that_names_the_file(picture, monkeypatch, failure):
+    def broken(_self):
+        raise failure("no codec\nand more")
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", broken)
+    for source in (picture, Image.open(picture)):
+        with pytest.raises(ddim.InputError) as caught:
+            read_images(source, COLOUR)
+        assert caught.value.parameter == "images"
+        assert "\n" not in str(caught.value)
+        assert str(picture) in str(caught.value) or source is not picture
+
+
+@pytest.mark.parametrize("failure", [MemoryError, KeyboardInterrupt])
+def test_what_is_not_the_files_fault_passes(picture, monkeypatch, failure):
+    def broken(_self):
+        raise failure
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", broken)
+    with pytest.raises(failure):
+        read_images(picture, COLOUR)
+
+
+def test_a_panorama_beyond_pillows_limit_is_too_large_and_not_broken(picture, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ddim.InputError, match=r"too large: .*24 pixels.* 20 pixels") as caught:
+        read_images(picture, COLOUR)
+    assert "broken" not in str(caught.value)
+    assert caught.value.hint is not None
+    assert "MAX_IMAGE_PIXELS" in caught.value.hint
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "LAB"])
+def test_numbers_without_an_agreed_white_are_refused(tmp_path, mode):
+    """Integers of 32 bits came out black below 257 and white above 65535."""
+    image = Image.new(mode, (6, 4))
+    image.save(tmp_path / "a.tif")
+    for source in (image, tmp_path / "a.tif"):
+        with pytest.raises(ddim.InputError, match=f"mode {mode}") as caught:
+            read_images(source, GREY, resize=True)
+        assert caught.value.parameter == "images"
+    with pytest.raises(ddim.InputError, match=f"mode {mode}") as caught:
+        read_mask(image, 1, (4, 6))
+    assert caught.value.parameter == "mask"
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.bool])
+def test_tensors_of_other_integers_are_refused(dtype):
+    with pytest.raises(ddim.InputError) as caught:
+        read_images(torch.ones(COLOUR, dtype=torch.int64).to(dtype), COLOUR)
+    assert caught.value.parameter == "images"
+
+
+def test_sixteen_bits_of_a_pgm_become_eight(tmp_path):
+    """Pillow hands them out as mode I, which has 32."""
+    values = (np.arange(24, dtype=">u2") * 257).reshape(4, 6)
+    (tmp_path / "a.pgm").write_bytes(b"P5 6 4 65535 " + values.tobytes())
+    assert Image.open(tmp_path / "a.pgm").mode == "I"
+    assert torch.equal(read_images(tmp_path / "a.pgm", GREY)[0, 0], torch.arange(24).view(4, 6) / 255)
+
+
+def test_a_name_that_is_not_utf_8_is_read_and_said(tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    Image.fromarray(pixels()).save(name)
+    assert torch.equal(read_images(name, COLOUR), tensor_of(pixels()))
+    Path(name).write_bytes(b"text")
+    with pytest.raises(ddim.InputError, match=r"caf\\xe9\.png") as caught:
+        read_images(name, COLOUR)
+    str(caught.value).encode("utf-8")
+    out = ddim.save_image(torch.rand(COLOUR), tmp_path / "a.png", f"of {name}")
+    assert r"caf\xe9.png" in Image.open(out).text["Description"]
 
 
 # --- out ------------------------------------------------------------------------------------------------------------

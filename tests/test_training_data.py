@@ -14,7 +14,8 @@ from training_helpers import make_images
 from ddim.errors import InputError
 from ddim.training.config import DataConfig
 from ddim.training.data import LazyImages, MemoryImages, Rows, _decode_all, fingerprint, load_images
-from ddim.training.sources import DatasetPart, square
+from ddim.training.folders import FolderTable
+from ddim.training.sources import TablePart, square
 
 
 @pytest.fixture(autouse=True)
@@ -105,8 +106,7 @@ def test_a_corrupt_gz_file_is_one_sentence(tmp_path):
 @pytest.mark.parametrize("cell", [None, 7], ids=["null", "number"])
 def test_a_cell_without_an_image_is_left_out_and_named(tmp_path, cell):
     image = (make_images(tmp_path / "images", 1) / "000.png").read_bytes()
-    cells = [{"image": image}, {"image": cell}, {"image": {"bytes": None, "path": cell}}]
-    rows = Rows([DatasetPart(cells, "image", [])], [1])
+    rows = Rows([TablePart(FolderTable([image, cell, {"bytes": None, "path": cell}], {}))], [1])
     config = DataConfig("-", 8, channels=1, workers=0)
     images = _decode_all(rows, config)
     assert len(images) == 1
@@ -201,8 +201,10 @@ def test_sixteen_bits_become_eight():
     clear = Image.fromarray(values)
     clear.info["transparency"] = 257
     assert square(clear, DataConfig("-", 8, background=9))[:, 0, :3].tolist() == [[0, 9, 2]] * 3
-    with pytest.raises(ValueError, match="floats"):
-        square(Image.new("F", (8, 8), 0.5), DataConfig("-", 8))
+    for mode in ("F", "I"):
+        with pytest.raises(InputError, match=f"mode {mode}") as caught:
+            square(Image.new(mode, (8, 8)), DataConfig("-", 8))
+        assert caught.value.parameter == "data.path"
 
 
 def test_a_photograph_on_its_side_is_turned_upright():
@@ -212,6 +214,7 @@ def test_a_photograph_on_its_side_is_turned_upright():
     image = Image.new("L", (8, 8))
     image.paste(255, (0, 0, 8, 4))
     image.save(buffer, "PNG", exif=exif)
-    upright = square(Image.open(buffer), DataConfig("-", 8, channels=1))[0]
+    part = TablePart(FolderTable([buffer.getvalue()], {}))
+    upright = square(part.open(0), DataConfig("-", 8, channels=1))[0]
     assert (upright[:, 4:] == 255).all()
     assert (upright[:, :4] == 0).all()

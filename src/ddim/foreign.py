@@ -1,4 +1,5 @@
-"""What other libraries and files say: their errors on one line, and JSON that people may have touched."""
+"""What other libraries and files say: their errors on one line, names in any bytes, and JSON that people may have
+touched."""
 
 import json
 from pathlib import Path
@@ -16,6 +17,15 @@ def first_line(error: BaseException, longest: int = 200) -> str:
 def one_line(error: BaseException, longest: int = 300) -> str:
     """All of an error's text on one line, cut; its kind where it says nothing."""
     return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
+def readable(name: object) -> str:
+    """A name that can be shown and written anywhere: bytes of a file's name that are no UTF-8 as ``\\xe9``."""
+    text = str(name)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a UTF-16 pair, which no file's name gives
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_json(file: Path, kind: str = "config") -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -12,9 +13,13 @@ from torch import Tensor
 
 from .code import write_whole
 from .errors import InputError
+from .foreign import first_line, readable
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_SIXTEEN = ("PNG", "PPM")  # formats whose numbers Pillow may hand out as mode I though they have 16 bits
 
 ImageLike = Any
 """A path, a PIL image, a tensor [C, H, W] or [N, C, H, W] in [0, 1], or a list of these."""
@@ -47,7 +52,7 @@ def read_images(source: ImageLike, shape: Sequence[int], *, resize: bool = False
     if isinstance(source, Tensor):
         return _from_tensor(source, _taken(shape, source.shape[-2:], multiple, resize, "An image"), resize)
     if isinstance(source, (str, os.PathLike)):
-        image, name = open_image(Path(source)), str(source)
+        image, name = open_image(Path(source)), readable(source)
         return _from_pil(image, _taken(shape, image.size[::-1], multiple, resize, name), resize, name)
     if hasattr(source, "convert") and hasattr(source, "getbands"):
         name = "The image"
@@ -71,20 +76,82 @@ def _taken(shape: Sequence[int], size: Sequence[int], multiple: int, resize: boo
     return shape[0], *near
 
 
-def open_image(path: Path) -> "PILImage.Image":
-    """A picture from a file, turned as its EXIF data says; InputError where there is none to read."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def open_image(path: Path, parameter: str = "images") -> "PILImage.Image":
+    """A picture from a file, decoded and upright; see ``decode``. InputError where there is no such file.
 
+    Args:
+        path: the file.
+        parameter: what the error is about.
+    """
     if not path.is_file():
-        raise InputError(f"there is no file {path}.", parameter="images")
+        raise InputError(f"there is no file {readable(path)}.", parameter=parameter)
+    return decode(path, readable(path), parameter)
+
+
+def decode(source: str | Path | BinaryIO, name: str, parameter: str = "images") -> "PILImage.Image":
+    """A picture, decoded whole and turned as its EXIF data says. Whatever fails in it is one InputError.
+
+    Args:
+        source: a file, or an open one.
+        name: what the error calls it.
+        parameter: what the error is about.
+
+    Raises:
+        InputError: it is no picture, damaged, empty, or has more pixels than Pillow decodes.
+    """
+    from PIL import Image
+
+    with _decoding(name, parameter), Image.open(source) as image:
+        image.load()
+        if not all(image.size):
+            raise ValueError(f"it is {image.width}x{image.height}")
+        return _upright(image)
+
+
+@contextmanager
+def _decoding(name: str, parameter: str) -> Iterator[None]:
+    """Pillow's errors inside as one InputError about ``name``."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
+        yield
     except UnidentifiedImageError:
-        raise InputError(f"{path} is not an image that can be read.", parameter="images") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is broken or truncated: {str(error).rstrip('.')}.", parameter="images") from None
+        raise InputError(f"{name} is not an image that can be read.", parameter=parameter) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(
+            f"{name} is too large: {first_line(error)}.",
+            parameter=parameter,
+            hint="Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS, half of the limit.",
+        ) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # each format's decoder raises what comes up, from AttributeError to ZeroDivisionError
+        raise InputError(f"{name} is broken or truncated: {first_line(error)}.", parameter=parameter) from None
+
+
+def _upright(image: "PILImage.Image") -> "PILImage.Image":
+    """The picture turned as its EXIF data says; without that data then, which Pillow cannot always write anew."""
+    from PIL import Image
+
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    try:
+        turn = turns.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF data says nothing of the turn, and nothing against the pixels
+        turn = None
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for key in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):
+        turned.info.pop(key, None)
+    return turned
 
 
 def _from_pil(image: "PILImage.Image", shape: Sequence[int], resize: bool, name: str) -> Tensor:
@@ -112,34 +179,46 @@ def _from_pil(image: "PILImage.Image", shape: Sequence[int], resize: bool, name:
     return (data.view(1, height, width, channels).permute(0, 3, 1, 2).float() / 255).contiguous()
 
 
-def flatten(image: "PILImage.Image", mode: str, background: int = 255) -> "PILImage.Image":
+def flatten(image: "PILImage.Image", mode: str, background: int = 255, parameter: str = "images") -> "PILImage.Image":
     """An image of any PIL mode in ``mode`` (L or RGB): 16 bits become 8, what is transparent lies on ``background``.
 
     Args:
-        image: any PIL image; of mode F none, since floats have no agreed white.
+        image: any PIL image of 1, 8 or 16 bits a channel. Floats and integers of 32 bits (PIL modes F and I) have no
+            agreed white and are refused; of mode I, PNG and PGM files are taken, whose numbers have 16 bits.
         mode: ``L`` or ``RGB``.
         background: grey value 0..255.
+        parameter: what the error is about.
 
     Raises:
-        InputError: an image of floats.
+        InputError: floats, integers of 32 bits, colours that Pillow does not convert, a damaged image.
     """
     from PIL import Image
 
-    if image.mode == "F":
+    with _decoding("the image", parameter):
+        image.load()  # of a file that was opened and not yet read
+    if image.mode == "F" or (image.mode == "I" and image.format not in _SIXTEEN):
+        kind = "floats (PIL mode F)" if image.mode == "F" else "integers of 32 bits (PIL mode I)"
         raise InputError(
-            "an image of floats (PIL mode F) has no agreed white; use 8 or 16 bits, or a tensor in [0, 1].",
-            parameter="images",
+            f"an image of {kind} has no agreed white; use 8 or 16 bits, or a tensor in [0, 1].", parameter=parameter
         )
-    if image.mode.startswith("I"):  # 16 bits, in either byte order
-        wide, clear = image.convert("I"), image.info.get("transparency")
-        image = wide.point(lambda v: v / 257).convert("L")
-        if clear is not None:  # the one value that a PNG may declare transparent
-            image.paste(background, mask=Image.fromarray(np.asarray(wide) == clear))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        behind = Image.new("RGBA", image.size, (background, background, background, 255))
-        image = Image.alpha_composite(behind, image)
-    return image.convert(mode)
+    try:
+        if image.mode.startswith("I"):  # 16 bits, in either byte order
+            wide, clear = image.convert("I"), image.info.get("transparency")
+            image = wide.point(lambda v: v / 257).convert("L")
+            if clear is not None:  # the one value that a PNG may declare transparent
+                image.paste(background, mask=Image.fromarray(np.asarray(wide) == clear))
+        elif image.has_transparency_data:
+            image = image.convert("RGBA")
+            behind = Image.new("RGBA", image.size, (background, background, background, 255))
+            image = Image.alpha_composite(behind, image)
+        return image.convert(mode)
+    except MemoryError:
+        raise
+    except Exception as error:  # no way from its colours, such as LAB, or damaged transparency
+        raise InputError(
+            f"an image of PIL mode {image.mode} does not become {mode} ({first_line(error)}); convert it to RGB first.",
+            parameter=parameter,
+        ) from None
 
 
 def _from_tensor(x: Tensor, shape: Sequence[int], resize: bool) -> Tensor:
@@ -244,7 +323,7 @@ def save_image(image: "Tensor | PILImage.Image", path: str | os.PathLike[str], a
     picture = to_pil(image) if isinstance(image, Tensor) else image
     info = PngImagePlugin.PngInfo()
     if about:
-        info.add_text("Description", about)
+        info.add_text("Description", readable(about))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", pnginfo=info)
     return write_whole(target, buffer.getvalue())

@@ -61,12 +61,12 @@ def _as_many(masks: Sequence[MaskLike], images: int) -> Sequence[MaskLike]:
 
 def _from_file(mask: MaskLike) -> Tensor:
     if isinstance(mask, (str, os.PathLike)):
-        mask = open_image(Path(mask))
+        mask = open_image(Path(mask), "mask")
     if not hasattr(mask, "getbands"):
         raise InputError(
             f"{type(mask).__name__} is not a mask; give a path, a PIL image or a tensor.", parameter="mask"
         )
-    grey = flatten(mask, "L", background=0)
+    grey = flatten(mask, "L", background=0, parameter="mask")
     data = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8)
     return data.view(grey.height, grey.width)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import DDIMError, InputError
 from ..foreign import one_line
 from ..training.config import TrainConfig
-from ..training.sources import DatasetPart, held_out, open_source, square
+from ..training.sources import TablePart, held_out, open_source, square
 from .methods import Way
 from .nearest import Gallery
 from .pairs import agreement, digest, mse_where, psnr, ssim
@@ -75,12 +75,11 @@ def read_pictures(config: TrainConfig) -> list[Picture]:
             parameter="data.without",
         )
     part = open_source(replace(source, without=""), data)
-    assert isinstance(part, DatasetPart)  # a list of style and word fits nothing else
+    assert isinstance(part, TablePart)  # a list of style and word fits nothing else
     out = []
-    groups = part.values(GROUP) if GROUP in part.columns else [""] * len(part)
+    groups = part.values(GROUP) if GROUP in part.table.names else [""] * len(part)
     for row, (style, word, group) in enumerate(zip(*map(part.values, columns), groups, strict=True)):
-        with part.open(row) as image:
-            pixels = torch.from_numpy(square(image, data)).float() / 255
+        pixels = torch.from_numpy(square(part.open(row), data)).float() / 255
         out.append(Picture(style, word, group, part.prompt(row), pixels, (style, word) in listed))
     return out
 

@@ -15,8 +15,9 @@ from ..models import bundled_models
 from ..models.base import Model
 from ..models.features import sides
 from ..training.config import DataConfig, SourceConfig, TrainConfig
+from ..training.folders import has_split
 from ..training.idx import idx_file
-from ..training.sources import BROKEN, open_source, square
+from ..training.sources import open_source, square
 from .edits import Picture, galleries, read_pictures
 from .nearest import Gallery
 
@@ -127,7 +128,7 @@ def _test_split(recipe: TrainConfig) -> DataConfig:
 
 
 def _has_split(folder: Path) -> bool:
-    return (folder / "test").is_dir() or any(folder.rglob("*.parquet")) or any(folder.glob("*-idx3-ubyte*"))
+    return has_split(folder, "test") or any(folder.rglob("*.parquet")) or any(folder.glob("*-idx3-ubyte*"))
 
 
 def _folder(data: Path | None, model: Model) -> DataConfig:
@@ -145,10 +146,9 @@ def _read(config: DataConfig, count: int, model: Model) -> list[Picture]:
     out = []
     for row in spread(range(len(part)), count):
         try:
-            with part.open(row) as image:
-                pixels = torch.from_numpy(square(image, config)).float() / 255
-        except BROKEN as error:
-            raise InputError(f"{source.path}: {part.name(row)} is no image: {error}.", parameter="data") from None
+            pixels = torch.from_numpy(square(part.open(row), config)).float() / 255
+        except InputError as error:
+            raise InputError(f"{source.path}, {part.name(row)}: {error.message}", parameter="data") from None
         out.append(Picture("", part.name(row), "", "", pixels, held=True))
     _fits(out[0].pixels, model)
     return out

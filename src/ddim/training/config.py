@@ -34,12 +34,16 @@ class SourceConfig:
     Attributes:
         path: a folder of images, a parquet file (or a folder of them), MNIST-type idx files (a folder or one
             ``*-images-idx3-ubyte[.gz]``), or the id of a data set on the Hugging Face hub. Relative paths start
-            where the command runs. Of a folder with a subfolder named like ``split``, only that is taken.
-        split: which part; for idx files ``train`` or ``test``.
+            where the command runs. Of a folder of images everything beneath counts, but what is hidden.
+        split: which part; for idx files ``train`` or ``test``, of a folder of images the folder of that name in it. A
+            folder ``train`` among others is a split where they are named like splits too, and a class otherwise.
         column: the column with the images; empty: the first one that holds images.
-        prompt: how a row's words are put together, from its columns: ``"{style} {name}"``.
+        prompt: how a row's words are put together, from its columns: ``"{style} {name}"``; without braces the same for
+            all. A folder of images has the columns of its ``metadata.jsonl``, ``.csv`` or ``.parquet``, which name each
+            picture as ``file_name``, or ``text``, from a text file beside each picture. A column that is empty in
+            all rows is refused.
         rewrite: pairs (regular expression, replacement), applied in their order to every prompt.
-        where: column -> the values of the rows to take; empty: all rows.
+        where: column -> the values of the rows to take, each of which occurs; empty: all rows.
         without: a CSV file whose header names columns; rows that equal one of its lines in all of them are left
             out, and so are rows with the same image under another name.
         repeat: how often an epoch visits each image.

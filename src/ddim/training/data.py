@@ -1,5 +1,6 @@
 """Images for training: found, decoded, made square, and served by index as uint8 [N, C, size, size]."""
 
+import warnings
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import DDIMWarning, InputError
 from .config import DataConfig
-from .sources import BROKEN, Part, open_source, square
+from .sources import Part, open_source, square
+
+LONGEST_EPOCH = 100_000_000
 
 
 class Batch(NamedTuple):
@@ -89,7 +92,7 @@ class LazyImages(torch.utils.data.Dataset[tuple[Tensor, int, list[int]]]):
         for at in range(start, start + count):
             try:
                 return torch.from_numpy(self.rows.decode(at % count, self.config)), at % count, broken
-            except BROKEN:
+            except InputError:
                 broken.append(at % count)
         return torch.empty(0), start, broken  # raising here would bury the sentence in a worker's traceback
 
@@ -155,10 +158,9 @@ class Rows:
         return 1 + max(self.labels(range(len(self))), default=-1)
 
     def decode(self, index: int, config: DataConfig) -> np.ndarray:
-        """One image as ``square`` makes it. Raises one of ``BROKEN``."""
+        """One image as ``square`` makes it. Raises InputError where it cannot be decoded."""
         part, row = self._at(index)
-        with part.open(row) as image:
-            return square(image, config)
+        return square(part.open(row), config)
 
 
 def load_images(config: DataConfig) -> Images:
@@ -168,9 +170,32 @@ def load_images(config: DataConfig) -> Images:
         InputError: nothing there, no image among it, or none that can be decoded; a column, prompt or list of
             held-out rows that does not fit.
     """
-    rows = Rows([open_source(source, config) for source in config.sources], [s.repeat for s in config.sources])
+    parts, repeats = [open_source(source, config) for source in config.sources], [s.repeat for s in config.sources]
+    visits = sum(len(part) * repeat for part, repeat in zip(parts, repeats, strict=True))
+    if visits > LONGEST_EPOCH:
+        raise InputError(
+            f"an epoch would meet {visits:,} pictures; at most {LONGEST_EPOCH:,} are ordered.", parameter="data.repeat"
+        )
+    rows = Rows(parts, repeats)
+    _check_labels(rows.labels(range(len(rows))))
     size = len(rows) * config.channels * config.size**2
     return LazyImages(rows, config) if size > config.memory_gib * 2**30 else _decode_all(rows, config)
+
+
+def _check_labels(labels: Sequence[int]) -> None:
+    """Raises InputError for numbers that are no classes; warns of classes without a picture."""
+    count, found = 1 + max(labels, default=-1), set(labels)
+    if count > len(labels):
+        raise InputError(
+            f"the highest is {count - 1}, so there would be {count:,} classes of {len(labels):,} pictures; number the "
+            "classes from 0.",
+            parameter="data.label",
+        )
+    if len(found) < count:
+        lacking = [k for k in range(count) if k not in found]
+        warnings.warn(
+            f"{len(lacking)} of {count} classes have no picture (the first: {lacking[0]}).", DDIMWarning, stacklevel=3
+        )
 
 
 def _decode_all(rows: Rows, config: DataConfig) -> MemoryImages:
@@ -180,9 +205,9 @@ def _decode_all(rows: Rows, config: DataConfig) -> MemoryImages:
         try:
             pixels[len(place)] = rows.decode(index, config)
             place[index] = len(place)
-        except BROKEN as error:
+        except InputError as error:
             skipped.append(rows.name(index))
-            reason = reason or str(error)
+            reason = reason or error.message.rstrip(".")
     if not place:
         raise InputError(
             f"none of the {len(rows)} images in {_places(config)} can be decoded (the first: {reason}).",

@@ -14,10 +14,10 @@ _LABELS, _IMAGES = 2049, 2051  # the magic numbers
 
 
 class IdxPart:
-    """Images of an idx file, uint8 [N, H, W], and their labels [N], if any; see ``sources.Part``."""
+    """Images of an idx file, uint8 [N, H, W], their labels [N], and a prompt for all; see ``sources.Part``."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray | None = None) -> None:
-        self.images, self.labels = images, labels
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, prompt: str = "") -> None:
+        self.images, self.labels, self.words = images, labels, prompt
 
     def __len__(self) -> int:
         return len(self.images)
@@ -28,7 +28,7 @@ class IdxPart:
 
     def prompt(self, row: int) -> str:
         """See ``Part``."""
-        return ""
+        return self.words
 
     def label(self, row: int) -> int | None:
         """See ``Part``."""
