@@ -4,6 +4,9 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+from ddim.temporary import temporary_beside
 
 
 def killed(run: Callable[[], object], progress: Callable[[], int], times: int = 5, every: int = 4) -> None:
@@ -23,3 +26,18 @@ def killed(run: Callable[[], object], progress: Callable[[], int], times: int = 
             time.sleep(0.002)
         process.kill()
         process.join()
+
+
+def dead_file(folder: Path) -> Path:
+    """A temporary file of a process that was killed in the middle of writing."""
+
+    def die() -> None:
+        temporary_beside(folder / "a.png").write_bytes(b"half")
+        os._exit(9)
+
+    before = set(folder.iterdir())
+    process = multiprocessing.get_context("fork").Process(target=die)
+    process.start()
+    process.join()
+    (file,) = set(folder.iterdir()) - before
+    return file

@@ -14,15 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killing import dead_file
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from training_helpers import make_images, state, tables, tiny, write_toml
 
 from ddim.errors import DDIMError, InputError
 from ddim.lock import only_process
 from ddim.training import train
-from ddim.training.checkpoint import clean, whole_folder
+from ddim.training.checkpoint import Checkpoints, clean, whole_folder
 from ddim.training.loss import path_of
 from ddim.training.tasks.pixel import PixelTask
 
@@ -159,9 +160,78 @@ def test_a_model_that_was_only_moved_aside_is_a_run(images, tmp_path):
         train(tiny(images, tmp_path / "run"))
 
 
+def test_only_our_own_names_count_among_checkpoints(images, tmp_path):
+    """``step-00000003-good`` was removed by the clean-up, ``step-best`` taken for the newest for ever."""
+    folder = tmp_path / "run"
+    own = ["step-00000003-good", "step-best", "step-3", "step-000000009", "model", ".ddim-old-notes", ".ddim-tmp-mine"]
+    for name in own:
+        (folder / "checkpoints" / name).mkdir(parents=True)
+        (folder / "checkpoints" / name / "a").touch()
+    (folder / "checkpoints/step-99999999").touch()  # a file is no checkpoint
+    with pytest.raises(Stop):
+        train(tiny(images, folder, output={"keep": 1}), on_event=stop_after(5))
+    events = []
+    train(tiny(images, folder, output={"keep": 1}), resume=True, on_event=events.append)
+    assert events[0].step == 4
+    found = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert found == {*own, "step-99999999", "step-00000006"}
+    assert all((folder / "checkpoints" / name / "a").is_file() for name in own)
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    for step in (100_000_000, 99_999_999, 5):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    assert [int(path.name[5:]) for path in Checkpoints(tmp_path, 2).all()] == [5, 99_999_999, 100_000_000]
+
+
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [
+        ("state.json", b"{}"),
+        ("state.json", b""),
+        ("state.json", b"[]"),
+        ("state.json", b'{"config": {}}'),
+        ("state.json", b'{"config": {}, "step": 4}'),
+        ("state.json", b'{"config": {}, "step": true}'),
+        ("state.json", None),
+        *((f"{name}.safetensors", content) for name in ("weights", "ema", "optimizer") for content in (b"", None, {})),
+        ("optimizer.safetensors", {"0.step": torch.zeros(())}),
+        ("optimizer.safetensors", {"x.exp_avg": torch.zeros(2)}),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_sentence_that_names_the_part(images, tmp_path, part, content):
+    train(tiny(images, tmp_path / "run"))
+    file = tmp_path / "run/checkpoints/step-00000006" / part
+    if content is None:
+        file.unlink()
+    elif isinstance(content, dict):
+        save_file(content, file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        train(tiny(images, tmp_path / "run"), resume=True)
+    assert part in str(caught.value)
+    assert "step-00000006" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["weights", "ema", "optimizer"])
+def test_a_tensor_of_another_shape_in_a_checkpoint_is_named(images, tmp_path, part):
+    """The EMA's was broadcast, and the optimiser's met the step."""
+    train(tiny(images, tmp_path / "run"))
+    file = tmp_path / f"run/checkpoints/step-00000006/{part}.safetensors"
+    tensors = load_file(file)
+    name = max(tensors, key=lambda key: tensors[key].numel())
+    save_file({**tensors, name: torch.zeros(1)}, file)
+    with pytest.raises(InputError) as caught:
+        train(tiny(images, tmp_path / "run"), resume=True)
+    assert name in str(caught.value)
+    assert file.name in str(caught.value)
+
+
 def test_what_a_killed_process_left_of_a_sheet_is_cleaned_up(images, tmp_path):
     (tmp_path / "run/samples").mkdir(parents=True)
-    (tmp_path / "run/samples/.step-00000002.png.123.tmp").touch()
+    dead_file(tmp_path / "run/samples")
     train(tiny(images, tmp_path / "run"))
     assert not list((tmp_path / "run/samples").iterdir())
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from .errors import DDIMError, DDIMWarning, InputError, is_number, is_texts
 from .foreign import first_line
 from .grid import Grid
 from .path import Node
+from .temporary import remove_stale, temporary_beside
 
 FORMAT = "ddim.latent-code"
 VERSION = 2
@@ -235,13 +237,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
     """Writes bytes under a temporary name beside the target and renames: whole or not at all.
 
+    A process's first file in a folder removes what killed processes left there.
+
     Raises:
         DDIMError: the folder cannot be written, or the disk is full; nothing is left behind.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _tidy(os.path.abspath(target.parent))
         with open(temporary, "wb") as f:
             f.write(data)
             f.flush()
@@ -253,3 +258,8 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     return target
+
+
+@cache
+def _tidy(folder: str) -> None:
+    remove_stale(Path(folder))

@@ -7,21 +7,28 @@ process killed at any moment leaves either the old folder or the new one, never 
 import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import DDIMError, InputError
+from ..errors import DDIMError, InputError, is_whole
+from ..foreign import first_line
+from ..temporary import remove_stale
 from .ema import EMA
+from .reading import differing_keys
+
+_T = TypeVar("_T")
 
 TEMPORARY, REPLACED = ".ddim-tmp-", ".ddim-old-"
+_MODEL, _STEP = re.compile("model"), re.compile(r"step-(\d{8}|[1-9]\d{8,})")
 
 
 @contextmanager
@@ -71,41 +78,49 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _own(folder: Path, name: re.Pattern[str], prefix: str = "") -> list[Path]:
+    """The folders in ``folder`` that a run wrote under ``name``, oldest first. A user's copies beside them, such as
+    ``step-00000003-good``, are none."""
+    found = (path for path in folder.glob(f"{prefix}*") if name.fullmatch(path.name.removeprefix(prefix)))
+    return sorted((path for path in found if path.is_dir()), key=lambda path: (len(path.name), path.name))
+
+
 def clean(folder: Path) -> None:
     """Removes what a killed process left in ``folder``; puts a folder back that it had only just moved aside."""
-    for stale in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    for replaced in folder.glob(f"{REPLACED}*"):
-        target = replaced.with_name(replaced.name.removeprefix(REPLACED))
-        if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:
-            replaced.rename(target)
+    for name in (_MODEL, _STEP):
+        for stale in _own(folder, name, TEMPORARY):
+            shutil.rmtree(stale, ignore_errors=True)
+        for replaced in _own(folder, name, REPLACED):
+            target = replaced.with_name(replaced.name.removeprefix(REPLACED))
+            if target.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+            else:
+                replaced.rename(target)
 
 
 def clean_run(folder: Path) -> None:
     """``clean`` for all that a run writes into its folder."""
     clean(folder)
     clean(folder / "checkpoints")
-    for stale in (folder / "samples").glob(".step-*.png.*.tmp"):  # of write_whole
-        stale.unlink()
+    remove_stale(folder / "samples")
 
 
 def holds_run(folder: Path) -> bool:
     """Whether there are checkpoints or a model in ``folder``, be it only moved aside by a killed process."""
-    places = ("model", f"{REPLACED}model", "checkpoints/step-*", f"checkpoints/{REPLACED}*")
-    return any(True for place in places for _ in folder.glob(place))
+    checkpoints = (_own(folder / "checkpoints", _STEP, prefix) for prefix in ("", REPLACED))
+    return (folder / "model").exists() or bool(_own(folder, _MODEL, REPLACED)) or any(checkpoints)
 
 
 class Checkpoints:
-    """The folder ``checkpoints/`` of a run: one folder ``step-NNNNNNNN`` each, of which the last ``keep`` stay."""
+    """The folder ``checkpoints/`` of a run: one folder ``step-NNNNNNNN`` each, of which the last ``keep`` stay. Other
+    names in it are the user's, and are neither read nor removed."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
     def all(self) -> list[Path]:
         """The whole ones, oldest first."""
-        return sorted(self.folder.glob("step-*"))
+        return _own(self.folder, _STEP)
 
     def save(self, step: int, network: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, about: Any) -> Path:
         """Writes the state after ``step`` steps, with ``about`` (JSON values), and drops the oldest.
@@ -126,9 +141,23 @@ class Checkpoints:
             shutil.rmtree(stale, ignore_errors=True)
         return target
 
-    def about(self, path: Path) -> dict[str, Any]:
-        """``state.json`` of a checkpoint."""
-        return _reading(path, lambda: json.loads((path / "state.json").read_text(encoding="utf-8")))
+    def about(self, path: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """``state.json`` of a checkpoint, and the keys of its config that differ from ``config``.
+
+        Raises:
+            InputError: it is damaged.
+        """
+
+        def read() -> tuple[dict[str, Any], list[str]]:
+            about = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            if not (isinstance(about, dict) and isinstance(about.get("config"), dict)):
+                raise ValueError("it holds no config")
+            step = about.get("step")
+            if not is_whole(step) or path.name != f"step-{step:08d}":
+                raise ValueError(f"it is of step {step!r}")
+            return about, differing_keys(about["config"], config)
+
+        return _reading(path, "state.json", read)
 
     def load(self, path: Path, network: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
         """Puts a checkpoint's weights, EMA and optimiser state in place.
@@ -136,13 +165,24 @@ class Checkpoints:
         Raises:
             InputError: it is damaged, or belongs to another network.
         """
+        parts: dict[str, Callable[[dict[str, Tensor]], object]] = {
+            "weights": lambda found: network.load_state_dict(_like(_plain(network.state_dict()), found)),
+            "ema": lambda found: ema.load(_like(ema.average, found)),
+            "optimizer": lambda found: _load_optimizer(optimizer, found),
+        }
+        for name, put in parts.items():
+            file = f"{name}.safetensors"
+            _reading(path, file, lambda put=put, file=file: put(load_file(path / file)))
 
-        def read() -> None:
-            network.load_state_dict(load_file(path / "weights.safetensors"))
-            ema.load(load_file(path / "ema.safetensors"))
-            _load_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
 
-        _reading(path, read)
+def _like(wanted: Mapping[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``found``, if it has the tensors of ``wanted``. Raises ValueError otherwise, with the first that differs."""
+    for name in (*wanted, *found):
+        if name not in found or name not in wanted:
+            raise ValueError(f"it {'lacks' if name in wanted else 'has'} the tensor {name!r}")
+        if found[name].shape != wanted[name].shape:
+            raise ValueError(f"{name!r} is {tuple(found[name].shape)}, not {tuple(wanted[name].shape)}")
+    return found
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -155,6 +195,16 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    met = {key.partition(".")[0] for key in tensors}  # a weight that no gradient has reached has no state
+    wanted: dict[str, Tensor] = {}
+    for index, weight in enumerate(weights):
+        if str(index) in met:
+            moments = {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
+            wanted |= {f"{index}.{name}": like for name, like in moments.items()}
+    if not tensors:
+        raise ValueError("it is empty")
+    _like(wanted, tensors)
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
@@ -167,11 +217,13 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
 
 
-def _reading(path: Path, read: Callable[[], Any]) -> Any:
+def _reading(path: Path, part: str, read: Callable[[], _T]) -> _T:
     try:
         return read()
+    except MemoryError:
+        raise
     except Exception as error:  # three file formats, each with errors of its own
-        first = str(error).splitlines()[0] if str(error) else repr(error)
         raise InputError(
-            f"Cannot continue from {path}: {first} Remove this folder to continue from the one before."
+            f"Cannot continue from {path}: {part} is damaged ({first_line(error)}). Remove this folder to continue "
+            "from the one before."
         ) from error

@@ -25,7 +25,6 @@ from .config import OptimConfig, TrainConfig
 from .data import Batch, Images, fingerprint, load_images
 from .ema import EMA
 from .progress import OnEvent, Reporter
-from .reading import differing_keys
 from .tasks import Task, make_task
 from .tasks.base import Draw, write_about
 
@@ -92,7 +91,7 @@ class _Run:
         )
         step = 0
         if last is not None:
-            about = self.checkpoints.about(last)
+            about, _ = self.checkpoints.about(last, self.config.as_dict())
             sources = {
                 "images": " and ".join(source.path for source in self.config.data.sources) + " holds other images",
                 "weights": f"{self.config.loss.weight} holds other weights",
@@ -102,7 +101,7 @@ class _Run:
                 if about.get(name, found) != found:
                     raise InputError(f"{sources[name]} than the run in {self.folder} began with.")
             self.checkpoints.load(last, self.network, self.ema, self.optimizer)
-            step = int(about["step"])
+            step = about["step"]
         self.report.open(step)
         try:
             self._tell_start(step)
@@ -210,8 +209,7 @@ class _Run:
         found = self.checkpoints.all()
         if not found:
             return None
-        about = self.checkpoints.about(found[-1])
-        changed = differing_keys(about["config"], self.config.as_dict())
+        _, changed = self.checkpoints.about(found[-1], self.config.as_dict())
         if changed:
             raise InputError(
                 f"the run in {self.folder} was made with other values of {', '.join(changed)}; "
