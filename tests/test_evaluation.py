@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shlex
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ import ddim
 from ddim.cli.app import app
 from ddim.evaluation import nearest, store
 from ddim.evaluation.edits import COLUMNS, EditBenchmark, EditPair, Setting, edit_pairs, read_pictures, summary
+from ddim.evaluation.material import material
 from ddim.evaluation.nearest import Gallery
 from ddim.evaluation.pairs import agreement, digest, mse, mse_where, psnr, ssim
 from ddim.evaluation.store import Rows
@@ -194,6 +196,24 @@ def test_a_table_in_three_formats(tmp_path: Path):
     assert [f.suffix for f in files] == [".md", ".csv", ".json"]
     assert "| x | 12.3% |" in files[0].read_text()
     assert json.loads(files[2].read_text())["about"] == {"command": "ddim"}
+
+
+def test_a_table_may_tell_of_a_name_that_is_not_utf_8(tmp_path: Path):
+    files = write_table(tmp_path, "t", [{"m": "caf\udce9"}], {"m": ""}, {"command": "ddim caf\udce9"})
+    assert r"caf\xe9" in files[0].read_text(encoding="utf-8")
+    assert r"caf\xe9" in files[1].read_text(encoding="utf-8")
+    json.loads(files[2].read_text(encoding="utf-8"))
+
+
+def test_pictures_to_measure_on_may_have_names_that_are_not_utf_8(tmp_path: Path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    ddim.save_image(torch.rand(1, 8, 8), name)
+    model: Any = SimpleNamespace(name="tiny", text=False, picture=(1, 8, 8))
+    (picture,) = material(model, 1, data=tmp_path).pictures
+    assert picture.word.endswith(r"caf\xe9.png")
+    rows = Rows(tmp_path / "rows", store.Columns({"word": "string"}, {}))
+    rows.add([{"word": picture.word}])
+    rows.flush()
 
 
 def test_the_command_measures_resumes_and_shows(recipe: Path, tmp_path: Path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_helpers import make_autoencoder, make_words, state, task_config
+from training_helpers import make_autoencoder, make_images, make_words, state, task_config
 
 from ddim.errors import InputError
 from ddim.training import train
@@ -225,6 +225,16 @@ def prepared(words, folder, autoencoder, **changes):
     config = task_config("text", words, folder, autoencoder, **changes)
     task = make_task(config)
     return task, task.prepare(load_images(config.data), CPU)
+
+
+@pytest.mark.parametrize("template", ["{text}", "a photo of {text}", " "])
+def test_pictures_without_words_are_refused_before_any_work(tmp_path, autoencoder, template):
+    """They trained on empty prompts to the end, with a tokenizer of no merges."""
+    folder = make_images(tmp_path / "images", 3, 16)
+    with pytest.raises(InputError) as caught:
+        train(task_config("text", folder, tmp_path / "run", autoencoder, data={"prompt": template}))
+    assert caught.value.parameter == "data.prompt"
+    assert not (tmp_path / "run").exists()
 
 
 def test_codes_are_the_autoencoders_mean_times_its_factor(words, tmp_path, autoencoder):

@@ -16,6 +16,7 @@ from ..cli.terminal import Terminal
 from ..cli.work import open_model
 from ..code import write_whole
 from ..errors import InputError
+from ..foreign import readable
 from ..images import read_images
 from ..models import bundled_models, bundled_test_images
 from .editing import Edits, Gallery, Words
@@ -114,7 +115,7 @@ def run(
         **results,
     }
     write_whole(out / "results.json", (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode())
-    write_whole(out / "index.html", render(whole, str(out)).encode())
+    write_whole(out / "index.html", readable(render(whole, str(out))).encode())
     return whole
 
 

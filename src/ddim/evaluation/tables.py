@@ -12,6 +12,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from ..code import write_whole
+from ..foreign import readable
 
 
 def finite_mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
@@ -116,4 +117,6 @@ def write_table(
         "csv": text.getvalue(),
         "json": json.dumps({"about": about, "rows": rows}, indent=2, default=str),
     }
-    return [write_whole(folder / f"{name}.{ending}", content.encode()) for ending, content in contents.items()]
+    return [
+        write_whole(folder / f"{name}.{ending}", readable(content).encode()) for ending, content in contents.items()
+    ]
