@@ -1,5 +1,6 @@
 """Null-text, negative-prompt, direct, edit-friendly inversion: their formulas, their thrift, Ctrl-C and bad input."""
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -428,12 +429,17 @@ def test_nothing_to_tune_at_weight_one():
 @pytest.mark.parametrize("method", ["null-text", "negative-prompt"])
 def test_a_model_without_text(method):
     with pytest.raises(InputError, match=f"method: '{method}' works on a prompt"):
-        ddim.invert(tiny.model(), torch.rand(1, 1, 8, 8), steps=2, method=method, guidance=7.5)
+        ddim.invert(tiny.model(), torch.rand(1, 1, 8, 8), steps=2, method=method)
 
 
-def test_a_skip_that_leaves_no_step():
-    with pytest.raises(InputError, match="skip: 12 leaves none of 12 steps; use 11 or less"):
-        EditFriendly(skip=12).walk(scene(), images(), GRID)
+@pytest.mark.parametrize(("skip", "steps"), [(12, 12), (0.9, 1), (0.9, 2), (0.999, 12), (3, 2)])
+def test_a_skip_that_leaves_no_step_is_told_of_one_that_does(skip, steps):
+    grid = ddim.make_grid(ddim.ddpm_linear(), steps)
+    with pytest.raises(InputError) as caught:
+        EditFriendly(skip=skip).walk(scene(), images(), grid)
+    assert caught.value.parameter == "skip"
+    most = float(re.search(r"use (?:0 to )?(\S+?),", caught.value.message)[1])
+    assert EditFriendly(skip=most).first(grid) == steps - 1  # what the sentence offers is taken
 
 
 def test_ctrl_c_before_a_resumed_batch_goes_on_keeps_what_it_held(monkeypatch):

@@ -11,6 +11,7 @@ import ddim
 import ddim.models
 from ddim.errors import DDIMError
 from ddim.models.pixel import PixelModel, fingerprint
+from ddim.walks import grid_for
 
 NODE = ddim.ddpm_linear().node(300)
 
@@ -70,7 +71,13 @@ def test_the_scheduler_config_shapes_the_model(tmp_path):
 
 
 def test_stable_diffusions_offset_is_our_first_level():
-    assert tiny.model(**tiny.STABLE_DIFFUSION).offset == 0  # diffusers' 1 counts the table's first entry, which is data
+    # diffusers' 1 counts the table's first entry, which is data
+    assert [n.t for n in grid_for(tiny.model(_class_name="DDIMScheduler", **tiny.STABLE_DIFFUSION), 2, None)] == [
+        501,
+        1,
+        0,
+    ]
+    assert [n.t for n in grid_for(tiny.model(steps_offset=1), 2, None)] == [502, 2, 0]
     assert tiny.model(steps_offset=1).offset == 1
 
 

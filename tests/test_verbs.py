@@ -309,9 +309,9 @@ def test_too_few_codes(model, pictures):
         ({"seed": 0.5}, "seed: 0.5 is not a whole number"),
         ({"labels": [0]}, "is unconditional; it takes no class labels"),
         ({"clip_x0": 1.0, "threshold": 0.9}, "clip_x0: it does not go with threshold"),
-        ({"clip_x0": 0.0}, "clip_x0: 0 "),
-        ({"clip_x0": -1.0}, "clip_x0: -1 "),
-        ({"threshold": 1.5}, r"percentile: 1\.5 lies outside"),
+        ({"clip_x0": 0.0}, "clip_x0: 0"),
+        ({"clip_x0": -1.0}, "clip_x0: -1"),
+        ({"threshold": 1.5}, r"threshold: 1\.5 lies outside"),
     ],
     ids=str,
 )

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from ddim.models.pixel import PixelModel
 
-DDPM = DDPMScheduler().config | {"_class_name": "DDPMScheduler"}
+DDPM = DDPMScheduler(clip_sample=False).config | {"_class_name": "DDPMScheduler"}
 STABLE_DIFFUSION = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
         VEPath,
         cosine_alpha_bar,
         ddpm_linear,
-        from_scheduler_config,
         linear_alpha_bar,
         scaled_linear_alpha_bar,
         zero_terminal_snr,
     )
     from .prediction import Pair, from_pair, to_pair
+    from .scheduler import from_scheduler_config
     from .solvers import SOLVERS, make_solver
     from .verbs import invert, reconstruct, sample
 
@@ -53,10 +53,11 @@ _WHERE = {
     "models": ["bundled_models", "bundled_test_images", "load", "load_classifier", "load_features"],
     "path": [
         *("GaussianPath", "Node", "RectifiedFlow", "TablePath", "VEPath", "cosine_alpha_bar", "ddpm_linear"),
-        *("from_scheduler_config", "linear_alpha_bar", "scaled_linear_alpha_bar", "zero_terminal_snr"),
+        *("linear_alpha_bar", "scaled_linear_alpha_bar", "zero_terminal_snr"),
     ],
     "prediction": ["Pair", "from_pair", "to_pair"],
     "loop": ["solve", "solve_back"],
+    "scheduler": ["from_scheduler_config"],
     "solvers": ["SOLVERS", "make_solver"],
     "between": ["interpolate", "interpolate_grid"],
     "verbs": ["invert", "reconstruct", "sample"],

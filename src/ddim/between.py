@@ -14,7 +14,7 @@ from .interpolation import chain, four_corners
 from .inversion.ddim import DDIMInversion
 from .models.base import Model
 from .verbs import reconstruct
-from .walks import Progress, check_batch, walk_back
+from .walks import HOLD, Progress, check_batch, hold_of, need_code, need_model, walk_back
 
 Through = Literal["ddim", "state"]
 Mix = Callable[[list[Tensor]], Tensor]
@@ -49,6 +49,7 @@ def interpolate(
     Raises:
         InputError: fewer than two images, codes that do not belong together, an unknown ``through``.
     """
+    _need(model, codes)
     ends = [k * (frames - 1) for k in range(sum(map(len, codes)))]
     return _between(model, codes, lambda points: chain(points, frames), ends, through, batch, progress)
 
@@ -74,8 +75,15 @@ def interpolate_grid(
     Raises:
         InputError: not four images, or codes that do not belong together.
     """
+    _need(model, codes)
     ends = [0, columns - 1, (rows - 1) * columns, rows * columns - 1]
     return _between(model, codes, lambda points: four_corners(points, rows, columns), ends, through, batch, progress)
+
+
+def _need(model: object, codes: Sequence[object]) -> None:
+    need_model(model)
+    for code in codes:
+        need_code(code, "codes")
 
 
 def _between(
@@ -108,7 +116,7 @@ def _between(
     part = _parts(progress, [t * whole.grid.steps for t in turns])
     images = reconstruct(model, whole, batch=batch, progress=part(0))
     cond = {k: v.to(model.device) for k, v in whole.cond.items() if k != NULL}
-    plain = walk_back(model, DDIMInversion(), images, whole.grid, cond, batch, part(1))
+    plain = walk_back(model, DDIMInversion(), images, whole.grid, cond, batch, part(1), hold=hold_of(whole))
     out = reconstruct(model, combine([plain], mix), batch=batch, progress=part(2))
     out[list(ends)] = images
     return out
@@ -162,6 +170,12 @@ def combine(codes: Sequence[LatentCode], mix: Mix, without: Sequence[str] = ()) 
                     f"and {getattr(other, what)!r}.",
                     parameter="codes",
                 )
+        if hold_of(other) != hold_of(one):
+            raise InputError(
+                f"they do not belong together: their x0 were held by {other.settings.get(HOLD) or 'nothing'} and "
+                f"{one.settings.get(HOLD) or 'nothing'}.",
+                parameter="codes",
+            )
         if not _same_grid(one, other):
             raise InputError(
                 f"they do not belong together: one walked {one.grid.steps} {one.grid.spacing} steps, "

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from .path import GaussianPath, Node
-from .prediction import Correction, Pair, to_pair
+from .errors import InputError
+from .path import GaussianPath, Node, TablePath
+from .prediction import Correction, Hold, Pair, to_pair
 
 Cond = Mapping[str, Any]
 
@@ -23,17 +25,40 @@ class Denoiser(Protocol):
         ...
 
 
-def from_network(network: Callable[[Tensor, float], Tensor], path: GaussianPath, prediction: str) -> Denoiser:
+def from_network(
+    network: Callable[[Tensor, Tensor], Tensor],
+    path: GaussianPath,
+    prediction: str,
+    *,
+    label_dtype: torch.dtype | None = None,
+) -> Denoiser:
     """A denoiser from a bare network ``(x, label) -> output``.
 
     Args:
-        network: called with x, [N, ...], and ``path.label(node.t)``.
+        network: called with x, [N, ...], and ``path.label(node.t)`` as a tensor [N] on x's device.
         path: whose numbering of time the network was trained with.
         prediction: ``eps``, ``x0``, ``v`` or ``flow``.
+        label_dtype: of the label; by default int64 where it is whole and the path a table, since some networks look
+            it up, and otherwise float32, or float64 as x.
+
+    Raises:
+        InputError: in a call: a label between two levels with an integer ``label_dtype``.
     """
 
+    def told(x: Tensor, t: float) -> Tensor:
+        label = path.label(t)
+        whole = label == int(label)
+        real = torch.float64 if x.dtype == torch.float64 else torch.float32
+        dtype = label_dtype or (torch.int64 if whole and isinstance(path, TablePath) else real)
+        if not whole and not dtype.is_floating_point:
+            raise InputError(
+                f"{dtype} cannot say the label {label:g}; use float32, or a spacing such as 'trailing'.",
+                parameter="label_dtype",
+            )
+        return torch.full((len(x),), label, dtype=dtype, device=x.device)
+
     def denoise(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
-        return to_pair(prediction, network(x, path.label(node.t)), x, node)
+        return to_pair(prediction, network(x, told(x, node.t)), x, node)
 
     return denoise
 
@@ -57,3 +82,8 @@ def corrected(denoise: Denoiser, correction: Correction) -> Denoiser:
         return correction(denoise(x, node, cond), x, node)
 
     return wrapped
+
+
+def held(denoise: Denoiser, hold: Hold) -> Denoiser:
+    """The same denoiser with its x0 held to the range of pictures, where ``hold`` acts."""
+    return corrected(denoise, hold) if hold.acts else denoise

@@ -67,13 +67,18 @@ class _Reversed(Grid):
 def leading(path: GaussianPath, steps: int, offset: int = 0) -> Grid:
     """t = 1 + offset + i (T // S): the usual stride from the data end (diffusers ``leading``).
 
-    The noisiest node may lie well below T; with S = 1 it is the level next to the data. ``offset`` is cut to the room
-    that is left, where diffusers runs out of its table (S = T with offset 1).
+    The noisiest node may lie well below T; with S = 1 it is the level next to the data. ``offset`` is diffusers'
+    ``steps_offset``, which counts its timesteps: where data is the table's first entry, offset 1 is the first level,
+    and so is 0, since the step that diffusers then makes from that entry to itself is none. It is cut to the room that
+    is left, where diffusers runs out of its table (S = T with offset 1).
     """
     unit = _unit(path, steps)
+    if not is_whole(offset) or offset < 0:
+        raise InputError(f"{offset} is not a number of levels; use 0 or more.", parameter="offset")
     stride = path.train_levels // steps
     top = 1 + (steps - 1) * stride
-    first = 1 + min(max(int(offset), 0), path.levels - top)
+    below = path.train_levels - path.levels  # 1 where data is the table's first entry
+    first = 1 + min(max(offset - below, 0), path.levels - top)
     return _make(path, [(first + i * stride) * unit for i in range(steps)], "leading")
 
 
@@ -162,15 +167,18 @@ def make_grid(
         path: the model's path.
         steps: S, 1 <= S <= ``path.levels``; ignored for an explicit list.
         spacing: one of ``SPACINGS`` or a sequence of t (see ``explicit``).
-        offset: ``leading`` only: diffusers' ``steps_offset``.
+        offset: of ``leading``: diffusers' ``steps_offset``.
 
     Raises:
-        InputError: S out of range, an unknown spacing, t out of range or not strictly monotone.
+        InputError: S out of range, an unknown spacing, t out of range or not strictly monotone, an offset with
+            another spacing.
     """
+    if isinstance(spacing, str) and spacing not in SPACINGS:
+        raise UnknownName("spacing", spacing, SPACINGS)
+    if offset != 0 and spacing != "leading":
+        raise InputError(f"{offset} goes with the spacing 'leading' only.", parameter="offset")
     if not isinstance(spacing, str):
         return explicit(path, spacing)
-    if spacing not in SPACINGS:
-        raise UnknownName("spacing", spacing, SPACINGS)
     return leading(path, steps, offset) if spacing == "leading" else SPACINGS[spacing](path, steps)
 
 

@@ -10,14 +10,16 @@ Everything here is float64 and needs torch only.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .errors import InputError, UnknownName
+from .errors import InputError, UnknownName, is_number, is_whole
+
+MOST_LEVELS = 100_000
+"""The longest table: a hundred times the usual one, and small enough for any memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,20 +229,41 @@ class RectifiedFlow(GaussianPath):
 
 def linear_alpha_bar(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
     """alpha_bar (shape [steps], float64) of DDPM's linear betas (Ho et al. 2020, arXiv 2006.11239, section 4)."""
-    return _from_betas(torch.linspace(beta_start, beta_end, _table_length(steps), dtype=torch.float64))
+    start, end = _ends(beta_start, beta_end)
+    return alpha_bar_of(torch.linspace(start, end, _table_length(steps), dtype=torch.float64))
 
 
 def scaled_linear_alpha_bar(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
     """alpha_bar (shape [steps], float64) for sqrt(beta) linear: latent diffusion's schedule (arXiv 2112.10752)."""
-    root = torch.linspace(beta_start**0.5, beta_end**0.5, _table_length(steps), dtype=torch.float64)
-    return _from_betas(root**2)
+    start, end = _ends(beta_start, beta_end)
+    root = torch.linspace(start**0.5, end**0.5, _table_length(steps), dtype=torch.float64)
+    return alpha_bar_of(root**2)
 
 
 def cosine_alpha_bar(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Tensor:
     """alpha_bar (shape [steps], float64) of Nichol & Dhariwal 2021, Eq. 17 (arXiv 2102.09672), betas capped."""
     u = torch.arange(_table_length(steps) + 1, dtype=torch.float64) / steps
     f = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
-    return _from_betas((1 - f[1:] / f[:-1]).clamp(max=max_beta))
+    return alpha_bar_of((1 - f[1:] / f[:-1]).clamp(max=max_beta))
+
+
+def sigmoid_alpha_bar(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
+    """alpha_bar (shape [steps], float64) of betas on a sigmoid from -6 to 6 (Xu et al. 2022, arXiv 2203.02923)."""
+    start, end = _ends(beta_start, beta_end)
+    rise = torch.sigmoid(torch.linspace(-6, 6, _table_length(steps), dtype=torch.float64))
+    return alpha_bar_of(rise * (end - start) + start)
+
+
+def laplace_alpha_bar(steps: int = 1000, max_beta: float = 0.999) -> Tensor:
+    """alpha_bar (shape [steps], float64) of a Laplace density of log SNR as diffusers has it, betas capped.
+
+    Source: Hang et al. 2024 (arXiv 2407.03297); sqrt(alpha_bar) stands where alpha_bar does elsewhere, as in diffusers.
+    """
+    u = torch.arange(_table_length(steps) + 1, dtype=torch.float64) / steps
+    from_middle = 0.5 - u
+    log_snr = -0.5 * torch.where(from_middle >= 0, 1.0, -1.0) * torch.log(1 - 2 * from_middle.abs() + 1e-6)
+    f = torch.sigmoid(log_snr).sqrt()
+    return alpha_bar_of((1 - f[1:] / f[:-1]).clamp(max=max_beta))
 
 
 def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
@@ -255,101 +278,26 @@ def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
     return rescaled**2
 
 
-def _from_betas(betas: Tensor) -> Tensor:
+def alpha_bar_of(betas: Tensor) -> Tensor:
+    """The cumulative product of 1 - beta, float64. Raises InputError for a beta outside (0, 1)."""
     if not bool(((betas > 0) & (betas < 1)).all()):
         raise InputError("every beta must lie strictly between 0 and 1.", parameter="betas")
     return torch.cumprod(1 - betas, 0)
 
 
+def _ends(beta_start: float, beta_end: float) -> tuple[float, float]:
+    for key, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
+        if not is_number(beta) or not 0 < beta < 1:
+            raise InputError(f"{beta!r} is not a number strictly between 0 and 1.", parameter=key)
+    return float(beta_start), float(beta_end)
+
+
 def _table_length(steps: int) -> int:
-    if steps < 2:
-        raise InputError(f"a schedule needs at least 2 steps, not {steps}.", parameter="steps")
-    return steps
+    if not is_whole(steps) or not 2 <= steps <= MOST_LEVELS:
+        raise InputError(f"a schedule has from 2 to {MOST_LEVELS} levels, not {steps}.", parameter="steps")
+    return int(steps)
 
 
 def ddpm_linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> TablePath:
     """DDPM's path: linear betas, data end alpha = 1."""
     return TablePath(linear_alpha_bar(steps, beta_start, beta_end))
-
-
-# Schedulers that walk a table of alpha_bar, with what their class takes for granted where a config is silent:
-# ``set_alpha_to_one`` (those without the option end at alpha = 1) and ``timestep_spacing``.
-_TABLE_SCHEDULERS: dict[str, tuple[bool, str]] = {
-    "": (True, "leading"),
-    **dict.fromkeys(("DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"), (True, "leading")),
-    **dict.fromkeys(("DDPMScheduler", "DDPMParallelScheduler"), (True, "leading")),
-    "PNDMScheduler": (False, "leading"),
-    **dict.fromkeys(
-        (
-            *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
-            *("LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
-            *("DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverSinglestepScheduler"),
-            *("DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler"),
-        ),
-        (True, "linspace"),
-    ),
-}
-_FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
-_VE_SCHEDULERS = (
-    *("ScoreSdeVeScheduler", "KarrasVeScheduler", "EDMEulerScheduler"),
-    "EDMDPMSolverMultistepScheduler",
-)
-
-
-def from_scheduler_config(config: Mapping[str, Any]) -> GaussianPath:
-    """The path that a diffusers scheduler config describes.
-
-    Args:
-        config: the dict in ``scheduler_config.json``. Read are ``_class_name``, ``beta_schedule``, ``beta_start``,
-            ``beta_end``, ``num_train_timesteps``, ``trained_betas``, ``rescale_betas_zero_snr``, ``set_alpha_to_one``.
-
-    Raises:
-        InputError: a scheduler or schedule this library does not know, named with the nearest known one; a value of
-            the wrong type.
-    """
-    kind = str(config.get("_class_name", ""))
-    steps = _number(config, "num_train_timesteps", 1000, int)
-    if kind in _FLOW_SCHEDULERS:
-        return RectifiedFlow(levels=steps)
-    if kind in _VE_SCHEDULERS:
-        return VEPath(
-            sigma_max=_number(config, "sigma_max", 80.0, float), sigma_min=_number(config, "sigma_min", 0.002, float)
-        )
-    if kind not in _TABLE_SCHEDULERS:
-        raise UnknownName("scheduler", kind, [k for k in _TABLE_SCHEDULERS if k] + [*_FLOW_SCHEDULERS, *_VE_SCHEDULERS])
-    start, end = _number(config, "beta_start", 1e-4, float), _number(config, "beta_end", 0.02, float)
-    schedule = str(config.get("beta_schedule", "linear"))
-    if (betas := config.get("trained_betas")) is not None:
-        try:
-            table = _from_betas(torch.as_tensor(betas, dtype=torch.float64))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"it is not a list of numbers in (0, 1): {error}.", parameter="trained_betas") from None
-    elif schedule == "linear":
-        table = linear_alpha_bar(steps, start, end)
-    elif schedule == "scaled_linear":
-        table = scaled_linear_alpha_bar(steps, start, end)
-    elif schedule == "squaredcos_cap_v2":
-        table = cosine_alpha_bar(steps)
-    else:
-        raise UnknownName(
-            "beta schedule", schedule, ["linear", "scaled_linear", "squaredcos_cap_v2"], parameter="beta_schedule"
-        )
-    if config.get("rescale_betas_zero_snr", False):
-        table = zero_terminal_snr(table)
-    at_one = config.get("set_alpha_to_one", _TABLE_SCHEDULERS[kind][0])
-    return TablePath(table, "one" if at_one else "first")
-
-
-def spacing_from_config(config: Mapping[str, Any]) -> str:
-    """The spacing a scheduler config asks for, or its class takes for granted; ``trailing`` for flow models."""
-    kind = str(config.get("_class_name", ""))
-    usual = "trailing" if kind in _FLOW_SCHEDULERS else _TABLE_SCHEDULERS.get(kind, (True, "leading"))[1]
-    return str(config.get("timestep_spacing") or usual)
-
-
-def _number(config: Mapping[str, Any], key: str, usual: float, kind: type) -> Any:
-    value = config.get(key, usual)
-    try:
-        return kind(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{value!r} of the scheduler config is not a number.", parameter=key) from None

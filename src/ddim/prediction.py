@@ -4,13 +4,15 @@ Each prediction is a row (a, b) with output = a x0 + b eps; the path gives x = a
 two unknowns: every conversion is the same 2x2 solve.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from .errors import InputError, UnknownName
+from .errors import InputError, UnknownName, is_number
 from .path import Node
 
 Prediction = Literal["eps", "x0", "v", "flow"]
@@ -90,15 +92,18 @@ def clip(pair: Pair, x: Tensor, node: Node, limit: float = 1.0) -> Pair:
     return _with_x0(pair, pair.x0.clamp(-limit, limit), x, node)
 
 
-def dynamic_threshold(pair: Pair, x: Tensor, node: Node, percentile: float = 0.995, limit: float = 1.0) -> Pair:
+def dynamic_threshold(
+    pair: Pair, x: Tensor, node: Node, percentile: float = 0.995, limit: float = 1.0, largest: float = math.inf
+) -> Pair:
     """Dynamic thresholding of x0, with eps derived anew.
 
-    A sample whose |x0| exceeds ``limit`` at the percentile is clamped there and scaled back to ``limit``.
+    A sample whose |x0| exceeds ``limit`` at the percentile is clamped there, but at ``largest`` at the most, and scaled
+    back to ``limit``.
     Source: Saharia et al. 2022, section 2.3 (arXiv 2205.11487).
     """
     if not 0 < percentile <= 1:
         raise InputError(f"{percentile:g} lies outside (0, 1].", parameter="percentile")
-    size = torch.quantile(pair.x0.detach().abs().flatten(1).double(), percentile, dim=1).clamp(min=limit)
+    size = torch.quantile(pair.x0.detach().abs().flatten(1).double(), percentile, dim=1).clamp(min=limit, max=largest)
     size = size.to(pair.x0.dtype).view(-1, *[1] * (x.ndim - 1))
     return _with_x0(pair, pair.x0.clamp(-size, size) * (limit / size), x, node)
 
@@ -110,3 +115,66 @@ def _with_x0(pair: Pair, x0: Tensor, x: Tensor, node: Node) -> Pair:
 
 
 Correction = Callable[[Pair, Tensor, Node], Pair]
+
+
+@dataclass(frozen=True)
+class Hold:
+    """How x0 is held to the range of pictures, as a ``Correction``: clipped, by dynamic thresholding, or not at all.
+
+    Args:
+        clip_x0: above 0: x0 is held to [-clip_x0, clip_x0]; infinity holds nothing.
+        threshold: in (0, 1]: dynamic thresholding at this percentile.
+        largest: of dynamic thresholding: see ``dynamic_threshold``; diffusers' ``sample_max_value``.
+
+    Raises:
+        InputError: a number out of its range, or both.
+    """
+
+    clip_x0: float | None = None
+    threshold: float | None = None
+    largest: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.clip_x0 is not None and self.threshold is not None:
+            raise InputError("it does not go with threshold; give one of the two.", parameter="clip_x0")
+        for key in ("clip_x0", "largest"):
+            limit = getattr(self, key)
+            if limit is not None and not (limit == math.inf or (is_number(limit) and limit > 0)):
+                raise InputError(
+                    f"{limit!r} leaves no picture; use a bound above 0, 1 for the range of pictures.", parameter=key
+                )
+        if self.threshold is not None and not (is_number(self.threshold) and 0 < self.threshold <= 1):
+            raise InputError(f"{self.threshold!r} lies outside (0, 1]; 0.995 is usual.", parameter="threshold")
+
+    @property
+    def acts(self) -> bool:
+        """Whether it changes any x0."""
+        return self.clip_x0 not in (None, math.inf) or self.threshold is not None
+
+    @property
+    def options(self) -> dict[str, float]:
+        """Plain finite values, as a ``LatentCode`` keeps them; none where it does not act."""
+        named = {"clip_x0": self.clip_x0, "threshold": self.threshold, "largest": self.largest}
+        return {k: float(v) for k, v in named.items() if v is not None and v != math.inf} if self.acts else {}
+
+    @staticmethod
+    def of(options: object) -> "Hold":
+        """What ``options`` describes; nothing is held where there is nothing.
+
+        Raises:
+            InputError: something else than ``options`` gives.
+        """
+        if not options:
+            return NO_HOLD
+        if not isinstance(options, Mapping) or set(options) - {"clip_x0", "threshold", "largest"}:
+            raise InputError(f"its hold {options!r} cannot be read.", parameter="code")
+        return Hold(**options)
+
+    def __call__(self, pair: Pair, x: Tensor, node: Node) -> Pair:
+        """The pair with x0 held and eps derived anew."""
+        if self.threshold is not None:
+            return dynamic_threshold(pair, x, node, self.threshold, largest=self.largest)
+        return clip(pair, x, node, self.clip_x0) if self.clip_x0 is not None else pair
+
+
+NO_HOLD = Hold()

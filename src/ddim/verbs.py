@@ -9,16 +9,16 @@ from torch import Tensor
 
 from . import partial as partials
 from .code import LatentCode
-from .denoiser import Denoiser, bound, corrected
+from .denoiser import bound, held
 from .errors import InputError, Interrupted, is_whole
 from .guidance import Guidance, check_classifier_weight, classifier_guided
 from .images import ImageLike, read_images
-from .inversion import make_inversion
+from .inversion import inversion_names, make_inversion
 from .inversion.base import GuidedInversion, Inversion
 from .loop import solve
-from .models.base import Model
+from .models.base import Model, class_labels
 from .models.classifier import NoisyClassifier
-from .prediction import clip, dynamic_threshold
+from .prediction import NO_HOLD
 from .replay import replay
 from .solvers import Solver, make_solver
 from .walks import (
@@ -28,8 +28,13 @@ from .walks import (
     Tell,
     check_batch,
     grid_for,
+    guidance_for,
     guided_by,
     half_precision_hint,
+    hold_for,
+    hold_of,
+    need_code,
+    need_model,
     part_of,
     start,
     walk_back,
@@ -50,10 +55,10 @@ def sample(
     labels: int | Sequence[int] | None = None,
     prompt: str | Sequence[str] | None = None,
     negative: str = "",
-    guidance: float | Guidance = 7.5,
+    guidance: float | Guidance | None = None,
     size: tuple[int, int] | None = None,
     classifier: NoisyClassifier | None = None,
-    classifier_weight: float = 1.0,
+    classifier_weight: float | None = None,
     clip_x0: float | None = None,
     threshold: float | None = None,
     batch: int = 64,
@@ -74,11 +79,12 @@ def sample(
             and of ``classifier``.
         prompt: what a text-to-image model is to draw: one for all, or one an image.
         negative: the prompt that guidance leads away from.
-        guidance: w of classifier-free guidance, or a ``Guidance``; of no account for a model without text.
+        guidance: w of classifier-free guidance, or a ``Guidance``, for a model with text; 7.5 by default.
         size: (height, width) in pixels, where a model takes several; its own by default.
         classifier: from ``ddim.load_classifier``; leads a pixel model, be it unconditional, to ``labels``.
-        classifier_weight: w of classifier guidance; 1 is Bayes' rule.
-        clip_x0: holds the predicted x0 to [-clip_x0, clip_x0] and derives eps anew; off by default, as in the paper.
+        classifier_weight: w of classifier guidance; 1, the default, is Bayes' rule.
+        clip_x0: holds the predicted x0 to [-clip_x0, clip_x0] and derives eps anew; by default as the model's
+            scheduler config says (``model.hold``), and infinity holds nothing, as in the paper.
         threshold: dynamic thresholding at this percentile instead.
         batch: images a network call.
         progress: called after each step.
@@ -87,27 +93,35 @@ def sample(
         float tensor [count, C, H, W] in [0, 1].
 
     Raises:
-        InputError: a value out of range or unknown, or eta > 0 with a solver that has no noise.
+        InputError: a value out of range or unknown, or one that could not act: eta > 0 with a solver that has no
+            noise, guidance or words for a model without text, a classifier's weight without one.
         DDIMError: the network returned NaN; the step is named.
     """
+    need_model(model)
     if not is_whole(count) or count < 1:
         raise InputError(f"{count} is not a number of images; use 1 or more.", parameter="count")
     check_batch(batch)
     made = solver_with_eta(solver, eta, options)
     grid = grid_for(model, steps, spacing)
+    hold, guided_as = hold_for(model, clip_x0, threshold), guidance_for(model, guidance, 7.5)
+    if negative and model.text and guided_as.weight == 1:
+        raise InputError(f"{negative!r} has no say where the guidance is 1.", parameter="negative")
+    if classifier is None and classifier_weight is not None:
+        raise InputError(f"{classifier_weight} goes with a classifier; give one too.", parameter="classifier_weight")
+    weight = 1.0 if classifier_weight is None else classifier_weight
     out, report = [], Report(progress, grid.steps, count, batch)
-    wanted = None if classifier is None else _wanted(model, classifier, labels, count, classifier_weight)
+    wanted = None if classifier is None else _wanted(model, classifier, labels, count, weight)
     led_only = wanted is not None and not model.classes  # the labels are the classifier's alone
     cond = model.condition(None if led_only else labels, count, prompt, negative)
-    guided = guided_by(model, _guidance(guidance))
+    guided = guided_by(model, guided_as, NO_HOLD)  # held once the classifier has led, below
     shape = _shape_of(model, size)
     for begin in range(0, count, batch):
         n = min(batch, count - begin)
         x, noise = start(model, grid, [seed + k for k in range(begin, begin + n)], shape)
         led = guided
         if classifier is not None and wanted is not None:
-            led = classifier_guided(guided, classifier, wanted[begin : begin + n], classifier_weight)
-        denoise = bound(_corrected(led, clip_x0, threshold), part_of(cond, begin, n))
+            led = classifier_guided(guided, classifier, wanted[begin : begin + n], weight)
+        denoise = bound(held(led, hold), part_of(cond, begin, n))
         with half_precision_hint(model):
             state = solve(denoise, made, made.init(x, grid), grid, noise=noise, on_step=report)
         out.append(model.decode(made.read(state)))
@@ -125,7 +139,9 @@ def invert(
     labels: int | Sequence[int] | None = None,
     prompt: str | Sequence[str] | None = None,
     negative: str = "",
-    guidance: float | Guidance = 1.0,
+    guidance: float | Guidance | None = None,
+    clip_x0: float | None = None,
+    threshold: float | None = None,
     back: float | None = None,
     seed: int = 0,
     resize: bool = False,
@@ -146,7 +162,9 @@ def invert(
         labels: class labels, one an image or one for all.
         prompt: what the images show, for a text-to-image model: one for all, or one an image.
         negative: the prompt that guidance leads away from.
-        guidance: w of the way forward, kept in the code.
+        guidance: w of the way forward, for a model with text, kept in the code; 1 by default.
+        clip_x0, threshold: as for ``sample``, on the way back and, kept in the code, forward. A network that needs its
+            x0 held to make pictures needs it here too.
         back: w of the way back, where the method leaves it free: by default as ``guidance`` for reversible solvers,
             which come back exactly only then, and 1 for the others, whose error grows with it. ``null-text``,
             ``negative-prompt`` and ``direct`` have 1 as their own.
@@ -162,15 +180,27 @@ def invert(
         The code: the solver's whole state, the grid and the settings.
 
     Raises:
-        InputError: images that do not fit, a value out of range or unknown.
+        InputError: images that do not fit, a value out of range or unknown, or one that could not act.
         DDIMError: the network returned NaN, or the solver diverged; the step is named.
         Interrupted: Ctrl-C in ``null-text``, with what it tuned; a ``KeyboardInterrupt`` to whom does not ask.
     """
+    need_model(model)
     check_batch(batch)
+    if not isinstance(method, (str, Inversion, GuidedInversion)):
+        raise InputError(
+            f"a {type(method).__name__} is neither a method's name nor an inversion; use one of: "
+            f"{', '.join(inversion_names())}.",
+            parameter="method",
+        )
     if not isinstance(method, str) and options:
         raise InputError("they go with a method's name; an inversion object has its own.", parameter="options")
     inversion = make_inversion(method, options) if isinstance(method, str) else method
     grid = grid_for(model, steps, spacing)
+    forward, hold = guidance_for(model, guidance, 1.0), hold_for(model, clip_x0, threshold)
+    if back is not None and not model.text:
+        raise InputError(
+            f"it is a weight of guidance, and the model {model.name!r} takes no prompt; leave it out.", parameter="back"
+        )
     pixels = read_images(images, model.picture, resize=resize, multiple=model.multiple)
     cond = model.condition(labels, len(pixels), prompt, negative)
     several = [prompt or ""] if prompt is None or isinstance(prompt, str) else list(prompt)
@@ -178,7 +208,6 @@ def invert(
     negative = negative if model.text else ""
     if resume is not None:
         partials.check(resume, {"prompts": prompts[: len(resume)], "negative": negative}, len(pixels))
-    forward = _guidance(guidance)
     try:
         code = walk_back(
             model,
@@ -193,6 +222,7 @@ def invert(
             seed=seed,
             tell=tell,
             resume=resume,
+            hold=hold,
         )
     except Interrupted as stop:
         begun = stop.partial
@@ -220,6 +250,8 @@ def reconstruct(
     Raises:
         InputError: a code of another shape, or without all that its solver needs.
     """
+    need_model(model)
+    need_code(code)
     check_batch(batch)
     solver = way_forward(model, code)
     out, report = [], Report(progress, code.grid.steps, len(code), batch)
@@ -228,7 +260,7 @@ def reconstruct(
         state = {k: v.to(model.device, model.state_dtype) for k, v in part.state.items()}
         cond = {k: v.to(model.device) for k, v in part.cond.items()}
         extras = {k: v.to(model.device) for k, v in part.extras.items()}
-        denoise = bound(guided_by(model, Guidance.of(code.guidance, together)), cond)
+        denoise = bound(guided_by(model, Guidance.of(code.guidance, together), hold_of(code)), cond)
         with half_precision_hint(model):
             end = replay(denoise, solver, state, code.grid, extras, on_step=report)
         out.append(model.decode(solver.read(end)))
@@ -256,10 +288,6 @@ def solver_with_eta(name: str, eta: float, options: Mapping[str, Any] | None) ->
     return made
 
 
-def _guidance(given: float | Guidance) -> Guidance:
-    return given if isinstance(given, Guidance) else Guidance(given)
-
-
 def _wanted(
     model: Model,
     classifier: NoisyClassifier,
@@ -280,16 +308,7 @@ def _wanted(
         raise InputError(
             f"a classifier leads to a class; give some, from 0 to {classifier.classes - 1}.", parameter="labels"
         )
-    several = [labels] if isinstance(labels, int) else list(labels)
-    given = several * count if len(several) == 1 else several
-    if len(given) != count:
-        raise InputError(f"{len(given)} were given for {count} images.", parameter="labels")
-    wrong = next((k for k in given if not is_whole(k) or not 0 <= k < classifier.classes), None)
-    if wrong is not None:
-        raise InputError(
-            f"{wrong} is not a class of {classifier.name!r}; use 0 to {classifier.classes - 1}.", parameter="labels"
-        )
-    return torch.tensor(given, dtype=torch.long, device=model.device)
+    return class_labels(labels, count, classifier.classes, classifier.name).to(model.device)
 
 
 def _shape_of(model: Model, size: tuple[int, int] | None) -> tuple[int, ...]:
@@ -307,19 +326,3 @@ def _shape_of(model: Model, size: tuple[int, int] | None) -> tuple[int, ...]:
             f"{size[1]}x{size[0]}: the sides must be multiples of {m}, such as {near[1]}x{near[0]}.", parameter="size"
         )
     return (model.shape[0], *(side // m for side in near))
-
-
-def _corrected(denoise: Denoiser, limit: float | None, percentile: float | None) -> Denoiser:
-    if limit is not None and percentile is not None:
-        raise InputError("it does not go with threshold; give one of the two.", parameter="clip_x0")
-    if limit is not None:
-        if not limit > 0:
-            raise InputError(
-                f"{limit:g} leaves no picture; use a bound above 0, 1 for the range of pictures.", parameter="clip_x0"
-            )
-        bound = limit
-        return corrected(denoise, lambda pair, x, node: clip(pair, x, node, bound))
-    if percentile is not None:
-        part = percentile
-        return corrected(denoise, lambda pair, x, node: dynamic_threshold(pair, x, node, part))
-    return denoise

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import partial as partials
 from .code import LatentCode
-from .denoiser import Denoiser
+from .denoiser import Denoiser, held
 from .errors import InputError, NotFinite, is_whole
 from .grid import Grid, make_grid
 from .guidance import Guidance, classifier_free
@@ -18,6 +18,7 @@ from .loop import OnStep
 from .models.base import Model
 from .noise import SeededNoise
 from .path import TablePath
+from .prediction import NO_HOLD, Hold
 from .solvers import Solver, State, make_solver
 from .solvers.base import options_of
 
@@ -28,6 +29,9 @@ Tell = Callable[[int, float], None]
 """Called with a step, from 0, and the loss there, while a method tunes what it keeps."""
 
 Spacing = str | Sequence[float]
+
+HOLD = "hold"
+"""In ``LatentCode.settings``: how x0 was held, ``Hold.options``; absent where it was not."""
 
 
 def walk_back(
@@ -44,27 +48,29 @@ def walk_back(
     seed: int = 0,
     tell: Tell | None = None,
     resume: LatentCode | None = None,
+    hold: Hold | None = None,
 ) -> LatentCode:
     """What ``invert`` does once images, grid and condition are known."""
-    forward = guidance or Guidance()
+    forward, hold = guidance or Guidance(), hold or NO_HOLD
     weight, solver, count = _weight_back(inversion, forward, back), inversion.solver(), len(pixels)
+    settings = {**inversion.options, **({"back": weight} if model.text else {})}
     empty = LatentCode(
         state={},
         grid=grid,
         method=inversion.name,
         solver=solver.name,
         options=options_of(solver),
-        settings={**inversion.options, **({"back": weight} if model.text else {})},
+        settings={**settings, **({HOLD: hold.options} if hold.acts else {})},
         model=model.name,
         fingerprint=model.fingerprint,
         dtype=str(model.dtype).removeprefix("torch."),
         guidance=forward.options if model.text else {},
     )
-    parts, held = list[Walked](), None
+    parts, begun = list[Walked](), None
     if resume is not None:
         partials.check(resume, partials.compared(empty), count)
         batch = int(resume.settings[partials.KEY]["batch"])
-        parts, held = partials.unpacked(resume, model.device)
+        parts, begun = partials.unpacked(resume, model.device)
     report = Report(progress, grid.steps, count, batch)
     for begin in range(sum(len(p.state["x"]) for p in parts), count, batch):
         part = pixels[begin : begin + batch]
@@ -77,24 +83,25 @@ def walk_back(
             model.path.t_max,
             SeededNoise([seed + k for k in range(begin, begin + len(part))]),
             tell,
-            held,
+            begun,
+            hold,
         )
-        steps = int(resume.settings[partials.KEY]["steps"]) if resume and held is not None else 0
+        steps = int(resume.settings[partials.KEY]["steps"]) if resume and begun is not None else 0
         report.begin(begin // batch, steps)
         try:
             with half_precision_hint(model):
                 x0 = model.encode(part)
-                if held is not None:
-                    partials.check_images(held, x0)
+                if begun is not None:
+                    partials.check_images(begun, x0)
                 parts.append(_walk(inversion, scene, x0, grid, report))
         except KeyboardInterrupt as error:
             stop = error
-            if resume is not None and held is not None and not isinstance(error, Stopped):
-                stop = partials.as_held(resume, held)  # before the method had it in hand
+            if resume is not None and begun is not None and not isinstance(error, Stopped):
+                stop = partials.as_held(resume, begun)  # before the method had it in hand
             if not getattr(inversion, "resumable", False) or not (parts or isinstance(stop, Stopped)):
                 raise
             raise partials.interrupted(empty, parts, stop, scene.cond, (count, begin, batch)) from None
-        held = None
+        begun = None
     return partials.whole(empty, parts)
 
 
@@ -125,6 +132,7 @@ def way_forward(model: Model, code: LatentCode) -> Solver:
         InputError: a code of another shape, or without all that its solver needs.
     """
     code.check(model.name, model.fingerprint, state_shape(model), str(model.dtype).removeprefix("torch."))
+    hold_of(code)  # what cannot be read is told before the work
     solver = make_solver(code.solver, code.options)
     if solver.stochastic and "noise" not in code.extras:
         raise InputError(f"its solver {code.solver!r} draws noise; it cannot be replayed.", parameter="code")
@@ -135,11 +143,61 @@ def way_forward(model: Model, code: LatentCode) -> Solver:
     return solver
 
 
-def guided_by(model: Model, guidance: Guidance) -> Denoiser:
-    """The model's denoiser, under classifier-free guidance where it has text."""
-    if not model.text:
-        return model.denoiser()
-    return classifier_free(model.denoiser(), guidance, model.prediction, model.path.t_max)
+def guided_by(model: Model, guidance: Guidance, hold: Hold | None = None) -> Denoiser:
+    """The model's denoiser, under classifier-free guidance where it has text, and x0 held: by default as the model's
+    config says."""
+    denoise = model.denoiser()
+    if model.text:
+        denoise = classifier_free(denoise, guidance, model.prediction, model.path.t_max)
+    return held(denoise, model.hold if hold is None else hold)
+
+
+def hold_for(model: Model, clip_x0: float | None, threshold: float | None) -> Hold:
+    """How x0 is held: as asked for, or as the model's config says where nothing is.
+
+    Raises:
+        InputError: a number out of its range, or both.
+    """
+    return model.hold if clip_x0 is None and threshold is None else Hold(clip_x0, threshold)
+
+
+def hold_of(code: LatentCode) -> Hold:
+    """How x0 was held on a code's way back, and is to be on its way forward. Raises InputError for a broken code."""
+    return Hold.of(code.settings.get(HOLD))
+
+
+def guidance_for(model: Model, given: float | Guidance | None, usual: float) -> Guidance:
+    """Classifier-free guidance as asked for, or the usual.
+
+    Raises:
+        InputError: a number out of its range, or any for a model without text, where it cannot act.
+    """
+    if given is not None and not model.text:
+        raise InputError(
+            f"it leads towards a prompt, and the model {model.name!r} takes none; leave it out.", parameter="guidance"
+        )
+    return given if isinstance(given, Guidance) else Guidance(usual if given is None else given)
+
+
+def need_model(model: object) -> None:
+    """Raises InputError for what is no model of this library."""
+    if all(hasattr(model, part) for part in ("denoiser", "condition", "path", "encode", "decode")):
+        return
+    what = f"the text {model!r}" if isinstance(model, str) else f"a {type(model).__name__}"
+    raise InputError(
+        f"{what} is not a model; give what ddim.load returns. A network or denoiser of one's own goes through "
+        "ddim.from_network, ddim.solve and ddim.solve_back.",
+        parameter="model",
+    )
+
+
+def need_code(code: object, parameter: str = "code") -> None:
+    """Raises InputError for what is no latent code."""
+    if not isinstance(code, LatentCode):
+        raise InputError(
+            f"a {type(code).__name__} is not a latent code; give what ddim.invert or LatentCode.load returns.",
+            parameter=parameter,
+        )
 
 
 def state_shape(model: Model) -> tuple[int, int, int]:
@@ -169,7 +227,8 @@ def start(model: Model, grid: Grid, seeds: Sequence[int], shape: tuple[int, ...]
 
 def grid_for(model: Model, steps: int, spacing: Spacing | None) -> Grid:
     """The grid that the verbs walk: the model's own spacing unless another is asked for."""
-    return make_grid(model.path, steps, model.spacing if spacing is None else spacing, offset=model.offset)
+    spacing = model.spacing if spacing is None else spacing
+    return make_grid(model.path, steps, spacing, offset=model.offset if spacing == "leading" else 0)
 
 
 def check_batch(batch: int) -> None:

@@ -295,10 +295,8 @@ def test_dpm_solver_multistep_scheduler_whole(record_property):
 
 def test_from_network_is_what_the_model_adapter_does(network):
     path, x = ddim.ddpm_linear(), noise_like((2, 1, 8, 8)).float()
-    adapter = PixelModel(
-        "tiny", network, {}
-    ).denoiser()  # first: it changes the network's memory layout, and so its bits
-    bare = from_network(lambda x, label: network(x, torch.tensor(int(label))).sample, path, "eps")
+    model = PixelModel("tiny", network, {})  # first: it changes the network's memory layout, and so its bits
+    adapter, bare = model.denoiser(), from_network(lambda x, label: network(x, label).sample, path, "eps")
     with torch.no_grad():
         a, b = bare(x, path.node(300)), adapter(x, path.node(300))
     assert torch.equal(a.x0, b.x0)

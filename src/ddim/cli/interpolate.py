@@ -98,6 +98,10 @@ def interpolate(
 
         inversion = make_inversion(method, options)
         saved = {path: LatentCode.load(path) for path in ends if is_code(path)}
+        told = {"prompt": prompt, "negative": negative or None, "guidance": guidance, "label": label, "option": option}
+        told |= {"spacing": spacing}
+        if len(saved) == len(ends) and (idle := [key for key, value in told.items() if value is not None]):
+            raise InputError("it goes with pictures; codes were walked back already.", parameter=idle[0])
         if saved and (label is None or len(saved) == len(ends)):
             counted = open_for_code(terminal, model, next(iter(saved.values())), device, dtype)
         else:
@@ -117,7 +121,7 @@ def interpolate(
                     labels=label,
                     prompt=words,
                     negative=negative,
-                    guidance=guided,
+                    guidance=guided if counted.text else None,
                     progress=report,
                     tell=report.tell if report else None,
                 )

@@ -61,6 +61,8 @@ def invert(
     interval: o.Interval = None,
     seed: o.Seed = 0,
     label: o.Labels = None,
+    clip: o.Clip = None,
+    threshold: o.Threshold = None,
     check: _Check = True,
     resize: o.Resize = False,
     out: o.Out = None,
@@ -91,6 +93,7 @@ def invert(
         from ..errors import Interrupted
         from ..images import read_images
         from ..inversion import make_inversion
+        from ..prediction import Hold
         from .work import (
             about_model,
             about_words,
@@ -103,6 +106,7 @@ def invert(
             words_text,
         )
 
+        Hold(clip, threshold)  # which says what is wrong with them
         inversion = make_inversion(method, options)
         changed = {k: v for k, v in inversion.options.items() if v != make_inversion(method).options.get(k)}
         counted = open_model(terminal, model, device, dtype, label)
@@ -114,6 +118,8 @@ def invert(
             **words_text(guided, 1.0, negative),
             "back": None if back is None else float(back),
             "seed": seed or None,
+            "clip": clip,
+            "threshold": threshold,
             "": dtype if dtype != "float32" else None,
         }
         text = settings_text(method, grid.steps, changed, walk, rest)
@@ -141,7 +147,9 @@ def invert(
                     labels=label,
                     prompt=prompt,
                     negative=negative,
-                    guidance=guided,
+                    guidance=guided if counted.text else None,
+                    clip_x0=clip,
+                    threshold=threshold,
                     back=back,
                     seed=seed,
                     batch=batch,
@@ -171,6 +179,8 @@ def invert(
                 "steps": grid.steps,
                 "spacing": walk if isinstance(walk, list) else grid.spacing,
                 "labels": label,
+                "clip": clip,
+                "threshold": threshold,
                 **about_words(counted, prompt, negative, guided),
                 "dtype": dtype,
                 "nfe": nfe,

@@ -68,6 +68,21 @@ MethodOptions = Annotated[
         show_default=False,
     ),
 ]
+Clip = Annotated[
+    float | None,
+    typer.Option(
+        "--clip",
+        help="Hold the predicted x0 to ±CLIP; by default as the model's config says, and inf holds nothing.",
+        rich_help_panel=WORK,
+        show_default=False,
+    ),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold", help="Dynamic thresholding at this percentile.", rich_help_panel=WORK, show_default=False
+    ),
+]
 Labels = Annotated[
     list[int] | None,
     typer.Option(

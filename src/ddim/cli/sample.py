@@ -16,16 +16,6 @@ _Count = Annotated[
 ]
 _Eta = Annotated[float, typer.Option("--eta", help="0 is DDIM, 1 is DDPM; of the solver ddim.", rich_help_panel=o.WORK)]
 _USUAL, _MANY = 7.5, 16
-_Clip = Annotated[
-    float | None,
-    typer.Option("--clip", help="Hold the predicted x0 to ±CLIP.", rich_help_panel=o.WORK, show_default=False),
-]
-_Threshold = Annotated[
-    float | None,
-    typer.Option(
-        "--threshold", help="Dynamic thresholding at this percentile.", rich_help_panel=o.WORK, show_default=False
-    ),
-]
 _Classifier = Annotated[
     Path | None,
     typer.Option(
@@ -73,8 +63,8 @@ def sample(
     label: o.Labels = None,
     classifier: _Classifier = None,
     classifier_weight: _ClassifierWeight = None,
-    clip: _Clip = None,
-    threshold: _Threshold = None,
+    clip: o.Clip = None,
+    threshold: o.Threshold = None,
     out: o.Out = None,
     each: o.Each = False,
     columns: o.Columns = None,
@@ -96,8 +86,6 @@ def sample(
     Example: ddim sample --model emoji --prompt "twemoji dog face" -n 8
     """
     with Terminal(json, quiet) as terminal:
-        if clip is not None and threshold is not None:
-            raise InputError("it does not go with --threshold; give one of the two.", parameter="clip")
         if classifier is None and classifier_weight is not None:
             raise InputError("it goes with --classifier FOLDER.", parameter="classifier_weight")
         led = 1.0 if classifier_weight is None else classifier_weight
@@ -109,11 +97,13 @@ def sample(
         target(out, f"x{PNG}", PNG)  # a wrong name is better known before the work than after
 
         from .. import load_classifier, verbs, walks
+        from ..prediction import Hold
         from ..solvers import SOLVERS
         from ..solvers.base import options_of
         from .pictures import write_each, write_page
         from .work import about_model, about_words, guidance_for, open_model, words_slug, words_text
 
+        Hold(clip, threshold)  # which says what is wrong with them
         known = options_of(verbs.solver_with_eta(solver, eta, options))
         counted = open_model(terminal, model, device, dtype, label, compile=compile)
         guided = guidance_for(
@@ -135,10 +125,10 @@ def sample(
                 labels=label,
                 prompt=prompt,
                 negative=negative,
-                guidance=guided,
+                guidance=guided if counted.text else None,
                 size=pixels,
                 classifier=leader,
-                classifier_weight=led,
+                classifier_weight=classifier_weight,
                 clip_x0=clip,
                 threshold=threshold,
                 batch=batch,

@@ -19,7 +19,17 @@ from ..models.base import Model, TextModel
 from ..replay import Held, KeptNoise, with_nulls
 from ..solvers import Solver, State
 from ..verbs import invert
-from ..walks import Progress, Spacing, Tell, check_batch, guided_by, half_precision_hint, way_forward
+from ..walks import (
+    Progress,
+    Spacing,
+    Tell,
+    check_batch,
+    guided_by,
+    half_precision_hint,
+    hold_of,
+    need_model,
+    way_forward,
+)
 from .align import Tokens, refine, tokens_of
 from .align import replace as swap
 from .blend import MaskLike, read_mask, to_latent
@@ -113,6 +123,7 @@ def edit(
             ``reconstruct`` raise.
         DDIMError: the network returned NaN, or its attention layers are not what was expected.
     """
+    need_model(model)
     check_batch(batch)
     model = text_model(model)
     how = AttentionEdit(attention) if isinstance(attention, str) else attention
@@ -244,7 +255,7 @@ def _walk(
     cond = {key: rows(v) for key, v in code.cond.items()}
     own = code.cond[WORDS].to(targets).unsqueeze(1)
     cond[WORDS] = torch.cat([own, targets], dim=1).flatten(0, 1)
-    denoise = bound(guided_by(model, guidance), cond)
+    denoise = bound(guided_by(model, guidance, hold_of(code)), cond)
     if NULL in code.extras:
         denoise = with_nulls(denoise, code.grid, rows(code.extras[NULL]))
     noise = KeptNoise(rows(code.extras["noise"])) if "noise" in code.extras else None

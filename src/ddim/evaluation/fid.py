@@ -137,6 +137,6 @@ def _drawn(model: Model, walk: Walk, items: Sequence[dict[str, Any]]) -> Tensor:
         seed=items[0]["seed"],
         labels=[int(word) for word in words] if model.classes else None,
         prompt=words if model.text else None,
-        guidance=walk.guidance,
+        guidance=walk.guidance if model.text else None,
         batch=len(items),
     )

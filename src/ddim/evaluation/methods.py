@@ -78,7 +78,7 @@ def refusal(model: Model, one: Way, steps: int, guidance: float, spacing: Spacin
             method=one.method,
             options=dict(one.options),
             spacing=spacing,
-            guidance=guidance,
+            guidance=guidance if model.text else None,
         )
     except InputError as error:
         return error

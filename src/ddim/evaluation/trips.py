@@ -94,7 +94,7 @@ def walk(
         options=dict(trip.way.options),
         spacing=trip.spacing,
         prompt=[picture.prompt for picture in pictures] if model.text else None,
-        guidance=1.0 if trip.guidance is None else trip.guidance,
+        guidance=trip.guidance,
         seed=seed,
         batch=len(pictures),
     )

@@ -37,6 +37,8 @@ def make_inversion(name: str, options: Mapping[str, Any] | None = None) -> Inver
     Raises:
         InputError: an unknown name or option, or a value out of range.
     """
+    if not isinstance(name, str):
+        raise InputError(f"a {type(name).__name__} is not a method's name.", parameter="method")
     if name in APPROXIMATE:
         return build(APPROXIMATE[name], name, options)
     if name in GUIDED:

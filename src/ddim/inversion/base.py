@@ -7,11 +7,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..denoiser import Denoiser, bound
+from ..denoiser import Denoiser, bound, held
 from ..errors import InputError
 from ..grid import Grid
 from ..guidance import NULL, WORDS, Guidance, classifier_free
 from ..loop import OnStep
+from ..prediction import NO_HOLD, Hold
 from ..solvers.base import Noise, Solver, State
 from .ddim import DDIMInversion
 
@@ -80,6 +81,7 @@ class Scene:
         noise: for methods that draw; seeded a sample.
         tell: called with a step, from 0, and its loss while a method tunes; may be left out.
         resume: what a ``Stopped`` of the same images kept; None begins anew.
+        hold: of x0, after guidance, on the way back and forward.
     """
 
     denoise: Denoiser
@@ -91,11 +93,13 @@ class Scene:
     noise: Noise | None = None
     tell: Callable[[int, float], None] | None = None
     resume: Mapping[str, Tensor] | None = None
+    hold: Hold = NO_HOLD
 
     def guided(self, weight: float | None = None) -> Denoiser:
-        """The model under guidance (of another weight, where one is given), its condition in place."""
+        """The model under guidance (of another weight, where one is given), x0 held, its condition in place."""
         guidance = self.guidance if weight is None else self.guidance.at(weight)
-        return bound(classifier_free(self.denoise, guidance, self.prediction, self.t_max), self.cond)
+        guided = classifier_free(self.denoise, guidance, self.prediction, self.t_max)
+        return bound(held(guided, self.hold), self.cond)
 
 
 class Stopped(KeyboardInterrupt):

@@ -19,8 +19,13 @@ class DDIMInversion(ByDDIM, Stepwise):
     """Walks DDIM (eta = 0) from data to noise.
 
     The step back from s to the noisier t wants eps at x_t, which is not known yet. The iteration starts from x_s and
-    asks the network at (x, t): the first iterate is what prompt-to-prompt and diffusers call DDIM inversion (Song et
-    al. 2021, section 4.3), more iterations solve the implicit step (Pan et al. 2023, arXiv 2309.04907).
+    asks the network at (x, t): the first iterate is plain DDIM inversion (Song et al. 2021, section 4.3), more
+    iterations solve the implicit step (Pan et al. 2023, arXiv 2309.04907).
+
+    For a network that predicts eps, the first iterate is that of prompt-to-prompt and of diffusers'
+    ``DDIMInverseScheduler``, number for number. For one that predicts v it is not: diffusers reads what the network
+    says at (x_s, t) with the alpha and sigma of s, and this method with those of t, where the network was asked. Both
+    are of first order and end in different latents; in a few steps they may lie further apart than pictures are wide.
 
     Args:
         iterations: at least 1; network calls a step.

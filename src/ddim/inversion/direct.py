@@ -7,11 +7,11 @@ from torch import Tensor
 from ..grid import Grid
 from ..loop import OnStep
 from .base import Scene, Walked, pivot_of
-from .plain import ByDDIM
+from .plain import ByDDIM, Walks
 
 
 @dataclass(frozen=True)
-class DirectInversion(ByDDIM):
+class DirectInversion(Walks, ByDDIM):
     """DDIM inversion at weight 1, all of whose nodes are kept (Ju et al. 2024, section 4).
 
     The way forward under any weight ends each step on the pivot, so the image comes back whatever the guidance; the

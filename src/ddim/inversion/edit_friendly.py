@@ -12,11 +12,11 @@ from ..process import eta_std
 from ..solvers.base import Solver, move
 from ..solvers.ddim import DDIM
 from .base import Scene, Walked
-from .plain import OneValue
+from .plain import OneValue, Walks
 
 
 @dataclass(frozen=True)
-class EditFriendly(OneValue):
+class EditFriendly(Walks, OneValue):
     """Noises the image to every node independently, and keeps what each step of DDPM lacks to the next one
     (Huberman-Spiegelglas et al. 2024, Algorithm 1): z_i = (x_{i+1} - mu_i) / std_i, x_{i+1} rewritten with it.
 
@@ -64,8 +64,10 @@ class EditFriendly(OneValue):
         """
         first = round(self.skip * grid.steps) if self.skip < 1 else int(self.skip)
         if first >= grid.steps:
+            most = f"0 to {(grid.steps - 1) / grid.steps:.4g}" if grid.steps > 1 else "0"
             raise InputError(
-                f"{self.skip:g} leaves none of {grid.steps} steps; use {grid.steps - 1} or less.", parameter="skip"
+                f"{self.skip:g} leaves none of {grid.steps} step{'s' * (grid.steps > 1)}; use {most}, or more steps.",
+                parameter="skip",
             )
         return first
 

@@ -11,11 +11,11 @@ from ..guidance import NULL
 from ..loop import OnStep
 from .base import Scene, Walked, need_words
 from .ddim import DDIMInversion
-from .plain import ByDDIM
+from .plain import ByDDIM, Walks
 
 
 @dataclass(frozen=True)
-class NegativePrompt(ByDDIM):
+class NegativePrompt(Walks, ByDDIM):
     """DDIM inversion at weight 1; forwards, the null embedding is the source prompt's (Miyake et al. 2023, section 4).
 
     Both predictions are then the same and the weight has no say: the source comes back as it does from DDIM inversion

@@ -11,7 +11,7 @@ from ..grid import Grid
 from ..guidance import NULL
 from ..loop import OnStep
 from .base import Scene, Stopped, Walked, need_words, pivot_of
-from .plain import ByDDIM
+from .plain import ByDDIM, Walks
 from .tuning import Adam, Landing
 
 STARTS = ("empty", "prompt")
@@ -19,13 +19,14 @@ SCOPES = ("step", "global")
 
 
 @dataclass(frozen=True)
-class NullText(ByDDIM):
+class NullText(Walks, ByDDIM):
     """Mokady et al. 2023 (arXiv 2211.09794), Algorithm 1, over a batch of images.
 
     The pivot is plain DDIM inversion at weight 1. Forwards, at step i and from where the sample is by then, the null
     embedding is moved until the guided step lands on the pivot's next node; the mean squared distance is the loss.
-    Each step starts from the embedding of the step before. Images are tuned together and each stops by itself: one
-    that is near enough is neither asked for nor changed again.
+    Each step starts from the embedding of the step before. The last embedding is kept, as in the paper, also where an
+    earlier one landed nearer. Images are tuned together and each stops by itself: one that is near enough is neither
+    asked for nor changed again.
 
     ``scope="global"`` looks for one embedding for all steps: the least sum over t of the distances to the pivot, each
     step taken from the pivot's own node. ``inner`` sweeps over the grid with an update of Adam's at each node, anew
@@ -136,24 +137,21 @@ class NullText(ByDDIM):
         return Walked({"x": pivot[:, 0]}, grid, scene.cond, {NULL: torch.stack(done[1], dim=1)})
 
     def _tune(self, landing: Landing, null: Tensor, i: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The best embedding met, where its step lands, and its loss [N]: no call is made only to advance."""
-        best, (x, loss) = null.clone(), landing.unasked(null)
+        """The last embedding, where its step lands, and its loss [N]: no call is made only to advance."""
+        x, loss = landing.unasked(null)
         enough, null = self.enough(i, steps), null.clone()
         rows = torch.nonzero(~(loss <= enough)).flatten() if landing.tunable else loss.new_empty(0, dtype=torch.long)
         adam = Adam(null, self.rate(i, steps))
         for k in range(self.inner + 1):
             if len(rows) == 0:
                 break
-            at, now, gradient = landing(null[rows], rows, need_gradient=k < self.inner)
-            nearer = now < loss[rows]
-            won = rows[nearer]
-            best[won], x[won], loss[won] = null[won], at[nearer], now[nearer]
-            far = ~(now <= enough)
+            x[rows], loss[rows], gradient = landing(null[rows], rows, need_gradient=k < self.inner)
+            far = ~(loss[rows] <= enough)
             rows = rows[far]
             if gradient is not None and len(rows):
                 null[rows] = adam(null[rows], gradient[far], rows)
         landing.check(loss, i, steps)
-        return best, x, loss
+        return null, x, loss
 
     def _tune_all(
         self, scene: Scene, grid: Grid, first: Tensor, kept: Mapping[str, Tensor], on_step: OnStep | None

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ..denoiser import Denoiser
+from ..errors import InputError
 from ..grid import Grid
 from ..loop import Backwards, OnStep, solve_back
 from ..solvers.base import Solver, State, options_of
@@ -23,6 +24,20 @@ class OneValue:
     def options(self) -> dict[str, Any]:
         """Its fields."""
         return options_of(self)
+
+
+class Walks:
+    """One that knows of prompts and guidance: ``walk`` in place of ``invert``."""
+
+    name: str
+
+    def invert(self, *_: object, **__: object) -> State:
+        """Raises InputError: what it needs is a scene."""
+        raise InputError(
+            f"{self.name!r} knows of prompts and guidance, which a bare denoiser does not tell; use "
+            f"ddim.invert(model, images, method={self.name!r}), or its walk with a Scene.",
+            parameter="method",
+        )
 
 
 class ByDDIM(OneValue):

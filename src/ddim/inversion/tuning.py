@@ -33,7 +33,7 @@ class Landing:
         """Where the step lands, and the loss, without asking the network: where the null embedding is the prompt's,
         or has no say. Elsewhere the loss is infinite.
         """
-        x = move(self.words, self.after)
+        x = move(self.scene.hold(self.words, self.x, self.node), self.after)
         known = (null == self.cond[WORDS]).flatten(1).all(1) | (not self.tunable)
         return x, self._loss(x, slice(None)).masked_fill(~known, torch.inf)
 
@@ -45,7 +45,7 @@ class Landing:
             leaf = null.detach().requires_grad_(need_gradient)
             pair = self.scene.denoise(x, self.node, {**cond, WORDS: leaf, "half": "null"})
             guided = blend(pair, words, x, self.node, self.scene.guidance, self.scene.prediction)
-            landed = move(guided, self.after)
+            landed = move(self.scene.hold(guided, x, self.node), self.after)
             loss = self._loss(landed, rows)
             if not need_gradient:
                 return landed, loss, None

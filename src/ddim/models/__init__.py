@@ -1,6 +1,7 @@
 """Adapters from foreign formats; the only folder that imports diffusers at run time."""
 
 from importlib import resources
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,13 @@ def load(
     """
     from .quicken import need_compiler, quicken
 
+    if not isinstance(name, (str, PathLike)):
+        raise InputError(
+            f"a {type(name).__name__} is neither the name of a model nor its folder, and that is what load takes.",
+            parameter="model",
+            hint="A pipeline's save_pretrained(folder) makes a folder; for a network of one's own there is "
+            "ddim.from_network.",
+        )
     where, dtype = where_and_what(device, dtype)
     if compile:
         need_compiler(where)

@@ -1,13 +1,15 @@
 """What the verbs ask of a model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..denoiser import Cond, Denoiser
+from ..errors import InputError, is_whole
 from ..path import GaussianPath
+from ..prediction import Hold
 
 
 class Model(Protocol):
@@ -56,6 +58,11 @@ class Model(Protocol):
     @property
     def offset(self) -> int:
         """The offset of that spacing when it is ``leading``."""
+        ...
+
+    @property
+    def hold(self) -> Hold:
+        """How its scheduler config has the predicted x0 held: what the verbs do unless told otherwise."""
         ...
 
     @property
@@ -130,3 +137,24 @@ class TextModel(Model, Protocol):
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Each prompt with its embedding [L, D]."""
         ...
+
+
+def class_labels(labels: Any, count: int, classes: int, name: str) -> Tensor:
+    """Class labels as a tensor, int64 [count]; one label serves for all.
+
+    Args:
+        labels: a number, or a sequence of them.
+        count: how many images.
+        classes: how many classes ``name``, a model or a classifier, knows.
+
+    Raises:
+        InputError: a number of labels that does not fit, or one that is not a class.
+    """
+    several: list[Any] = list(labels) if isinstance(labels, Iterable) and not is_whole(labels) else [labels]
+    given = several * count if len(several) == 1 else several
+    if len(given) != count:
+        raise InputError(f"{len(given)} were given for {count} images.", parameter="labels")
+    wrong = next((k for k in given if not is_whole(k) or not 0 <= k < classes), None)
+    if wrong is not None:
+        raise InputError(f"{wrong!r} is not a class of {name!r}; use 0 to {classes - 1}.", parameter="labels")
+    return torch.tensor([int(k) for k in given], dtype=torch.long)

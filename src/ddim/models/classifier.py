@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import DDIMError, InputError
 from ..foreign import one_line, read_json
-from ..path import GaussianPath, Node, from_scheduler_config
+from ..path import GaussianPath, Node
+from ..scheduler import from_scheduler_config
 from . import where_and_what
 from .quiet import loading
 

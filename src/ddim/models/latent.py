@@ -56,7 +56,7 @@ class LatentTextModel:
             )
         self.name = name
         # The pipelines of diffusers set steps_offset to 1 whatever the config says; so does loading one.
-        self.path, self.prediction, self.spacing, self.offset = read_schedule(scheduler)
+        self.path, self.prediction, self.spacing, self.offset, self.hold = read_schedule(scheduler)
         if isinstance(self.path, (VEPath, RectifiedFlow)):
             raise InputError(
                 f"{name!r} has a {scheduler['_class_name']}, which this version does not take.", parameter="model"
@@ -200,6 +200,7 @@ class LatentTextModel:
             "path": type(self.path).__name__,
             "levels": self.path.levels,
             "spacing": self.spacing,
+            "hold": self.hold.options,
             "parameters": self.parameters,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import Cond, Denoiser
-from ..errors import InputError, is_whole
+from ..errors import InputError
 from ..path import GaussianPath, Node, VEPath
 from ..prediction import Pair, to_pair
+from .base import class_labels
 from .schedule import read_schedule, timestep
 from .side_by_side import least_rows, side_by_side
 
@@ -55,7 +56,7 @@ class PixelModel:
             )
         self.name = name
         self.shape = (int(config.in_channels), int(height), int(width))
-        self.path, self.prediction, self.spacing, self.offset = read_schedule(scheduler)
+        self.path, self.prediction, self.spacing, self.offset, self.hold = read_schedule(scheduler)
         if isinstance(self.path, VEPath):
             raise InputError(
                 f"{name!r} has a {scheduler['_class_name']}: such networks want their input scaled or answer "
@@ -108,8 +109,9 @@ class PixelModel:
         negative: str = "",
     ) -> Cond:
         """Class labels as a tensor [count]; one label serves for all."""
-        if prompts or negative:
-            raise InputError(f"the model {self.name!r} has no text encoder, so it takes no prompt.", parameter="prompt")
+        for key, words in (("prompt", prompts), ("negative", negative)):
+            if words:
+                raise InputError(f"the model {self.name!r} has no text encoder, so it takes no prompt.", parameter=key)
         if labels is None:
             if self.classes:
                 raise InputError(
@@ -118,16 +120,7 @@ class PixelModel:
             return {}
         if not self.classes:
             raise InputError(f"the model {self.name!r} is unconditional; it takes no class labels.", parameter="labels")
-        several = [labels] if isinstance(labels, int) else list(labels)
-        given = several * count if len(several) == 1 else several
-        if len(given) != count:
-            raise InputError(f"{len(given)} were given for {count} images.", parameter="labels")
-        wrong = next((k for k in given if not is_whole(k) or not 0 <= k < self.classes), None)
-        if wrong is not None:
-            raise InputError(
-                f"{wrong} is not a class of {self.name!r}; use 0 to {self.classes - 1}.", parameter="labels"
-            )
-        return {"labels": torch.tensor(given, dtype=torch.long, device=self.device)}
+        return {"labels": class_labels(labels, count, self.classes, self.name).to(self.device)}
 
     def encode(self, images: Tensor) -> Tensor:
         """[0, 1] to [-1, 1]."""
@@ -148,6 +141,7 @@ class PixelModel:
             "path": type(self.path).__name__,
             "levels": self.path.levels,
             "spacing": self.spacing,
+            "hold": self.hold.options,
             "parameters": self.parameters,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),

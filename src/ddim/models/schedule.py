@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..path import GaussianPath, Node, RectifiedFlow, TablePath, from_scheduler_config, spacing_from_config
-from ..prediction import prediction_of
+from ..path import GaussianPath, Node
+from ..prediction import Hold
+from ..scheduler import hold_from, offset_from, path_of, prediction_from, said_by, spacing_from
 
 
 class Schedule(NamedTuple):
@@ -17,24 +18,18 @@ class Schedule(NamedTuple):
     prediction: str
     spacing: str
     offset: int
+    hold: Hold
 
 
 def read_schedule(config: Mapping[str, Any]) -> Schedule:
     """The schedule that a diffusers scheduler's config describes.
 
     Raises:
-        InputError: a scheduler, prediction type or spacing that is not known.
+        InputError: a scheduler, prediction type, spacing or field that is not known; a value of the wrong kind, or one
+            that would change results and is not taken.
     """
-    path = from_scheduler_config(config)
-    usual = "flow_prediction" if isinstance(path, RectifiedFlow) else "epsilon"
-    first_entry = isinstance(path, TablePath) and path.data == "first"
-    return Schedule(
-        path,
-        prediction_of(str(config.get("prediction_type", usual))),
-        spacing_from_config(config),
-        # diffusers' steps_offset counts its timesteps; where data is the table's first entry, 1 is our first level.
-        max(int(config.get("steps_offset", 0)) - first_entry, 0),
-    )
+    said = said_by(config)
+    return Schedule(path_of(said), prediction_from(said), spacing_from(said), offset_from(said), hold_from(said))
 
 
 def timestep(path: GaussianPath, node: Node, device: torch.device) -> Tensor:

@@ -142,6 +142,7 @@ def scheduler_options(schedule: ScheduleConfig, prediction: str) -> dict[str, An
         "beta_schedule": _SCHEDULES[schedule.kind],
         "prediction_type": FOREIGN[prediction],
         "rescale_betas_zero_snr": schedule.zero_terminal_snr,
+        "clip_sample": False,  # what the verbs do: with it, diffusers draws other pictures
         # Only trailing steps start at T, where a zero-SNR model has to be asked first.
         "timestep_spacing": "trailing" if schedule.zero_terminal_snr else "leading",
     }

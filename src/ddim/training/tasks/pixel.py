@@ -71,8 +71,8 @@ class PixelTask(Task):
         """Samples of DDIM (eta = 0, trailing, x0 clipped), from the same noise every time."""
         output, data, path = self.config.output, self.config.data, path_of(self.config.schedule)
 
-        def predict(x: Tensor, label: float) -> Tensor:
-            return network(x, torch.tensor(int(label), device=x.device)).sample.float()
+        def predict(x: Tensor, label: Tensor) -> Tensor:
+            return network(x, label).sample.float()
 
         noise = draws.sheet_noise(self.config.train.seed, output.samples, (data.channels, data.size, data.size))
         solver, grid = DDIM(), make_grid(path, output.sample_steps, "trailing")

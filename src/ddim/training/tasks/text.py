@@ -216,7 +216,7 @@ class TextTask(Task):
             text_encoder=parts.text_encoder,
             tokenizer=self.tokenizer,
             unet=parts.unet,
-            scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1, **options),  # type: ignore[arg-type]
+            scheduler=DDIMScheduler(set_alpha_to_one=False, steps_offset=1, **options),  # type: ignore[arg-type]
             safety_checker=None,  # type: ignore[arg-type]
             feature_extractor=None,  # type: ignore[arg-type]
             requires_safety_checker=False,
