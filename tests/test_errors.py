@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -9,7 +10,7 @@ import typer
 import ddim
 from ddim.cli.app import app
 from ddim.cli.failure import code_and_sentence, speller
-from ddim.errors import DDIMError, InputError, NotFinite, UnknownName
+from ddim.errors import DDIMError, InputError, NotFinite, UnknownName, is_whole
 
 
 def command(*names: str):
@@ -86,3 +87,15 @@ def test_a_network_that_answers_nan_is_an_error_that_knows_its_step():
     with pytest.raises(NotFinite) as caught:
         ddim.solve(broken, solver, solver.init(torch.randn(1, 1, 4, 4), grid), grid)
     assert caught.value.step == 3  # grid[0] and grid[1] answer numbers; the step that asks at grid[2] does not
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.array(3), torch.tensor(3)])
+def test_one_integer_of_any_library_is_whole(value):
+    assert is_whole(value)
+
+
+@pytest.mark.parametrize(
+    "value", [True, 3.0, "3", None, np.array([1, 2]), np.array(1.5), torch.tensor(1.5), torch.tensor([1, 2]), [3]]
+)
+def test_what_counts_nothing_is_not_whole(value):
+    assert not is_whole(value)

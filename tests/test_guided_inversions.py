@@ -101,6 +101,20 @@ def test_null_text_is_the_paper_s_loop():
     assert [loss for _, loss in heard] == pytest.approx(losses, rel=1e-6)
 
 
+def test_null_text_keeps_the_last_embedding_as_the_paper_does():
+    """With a rate that overshoots the last is not the best met; Algorithm 1 keeps it all the same."""
+    at, met = scene(1), list[float]()
+    rate = 3.0
+    nulls, _ = plain_reading(at, images(1), inner=3, lr=rate)
+    walked = NullText(inner=3, lr=rate, stop=0, rise=0).walk(at, images(1), GRID)
+    assert torch.allclose(walked.extras["null"], nulls, rtol=0, atol=1e-6)
+    pivot = pivot_of(at, images(1), GRID)
+    landing = Landing(at, pivot[:, 0], GRID[0], GRID[1], pivot[:, 1])
+    for null in (at.cond["null"], nulls[:, 0]):
+        met.append(float(landing(null, torch.tensor([0]), need_gradient=False)[1]))
+    assert met[1] > met[0]  # the first one had been better
+
+
 def test_enough_inner_updates_land_on_the_pivot():
     walked = NullText(inner=300, lr=0.05, stop=1e-6, rise=0).walk(scene(), images(), GRID)
     denoise = replace(scene(), cond=dict(walked.cond)).guided()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from math import isfinite
+from operator import index
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -123,8 +124,12 @@ class DDIMWarning(UserWarning):
 
 
 def is_whole(value: object) -> bool:
-    """Whether a value can count things: an integer of Python, numpy or torch, and no bool."""
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+    """Whether a value can count things: one integer of Python, numpy or torch, and no bool."""
+    try:
+        index(value)  # type: ignore[arg-type]
+    except (TypeError, RuntimeError):  # every array and tensor has the method, also of fractions
+        return False
+    return not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:

@@ -31,7 +31,7 @@ class NullText(Walks, ByDDIM):
     ``scope="global"`` looks for one embedding for all steps: the least sum over t of the distances to the pivot, each
     step taken from the pivot's own node. ``inner`` sweeps over the grid with an update of Adam's at each node, anew
     each sweep, the rate falling evenly from ``lr``; a sweep whose losses come to ``stop`` on average or less ends
-    it, and the embedding at the end of the best sweep is kept.
+    it, and the embedding at the end of the last sweep is kept.
 
     Args:
         inner: updates a step, at most (of ``global``: sweeps); at least 1.
@@ -160,8 +160,7 @@ class NullText(Walks, ByDDIM):
         enough = self.stop * steps  # without the rise: nothing here makes up for what an earlier step missed
         state = {key: v for key, v in kept.items() if key != "pivot"} or {
             "null": first,
-            "best": first,
-            "loss": pivot.new_full((len(first),), torch.inf),  # of the best sweep
+            "loss": pivot.new_full((len(first),), torch.inf),  # of the last sweep
             "near": torch.zeros(len(first), dtype=torch.bool, device=first.device),
             "sweep": torch.zeros(len(first), dtype=torch.long),  # the same for all
         }
@@ -178,7 +177,7 @@ class NullText(Walks, ByDDIM):
         except KeyboardInterrupt:
             share = int(state["sweep"][0]) * steps // self.inner
             raise Stopped({"pivot": pivot, **state}, share, pivot[:, 0]) from None
-        return Walked({"x": pivot[:, 0]}, grid, {**scene.cond, NULL: state["best"]}, {})
+        return Walked({"x": pivot[:, 0]}, grid, {**scene.cond, NULL: state["null"]}, {})
 
     def _sweep(self, landings: list[Landing], state: dict[str, Tensor], enough: float, q: int) -> dict[str, Tensor]:
         """One update at each node in turn, of the images that are not near enough yet."""
@@ -194,11 +193,9 @@ class NullText(Walks, ByDDIM):
                 loss = landing.unasked(null)[1][rows]
             landing.check(loss, i, steps)
             total[rows] += loss
-        better = (total < state["loss"]) & ~state["near"]
         return {
             "null": null,
-            "best": torch.where(better.view(-1, 1, 1), null, state["best"]),
-            "loss": torch.where(better, total, state["loss"]),
-            "near": state["near"] | (better & (total <= enough)),
+            "loss": torch.where(state["near"], state["loss"], total),
+            "near": state["near"] | (total <= enough),
             "sweep": state["sweep"] + 1,
         }

@@ -154,7 +154,7 @@ def class_labels(labels: Any, count: int, classes: int, name: str) -> Tensor:
     given = several * count if len(several) == 1 else several
     if len(given) != count:
         raise InputError(f"{len(given)} were given for {count} images.", parameter="labels")
-    wrong = next((k for k in given if not is_whole(k) or not 0 <= k < classes), None)
-    if wrong is not None:
-        raise InputError(f"{wrong!r} is not a class of {name!r}; use 0 to {classes - 1}.", parameter="labels")
+    wrong = [k for k in given if not is_whole(k) or not 0 <= k < classes]
+    if wrong:
+        raise InputError(f"{wrong[0]!r} is not a class of {name!r}; use 0 to {classes - 1}.", parameter="labels")
     return torch.tensor([int(k) for k in given], dtype=torch.long)
