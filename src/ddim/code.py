@@ -34,7 +34,8 @@ class LatentCode:
         method: the inversion's name.
         solver: the name of the solver that comes forward again.
         options: the solver's options.
-        settings: the inversion's own, for the record.
+        settings: the inversion's own, for the record; and ``hold``, how x0 was held on the way back and is to be on the
+            way forward (``prediction.Hold.options``), where it was.
         model: the model's name.
         fingerprint: of the model's config and weights; see ``Model.fingerprint``.
         dtype: what the network computed in; in another one it does not come back exactly.
