@@ -174,7 +174,7 @@ def test_a_folder_loads_with_transformers_and_here(folder, capsys):
         (lambda f: (f / "config.json").write_text("{"), InputError, r"config\.json is not readable JSON"),
         (lambda f: (f / "config.json").write_text("[]"), InputError, r"is JSON, but no config"),
         (lambda f: (f / "config.json").write_text('{"model_type": "vit"}'), InputError, r"no classifier of noisy"),
-        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), InputError, r"pickles are never loaded"),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), InputError, r"which is never loaded"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 50), DDIMError, r"cannot be loaded"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny
@@ -9,7 +10,7 @@ import torch
 
 import ddim
 import ddim.models
-from ddim.errors import DDIMError
+from ddim.errors import DDIMError, DDIMWarning
 from ddim.models.pixel import PixelModel, fingerprint
 from ddim.walks import grid_for
 
@@ -58,9 +59,40 @@ def test_a_path_as_text(folder):
     assert same_answers(load(str(folder)), load(folder))
 
 
-def test_a_folder_without_a_scheduler_has_ddpms_path(folder):
+def test_a_folder_without_a_scheduler_is_taken_for_ddpms_and_says_so(folder):
     shutil.rmtree(folder / "scheduler")
-    assert torch.equal(load(folder).path.alpha_bar, ddim.linear_alpha_bar())
+    with pytest.warns(DDIMWarning, match=r"eps.* linear betas") as told:
+        assert torch.equal(load(folder).path.alpha_bar, ddim.linear_alpha_bar())
+    assert len(told) == 1
+    assert told[0].filename == __file__
+
+
+def checkpoint_of(folder, tmp_path):
+    """A run of diffusers' training script: checkpoints without a scheduler's config, and the run's own beside them."""
+    run = tmp_path / "run"
+    shutil.copytree(folder / "unet", run / "checkpoint-1000" / "unet")
+    config = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
+    (run / "scheduler").mkdir()
+    (run / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    return run / "checkpoint-1000"
+
+
+@pytest.mark.parametrize("sub", ["unet", "."])
+def test_a_checkpoint_has_the_scheduler_of_its_run(folder, tmp_path, sub, monkeypatch):
+    checkpoint = checkpoint_of(folder, tmp_path)
+    model = load(checkpoint / sub)
+    assert model.prediction == "v"
+    assert torch.equal(model.path.alpha_bar, ddim.cosine_alpha_bar())
+    monkeypatch.chdir(checkpoint)
+    assert load(Path(sub)).prediction == "v"
+
+
+def test_what_lies_above_a_whole_pipeline_is_anothers(folder, tmp_path):
+    shutil.rmtree(folder / "scheduler")
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
+    with pytest.warns(DDIMWarning, match="no scheduler config"):
+        assert load(folder).prediction == "eps"
 
 
 def test_the_scheduler_config_shapes_the_model(tmp_path):
@@ -95,6 +127,8 @@ def test_half_precision_files_and_their_float32_copy_have_one_fingerprint(folder
     half = tiny.unet().half()
     half.save_pretrained(tmp_path / "half")
     half.float().save_pretrained(tmp_path / "full")
+    for name in ("half", "full"):
+        shutil.copy(folder / "scheduler" / "scheduler_config.json", tmp_path / name)
     assert load(tmp_path / "half").fingerprint == load(tmp_path / "full").fingerprint
 
 
@@ -221,7 +255,7 @@ def test_an_empty_folder(tmp_path):
 def test_a_stable_diffusion_folder(folder):
     config = folder / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "UNet2DConditionModel"}))
-    with pytest.raises(ddim.InputError, match="is a UNet2DConditionModel; this version works on pixel models"):
+    with pytest.raises(ddim.InputError, match="is a UNet2DConditionModel alone; the whole folder of its pipeline"):
         load(folder)
 
 

@@ -609,7 +609,7 @@ def test_the_tables_factors_are_those_of_the_published_one():
 
 
 def test_networks_come_from_safetensors_and_whole(clip: Path, dino: Path, tmp_path: Path):
-    with pytest.raises(ddim.InputError, match=r"cannot be loaded as a CLIPModel: .*; give a folder"):
+    with pytest.raises(ddim.InputError, match="cannot be loaded as a CLIPModel"):
         Clip(str(tmp_path / "nowhere"))
     with pytest.raises(ddim.InputError, match="CLIPModel"):
         Clip(str(dino))
@@ -619,7 +619,7 @@ def test_networks_come_from_safetensors_and_whole(clip: Path, dino: Path, tmp_pa
         if file.suffix == ".json":
             (tmp_path / file.name).write_bytes(file.read_bytes())
     torch.save(load_file(dino / "model.safetensors"), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ddim.InputError, match="cannot be loaded as a ViTModel"):
+    with pytest.raises(ddim.InputError, match=r"the pickle pytorch_model\.bin, which is never loaded"):
         Dino(str(tmp_path))
     lone = tmp_path / "lone"
     lone.mkdir()
@@ -636,7 +636,7 @@ def test_a_network_that_lacks_weights_is_not_made_up(dino: Path, tmp_path: Path)
     weights = {k: v for k, v in weights.items() if "layernorm_after" not in k}
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_bytes((dino / "config.json").read_bytes())
-    with pytest.raises(ddim.InputError, match=r"is no ViTModel: it has no .*layernorm_after"):
+    with pytest.raises(ddim.InputError, match=r"layernorm_after\.bias' is missing"):
         Dino(str(tmp_path))
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..foreign import first_line
+from ..foreign import first_line, one_line
+from ..models import where_and_what
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 """The file that torch-fidelity fetches: the weights of the original, under the first digits of their SHA-256."""
@@ -35,8 +36,8 @@ class Inception:
     dim = 2048
 
     def __init__(self, network: nn.Module, fingerprint: str, device: str | torch.device = "cpu") -> None:
-        self.network, self.fingerprint = network.eval().requires_grad_(False).to(device), fingerprint
-        self.device = torch.device(device)
+        self.device, _ = where_and_what(device, "float32")
+        self.network, self.fingerprint = network.eval().requires_grad_(False).to(self.device), fingerprint
         self.original = fingerprint.startswith(WEIGHTS.removesuffix(".pth").rpartition("-")[2])
         self.name = "Inception" if self.original else f"Inception with weights {fingerprint[:8]}"
 
@@ -56,6 +57,7 @@ def open_inception(weights: Path | None = None, device: str | torch.device = "cp
     Raises:
         InputError: torchmetrics or torch-fidelity is not installed, or the weights cannot be had or read.
     """
+    where, _ = where_and_what(device, "float32")
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.utilities.imports import _TORCH_FIDELITY_AVAILABLE
@@ -76,7 +78,7 @@ def open_inception(weights: Path | None = None, device: str | torch.device = "cp
     except Exception as error:  # of the network, the disk, the unpickler, or a shape that does not fit
         if chosen is not None:
             raise InputError(
-                f"{chosen} does not hold Inception's weights: {first_line(error)}.", parameter="weights"
+                f"{chosen} does not hold Inception's weights: {one_line(error)}", parameter="weights"
             ) from None
         raise InputError(
             f"Inception's weights cannot be fetched ({first_line(error)}); put {_WHERE}/{WEIGHTS} "
@@ -89,7 +91,7 @@ def open_inception(weights: Path | None = None, device: str | torch.device = "cp
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
-    return Inception(network, digest.hexdigest(), device)
+    return Inception(network, digest.hexdigest(), where)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The networks that judge edits: CLIP, a DINO ViT and LPIPS. Those of transformers come from safetensors alone."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch.nn import functional as F
 from ..errors import DDIMError, InputError
 from ..foreign import first_line
 from ..images import to_pil
-from ..models.quiet import loading
+from ..models import where_and_what
+from ..models.tokens import checked_tokenizer, read_tokenizer
+from ..models.weights import must_be_whole, reported, transformers_part
 
 CLIP, DINO = "openai/clip-vit-large-patch14", "facebook/dino-vitb8"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -30,8 +33,12 @@ class Clip:
     """
 
     def __init__(self, name: str = CLIP, device: str | torch.device = "cpu") -> None:
-        self.model = _pretrained("CLIPModel", name, "--clip").to(device)
-        self.tokenizer = _tokenizer(name)
+        where, _ = where_and_what(device, "float32")
+        self.model = _pretrained("CLIPModel", name, "clip").to(where)
+        here = Path(name).is_dir()
+        self.tokenizer = (
+            read_tokenizer(Path(name), parameter="clip") if here else checked_tokenizer(name, parameter="clip")
+        )
         self.side = int(self.model.config.vision_config.image_size)
         self.longest = int(self.model.config.text_config.max_position_embeddings)
 
@@ -82,7 +89,10 @@ class Dino:
     """
 
     def __init__(self, name: str = DINO, device: str | torch.device = "cpu") -> None:
-        self.model = _pretrained("ViTModel", name, "--dino", add_pooling_layer=False).to(device)
+        where, _ = where_and_what(device, "float32")
+        # what comes after the last layer's keys is not asked
+        unused = ("pooler.", "classifier.")
+        self.model = _pretrained("ViTModel", name, "dino", unused, add_pooling_layer=False).to(where)
         # transformers 5 renamed attention.attention.key on its way
         keys = [m for n, m in self.model.named_modules() if n.endswith((".k_proj", ".attention.key"))]
         if len(keys) != (expected := self.model.config.num_hidden_layers):
@@ -122,10 +132,11 @@ class Lpips:
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
+        where, _ = where_and_what(device, "float32")
         try:
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-            net: Any = LearnedPerceptualImagePatchSimilarity(net_type="squeeze").net.to(device)
+            net: Any = LearnedPerceptualImagePatchSimilarity(net_type="squeeze").net.to(where)
         except ImportError:
             raise InputError(
                 "LPIPS needs more packages: pip install torchmetrics torchvision.", parameter="metric"
@@ -134,7 +145,7 @@ class Lpips:
             raise InputError(
                 f"LPIPS cannot be had, SqueezeNet's weights did not load: {first_line(error)}.", parameter="metric"
             ) from None
-        self.device, self.plain, self.spatial = torch.device(device), net, copy.copy(net)
+        self.device, self.plain, self.spatial = where, net, copy.copy(net)
         self.spatial.spatial = True
 
     def distance(self, images: Tensor, others: Tensor) -> Tensor:
@@ -155,37 +166,15 @@ def _standardised(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
     return (x - x.new_tensor(mean).view(1, 3, 1, 1)) / x.new_tensor(std).view(1, 3, 1, 1)
 
 
-def _pretrained(kind: str, name: str, flag: str, **options: Any) -> Any:
-    """A network of transformers, all of whose weights came from safetensors."""
+def _pretrained(kind: str, name: str, parameter: str, spare: Collection[str] = (), **options: Any) -> Any:
+    """A network of transformers, all of whose weights came from safetensors; ``name`` is a folder or a hub id."""
     import transformers
 
-    with loading():
-        try:
-            model, found = getattr(transformers, kind).from_pretrained(
-                name, use_safetensors=True, output_loading_info=True, **options
-            )
-        except Exception as error:  # transformers, safetensors and the hub's client raise dozens of kinds
-            raise InputError(
-                f"{name} cannot be loaded as a {kind}: {first_line(error)}; give a folder with .safetensors.",
-                parameter=flag.removeprefix("--"),
-            ) from None
-    if lacking := sorted(found["missing_keys"]):  # transformers makes these up at random
-        raise InputError(
-            f"{name} is no {kind}: it has no {lacking[0]}; give another.", parameter=flag.removeprefix("--")
-        )
-    return model.eval().requires_grad_(False)
-
-
-def _tokenizer(name: str) -> Any:
-    from transformers import CLIPTokenizer
-
-    with loading():
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(name)
-        except Exception as error:
-            raise InputError(
-                f"{name} has no CLIP tokenizer: {first_line(error)}; give another.", parameter="clip"
-            ) from None
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one in silence
-        raise InputError(f"{name} has no CLIP tokenizer; give a folder that holds one.", parameter="clip")
-    return tokenizer
+    network = getattr(transformers, kind)
+    if Path(name).is_dir():
+        found = transformers_part(network, Path(name), parameter=parameter, spare=spare, **options)
+    else:
+        options |= {"use_safetensors": True, "dtype": torch.float32}
+        found, report = reported(network, name, name, parameter=parameter, **options)
+        must_be_whole(report, name, parameter=parameter, spare=spare)
+    return found.float().eval().requires_grad_(False)

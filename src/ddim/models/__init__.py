@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DDIMError, InputError, UnknownName
-from ..foreign import first_line, read_json
+from ..foreign import first_line, one_line
+from .kind import is_text, part_class, scheduler_of, unet_folder
 from .quiet import loading
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from .pixel import PixelModel
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-TEXT_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
-TEXT_PARTS = ("unet", "vae", "text_encoder")
-_PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
 
 
 def bundled_models() -> dict[str, Path]:
@@ -59,7 +57,9 @@ def load(
             where there is no C++ compiler.
         DDIMError: the files are broken, or the hub cannot be reached.
     """
+    from .hub import from_hub
     from .quicken import need_compiler, quicken
+    from .weights import PICKLES
 
     if not isinstance(name, (str, PathLike)):
         raise InputError(
@@ -75,7 +75,7 @@ def load(
     source = str(bundled.get(str(name), name))
     folder = Path(source)
     if folder.is_file():
-        what = "a pickle, which is never loaded" if folder.suffix.lower() in _PICKLES else "a single file"
+        what = "a pickle, which is never loaded" if folder.suffix.lower() in PICKLES else "a single file"
         raise InputError(
             f"{source} is {what}; give a folder in the diffusers format (with safetensors weights).", parameter="model"
         )
@@ -83,11 +83,14 @@ def load(
         hint = "" if "/" not in source else f"There is no folder {source}. "
         also = "A folder in the diffusers format or a hub id (owner/name) will do too."
         raise UnknownName("model", str(name), bundled, hint=f"{hint}{also}")
-    folder = folder if folder.is_dir() else _from_hub(source)
-    if _kind(folder) in TEXT_PIPELINES:
-        model = _load_text(str(name), folder, where, dtype)
-    else:
-        model = _load_pixel(str(name), folder, where, dtype)
+    folder = folder if folder.is_dir() else from_hub(source)
+    kind = _load_text if is_text(folder) else _load_pixel
+    try:
+        model = kind(str(name), folder, where, dtype)
+    except (DDIMError, Warning):
+        raise
+    except Exception as error:  # a config may hold anything, and each of its values is used somewhere
+        raise DDIMError(f"{folder} cannot be loaded: {one_line(error, 200)}", parameter="model") from None
     quicken(model, compile=compile)
     return model
 
@@ -98,129 +101,81 @@ def where_and_what(
     """A device, cuda by default where there is one, and a dtype. Raises InputError for one that is not to be had."""
     import torch
 
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise UnknownName("dtype", dtype, DTYPES)
-        dtype = getattr(torch, dtype)
-    assert isinstance(dtype, torch.dtype)
+    given = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    if given not in DTYPES:
+        raise UnknownName("dtype", given, DTYPES)
+    kind = getattr(torch, str(given))
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
+        where = torch.device(device)
+    except Exception:  # a name that torch has not heard of, and a value that is no name
         raise UnknownName("device", str(device), ["cpu", "cuda", "mps"]) from None
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("there is no CUDA device here; use 'cpu'.", parameter="device")
-    return where, dtype
-
-
-def _kind(folder: Path) -> str:
-    """The pipeline's class that a folder names, or an empty text."""
-    index = folder / "model_index.json"
-    return str(read_json(index).get("_class_name", "")) if index.is_file() else ""
+    try:  # torch knows the names of many devices that no machine has all of
+        works = float(torch.ones(1, dtype=kind, device=where) + 1) == 2
+    except Exception:  # each device fails in its own way
+        works = False
+    if not works:
+        what = "CUDA device" if str(where) == "cuda" else f"device {str(where)!r}"
+        raise InputError(f"there is no {what} here that computes in {given}; use 'cpu'.", parameter="device")
+    return where, kind
 
 
 def _load_text(name: str, folder: Path, device: "torch.device", dtype: "torch.dtype") -> "LatentTextModel":
     try:
         with loading():
             from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+            from transformers import CLIPTextModel
     except (ImportError, RuntimeError):  # diffusers raises RuntimeError where transformers is missing
         raise InputError("A model with a text encoder needs transformers: pip install transformers.") from None
-    from .latent import LatentTextModel
+    from .latent import LatentTextModel, read_autoencoder, read_text_unet
+    from .tokens import read_tokenizer
+    from .weights import transformers_part
 
-    weights = [p for part in TEXT_PARTS for p in (folder / part).glob("*.safetensors")]
-    lacking = [part for part in TEXT_PARTS if not any(p.parent.name == part for p in weights)]
-    if lacking:
-        pickles = [p.name for p in (folder / lacking[0]).glob("*") if p.suffix in _PICKLES]
-        what = f"only the pickle {pickles[0]}, which is never loaded" if pickles else "no weights"
-        raise InputError(
-            f"{folder / lacking[0]} holds {what}; a diffusers folder with .safetensors weights is needed.",
-            parameter="model",
-        )
-    if not any((folder / "tokenizer").glob("*.*")):  # transformers would make an empty one in silence
-        raise InputError(f"{folder} has no tokenizer; a whole diffusers folder is needed.", parameter="model")
-    full = {p.parent.name for p in weights if ".fp16" not in p.name}
-    half = {} if full == set(TEXT_PARTS) else {"variant": "fp16"}
-    off = {"safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False}
+    classes = {part: part_class(folder, part) for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")}
+    tokenizer, scheduler = read_tokenizer(folder / "tokenizer"), _scheduler(folder / "scheduler", classes["scheduler"])
+    parts = {
+        "text_encoder": transformers_part(CLIPTextModel, folder / "text_encoder"),
+        "vae": read_autoencoder(folder / "vae"),
+        "unet": read_text_unet(folder / "unet"),
+    }
+    off: Any = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    with loading():
+        pipeline = StableDiffusionPipeline(**parts, tokenizer=tokenizer, scheduler=scheduler, **off)
+        pipeline.set_progress_bar_config(disable=True)
+    model = LatentTextModel(name, pipeline, device=device, dtype=dtype)
+    model.try_out()
+    return model
+
+
+def _scheduler(folder: Path, kind: str) -> Any:
+    """A pipeline's scheduler, as diffusers makes it from its config."""
+    import diffusers
+
+    from ..path import from_scheduler_config
+
+    if not (folder / "scheduler_config.json").is_file():
+        raise InputError(f"{folder} holds no scheduler_config.json.", parameter="model")
+    from_scheduler_config({"_class_name": kind})
     with loading():
         try:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, **half, **off
-            )
-        except Exception as error:  # diffusers, transformers and safetensors raise dozens of kinds
-            raise DDIMError(f"{folder} cannot be loaded: {first_line(error)}.") from None
-        pipeline.set_progress_bar_config(disable=True)
-    return LatentTextModel(name, pipeline, device=device, dtype=dtype)
+            return getattr(diffusers, kind).from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # of a config that makes no sense, diffusers raises what comes up
+            raise InputError(
+                f"{folder} cannot be loaded as a {kind}: {first_line(error)}.", parameter="model"
+            ) from None
 
 
 def _load_pixel(name: str, folder: Path, device: "torch.device", dtype: "torch.dtype") -> "PixelModel":
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     from .pixel import PixelModel
+    from .weights import diffusers_part
 
-    source = folder
-    weights = folder / _unet_folder(folder)
-    files = [p.name for p in weights.glob("*.safetensors")]
-    if not files:
-        pickles = [p.name for p in weights.iterdir() if p.suffix in _PICKLES]
-        what = f"only the pickle {pickles[0]}, which is never loaded" if pickles else "no weights"
-        raise InputError(
-            f"{weights} holds {what}; a diffusers folder with .safetensors weights is needed.", parameter="model"
-        )
-    half = {"variant": "fp16"} if all(".fp16" in f for f in files) else {}
-    with loading():
-        try:
-            network: Any = UNet2DModel.from_pretrained(str(weights), use_safetensors=True, **half)
-        except Exception as error:  # diffusers and safetensors raise a dozen kinds; all of them mean this
-            raise DDIMError(f"{source} cannot be loaded: {first_line(error)}.") from None
-    # a pipeline's folder, or the older layout of google/ddpm-* with both configs side by side
-    configs = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
-    scheduler = next((read_json(file) for file in configs if file.is_file()), {})
-    return PixelModel(name, network, scheduler, device=device, dtype=dtype)
-
-
-def _from_hub(name: str) -> Path:
-    """The cached copy of a hub repository: its configs, and then the network's weights."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=["*.json"]))
-        if _kind(folder) in TEXT_PIPELINES:
-            weights = ["tokenizer/*", *(f"{part}/{file}" for part in TEXT_PARTS for file in _offered(name, part))]
-        else:
-            weights = [(_unet_folder(folder) / "*.safetensors").as_posix()]
-        return Path(snapshot_download(name, allow_patterns=["*.json", *weights]))
-    except InputError:
-        raise
-    except Exception as error:  # the hub's client raises a dozen kinds; all of them mean this
-        raise DDIMError(
-            f"{name!r} is neither bundled nor a folder here, and the hub gave no model of that name: "
-            f"{first_line(error)}."
-        ) from None
-
-
-def _offered(name: str, part: str) -> list[str]:
-    """Which weights of a pipeline's part to fetch: the full ones, or the fp16 variant where there are no others."""
-    from huggingface_hub import list_repo_files
-
-    files = [f.partition("/")[2] for f in list_repo_files(name) if f.startswith(f"{part}/")]
-    tensors = [f for f in files if f.endswith(".safetensors") and "non_ema" not in f]
-    return [f for f in tensors if ".fp16" not in f] or tensors
-
-
-def _unet_folder(folder: Path) -> Path:
-    """Where the UNet2DModel lies in a folder: ``unet``, or ``.`` where the folder itself is one."""
-    for sub in (Path("unet"), Path()):
-        file = folder / sub / "config.json"
-        if file.is_file():
-            kind = read_json(file).get("_class_name")
-            if kind != "UNet2DModel":
-                raise InputError(
-                    f"{file.parent} is a {kind}; this version works on pixel models, whose network is a UNet2DModel.",
-                    parameter="model",
-                )
-            return sub
-    raise InputError(
-        f"{folder} is not in the diffusers format: it has neither unet/config.json nor config.json.", parameter="model"
-    )
+    network = folder / unet_folder(folder)
+    model = PixelModel(name, diffusers_part(UNet2DModel, network), scheduler_of(network), device=device, dtype=dtype)
+    model.try_out()
+    return model
 
 
 def __getattr__(name: str) -> Any:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import DDIMError, InputError
-from ..foreign import one_line, read_json
+from ..errors import InputError
+from ..foreign import read_json
 from ..path import GaussianPath, Node
 from ..scheduler import from_scheduler_config
 from . import where_and_what
 from .quiet import loading
+from .weights import transformers_part
 
 SCHEDULE = "scheduler_config.json"
 _LIMIT = 20.0  # of log-SNR: keeps levels without noise or signal finite
@@ -116,27 +117,25 @@ def load_classifier(
             f"{path} is no classifier of noisy images; task = 'classifier' of ddim train makes one.",
             parameter="classifier",
         )
-    network = read_resnet(path)
+    network = read_resnet(path, "classifier")
     return NoisyClassifier(str(folder), network, from_scheduler_config(schedule), device=where, dtype=dtype)
 
 
-def read_resnet(path: Path) -> Any:
-    """The ResNetForImageClassification of a folder, float32.
+def read_resnet(path: Path, parameter: str) -> Any:
+    """The ResNetForImageClassification of a folder, float32 or wider.
+
+    Args:
+        path: the folder.
+        parameter: what an error is about.
 
     Raises:
-        InputError: transformers is not installed, or there are no safetensors; pickles are never loaded.
+        InputError: transformers is not installed, there are no safetensors (pickles are never loaded), or they do not
+            fit the config.
         DDIMError: the files are broken.
     """
-    if not (path / "model.safetensors").is_file():
-        raise InputError(f"{path} holds no model.safetensors; pickles are never loaded.", parameter="classifier")
     try:
-        from transformers import ResNetForImageClassification
-
         with loading():
-            return ResNetForImageClassification.from_pretrained(
-                path, dtype=torch.float32, use_safetensors=True, local_files_only=True
-            )
+            from transformers import ResNetForImageClassification
     except ImportError:
         raise InputError("A classifier needs transformers: pip install transformers.") from None
-    except Exception as error:  # transformers and safetensors raise a dozen kinds
-        raise DDIMError(f"{path} cannot be loaded: {one_line(error, 200)}") from None
+    return transformers_part(ResNetForImageClassification, path, parameter=parameter)

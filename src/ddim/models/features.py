@@ -59,7 +59,7 @@ class FeatureClassifier:
         self.name, self.folder, self.device = name, folder, torch.device(device)
         self.shape = (int(resnet.config.num_channels), side, side)
         self.dim, self.classes = int(resnet.config.hidden_sizes[-1]), int(resnet.config.num_labels)
-        self.fingerprint = fingerprint(resnet, None, "features")
+        self.fingerprint = fingerprint(resnet, None, "features")  # of the weights as they come
         nn.Module.to(resnet, device=self.device, dtype=torch.float32)
         self.network = CleanResNet(resnet).eval().requires_grad_(False)
 
@@ -125,7 +125,7 @@ def load_features(name: str | Path, *, device: str | torch.device | None = None)
             f"{path} is a classifier of noisy images; one with classifier.noise = false is needed.",
             parameter="features",
         )
-    network = read_resnet(path)
+    network = read_resnet(path, "features")
     return FeatureClassifier(str(name) if str(name) in bundled else path.resolve().name, path, network, device=where)
 
 

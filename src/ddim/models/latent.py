@@ -2,21 +2,26 @@
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..denoiser import Cond, Denoiser
-from ..errors import DDIMError, DDIMWarning, InputError, is_texts
+from ..errors import DDIMError, DDIMWarning, InputError, is_number, is_texts
+from ..foreign import read_json
 from ..guidance import WORDS
 from ..path import Node, RectifiedFlow, VEPath
 from ..prediction import Pair, to_pair
-from .pixel import fingerprint
+from .pixel import fingerprint, sides_of
 from .quiet import quiet
 from .schedule import read_schedule, timestep
 from .side_by_side import least_rows, side_by_side
+from .tokens import longest_prompt
+from .trial import answered
+from .weights import diffusers_part
 
 ATTENTION = "attention"
 """In a ``Cond``: an object that the attention processors of ``ddim.editing`` are handed with every call."""
@@ -54,6 +59,7 @@ class LatentTextModel:
                 f"{vae.config.latent_channels}: an inpainting or depth model, which this version does not take.",
                 parameter="model",
             )
+        _need_text_alone(name, unet.config)
         self.name = name
         # The pipelines of diffusers set steps_offset to 1 whatever the config says; so does loading one.
         self.path, self.prediction, self.spacing, self.offset, self.hold = read_schedule(scheduler)
@@ -62,17 +68,20 @@ class LatentTextModel:
                 f"{name!r} has a {scheduler['_class_name']}, which this version does not take.", parameter="model"
             )
         self.multiple = 2 ** (len(vae.config.block_out_channels) - 1)
-        side = unet.config.sample_size or vae.config.sample_size // self.multiple
-        height, width = (side, side) if isinstance(side, int) else side
-        self.shape = (int(vae.config.latent_channels), int(height), int(width))
-        self.picture = (int(vae.config.in_channels), int(height) * self.multiple, int(width) * self.multiple)
+        if unet.config.sample_size is None:
+            height, width = (s // self.multiple for s in sides_of(getattr(vae.config, "sample_size", None), name))
+        else:
+            height, width = sides_of(unet.config.sample_size, name)
+        self.shape = (int(vae.config.latent_channels), height, width)
+        self.picture = (int(vae.config.in_channels), height * self.multiple, width * self.multiple)
         self.device, self.dtype = torch.device(device), dtype
         self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         parts = [unet, vae, pipeline.text_encoder]
         self.parameters = sum(p.numel() for part in parts for p in part.parameters())
+        # of the weights as they come: a cast would change them
         hashes = [fingerprint(part, self.path, self.prediction) for part in parts]
         self.fingerprint = hashlib.sha256("".join(hashes).encode()).hexdigest()
-        self.scale = float(vae.config.scaling_factor)
+        self.scale = scale_of(vae.config, name)
         self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
         for part in parts:
             nn.Module.to(part, device=self.device, dtype=dtype)
@@ -81,11 +90,51 @@ class LatentTextModel:
         vae.to(memory_format=torch.channels_last)
         self.pipeline, self.network, self.vae = pipeline, unet, vae
         self.tokenizer: Any = pipeline.tokenizer
+        positions = int(pipeline.text_encoder.config.max_position_embeddings)
+        self.tokenizer.model_max_length = longest_prompt(self.tokenizer, positions)
         self.threads, self.least = True, least_rows(unet)
 
+    def try_out(self) -> None:
+        """Asks every part what it makes of its own shapes, without numbers.
+
+        Raises:
+            InputError: one does not take what the one before it makes, or answers in another shape.
+        """
+        encoder, length = self.pipeline.text_encoder, int(self.tokenizer.model_max_length)
+        rows = encoder.get_input_embeddings().num_embeddings
+        if (most := max(self.tokenizer.get_vocab().values())) >= rows:
+            raise InputError(
+                f"the tokenizer of {self.name!r} has tokens up to {most}, its text encoder knows {rows}.",
+                parameter="model",
+            )
+        words = answered(encoder, lambda n, x: n(x.long())[0], (1, length), takes=f"prompts of {length} tokens")
+        code, picture = (1, *self.shape), (1, *self.picture)
+        takes = f"codes of {self.shape} under words of {words[1:]}"
+        made = {
+            "code": answered(self.vae, code_of, picture, takes=f"pictures of {self.picture}"),
+            "picture": answered(self.vae, lambda n, x: n.decode(x).sample, code, takes=f"codes of {self.shape}"),
+            "answer": answered(
+                self.network,
+                lambda n, *x: n(*x, return_dict=False)[0][:, : self.shape[0]],
+                code,
+                (1,),
+                words,
+                takes=takes,
+            ),
+        }
+        for what, expected in (("code", code), ("picture", picture), ("answer", code)):
+            if made[what] != expected:
+                raise InputError(
+                    f"{self.name!r} makes {what}s of {made[what][1:]}, not of {expected[1:]}.", parameter="model"
+                )
+
     def denoiser(self) -> Denoiser:
-        """The U-Net as a denoiser under ``cond["words"]``, without guidance."""
+        """The U-Net as a denoiser under ``cond["words"]``, without guidance.
+
+        A learned variance in the upper half of its channels is left aside.
+        """
         network, path, prediction, dtype = self.network, self.path, self.prediction, self.dtype
+        channels = self.shape[0]
 
         def denoise(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
             if not cond or WORDS not in cond:
@@ -101,7 +150,7 @@ class LatentTextModel:
             words = cond[WORDS].to(dtype)
             shared = self.threads and control is None  # attention control looks at the whole batch
             output = side_by_side(ask, x.to(dtype), words, least=self.least) if shared else ask(x.to(dtype), words)
-            return to_pair(prediction, output.to(x.dtype), x, node)
+            return to_pair(prediction, output[:, :channels].to(x.dtype), x, node)
 
         return denoise
 
@@ -160,7 +209,7 @@ class LatentTextModel:
         """
         x = images.to(device=self.device, dtype=self.dtype) * 2 - 1
         with torch.no_grad():
-            code = side_by_side(lambda rows: self.vae.encode(rows).latent_dist.mean, x, least=_LEAST_PICTURES)
+            code = side_by_side(lambda rows: code_of(self.vae, rows), x, least=_LEAST_PICTURES)
             code = self._finite(code, "encoded a picture")
         return (code.to(self.state_dtype) - self.shift) * self.scale
 
@@ -206,3 +255,74 @@ class LatentTextModel:
             "device": str(self.device),
             "fingerprint": self.fingerprint,
         }
+
+
+def read_autoencoder(folder: Path, *, parameter: str = "model") -> Any:
+    """The AutoencoderKL or AutoencoderTiny of a folder, on the CPU and in its file's dtype.
+
+    Raises:
+        InputError: another autoencoder, or weights that do not fit; see ``weights.diffusers_part``.
+        DDIMError: the files are broken.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+    kinds = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny)}
+    named = _class_of(folder, parameter)
+    if named not in kinds:
+        raise InputError(f"{folder} is a {named}; {' or '.join(kinds)} is taken.", parameter=parameter)
+    return diffusers_part(kinds[named], folder, parameter=parameter)
+
+
+def read_text_unet(folder: Path) -> Any:
+    """The UNet2DConditionModel of a folder; as ``read_autoencoder``."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    if (named := _class_of(folder, "model")) != UNet2DConditionModel.__name__:
+        raise InputError(f"{folder} is a {named}; a UNet2DConditionModel is taken.", parameter="model")
+    return diffusers_part(UNet2DConditionModel, folder)
+
+
+def _class_of(folder: Path, parameter: str) -> str:
+    """The class that a network's config names."""
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder} holds no weights; a diffusers folder with config.json and .safetensors weights is needed.",
+            parameter=parameter,
+        )
+    return str(read_json(folder / "config.json").get("_class_name"))
+
+
+def code_of(autoencoder: Any, x: Tensor) -> Tensor:
+    """Pictures [N, C, H, W] in [-1, 1] to codes, not yet shifted and scaled; of a distribution the mean."""
+    found = autoencoder.encode(x)
+    return found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
+
+
+def scale_of(config: Mapping[str, Any], name: str, *, parameter: str = "model") -> float:
+    """An autoencoder's ``scaling_factor``. Raises InputError where it is none."""
+    scale = config.get("scaling_factor")
+    if not is_number(scale) or float(scale) == 0:  # type: ignore[arg-type]
+        raise InputError(
+            f"the scaling_factor of {name!r}, {scale!r}, is not a number other than 0.", parameter=parameter
+        )
+    return float(scale)  # type: ignore[arg-type]
+
+
+def _need_text_alone(name: str, config: Mapping[str, Any]) -> None:
+    """Raises InputError for a U-Net that wants more than words, or answers in other channels."""
+    wants = {key: config.get(key) for key in ("num_class_embeds", "class_embed_type", "addition_embed_type")}
+    wants |= {key: config.get(key) for key in ("encoder_hid_dim_type", "time_cond_proj_dim")}
+    asked = next(((key, value) for key, value in wants.items() if value is not None), None)
+    if asked:
+        raise InputError(
+            f"the U-Net of {name!r} wants more than a prompt ({asked[0]} = {asked[1]!r}); this version takes those "
+            "that are told the words alone.",
+            parameter="model",
+        )
+    if config["out_channels"] not in (config["in_channels"], 2 * config["in_channels"]):
+        raise InputError(
+            f"the U-Net of {name!r} has {config['out_channels']} output channels for {config['in_channels']} input "
+            "channels.",
+            parameter="model",
+        )

@@ -16,6 +16,7 @@ from ..prediction import Pair, to_pair
 from .base import class_labels
 from .schedule import read_schedule, timestep
 from .side_by_side import least_rows, side_by_side
+from .trial import answered
 
 
 class PixelModel:
@@ -42,12 +43,7 @@ class PixelModel:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         config: Any = network.config  # type: ignore[attr-defined]
-        size = config.sample_size
-        if size is None:
-            raise InputError(
-                f"{name!r} does not say its sample_size, so its pictures' size is unknown.", parameter="model"
-            )
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = sides_of(config.sample_size, name)
         if config.class_embed_type is not None and not config.num_class_embeds:
             raise InputError(
                 f"{name!r} embeds its classes by {config.class_embed_type!r}; this version takes those that "
@@ -68,7 +64,7 @@ class PixelModel:
         self.device = torch.device(device)
         self.dtype = dtype
         self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        self.fingerprint = fingerprint(network, self.path, self.prediction)
+        self.fingerprint = fingerprint(network, self.path, self.prediction)  # of the weights as they come
         self.parameters = sum(p.numel() for p in network.parameters())
         # nn.Module.to and not diffusers' own, which warns of casts
         nn.Module.to(network, device=self.device, dtype=dtype)
@@ -81,6 +77,21 @@ class PixelModel:
                 f"{name!r} has {config.out_channels} output channels for {self.shape[0]} input channels.",
                 parameter="model",
             )
+
+    def try_out(self) -> None:
+        """Asks the network what it makes of its own shape, without numbers.
+
+        Raises:
+            InputError: it does not take that shape, or answers with another.
+        """
+        shapes = ((1, *self.shape), (1,), *([(1,)] if self.classes else []))
+
+        def ask(network: Any, x: Tensor, time: Tensor, *classes: Tensor) -> Tensor:
+            return network(x, time, *(labels.long() for labels in classes), return_dict=False)[0]
+
+        answer = answered(self.network, ask, *shapes, takes=f"the pictures of {self.name!r}, {self.shape}")
+        if answer[2:] != self.shape[1:]:
+            raise InputError(f"{self.name!r} makes {answer[1:]} of pictures of {self.shape}.", parameter="model")
 
     def denoiser(self) -> Denoiser:
         """The network as a denoiser; a learned variance in the upper half of its channels is left aside."""
@@ -147,6 +158,16 @@ class PixelModel:
             "device": str(self.device),
             "fingerprint": self.fingerprint,
         }
+
+
+def sides_of(size: Any, name: str) -> tuple[int, int]:
+    """Height and width by a config's ``sample_size``: a number, or one for each. Raises InputError otherwise."""
+    both = list(size) if isinstance(size, (list, tuple)) else [size, size]
+    if len(both) != 2 or not all(is_whole(side) and side > 0 for side in both):
+        raise InputError(
+            f"the sample_size of {name!r} is {size!r}, so the size of its pictures is unknown.", parameter="model"
+        )
+    return int(both[0]), int(both[1])
 
 
 def fingerprint(network: nn.Module, path: GaussianPath | None, prediction: str) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import DDIMError, InputError, is_whole
 from ..foreign import first_line
+from ..models.weights import must_fit, unwrapped
 from ..temporary import remove_stale
 from .ema import EMA
 from .reading import differing_keys
@@ -176,12 +177,9 @@ class Checkpoints:
 
 
 def _like(wanted: Mapping[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``found``, if it has the tensors of ``wanted``. Raises ValueError otherwise, with the first that differs."""
-    for name in (*wanted, *found):
-        if name not in found or name not in wanted:
-            raise ValueError(f"it {'lacks' if name in wanted else 'has'} the tensor {name!r}")
-        if found[name].shape != wanted[name].shape:
-            raise ValueError(f"{name!r} is {tuple(found[name].shape)}, not {tuple(wanted[name].shape)}")
+    """``found`` without what wrappers leave in the names; InputError unless it has the tensors of ``wanted``."""
+    found = unwrapped(found)
+    must_fit(wanted, found, "it", parameter=None)
     return found
 
 

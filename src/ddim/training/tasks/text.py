@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ...denoiser import Cond, bound
 from ...errors import InputError
-from ...foreign import first_line
 from ...grid import make_grid
 from ...guidance import NULL, WORDS, Guidance, classifier_free
 from ...images import sheet
 from ...loop import solve
+from ...models.latent import code_of, read_autoencoder, scale_of
 from ...models.quiet import loading, quiet
 from ...models.schedule import timestep
 from ...path import Node
@@ -103,7 +103,7 @@ class TextTask(Task):
             )
         self.levels = levels_of(config.schedule, config.loss)
         self.autoencoder = load_autoencoder(config.text.autoencoder, config.data.channels)
-        self.scale = float(self.autoencoder.config["scaling_factor"])
+        self.scale = scale_of(self.autoencoder.config, config.text.autoencoder, parameter="text.autoencoder")
 
     def prepare(self, images: Images, device: torch.device) -> Images:
         """The images become codes, and the tokenizer learns the words of their prompts."""
@@ -120,7 +120,7 @@ class TextTask(Task):
     @torch.no_grad()
     def _encode(self, pixels: Tensor) -> Tensor:
         x = pixels.to(self.device, torch.float32) / 127.5 - 1
-        return self.autoencoder.encode(x).latent_dist.mean.cpu() * self.scale
+        return code_of(self.autoencoder, x).cpu() * self.scale
 
     def _tokens(self, prompt: str) -> Tensor:
         options = {"padding": "max_length", "truncation": True, "max_length": self.config.text.length}
@@ -227,25 +227,21 @@ class TextTask(Task):
 
 
 def load_autoencoder(folder: str, channels: int) -> Any:
-    """A frozen AutoencoderKL in float32 from a folder in the diffusers format (or from its subfolder ``vae``).
+    """A frozen AutoencoderKL or AutoencoderTiny in float32 from a folder in the diffusers format (or from its subfolder
+    ``vae``).
 
     Raises:
-        InputError: there is none, or it is for images with other channels.
+        InputError: there is none, its weights do not fit it, or it is for images with other channels.
+        DDIMError: the files are broken.
     """
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
     path = Path(folder) / "vae" if (Path(folder) / "vae").is_dir() else Path(folder)
     if not folder or not path.is_dir():
         raise InputError(
             f"{folder!r} is no folder; train one first (task = 'autoencoder'), or name another.",
             parameter="text.autoencoder",
         )
-    try:
-        network = AutoencoderKL.from_pretrained(path, torch_dtype=torch.float32, use_safetensors=True)
-    except Exception as error:
-        raise InputError(
-            f"{path} cannot be loaded as an autoencoder: {first_line(error)}.", parameter="text.autoencoder"
-        ) from error
+    network = read_autoencoder(path, parameter="text.autoencoder")
+    nn.Module.float(network)  # past diffusers' own, which warns
     takes = network.config["in_channels"]
     if takes != channels:
         raise InputError(
