@@ -61,7 +61,7 @@ def test_a_path_as_text(folder):
 
 def test_a_folder_without_a_scheduler_is_taken_for_ddpms_and_says_so(folder):
     shutil.rmtree(folder / "scheduler")
-    with pytest.warns(DDIMWarning, match=r"eps.* linear betas") as told:
+    with pytest.warns(DDIMWarning, match=r"eps.*linear betas") as told:
         assert torch.equal(load(folder).path.alpha_bar, ddim.linear_alpha_bar())
     assert len(told) == 1
     assert told[0].filename == __file__

@@ -1,0 +1,159 @@
+"""A model that lies whole in the hub's cache loads without a network, in every case in which diffusers loads it."""
+
+import hashlib
+import json
+import shutil
+import socket
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import tiny_text
+import torch
+
+import ddim
+from ddim.errors import DDIMError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NAME = "owner/name"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache."""
+    place = tmp_path / "hub"
+    for name in ("huggingface_hub.constants.HF_HUB_CACHE", "huggingface_hub.constants.HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.setattr(name, str(place))
+    return place
+
+
+@pytest.fixture(params=["HF_HUB_OFFLINE", "no network"])
+def offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two ways of having no network."""
+    if request.param == "no network":
+
+        def unreachable(*_: Any) -> None:
+            raise OSError(101, "Network is unreachable")
+
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(socket.socket, "connect", unreachable)
+        monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+
+
+def keep(cache: Path, folder: Path, listed: Collection[str] = (), without: Collection[str] = ()) -> Path:
+    """Puts a folder's files into the cache as the hub's client does.
+
+    Args:
+        listed: files of the repository that were not fetched; with some, the client's own list of files is kept too.
+        without: files that are not fetched.
+    """
+    home = cache / f"models--{NAME.replace('/', '--')}"
+    snapshot = home / "snapshots" / COMMIT
+    (home / "blobs").mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(COMMIT)
+    files = [p.relative_to(folder) for p in folder.rglob("*") if p.is_file()]
+    for file in files:
+        if file.as_posix() in without:
+            continue
+        data = (folder / file).read_bytes()
+        blob = home / "blobs" / hashlib.sha256(data).hexdigest()
+        blob.write_bytes(data)
+        (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / file).symlink_to(blob)
+    if listed:
+        entry = {"size": 1, "blob_id": "0" * 40, "lfs_sha256": None, "lfs_size": None, "xet_hash": None}
+        from huggingface_hub._snapshot_download import TreeCacheEntry, write_tree_cache
+
+        names = [*(f.as_posix() for f in files), *listed]
+        write_tree_cache(str(home), COMMIT, {name: TreeCacheEntry(**entry) for name in names})  # type: ignore[arg-type]
+    return snapshot
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders as repositories have them."""
+    place = tmp_path_factory.mktemp("made")
+    pipeline = tiny_text.pipeline()
+    pipeline.save_pretrained(place / "text")
+    pipeline.save_pretrained(place / "shards", max_shard_size="40KB")
+    tiny_text.pipeline().to(torch.float16).save_pretrained(place / "fp16", variant="fp16")
+    tiny_text.pipeline().to(torch.float16).save_pretrained(place / "fp16-shards", variant="fp16", max_shard_size="20KB")
+    tiny.pipeline_folder(place / "pixel")
+    tiny.unet().save_pretrained(place / "bare")
+    shutil.copy(place / "pixel" / "scheduler" / "scheduler_config.json", place / "bare")
+    for name in ("shards", "fp16-shards"):
+        assert len([*(place / name / "unet").glob("*.safetensors")]) > 1
+    return {p.name: p for p in place.iterdir()}
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("kind", ["text", "shards", "fp16", "fp16-shards", "pixel", "bare"])
+def test_what_is_cached_loads_without_a_network(cache: Path, made: dict[str, Path], kind: str):
+    keep(cache, made[kind])
+    model = ddim.load(NAME, device="cpu")
+    assert model.name == NAME
+    assert model.fingerprint == ddim.load(made[kind], device="cpu").fingerprint
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("kind", ["text", "fp16", "pixel"])
+def test_what_else_the_repository_holds_does_not_matter(cache: Path, made: dict[str, Path], kind: str):
+    # diffusers fetches what a pipeline needs, and the client keeps the list of all that there was
+    more = ["safety_checker/config.json", "safety_checker/model.safetensors", "unet/another.json", "other.json"]
+    more += [f"{part}/diffusion_pytorch_model.non_ema.safetensors" for part in ("unet", "vae")]
+    keep(cache, made[kind], listed=more)
+    assert ddim.load(NAME, device="cpu").fingerprint == ddim.load(made[kind], device="cpu").fingerprint
+
+
+@pytest.mark.usefixtures("offline")
+def test_parts_that_are_not_used_may_be_missing(cache: Path, made: dict[str, Path], tmp_path: Path):
+    folder = Path(shutil.copytree(made["text"], tmp_path / "text"))
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "requires_safety_checker": True,
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    keep(cache, folder)
+    assert ddim.load(NAME, device="cpu").fingerprint == ddim.load(made["text"], device="cpu").fingerprint
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("kind", ["text", "pixel"])
+def test_a_copy_without_its_weights_says_so_and_that_the_hub_was_not_asked(
+    cache: Path, made: dict[str, Path], kind: str
+):
+    keep(cache, made[kind], without=["unet/diffusion_pytorch_model.safetensors"], listed=["x.json"])
+    with pytest.raises(DDIMError, match=r"is not whole, and the hub cannot be asked .*unet holds no weights") as caught:
+        ddim.load(NAME, device="cpu")
+    assert caught.value.parameter == "model"
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("offline", "cache")
+def test_what_is_not_cached_is_one_sentence():
+    with pytest.raises(DDIMError, match=f"'{NAME}' is neither bundled nor a folder here") as caught:
+        ddim.load(NAME, device="cpu")
+    assert caught.value.parameter == "model"
+
+
+def test_with_a_network_the_full_weights_are_fetched_or_the_variant(
+    made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[list[str]] = []
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    for kind, more in (("text", "unet/diffusion_pytorch_model.fp16.safetensors"), ("fp16-shards", "unet/x.bin")):
+        folder = made[kind]
+        files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+        monkeypatch.setattr("huggingface_hub.list_repo_files", lambda name, f=files, m=more: [*f, m])
+        ddim.load(NAME, device="cpu")
+        assert {f for f in asked[-1] if "safetensors" in f} == {f for f in files if f.endswith(".safetensors")}
