@@ -191,6 +191,7 @@ def test_a_config_of_far_more_than_the_file_holds_is_given_up_at_once(part: Any)
         {"sample_size": -8},
         {"sample_size": 0},
         {"sample_size": 7},
+        {"sample_size": 10**6},
         {"num_class_embeds": 1e30},
     ],
     ids=str,
@@ -483,10 +484,16 @@ def test_training_takes_such_an_autoencoder_too(tmp_path: Path):
     assert code_of(network, torch.zeros(1, 3, 16, 16)).shape == (1, 4, 8, 8)
 
 
-@pytest.mark.parametrize("scale", [None, "x", 0, float("nan")], ids=repr)
-def test_an_autoencoder_without_its_scale(made: dict[str, Path], tmp_path: Path, scale: Any):
-    folder = text_model(made, tmp_path, "vae/config.json", scaling_factor=scale)
-    with pytest.raises(InputError, match="scaling_factor") as caught:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("scaling_factor", value) for value in (None, "x", 0, float("nan"))),
+        *(("shift_factor", value) for value in ("x", [1.0], float("inf"))),
+    ],
+)
+def test_an_autoencoder_without_its_scale(made: dict[str, Path], tmp_path: Path, key: str, value: Any):
+    folder = text_model(made, tmp_path, "vae/config.json", **{key: value})
+    with pytest.raises(InputError, match=key) as caught:
         ddim.load(folder, device="cpu")
     assert caught.value.parameter == "model"
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -293,6 +294,46 @@ def test_a_pickle_in_a_checkpoint_is_refused_and_named(images, tmp_path):
     with pytest.raises(InputError, match=r"Cannot continue from .*step-00000006"):
         train(tiny(images, tmp_path / "run"), resume=True)
     assert not (tmp_path / "ran").exists()
+
+
+def damage(file, change):
+    tensors = load_file(file)
+    save_file(change(tensors), file)
+
+
+@pytest.mark.parametrize(
+    ("file", "what"),
+    [  # a parameter without gradients has no optimiser's state, so none need be there
+        *((file, "missing") for file in ("weights", "ema")),
+        *((file, what) for file in ("weights", "ema", "optimizer") for what in ("misshapen", "unexpected")),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_names_its_first_tensor(images, tmp_path, file, what):
+    train(tiny(images, tmp_path / "run"))
+    place = tmp_path / f"run/checkpoints/step-00000006/{file}.safetensors"
+    name = next(k for k, t in sorted(load_file(place).items()) if t.dim())
+    if what == "missing":
+        damage(place, lambda tensors: {k: t for k, t in tensors.items() if k != name})
+    elif what == "misshapen":
+        damage(place, lambda tensors: {**tensors, name: torch.ones(2, 97)})
+    else:
+        name = "9999.another"
+        damage(place, lambda tensors: {**tensors, name: torch.ones(3)})
+    with pytest.raises(InputError) as caught:
+        train(tiny(images, tmp_path / "run"), resume=True)
+    assert repr(name) in str(caught.value)
+    assert "step-00000006" in str(caught.value)
+
+
+def test_a_checkpoint_of_a_compiled_network_is_taken(images, tmp_path):
+    folder = train(tiny(images, tmp_path / "run"))
+    before = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    shutil.rmtree(folder)
+    for file in ("weights", "ema"):
+        place = tmp_path / f"run/checkpoints/step-00000006/{file}.safetensors"
+        damage(place, lambda tensors: {f"_orig_mod.{k}": t for k, t in tensors.items()})
+    again = load_file(train(tiny(images, tmp_path / "run"), resume=True) / "unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(t, again[k]) for k, t in before.items())
 
 
 # --- what can go wrong ----------------------------------------------------------------------------------------------

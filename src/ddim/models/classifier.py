@@ -65,7 +65,8 @@ class NoisyClassifier:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         side = int(resnet.config.image_size)
-        self.name, self.path, self.device, self.dtype = name, path, torch.device(device), dtype
+        self.name, self.path = name, path
+        self.device, self.dtype = where_and_what(device, dtype)
         self.shape = (int(resnet.config.num_channels) - 1, side, side)
         self.classes = int(resnet.config.num_labels)
         ends = path.log_snr(torch.tensor([path.t_max, 1.0]))

@@ -56,7 +56,8 @@ class FeatureClassifier:
 
     def __init__(self, name: str, folder: Path, resnet: Any, *, device: str | torch.device = "cpu") -> None:
         side = int(resnet.config.image_size)
-        self.name, self.folder, self.device = name, folder, torch.device(device)
+        self.name, self.folder = name, folder
+        self.device, _ = where_and_what(device, "float32")
         self.shape = (int(resnet.config.num_channels), side, side)
         self.dim, self.classes = int(resnet.config.hidden_sizes[-1]), int(resnet.config.num_labels)
         self.fingerprint = fingerprint(resnet, None, "features")  # of the weights as they come

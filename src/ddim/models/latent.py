@@ -15,6 +15,7 @@ from ..foreign import read_json
 from ..guidance import WORDS
 from ..path import Node, RectifiedFlow, VEPath
 from ..prediction import Pair, to_pair
+from . import where_and_what
 from .pixel import fingerprint, sides_of
 from .quiet import quiet
 from .schedule import read_schedule, timestep
@@ -74,7 +75,7 @@ class LatentTextModel:
             height, width = sides_of(unet.config.sample_size, name)
         self.shape = (int(vae.config.latent_channels), height, width)
         self.picture = (int(vae.config.in_channels), height * self.multiple, width * self.multiple)
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype = where_and_what(device, dtype)
         self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         parts = [unet, vae, pipeline.text_encoder]
         self.parameters = sum(p.numel() for part in parts for p in part.parameters())
@@ -82,7 +83,7 @@ class LatentTextModel:
         hashes = [fingerprint(part, self.path, self.prediction) for part in parts]
         self.fingerprint = hashlib.sha256("".join(hashes).encode()).hexdigest()
         self.scale = scale_of(vae.config, name)
-        self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
+        self.shift = shift_of(vae.config, name)
         for part in parts:
             nn.Module.to(part, device=self.device, dtype=dtype)
             part.eval().requires_grad_(False)
@@ -307,6 +308,14 @@ def scale_of(config: Mapping[str, Any], name: str, *, parameter: str = "model") 
             f"the scaling_factor of {name!r}, {scale!r}, is not a number other than 0.", parameter=parameter
         )
     return float(scale)  # type: ignore[arg-type]
+
+
+def shift_of(config: Mapping[str, Any], name: str) -> float:
+    """An autoencoder's ``shift_factor``; 0 where it has none. Raises InputError where it is no number."""
+    shift = config.get("shift_factor")
+    if shift is not None and not is_number(shift):
+        raise InputError(f"the shift_factor of {name!r}, {shift!r}, is not a number.", parameter="model")
+    return float(shift or 0.0)
 
 
 def _need_text_alone(name: str, config: Mapping[str, Any]) -> None:

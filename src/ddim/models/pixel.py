@@ -13,10 +13,14 @@ from ..denoiser import Cond, Denoiser
 from ..errors import InputError
 from ..path import GaussianPath, Node, VEPath
 from ..prediction import Pair, to_pair
+from . import where_and_what
 from .base import class_labels
 from .schedule import read_schedule, timestep
 from .side_by_side import least_rows, side_by_side
 from .trial import answered
+
+
+_LONGEST = 2**14  # of a side that a config may name; a mistyped one would take all memory
 
 
 class PixelModel:
@@ -61,8 +65,7 @@ class PixelModel:
             )
         self.classes = int(config.num_class_embeds or 0)
         self.picture, self.multiple, self.text = self.shape, 0, False
-        self.device = torch.device(device)
-        self.dtype = dtype
+        self.device, self.dtype = where_and_what(device, dtype)
         self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.fingerprint = fingerprint(network, self.path, self.prediction)  # of the weights as they come
         self.parameters = sum(p.numel() for p in network.parameters())
@@ -163,9 +166,10 @@ class PixelModel:
 def sides_of(size: Any, name: str) -> tuple[int, int]:
     """Height and width by a config's ``sample_size``: a number, or one for each. Raises InputError otherwise."""
     both = list(size) if isinstance(size, (list, tuple)) else [size, size]
-    if len(both) != 2 or not all(is_whole(side) and side > 0 for side in both):
+    if len(both) != 2 or not all(is_whole(side) and 0 < side <= _LONGEST for side in both):
         raise InputError(
-            f"the sample_size of {name!r} is {size!r}, so the size of its pictures is unknown.", parameter="model"
+            f"the sample_size of {name!r} is {size!r}, which is not one or two sides of up to {_LONGEST}.",
+            parameter="model",
         )
     return int(both[0]), int(both[1])
 
