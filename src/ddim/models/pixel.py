@@ -19,7 +19,6 @@ from .schedule import read_schedule, timestep
 from .side_by_side import least_rows, side_by_side
 from .trial import answered
 
-
 _LONGEST = 2**14  # of a side that a config may name; a mistyped one would take all memory
 
 
