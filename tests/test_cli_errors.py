@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from ddim import verbs
 from ddim.cli.app import app
+from ddim.cli.failure import NetworkMemory
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +203,8 @@ def test_a_full_disk_leaves_nothing_behind(function: str, model: str, monkeypatc
     [
         (KeyboardInterrupt(), 130, "Interrupted"),
         (RuntimeError("the sky fell\nsecond line"), 1, "RuntimeError: the sky fell (--debug"),
-        (MemoryError(), 1, "--batch"),
+        (NetworkMemory(64), 1, "--batch"),
+        (MemoryError(), 1, "for what was asked"),
         (OSError(errno.EACCES, "Permission denied", "there"), 1, "there: Permission denied."),
     ],
 )

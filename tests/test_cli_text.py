@@ -192,7 +192,10 @@ def test_ctrl_c_keeps_what_was_tuned_and_resume_goes_on(model: str):
     assert sorted(os.listdir()) == ["cat.png", partial, "whole"]
     for command in (["reconstruct", partial], ["edit", partial, "--to", TIGER]):
         assert "finish it with invert and resume" in fails(*command, code=2)
+    kept = Path(partial).read_bytes()
     said = run_json(*words, "--resume", partial)
+    assert not Path(partial).exists()  # all that it held lies in the code
+    Path(partial).write_bytes(kept)
     code = ddim.LatentCode.load(said["files"][0])
     assert torch.equal(code.extras["null"], whole.extras["null"])
     assert said["nfe"]["invert"] > 0
@@ -212,16 +215,17 @@ def test_ctrl_c_in_an_edit_keeps_what_was_tuned(model: str):
     command = sentence[sentence.index("ddim invert ") : sentence.index(" goes on.")]
     assert command.endswith(f"--resume {partial}")
     typed = shlex.split(command)
-    code = ddim.LatentCode.load(run_json(*typed[1:])["files"][0])
+    file = run_json(*typed[1:])["files"][0]
+    code = ddim.LatentCode.load(file)
     assert (code.method, code.grid.steps, code.negative) == ("null-text", 3, "it's a hat")
-    assert run_json("edit", run_json(*typed[1:])["files"][0], "--to", TIGER)["to"] == [[TIGER]]
+    assert run_json("edit", file, "--to", TIGER)["to"] == [[TIGER]]
 
 
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
         (KeyboardInterrupt(), 130, "Interrupted."),
-        (MemoryError(), 1, "smaller --batch."),
+        (MemoryError(), 1, "memory does not suffice"),
         (ddim.DDIMError("It is no longer finite."), 1, "no longer finite."),
     ],
     ids=["ctrl-c", "memory", "nan"],

@@ -14,7 +14,7 @@ from .interpolation import chain, four_corners
 from .inversion.ddim import DDIMInversion
 from .models.base import Model
 from .verbs import reconstruct
-from .walks import HOLD, Progress, check_batch, hold_of, need_code, need_model, walk_back
+from .walks import HOLD, OnImages, Progress, check_batch, hold_of, need_code, need_model, walk_back
 
 Through = Literal["ddim", "state"]
 Mix = Callable[[list[Tensor]], Tensor]
@@ -30,6 +30,7 @@ def interpolate(
     through: Through = "ddim",
     batch: int = 64,
     progress: Progress | None = None,
+    on_batch: OnImages | None = None,
 ) -> Tensor:
     """Images along the arcs between latent codes (Song et al. 2021, section 5.3).
 
@@ -41,7 +42,7 @@ def interpolate(
             to their images first, which are walked back again (with text at guidance 1): an exact code holds what its
             own way forward needs, a parasitic mode and all, and an arc between two such codes leaves what the model
             has seen. ``"state"``: every tensor of the states is mixed as it is.
-        batch, progress: as for ``reconstruct``.
+        batch, progress, on_batch: as for ``reconstruct``.
 
     Returns:
         float tensor [(n - 1) * (frames - 1) + 1, C, H, W] in [0, 1] for n images.
@@ -51,7 +52,7 @@ def interpolate(
     """
     _need(model, codes)
     ends = [k * (frames - 1) for k in range(sum(map(len, codes)))]
-    return _between(model, codes, lambda points: chain(points, frames), ends, through, batch, progress)
+    return _between(model, codes, lambda points: chain(points, frames), ends, through, batch, progress, on_batch)
 
 
 def interpolate_grid(
@@ -62,11 +63,12 @@ def interpolate_grid(
     through: Through = "ddim",
     batch: int = 64,
     progress: Progress | None = None,
+    on_batch: OnImages | None = None,
 ) -> Tensor:
     """Images between four latent codes: top left, top right, bottom left, bottom right.
 
     Args:
-        model, codes, through, batch, progress: as for ``interpolate``; four images.
+        model, codes, through, batch, progress, on_batch: as for ``interpolate``; four images.
         rows, columns: at least 2.
 
     Returns:
@@ -77,7 +79,8 @@ def interpolate_grid(
     """
     _need(model, codes)
     ends = [0, columns - 1, (rows - 1) * columns, rows * columns - 1]
-    return _between(model, codes, lambda points: four_corners(points, rows, columns), ends, through, batch, progress)
+    corners: Mix = lambda points: four_corners(points, rows, columns)  # noqa: E731
+    return _between(model, codes, corners, ends, through, batch, progress, on_batch)
 
 
 def _need(model: object, codes: Sequence[object]) -> None:
@@ -94,10 +97,10 @@ def _between(
     through: str,
     batch: int,
     progress: Progress | None,
+    on_batch: OnImages | None,
 ) -> Tensor:
     check_batch(batch)
-    if through not in get_args(Through):
-        raise UnknownName("through", through, get_args(Through))
+    check_through(through)
     own_null = _differ(codes, NULL)
     mixed = combine(codes, mix, without=(NULL,) if own_null else ())  # also says what does not fit, before any work
     kept = sorted(codes[0].extras)
@@ -107,7 +110,7 @@ def _between(
             f"codes of {codes[0].method!r} keep {what}, which cannot be mixed; use 'ddim'.", parameter="through"
         )
     if through == "state" or (_plain(codes[0]) and not own_null):
-        return reconstruct(model, mixed, batch=batch, progress=progress)
+        return reconstruct(model, mixed, batch=batch, progress=progress, on_batch=on_batch)
     # each comes back with what is its own; the walk after that has weight 1 and reads no null embedding
     whole = combine(codes, torch.cat, without=(NULL,))
     own = {key: torch.cat([c.cond[key] for c in codes]) for key in codes[0].cond}
@@ -117,9 +120,25 @@ def _between(
     images = reconstruct(model, whole, batch=batch, progress=part(0))
     cond = {k: v.to(model.device) for k, v in whole.cond.items() if k != NULL}
     plain = walk_back(model, DDIMInversion(), images, whole.grid, cond, batch, part(1), hold=hold_of(whole))
-    out = reconstruct(model, combine([plain], mix), batch=batch, progress=part(2))
-    out[list(ends)] = images
-    return out
+
+    def with_ends(first: int, frames: Tensor) -> Tensor:
+        for at, image in zip(ends, images, strict=True):
+            if first <= at < first + len(frames):
+                frames[at - first] = image
+        return frames
+
+    def told(first: int, frames: Tensor) -> None:
+        if on_batch is not None:
+            on_batch(first, with_ends(first, frames.clone()))
+
+    out = reconstruct(model, combine([plain], mix), batch=batch, progress=part(2), on_batch=told)
+    return with_ends(0, out)
+
+
+def check_through(through: str) -> None:
+    """Raises InputError for a ``through`` that there is not."""
+    if through not in get_args(Through):
+        raise UnknownName("through", through, get_args(Through))
 
 
 def _plain(code: LatentCode) -> bool:
@@ -159,6 +178,25 @@ def combine(codes: Sequence[LatentCode], mix: Mix, without: Sequence[str] = ()) 
     Raises:
         InputError: codes of another method, model, grid, guidance or size, or with different labels or prompts.
     """
+    check_together(codes)
+    one = codes[0]
+    if any(set(other.extras) != set(one.extras) for other in codes):
+        told = " and ".join(str(dict(c.settings)) for c in codes if c is one or set(c.extras) != set(one.extras))
+        raise InputError(f"they do not belong together: their settings are {told}.", parameter="codes")
+    state = {key: mix([c.state[key][k : k + 1] for c in codes for k in range(len(c))]) for key in one.state}
+    size = len(state["x"])
+    cond = {}
+    for key in (k for k in one.cond if k not in without):
+        values = torch.cat([c.cond[key] for c in codes])
+        if bool((values != values[:1]).any()):
+            raise InputError(f"they have different {key}; there is nothing between classes.", parameter="codes")
+        cond[key] = values[:1].expand(size, *values.shape[1:]).contiguous()
+    return replace(one, state=state, cond=cond, extras={}, prompts=one.prompts[:1] * size)
+
+
+def check_together(codes: Sequence[LatentCode]) -> None:
+    """Raises InputError for none, or for codes of another method, model, grid, guidance, size or prompt; of the tensors
+    only the sizes of ``state["x"]`` are asked."""
     if not codes:
         raise InputError("an interpolation needs at least two.", parameter="codes")
     one = codes[0]
@@ -184,26 +222,12 @@ def combine(codes: Sequence[LatentCode], mix: Mix, without: Sequence[str] = ()) 
             )
         if other.x.shape[1:] != one.x.shape[1:]:
             raise InputError("they do not belong together: their pictures are of different sizes.", parameter="codes")
-        if set(other.extras) != set(one.extras):
-            raise InputError(
-                f"they do not belong together: their settings are {dict(one.settings)} and {dict(other.settings)}.",
-                parameter="codes",
-            )
     texts = list(dict.fromkeys((p, c.negative) for c in codes for p in c.prompts))
     if len(texts) > 1:
         told = [p for p, _ in texts] if texts[0][0] != texts[1][0] else [n for _, n in texts]
         raise InputError(
             f"the codes have {told[0]!r} and {told[1]!r}; an interpolation needs one for all.", parameter="prompts"
         )
-    state = {key: mix([c.state[key][k : k + 1] for c in codes for k in range(len(c))]) for key in one.state}
-    size = len(state["x"])
-    cond = {}
-    for key in (k for k in one.cond if k not in without):
-        values = torch.cat([c.cond[key] for c in codes])
-        if bool((values != values[:1]).any()):
-            raise InputError(f"they have different {key}; there is nothing between classes.", parameter="codes")
-        cond[key] = values[:1].expand(size, *values.shape[1:]).contiguous()
-    return replace(one, state=state, cond=cond, extras={}, prompts=one.prompts[:1] * size)
 
 
 def _same_grid(a: LatentCode, b: LatentCode) -> bool:

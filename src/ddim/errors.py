@@ -107,8 +107,8 @@ class NotFinite(DDIMError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while a method tuned, with what it had tuned. The command exits with 130, as for any Ctrl-C. It is no
-    ``Exception``, so that nothing takes it for a failure.
+    """Ctrl-C in ``ddim.invert``, with the batches that are done and what a method had tuned. It is no ``Exception``, so
+    that nothing takes it for a failure.
 
     Attributes:
         partial: save it, and hand it to ``ddim.invert(..., resume=partial)`` with the same images and settings.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .code import write_whole
-from .errors import InputError
+from .errors import InputError, is_whole
 from .foreign import first_line, readable
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _SIXTEEN = ("PNG", "PPM")  # formats whose numbers Pillow may hand out as mode I though they have 16 bits
+MOST_PIXELS = 178_956_970
+"""Of a sheet: what Pillow opens again before it takes a picture for an attack."""
 
 ImageLike = Any
 """A path, a PIL image, a tensor [C, H, W] or [N, C, H, W] in [0, 1], or a list of these."""
@@ -287,6 +289,46 @@ def to_pil(image: Tensor) -> "PILImage.Image":
     return Image.frombytes(mode, (image.shape[2], image.shape[1]), data.numpy().tobytes())
 
 
+def sheet_size(
+    count: int, picture: Sequence[int], columns: int | None = None, *, scale: int = 1, gap: int = 2, of: str = "count"
+) -> tuple[int, int]:
+    """(width, height) in pixels of what ``sheet`` makes of ``count`` images of (height, width) ``picture``.
+
+    Args:
+        count, picture: of the images.
+        columns, scale, gap: as for ``sheet``.
+        of: the parameter that ``count`` comes from.
+
+    Raises:
+        InputError: a scale or number of columns that is none, or more than ``MOST_PIXELS``, with the number that is too
+            large.
+    """
+    for name, value in (("scale", scale), ("columns", 1 if columns is None else columns)):
+        if not is_whole(value) or value < 1:
+            raise InputError(f"{value} is not a number of them; use 1 or more.", parameter=name)
+
+    def size(columns: int | None, scale: int) -> tuple[int, int]:
+        wide = columns or max(1, round(count**0.5))
+        high = -(-count // wide)
+        return wide * (picture[1] * scale + gap) + gap, high * (picture[0] * scale + gap) + gap
+
+    def fits(columns: int | None, scale: int) -> bool:
+        width, height = size(columns, scale)
+        return width * height <= MOST_PIXELS
+
+    width, height = size(columns, scale)
+    if not fits(columns, scale):
+        name, value = of, count
+        if scale > 1 and fits(columns, 1):
+            name, value = "scale", scale
+        elif columns is not None and columns > count:
+            name, value = "columns", columns
+        raise InputError(
+            f"{value} makes a sheet of {width:,} x {height:,} pixels; {MOST_PIXELS:,} are the most.", parameter=name
+        )
+    return width, height
+
+
 def sheet(images: Tensor, columns: int | None = None, *, scale: int = 1, gap: int = 2) -> "PILImage.Image":
     """Many images [N, C, H, W] on one sheet, row by row on white.
 
@@ -295,13 +337,15 @@ def sheet(images: Tensor, columns: int | None = None, *, scale: int = 1, gap: in
         columns: images a row; a square sheet by default.
         scale: whole pixels a pixel.
         gap: white pixels between images, after scaling.
+
+    Raises:
+        InputError: a sheet of more than ``MOST_PIXELS``.
     """
     from PIL import Image
 
     n, c, h, w = images.shape
-    columns = columns or max(1, round(n**0.5))
-    rows = -(-n // columns)
-    page = Image.new(_mode(c), (columns * (w * scale + gap) + gap, rows * (h * scale + gap) + gap), "white")
+    columns = max(1, round(n**0.5)) if columns is None else columns
+    page = Image.new(_mode(c), sheet_size(n, (h, w), columns, scale=scale, gap=gap), "white")
     for k in range(n):
         tile = to_pil(images[k]).resize((w * scale, h * scale), Image.Resampling.NEAREST)
         page.paste(tile, (gap + (k % columns) * (w * scale + gap), gap + (k // columns) * (h * scale + gap)))

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, is_whole
 
 _PARALLEL = 1e-4  # below this angle sin is its argument to 1e-9, and the straight line is the arc
 
@@ -51,6 +51,18 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     return out.to(a.dtype).view_as(a)
 
 
+def check_frames(frames: int) -> None:
+    """Raises InputError for fewer than two."""
+    if not is_whole(frames) or frames < 2:
+        raise InputError(f"{frames} is too few; 2 shows the two ends only.", parameter="frames")
+
+
+def check_corners(rows: int, columns: int) -> None:
+    """Raises InputError for a grid that has not four corners."""
+    if not (is_whole(rows) and is_whole(columns)) or rows < 2 or columns < 2:
+        raise InputError(f"a grid of {rows}x{columns} has no four corners; use at least 2x2.", parameter="grid")
+
+
 def chain(points: Sequence[Tensor], frames: int) -> Tensor:
     """Slerp along several points: ``frames`` from each to the next, shared ends once.
 
@@ -63,8 +75,7 @@ def chain(points: Sequence[Tensor], frames: int) -> Tensor:
     """
     if len(points) < 2:
         raise InputError("an interpolation needs at least two.", parameter="codes")
-    if frames < 2:
-        raise InputError(f"{frames} is too few; 2 shows the two ends only.", parameter="frames")
+    check_frames(frames)
     out = [points[0]]
     for a, b in pairwise(points):
         out += [slerp(a, b, k / (frames - 1)) for k in range(1, frames)]
@@ -83,7 +94,6 @@ def four_corners(points: Sequence[Tensor], rows: int, columns: int) -> Tensor:
     """
     if len(points) != 4:
         raise InputError(f"a grid has four corners; {len(points)} were given.", parameter="corners")
-    if rows < 2 or columns < 2:
-        raise InputError(f"a grid of {rows}x{columns} has no four corners; use at least 2x2.", parameter="grid")
+    check_corners(rows, columns)
     top, bottom = chain(points[:2], columns), chain(points[2:], columns)
     return torch.cat([slerp(top, bottom, r / (rows - 1)) for r in range(rows)])

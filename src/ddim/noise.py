@@ -18,7 +18,7 @@ class SeededNoise:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self._generators = [torch.Generator().manual_seed(_seed(s)) for s in seeds]
+        self._generators = [torch.Generator().manual_seed(checked_seed(s)) for s in seeds]
 
     def __call__(self, like: Tensor) -> Tensor:
         """New numbers of the shape, dtype and device of ``like``, [N, ...] with N the number of seeds."""
@@ -28,7 +28,10 @@ class SeededNoise:
         return torch.stack(draws).to(device=like.device, dtype=like.dtype)
 
 
-def _seed(seed: int) -> int:
+def checked_seed(seed: int, count: int = 1) -> int:
+    """A seed from which ``count`` are taken on; raises InputError where one of them is none."""
     if not is_whole(seed) or not 0 <= seed < 2**63:
         raise InputError(f"{seed} is not a whole number from 0 to 2^63 - 1.", parameter="seed")
+    if seed + count > 2**63:
+        raise InputError(f"{seed} leaves no room for {count} seeds below 2^63.", parameter="seed")
     return int(seed)

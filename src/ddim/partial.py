@@ -32,6 +32,16 @@ def whole(empty: LatentCode, parts: Sequence[Walked]) -> LatentCode:
     return replace(empty, state=state, grid=parts[0].grid, cond=cond, extras=extras)
 
 
+def begun(codes: Sequence[LatentCode], images: int, batch: int) -> LatentCode:
+    """What is to be saved of an ``invert`` of so many images while it goes on, from the codes of its batches so far."""
+    counts, one = [len(code) for code in codes], codes[0]
+    state, cond, extras = (joined([getattr(c, g) for c in codes], counts) for g in ("state", "cond", "extras"))
+    about = {"images": images, "done": sum(counts), "steps": 0, "batch": batch}
+    prompts = tuple(p for code in codes for p in code.prompts)
+    settings = {**one.settings, KEY: about}
+    return replace(one, state=state, cond=cond, extras=extras, prompts=prompts, settings=settings)
+
+
 def interrupted(
     empty: LatentCode,
     parts: Sequence[Walked],

@@ -18,10 +18,13 @@ from .inversion.base import GuidedInversion, Inversion
 from .loop import solve
 from .models.base import Model, class_labels
 from .models.classifier import NoisyClassifier
+from .noise import checked_seed
 from .prediction import NO_HOLD
 from .replay import replay
 from .solvers import Solver, make_solver
 from .walks import (
+    OnCodes,
+    OnImages,
     Progress,
     Report,
     Spacing,
@@ -63,6 +66,7 @@ def sample(
     threshold: float | None = None,
     batch: int = 64,
     progress: Progress | None = None,
+    on_batch: OnImages | None = None,
 ) -> Tensor:
     """Draws images from noise.
 
@@ -88,6 +92,7 @@ def sample(
         threshold: dynamic thresholding at this percentile instead.
         batch: images a network call.
         progress: called after each step.
+        on_batch: called with the place of a batch's first image and its images, when it is done: to keep what there is.
 
     Returns:
         float tensor [count, C, H, W] in [0, 1].
@@ -101,6 +106,7 @@ def sample(
     if not is_whole(count) or count < 1:
         raise InputError(f"{count} is not a number of images; use 1 or more.", parameter="count")
     check_batch(batch)
+    checked_seed(seed, count)
     made = solver_with_eta(solver, eta, options)
     grid = grid_for(model, steps, spacing)
     hold, guided_as = hold_for(model, clip_x0, threshold), guidance_for(model, guidance, 7.5)
@@ -125,6 +131,8 @@ def sample(
         with half_precision_hint(model):
             state = solve(denoise, made, made.init(x, grid), grid, noise=noise, on_step=report)
         out.append(model.decode(made.read(state)))
+        if on_batch is not None:
+            on_batch(begin, out[-1])
     return torch.cat(out)
 
 
@@ -149,6 +157,7 @@ def invert(
     progress: Progress | None = None,
     tell: Tell | None = None,
     resume: LatentCode | None = None,
+    on_batch: OnCodes | None = None,
 ) -> LatentCode:
     """Walks real images back to their latent codes.
 
@@ -175,6 +184,8 @@ def invert(
         tell: called with a step and its loss while a method tunes.
         resume: the ``partial`` of an ``Interrupted``, to go on with in its batches; all else as it was. The code is
             the one that an uninterrupted run gives, bit for bit.
+        on_batch: called with the place of a batch's first image and the batch's code, when it is done: to keep what
+            there is; of a resumed run also with what was done before.
 
     Returns:
         The code: the solver's whole state, the grid and the settings.
@@ -182,7 +193,8 @@ def invert(
     Raises:
         InputError: images that do not fit, a value out of range or unknown, or one that could not act.
         DDIMError: the network returned NaN, or the solver diverged; the step is named.
-        Interrupted: Ctrl-C in ``null-text``, with what it tuned; a ``KeyboardInterrupt`` to whom does not ask.
+        Interrupted: Ctrl-C once a batch is done, or in ``null-text``, with what there is; a ``KeyboardInterrupt`` to
+            whom does not ask.
     """
     need_model(model)
     check_batch(batch)
@@ -202,12 +214,18 @@ def invert(
             f"it is a weight of guidance, and the model {model.name!r} takes no prompt; leave it out.", parameter="back"
         )
     pixels = read_images(images, model.picture, resize=resize, multiple=model.multiple)
+    checked_seed(seed, len(pixels))
     cond = model.condition(labels, len(pixels), prompt, negative)
     several = [prompt or ""] if prompt is None or isinstance(prompt, str) else list(prompt)
     prompts = tuple(several * len(pixels) if len(several) == 1 else several) if model.text else ()
     negative = negative if model.text else ""
     if resume is not None:
         partials.check(resume, {"prompts": prompts[: len(resume)], "negative": negative}, len(pixels))
+
+    def told(first: int, part: LatentCode) -> None:
+        if on_batch is not None:
+            on_batch(first, replace(part, prompts=prompts[first : first + len(part)], negative=negative))
+
     try:
         code = walk_back(
             model,
@@ -223,6 +241,7 @@ def invert(
             tell=tell,
             resume=resume,
             hold=hold,
+            on_batch=told,
         )
     except Interrupted as stop:
         begun = stop.partial
@@ -232,7 +251,13 @@ def invert(
 
 
 def reconstruct(
-    model: Model, code: LatentCode, *, batch: int = 64, together: bool = True, progress: Progress | None = None
+    model: Model,
+    code: LatentCode,
+    *,
+    batch: int = 64,
+    together: bool = True,
+    progress: Progress | None = None,
+    on_batch: OnImages | None = None,
 ) -> Tensor:
     """Comes forward from codes to images, with the solver, grid and state they were made with.
 
@@ -243,6 +268,7 @@ def reconstruct(
         together: ask for both of guidance's predictions in one batch; False asks one after the other, with half the
             memory.
         progress: called after each step.
+        on_batch: as for ``sample``.
 
     Returns:
         float tensor [N, C, H, W] in [0, 1].
@@ -264,6 +290,8 @@ def reconstruct(
         with half_precision_hint(model):
             end = replay(denoise, solver, state, code.grid, extras, on_step=report)
         out.append(model.decode(solver.read(end)))
+        if on_batch is not None:
+            on_batch(begin, out[-1])
     return torch.cat(out)
 
 

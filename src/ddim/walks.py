@@ -32,6 +32,11 @@ Spacing = str | Sequence[float]
 
 HOLD = "hold"
 """In ``LatentCode.settings``: how x0 was held, ``Hold.options``; absent where it was not."""
+OnCodes = Callable[[int, LatentCode], None]
+"""Called when a batch has been walked back, with the place of its first image and the batch's code."""
+
+OnImages = Callable[[int, Tensor], None]
+"""Called when a batch has become images, with the place of the first and [n, C, H, W] in [0, 1]."""
 
 
 def walk_back(
@@ -49,28 +54,19 @@ def walk_back(
     tell: Tell | None = None,
     resume: LatentCode | None = None,
     hold: Hold | None = None,
+    on_batch: OnCodes | None = None,
 ) -> LatentCode:
     """What ``invert`` does once images, grid and condition are known."""
-    forward, hold = guidance or Guidance(), hold or NO_HOLD
-    weight, solver, count = _weight_back(inversion, forward, back), inversion.solver(), len(pixels)
-    settings = {**inversion.options, **({"back": weight} if model.text else {})}
-    empty = LatentCode(
-        state={},
-        grid=grid,
-        method=inversion.name,
-        solver=solver.name,
-        options=options_of(solver),
-        settings={**settings, **({HOLD: hold.options} if hold.acts else {})},
-        model=model.name,
-        fingerprint=model.fingerprint,
-        dtype=str(model.dtype).removeprefix("torch."),
-        guidance=forward.options if model.text else {},
-    )
+    forward, count, hold = guidance or Guidance(), len(pixels), hold or NO_HOLD
+    weight = _weight_back(inversion, forward, back)
+    empty = empty_code(model, inversion, grid, forward, back, hold)
     parts, begun = list[Walked](), None
     if resume is not None:
         partials.check(resume, partials.compared(empty), count)
         batch = int(resume.settings[partials.KEY]["batch"])
         parts, begun = partials.unpacked(resume, model.device)
+    if parts and on_batch is not None:
+        on_batch(0, partials.whole(empty, parts))
     report = Report(progress, grid.steps, count, batch)
     for begin in range(sum(len(p.state["x"]) for p in parts), count, batch):
         part = pixels[begin : begin + batch]
@@ -94,15 +90,51 @@ def walk_back(
                 if begun is not None:
                     partials.check_images(begun, x0)
                 parts.append(_walk(inversion, scene, x0, grid, report))
+            begun = None
+            if on_batch is not None:
+                on_batch(begin, partials.whole(empty, parts[-1:]))
         except KeyboardInterrupt as error:
             stop = error
             if resume is not None and begun is not None and not isinstance(error, Stopped):
                 stop = partials.as_held(resume, begun)  # before the method had it in hand
-            if not getattr(inversion, "resumable", False) or not (parts or isinstance(stop, Stopped)):
+            if not parts and not isinstance(stop, Stopped):
                 raise
-            raise partials.interrupted(empty, parts, stop, scene.cond, (count, begin, batch)) from None
-        begun = None
+            done = sum(len(p.state["x"]) for p in parts)
+            raise partials.interrupted(empty, parts, stop, scene.cond, (count, done, batch)) from None
     return partials.whole(empty, parts)
+
+
+def empty_code(
+    model: Model,
+    inversion: Inversion | GuidedInversion,
+    grid: Grid,
+    guidance: Guidance,
+    back: float | None = None,
+    hold: Hold = NO_HOLD,
+) -> LatentCode:
+    """What is known of a code before the walk back: all but tensors and prompts; as for ``walk_back``.
+
+    Raises:
+        InputError: a weight of the way back, or a grid, that the method does not take.
+    """
+    weight, solver = _weight_back(inversion, guidance, back), inversion.solver()
+    rest = getattr(inversion, "rest", None)  # of a method that walks only a part of the grid
+    return LatentCode(
+        state={},
+        grid=grid if rest is None else rest(grid),
+        method=inversion.name,
+        solver=solver.name,
+        options=options_of(solver),
+        settings={
+            **inversion.options,
+            **({"back": weight} if model.text else {}),
+            **({HOLD: hold.options} if hold.acts else {}),
+        },
+        model=model.name,
+        fingerprint=model.fingerprint,
+        dtype=str(model.dtype).removeprefix("torch."),
+        guidance=guidance.options if model.text else {},
+    )
 
 
 def _weight_back(inversion: Inversion | GuidedInversion, forward: Guidance, back: float | None) -> float:
@@ -203,6 +235,13 @@ def need_code(code: object, parameter: str = "code") -> None:
 def state_shape(model: Model) -> tuple[int, int, int]:
     """(C, H, W) that a code of this model has; 0 stands for any side."""
     return (model.shape[0], 0, 0) if model.multiple else model.shape
+
+
+def picture_shape(model: Model, code: LatentCode) -> tuple[int, int, int]:
+    """(C, H, W) of the pictures that a code comes back to."""
+    if not model.multiple:
+        return model.picture
+    return model.picture[0], code.x.shape[2] * model.multiple, code.x.shape[3] * model.multiple
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from . import (
 )
 from .failure import Commands
 from .options import remember_debug
+from .signals import as_ctrl_c, exit_code
 
 app = typer.Typer(
     name="ddim",
@@ -80,10 +81,15 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Greek letters still gets an answer
-    try:
-        app(prog_name="ddim")
-    except KeyboardInterrupt:  # before a command began, or with --debug
-        raise SystemExit(130) from None
+    with as_ctrl_c():
+        try:
+            app(prog_name="ddim")
+        except KeyboardInterrupt:  # before a command began, or with --debug
+            raise SystemExit(exit_code()) from None
+        except SystemExit as error:
+            if error.code == 130:  # what the command-line library makes of it in these cases
+                raise SystemExit(exit_code()) from None
+            raise
 
 
 if __name__ == "__main__":

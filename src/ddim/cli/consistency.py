@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .evaluate import Folder, about_run, flags_of, tell, usable_folder, voice
+from .evaluate import MANY, Folder, about_run, flags_of, tell, usable_folder, usable_seeds, voice
 from .files import slug
 from .table1 import Features
 
@@ -33,7 +33,7 @@ def consistency(
         str | None,
         typer.Option("--spacing", help=f"{', '.join(o.SPACINGS)}. By default the model's own.", show_default=False),
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="How many x_T.")] = 100,
+    samples: Annotated[int, typer.Option("--samples", "-n", min=1, max=MANY, help="How many x_T.")] = 100,
     features: Features = None,
     seed: o.Seed = 0,
     batch: o.Batch = 50,
@@ -62,7 +62,8 @@ def consistency(
 
         check_batch(batch)
         among = processes()
-        usable_folder(out)
+        usable_folder(out, f"consistency-{slug(model)}")
+        usable_seeds(seed, samples)
         counted = open_model(terminal, model, device, "float32", labels=[])
         network = fitting_or_none(features, counted.picture, counted.device)
         chosen = spacing or counted.spacing

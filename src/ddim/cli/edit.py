@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..code import LatentCode
-    from ..editing.edit import Edited
 
 
 def edit(
@@ -93,19 +92,31 @@ def edit(
         }
         numbers = {"blend_start": blend_start, "blend_threshold": blend_threshold}
         windows |= {key: value for key, value in numbers.items() if value is not None}
-        protect([target(out, f"x{PNG}", PNG)], [source, *([mask] if mask else [])])
+        protect([target(out, "x", PNG)], [source, *([mask] if mask else [])])
+
+        import torch
 
         from .. import verbs, walks
         from ..code import LatentCode, write_whole
         from ..editing.control import AttentionEdit
         from ..editing.edit import edit as edit_pictures
         from ..editing.edit import planned, text_model
+        from ..editing.prompts import parse_weights
         from ..errors import Interrupted
         from ..guidance import Guidance
         from ..images import read_images
         from ..inversion import make_inversion
-        from .pictures import write_each, write_page
-        from .work import about_model, error_text, errors, guidance_for, keep_partial, open_for_code, open_model
+        from .pictures import check_page, write_each, write_page
+        from .work import (
+            about_model,
+            error_text,
+            errors,
+            guidance_for,
+            keep_partial,
+            open_for_code,
+            open_model,
+            partial_beside,
+        )
 
         how = AttentionEdit(attention, **windows)
         way = "direct" if method is None else method
@@ -147,7 +158,7 @@ def edit(
             "in-": dtype if dtype != "float32" else None,
         }
         name = settings_text(way if code is None else code.method, grid.steps, options, walk, rest)
-        page = target(out, f"{stem(source)}_to_{phrases(to, 'targets')}_{name}{PNG}", PNG)
+        page = target(out, f"{stem(source)}_to_{phrases(to, 'targets')}_{name}", PNG)
         beside, about_file = page.with_suffix(""), page.with_suffix(".json")
         code_file = page.with_name(f"{beside.name}{CODE}")
         rows = 1 if code is None else len(code)
@@ -157,6 +168,8 @@ def edit(
         ]
         written = [page, about_file, *(singles if each else []), *([code_file] if code is None else [])]
         protect(written, [source, *([mask] if mask else [])])
+        seen = counted.picture if code is None else walks.picture_shape(counted.as_model, code)
+        check_page(rows * len(shown), seen[1:], len(shown), scale, of="target")
 
         pixels = None
         if code is None:
@@ -202,32 +215,14 @@ def edit(
                             "--dtype": dtype if dtype != "float32" else None,
                         },
                     )
-                    raise keep_partial(stopped, code_file, again) from None
-        with terminal.bar("editing", len(to)) as report, _kept(code, code_file if pixels is not None else None, to):
-            edited = edit_pictures(
-                counted.as_model,
-                code,
-                to,
-                source_prompt=from_,
-                guidance=guided,
-                attention=how,
-                blend=_one_or_each(blend),
-                weights=factors or None,
-                mask=mask,
-                negative=negative,
-                batch=batch,
-                together=not one_by_one,
-                progress=report,
-            )
-        images = _strip(edited, pixels)
-        one = edited.code
-        measured = errors(pixels, edited.reconstruction) if pixels is not None else []
+                    raise keep_partial(stopped, partial_beside(code_file), again) from None
+        one, targets = code, [[parse_weights(text)[0] for text in to]] * rows
         about: dict[str, Any] = {
             "command": "edit",
             **about_model(counted),
             "source": str(source),
             "from": list(one.prompts),
-            "to": [list(row) for row in edited.prompts],
+            "to": targets,
             "negative": one.negative,
             "guidance": guided.options,
             "method": one.method,
@@ -246,16 +241,39 @@ def edit(
             "resize": resize,
             "dtype": dtype,
             "strip": shown,
-            "nfe": counted.calls(rows),
-            "reconstruction": measured,
         }
-        files = [write_page(images, page, about, columns=len(shown), scale=scale)]
-        if each:
-            files += write_each(images, singles, [{**about, "shows": what} for _ in range(rows) for what in shown])
-        files.append(about_file)
-        whole = {**about, "files": [str(f) for f in files]}
-        told = jsonlib.dumps({**whole, "seconds": round(terminal.seconds, 3)}, indent=2, default=str)
-        write_whole(about_file, f"{told}\n".encode())
+
+        def keep(first: int, part: "Tensor") -> None:
+            tiles = _strip(part, None if pixels is None else pixels[first : first + len(part)])
+            at = first * len(shown)
+            write_each(tiles, singles[at : at + len(tiles)], [{**about, "shows": what} for what in shown * len(part)])
+
+        with _kept(code, code_file if pixels is not None else None, to):
+            with terminal.bar("editing", len(to)) as report:
+                edited = edit_pictures(
+                    counted.as_model,
+                    code,
+                    to,
+                    source_prompt=from_,
+                    guidance=guided,
+                    attention=how,
+                    blend=_one_or_each(blend),
+                    weights=factors or None,
+                    mask=mask,
+                    negative=negative,
+                    batch=batch,
+                    together=not one_by_one,
+                    progress=report,
+                    on_batch=keep if each else None,
+                )
+            images = torch.cat([edited.reconstruction[:, None], edited.edits], dim=1)
+            measured = errors(pixels, edited.reconstruction) if pixels is not None else []
+            about |= {"nfe": counted.calls(rows), "reconstruction": measured}
+            files = [write_page(_strip(images, pixels), page, about, columns=len(shown), scale=scale)]
+            files += [*(singles if each else []), about_file]
+            whole = {**about, "files": [str(f) for f in files]}
+            told = jsonlib.dumps({**whole, "seconds": round(terminal.seconds, 3)}, indent=2, default=str)
+            write_whole(about_file, f"{told}\n".encode())
         terminal.result(
             whole,
             f"[bold]{escaped(page)}[/bold]" + (f"  and {len(singles)} files in {escaped(beside)}" if each else ""),
@@ -268,23 +286,24 @@ def edit(
 
 @contextlib.contextmanager
 def _kept(code: "LatentCode", file: Path | None, to: Sequence[str]) -> Iterator[None]:
-    """Saves the code of a picture where the way forward is interrupted or fails; the sentence says how to go on."""
+    """Keeps the code of a picture in a file until the block is done; an error then says how to go on."""
+    if file is None:
+        yield
+        return
+    code.save(file)
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        if file is None:
-            raise
         from .work import quoted
 
-        code.save(file)
         command = quoted("ddim", "edit", file, *(word for target in to for word in ("--to", target)))
         kept = f"The walk back is in {file}: {command} goes on."
         if isinstance(error, DDIMError):
             error.hint = " ".join(part for part in (error.hint, kept) if part)
             raise
-        exit_code, sentence = code_and_sentence(error)
-        kind = KeyboardInterrupt if exit_code == 130 else DDIMError
-        raise kind(f"{sentence} {kept}") from error
+        kind = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else DDIMError
+        raise kind(f"{code_and_sentence(error)[1]} {kept}") from error
+    file.unlink()
 
 
 def _invert_command(source: Path, options: Mapping[str, Any]) -> str:
@@ -300,12 +319,13 @@ def _invert_command(source: Path, options: Mapping[str, Any]) -> str:
     return quoted(*words)
 
 
-def _strip(edited: "Edited", source: "Tensor | None") -> "Tensor":
-    """Every picture's row: source (where there is one), reconstruction, edits; [N * row, C, H, W]."""
+def _strip(images: "Tensor", source: "Tensor | None") -> "Tensor":
+    """Every picture's row: source (where there is one), reconstruction, edits; from [N, 1 + K, C, H, W] to
+    [N * row, C, H, W]."""
     import torch
 
-    first = [] if source is None else [source[:, None].to(edited.edits)]
-    return torch.cat([*first, edited.reconstruction[:, None], edited.edits], dim=1).flatten(0, 1).cpu()
+    first = [] if source is None else [source[:, None].to(images)]
+    return torch.cat([*first, images], dim=1).flatten(0, 1).cpu()
 
 
 def _one_or_each(blend: Sequence[str] | None) -> Any:

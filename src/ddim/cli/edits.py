@@ -94,7 +94,7 @@ def edits(
         among = processes()
         ways = ways_from(method, option) or [way_of(name) for name in inversion_names()]
         config = load_config(recipe)
-        usable_folder(out)
+        usable_folder(out, f"edits-{slug(model)}")
         counted = open_model(terminal, model, device, "float32")
         if not counted.text:
             raise InputError(f"{model!r} has no text encoder; edits by words need one.", parameter="model")

@@ -13,7 +13,7 @@ import typer
 from ..errors import InputError
 from . import options as o
 from .failure import Commands
-from .files import settings_text
+from .files import protect, settings_text
 from .terminal import Terminal, escaped
 
 if TYPE_CHECKING:
@@ -74,6 +74,10 @@ Styles = Annotated[int, typer.Option("--styles", min=0, help="Edits of a source 
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Pictures a network call.", rich_help_panel=o.MACHINE)]
 
 
+MANY = 10_000_000
+"""The most images that a measurement is asked for; each has a row, and all rows are held in memory."""
+
+
 def main_process() -> bool:
     """Whether this process speaks, of those that Accelerate or torchrun started."""
     return os.environ.get("RANK", "0") == "0"
@@ -84,12 +88,17 @@ def voice(as_json: bool, quiet: bool) -> Terminal:
     return Terminal(as_json and main_process(), quiet or not main_process())
 
 
-def usable_folder(out: Path) -> None:
-    """Says before any work that results cannot lie there. Raises InputError where ``out``, or what it is in, is a
-    file."""
-    there = next((path for path in (out, *out.parents) if path.exists()), None)
-    if there is not None and not there.is_dir():
-        raise InputError(f"{out} cannot be a folder, for {there} is a file; give another.", parameter="out")
+def usable_folder(out: Path, name: str) -> None:
+    """Raises InputError, before any work, where results cannot lie in ``out``, or a table be called ``name`` there."""
+    kept = [out / part / "x" for part in ("rows", "items", "cells", "pictures", "reference", "statistics")]
+    protect([*kept, *(out / f"{name}{end}" for end in (".md", ".csv", ".json", ".png"))])
+
+
+def usable_seeds(seed: int, samples: int) -> None:
+    """Raises InputError, before any work, where so many seeds from this one on are not to be had."""
+    from ..noise import checked_seed
+
+    checked_seed(seed, samples)
 
 
 def ways_from(method: Sequence[str] | None, option: list[str] | None) -> "list[Way]":

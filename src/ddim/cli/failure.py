@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
-from ..errors import DDIMError, InputError
+from ..errors import DDIMError, InputError, Interrupted
+from .signals import exit_code
 
 if TYPE_CHECKING:
     import click
@@ -26,6 +27,14 @@ _FLAGS = {
     "self_steps": ("--self",),
     "weights": ("--weight", "--weights"),
 }
+
+
+class NetworkMemory(MemoryError):
+    """The memory does not suffice for so many ``rows`` in one call of a network."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
 
 
 def speller(command: "click.Command | None") -> Callable[[str], str]:
@@ -45,16 +54,26 @@ def code_and_sentence(error: BaseException, command: "click.Command | None" = No
     if isinstance(error, DDIMError):
         return 2 if isinstance(error, InputError) else 1, error.sentence(speller(command))
     if isinstance(error, KeyboardInterrupt):
-        return 130, text or "Interrupted."
+        return exit_code(), "Interrupted." if isinstance(error, Interrupted) else text or "Interrupted."
     if isinstance(error, BrokenPipeError):
         _let_go_of_stdout()
         return 141, ""
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in text:
-        return 1, "The memory does not suffice; use a smaller --batch."
+    if isinstance(error, NetworkMemory):
+        known = command is None or speller(command)("batch").startswith("--")
+        smaller = "; use a smaller --batch" if known else ""
+        return 1, f"The memory does not suffice for {error.rows} in one network call{smaller}."
+    if out_of_memory(error):
+        return 1, "The memory does not suffice for what was asked."
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return 1, f"{where}{error.strerror or text or type(error).__name__}."
     return 1, f"Unexpected {type(error).__name__}: {text or 'no message'} (--debug shows where)"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether Python, torch or a device had no more memory; torch says so on a CPU by its words alone."""
+    kinds = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+    return kinds or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def say(kind: str, sentence: str) -> None:

@@ -7,7 +7,7 @@ import typer
 
 from ..errors import InputError
 from . import options as o
-from .evaluate import Folder, about_run, flags_of, usable_folder, voice
+from .evaluate import MANY, Folder, about_run, flags_of, usable_folder, usable_seeds, voice
 from .files import slug
 from .terminal import escaped
 
@@ -51,7 +51,7 @@ def fid(
     data: _Data = None,
     recipe: _Recipe = None,
     split: _Split = None,
-    images: Annotated[int, typer.Option("--images", "-n", min=1, help="How many are drawn.")] = 10_000,
+    images: Annotated[int, typer.Option("--images", "-n", min=1, max=MANY, help="How many are drawn.")] = 10_000,
     features: _Features = "inception",
     weights: _Weights = None,
     steps: o.Steps = 50,
@@ -92,7 +92,8 @@ def fid(
 
         among = processes()
         where, _ = where_and_what(device, "float32")
-        usable_folder(out)
+        usable_folder(out, f"fid-{slug(model)}")
+        usable_seeds(seed, images)
         _check(features, weights, images)
         counted = open_model(terminal, model, device, "float32", labels=[])
         weight = guidance_for(counted, guidance, usual=7.5).weight

@@ -1,7 +1,10 @@
-"""Names of what is written: each says how it was made, and none is an input."""
+"""Names of what is written: each says how it was made, none is an input, and all can be written before work begins."""
 
+import errno
 import hashlib
+import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,11 @@ from ..errors import InputError
 
 CODE = ".code.safetensors"
 PNG = ".png"
+LONGEST = 180
+"""Bytes of a name that is made here. File systems take 255, and a name grows: ``.code.safetensors``, ``.partial``, and
+what a file is called while it is written."""
+ROOM = "x" * 32
+"""As much as a name grows at the most."""
 
 
 def is_code(path: Path) -> bool:
@@ -20,17 +28,30 @@ def is_code(path: Path) -> bool:
 def slug(text: str | Path) -> str:
     """The last part of a model's or a file's name, in letters that every file system takes."""
     last = str(text).rstrip("/\\").replace("\\", "/").rpartition("/")[2]
-    return re.sub(r"[^\w.+-]+", "-", last).strip("-.") or "model"
+    return shortened(re.sub(r"[^\w.+-]+", "-", last).strip("-.") or "model", 100)
 
 
 def phrase(words: str) -> str:
-    """Words in a file's name: at most 40 letters, and a short hash where other words would read the same."""
+    """Words in a file's name: at most 40 bytes, and a short hash where other words would read the same."""
     letters = re.sub(r"[^\w.+-]+", "-", words).strip("-.")
     if not words.strip():
         return "empty"
-    if len(letters) <= 40 and letters.replace("-", " ") == words.replace("-", " "):
-        return letters
-    return "-".join(part for part in (letters[:40].rstrip("-."), short_hash(words)) if part)
+    if letters.replace("-", " ") == words.replace("-", " "):
+        return shortened(letters, 40, words)
+    return "-".join(part for part in (_cut(letters, 40), short_hash(words)) if part)
+
+
+def shortened(name: str, most: int = LONGEST, whole: str | None = None) -> str:
+    """A name of more than ``most`` bytes cut between two letters, with a short hash of ``whole`` (the name itself) that
+    tells it from others that begin alike."""
+    if len(os.fsencode(name)) <= most:
+        return name
+    return f"{_cut(name, most)}-{short_hash(name if whole is None else whole)}"
+
+
+def _cut(name: str, most: int) -> str:
+    """The first ``most`` bytes, without half a letter at the end."""
+    return os.fsencode(name)[:most].decode(errors="ignore").rstrip("-.")
 
 
 def phrases(several: Sequence[str], what: str) -> str:
@@ -74,14 +95,17 @@ def settings_text(
 def target(out: Path | None, name: str, suffix: str) -> Path:
     """Where a file goes: ``out`` itself where it ends in ``suffix``, or the default name in the folder ``out``.
 
+    Args:
+        out: as it was asked for.
+        name: without its suffix; a long one is shortened.
+        suffix: such as ``.png``.
+
     Raises:
         InputError: a name that is neither.
     """
-    if out is None:
-        return Path(name)
-    if out.name.endswith(suffix) and not out.is_dir():
+    if out is not None and out.name.endswith(suffix) and not out.is_dir():
         return out
-    return folder(out, suffix) / name
+    return folder(out, suffix) / f"{shortened(name)}{suffix}"
 
 
 def folder(out: Path | None, suffix: str = "") -> Path:
@@ -101,15 +125,58 @@ def folder(out: Path | None, suffix: str = "") -> Path:
     return out
 
 
-def protect(targets: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Raises InputError where something that is read would be written over, or one name would serve for two files."""
+def protect(targets: Iterable[Path], inputs: Iterable[Path] = (), parameter: str = "out") -> None:
+    """To be asked before the work, of all that it will write.
+
+    Args:
+        targets: the files.
+        inputs: what is read.
+        parameter: what decides where the files go.
+
+    Raises:
+        InputError: something that is read would be written over, one name would serve for two files, or a file could
+            not be written.
+    """
     sources = {p.resolve() for p in inputs}
     seen: set[Path] = set()
+    tried: set[Path] = set()
     for path in targets:
+        _check_writable(path, tried, parameter)
         if path.resolve() in sources:
-            raise InputError(f"{path} is an input and is not written over; choose another --out.", parameter="out")
+            raise InputError(f"{path} is an input and is not written over; choose another.", parameter=parameter)
         if path.resolve() in seen:
             raise InputError(
-                f"two results would both be named {path}; run them apart, each with its own --out.", parameter="out"
+                f"two results would both be named {path}; run them apart, each with its own.", parameter=parameter
             )
         seen.add(path.resolve())
+
+
+def _check_writable(path: Path, tried: set[Path], parameter: str) -> None:
+    """Raises InputError where ``path`` cannot be written; ``tried`` are the folders in which a file was made."""
+    there = path.parent
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise InputError(f"{path} cannot be written, for {there} is no folder.", parameter=parameter)
+    *folders, name = path.relative_to(there).parts
+    for part in (*folders, name + ROOM):
+        try:
+            os.lstat(there / part)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                shown = part.removesuffix(ROOM)
+                raise InputError(
+                    f"{shown} has {len(os.fsencode(shown))} bytes, too many for a name in {there}; give a shorter one.",
+                    parameter=parameter,
+                ) from None
+    if path.is_dir():
+        raise InputError(f"{path} cannot be written, for it is a folder.", parameter=parameter)
+    if there in tried:
+        return
+    try:  # asking for permission would not tell of a file system that takes no files
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written, for {there} takes no files ({error.strerror or error}).", parameter=parameter
+        ) from None
+    tried.add(there)

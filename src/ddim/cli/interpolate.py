@@ -1,5 +1,6 @@
 """``ddim interpolate``: the pictures between real ones."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -87,15 +88,20 @@ def interpolate(
         way = cast(Any, through)  # the library knows the names, and says the nearest
         options, walk = o.options_from(option), o.spacing_from(spacing)
         corners = o.grid_from(grid) if grid else None
-        protect([target(out, f"x{PNG}", PNG)], ends)
+        protect([target(out, "x", PNG)], ends)
 
-        from .. import between, verbs
+        import torch
+
+        from .. import between, verbs, walks
         from ..code import LatentCode
         from ..images import read_images
+        from ..interpolation import check_corners, check_frames
         from ..inversion import make_inversion
-        from .pictures import write_each, write_page
+        from .pictures import check_page, write_each, write_page
         from .work import about_model, guidance_for, open_for_code, open_model
 
+        check_corners(*corners) if corners else check_frames(frames)
+        between.check_through(through)
         inversion = make_inversion(method, options)
         saved = {path: LatentCode.load(path) for path in ends if is_code(path)}
         told = {"prompt": prompt, "negative": negative or None, "guidance": guidance, "label": label, "option": option}
@@ -109,6 +115,33 @@ def interpolate(
         guided = guidance_for(counted, guidance, usual=1.0, negative=negative)
         shape, multiple = counted.picture, counted.multiple
         pictures = {p: read_images(p, shape, resize=resize, multiple=multiple) for p in ends if p not in saved}
+        walked = walks.grid_for(counted.as_model, steps, walk)
+        blank = walks.empty_code(counted.as_model, inversion, walked, guided)
+        known = dict(saved)
+        for path, pixels in pictures.items():
+            _, *sides = pixels.shape[1:]
+            x = torch.zeros(1, counted.shape[0], *(side // (counted.multiple or 1) for side in sides))
+            texts = {"prompts": (words or "",), "negative": negative} if counted.text else {}
+            known[path] = replace(blank, state={"x": x}, **texts)
+        points = [known[path] for path in ends]
+        total = sum(map(len, points))
+        if total < 2 or (corners and total != 4):
+            wanted = "four pictures or codes, its corners" if corners else "two pictures or codes"
+            raise InputError(
+                f"{'a grid' if corners else 'an interpolation'} needs {wanted}; {total} given.",
+                parameter="grid" if corners else "images",
+            )
+        between.check_together(points)
+        one = points[0]
+        count = corners[0] * corners[1] if corners else (total - 1) * (frames - 1) + 1
+        row = columns or (corners[1] if corners else count if total == 2 else frames)
+        shape = walks.picture_shape(counted.as_model, one)
+        check_page(count, shape[1:], row, scale, of="grid" if corners else "frames")
+        page = target(out, _name(ends, one, total, frames, corners, through), PNG)
+        beside = page.with_suffix("")
+        digits = len(str(count - 1))
+        singles = [beside / f"{beside.name}_{k:0{digits}d}{PNG}" for k in range(count)] if each else []
+        protect([page, *singles], ends)
         codes = dict(saved)
         for path, pixels in pictures.items():
             with terminal.bar(f"inverting {stem(path)}", 1) as report:
@@ -126,32 +159,7 @@ def interpolate(
                     tell=report.tell if report else None,
                 )
         points = [codes[path] for path in ends]
-        total = sum(map(len, points))
-        if total < 2 or (corners and total != 4):
-            wanted = "four pictures or codes, its corners" if corners else "two pictures or codes"
-            raise InputError(
-                f"{'a grid' if corners else 'an interpolation'} needs {wanted}; {total} given.",
-                parameter="grid" if corners else "images",
-            )
-        count = corners[0] * corners[1] if corners else (total - 1) * (frames - 1) + 1
         nfe: dict[str, float] = {"invert": counted.calls(len(pictures))} if pictures else {}
-        with terminal.bar("walking", count) as report:
-            if corners:
-                images = between.interpolate_grid(
-                    counted.as_model,
-                    *points,
-                    rows=corners[0],
-                    columns=corners[1],
-                    through=way,
-                    batch=batch,
-                    progress=report,
-                )
-            else:
-                images = between.interpolate(
-                    counted.as_model, *points, frames=frames, through=way, batch=batch, progress=report
-                )
-        nfe["between"] = counted.calls(count)
-        one = points[0]
         about: dict[str, Any] = {
             "command": "interpolate",
             **about_model(counted),
@@ -166,14 +174,21 @@ def interpolate(
             **({"prompts": list(one.prompts[:1]), "guidance": dict(one.guidance)} if counted.text else {}),
             "dtype": dtype,
         }
-        page = target(out, f"{_name(ends, one, total, frames, corners, through)}{PNG}", PNG)
-        beside = page.with_suffix("")
-        digits = len(str(count - 1))
-        singles = [beside / f"{beside.name}_{k:0{digits}d}{PNG}" for k in range(count)] if each else []
-        protect([page, *singles], ends)
-        row = columns or (corners[1] if corners else count if total == 2 else frames)
-        files = [write_page(images, page, about, columns=row, scale=scale)]
-        files += write_each(images[: len(singles)], singles, [{**about, "frame": k} for k in range(len(singles))])
+
+        def keep(first: int, part: torch.Tensor) -> None:
+            which = range(first, first + len(part))
+            write_each(part, singles[first : which.stop], [{**about, "frame": k} for k in which])
+
+        asked = {"through": way, "batch": batch, "on_batch": keep if each else None}
+        with terminal.bar("walking", count) as report:
+            if corners:
+                images = between.interpolate_grid(
+                    counted.as_model, *points, rows=corners[0], columns=corners[1], progress=report, **asked
+                )
+            else:
+                images = between.interpolate(counted.as_model, *points, frames=frames, progress=report, **asked)
+        nfe["between"] = counted.calls(count)
+        files = [write_page(images, page, about, columns=row, scale=scale), *singles]
         terminal.result(
             {**about, "count": count, "nfe": nfe, "files": [str(f) for f in files]},
             f"[bold]{escaped(page)}[/bold]" + (f"  and {count} files in {escaped(beside)}" if each else ""),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .evaluate import Folder, about_run, flags_of, tell, usable_folder, voice
+from .evaluate import MANY, Folder, about_run, flags_of, tell, usable_folder, usable_seeds, voice
 from .files import slug
 from .table1 import Data, Features, Split
 
@@ -30,7 +30,7 @@ def interpolation(
         str | None,
         typer.Option("--spacing", help=f"{', '.join(o.SPACINGS)}. By default the model's own.", show_default=False),
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="How many paths.")] = 200,
+    samples: Annotated[int, typer.Option("--samples", "-n", min=1, max=MANY, help="How many paths.")] = 200,
     features: Features = None,
     data: Data = None,
     split: Split = "test",
@@ -55,6 +55,7 @@ def interpolation(
         from ..evaluation.frechet import title
         from ..evaluation.store import open_rows, processes
         from ..evaluation.tables import write_table
+        from ..images import sheet_size
         from ..lock import only_process
         from ..walks import check_batch
         from .work import open_model
@@ -65,11 +66,15 @@ def interpolation(
                 raise UnknownName("way", one, i.WAYS)
         check_batch(batch)
         among = processes()
-        usable_folder(out)
+        usable_folder(out, f"interpolation-{slug(model)}")
+        usable_seeds(seed, samples + 1)
         counted = open_model(terminal, model, device, "float32", labels=[])
         network = fitting_or_none(features, counted.picture, counted.device)
         seeds, chosen = range(seed, seed + samples), spacing or counted.spacing
         shown = seeds[:SHOWN]
+        sheet_size(
+            len(ways) * len(shown) * frames, counted.picture[1:], frames, scale=_scale(counted.picture), of="frames"
+        )
         bench = i.Interpolation(counted.as_model, network, out / "pictures", steps, chosen, frames, shown)
         lines: list[dict[str, Any]] = []
         with (
@@ -127,7 +132,12 @@ def _sheet(file: Path, bench: "Interpolation", ways: Sequence[str], seeds: Seque
             there = [bench.file(item, k) for k in range(bench.frames)]
             tiles += [read_images(f, shape)[0] if f.is_file() else torch.full(shape, 0.5) for f in there]
     about = f"rows: {', '.join(ways)} of each path"
-    return save_image(sheet(torch.stack(tiles), columns=bench.frames, scale=2 if shape[1] < 64 else 1), file, about)
+    return save_image(sheet(torch.stack(tiles), columns=bench.frames, scale=_scale(shape)), file, about)
+
+
+def _scale(picture: Sequence[int]) -> int:
+    """Of the sheet."""
+    return 2 if picture[1] < 64 else 1
 
 
 def _formats(measures: dict[str, str]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """``ddim invert`` and ``ddim reconstruct``: real pictures to latent codes, and back."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,8 @@ from .files import CODE, PNG, folder, protect, settings_text, stem, target
 from .terminal import Terminal, escaped
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..code import LatentCode
     from .work import Counted
 
@@ -86,13 +89,14 @@ def invert(
     with Terminal(json, quiet) as terminal:
         options, walk = o.options_from(option), o.spacing_from(spacing)
         one_file = together or len(images) == 1
-        target(out, f"x{CODE}", CODE) if one_file else folder(out, CODE)
+        protect([target(out, "x", CODE) if one_file else folder(out, CODE) / "x"])
 
         from .. import verbs, walks
         from ..code import LatentCode
         from ..errors import Interrupted
         from ..images import read_images
         from ..inversion import make_inversion
+        from ..partial import KEY, begun
         from ..prediction import Hold
         from .work import (
             about_model,
@@ -102,6 +106,7 @@ def invert(
             guidance_for,
             keep_partial,
             open_model,
+            partial_beside,
             words_slug,
             words_text,
         )
@@ -126,16 +131,27 @@ def invert(
         if one_file:
             name = stem(images[0]) if len(images) == 1 else f"{len(images)}pictures"
             shown = words_slug(prompt)
-            files = [target(out, f"{name}_{f'{shown}_' * bool(shown)}{text}{CODE}", CODE)]
+            files = [target(out, f"{name}_{f'{shown}_' * bool(shown)}{text}", CODE)]
         else:
             each = [words_slug([p]) for p in prompt or [""]]
             each = each * len(images) if len(each) == 1 else each  # the verb tells of a wrong number
             shown = [f"{words}_" * bool(words) for words in [*each, *[""] * len(images)][: len(images)]]
             where = folder(out, CODE)
-            files = [where / f"{stem(path)}_{w}{text}{CODE}" for path, w in zip(images, shown, strict=True)]
-        protect(files, images)
+            files = [target(where, f"{stem(path)}_{w}{text}", CODE) for path, w in zip(images, shown, strict=True)]
+        protect(files, [*images, *([resume] if resume else [])])
         pixels = read_images(list(images), counted.picture, resize=resize, multiple=counted.multiple)
         kept = None if resume is None else LatentCode.load(resume)
+        partial, parts = partial_beside(files[0]), list[LatentCode]()
+
+        def keep(first: int, part: LatentCode) -> None:
+            if not one_file:
+                for k in range(len(part)):
+                    part[k].save(files[first + k])
+                return
+            parts.append(part)
+            if first + len(part) < len(pixels):
+                begun(parts, len(pixels), kept.settings[KEY]["batch"] if kept else batch).save(partial)
+
         with terminal.bar("inverting", len(pixels)) as report:
             try:
                 code = verbs.invert(
@@ -156,9 +172,14 @@ def invert(
                     resume=kept,
                     progress=report,
                     tell=report.tell if report else None,
+                    on_batch=keep,
                 )
             except Interrupted as stopped:
-                raise keep_partial(stopped, files[0], "the same command with") from None
+                raise keep_partial(stopped, partial, "the same command with") from None
+        if one_file:
+            code.save(files[0])
+        for done in {partial, resume or partial}:  # all that it holds lies in the whole code
+            done.unlink(missing_ok=True)
         nfe = {"invert": counted.calls(len(code))}
         measured: list[dict[str, Any]] = [{"image": str(path)} for path in images]
         if check:
@@ -166,8 +187,6 @@ def invert(
                 again = verbs.reconstruct(counted.as_model, code, batch=batch, together=not one_by_one, progress=report)
             nfe["reconstruct"] = counted.calls(len(code))
             measured = [m | e for m, e in zip(measured, errors(pixels, again), strict=True)]
-        for k, path in enumerate(files):
-            (code if one_file else code[k]).save(path)
         for k, entry in enumerate(measured):
             entry["file"] = str(files[0 if one_file else k])
         terminal.result(
@@ -221,14 +240,14 @@ def reconstruct(
     Solver, grid and settings are those that the code was made with.
     """
     with Terminal(json, quiet) as terminal:
-        target(out, f"x{PNG}", PNG)
+        protect([target(out, "x", PNG)])
 
         import torch
 
-        from .. import verbs
+        from .. import verbs, walks
         from ..code import LatentCode
         from ..images import read_images
-        from .pictures import write_each, write_page
+        from .pictures import check_page, write_each, write_page
         from .work import about_model, error_text, errors, open_for_code
 
         loaded = [LatentCode.load(path) for path in codes]
@@ -242,53 +261,65 @@ def reconstruct(
         names = [n for path, code in zip(codes, loaded, strict=True) for n in _names(path, len(code))]
         if sheet or total == 1:
             name = names[0] if total == 1 else f"{stem(codes[0])}{f'_and_{len(codes) - 1}' * (len(codes) > 1)}_recon"
-            files = [target(out, f"{name}{PNG}", PNG)]
+            files = [target(out, name, PNG)]
         else:
-            files = [folder(out, PNG) / f"{name}{PNG}" for name in names]
+            files = [target(folder(out, PNG), name, PNG) for name in names]
         protect(files, [*codes, *originals])
         opened: dict[str, Counted] = {}
-        parts, abouts = [], []
-        for path, code in zip(codes, loaded, strict=True):
+        shapes: list[Sequence[int]] = []
+        for code in loaded:
             wanted = model or code.model
             if wanted not in opened:
                 opened[wanted] = open_for_code(terminal, model, code, device, dtype)
-            counted = opened[wanted]
-            with terminal.bar(f"coming back {stem(path)}", len(code)) as report:
-                parts.append(
-                    verbs.reconstruct(counted.as_model, code, batch=batch, together=not one_by_one, progress=report)
-                )
-            about = {"command": "reconstruct", **about_model(counted), **_about(path, code)}
-            abouts += [{**about, "nfe": counted.calls(len(code))}] * len(code)
-        if len({part.shape[1:] for part in parts}) > 1 and sheet:
+            walks.way_forward(opened[wanted].as_model, code)
+            shapes += [walks.picture_shape(opened[wanted].as_model, code)] * len(code)
+        if len(files) == 1 and len(set(shapes)) > 1:
             raise InputError(
                 "the codes hold pictures of different sizes; without --sheet each gets its own file.", parameter="sheet"
             )
-        measured: list[dict[str, Any]] = [{"code": about["code"], "nfe": about["nfe"]} for about in abouts]
-        images = [image for part in parts for image in part]
-        for k, path in enumerate(originals):
-            truth = read_images(path, images[k].shape, resize=resize)
-            measured[k] |= {"original": str(path), **errors(truth, images[k][None])[0]}
         if len(files) == 1:
-            about = abouts[0] | ({} if total == 1 else {"code": [str(c) for c in codes]})
-            written = [write_page(torch.stack(images), files[0], about, columns=columns, scale=scale)]
-        else:
-            written = [write_each(image[None], [f], [a])[0] for image, f, a in zip(images, files, abouts, strict=True)]
-        for k, entry in enumerate(measured):
-            entry["file"] = str(written[0 if len(written) == 1 else k])
+            check_page(total, shapes[0][1:], columns, scale, of="codes")
+        truths = [read_images(path, shape, resize=resize) for path, shape in zip(originals, shapes, strict=False)]
+        images: list[torch.Tensor] = []
+        measured: list[dict[str, Any]] = []
+        first: dict[str, Any] = {}
+        for path, code in zip(codes, loaded, strict=True):
+            counted = opened[model or code.model]
+            about = {"command": "reconstruct", **about_model(counted), **_about(path, code)}
+
+            def keep(begin: int, part: "Tensor", about: dict[str, Any] = about, counted: "Counted" = counted) -> None:
+                nfe = counted.calls(len(part))
+                first.update(first or {**about, "nfe": nfe})
+                if len(files) > 1:
+                    which = slice(len(images), len(images) + len(part))
+                    write_each(part, files[which], [{**about, "nfe": nfe}] * len(part))
+                measured.extend([{"code": str(about["code"]), "nfe": nfe}] * len(part))
+                images.extend(part)
+
+            with terminal.bar(f"coming back {stem(path)}", len(code)) as report:
+                verbs.reconstruct(
+                    counted.as_model, code, batch=batch, together=not one_by_one, progress=report, on_batch=keep
+                )
+        if len(files) == 1:
+            about = first | ({} if total == 1 else {"code": [str(c) for c in codes]})
+            write_page(torch.stack(images), files[0], about, columns=columns, scale=scale)
+        for k, truth in enumerate(truths):
+            measured[k] = {**measured[k], "original": str(originals[k]), **errors(truth, images[k][None])[0]}
+        measured = [{**one, "file": str(files[0 if len(files) == 1 else k])} for k, one in enumerate(measured)]
         terminal.result(
-            {"command": "reconstruct", "dtype": dtype, "images": measured, "files": [str(f) for f in written]},
+            {"command": "reconstruct", "dtype": dtype, "images": measured, "files": [str(f) for f in files]},
             *(
                 f"[bold]{escaped(f)}[/bold]"
-                + (f"  [green]{error_text(measured[k])}[/green]" if originals and len(written) == total else "")
-                for k, f in enumerate(written)
+                + (f"  [green]{error_text(measured[k])}[/green]" if originals and len(files) == total else "")
+                for k, f in enumerate(files)
             ),
             *(
                 f"{escaped(m['original'])}  [green]{error_text(m)}[/green]"
                 for m in measured
-                if originals and len(written) < total
+                if originals and len(files) < total
             ),
-            f"[dim]{total} picture{'s' * (total > 1)} · {abouts[0]['solver']}, S = {abouts[0]['steps']} · "
-            f"{abouts[0]['nfe']:g} network calls a picture · {terminal.seconds:.1f} s[/dim]",
+            f"[dim]{total} picture{'s' * (total > 1)} · {first['solver']}, S = {first['steps']} · "
+            f"{first['nfe']:g} network calls a picture · {terminal.seconds:.1f} s[/dim]",
         )
 
 

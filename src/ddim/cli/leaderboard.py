@@ -83,7 +83,7 @@ def leaderboard(
         among = processes()
         ways = ways_from(method, option)
         config = None if recipe is None else load_config(recipe)
-        usable_folder(out)
+        usable_folder(out, f"leaderboard-{slug(model)}")
         counted = open_model(terminal, model, device, dtype)
         if guidance and not counted.text:
             raise InputError(

@@ -14,7 +14,20 @@ def page_of(images: "Tensor", columns: int | None, scale: int) -> "Image":
     """A sheet of several pictures; a single one as it is, without a border."""
     from ..images import sheet
 
-    return sheet(images, columns, scale=scale, gap=0 if len(images) == 1 else 2)
+    return sheet(images, columns, scale=scale, gap=_gap(len(images)))
+
+
+def check_page(
+    count: int, picture: Sequence[int], columns: int | None = None, scale: int = 1, of: str = "count"
+) -> None:
+    """Raises InputError, before the work, for a sheet that is too large; as for ``images.sheet_size``."""
+    from ..images import sheet_size
+
+    sheet_size(count, picture, columns, scale=scale, gap=_gap(count), of=of)
+
+
+def _gap(count: int) -> int:
+    return 0 if count == 1 else 2
 
 
 def write_page(

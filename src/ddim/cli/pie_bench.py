@@ -102,7 +102,7 @@ def pie_bench(
             AttentionEdit(kind)
         if not is_number(blend_weight):
             raise InputError(f"{blend_weight} is not a number; the published edits have 2.", parameter="blend_weight")
-        usable_folder(out)
+        usable_folder(out, f"pie-bench-{slug(model)}")
         with terminal.status("reading the pictures"):
             entries = read_entries(data, kinds, limit)
         with terminal.status("loading what judges"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +10,9 @@ from ..errors import InputError
 from . import options as o
 from .files import PNG, protect, settings_text, slug, target, value_text
 from .terminal import Terminal, escaped
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _Count = Annotated[
     int | None, typer.Option("--count", "-n", help="How many pictures; by default 16, or one a --prompt of several.")
@@ -94,13 +97,13 @@ def sample(
         several = len(prompt) if prompt and len(prompt) > 1 else 0
         usual_count = several or _MANY
         count = usual_count if count is None else count
-        target(out, f"x{PNG}", PNG)  # a wrong name is better known before the work than after
+        protect([target(out, "x", PNG)])  # what is wrong there is better known before the model is loaded
 
         from .. import load_classifier, verbs, walks
         from ..prediction import Hold
         from ..solvers import SOLVERS
         from ..solvers.base import options_of
-        from .pictures import write_each, write_page
+        from .pictures import check_page, write_each, write_page
         from .work import about_model, about_words, guidance_for, open_model, words_slug, words_text
 
         Hold(clip, threshold)  # which says what is wrong with them
@@ -112,6 +115,40 @@ def sample(
         if counted.text and prompt is None:
             terminal.warn("There is no --prompt, so the model draws the empty one: anything it has learnt.")
         leader = None if classifier is None else load_classifier(classifier, device=device, dtype=dtype)
+        check_page(count, pixels or counted.picture[1:], columns, scale)
+        grid = walks.grid_for(counted.as_model, steps, walk)
+        about = {
+            "command": "sample",
+            **about_model(counted),
+            "solver": solver,
+            "options": known,
+            "steps": grid.steps,
+            "spacing": walk if isinstance(walk, list) else grid.spacing,
+            "labels": label,
+            **about_words(counted, prompt, negative, guided),
+            **({} if classifier is None else {"classifier": str(classifier), "classifier_weight": led}),
+            "clip": clip,
+            "threshold": threshold,
+            "dtype": dtype,
+        }
+        words = {"size": size, **words_text(guided, _USUAL, negative)}
+        whose = "_".join(part for part in (slug(model), words_slug(prompt)) if part)
+        changed = {k: v for k, v in known.items() if k == "eta" or v != options_of(SOLVERS[solver]()).get(k)}
+
+        def name(first: int, pictures: int | None = None) -> str:
+            return f"{whose}_{_name(about, changed, walk, first, pictures, words)}"
+
+        page = target(out, name(seed, count if count != usual_count else None), PNG)
+        beside = page.with_suffix("")
+        singles = [target(beside, name(seed + k), PNG) for k in range(count)] if each else []
+        protect([page, *singles])
+        seeds = list(range(seed, seed + count))
+        alone = [{**_alone(about, k), "seeds": [s]} for k, s in enumerate(seeds)] if each else []
+
+        def keep(first: int, part: "Tensor") -> None:
+            which = slice(first, first + len(part))
+            write_each(part, singles[which], alone[which])
+
         with terminal.bar("sampling", count) as report:
             images = verbs.sample(
                 counted.as_model,
@@ -133,37 +170,9 @@ def sample(
                 threshold=threshold,
                 batch=batch,
                 progress=report,
+                on_batch=keep if each else None,
             )
-        grid = walks.grid_for(counted.as_model, steps, walk)
-        about = {
-            "command": "sample",
-            **about_model(counted),
-            "solver": solver,
-            "options": known,
-            "steps": grid.steps,
-            "spacing": walk if isinstance(walk, list) else grid.spacing,
-            "labels": label,
-            **about_words(counted, prompt, negative, guided),
-            **({} if classifier is None else {"classifier": str(classifier), "classifier_weight": led}),
-            "clip": clip,
-            "threshold": threshold,
-            "dtype": dtype,
-        }
-        words = {"size": size, **words_text(guided, _USUAL, negative)}
-        whose = "_".join(part for part in (slug(model), words_slug(prompt)) if part)
-        changed = {k: v for k, v in known.items() if k == "eta" or v != options_of(SOLVERS[solver]()).get(k)}
-
-        def name(first: int, pictures: int | None = None) -> str:
-            return f"{whose}_{_name(about, changed, walk, first, pictures, words)}{PNG}"
-
-        page = target(out, name(seed, count if count != usual_count else None), PNG)
-        beside = page.with_suffix("")
-        singles = [beside / name(seed + k) for k in range(count)] if each else []
-        protect([page, *singles], [])
-        seeds = list(range(seed, seed + count))
-        files = [write_page(images, page, {**about, "seeds": seeds}, columns=columns, scale=scale)]
-        if each:
-            files += write_each(images, singles, [{**_alone(about, k), "seeds": [s]} for k, s in enumerate(seeds)])
+        files = [write_page(images, page, {**about, "seeds": seeds}, columns=columns, scale=scale), *singles]
         nfe = counted.calls(count)
         terminal.result(
             {**about, "seeds": seeds, "count": count, "nfe": nfe, "files": [str(f) for f in files]},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .evaluate import Folder, about_run, flags_of, tell, usable_folder, voice
+from .evaluate import MANY, Folder, about_run, flags_of, tell, usable_folder, usable_seeds, voice
 from .files import slug
 from .terminal import Terminal
 
@@ -73,7 +73,7 @@ def table1(
     solver: _Solver = None,
     evaluations: _Evaluations = None,
     spacing: _Spacing = None,
-    samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Images a cell.")] = 10000,
+    samples: Annotated[int, typer.Option("--samples", "-n", min=1, max=MANY, help="Images a cell.")] = 10000,
     features: Features = None,
     data: Data = None,
     split: Split = "test",
@@ -103,7 +103,8 @@ def table1(
 
         check_batch(batch)
         among = processes()
-        usable_folder(out)
+        usable_folder(out, f"table1-{slug(model)}")
+        usable_seeds(seed, samples)
         counted = open_model(terminal, model, device, "float32", labels=[])
         network = fitting(features, counted.picture, counted.device)
         enough("--samples asks for", samples, network.dim)

@@ -70,7 +70,7 @@ def table2(
         among = processes()
         ways, walk = ways_from(method, option), o.spacing_from(spacing)
         config = None if recipe is None else load_config(recipe)
-        usable_folder(out)
+        usable_folder(out, f"table2-{slug(model)}")
         counted = open_model(terminal, model, device, dtype)
         asked = list(dict.fromkeys(steps or [s for s in STEPS if s <= counted.path.levels] or [counted.path.levels]))
         weight = guidance_for(counted, guidance, usual=1.0).weight

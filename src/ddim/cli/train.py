@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from . import options as o
+from .files import protect
 from .terminal import Terminal, escaped
 
 _Config = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="See recipes/fashion.toml.", show_default=False)]
@@ -31,6 +32,8 @@ def train(
         from ..training import Event, load_config, train
 
         settings = load_config(config)
+        where = Path(settings.output.folder)
+        protect([where / part / "x" for part in ("checkpoints", "samples", "model")], parameter="output.folder")
         last = Event("start", 0, settings.train.steps)
 
         def listen(event: Event) -> None:

@@ -1,12 +1,14 @@
 """What the commands share around a model: opening it, counting its calls, measuring what came back."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from .. import __version__
 from ..errors import InputError, UnknownName
+from .failure import NetworkMemory, out_of_memory
 from .files import phrases
 from .options import range_from
 from .terminal import Terminal
@@ -38,9 +40,20 @@ class Counted:
 
         def denoise(x: "Tensor", node: "Node", cond: "Cond | None" = None) -> "Pair":
             self.evaluations += len(x)
-            return inner(x, node, cond)
+            with _network_memory(len(x)):
+                return inner(x, node, cond)
 
         return denoise
+
+    def encode(self, images: "Tensor") -> "Tensor":
+        """As the model's."""
+        with _network_memory(len(images)):
+            return self.model.encode(images)
+
+    def decode(self, x0: "Tensor") -> "Tensor":
+        """As the model's."""
+        with _network_memory(len(x0)):
+            return self.model.decode(x0)
 
     def calls(self, images: int) -> float:
         """Network calls an image since the last time this was asked."""
@@ -51,6 +64,17 @@ class Counted:
     def as_model(self) -> "Model":
         """Itself, as the verbs want it."""
         return cast("Model", self)
+
+
+@contextmanager
+def _network_memory(rows: int) -> Iterator[None]:
+    """Tells a network's lack of memory, which smaller batches mend, from any other."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise NetworkMemory(rows) from error
 
 
 def open_model(
@@ -163,19 +187,24 @@ def words_text(guidance: "Guidance", usual: float, negative: str = "") -> dict[s
     }
 
 
-def keep_partial(stopped: "Interrupted", beside: Path, how: str) -> KeyboardInterrupt:
-    """Writes what was tuned to ``<beside>.partial``; the Ctrl-C to raise, which says how to go on.
+def partial_beside(file: Path) -> Path:
+    """Where that lies which an interrupted run left of ``file``."""
+    return file.with_name(f"{file.name}.partial")
+
+
+def keep_partial(stopped: "Interrupted", path: Path, how: str) -> KeyboardInterrupt:
+    """Writes what was done; the Ctrl-C to raise, which says how to go on.
 
     Args:
         stopped: what ``invert`` raised.
-        beside: the file that would have been written.
+        path: where to.
         how: the command that goes on.
 
     Raises:
         DDIMError: the file cannot be written.
     """
-    path = stopped.partial.save(beside.with_name(f"{beside.name}.partial"))
-    return KeyboardInterrupt(f"Interrupted; what was tuned is in {path}: {how} --resume {quoted(path)} goes on.")
+    stopped.partial.save(path)
+    return KeyboardInterrupt(f"Interrupted; what is done lies in {path}: {how} --resume {quoted(path)} goes on.")
 
 
 def quoted(*words: object) -> str:

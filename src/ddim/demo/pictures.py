@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..images import to_pil
+from ..images import MOST_PIXELS, to_pil
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -15,10 +15,13 @@ AMPLIFIED = 8
 
 
 def tiles(images: Tensor, columns: int, *, scale: int = 4, gap: int = 4) -> "Image":
-    """Images [N, C, H, W] in [0, 1], row by row, each pixel ``scale`` wide, with transparent gaps."""
+    """Images [N, C, H, W] in [0, 1], row by row, each pixel ``scale`` wide (less where that would be more than
+    ``MOST_PIXELS``), with transparent gaps."""
     from PIL import Image
 
     n, channels, h, w = images.shape
+    while scale > 1 and -(-n // columns) * columns * (h * scale + gap) * (w * scale + gap) > MOST_PIXELS:
+        scale -= 1
     h, w, rows = h * scale, w * scale, -(-n // columns)
     mode = "LA" if channels == 1 else "RGBA"
     page = Image.new(mode, (columns * (w + gap) - gap, rows * (h + gap) - gap), (0,) * len(mode))

@@ -19,11 +19,12 @@ from ..errors import InputError
 from ..foreign import readable
 from ..images import read_images
 from ..models import bundled_models, bundled_test_images
-from .editing import Edits, Gallery, Words
+from ..noise import checked_seed
+from .editing import DRAWINGS, Edits, Gallery, Words
 from .inverting import Between, Inversion
 from .page import render
 from .pool import Bars, work_off, workers
-from .sampling import Consistency, Noise, Sheets
+from .sampling import SHEET, Consistency, Noise, Sheets
 from .studio import Studio
 
 MOST, USUAL = 16, "emoji"
@@ -60,12 +61,14 @@ def run(
         InputError: a conditional model, too few pictures, or a folder that cannot be used.
     """
     began = time.perf_counter()
-    folder(out)
+    places = ("originals/x.png", f"{DRAWINGS}/x.png", "index.html", "results.json")
+    protect([folder(out) / place for place in places])
     counted = open_model(terminal, model, device, "float32", labels=[])
     if counted.classes:
         raise InputError(
             f"the demo needs an unconditional model; {model!r} has {counted.classes} classes.", parameter="model"
         )
+    checked_seed(seed, SHEET)
     paths = _pictures(model, images)
     names = [slug(p.stem) for p in paths]
     protect([out / "originals" / f"{n}.png" for n in names], paths)

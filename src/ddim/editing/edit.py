@@ -20,6 +20,7 @@ from ..replay import Held, KeptNoise, with_nulls
 from ..solvers import Solver, State
 from ..verbs import invert
 from ..walks import (
+    OnImages,
     Progress,
     Spacing,
     Tell,
@@ -87,6 +88,7 @@ def edit(
     together: bool = True,
     progress: Progress | None = None,
     tell: Tell | None = None,
+    on_batch: OnImages | None = None,
 ) -> Edited:
     """Edits real pictures with words (prompt-to-prompt, Hertz et al. 2022, arXiv 2208.01626).
 
@@ -113,6 +115,8 @@ def edit(
             other, with half the memory. A ``Guidance`` that says so is heeded too, and on the way back.
         progress: called after each step, of the way back and forward together.
         tell: as in ``invert``.
+        on_batch: called when a batch is done, with the place of its first picture and what the pictures became,
+            [n, 1 + K, C, H, W].
 
     Returns:
         Pictures, reconstructions, edits.
@@ -177,8 +181,9 @@ def edit(
     chunks = [slice(k, k + per) for k in range(0, len(code), per)]
     report = phases.counted(code.grid.steps * len(chunks))
     latent_mask = None if given is None else to_latent(given, (code.x.shape[2], code.x.shape[3])).to(model.device)
-    parts = [
-        _walk(
+    parts: list[tuple[Tensor, Tensor | None]] = []
+    for which in chunks:
+        part = _walk(
             model,
             solver,
             code[which],
@@ -188,8 +193,9 @@ def edit(
             None if latent_mask is None else latent_mask[which],
             report,
         )
-        for which in chunks
-    ]
+        parts.append(part)
+        if on_batch is not None:
+            on_batch(which.start, part[0])
     images = torch.cat([pictures for pictures, _ in parts])
     masks = [m for _, m in parts if m is not None]
     shown = torch.nn.functional.interpolate(torch.cat(masks), images.shape[-2:]) if masks else None

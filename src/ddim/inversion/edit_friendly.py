@@ -71,6 +71,10 @@ class EditFriendly(Walks, OneValue):
             )
         return first
 
+    def rest(self, grid: Grid) -> Grid:
+        """The part of ``grid`` that is walked; raises InputError where no step would be left."""
+        return Grid(grid.nodes[self.first(grid) :], grid.spacing)
+
     def walk(self, scene: Scene, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> Walked:
         """The noised image at the first node, ``extras["noise"]`` [N, S, ...] and ``extras["end"]`` [N, 1, ...].
 
@@ -79,8 +83,7 @@ class EditFriendly(Walks, OneValue):
         """
         if scene.noise is None:
             raise InputError(f"{self.name!r} draws noise; give a seed.", parameter="seed")
-        first = self.first(grid)
-        rest = Grid(grid.nodes[first:], grid.spacing)
+        rest = self.rest(grid)
         # from the data end, so that a seed gives the same images at the nodes that two skips share
         noised = [node.alpha * x0 + node.sigma * scene.noise(x0) for node in rest.nodes[-2::-1]][::-1]
         denoise, x, maps = scene.guided(scene.back), noised[0], []

@@ -57,7 +57,6 @@ class NullText(Walks, ByDDIM):
     paper: str = field(default="Mokady et al. 2023, arXiv 2211.09794", init=False, repr=False)
     order: int = field(default=1, init=False, repr=False)
     back: float = field(default=1.0, init=False, repr=False)
-    resumable: bool = field(default=True, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.inner < 1:

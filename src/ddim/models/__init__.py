@@ -152,7 +152,7 @@ def _scheduler(folder: Path, kind: str) -> Any:
     """A pipeline's scheduler, as diffusers makes it from its config."""
     import diffusers
 
-    from ..path import from_scheduler_config
+    from ..scheduler import from_scheduler_config
 
     if not (folder / "scheduler_config.json").is_file():
         raise InputError(f"{folder} holds no scheduler_config.json.", parameter="model")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import Cond, Denoiser
-from ..errors import InputError
+from ..errors import InputError, is_whole
 from ..path import GaussianPath, Node, VEPath
 from ..prediction import Pair, to_pair
 from . import where_and_what
