@@ -2,14 +2,15 @@
 
 import itertools
 import random
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tiny_text
 import torch
 
-from ddim.editing.align import NEW, Tokens, align, refine, replace, tokens_of
+from ddim.editing.align import NEW, align, refine, replace
 from ddim.errors import InputError
+from ddim.models.words import Tokens, tokens_of
 
 TOKENIZER = tiny_text.tokenizer()
 L = tiny_text.LENGTH
@@ -45,18 +46,71 @@ def test_what_is_cut_off_has_no_places():
         tokens.places("cat")
 
 
-class Letters:
+def letters(**options: Any) -> Any:
     """A token a character, the spaces between words too; no start, two ends."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
 
-    def __call__(self, text: str, add_special_tokens: bool = True, **_: object) -> SimpleNamespace:
-        ids = [ord(c) for c in text]
-        return SimpleNamespace(input_ids=[*ids, 1, 1] if add_special_tokens else ids)
+    vocab = {chr(c): c for c in range(3, 127)} | {"<pad>": 0, "<end>": 1, "<unk>": 2}
+    made = Tokenizer(models.WordLevel(vocab, "<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    made.post_processor = processors.TemplateProcessing("$A <end> <end>", special_tokens=[("<end>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", unk_token="<unk>", **options)
 
 
 def test_a_tokenizer_whose_words_depend_on_their_neighbours():
-    tokens = tokens_of(Letters(), "a cat on", 20)
+    tokens = tokens_of(letters(), "a cat on", 20)
     assert tokens.spans == ((0, 1), (1, 5), (5, 8))
     assert (tokens.begin, tokens.end, len(tokens.ids)) == (0, 8, 10)
+
+
+def test_padding_and_cutting_on_the_other_side():
+    tokenizer = letters(padding_side="left", truncation_side="left")
+    tokens = tokens_of(tokenizer, "a cat on", 12)
+    assert (tokens.first, tokens.begin, tokens.end, tokens.stop) == (2, 2, 10, 12)
+    assert [tokens.row[slice(*span)] for span in tokens.spans] == [(97,), tuple(b" cat"), tuple(b" on")]
+    entries, new = mapped(refine(tokens, tokens_of(tokenizer, "a cat", 12)))
+    assert entries == {(0, 0): 1, (1, 1): 1, **{(k, k + 3): 1.0 for k in range(2, 7)}, (10, 10): 1, (11, 11): 1}
+    assert new == [2, 3, 4]  # padding where the source has words
+    short = tokens_of(tokenizer, "a cat on", 7)
+    assert short.lost == 3
+    assert [short.row[slice(*span)] for span in short.spans] == [(), tuple(b"at"), tuple(b" on")]
+    with pytest.raises(InputError) as caught:
+        short.places("a")
+    assert "cut off" in caught.value.message
+
+
+def test_words_that_share_a_token_share_its_place():
+    tokenizer = tiny_text.tokenizer()
+    tokenizer.add_tokens(["next to"])
+    tokens = tokens_of(tokenizer, "a cat next to a mat", L)
+    assert tokens.words == ("a", "cat", "next", "to", "a", "mat")
+    assert tokens.spans == ((1, 2), (2, 3), (3, 4), (3, 4), (4, 5), (5, 6))
+
+
+def test_a_special_token_among_the_words_is_a_token_like_any():
+    tokens = cut("a <|endoftext|> cat")
+    assert list(tokens.ids) == TOKENIZER("a <|endoftext|> cat").input_ids
+    assert tokens.spans == ((1, 2), (2, 3), (3, 4))
+    assert tokens.places("cat") == [3]
+
+
+def test_a_word_that_the_tokenizer_drops_is_said_to_be_dropped():
+    with pytest.raises(InputError) as caught:
+        tokens_of(dropping(), "a \u200b\u200b cat", L).places("\u200b\u200b")
+    assert caught.value.parameter == "word"
+    assert "no token" in caught.value.message
+    assert tokens_of(dropping(), "a \u200b\u200b cat", L).places("cat") == [2]
+
+
+def dropping() -> Any:
+    """CLIP's, with a normaliser that takes zero-width spaces out."""
+    from tokenizers import normalizers
+
+    tokenizer = tiny_text.tokenizer()
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.Replace("\u200b", ""), backend.normalizer])
+    return tokenizer
 
 
 def test_words_are_found_whatever_their_case_and_punctuation():

@@ -4,9 +4,9 @@ import pytest
 import tiny_text
 import torch
 
-from ddim.editing.align import Tokens, tokens_of
 from ddim.editing.prompts import blend_words, parse_weights, per_target, scales, target_prompts, token_mask
 from ddim.errors import InputError
+from ddim.models.words import Tokens, tokens_of
 
 
 def cut(prompt: str) -> Tokens:

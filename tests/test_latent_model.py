@@ -3,7 +3,7 @@
 import json
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -328,3 +328,67 @@ def test_blocks_without_advice_may_overlap_and_leave_all_as_it_was():
     assert state() == silent
     second.__exit__(None, None, None)
     assert state() == before
+
+
+# --- one reading of a text -------------------------------------------------------------------------------------------
+
+
+def plain(pipeline: Any) -> None:
+    """As it comes."""
+
+
+def with_a_learnt_word(pipeline: Any) -> None:
+    """A word of two vectors, as ``load_textual_inversion`` leaves it."""
+    pipeline.tokenizer.add_tokens(["<toy>", "<toy>_1"])
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        pipeline.text_encoder.resize_token_embeddings(len(pipeline.tokenizer))
+
+
+def with_an_attention_mask(pipeline: Any) -> None:
+    pipeline.text_encoder.config.use_attention_mask = True
+
+
+def with_another_padding(pipeline: Any) -> None:
+    """As Stable Diffusion 2's."""
+    pipeline.tokenizer.pad_token = "!"
+
+
+def padded_and_cut_on_the_left(pipeline: Any) -> None:
+    pipeline.tokenizer.padding_side = pipeline.tokenizer.truncation_side = "left"
+
+
+READ = ["", "a Cat!  NEXT to a\ncat", "a <toy> on a <toy>", "a <|endoftext|> cat", "a zebra and a zebra and a zebra"]
+
+
+@pytest.mark.parametrize(
+    "change", [plain, with_a_learnt_word, with_an_attention_mask, with_another_padding, padded_and_cut_on_the_left]
+)
+@pytest.mark.filterwarnings("ignore:The prompt has:ddim.DDIMWarning")
+def test_what_is_embedded_is_what_is_read(change: Callable[[Any], None]):
+    pipeline = tiny_text.pipeline()
+    change(pipeline)
+    model, handed = LatentTextModel("tiny-text", pipeline), []
+    pipeline.text_encoder.register_forward_pre_hook(lambda _, ids: handed.extend(ids[0].tolist()))
+    embedded = model.embed(READ)
+    assert handed == [list(model.tokens(prompt).row) for prompt in READ]
+    theirs, _ = pipeline.encode_prompt(READ, "cpu", 1, False)
+    assert torch.equal(torch.stack([embedded[prompt] for prompt in READ]), theirs)
+    assert handed[len(READ) :] == handed[: len(READ)]  # theirs
+
+
+def test_a_learnt_word_has_the_places_of_all_its_vectors():
+    pipeline = tiny_text.pipeline()
+    with_a_learnt_word(pipeline)
+    tokens = LatentTextModel("tiny-text", pipeline).tokens("a <toy> on a mat")
+    assert tokens.words == ("a", "<toy>", "on", "a", "mat")
+    assert tokens.spans == ((1, 2), (2, 4), (4, 5), (5, 6), (6, 7))
+    assert tokens.places("toy") == [2, 3]
+
+
+def test_a_learnt_word_counts_its_vectors_when_a_prompt_is_cut():
+    pipeline = tiny_text.pipeline()
+    with_a_learnt_word(pipeline)
+    model = LatentTextModel("tiny-text", pipeline)
+    with pytest.warns(DDIMWarning, match="has 16 tokens, .* takes 14"):
+        model.embed(["<toy> " * 8])

@@ -1,113 +1,15 @@
-"""Which tokens make a word, and which tokens of a target prompt take whose attention maps from the source's."""
+"""Which tokens of a target prompt take whose attention maps from the source's."""
 
-import string
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..models.words import Tokens
 
 NEW = -1
 """In an alignment: this target token has no partner in the source."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A prompt as its tokenizer cuts it.
-
-    Attributes:
-        text: the prompt.
-        words: split at white space.
-        ids: every token that the encoder sees before padding, start and end among them; of at most ``length``.
-        spans: of each word, the places of its tokens in the encoder's sequence: (begin, end), end left out. What was
-            cut off is left out of a span, so that it may be empty.
-        begin, end: where the words' tokens begin and end in ``ids``.
-        length: L, the places of the encoder's sequence, padding among them.
-    """
-
-    text: str
-    words: tuple[str, ...]
-    ids: tuple[int, ...]
-    spans: tuple[tuple[int, int], ...]
-    begin: int
-    end: int
-    length: int
-
-    def find(self, word: str) -> list[int]:
-        """Which words of the prompt are ``word``: case and punctuation at the edges are of no account.
-
-        Raises:
-            InputError: none is; the prompt's words are named.
-        """
-        found = [k for k, w in enumerate(self.words) if _bare(w) == _bare(word)]
-        if not found or not _bare(word):
-            known = ", ".join(dict.fromkeys(self.words)) or "none"
-            raise InputError(f"{word!r} is not in the prompt {self.text!r}; its words: {known}.", parameter="word")
-        return found
-
-    def places(self, phrase: str) -> list[int]:
-        """The places of all tokens of the words in ``phrase``, each word looked for by itself.
-
-        Raises:
-            InputError: a word that is not in the prompt, or that was cut off with its end.
-        """
-        out: list[int] = []
-        for word in phrase.split():
-            places = [p for k in self.find(word) for p in range(*self.spans[k])]
-            if not places:
-                raise InputError(
-                    f"{word!r} was cut off: {self.text!r} is longer than the {self.length} tokens that the "
-                    "text encoder takes; shorten the prompt.",
-                    parameter="word",
-                )
-            out += places
-        return sorted(set(out))
-
-
-def tokens_of(tokenizer: Any, prompt: str, length: int) -> Tokens:
-    """Cuts a prompt into words, and finds each word's tokens.
-
-    Args:
-        tokenizer: of transformers, or anything that is called the same way and returns ``input_ids``.
-        prompt: as it is embedded.
-        length: L of the embedding [L, D].
-    """
-    words = tuple(prompt.split())
-    inner = _ids(tokenizer, prompt)
-    begin = _before(tokenizer)
-    after = len(_ids(tokenizer, "a", special=True)) - len(_ids(tokenizer, "a")) - begin
-    last = max(length - after, begin)  # where the end token must stand at the latest
-    ends = [min(begin + k, last) for k in _ends(tokenizer, words, inner)]
-    end = min(begin + len(inner), last)
-    whole = _ids(tokenizer, prompt, special=True)
-    ids = (*whole[:end], *whole[len(whole) - after :])
-    return Tokens(prompt, words, ids, tuple(zip([begin, *ends], ends, strict=False)), begin, end, length)
-
-
-def _ids(tokenizer: Any, text: str, special: bool = False) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=special, truncation=False, verbose=False).input_ids)
-
-
-def _before(tokenizer: Any) -> int:
-    """How many tokens stand before the prompt's own."""
-    bare, whole = _ids(tokenizer, "a"), _ids(tokenizer, "a", special=True)
-    return next(k for k in range(len(whole)) if whole[k : k + len(bare)] == bare)
-
-
-def _ends(tokenizer: Any, words: Sequence[str], inner: Sequence[int]) -> list[int]:
-    """Where each word's tokens end in ``inner``."""
-    alone = [_ids(tokenizer, word) for word in words]
-    if [i for ids in alone for i in ids] != list(inner):  # a tokenizer whose words depend on their neighbours
-        alone = [_ids(tokenizer, " ".join(words[: k + 1])) for k in range(len(words))]
-        return [min(len(ids), len(inner)) for ids in alone]
-    return torch.tensor([0, *map(len, alone)]).cumsum(0).tolist()[1:]
-
-
-def _bare(word: str) -> str:
-    return word.lower().strip(string.punctuation) or word.lower()
 
 
 def replace(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
@@ -147,7 +49,7 @@ def refine(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
         M and ``new`` as ``replace`` does; M has one 1 in a column, or none where the token is new.
     """
     mapping, new = _frame(source, target)
-    pairs = align(source.ids[source.begin : source.end], target.ids[target.begin : target.end])
+    pairs = align(source.row[source.begin : source.end], target.row[target.begin : target.end])
     for j, i in enumerate(pairs):
         if i == NEW:
             new[target.begin + j] = True
@@ -161,14 +63,15 @@ def _frame(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
 
     A target's padding that stands where the source still has words or its end has no partner and keeps its own map.
     """
-    length, stop = target.length, len(target.ids)
+    length = target.length
     mapping, new = torch.zeros(length, length), torch.zeros(length, dtype=torch.bool)
-    mapping[range(target.begin), range(target.begin)] = 1
-    mapping[range(source.end, len(source.ids)), range(target.end, stop)] = 1
-    padding = torch.arange(stop, length)
-    partner = padding[padding >= len(source.ids)]
-    mapping[partner, partner] = 1
-    new[padding[padding < len(source.ids)]] = True
+    mapping[range(source.first, source.begin), range(target.first, target.begin)] = 1
+    mapping[range(source.end, source.stop), range(target.end, target.stop)] = 1
+    for place in (*range(target.first), *range(target.stop, length)):
+        if source.first <= place < source.stop:
+            new[place] = True
+        else:
+            mapping[place, place] = 1
     return mapping, new
 
 

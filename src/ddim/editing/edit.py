@@ -16,6 +16,7 @@ from ..images import ImageLike, read_images
 from ..inversion.base import GuidedInversion, Inversion
 from ..loop import OnStep, solve
 from ..models.base import Model, TextModel
+from ..models.words import Tokens
 from ..replay import Held, KeptNoise, with_nulls
 from ..solvers import Solver, State
 from ..verbs import invert
@@ -31,7 +32,7 @@ from ..walks import (
     need_model,
     way_forward,
 )
-from .align import Tokens, refine, tokens_of
+from .align import refine
 from .align import replace as swap
 from .blend import MaskLike, read_mask, to_latent
 from .control import KINDS, AttentionEdit, Plan, install
@@ -285,8 +286,9 @@ def _plan(
     size: tuple[int, int],
 ) -> Plan | None:
     """What attention control needs to know; None where there is nothing to control."""
-    length, n, k = int(model.tokenizer.model_max_length), len(wanted), len(wanted[0])
-    cuts = {p: tokens_of(model.tokenizer, p, length) for p in {*sources, *(p for row in wanted for p, _ in row)}}
+    n, k = len(wanted), len(wanted[0])
+    cuts = {p: model.tokens(p) for p in {*sources, *(p for row in wanted for p, _ in row)}}
+    length = cuts[sources[0]].length
     blends, weighted = per_target("blend", blend, n, k), per_target("weights", weights, n, k)
     mappings, news, factors, places = [], [], [], []
     for i, source in enumerate(sources):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, is_number, is_texts
-from .align import Tokens
+from ..models.words import Tokens
 
 T = TypeVar("T")
 Weights = Mapping[str, float]

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..editing.align import tokens_of
 from ..editing.control import AttentionEdit
 from ..editing.edit import planned, text_model
 from ..errors import DDIMWarning, InputError, is_whole
@@ -135,12 +134,11 @@ def fitted(model: Any, entries: Sequence[Entry], attention: str) -> list[Entry]:
         InputError: a model without text, prompts that do not go with the attention control.
     """
     text, how, out = text_model(model), AttentionEdit(attention), []
-    length = int(text.tokenizer.model_max_length)
     for entry in entries:
         prompts = entry.source_prompt, entry.target_prompt
         try:
             for prompt, word in zip(prompts, entry.blend or (), strict=False):
-                tokens_of(text.tokenizer, prompt, length).places(word)
+                text.tokens(prompt).places(word)
         except InputError as error:
             warnings.warn(f"Entry {entry.key!r} is edited without its blend words: {error}", DDIMWarning, stacklevel=2)
             entry = replace(entry, blend=None)

@@ -10,6 +10,7 @@ from ..denoiser import Cond, Denoiser
 from ..errors import InputError, is_whole
 from ..path import GaussianPath
 from ..prediction import Hold
+from .words import Tokens
 
 
 class Model(Protocol):
@@ -124,9 +125,8 @@ class Model(Protocol):
 class TextModel(Model, Protocol):
     """A model with ``text``: what editing asks of it."""
 
-    @property
-    def tokenizer(self) -> Any:
-        """transformers' tokenizer."""
+    def tokens(self, prompt: str) -> Tokens:
+        """A prompt as it is embedded, and where its words are."""
         ...
 
     @property

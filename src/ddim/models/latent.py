@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from .side_by_side import least_rows, side_by_side
 from .tokens import longest_prompt
 from .trial import answered
 from .weights import diffusers_part
+from .words import Tokens, tokens_of
 
 ATTENTION = "attention"
 """In a ``Cond``: an object that the attention processors of ``ddim.editing`` are handed with every call."""
@@ -162,7 +164,7 @@ class LatentTextModel:
         prompts: str | Sequence[str] | None = None,
         negative: str = "",
     ) -> Cond:
-        """``words`` and ``null``, [count, L, D] each, in the state's dtype; encoded by diffusers' own pipeline."""
+        """``words`` and ``null``, [count, L, D] each, in the state's dtype; encoded as diffusers' own pipeline does."""
         if labels is not None:
             raise InputError(f"the model {self.name!r} takes prompts, not class labels.", parameter="labels")
         if not (prompts is None or isinstance(prompts, str) or is_texts(prompts)):
@@ -181,23 +183,38 @@ class LatentTextModel:
             "null": torch.stack([words[negative]] * count),
         }
 
+    def tokens(self, prompt: str) -> Tokens:
+        """A prompt as this model reads it: what ``embed`` hands the text encoder, and where its words are in that.
+
+        As diffusers' pipeline reads it: learnt words of several vectors are spelled out, what is too long is cut.
+        """
+        convert = partial(self.pipeline.maybe_convert_prompt, tokenizer=self.tokenizer)
+        with quiet():
+            return tokens_of(self.tokenizer, prompt, int(self.tokenizer.model_max_length), convert)
+
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Each prompt with its embedding [L, D]. Warns of a prompt that is cut, and where."""
-        for prompt in prompts:
-            self._warn_if_cut(prompt)
+        read = [self.tokens(prompt) for prompt in prompts]
+        for tokens in read:
+            self._warn_if_cut(tokens)
+        encoder = self.pipeline.text_encoder
+        rows = torch.tensor([tokens.row for tokens in read], device=self.device)
+        mask = None
+        if getattr(encoder.config, "use_attention_mask", False):
+            places = torch.arange(rows.shape[1], device=self.device)
+            mask = torch.stack([(places >= t.first) & (places < t.stop) for t in read]).long()
         with torch.no_grad(), quiet():
-            embedded, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, False)
+            embedded = encoder(rows, attention_mask=mask)[0]
         return dict(zip(prompts, embedded.to(self.state_dtype), strict=True))
 
-    def _warn_if_cut(self, prompt: str) -> None:
-        longest = self.tokenizer.model_max_length
-        ids = self.tokenizer(prompt, add_special_tokens=True, truncation=False, verbose=False).input_ids
-        if len(ids) > longest:
-            # start and end are two of the tokens
-            kept = self.tokenizer.decode(ids[1 : longest - 1])
+    def _warn_if_cut(self, tokens: Tokens) -> None:
+        if tokens.lost:
+            taken = tokens.end - tokens.begin
+            kept = self.tokenizer.decode(tokens.row[tokens.begin : tokens.end]).strip()
+            where = f"before {kept[:30]!r}" if self.tokenizer.truncation_side == "left" else f"after {kept[-30:]!r}"
             warnings.warn(
-                f"The prompt has {len(ids) - 2} tokens, the text encoder of {self.name!r} takes {longest - 2}: "
-                f"it was cut after {kept[-30:].strip()!r}.",
+                f"The prompt has {taken + tokens.lost} tokens, the text encoder of {self.name!r} takes {taken}: "
+                f"it was cut {where}.",
                 DDIMWarning,
                 stacklevel=4,
             )
