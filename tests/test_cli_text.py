@@ -356,6 +356,13 @@ def test_attention_blend_weights_and_mask_reach_the_verb(model: str):
 
 
 BAD_EDITS = [
+    (["cat.png", "--from", "a (cat:2) on a mat", "--to", TIGER], ["--from: '(cat:2)'"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--negative", "(ugly:2)"], ["--negative: '(ugly:2)'"]),
+    (["cat.png", "--from", CAT, "--to", f"{'zebra ' * 4} (cat:2)"], ["--to: 'cat' was cut off"]),
+    *(
+        (["cat.png", "--from", CAT, "--to", TIGER, flag, "a \udcff"], [f"{flag}: 'a \\udcff' is not UTF-8"])
+        for flag in ("--from", "--to", "--negative", "--blend", "--weight")
+    ),
     (["cat.png", "--from", CAT], ["--to"]),
     (["cat.png", "--to", TIGER], ["--from"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--attention", "refin"], ["'refin'", "Did you mean 'refine'?"]),
@@ -593,3 +600,19 @@ def test_the_attentions_in_help_are_those_of_the_library():
     text = run("edit", "--help").stdout
     for name in options.ATTENTIONS:
         assert name in text
+
+
+@pytest.mark.parametrize("command", [["sample"], ["invert", "cat.png"], ["interpolate", "cat.png", "cat.png"]])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-p", "a (cat:2)"], "--prompt: '(cat:2)' weighs a word"),
+        (["-p", CAT, "--negative", "(ugly:2)"], "--negative: '(ugly:2)' weighs a word"),
+        (["-p", "a \udcff cat with fur"], "--prompt: 'a \\udcff cat with fur' is not UTF-8"),
+        (["-p", CAT, "--negative", "\udcff"], "--negative: '\\udcff' is not UTF-8"),
+    ],
+)
+def test_prompts_that_cannot_be_read_as_they_are_written(command: list[str], words: list[str], said: str, model: str):
+    picture()
+    assert said in fails(*command, *words, "-m", model, "-S", 2, code=2)
+    assert os.listdir() == ["cat.png"]

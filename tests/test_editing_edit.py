@@ -321,6 +321,11 @@ def test_v_prediction_and_float32():
         ({"batch": 0}, "batch: 0"),
         ({"source_prompt": "a dog"}, f"source_prompt: 'a dog', but the code was made with '{SOURCE}'"),
         ({"negative": "ugly"}, "negative: 'ugly', but the code was made with ''"),
+        ({"prompt": "a \udcff"}, r"prompt: 'a \\udcff' is not UTF-8"),
+        ({"prompt": ["a\0"]}, "prompt: .* NUL"),
+        ({"negative": 3}, "negative: 3 is not a text"),
+        ({"source_prompt": []}, "source_prompt: 0 were given"),
+        ({"source_prompt": "a (cat:2)"}, r"source_prompt: '\(cat:2\)' weighs a word"),
         ({"attention": None}, "attention: None is neither an AttentionEdit nor one of: refine, replace, none"),
         ({"weights": "dog"}, "weights: 'dog' does not map words to factors"),
         ({"weights": {"tiger": None}}, "'tiger' is not a number"),
@@ -366,6 +371,38 @@ def test_a_picture_needs_its_prompt(model):
         ddim.edit(model, tiny_text.pictures(3), TARGET, source_prompt=["a", "b"])
     with pytest.raises(InputError, match="33x32; the model takes sides that are multiples of 2"):
         ddim.edit(model, torch.zeros(1, 3, 32, 33), TARGET, source_prompt=SOURCE)
+
+
+def test_literal_brackets_reach_the_model_as_they_are(model):
+    said = r"a \(cat:2) next to a mirror"
+    edited = ddim.edit(model, tiny_text.pictures(1), said, source_prompt=said, steps=2)
+    assert edited.code.prompts == ("a (cat:2) next to a mirror",)
+    assert edited.prompts == (edited.code.prompts,)
+    assert torch.equal(edited.code.cond["words"], model.condition(None, 1, "a (cat:2) next to a mirror")["words"])
+    again = ddim.edit(model, edited.code, said, source_prompt=said)
+    assert torch.equal(again.edits, edited.edits)
+
+
+@pytest.mark.parametrize("verb", ["sample", "invert"])
+@pytest.mark.parametrize(
+    ("options", "parameter"),
+    [
+        ({"prompt": "a (cat:2)"}, "prompt"),
+        ({"prompt": ["a", "a (cat:2)"]}, "prompt"),
+        ({"prompt": "a", "negative": "(ugly:2)"}, "negative"),
+        ({"prompt": "\udcff"}, "prompt"),
+        ({"prompt": "a", "negative": "\udcff"}, "negative"),
+        ({"prompt": "a", "negative": None}, "negative"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a", 3]}, "prompt"),
+    ],
+)
+def test_prompts_that_other_verbs_cannot_read(model, monkeypatch: pytest.MonkeyPatch, verb, options, parameter):
+    monkeypatch.setattr(model, "denoiser", None)
+    given = {"sample": 2, "invert": tiny_text.pictures(2)}[verb]
+    with pytest.raises(InputError) as caught:
+        getattr(ddim, verb)(model, given, **options)
+    assert caught.value.parameter == parameter
 
 
 def test_a_model_without_text():

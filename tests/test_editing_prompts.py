@@ -4,9 +4,10 @@ import pytest
 import tiny_text
 import torch
 
-from ddim.editing.prompts import blend_words, parse_weights, per_target, scales, target_prompts, token_mask
+from ddim.editing.prompts import blend_words, per_target, scales, target_prompts, token_mask
 from ddim.errors import InputError
 from ddim.models.words import Tokens, tokens_of
+from ddim.texts import parse_weights, texts_for, unweighted
 
 
 def cut(prompt: str) -> Tokens:
@@ -23,11 +24,53 @@ def cut(prompt: str) -> Tokens:
         ("a (cat) and (a:b)", "a (cat) and (a:b)", {}),
         ("a cat (cat:0)", "a cat cat", {2: 0.0}),
         ("a big(cat:2)", "a bigcat", {1: 2.0}),
+        ("a (cat:1e-1)", "a cat", {1: 0.1}),
+        (r"a \(cat:2) on a (mat:3)", "a (cat:2) on a mat", {4: 3.0}),
+        (r"a \(cat:2\)", r"a (cat:2\)", {}),
+        (r"\(^_^) a \cat", r"\(^_^) a \cat", {}),
         ("", "", {}),
     ],
 )
 def test_weights_in_a_prompt(prompt: str, plain: str, weights: dict[int, float]):
     assert parse_weights(prompt) == (plain, weights)
+
+
+def test_brackets_with_a_number_and_no_word():
+    with pytest.raises(InputError) as caught:
+        parse_weights("a ( :2) cat")
+    assert caught.value.parameter == "prompt"
+
+
+def test_weights_where_no_word_can_be_weighed():
+    assert unweighted("a (cat) on a mat", "negative") == "a (cat) on a mat"
+    assert unweighted(r"a \(cat:2)", "negative") == "a (cat:2)"
+    with pytest.raises(InputError) as caught:
+        unweighted(r"\(a:2) (cat:2)", "negative")
+    assert caught.value.parameter == "negative"
+    assert r"\(cat:2)" in caught.value.message
+
+
+@pytest.mark.parametrize("given", [3, None, ["a", 3], [], ["a", "b"], "\udcff", ["a\0"], b"a"])
+def test_prompts_that_are_no_texts(given):
+    with pytest.raises(InputError) as caught:
+        texts_for(given, 3, "prompt")
+    assert caught.value.parameter == "prompt"
+    str(caught.value).encode()  # what is said can be written
+
+
+def test_a_weight_on_a_word_that_was_cut_off_is_refused_inline_and_by_name():
+    tokens = cut("a zebra with a zebra and a zebra on a mat")
+    for inline, weights, parameter in (({10: 2.0}, None, "prompt"), ({}, {"mat": 2.0}, "weights")):
+        with pytest.raises(InputError) as caught:
+            scales(tokens, inline, weights)
+        assert caught.value.parameter == parameter
+        assert "'mat' was cut off" in caught.value.message
+
+
+def test_a_weight_inline_that_is_no_number():
+    with pytest.raises(InputError) as caught:
+        scales(cut("a cat"), parse_weights("a (cat:1e999)")[1], None)
+    assert caught.value.parameter == "prompt"
 
 
 def test_every_token_of_a_word_is_scaled():

@@ -29,6 +29,7 @@ from .walks import (
     Report,
     Spacing,
     Tell,
+    asked_of,
     check_batch,
     grid_for,
     guidance_for,
@@ -81,8 +82,9 @@ def sample(
         options: the solver's options, such as ``{"gamma": 0.96}``.
         labels: class labels, one an image, or one (a number, or a list of one) for all: of a class-conditional model,
             and of ``classifier``.
-        prompt: what a text-to-image model is to draw: one for all, or one an image.
-        negative: the prompt that guidance leads away from.
+        prompt: what a text-to-image model is to draw: one for all, or one an image. Words cannot be weighed here:
+            ``(word:2)`` is refused, and ``\\(word:2)`` is text.
+        negative: the prompt that guidance leads away from, as ``prompt``.
         guidance: w of classifier-free guidance, or a ``Guidance``, for a model with text; 7.5 by default.
         size: (height, width) in pixels, where a model takes several; its own by default.
         classifier: from ``ddim.load_classifier``; leads a pixel model, be it unconditional, to ``labels``.
@@ -118,6 +120,7 @@ def sample(
     out, report = [], Report(progress, grid.steps, count, batch)
     wanted = None if classifier is None else _wanted(model, classifier, labels, count, weight)
     led_only = wanted is not None and not model.classes  # the labels are the classifier's alone
+    prompt, negative = asked_of(model, prompt, negative, count)
     cond = model.condition(None if led_only else labels, count, prompt, negative)
     guided = guided_by(model, guided_as, NO_HOLD)  # held once the classifier has led, below
     shape = _shape_of(model, size)
@@ -169,8 +172,8 @@ def invert(
         spacing: a key of ``ddim.SPACINGS``, or a list of t; the model's own by default.
         options: the method's options, such as ``{"iterations": 5}``.
         labels: class labels, one an image or one for all.
-        prompt: what the images show, for a text-to-image model: one for all, or one an image.
-        negative: the prompt that guidance leads away from.
+        prompt: what the images show, for a text-to-image model: one for all, or one an image; as in ``sample``.
+        negative: the prompt that guidance leads away from, as ``prompt``.
         guidance: w of the way forward, for a model with text, kept in the code; 1 by default.
         clip_x0, threshold: as for ``sample``, on the way back and, kept in the code, forward. A network that needs its
             x0 held to make pictures needs it here too.
@@ -215,10 +218,9 @@ def invert(
         )
     pixels = read_images(images, model.picture, resize=resize, multiple=model.multiple)
     checked_seed(seed, len(pixels))
+    prompt, negative = asked_of(model, prompt, negative, len(pixels))
     cond = model.condition(labels, len(pixels), prompt, negative)
-    several = [prompt or ""] if prompt is None or isinstance(prompt, str) else list(prompt)
-    prompts = tuple(several * len(pixels) if len(several) == 1 else several) if model.text else ()
-    negative = negative if model.text else ""
+    prompts = tuple(prompt or ()) if model.text else ()
     if resume is not None:
         partials.check(resume, {"prompts": prompts[: len(resume)], "negative": negative}, len(pixels))
 

@@ -21,6 +21,7 @@ from .path import TablePath
 from .prediction import NO_HOLD, Hold
 from .solvers import Solver, State, make_solver
 from .solvers.base import options_of
+from .texts import check_text, texts_for, unweighted
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all, over every batch."""
@@ -173,6 +174,21 @@ def way_forward(model: Model, code: LatentCode) -> Solver:
             f"it lacks {', '.join(missing)}, without which {code.solver!r} cannot come back.", parameter="code"
         )
     return solver
+
+
+def asked_of(
+    model: Model, prompt: str | Sequence[str] | None, negative: str, count: int
+) -> tuple[str | Sequence[str] | None, str]:
+    """Prompts, one an image, and negative as a model with text is to read them; of another, as they were given.
+
+    Raises:
+        InputError: no texts or none that can be read, another number of them, weighted words.
+    """
+    if not model.text:
+        return prompt, negative
+    several = texts_for("" if prompt is None else prompt, count, "prompt")
+    plain = unweighted(check_text(negative, "negative"), "negative")
+    return [unweighted(text, "prompt") for text in several], plain
 
 
 def guided_by(model: Model, guidance: Guidance, hold: Hold | None = None) -> Denoiser:

@@ -100,12 +100,12 @@ def edit(
         from ..code import LatentCode, write_whole
         from ..editing.control import AttentionEdit
         from ..editing.edit import edit as edit_pictures
-        from ..editing.edit import planned, text_model
-        from ..editing.prompts import parse_weights
+        from ..editing.edit import planned, source_prompts, text_model
         from ..errors import Interrupted
         from ..guidance import Guidance
         from ..images import read_images
         from ..inversion import make_inversion
+        from ..texts import parse_weights
         from .pictures import check_page, write_each, write_page
         from .work import (
             about_model,
@@ -176,7 +176,7 @@ def edit(
             pixels = read_images(source, counted.picture, resize=resize, multiple=counted.multiple)
             size = (pixels.shape[2], pixels.shape[3])
             # what is wrong with the words is better known before the walk back than after
-            planned(taken, [from_ or ""], to, size, how, _one_or_each(blend), factors or None, mask)
+            planned(taken, source_prompts(from_, 1), to, size, how, _one_or_each(blend), factors or None, mask)
             with terminal.bar("inverting", 1) as report:
                 try:
                     code = verbs.invert(

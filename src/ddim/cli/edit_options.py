@@ -13,11 +13,15 @@ Source = Annotated[
 ]
 From = Annotated[
     str | None,
-    typer.Option("--from", help="What the picture shows; a code knows its own.", show_default=False),
+    typer.Option(
+        "--from", callback=o.readable, help="What the picture shows; a code knows its own.", show_default=False
+    ),
 ]
 To = Annotated[
     list[str] | None,
-    typer.Option("--to", help="What it is to show; (word:2) weighs a word; repeatable.", show_default=False),
+    typer.Option(
+        "--to", callback=o.readable, help="What it is to show; (word:2) weighs a word; repeatable.", show_default=False
+    ),
 ]
 Model = Annotated[
     str | None,
@@ -85,6 +89,7 @@ Blend = Annotated[
     list[str] | None,
     typer.Option(
         "--blend",
+        callback=o.readable,
         metavar="WORD/WORD",
         help="Change only where these words of source/target lie; repeatable: one a --to, or one for all.",
         rich_help_panel=ATTENTION,
@@ -95,6 +100,7 @@ Weights = Annotated[
     list[str] | None,
     typer.Option(
         "--weight",
+        callback=o.readable,
         metavar="WORD=FACTOR",
         help="How strongly a word of --to counts; 1 changes nothing; repeatable.",
         rich_help_panel=ATTENTION,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
+from ..texts import check_text
 
 SOLVERS = ("ddim", "ddpm", "heun", "adams-bashforth", "dpm++2m", "edict", "bdia", "belm")
 METHODS = ("ddim", "heun", "null-text", "negative-prompt", "direct", "edit-friendly", "edict", "bdia", "belm")
@@ -29,6 +30,17 @@ def remember_debug(ctx: typer.Context, value: bool) -> bool:
     """Tells the group, which catches the errors, to let them through."""
     if value:
         ctx.meta["ddim.debug"] = True
+    return value
+
+
+def readable(param: typer.CallbackParam, value: Any) -> Any:
+    """Words as they came, once each is seen to be text.
+
+    Raises:
+        InputError: bytes that are not UTF-8.
+    """
+    for text in [value] if isinstance(value, str) else value or []:
+        check_text(text, param.opts[0].removeprefix("--"))
     return value
 
 
@@ -97,13 +109,21 @@ Prompts = Annotated[
     typer.Option(
         "--prompt",
         "-p",
+        callback=readable,
         help="What the pictures show; repeatable: one a picture, or one for all.",
         rich_help_panel=WORDS,
         show_default=False,
     ),
 ]
 Negative = Annotated[
-    str, typer.Option("--negative", help="What guidance leads away from.", rich_help_panel=WORDS, show_default=False)
+    str,
+    typer.Option(
+        "--negative",
+        callback=readable,
+        help="What guidance leads away from.",
+        rich_help_panel=WORDS,
+        show_default=False,
+    ),
 ]
 GuidanceWeight = Annotated[
     float | None,

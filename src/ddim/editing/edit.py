@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..code import LatentCode
 from ..denoiser import bound
-from ..errors import DDIMWarning, InputError, is_texts
+from ..errors import DDIMWarning, InputError
 from ..guidance import NULL, WORDS, Guidance
 from ..images import ImageLike, read_images
 from ..inversion.base import GuidedInversion, Inversion
@@ -19,6 +19,7 @@ from ..models.base import Model, TextModel
 from ..models.words import Tokens
 from ..replay import Held, KeptNoise, with_nulls
 from ..solvers import Solver, State
+from ..texts import check_text, parse_weights, texts_for, unweighted
 from ..verbs import invert
 from ..walks import (
     OnImages,
@@ -36,7 +37,7 @@ from .align import refine
 from .align import replace as swap
 from .blend import MaskLike, read_mask, to_latent
 from .control import KINDS, AttentionEdit, Plan, install
-from .prompts import Weights, blend_words, parse_weights, per_target, scales, target_prompts, token_mask
+from .prompts import Weights, blend_words, per_target, scales, target_prompts, token_mask
 from .walk import Controlled
 
 Blend = str | tuple[str, str] | None
@@ -150,7 +151,7 @@ def edit(
         size = (source.x.shape[2] * model.multiple, source.x.shape[3] * model.multiple)
     else:
         pixels = read_images(source, model.picture, resize=resize, multiple=model.multiple)
-        sources = _source_prompts(source_prompt, len(pixels))
+        sources = source_prompts(source_prompt, len(pixels))
         size = (pixels.shape[2], pixels.shape[3])
     targets, given, plan = planned(model, sources, prompt, size, how, blend, weights, mask)
     embedded = model.embed([*dict.fromkeys(p for row in targets for p in row)])
@@ -165,7 +166,7 @@ def edit(
             method="direct" if method is None else method,
             spacing=spacing,
             options=options,
-            prompt=sources,
+            prompt=source_prompt,
             negative=negative,
             guidance=7.5 if guidance is None else guidance,
             back=back,
@@ -352,32 +353,29 @@ def _prompts_of(code: LatentCode, source_prompt: str | Sequence[str] | None, neg
         raise InputError(
             "it keeps no prompt, so that words cannot edit it; invert the picture with its prompt.", parameter="code"
         )
-    if source_prompt is not None and _source_prompts(source_prompt, len(code)) != list(code.prompts):
+    if source_prompt is not None and source_prompts(source_prompt, len(code)) != list(code.prompts):
         raise InputError(
             f"{source_prompt!r}, but the code was made with {code.prompts[0]!r}; leave it.", parameter="source_prompt"
         )
-    if negative and negative != code.negative:
+    if negative and unweighted(check_text(negative, "negative"), "negative") != code.negative:
         raise InputError(
             f"{negative!r}, but the code was made with {code.negative!r}; leave it out.", parameter="negative"
         )
     return list(code.prompts)
 
 
-def _source_prompts(given: str | Sequence[str] | None, count: int) -> list[str]:
+def source_prompts(given: str | Sequence[str] | None, count: int) -> list[str]:
+    """What each of some pictures shows, as the model is to read it.
+
+    Raises:
+        InputError: nothing, no texts or none that can be read, another number of them, weighted words.
+    """
     if given is None:
         raise InputError(
             "an edit of a picture needs to know what the picture shows; an empty one will do.",
             parameter="source_prompt",
         )
-    if not isinstance(given, str) and not is_texts(given):
-        raise InputError(f"{given!r} is neither a text nor a list of texts.", parameter="source_prompt")
-    several = [given] if isinstance(given, str) else list(given)
-    several = several * count if len(several) == 1 else several
-    if len(several) != count:
-        raise InputError(
-            f"{len(several)} were given for {count} images; give one each, or one for all.", parameter="source_prompt"
-        )
-    return several
+    return [unweighted(text, "source_prompt") for text in texts_for(given, count, "source_prompt")]
 
 
 class _Phases:

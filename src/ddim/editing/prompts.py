@@ -1,6 +1,5 @@
 """Prompts as people write them for an edit: weighted words, words to blend by, and one value a target."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -9,29 +8,10 @@ from torch import Tensor
 
 from ..errors import InputError, is_number, is_texts
 from ..models.words import Tokens
+from ..texts import check_text
 
 T = TypeVar("T")
 Weights = Mapping[str, float]
-_WEIGHTED = re.compile(r"\(([^()]+?)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*\)")
-
-
-def parse_weights(prompt: str) -> tuple[str, dict[int, float]]:
-    """Takes ``(word:2.0)`` out of a prompt; several words in one pair of brackets all get the number.
-
-    Returns:
-        the prompt as the model is to read it, and which of its words (counted from 0) have which weight. Brackets
-        without a number stay as they are.
-    """
-    plain, weights, last = "", {}, 0
-    for found in _WEIGHTED.finditer(prompt):
-        plain += prompt[last : found.start()]
-        # a bracket may open in the middle of what white space makes one word
-        first = max(len(plain.split()) - (bool(plain) and not plain[-1].isspace()), 0)
-        plain += found[1]
-        for k in range(first, len(plain.split())):
-            weights[k] = float(found[2])
-        last = found.end()
-    return plain + prompt[last:], weights
 
 
 def scales(tokens: Tokens, inline: Mapping[int, float], weights: Weights | None) -> Tensor | None:
@@ -39,26 +19,34 @@ def scales(tokens: Tokens, inline: Mapping[int, float], weights: Weights | None)
 
     Args:
         tokens: of the target prompt.
-        inline: by the word's number, from ``parse_weights``.
+        inline: by the word's number, from ``texts.parse_weights``.
         weights: by the word; of a word that stands several times, every one. They go before ``inline``.
 
     Raises:
-        InputError: a word that is not in the prompt, a weight that is no number, weights that are no mapping.
+        InputError: a word that is not in the prompt or was cut off with its end, a weight that is no number, weights
+            that are no mapping.
     """
     if weights is not None and not (isinstance(weights, Mapping) and all(isinstance(w, str) for w in weights)):
         raise InputError(f"{weights!r} does not map words to factors; write it {{'tiger': 2.0}}.", parameter="weights")
-    by_place = {p: scale for k, scale in inline.items() for p in range(*tokens.spans[k])}
+    by_place = dict[int, float]()
+    for k, scale in inline.items():
+        places = tokens.places_of(tokens.words[k], [k], "prompt")
+        by_place |= dict.fromkeys(places, _factor(tokens.words[k], scale, "prompt"))
     for word, scale in (weights or {}).items():
-        if not is_number(scale):
-            raise InputError(
-                f"{scale!r} for {word!r} is not a number; 1 changes nothing, 2 doubles it.", parameter="weights"
-            )
-        by_place |= dict.fromkeys(tokens.places(word), float(scale))
+        by_place |= dict.fromkeys(tokens.places(word, "weights"), _factor(word, scale, "weights"))
     if not by_place:
         return None
     out = torch.ones(tokens.length)
     out[list(by_place)] = torch.tensor(list(by_place.values()))
     return out
+
+
+def _factor(word: str, scale: Any, parameter: str) -> float:
+    if not is_number(scale):
+        raise InputError(
+            f"{scale!r} for {word!r} is not a number; 1 changes nothing, 2 doubles it.", parameter=parameter
+        )
+    return float(scale)
 
 
 def blend_words(blend: "str | tuple[str, str]") -> tuple[str, str]:
@@ -83,7 +71,7 @@ def token_mask(tokens: Tokens, words: str) -> Tensor:
         InputError: a word that is not in the prompt.
     """
     out = torch.zeros(tokens.length)
-    out[tokens.places(words)] = 1
+    out[tokens.places(words, "blend")] = 1
     return out
 
 
@@ -109,14 +97,12 @@ def target_prompts(prompt: "str | Sequence[str] | Sequence[Sequence[str]]", imag
     """The target prompts, ``[N][K]``: one or several for all images, or a list for each image.
 
     Raises:
-        InputError: no prompt, not one list an image, or lists of different lengths.
+        InputError: no prompt, not one list an image, lists of different lengths, a text that cannot be read.
     """
-    if isinstance(prompt, str):
-        return [[prompt]] * images
-    given = list(prompt) if isinstance(prompt, Sequence) else []
+    given = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else []
     if given and is_texts(given):
-        return [[str(p) for p in given]] * images
-    rows = [[str(p) for p in row] for row in given if is_texts(row)]
+        return [[check_text(p, "prompt") for p in given]] * images
+    rows = [[check_text(p, "prompt") for p in row] for row in given if is_texts(row)]
     if not given or len(rows) != len(given) or len({len(row) for row in rows}) != 1 or not rows[0]:
         raise InputError(
             f"{prompt!r} is not a target prompt, nor a list of them, nor one list an image.", parameter="prompt"

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import Cond, Denoiser
-from ..errors import DDIMError, DDIMWarning, InputError, is_number, is_texts
+from ..errors import DDIMError, DDIMWarning, InputError, is_number
 from ..foreign import read_json
 from ..guidance import WORDS
 from ..path import Node, RectifiedFlow, VEPath
 from ..prediction import Pair, to_pair
+from ..texts import check_text, texts_for
 from . import where_and_what
 from .pixel import fingerprint, sides_of
 from .quiet import quiet
@@ -167,16 +168,8 @@ class LatentTextModel:
         """``words`` and ``null``, [count, L, D] each, in the state's dtype; encoded as diffusers' own pipeline does."""
         if labels is not None:
             raise InputError(f"the model {self.name!r} takes prompts, not class labels.", parameter="labels")
-        if not (prompts is None or isinstance(prompts, str) or is_texts(prompts)):
-            raise InputError(f"{prompts!r} is neither a text nor a list of texts.", parameter="prompt")
-        if not isinstance(negative, str):
-            raise InputError(f"{negative!r} is not a text; '' is the usual one.", parameter="negative")
-        several = [prompts] * count if isinstance(prompts, str) else list(prompts or [""])
-        several = several * count if len(several) == 1 else several
-        if len(several) != count:
-            raise InputError(
-                f"{len(several)} were given for {count} images; give one for each, or one for all.", parameter="prompt"
-            )
+        several = texts_for("" if prompts is None else prompts, count, "prompt")
+        check_text(negative, "negative")
         words = self.embed([*dict.fromkeys([*several, negative])])
         return {
             "words": torch.stack([words[prompt] for prompt in several]),

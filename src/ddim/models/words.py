@@ -43,7 +43,7 @@ class Tokens:
         """The tokens without padding, start and end among them."""
         return self.row[self.first : self.stop]
 
-    def find(self, word: str) -> list[int]:
+    def find(self, word: str, parameter: str = "word") -> list[int]:
         """Which words of the prompt are ``word``: case and punctuation at the edges are of no account.
 
         Raises:
@@ -52,18 +52,23 @@ class Tokens:
         found = [k for k, w in enumerate(self.words) if _bare(w) == _bare(word)]
         if not found or not _bare(word):
             known = ", ".join(dict.fromkeys(self.words)) or "none"
-            raise InputError(f"{word!r} is not in the prompt {self.text!r}; its words: {known}.", parameter="word")
+            raise InputError(f"{word!r} is not in the prompt {self.text!r}; its words: {known}.", parameter=parameter)
         return found
 
-    def places(self, phrase: str) -> list[int]:
+    def places(self, phrase: str, parameter: str = "word") -> list[int]:
         """The places of all tokens of the words in ``phrase``, each word looked for by itself.
+
+        Args:
+            phrase: words between white space.
+            parameter: for the error.
 
         Raises:
             InputError: a word that is not in the prompt, or that was cut off with its end.
         """
-        return sorted({p for word in phrase.split() for p in self.places_of(word, self.find(word))})
+        each = [self.places_of(word, self.find(word, parameter), parameter) for word in phrase.split()]
+        return sorted({place for places in each for place in places})
 
-    def places_of(self, word: str, which: Sequence[int]) -> list[int]:
+    def places_of(self, word: str, which: Sequence[int], parameter: str = "word") -> list[int]:
         """The places of the words of these numbers, all of them ``word``.
 
         Raises:
@@ -74,10 +79,10 @@ class Tokens:
             raise InputError(
                 f"{word!r} was cut off: {self.text!r} is longer than the {self.length} tokens that the text encoder "
                 "takes; shorten the prompt.",
-                parameter="word",
+                parameter=parameter,
             )
         if not places:
-            raise InputError(f"the tokenizer makes no token of {word!r} in {self.text!r}.", parameter="word")
+            raise InputError(f"the tokenizer makes no token of {word!r} in {self.text!r}.", parameter=parameter)
         return places
 
 
