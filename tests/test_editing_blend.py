@@ -36,6 +36,61 @@ def test_a_mask_in_every_form(kind: str, tmp_path: Path):
     assert torch.equal(read_mask(form, 3, SIZE), mask.expand(3, 1, 6, 4))
 
 
+def painted(mode: str, values: torch.Tensor) -> Image.Image:
+    """A mask [H, W] of 0 and 1 as a picture whose white is the largest value of its mode."""
+    grey = (values * 255).byte().numpy()
+    if mode == "I;16":
+        return Image.fromarray((values * 65535).numpy().astype("uint16"))
+    if mode == "I":
+        return Image.fromarray((values * 65535).numpy().astype("int32"))
+    return Image.fromarray(values.numpy()) if mode == "F" else Image.fromarray(grey).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I", "I;16", "F"])
+def test_a_mask_in_every_mode_of_pictures(mode: str):
+    assert torch.equal(read_mask(painted(mode, square()), 1, SIZE), square()[None, None])
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int64", "int16", "L", "P", "RGB", "I", "I;16", "png"])
+@pytest.mark.parametrize("mask", [square(), torch.zeros(SIZE), torch.ones(SIZE)], ids=["square", "empty", "full"])
+def test_a_mask_of_0_and_1_is_one_whatever_its_type(kind: str, mask: torch.Tensor, tmp_path: Path):
+    bits = Image.fromarray(mask.byte().numpy())
+    palette = Image.new("P", bits.size)
+    palette.putpalette([v for v in range(256) for _ in range(3)])
+    palette.paste(bits)
+    bits.save(tmp_path / "mask.png")
+    form = {
+        "uint8": mask.byte(),
+        "int64": mask.long(),
+        "int16": mask.short(),
+        "L": bits,
+        "P": palette,
+        "RGB": bits.convert("RGB"),
+        "I": Image.fromarray(mask.numpy().astype("int32")),
+        "I;16": Image.fromarray(mask.numpy().astype("uint16")),
+        "png": tmp_path / "mask.png",
+    }[kind]
+    assert torch.equal(read_mask(form, 1, SIZE), mask[None, None])
+
+
+def test_eight_bits_that_are_more_than_two_values_run_to_255():
+    mask = torch.tensor([[0, 1, 2, 255]], dtype=torch.uint8)
+    for form in (mask, Image.fromarray(mask.numpy())):
+        assert torch.equal(read_mask(form, 1, (1, 4))[0, 0], mask / 255)
+
+
+def test_what_is_transparent_stays():
+    white = Image.new("RGBA", (4, 6), (255, 255, 255, 0))
+    white.paste((255, 255, 255, 255), (0, 0, 2, 3))
+    assert torch.equal(read_mask(white, 1, SIZE), square()[None, None])
+
+
+def black_on_nothing() -> Image.Image:
+    image = Image.new("RGBA", (4, 6), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 2, 3))
+    return image
+
+
 def test_a_mask_an_image():
     masks = [square(), 1 - square()]
     want = torch.stack(masks)[:, None]
@@ -51,8 +106,15 @@ def test_a_mask_an_image():
         (torch.full((6, 4), 1.5), "values run from 1.5 to 1.5; 0 must stay, 1 may change"),
         (torch.full((6, 4), torch.nan), "values run from nan"),
         ([square()] * 2, "were given for 3 images"),
-        (7, "int is not a mask"),
-        ("nowhere.png", "nowhere.png"),
+        (7, "mask: int is not a mask"),
+        (torch.zeros(6, 4, dtype=torch.complex64), "mask: it is of torch.complex64"),
+        (torch.full((6, 4), 255), "mask: its values run from 255 to 255"),
+        (Image.new("RGB", (4, 6), "red"), "mask: it has colours"),
+        (Image.fromarray(torch.full((6, 4), 255).numpy().astype("uint16")), "mask: its values run to 255 of 65535"),
+        (Image.fromarray(torch.full((6, 4), 2.0).numpy()), "mask: its values run from 2 to 2"),
+        (black_on_nothing(), "mask: it is black wherever it is not transparent"),
+        (Image.new("RGBA", (4, 7)), "mask: it is 4x7"),
+        ("nowhere.png", "mask: there is no file nowhere.png"),
     ],
 )
 def test_masks_that_do_not_fit(mask, sentence: str):

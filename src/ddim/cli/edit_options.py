@@ -148,7 +148,7 @@ Mask = Annotated[
     Path | None,
     typer.Option(
         "--mask",
-        help="A picture of the same size: white may change, black stays.",
+        help="A grey picture of the same size: white may change, what is black or transparent stays.",
         rich_help_panel=ATTENTION,
         show_default=False,
     ),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, max_pool2d
@@ -13,7 +14,14 @@ from ..errors import InputError
 from ..images import flatten, open_image
 
 MaskLike = Any
-"""A path, a PIL image or a tensor [H, W], [N, H, W] or [N, 1, H, W] in [0, 1], bool or uint8; 1 may change."""
+"""A path, a PIL image or a tensor [H, W], [N, H, W] or [N, 1, H, W]: 1 (white) may change, 0 (black) stays.
+
+Whole numbers that are 0 and 1 only are those, whatever their type. Else uint8 and pictures of 8 bits run to 255,
+pictures of 16 bits to 65535; other numbers lie in [0, 1]. What is transparent in a picture stays.
+"""
+
+_COLOURED = 32
+"""Of 255: how far the channels of a grey picture may be apart, for files that were saved with loss."""
 
 
 def read_mask(mask: MaskLike, images: int, size: tuple[int, int]) -> Tensor:
@@ -25,12 +33,15 @@ def read_mask(mask: MaskLike, images: int, size: tuple[int, int]) -> Tensor:
         size: (height, width) of the pictures.
 
     Raises:
-        InputError: a mask of another size or number, values outside [0, 1], a file that cannot be read.
+        InputError: a mask of another size or number, values outside [0, 1], a file that cannot be read, a coloured
+            picture, one that is black wherever it is not transparent.
     """
     if isinstance(mask, (list, tuple)):
         return torch.cat([read_mask(m, 1, size) for m in _as_many(mask, images)])
     x = mask if isinstance(mask, Tensor) else _from_file(mask)
-    x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+    if x.is_complex():
+        raise InputError(f"it is of {x.dtype}; use numbers in [0, 1], bool or uint8.", parameter="mask")
+    x = x.float() / 255 if x.dtype == torch.uint8 and bool((x > 1).any()) else x.float()
     x = x.unsqueeze(1) if x.ndim == 3 and len(x) in (1, images) else x
     x = x[None, None] if x.ndim == 2 else x
     if x.ndim != 4 or x.shape[1] != 1 or len(x) not in (1, images):
@@ -60,15 +71,34 @@ def _as_many(masks: Sequence[MaskLike], images: int) -> Sequence[MaskLike]:
 
 
 def _from_file(mask: MaskLike) -> Tensor:
-    if isinstance(mask, (str, os.PathLike)):
-        mask = open_image(Path(mask), "mask")
-    if not hasattr(mask, "getbands"):
+    image = open_image(Path(mask), "mask") if isinstance(mask, (str, os.PathLike)) else mask
+    if not hasattr(image, "getbands"):
         raise InputError(
-            f"{type(mask).__name__} is not a mask; give a path, a PIL image or a tensor.", parameter="mask"
+            f"{type(image).__name__} is not a mask; give a path, a PIL image or a tensor.", parameter="mask"
         )
-    grey = flatten(mask, "L", background=0, parameter="mask")
-    data = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8)
-    return data.view(grey.height, grey.width)
+    return _from_pil(image)
+
+
+def _from_pil(image: Any) -> Tensor:
+    """The values of a picture [H, W]: floats as they are, 0 and 1 as they are, else its greys as uint8."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        raw = np.asarray(image)
+        if image.mode == "F" or raw.max(initial=0) <= 1:
+            return torch.from_numpy(raw.astype(np.float32))
+        if raw.max() <= 255:
+            raise InputError(
+                f"its values run to {raw.max()} of 65535, as good as black; save it with 8 bits, or white as 65535.",
+                parameter="mask",
+            )
+    shown = flatten(image, "RGB", background=0, parameter="mask")
+    low, high = (fold.reduce(np.asarray(shown), axis=2) for fold in (np.minimum, np.maximum))
+    if int((high - low).max(initial=0)) > _COLOURED:
+        raise InputError("it has colours; a mask is grey: white may change, black stays.", parameter="mask")
+    if image.has_transparency_data and not high.any() and np.asarray(image.convert("RGBA"))[..., 3].any():
+        raise InputError(
+            "it is black wherever it is not transparent, and both stay; paint what may change white.", parameter="mask"
+        )
+    return torch.from_numpy(np.asarray(shown.convert("L")).copy())
 
 
 def to_latent(mask: Tensor, size: tuple[int, int]) -> Tensor:

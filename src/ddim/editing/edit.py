@@ -109,7 +109,8 @@ def edit(
         blend: ``"cat/tiger"`` or ``("cat", "tiger")``: only where these words of the source or of the target lie may
             change. A list has one a target (or one such list a picture); None blends nothing.
         weights: word -> factor on its attention, as ``(word:2.0)``; lists as for ``blend``.
-        mask: of the pictures' size; 1 may change, 0 stays the source's. With ``blend``, only where both say so.
+        mask: of the pictures' size: 1, or white, may change, 0, black and what is transparent stay the source's; see
+            ``MaskLike``. With ``blend``, only where both say so.
         negative: the prompt that guidance leads away from, for pictures; a code has its own.
         resize: fit pictures of another size; not for a code.
         batch: sources and targets a network call, each picture with all its targets at the least.
