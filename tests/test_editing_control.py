@@ -21,7 +21,8 @@ ALWAYS = {"cross_steps": (0.0, 1.0), "self_steps": (0.0, 1.0)}
 
 
 def plan(targets: int = 1, images: int = 1, kind: str = "refine", size=SIZE, **parts) -> Plan:
-    edit = AttentionEdit(kind, **{**ALWAYS, **parts.pop("edit", {})})  # type: ignore[arg-type]
+    usual = {"weight_steps": (0.0, 1.0)} if kind == "none" else ALWAYS
+    edit = AttentionEdit(kind, **{**usual, **parts.pop("edit", {})})  # type: ignore[arg-type]
     mapping = parts.pop("mapping", torch.eye(L).expand(images, targets, L, L))
     new = parts.pop("new", torch.zeros(images, targets, L, dtype=torch.bool))
     return Plan(edit, (ITSELF, CROSS), size, mapping, new, **parts)
@@ -333,3 +334,12 @@ def test_a_network_without_cross_attention():
 
     with pytest.raises(InputError, match="no cross-attention layers"):
         install(tiny.unet())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("cross_steps", (0.0, 0.5)), ("self_steps", (0.0, 0.5)), ("self_positions", 64)]
+)
+def test_what_does_nothing_without_attention_control_is_refused(setting: str, value: object):
+    with pytest.raises(InputError) as caught:
+        AttentionEdit("none", **{setting: value})  # type: ignore[arg-type]
+    assert caught.value.parameter == setting

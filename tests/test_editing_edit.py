@@ -98,9 +98,44 @@ def test_weights_change_the_target_and_not_the_source(model, code, attention):
     assert torch.equal(heavy.reconstruction, plain.reconstruction)
     assert torch.equal(ddim.edit(model, code, TARGET, attention=attention, weights={"tiger": 3}).edits, heavy.edits)
     # outside their window they count for nothing
-    idle = AttentionEdit("none", weight_steps=(0, 0))
+    idle = AttentionEdit(attention, weight_steps=(0, 0))
     quiet = ddim.edit(model, code, "a (tiger:3) next to a mirror", attention=idle)
-    assert torch.equal(quiet.edits, ddim.edit(model, code, TARGET, attention="none").edits)
+    assert apart(quiet.edits, plain.edits) < TIGHT
+
+
+@pytest.mark.parametrize("kind", ["none", "refine", "replace"])
+def test_weights_act_where_cross_maps_are_taken_over_unless_told_otherwise(model, code, kind):
+    """In prompt-to-prompt's code the equaliser is part of what a step in the cross window takes over."""
+    weights = {"tiger": 3.0}
+    by_default, like_theirs, always = (
+        ddim.edit(model, code, TARGET, attention=AttentionEdit(kind, weight_steps=window), weights=weights).edits
+        for window in (None, (0.0, 0.4), (0.0, 1.0))
+    )
+    assert torch.equal(by_default, like_theirs)
+    assert apart(by_default, always) > 1e-4
+    if kind != "none":
+        wide = AttentionEdit(kind, cross_steps=(0.2, 1.0))
+        same = replace(wide, weight_steps=(0.2, 1.0))
+        assert torch.equal(*(ddim.edit(model, code, TARGET, attention=a, weights=weights).edits for a in (wide, same)))
+
+
+@pytest.mark.parametrize(
+    ("how", "options", "parameter"),
+    [
+        (AttentionEdit(blend_start=0.5), {}, "blend_start"),
+        (AttentionEdit(blend_threshold=0.5), {"weights": {"tiger": 2}}, "blend_threshold"),
+        (AttentionEdit(blend_side=8), {"blend": [None]}, "blend_side"),
+        (AttentionEdit("none", blend_start=0.5), {}, "blend_start"),
+        (AttentionEdit(weight_steps=(0.0, 1.0)), {"blend": "cat/tiger"}, "weight_steps"),
+        (AttentionEdit("none", weight_steps=(0.0, 1.0)), {"weights": {}}, "weight_steps"),
+        (AttentionEdit(cross_steps=(0, 0)), {"weights": {"tiger": 2}}, "weights"),
+        (AttentionEdit(cross_steps=(0.1, 0.15)), {"prompt": "a (tiger:2) next to a mirror"}, "weights"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(model, code, how, options, parameter):
+    with pytest.raises(InputError) as caught:
+        ddim.edit(model, code, **{"prompt": TARGET, "attention": how, **options})
+    assert caught.value.parameter == parameter
 
 
 METHODS = ddim.inversion_names()
@@ -206,7 +241,7 @@ def test_blending_begins_after_its_start(model, code):
 
 def test_a_target_without_words_to_blend_by_changes_everywhere(model, code):
     two = ddim.edit(model, code, [TARGET, TARGET], attention=SOME_PLACE, blend=["cat/tiger", None])
-    free = ddim.edit(model, code, TARGET, attention=SOME_PLACE)
+    free = ddim.edit(model, code, TARGET, attention=ALWAYS)
     assert apart(two.edits[:, 1], free.edits[:, 0]) < TIGHT
     assert apart(two.edits[:, 0], free.edits[:, 0]) > 1e-4
 

@@ -857,9 +857,10 @@ def test_the_edit_is_the_verbs_with_the_entrys_words(bench: Path, monkeypatch: p
     plain = [{**common, "blend": None}, {**common, "blend": ("cat", "tiger")}]
     assert seen == plain
     pictures = {p.name: p.read_bytes() for p in (bench / "out").glob("*/*.png")}
-    published = evaluated(bench, "--limit", 2, "--metrics", "mse", "--blend-weight", 2, "--seed", 1234)
+    published = evaluated(bench, "--limit", 2, "--metrics", "mse", "--blend-weight", 2, "--seed", 1234, "--steps", 3)
     # no blend words weigh nothing
-    assert seen[2:] == [{**plain[0], "seed": 1234}, {**plain[1], "weights": {"tiger": 2.0}, "seed": 1234}]
+    own = {"seed": 1234, "steps": 3}
+    assert seen[2:] == [{**plain[0], **own}, {**plain[1], **own, "weights": {"tiger": 2.0}}]
     assert "--blend-weight 2 --seed 1234" in published["command"]
     assert len(list((bench / "out").glob("*.md"))) == 2  # nor one table over the other
     plain_one, other = sorted((bench / "out").glob("direct*"), key=lambda folder: len(folder.name))

@@ -176,7 +176,9 @@ def edit(
             pixels = read_images(source, counted.picture, resize=resize, multiple=counted.multiple)
             size = (pixels.shape[2], pixels.shape[3])
             # what is wrong with the words is better known before the walk back than after
-            planned(taken, source_prompts(from_, 1), to, size, how, _one_or_each(blend), factors or None, mask)
+            planned(
+                taken, source_prompts(from_, 1), to, size, how, _one_or_each(blend), factors or None, mask, grid.steps
+            )
             with terminal.bar("inverting", 1) as report:
                 try:
                     code = verbs.invert(
@@ -236,7 +238,7 @@ def edit(
             "blend_start": how.blend_start,
             "blend_threshold": how.blend_threshold,
             "weights": factors,
-            "weight_steps": list(how.weight_steps),
+            "weight_steps": list(how.weight_window),
             "mask": str(mask) if mask else None,
             "resize": resize,
             "dtype": dtype,

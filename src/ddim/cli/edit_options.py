@@ -112,7 +112,7 @@ WeightSteps = Annotated[
     typer.Option(
         "--weight-steps",
         metavar="END|BEGIN,END",
-        help="Steps in which weighted words are scaled, as for --cross; by default 0,1.",
+        help="Steps in which weighted words are scaled; by default those of --cross.",
         rich_help_panel=ATTENTION,
         show_default=False,
     ),

@@ -6,7 +6,7 @@ The layers get a processor of ours once; what it does comes with each call, so t
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -29,10 +29,12 @@ class AttentionEdit:
 
     Args:
         kind: ``refine`` (tokens that both prompts share keep the source's cross maps), ``replace`` (word k takes word
-            k's map; equal numbers of words), ``none`` (neither cross nor self maps are taken over).
+            k's map; equal numbers of words), ``none`` (neither cross nor self maps are taken over, so that it goes with
+            none of their settings).
         cross_steps: where cross-attention maps are taken over; tau of section 3.2.
         self_steps: where self-attention maps are.
-        weight_steps: where weighted words are scaled.
+        weight_steps: where weighted words are scaled; by default where cross maps are taken over, as in the authors'
+            code, and for ``none`` in the same part of the steps.
         self_positions: self maps of at most so many positions are taken over; by default a quarter of the latent's
             (Stable Diffusion at 512 pixels: 32 x 32 of 64 x 64).
         blend_side: blending reads the cross maps of the largest resolution whose longer side is at most this; by
@@ -41,13 +43,13 @@ class AttentionEdit:
         blend_threshold: in (0, 1): where a word's map counts as its place, against the map's maximum.
 
     Raises:
-        InputError: an unknown kind, a number out of its range.
+        InputError: an unknown kind, a number out of its range, a setting that does nothing for ``none``.
     """
 
     kind: str = "refine"
     cross_steps: Window = (0.0, 0.4)
     self_steps: Window = (0.0, 0.6)
-    weight_steps: Window = (0.0, 1.0)
+    weight_steps: Window | None = None
     self_positions: int | None = None
     blend_side: int | None = None
     blend_start: float = 0.2
@@ -58,6 +60,8 @@ class AttentionEdit:
             raise UnknownName("attention", str(self.kind), KINDS)
         for name in ("cross_steps", "self_steps", "weight_steps"):
             window = getattr(self, name)
+            if name == "weight_steps" and window is None:
+                continue
             if not is_range(window) or not 0 <= window[0] <= window[1] <= 1:
                 raise InputError(f"{window} is no part of the steps; (0, 1) is all, (0, 0) none.", parameter=name)
         for name in ("self_positions", "blend_side"):
@@ -68,6 +72,19 @@ class AttentionEdit:
             raise InputError(f"{self.blend_start} lies outside [0, 1]; 0.2 is usual.", parameter="blend_start")
         if not is_number(self.blend_threshold) or not 0 < self.blend_threshold < 1:
             raise InputError(f"{self.blend_threshold} lies outside (0, 1); 0.3 is usual.", parameter="blend_threshold")
+        if self.kind == "none":
+            self.refuse(("cross_steps", "self_steps", "self_positions"), "attention 'none' takes no maps over")
+
+    @property
+    def weight_window(self) -> Window:
+        """Where weighted words are scaled."""
+        return self.cross_steps if self.weight_steps is None else self.weight_steps
+
+    def refuse(self, names: tuple[str, ...], why: str) -> None:
+        """Raises InputError for the first of these settings that is not as by default, since it would do nothing."""
+        usual = {field.name: field.default for field in fields(self)}
+        if given := next((name for name in names if getattr(self, name) != usual[name]), None):
+            raise InputError(f"{getattr(self, given)} does nothing, {why}; leave it out.", parameter=given)
 
 
 def within(window: Window, step: int, steps: int) -> bool:
@@ -151,7 +168,7 @@ class Control:
         self.rows = self.images * (1 + self.targets)
         self.cross = on and within(edit.cross_steps, step, steps)
         self.itself = on and within(edit.self_steps, step, steps)
-        self.weigh = plan.scales is not None and within(edit.weight_steps, step, steps)
+        self.weigh = plan.scales is not None and within(edit.weight_window, step, steps)
         self.seen: Counter[tuple[str, bool]] = Counter()
         self.maps: Tensor | None = None
 

@@ -27,6 +27,7 @@ from ..walks import (
     Spacing,
     Tell,
     check_batch,
+    grid_for,
     guided_by,
     half_precision_hint,
     hold_of,
@@ -36,7 +37,7 @@ from ..walks import (
 from .align import refine
 from .align import replace as swap
 from .blend import MaskLike, read_mask, to_latent
-from .control import KINDS, AttentionEdit, Plan, install
+from .control import KINDS, AttentionEdit, Plan, install, within
 from .prompts import Weights, blend_words, per_target, scales, target_prompts, token_mask
 from .walk import Controlled
 
@@ -126,8 +127,8 @@ def edit(
 
     Raises:
         InputError: a model without text, no source prompt, a word that is not in its prompt, unequal numbers of words
-            for ``"replace"``, a mask of another size, settings of the inversion for a code; and what ``invert`` and
-            ``reconstruct`` raise.
+            for ``"replace"``, a mask of another size, settings of the inversion for a code, a setting that would do
+            nothing; and what ``invert`` and ``reconstruct`` raise.
         DDIMError: the network returned NaN, or its attention layers are not what was expected.
     """
     need_model(model)
@@ -148,13 +149,14 @@ def edit(
                 "edit the picture.",
                 parameter=given_too[0],
             )
-        sources = _prompts_of(source, source_prompt, negative)
+        sources, walked = _prompts_of(source, source_prompt, negative), source.grid.steps
         size = (source.x.shape[2] * model.multiple, source.x.shape[3] * model.multiple)
     else:
         pixels = read_images(source, model.picture, resize=resize, multiple=model.multiple)
         sources = source_prompts(source_prompt, len(pixels))
+        walked = grid_for(model, 50 if steps is None else steps, spacing).steps
         size = (pixels.shape[2], pixels.shape[3])
-    targets, given, plan = planned(model, sources, prompt, size, how, blend, weights, mask)
+    targets, given, plan = planned(model, sources, prompt, size, how, blend, weights, mask, walked)
     embedded = model.embed([*dict.fromkeys(p for row in targets for p in row)])
     phases = _Phases(progress, 1 if isinstance(source, LatentCode) else 2)
     if isinstance(source, LatentCode):
@@ -223,6 +225,7 @@ def planned(
     blend: Blend | list[Any] = None,
     weights: Weights | list[Any] | None = None,
     mask: MaskLike | None = None,
+    steps: int | None = None,
 ) -> tuple[tuple[tuple[str, ...], ...], Tensor | None, Plan | None]:
     """Targets as the model reads them, [N][K], the mask and the plan of an edit: all that can be wrong before the work.
 
@@ -231,6 +234,7 @@ def planned(
         sources: what the pictures show, one each.
         size: (height, width) of the pictures.
         how: attention control.
+        steps: of the way forward; None leaves unasked whether a step lies in the window of the weights.
 
     Raises:
         InputError: what ``edit`` raises of words and mask.
@@ -238,7 +242,19 @@ def planned(
     wanted = [[parse_weights(p) for p in row] for row in target_prompts(prompt, len(sources))]
     targets = tuple(tuple(p for p, _ in row) for row in wanted)
     given = None if mask is None else read_mask(mask, len(sources), size)
-    return targets, given, _plan(model, how, sources, wanted, blend, weights, size)
+    plan = _plan(model, how, sources, wanted, blend, weights, size)
+    if plan is None or plan.blend is None:
+        how.refuse(("blend_start", "blend_threshold", "blend_side"), "since no words blend")
+    if plan is None or plan.scales is None:
+        how.refuse(("weight_steps",), "since no word has a weight")
+    elif how.weight_steps is None and steps and not any(within(how.weight_window, i, steps) for i in range(steps)):
+        begin, end = how.weight_window
+        raise InputError(
+            f"they are scaled where cross maps are taken over, ({begin:g}, {end:g}) of the steps, where none of "
+            f"{steps} lies; give weight_steps.",
+            parameter="weights",
+        )
+    return targets, given, plan
 
 
 def _walk(
