@@ -2,6 +2,7 @@ import json
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from oracles import noise_like
@@ -72,7 +73,7 @@ def test_a_part_of_a_code_is_a_code():
     assert torch.equal(code()[-1].x, code().x[2:])
     assert len(code()[1:]) == 2
     assert one.cond["labels"].tolist() == [1]
-    with pytest.raises(IndexError, match="image 3 of a code with 3"):
+    with pytest.raises(IndexError, match="no image 3 in a code of 3"):
         code()[3]
 
 
@@ -219,3 +220,88 @@ def test_a_folder_in_the_way(tmp_path):
     (tmp_path / "a").write_text("a file")
     with pytest.raises(DDIMError, match="could not be written"):
         write_whole(tmp_path / "a" / "b", b"x")
+
+
+@pytest.mark.parametrize(
+    "which",
+    [slice(None), slice(1, 3), slice(-2, None), slice(None, None, 2), slice(None, None, -1), slice(2, 0, -2)],
+    ids=str,
+)
+def test_a_slice_of_a_code_is_as_of_a_list(which: slice):
+    whole, part = code(), code()[which]
+    rows = list(range(3))[which]
+    assert torch.equal(part.x, whole.x[rows])
+    assert torch.equal(part.state["y"], whole.state["y"][rows])
+    assert torch.equal(part.cond["labels"], whole.cond["labels"][rows])
+    assert torch.equal(part.extras["noise"], whole.extras["noise"][rows])
+    assert part.prompts == tuple(whole.prompts[k] for k in rows)
+
+
+@pytest.mark.parametrize("one", [1, -2, np.int64(1), torch.tensor(1)], ids=repr)
+def test_one_of_a_code_by_any_whole_number(one):
+    assert torch.equal(code()[one].x, code().x[1:2])
+    assert code()[one].prompts == ("a dog 1",)
+
+
+def test_a_loop_over_a_code_ends():
+    assert [part.prompts for part in code()] == [(f"a dog {k}",) for k in range(3)]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("which", [3, -4, torch.tensor(3)], ids=repr)
+def test_an_image_that_is_not_there(which):
+    with pytest.raises(IndexError, match="no image"):
+        code()[which]
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        *(slice(0, 0), slice(3, None), slice(2, 1), slice(None, None, 0), slice("a", None), slice(0, 1.5)),
+        *(True, None, "x", 1.0, [0], (0, 1), ..., torch.tensor([0, 1]), torch.tensor(True)),
+    ],
+    ids=repr,
+)
+def test_what_is_no_part_of_a_code(which):
+    with pytest.raises(ddim.InputError) as caught:
+        code()[which]
+    assert caught.value.parameter == "which"
+
+
+def test_a_file_of_no_image(tmp_path):
+    none = {k: torch.zeros(0, *v.shape[1:]) for k, v in code().state.items()}
+    path = replace(code(), state=none, cond={}, extras={}, prompts=()).save(tmp_path / "none.code.safetensors")
+    with pytest.raises(ddim.InputError) as caught:
+        ddim.LatentCode.load(path)
+    assert caught.value.parameter == "path"
+
+
+def words(length: int, width: int) -> dict[str, torch.Tensor]:
+    return {"words": torch.zeros(3, length, width), "null": torch.zeros(3, length, width)}
+
+
+TEXT = {"words": (16, 12), "null": (16, 12)}
+
+
+@pytest.mark.parametrize(
+    ("made", "takes"),
+    [
+        (code(), {}),
+        (code(cond={}), {"labels": ()}),
+        (code(), TEXT),
+        (code(cond={}), TEXT),
+        (code(cond=words(16, 12)), {}),
+        (code(cond=words(77, 12)), TEXT),
+        (code(cond=words(16, 768)), TEXT),
+        (code(cond={"words": torch.zeros(3, 16, 12)}), TEXT),
+        (code(cond=words(16, 12), extras={"null": torch.zeros(3, 4, 16, 768)}), TEXT),
+    ],
+)
+def test_a_code_of_another_condition_is_refused(made: ddim.LatentCode, takes: dict[str, tuple[int, ...]]):
+    with pytest.raises(ddim.InputError) as caught:
+        made.check("other", "a" * 64, (1, 4, 4), cond=takes)
+    assert caught.value.parameter == "code"
+
+
+@pytest.mark.parametrize("made", [code(), code(cond={}), code(cond=words(16, 12))])
+def test_a_code_of_the_same_condition_is_taken(made: ddim.LatentCode):
+    made.check("other", "a" * 64, (1, 4, 4), cond={k: v.shape[1:] for k, v in made.cond.items()})

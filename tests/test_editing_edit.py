@@ -486,3 +486,13 @@ def test_a_network_that_says_nan_names_the_step(code):
     sick.network.conv_out.weight.data.fill_(torch.nan)
     with pytest.raises(DDIMError, match=r"no longer finite after the step .* \(step 1 of 5\)"):
         ddim.edit(sick, replace(code, fingerprint=""), TARGET)
+
+
+def test_a_code_of_a_model_with_a_longer_text_encoder(code):
+    longer = tiny_text.model(dtype=torch.float64, length=20)
+    for verb in (lambda: ddim.edit(longer, code, TARGET), lambda: ddim.reconstruct(longer, code)):
+        with pytest.raises(InputError) as caught:
+            verb()
+        assert caught.value.parameter == "code"
+        assert "16x12" in caught.value.message
+        assert "20x12" in caught.value.message

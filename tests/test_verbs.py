@@ -374,3 +374,20 @@ def test_oracles_are_models_denoisers_too():
 
     grid, solver = ddim.make_grid(ddim.RectifiedFlow(), 20), ddim.make_solver("heun")
     assert ddim.solve(gaussian(3), solver, solver.init(noise_like((2, 3)), grid), grid)["x"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("maker", "labels", "other"),
+    [
+        (tiny.model(classes=4), [3], tiny.model()),
+        (tiny.model(), None, tiny.model(classes=4)),
+        (tiny.model(classes=4), [3], tiny.model(classes=2)),
+    ],
+    ids=["labels and none", "none and labels", "a class too many"],
+)
+def test_a_code_of_another_condition_is_one_sentence(maker, labels, other):
+    code = ddim.invert(maker, torch.zeros(1, 1, 8, 8), steps=2, labels=labels)
+    for verb in (ddim.reconstruct, lambda model, code: ddim.interpolate(model, code, code)):
+        with pytest.raises(ddim.InputError) as caught:
+            verb(other, replace(code, fingerprint=""))
+        assert caught.value.parameter == "code"

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
+from operator import index
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import DDIMError, DDIMWarning, InputError, is_number, is_texts
+from .errors import DDIMError, DDIMWarning, InputError, is_number, is_texts, is_whole
 from .foreign import first_line
 from .grid import Grid
 from .path import Node
@@ -73,18 +74,47 @@ class LatentCode:
         return len(self.x)
 
     def __getitem__(self, which: int | slice) -> "LatentCode":
-        """The code of one image, or of a slice of them; still with a batch dimension."""
-        if isinstance(which, int):
-            if not -len(self) <= which < len(self):
-                raise IndexError(f"image {which} of a code with {len(self)}")
-            which = slice(which % len(self), which % len(self) + 1)
+        """The code of one image, or of a slice of them; still with a batch dimension.
+
+        Args:
+            which: as for a list: counted from the end where it is negative, slices also by steps and backwards.
+
+        Raises:
+            InputError: what is neither a number nor a slice of numbers; a slice without an image.
+            IndexError: no such image, so that a loop over a code ends.
+        """
+        if not isinstance(which, slice) and is_whole(which) and (one := _whole(which)) is not None:
+            if not -len(self) <= one < len(self):
+                raise IndexError(f"There is no image {one} in a code of {len(self)}.")
+            which = slice(one % len(self), one % len(self) + 1)
+        if not isinstance(which, slice) or not all(n is None or is_whole(n) for n in _ends(which)) or which.step == 0:
+            raise InputError(f"{which!r} is neither the number of an image nor a slice of them.", parameter="which")
+        chosen = range(len(self))[which]
+        if not chosen:
+            shown = ":".join("" if n is None else str(n) for n in _ends(which)[: 2 + (which.step is not None)])
+            raise InputError(f"{shown} leaves none of {len(self)} images.", parameter="which")
+        rows = slice(chosen.start, chosen.stop) if chosen.step == 1 else list(chosen)  # a view where one will do
+
+        def taken(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor[rows] for name, tensor in group.items()}
+
         return replace(
             self,
-            state={k: v[which] for k, v in self.state.items()},
-            cond={k: v[which] for k, v in self.cond.items()},
-            extras={k: v[which] for k, v in self.extras.items()},
+            state=taken(self.state),
+            cond=taken(self.cond),
+            extras=taken(self.extras),
             prompts=self.prompts[which],
         )
+
+    def _other_condition(self, wanted: Mapping[str, Sequence[int]]) -> tuple[str, str] | None:
+        """What the code is conditioned by and what is wanted, in words; None where they are the same."""
+        had = {name: tuple(tensor.shape[1:]) for name, tensor in self.cond.items()}
+        if "null" in self.extras:  # of every step
+            had["null"] = tuple(self.extras["null"].shape[2:])
+        want = {name: tuple(shape) for name, shape in wanted.items()}
+        unguided = self.guidance.get("weight", 1) == 1  # asks for no ``null``
+        same = had == want or (unguided and had == {k: v for k, v in want.items() if k != "null"})
+        return None if same else (_condition(had), _condition(want))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the code as safetensors with its settings as JSON metadata; the file appears whole or not at all."""
@@ -127,6 +157,8 @@ class LatentCode:
         if "x" not in groups["state"]:
             raise InputError(f"{path} holds no latent; it is not a code that ddim can replay.", parameter="path")
         shape = groups["state"]["x"].shape
+        if shape[:1] == (0,):
+            raise InputError(f"{path} is of no image; it is not a code that ddim can replay.", parameter="path")
         whole = all(v.shape == shape for v in groups["state"].values())
         others = [*groups["cond"].values(), *groups["extras"].values()]
         counts = {"null": len(rows) - 1, "noise": len(rows) - 1, "pivot": len(rows) - 1, "end": 1}
@@ -155,12 +187,20 @@ class LatentCode:
             **groups,
         )
 
-    def check(self, model_name: str, fingerprint: str, shape: Sequence[int], dtype: str = "float32") -> None:
-        """Raises InputError for a model of another shape; warns, by name, for another model or another dtype.
+    def check(
+        self,
+        model_name: str,
+        fingerprint: str,
+        shape: Sequence[int],
+        dtype: str = "float32",
+        cond: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        """Raises InputError for a model of another shape or condition; warns, by name, for another model or dtype.
 
         Args:
             model_name, fingerprint, dtype: the model's.
             shape: (C, H, W) that it diffuses; 0 stands for any height or width.
+            cond: what conditions it, and the shape of that for one image; None leaves it unasked.
         """
         if "partial" in self.settings:
             begun = self.settings["partial"]
@@ -173,6 +213,11 @@ class LatentCode:
             raise InputError(
                 f"it is of shape {tuple(self.x.shape[1:])} (model {self.model!r}), "
                 f"but the model {model_name!r} works on {tuple(n or 'any' for n in shape)}.",
+                parameter="code",
+            )
+        if cond is not None and (other := self._other_condition(cond)):
+            raise InputError(
+                f"it is of {other[0]} (model {self.model!r}), but the model {model_name!r} takes {other[1]}.",
                 parameter="code",
             )
         if self.fingerprint and self.fingerprint != fingerprint:
@@ -189,6 +234,24 @@ class LatentCode:
                 DDIMWarning,
                 stacklevel=3,
             )
+
+
+def _condition(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """``words 77x768, null 77x768``."""
+    each = (f"{name} {'x'.join(map(str, shape))}".strip() for name, shape in sorted(shapes.items(), reverse=True))
+    return ", ".join(each) or "no condition"
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number of Python, numpy or torch as Python's; None for a tensor of several or of truth values."""
+    try:
+        return None if getattr(value, "dtype", None) == torch.bool else index(value)
+    except TypeError:
+        return None
+
+
+def _ends(which: slice) -> tuple[Any, Any, Any]:
+    return which.start, which.stop, which.step
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -162,9 +162,17 @@ def way_forward(model: Model, code: LatentCode) -> Solver:
     """The solver that a code comes forward with; warns where the model is not the one that made it.
 
     Raises:
-        InputError: a code of another shape, or without all that its solver needs.
+        InputError: a code of another shape or condition, or without all that its solver needs.
     """
-    code.check(model.name, model.fingerprint, state_shape(model), str(model.dtype).removeprefix("torch."))
+    takes = {k: v.shape[1:] for k, v in model.condition(0 if model.classes else None, 1).items()}
+    code.check(model.name, model.fingerprint, state_shape(model), str(model.dtype).removeprefix("torch."), takes)
+    labels = code.cond.get("labels")
+    if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < model.classes:
+        raise InputError(
+            f"it is of classes up to {int(labels.max())} (model {code.model!r}), but the model {model.name!r} has "
+            f"{model.classes}.",
+            parameter="code",
+        )
     hold_of(code)  # what cannot be read is told before the work
     solver = make_solver(code.solver, code.options)
     if solver.stochastic and "noise" not in code.extras:
