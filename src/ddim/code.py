@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import DDIMError, DDIMWarning, InputError, is_number, is_texts, is_whole
-from .foreign import first_line
+from .foreign import first_line, told
 from .grid import Grid
 from .path import Node
 from .temporary import remove_stale, temporary_beside
@@ -317,7 +317,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
             os.fsync(f.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        raise DDIMError(f"{target} could not be written: {error.strerror or error}.") from None
+        raise DDIMError(f"{target} could not be written: {told(error)}") from None
     finally:  # gone already when all went well; also after Ctrl-C
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

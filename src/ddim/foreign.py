@@ -1,17 +1,29 @@
 """What other libraries and files say: their errors on one line, names in any bytes, and JSON that people may have
 touched."""
 
+import ctypes
 import json
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
 
+_ENDS = " .:;,"
+
 
 def first_line(error: BaseException, longest: int = 200) -> str:
-    """The first line of an error, cut, without a stop at its end; its kind where it says nothing."""
-    line = (str(error).strip().splitlines() or [""])[0]
-    return line[:longest].rstrip(". ") or type(error).__name__
+    """The first line of an error that says something, cut, as the middle of a sentence: without a stop at its end.
+
+    Of what the system says, the reason alone; of a line that ends in a colon, the next one too; the error's kind where
+    it says nothing.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.rstrip(_ENDS)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(_ENDS)]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return said[:longest].rstrip(_ENDS) or type(error).__name__
 
 
 def one_line(error: BaseException, longest: int = 300) -> str:
@@ -28,6 +40,26 @@ def readable(name: object) -> str:
         return text.encode("utf-8", "backslashreplace").decode()
 
 
+def told(error: BaseException, longest: int = 200) -> str:
+    """``first_line`` as the end of a sentence: with one stop, or what the line ends in instead."""
+    return ended(first_line(error, longest))
+
+
+def ended(text: str) -> str:
+    """A text with one stop at its end, or with the question or exclamation mark that it has."""
+    bare = text.rstrip(_ENDS)
+    return bare if bare.endswith(("!", "?")) else f"{bare}."
+
+
+@cache
+def hush_decoders() -> None:
+    """libtiff, which Pillow carries, writes what it finds wrong with a file on stderr; Pillow raises it too."""
+    from PIL import _imaging
+
+    with suppress(OSError, AttributeError):  # a Pillow that was built without it
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+
+
 def read_json(file: Path, kind: str = "config") -> dict[str, Any]:
     """A JSON object; ``kind`` says in a sentence what it should be.
 
@@ -37,8 +69,7 @@ def read_json(file: Path, kind: str = "config") -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # the last: brackets in brackets, thousands deep
-        why = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
-        raise InputError(f"{file} is not readable JSON: {why}.") from None
+        raise InputError(f"{file} is not readable JSON: {told(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{file} is JSON, but no {kind}.")
     return content

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .code import write_whole
 from .errors import InputError, is_whole
-from .foreign import first_line, readable
+from .foreign import first_line, hush_decoders, readable, told
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -103,6 +103,7 @@ def decode(source: str | Path | BinaryIO, name: str, parameter: str = "images") 
     """
     from PIL import Image
 
+    hush_decoders()
     with _decoding(name, parameter), Image.open(source) as image:
         image.load()
         if not all(image.size):
@@ -121,14 +122,14 @@ def _decoding(name: str, parameter: str) -> Iterator[None]:
         raise InputError(f"{name} is not an image that can be read.", parameter=parameter) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
-            f"{name} is too large: {first_line(error)}.",
+            f"{name} is too large: {told(error)}",
             parameter=parameter,
             hint="Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS, half of the limit.",
         ) from None
     except MemoryError:
         raise
     except Exception as error:  # each format's decoder raises what comes up, from AttributeError to ZeroDivisionError
-        raise InputError(f"{name} is broken or truncated: {first_line(error)}.", parameter=parameter) from None
+        raise InputError(f"{name} is broken or truncated: {told(error)}", parameter=parameter) from None
 
 
 def _upright(image: "PILImage.Image") -> "PILImage.Image":

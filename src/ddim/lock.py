@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
+from .foreign import told
 
 LOCK = ".ddim-lock"
 
@@ -30,7 +31,7 @@ def only_process(folder: Path, doing: str = "training into", setting: str = "out
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise InputError(f"Cannot write into {folder}: {error.strerror}.") from None
+        raise InputError(f"Cannot write into {folder}: {told(error)}") from None
     try:
         if not _locked(handle):
             raise InputError(f"Another process is {doing} {folder}; wait for its end or choose another {setting}.")

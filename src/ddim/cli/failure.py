@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import DDIMError, InputError, Interrupted
+from ..foreign import first_line, told
 from .signals import exit_code
 
 if TYPE_CHECKING:
@@ -50,11 +51,10 @@ def speller(command: "click.Command | None") -> Callable[[str], str]:
 
 def code_and_sentence(error: BaseException, command: "click.Command | None" = None) -> tuple[int, str]:
     """The exit code and what to say in the words of ``command``; an empty sentence says nothing."""
-    text = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, DDIMError):
         return 2 if isinstance(error, InputError) else 1, error.sentence(speller(command))
     if isinstance(error, KeyboardInterrupt):
-        return exit_code(), "Interrupted." if isinstance(error, Interrupted) else text or "Interrupted."
+        return exit_code(), "Interrupted." if isinstance(error, Interrupted) else str(error) or "Interrupted."
     if isinstance(error, BrokenPipeError):
         _let_go_of_stdout()
         return 141, ""
@@ -66,8 +66,9 @@ def code_and_sentence(error: BaseException, command: "click.Command | None" = No
         return 1, "The memory does not suffice for what was asked."
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return 1, f"{where}{error.strerror or text or type(error).__name__}."
-    return 1, f"Unexpected {type(error).__name__}: {text or 'no message'} (--debug shows where)"
+        return 1, f"{where}{told(error)}"
+    said = f": {first_line(error)}" if str(error).strip() else ""
+    return 1, f"Unexpected {type(error).__name__}{said} (--debug shows where)."
 
 
 def out_of_memory(error: BaseException) -> bool:

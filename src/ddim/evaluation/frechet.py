@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..code import write_whole
 from ..errors import InputError, is_number, is_whole
-from ..foreign import first_line
+from ..foreign import told
 
 FORMAT = "ddim-statistics"
 
@@ -99,7 +99,7 @@ def read_statistics(path: str | Path) -> tuple[Statistics, dict[str, Any]]:
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} cannot be read as the statistics of features: {first_line(error)}.") from None
+        raise InputError(f"{path} cannot be read as the statistics of features: {told(error)}") from None
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..foreign import first_line, one_line
+from ..foreign import first_line, told
 from ..models import where_and_what
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
@@ -78,7 +78,7 @@ def open_inception(weights: Path | None = None, device: str | torch.device = "cp
     except Exception as error:  # of the network, the disk, the unpickler, or a shape that does not fit
         if chosen is not None:
             raise InputError(
-                f"{chosen} does not hold Inception's weights: {one_line(error)}", parameter="weights"
+                f"{chosen} does not hold Inception's weights: {told(error)}", parameter="weights"
             ) from None
         raise InputError(
             f"Inception's weights cannot be fetched ({first_line(error)}); put {_WHERE}/{WEIGHTS} "

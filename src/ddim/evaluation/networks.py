@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DDIMError, InputError
-from ..foreign import first_line
+from ..foreign import told
 from ..images import to_pil
 from ..models import where_and_what
 from ..models.tokens import checked_tokenizer, read_tokenizer
@@ -143,7 +143,7 @@ class Lpips:
             ) from None
         except Exception as error:  # torchvision fetches the weights: any error of a network or a disk
             raise InputError(
-                f"LPIPS cannot be had, SqueezeNet's weights did not load: {first_line(error)}.", parameter="metric"
+                f"LPIPS cannot be had, SqueezeNet's weights did not load: {told(error)}", parameter="metric"
             ) from None
         self.device, self.plain, self.spatial = where, net, copy.copy(net)
         self.spatial.spatial = True

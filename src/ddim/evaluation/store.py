@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from ..code import write_whole
 from ..errors import DDIMError, InputError
-from ..foreign import first_line, one_line
+from ..foreign import one_line, told
 from ..lock import only_process
 
 Row = Mapping[str, Any]
@@ -325,7 +325,7 @@ def _rows_in(part: Path, columns: Columns) -> list[dict[str, Any]]:
     try:
         table = pq.ParquetFile(part).read()
     except Exception as error:  # pyarrow raises several kinds
-        raise DDIMError(f"{part} is no parquet file of results: {first_line(error)}.") from None
+        raise DDIMError(f"{part} is no parquet file of results: {told(error)}") from None
     if not table.schema.equals(_schema(columns)):
         raise InputError(f"{part.parent} holds other columns than this run measures; choose another.", parameter="out")
     return table.to_pylist()

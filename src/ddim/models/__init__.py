@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DDIMError, InputError, UnknownName
-from ..foreign import first_line, one_line
+from ..foreign import told
 from .kind import is_text, part_class, scheduler_of, unet_folder
 from .quiet import loading
 
@@ -90,7 +90,7 @@ def load(
     except (DDIMError, Warning):
         raise
     except Exception as error:  # a config may hold anything, and each of its values is used somewhere
-        raise DDIMError(f"{folder} cannot be loaded: {one_line(error, 200)}", parameter="model") from None
+        raise DDIMError(f"{folder} cannot be loaded: {told(error)}", parameter="model") from None
     quicken(model, compile=compile)
     return model
 
@@ -161,9 +161,7 @@ def _scheduler(folder: Path, kind: str) -> Any:
         try:
             return getattr(diffusers, kind).from_pretrained(folder, local_files_only=True)
         except Exception as error:  # of a config that makes no sense, diffusers raises what comes up
-            raise InputError(
-                f"{folder} cannot be loaded as a {kind}: {first_line(error)}.", parameter="model"
-            ) from None
+            raise InputError(f"{folder} cannot be loaded as a {kind}: {told(error)}", parameter="model") from None
 
 
 def _load_pixel(name: str, folder: Path, device: "torch.device", dtype: "torch.dtype") -> "PixelModel":

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..errors import DDIMError, InputError
-from ..foreign import first_line
+from ..foreign import first_line, told
 from .kind import TEXT_PARTS, is_text, unet_folder
 from .weights import DIFFUSERS, TRANSFORMERS, weight_files
 
@@ -27,8 +27,7 @@ def from_hub(name: str) -> Path:
         folder = cached(name)
         if folder is None:
             raise DDIMError(
-                f"{name!r} is neither bundled nor a folder here, and the hub gave no model of that name: "
-                f"{first_line(error)}.",
+                f"{name!r} is neither bundled nor a folder here, and the hub gave no model of that name: {told(error)}",
                 parameter="model",
             ) from None
         _need_weights(name, folder, error)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, is_whole
-from ..foreign import first_line
+from ..foreign import told
 from .quiet import loading
 
 _ASKED = 8  # words of the vocabulary, the longest
@@ -36,7 +36,7 @@ def checked_tokenizer(source: str, *, parameter: str) -> Any:
             tokenizer = CLIPTokenizer.from_pretrained(source)
             apart = _tells_words_apart(tokenizer)
         except Exception as error:  # tokenizers and transformers raise dozens of kinds
-            raise InputError(f"{source} has no CLIP tokenizer: {first_line(error)}.", parameter=parameter) from None
+            raise InputError(f"{source} has no CLIP tokenizer: {told(error)}", parameter=parameter) from None
     if not apart:
         raise InputError(
             f"{source} has no CLIP tokenizer: its vocabulary and merges do not tell words apart.", parameter=parameter

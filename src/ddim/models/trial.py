@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..foreign import first_line
+from ..foreign import told
 
 
 def answered(network: nn.Module, call: Callable[..., Tensor], *shapes: tuple[int, ...], takes: str) -> tuple[int, ...]:
@@ -32,7 +32,7 @@ def answered(network: nn.Module, call: Callable[..., Tensor], *shapes: tuple[int
             return tuple(torch.func.functional_call(trial, shapeless, given).shape)
     except Exception as error:  # diffusers and torch raise what comes up
         raise InputError(
-            f"the {type(network).__name__} does not take {takes}: {first_line(error)}.", parameter="model"
+            f"the {type(network).__name__} does not take {takes}: {told(error)}", parameter="model"
         ) from None
 
 

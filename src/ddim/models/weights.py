@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DDIMError, InputError
-from ..foreign import first_line, read_json
+from ..foreign import read_json, told
 from .quiet import loading
 
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
@@ -77,9 +77,7 @@ def transformers_part(
         try:
             config = kind.config_class.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # of a config, transformers raises what comes up
-            raise InputError(
-                f"{folder / 'config.json'} is not taken: {first_line(error)}.", parameter=parameter
-            ) from None
+            raise InputError(f"{folder / 'config.json'} is not taken: {told(error)}", parameter=parameter) from None
         _described(lambda: kind(config, **options), folder, tensors, parameter)
         network, found = reported(
             kind, None, str(folder), parameter=parameter, config=config, state_dict=tensors, dtype=dtype, **options
@@ -100,7 +98,7 @@ def reported(kind: Any, source: "str | None", name: str, *, parameter: str, **op
             return kind.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
         except Exception as error:  # transformers, safetensors and the hub's client raise dozens of kinds
             raise InputError(
-                f"{name} cannot be loaded as a {kind.__name__}: {first_line(error)}.",
+                f"{name} cannot be loaded as a {kind.__name__}: {told(error)}",
                 parameter=parameter,
                 hint="A folder with .safetensors will do.",
             ) from None
@@ -203,7 +201,7 @@ def read_tensors(folder: Path, stem: str, *, parameter: str = "model") -> dict[s
         try:
             tensors |= load_file(folder / file)
         except Exception as error:  # of safetensors and of the disk
-            raise DDIMError(f"{folder / file} cannot be loaded: {first_line(error)}.", parameter=parameter) from None
+            raise DDIMError(f"{folder / file} cannot be loaded: {told(error)}", parameter=parameter) from None
     return tensors
 
 
@@ -271,7 +269,7 @@ def _described(build: Callable[[], Any], folder: Path, tensors: Mapping[str, Ten
         ) from None
     except Exception as error:  # of a config that makes no sense, the libraries raise what comes up
         raise InputError(
-            f"{folder / 'config.json'} describes no network that can be built: {first_line(error)}.",
+            f"{folder / 'config.json'} describes no network that can be built: {told(error)}",
             parameter=parameter,
         ) from None
 

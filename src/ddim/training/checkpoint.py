@@ -68,7 +68,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 def _reason(error: BaseException) -> str:
     full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-    return "the disk is full" if full else f"{error}"
+    return "the disk is full" if full else first_line(error)
 
 
 def _sync(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import DDIMWarning, InputError, UnknownName
-from ..foreign import first_line, readable
+from ..foreign import readable, told
 
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -231,7 +231,7 @@ def _read_list(file: Path) -> list[dict[str, Any]]:
                 return _with_whole_numbers(_csv_rows(lines))
             rows = [json.loads(line) for line in lines if line.strip()]
     except Exception as error:  # csv, json, pyarrow and the file system have errors of their own
-        raise InputError(f"{readable(file)} cannot be read: {first_line(error)}.", parameter="data.path") from None
+        raise InputError(f"{readable(file)} cannot be read: {told(error)}", parameter="data.path") from None
     for row in rows:
         if not isinstance(row, dict):
             raise InputError(
@@ -262,4 +262,4 @@ def _caption(file: str) -> str:
     try:
         return " ".join(Path(file).read_text(encoding="utf-8-sig").split())
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{readable(file)} cannot be read: {first_line(error)}.", parameter="data.path") from None
+        raise InputError(f"{readable(file)} cannot be read: {told(error)}", parameter="data.path") from None

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError, UnknownName
+from ..foreign import told
 from .config import SourceConfig
 
 _LABELS, _IMAGES = 2049, 2051  # the magic numbers
@@ -88,7 +89,7 @@ def _read(path: Path, magic: int, sides: int, what: str) -> np.ndarray:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {error}.", parameter="data.path") from None
+        raise InputError(f"{path} cannot be read: {told(error)}", parameter="data.path") from None
     start = 4 * (1 + sides)
     head = [int.from_bytes(raw[at : at + 4], "big") for at in range(0, start, 4)]
     if len(raw) < start or head[0] != magic or len(raw) != start + int(np.prod(head[1:], dtype=object)):

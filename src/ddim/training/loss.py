@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, UnknownName
+from ..foreign import told
 from ..path import TablePath, cosine_alpha_bar, linear_alpha_bar, scaled_linear_alpha_bar, zero_terminal_snr
 from ..prediction import Pair, from_pair
 from .config import LossConfig, ScheduleConfig
@@ -94,7 +95,7 @@ def _user_weights(weight: str | Sequence[float], count: int) -> Tensor:
             values = json.loads(text) if file.suffix == ".json" else text.split()
             table = torch.tensor([float(v) for v in values], dtype=torch.float64)
         except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{file} cannot be read: {error}.", parameter="loss.weight") from None
+            raise InputError(f"{file} cannot be read: {told(error)}", parameter="loss.weight") from None
     else:
         table = torch.tensor(weight, dtype=torch.float64)
     if len(table) != count:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ..errors import InputError, UnknownName
+from ..foreign import told
 from .config import (
     AutoencoderConfig,
     ClassifierConfig,
@@ -38,11 +39,11 @@ def load_config(path: str | Path) -> TrainConfig:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read the config {path}: {error}") from None
+        raise InputError(f"Cannot read the config {path}: {told(error)}") from None
     try:
         return config_from_dict(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not valid TOML: {error}.") from None
+        raise InputError(f"{path} is not valid TOML: {told(error)}") from None
 
 
 def config_from_dict(table: Mapping[str, Any]) -> TrainConfig:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import DDIMWarning, InputError, UnknownName, is_whole
-from ..foreign import first_line, readable
+from ..foreign import readable, told
 from ..images import decode, flatten, open_image
 from .config import DataConfig, SourceConfig
 from .folders import listing, read_folder
@@ -229,7 +229,7 @@ def held_out(path: str) -> tuple[list[str], set[tuple[str, ...]]]:
         with open(path, encoding="utf-8", newline="") as file:
             lines = [tuple(line) for line in csv.reader(row for row in file if row[0] != "#") if line]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {error}.", parameter="data.without") from None
+        raise InputError(f"{path} cannot be read: {told(error)}", parameter="data.without") from None
     if len(lines) < 2 or any(len(line) != len(lines[0]) for line in lines):
         raise InputError(
             f"{path} must hold a line of column names, then rows with as many values.", parameter="data.without"
@@ -244,7 +244,7 @@ def _fields(source: SourceConfig) -> Iterator[str]:
             if path is not None:
                 yield re.split(r"[.\[]", path, maxsplit=1)[0]
     except ValueError as error:
-        raise InputError(f"{source.prompt!r} is no template: {error}.", parameter="data.prompt") from None
+        raise InputError(f"{source.prompt!r} is no template: {told(error)}", parameter="data.prompt") from None
 
 
 def _prompts(table: Table, source: SourceConfig) -> list[str]:
@@ -266,7 +266,8 @@ def _prompts(table: Table, source: SourceConfig) -> list[str]:
         ]
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise InputError(
-            f"{source.prompt!r} does not fit the columns {', '.join(table.names)}: {error}.", parameter="data.prompt"
+            f"{source.prompt!r} does not fit the columns {', '.join(table.names)}: {told(error)}",
+            parameter="data.prompt",
         ) from None
     prompts = _rewritten(prompts, source)
     wordless = [row for row, prompt in enumerate(prompts) if not prompt.strip()]
@@ -311,7 +312,7 @@ def _rewritten(prompts: list[str], source: SourceConfig) -> list[str]:
             prompts = [re.sub(pattern, replacement, prompt) for prompt in prompts]
         except (re.error, IndexError) as error:
             raise InputError(
-                f"{pattern!r} to {replacement!r} is no rewriting: {error}.", parameter="data.rewrite"
+                f"{pattern!r} to {replacement!r} is no rewriting: {told(error)}", parameter="data.rewrite"
             ) from None
     return prompts
 
@@ -413,7 +414,7 @@ def _open_dataset(source: SourceConfig, path: Path) -> Any:
     except Exception as error:  # datasets raises a dozen types of its own
         where = "is neither a path here nor a data set that the hub gives us"
         reason = "cannot be read" if path.exists() else where
-        raise InputError(f"{source.path} {reason}: {first_line(error)}", parameter="data.path") from error
+        raise InputError(f"{source.path} {reason}: {told(error)}", parameter="data.path") from error
 
 
 def _check_split(source: SourceConfig, known: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError, UnknownName
-from ...foreign import one_line
+from ...foreign import ended, one_line
 from .. import draws
 from ..config import ScheduleConfig, TrainConfig
 from ..data import Batch, Images
@@ -107,7 +107,7 @@ def built(
         return kind(**options)
     except Exception as error:  # diffusers raises what comes up, from ValueError to TypeError
         raise InputError(
-            f"{maker} cannot build the network in [{section}]: {one_line(error)}", parameter=section
+            f"{maker} cannot build the network in [{section}]: {ended(one_line(error))}", parameter=section
         ) from error
 
 
@@ -117,7 +117,7 @@ def asked(network: Callable[[], Tensor], takes: str) -> Tensor:
         with torch.no_grad():
             return network()
     except Exception as error:  # diffusers and torch raise what comes up
-        raise InputError(f"the network does not take {takes}: {one_line(error)}", parameter="model") from error
+        raise InputError(f"the network does not take {takes}: {ended(one_line(error))}", parameter="model") from error
 
 
 def as_dtype(network: nn.Module, copy: nn.Module, config: TrainConfig) -> Any:
