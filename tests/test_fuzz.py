@@ -14,8 +14,7 @@ def fuzzed(*words: str) -> "subprocess.CompletedProcess[str]":
     """The script in a process of its own: it forks, and a process that pytest runs in is none to fork from."""
     return subprocess.run(
         [sys.executable, str(FOLDER / "fuzz.py"), *words, "--workers", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
