@@ -45,6 +45,7 @@ KNOBS = [  # schedulers and what changes their pictures: taken, refused, or at l
     *(("DDIMScheduler", {knob: True}) for knob in ("clip_sample", "thresholding", "rescale_betas_zero_snr")),
     ("DDPMScheduler", {"beta_schedule": "sigmoid"}),
 ]
+NULLABLE = {"attention_head_dim", "shift_factor", "class_embed_type", "sample_size", "latents_mean", "latents_std"}
 ABSURD = [0, -1, math.nan, math.inf, 1e9, 10**30, 0.5, 7, 1_000_000]
 PREFIXES = ("module.", "_orig_mod.", "model.", "unet.")
 LABOUR = {"steps", "batch", "size", "samples", "sample_steps", "repeat", "workers", "threads"}  # honest work, if large
@@ -185,7 +186,9 @@ def judge(make: Any, right: list[torch.Tensor], excused: bool) -> str:
 
 
 def meant(how: str, field: str, before: Any, after: Any) -> bool:
-    """Whether a change of a field is one that may change results in silence."""
+    """Whether a change of a field is one that may change results in silence; null is a value of some (NULLABLE)."""
+    if how == "null":
+        return field in NULLABLE
     number = isinstance(after, (int, float)) and isinstance(before, (int, float))
     alike = number or type(before) is type(after)
     if isinstance(after, bool) != isinstance(before, bool):
