@@ -27,7 +27,7 @@ def test_damage_ends_in_what_is_right_or_in_a_sentence():
 
 
 def test_a_case_that_takes_too_long_is_a_failure_and_ends():
-    ran = fuzzed("--only", "recipes", "--case", "0", "--limit", "0.01")
+    ran = fuzzed("--only", "codes", "--case", "0", "--limit", "0.001")
     assert ran.returncode == 1
     assert "hang: " in ran.stdout
 
