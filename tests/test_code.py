@@ -26,7 +26,7 @@ def code(n: int = 3, dtype: torch.dtype = torch.float32, **changes) -> ddim.Late
         model="tiny",
         fingerprint="a" * 64,
         cond={"labels": torch.arange(n)},
-        extras={"noise": noise_like((n, 4, 2), 3)},
+        extras={"noise": noise_like((n, 4, 1, 4, 4), 3)},
         prompts=tuple(f"a dog {k}" for k in range(n)),
         negative="blurred",
         guidance={"weight": 7.5, "rescale": 0.0, "interval": [0.0, 1.0]},
@@ -175,6 +175,98 @@ def test_a_code_without_a_latent(tmp_path):
 def test_tensors_that_do_not_fit_together(tmp_path, tensors):
     with pytest.raises(ddim.InputError):
         ddim.LatentCode.load(rewritten(tmp_path / "a", tensors=tensors))
+
+
+WRONG = [None, 3, -1, 0.5, True, "x", "3", [], [1], ["a"], {}, {"a": 1}, {"a": []}, {"partial": 3}]
+WRONG += [10**400, float("nan"), float("inf")]
+WRONG += [{"partial": {"images": 3, "done": 5, "steps": 0, "batch": 1}}, {"weight": 7.5, "rescale": 2.0}]
+WRONG += [{"weight": 7.5, "interval": [1, 0]}, {"weight": 7.5, "colour": 1}, {"weight": True}, {"weight": "7.5"}]
+FIELDS = ["format", "version", "spacing", "method", "solver", "options", "settings", "model", "fingerprint", "dtype"]
+FIELDS += ["prompts", "negative", "guidance"]
+
+
+@pytest.fixture(scope="module")
+def walked():
+    """A code that the tiny model walks forward again, with the model."""
+    import tiny
+
+    model = tiny.model()
+    return model, ddim.invert(model, torch.rand(2, 1, 8, 8), steps=3, method="edict")
+
+
+def damaged(path, made, about=None, tensors=None):
+    from safetensors import safe_open
+
+    with safe_open(str(made.save(path)), framework="pt") as f:
+        kept = {name: f.get_tensor(name) for name in f.keys()} | (tensors or {})  # noqa: SIM118
+        header = json.loads(f.metadata()["ddim"]) | (about or {})
+    save_file(kept, path, metadata={"ddim": json.dumps(header)})
+    return path
+
+
+def one_sentence(path, model) -> str:
+    """What is said of a code that is loaded and walked forward; empty where it comes back."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            assert torch.isfinite(ddim.reconstruct(model, ddim.LatentCode.load(path))).all()
+        except DDIMError as error:
+            return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_whatever_a_field_holds_is_one_sentence(tmp_path, walked, field):
+    model, made = walked
+    for value in WRONG:
+        said = one_sentence(damaged(tmp_path / "a", made, {field: value}), model)
+        assert said or isinstance(value, (str, list, dict)), (field, value)
+    for text in ("{", "[]", "3", '"a"', "null", "\ud800", "[" * 100_000):
+        save_file({"x": torch.ones(3)}, tmp_path / "a", metadata={"ddim": text.encode(errors="replace").decode()})
+        with pytest.raises(ddim.InputError):
+            ddim.LatentCode.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["grid", "state.x", "state.y"])
+def test_whatever_a_tensor_holds_is_one_sentence_on_load(tmp_path, walked, name):
+    from safetensors.torch import load_file
+
+    _, made = walked
+    good = load_file(made.save(tmp_path / "good"))[name]
+    low, nan, infinite = (good.clone() for _ in range(3))
+    low.flatten()[0], nan.flatten()[0], infinite.flatten()[0] = -1.0, torch.nan, torch.inf
+    wrong = [good.long(), good.int(), good.bool(), good.to(torch.complex64), nan, infinite]
+    wrong += [good[:0], good[0], good[None], good.flatten(), torch.tensor(3.0)]
+    if name == "grid":
+        wrong += [good.flip(0), low, torch.zeros_like(good), good[:, :2], good[[0, 0, 1, 2]]]
+    for tensor in wrong:
+        damaged(tmp_path / "a", made, tensors={name: tensor.contiguous()})
+        with pytest.raises(ddim.InputError):
+            ddim.LatentCode.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"extras.resume": torch.ones(3), "else.x": torch.ones(3)},
+        {"state.": torch.ones(3, 1, 4, 4)},
+        {"cond.labels": torch.ones(3)},
+        {"cond.labels": torch.ones(3, 2, dtype=torch.int64)},
+        {"cond.words": torch.ones(3, 2)},
+        {"cond.words": torch.ones(3, 2, 4), "cond.null": torch.ones(3, 2, 5)},
+        {"cond.words": torch.full((3, 2, 4), torch.nan)},
+        {"extras.noise": torch.ones(3, 4, 2)},
+    ],
+    ids=["another group", "no name", "labels of floats", "labels of pairs", "flat words", "two widths", "NaN", "noise"],
+)
+def test_tensors_that_no_code_has(tmp_path, tensors):
+    with pytest.raises(ddim.InputError):
+        ddim.LatentCode.load(rewritten(tmp_path / "a", tensors=tensors))
+
+
+def test_a_code_of_another_number_of_axes_is_refused():
+    with pytest.raises(ddim.InputError, match=r"shape \(4, 4\)"):
+        code(state={"x": torch.ones(3, 4, 4)}).check("tiny", "a" * 64, (1, 4, 4))
 
 
 def test_a_code_of_another_shape_is_refused():

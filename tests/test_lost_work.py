@@ -233,10 +233,10 @@ def same_files(files: list[str], whole: Path) -> None:
 
 def test_invert_writes_each_batch_when_it_is_done(model: str):
     images = [picture(Path(f"{k}.png"), k) for k in range(5)]
-    words = ["invert", *images, "-m", model, "-S", 3, "--batch", 2, "--method", "bdia"]
+    words = ["invert", *images, "-m", model, "-S", 3, "--batch", 2]
     run_json(*words, "--out", "whole")
     left = after_kill(2 * 3 + 1, *words, "--out", "left")
-    assert left == [f"left/{k}_bdia_S3.code.safetensors" for k in range(4)]
+    assert left == [f"left/{k}_ddim_S3.code.safetensors" for k in range(4)]
     same_files(left, Path("whole"))
 
 

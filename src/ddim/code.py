@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import DDIMError, DDIMWarning, InputError, is_number, is_texts, is_whole
+from .errors import DDIMError, DDIMWarning, InputError, is_number, is_range, is_texts, is_whole
 from .foreign import first_line, told
 from .grid import Grid
 from .path import Node
@@ -23,6 +23,8 @@ from .temporary import remove_stale, temporary_beside
 FORMAT = "ddim.latent-code"
 VERSION = 2
 READABLE = (1, 2)
+WORDS = ("words", "null")
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,12 +150,13 @@ class LatentCode:
             InputError: no such file, a corrupt one, or one that holds something else.
         """
         about, tensors = _read(Path(path))
-        rows = tensors.pop("grid")
+        grid = _grid(path, tensors.pop("grid"), about["spacing"])
         groups: dict[str, dict[str, Tensor]] = {"state": {}, "cond": {}, "extras": {}}
         for name, tensor in tensors.items():
             group, _, key = name.partition(".")
-            if group in groups:
-                groups[group][key] = tensor
+            if group not in groups or not key:
+                raise InputError(f"{path} holds a tensor {name!r}, which no latent code has.", parameter="path")
+            groups[group][key] = tensor
         if "x" not in groups["state"]:
             raise InputError(f"{path} holds no latent; it is not a code that ddim can replay.", parameter="path")
         shape = groups["state"]["x"].shape
@@ -161,10 +164,13 @@ class LatentCode:
             raise InputError(f"{path} is of no image; it is not a code that ddim can replay.", parameter="path")
         whole = all(v.shape == shape for v in groups["state"].values())
         others = [*groups["cond"].values(), *groups["extras"].values()]
-        counts = {"null": len(rows) - 1, "noise": len(rows) - 1, "pivot": len(rows) - 1, "end": 1}
+        counts = {"null": grid.steps, "noise": grid.steps, "pivot": grid.steps, "end": 1}
         stepwise = all(v.shape[1:2] == (counts[k],) for k, v in groups["extras"].items() if k in counts)
-        fits = whole and len(shape) > 1 and stepwise and all(v.shape[:1] == shape[:1] for v in others)
-        if not fits or rows.shape[1:] != (3,):
+        like = all(v.shape[2:] == shape[1:] for k, v in groups["extras"].items() if k in ("noise", "pivot", "end"))
+        words = [groups[group][key].shape[-2:] for group in ("cond", "extras") for key in WORDS if key in groups[group]]
+        spoken = all(v.ndim == 3 for k, v in groups["cond"].items() if k in WORDS) and len(set(words)) < 2
+        fits = whole and len(shape) == 4 and 0 not in shape and all(v.shape[:1] == shape[:1] for v in others)
+        if not (fits and stepwise and like and spoken):
             raise InputError(
                 f"{path} holds tensors that do not fit together; it is not a whole latent code.", parameter="path"
             )
@@ -172,8 +178,11 @@ class LatentCode:
             raise InputError(
                 f"{path} has {len(about['prompts'])} prompts for {shape[0]} images; it is not whole.", parameter="path"
             )
+        begun = about["settings"].get("partial")
+        if begun is not None and shape[0] not in (begun["done"], min(begun["done"] + begun["batch"], begun["images"])):
+            raise InputError(f"{path} has another number of images than its 'partial' says.", parameter="path")
         return LatentCode(
-            grid=Grid(tuple(Node(*row) for row in rows.tolist()), about["spacing"]),
+            grid=grid,
             method=about["method"],
             solver=about["solver"],
             options=about["options"],
@@ -209,7 +218,8 @@ class LatentCode:
                 f"{begun['steps']} of {self.grid.steps}); finish it with invert and resume.",
                 parameter="code",
             )
-        if any(want not in (0, have) for want, have in zip(shape, self.x.shape[1:], strict=True)):
+        own = self.x.shape[1:]
+        if len(own) != len(shape) or any(want not in (0, have) for want, have in zip(shape, own, strict=True)):
             raise InputError(
                 f"it is of shape {tuple(self.x.shape[1:])} (model {self.model!r}), "
                 f"but the model {model_name!r} works on {tuple(n or 'any' for n in shape)}.",
@@ -255,7 +265,7 @@ def _ends(which: slice) -> tuple[Any, Any, Any]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     if not path.is_file():
         raise InputError(f"there is no file {path}.", parameter="path")
@@ -268,14 +278,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 )
             about = json.loads(metadata["ddim"])
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a format inside a format, each with errors of its own
         raise InputError(
             f"{path} cannot be read as a latent code, which invert makes of a picture ({first_line(error)}).",
             parameter="path",
         ) from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise InputError(f"{path} is a safetensors file, but not a latent code that ddim wrote.", parameter="path")
-    if about.get("version") not in READABLE:
+    if not is_whole(about.get("version")) or about["version"] not in READABLE:
         raise InputError(
             f"{path} has format version {about.get('version')}; this ddim reads versions 1 and 2.", parameter="path"
         )
@@ -283,19 +295,70 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if missing := sorted(keys - set(about)) or (["grid"] if "grid" not in tensors else []):
         raise InputError(f"{path} lacks {', '.join(missing)}; it is not a whole latent code.", parameter="path")
     wrong = [k for k in keys if not isinstance(about[k], dict if k in ("options", "settings") else str)]
-    guidance = about.get("guidance", {})
-    weighed = isinstance(guidance, dict) and (not guidance or is_number(guidance.get("weight")))
     good = {
         "prompts": isinstance(about.get("prompts", []), list) and is_texts(about.get("prompts", [])),
         "negative": isinstance(about.get("negative", ""), str),
-        "guidance": weighed,
+        "guidance": _is_guidance(about.get("guidance", {})),
+        "dtype": isinstance(about["dtype"], str) and isinstance(getattr(torch, about["dtype"], None), torch.dtype),
+        "options": isinstance(about["options"], dict) and all(map(_is_plain, about["options"].values())),
+        "settings": isinstance(about["settings"], dict) and _are_settings(about["settings"]),
     }
     wrong += [key for key, fine in good.items() if not fine]
+    wrong += [f"tensor {name}" for name, tensor in tensors.items() if not _is_sound(name, tensor)]
     if wrong:
         raise InputError(
             f"{path} has a {wrong[0]} that cannot be read; it is not a whole latent code.", parameter="path"
         )
     return about, tensors
+
+
+def _grid(path: str | os.PathLike[str], rows: Tensor, spacing: str) -> Grid:
+    """The grid of a file; raises InputError where it is none."""
+    if rows.ndim != 2 or rows.shape[1] != 3 or not bool((rows >= 0).all()):
+        raise InputError(f"{path} has a grid that is no list of (t, alpha, sigma), none below 0.", parameter="path")
+    try:
+        return Grid(tuple(Node(*row) for row in rows.tolist()), spacing)
+    except InputError as error:
+        raise InputError(f"{path} has a grid that cannot be walked: {error.message}", parameter="path") from None
+
+
+def _is_sound(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor's numbers can be what they stand for: whole for labels, and finite floats for all else."""
+    if name == "cond.labels":
+        return tensor.dtype == torch.int64 and tensor.ndim == 1
+    if tensor.dtype in _FLOATS:
+        # while a method tunes, the least loss so far may be infinite
+        return name.startswith("extras.resume.") or bool(torch.isfinite(tensor).all())
+    return tensor.dtype in (torch.int64, torch.bool) and name.startswith(("cond.", "extras.resume."))
+
+
+def _is_guidance(value: Any) -> bool:
+    """Whether ``Guidance.of`` can read it."""
+    if not isinstance(value, dict) or not set(value) <= {"weight", "rescale", "interval"}:
+        return False
+    low, high = value["interval"] if is_range(value.get("interval")) else (0.0, 1.0)
+    return not value or (
+        is_number(value.get("weight"))
+        and is_number(value.get("rescale", 0.0))
+        and 0 <= value.get("rescale", 0.0) <= 1
+        and is_range(value.get("interval", (0.0, 1.0)))
+        and 0 <= low < high <= 1
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be an option: a number, a text, yes or no, or nothing."""
+    return value is None or isinstance(value, (str, bool)) or is_number(value)
+
+
+def _are_settings(value: Mapping[str, Any]) -> bool:
+    """Whether these can be an inversion's, with how far an interrupted run came."""
+    begun = value.get("partial", dict.fromkeys(("images", "done", "steps", "batch"), 1))
+    counted = isinstance(begun, dict) and set(begun) == {"images", "done", "steps", "batch"}
+    counted = counted and all(is_whole(v) and v >= 0 for v in begun.values())
+    if counted and "partial" in value:
+        counted = begun["done"] < begun["images"] and begun["batch"] > 0
+    return counted and all(_is_plain(v) for k, v in value.items() if k != "partial")
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
