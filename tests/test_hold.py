@@ -117,6 +117,9 @@ def test_interpolation_holds_as_the_codes_do(clipped, pictures):
     a, b = (ddim.invert(clipped, p[None], steps=4, method="bdia") for p in pictures)
     plain = tiny.model()
     frames = ddim.interpolate(plain, a, b, frames=3)  # the walk between has to hold too
+    images = torch.cat([ddim.reconstruct(plain, code) for code in (a, b)])
+    walked = ddim.invert(plain, images, steps=4, clip_x0=1.0)
+    assert torch.allclose(frames[1], ddim.interpolate(plain, walked, frames=3)[1], rtol=0, atol=1e-3)
     asked = [ddim.invert(plain, p[None], steps=4, method="bdia", clip_x0=1.0) for p in pictures]
     assert torch.equal(frames, ddim.interpolate(clipped, *asked, frames=3))
     free = ddim.invert(plain, pictures[:1], steps=4, method="bdia")
