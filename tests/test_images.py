@@ -8,7 +8,6 @@ import torch
 from PIL import Image, ImageOps
 
 import ddim
-from ddim.editing.blend import read_mask
 from ddim.errors import DDIMError
 from ddim.images import open_image, read_images, to_uint8
 
@@ -294,9 +293,6 @@ def test_numbers_without_an_agreed_white_are_refused(tmp_path, mode):
         with pytest.raises(ddim.InputError, match=f"mode {mode}") as caught:
             read_images(source, GREY, resize=True)
         assert caught.value.parameter == "images"
-    with pytest.raises(ddim.InputError, match=f"mode {mode}") as caught:
-        read_mask(image, 1, (4, 6))
-    assert caught.value.parameter == "mask"
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.bool])

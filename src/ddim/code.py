@@ -23,6 +23,8 @@ from .temporary import remove_stale, temporary_beside
 FORMAT = "ddim.latent-code"
 VERSION = 2
 READABLE = (1, 2)
+HOLD = "hold"
+"""In ``LatentCode.settings``: how x0 was held, ``Hold.options``; absent where it was not."""
 WORDS = ("words", "null")
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -169,7 +171,7 @@ class LatentCode:
         like = all(v.shape[2:] == shape[1:] for k, v in groups["extras"].items() if k in ("noise", "pivot", "end"))
         words = [groups[group][key].shape[-2:] for group in ("cond", "extras") for key in WORDS if key in groups[group]]
         spoken = all(v.ndim == 3 for k, v in groups["cond"].items() if k in WORDS) and len(set(words)) < 2
-        fits = whole and len(shape) == 4 and 0 not in shape and all(v.shape[:1] == shape[:1] for v in others)
+        fits = whole and len(shape) > 1 and 0 not in shape and all(v.shape[:1] == shape[:1] for v in others)
         if not (fits and stepwise and like and spoken):
             raise InputError(
                 f"{path} holds tensors that do not fit together; it is not a whole latent code.", parameter="path"
@@ -358,7 +360,7 @@ def _are_settings(value: Mapping[str, Any]) -> bool:
     counted = counted and all(is_whole(v) and v >= 0 for v in begun.values())
     if counted and "partial" in value:
         counted = begun["done"] < begun["images"] and begun["batch"] > 0
-    return counted and all(_is_plain(v) for k, v in value.items() if k != "partial")
+    return counted and all(_is_plain(v) for k, v in value.items() if k not in ("partial", HOLD))
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:

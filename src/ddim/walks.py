@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import partial as partials
-from .code import LatentCode
+from .code import HOLD, LatentCode
 from .denoiser import Denoiser, held
 from .errors import InputError, NotFinite, is_whole
 from .grid import Grid, make_grid
@@ -31,8 +31,6 @@ Tell = Callable[[int, float], None]
 
 Spacing = str | Sequence[float]
 
-HOLD = "hold"
-"""In ``LatentCode.settings``: how x0 was held, ``Hold.options``; absent where it was not."""
 OnCodes = Callable[[int, LatentCode], None]
 """Called when a batch has been walked back, with the place of its first image and the batch's code."""
 

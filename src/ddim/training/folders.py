@@ -102,7 +102,7 @@ def _hidden(name: str) -> bool:
 
 def _files(folder: Path) -> Iterator[Path]:
     def failed(error: OSError) -> None:
-        raise InputError(f"{readable(error.filename)} cannot be read: {error.strerror}.", parameter="data.path")
+        raise InputError(f"{readable(error.filename)} cannot be read: {told(error)}", parameter="data.path")
 
     seen: set[tuple[int, int]] = set()
     for root, folders, files in os.walk(folder, followlinks=True, onerror=failed):
