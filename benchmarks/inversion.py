@@ -8,6 +8,7 @@ loaded, called as often on as many pictures. All take turns, round by round; a r
 ratios. PSNR is of what came back, against the pictures. They are smooth noise: the numbers are about speed.
 """
 
+import math
 import statistics
 from collections.abc import Callable
 
@@ -62,7 +63,7 @@ def ours(network: Network, batch: int, steps: int) -> Callable[[], Tensor]:
     images, prompt = pictures(batch, model.picture), network.prompts(batch) if network.text else None
 
     def run() -> Tensor:
-        code = ddim.invert(model, images, steps=steps, prompt=prompt, batch=batch)
+        code = ddim.invert(model, images, steps=steps, prompt=prompt, batch=batch, clip_x0=math.inf)
         return ddim.reconstruct(model, code, batch=batch)
 
     return run

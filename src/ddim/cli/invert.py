@@ -87,6 +87,7 @@ def invert(
     Example: ddim invert face.png --model emoji --prompt "noto dog face" --method null-text --guidance 7.5
     """
     with Terminal(json, quiet) as terminal:
+        o.check_bounds(clip, threshold)
         options, walk = o.options_from(option), o.spacing_from(spacing)
         one_file = together or len(images) == 1
         protect([target(out, "x", CODE) if one_file else folder(out, CODE) / "x"])

@@ -245,6 +245,12 @@ def options_from(pairs: list[str] | None) -> dict[str, Any]:
     return out
 
 
+def check_bounds(clip: float | None, threshold: float | None) -> None:
+    """Raises InputError where both ways to hold x0 are given."""
+    if clip is not None and threshold is not None:
+        raise InputError("it does not go with --threshold; give one of the two.", parameter="clip")
+
+
 def weights_from(pairs: list[str] | None) -> dict[str, float]:
     """``["tiger=2"]`` as a dict.
 

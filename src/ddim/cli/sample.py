@@ -92,6 +92,7 @@ def sample(
         if classifier is None and classifier_weight is not None:
             raise InputError("it goes with --classifier FOLDER.", parameter="classifier_weight")
         led = 1.0 if classifier_weight is None else classifier_weight
+        o.check_bounds(clip, threshold)
         options, walk = o.options_from(option), o.spacing_from(spacing)
         pixels = o.size_from(size)
         several = len(prompt) if prompt and len(prompt) > 1 else 0
