@@ -50,7 +50,8 @@ def gaussian_model(scale: float = SCALE) -> Model:
     like = tiny.model()
     known = Gaussian(torch.zeros(1, 2, 2, dtype=torch.float64), torch.full((1, 2, 2), scale, dtype=torch.float64))
     own = {"shape": (1, 2, 2), "picture": (1, 2, 2), "state_dtype": torch.float64, "classes": 0, "text": False}
-    same = {k: getattr(like, k) for k in ("path", "prediction", "spacing", "offset", "dtype", "device", "decode")}
+    kept = ("path", "prediction", "spacing", "offset", "hold", "dtype", "device", "decode")
+    same = {k: getattr(like, k) for k in kept}
     rest = {"denoiser": lambda: known, "condition": lambda *_: {}, "fingerprint": "g" * 64, "name": "gaussian"}
     return cast("Model", SimpleNamespace(**own, **same, **rest))
 
