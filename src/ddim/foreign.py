@@ -3,6 +3,7 @@ touched."""
 
 import ctypes
 import json
+import re
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,8 @@ def first_line(error: BaseException, longest: int = 200) -> str:
     """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.rstrip(_ENDS)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip(_ENDS)]
+    said = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", str(error))  # what Python shows of a class, as its name
+    lines = [line.strip() for line in said.splitlines() if line.strip(_ENDS)]
     said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     return said[:longest].rstrip(_ENDS) or type(error).__name__
 

@@ -1,12 +1,13 @@
 """Adapters from foreign formats; the only folder that imports diffusers at run time."""
 
+import warnings
 from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DDIMError, InputError, UnknownName
-from ..foreign import told
+from ..errors import DDIMError, DDIMWarning, InputError, UnknownName
+from ..foreign import read_json, told
 from .kind import is_text, part_class, scheduler_of, unet_folder
 from .quiet import loading
 
@@ -149,14 +150,23 @@ def _load_text(name: str, folder: Path, device: "torch.device", dtype: "torch.dt
 
 
 def _scheduler(folder: Path, kind: str) -> Any:
-    """A pipeline's scheduler, as diffusers makes it from its config."""
+    """A pipeline's scheduler, as diffusers makes it from its config; the pipeline's index says of which class."""
     import diffusers
 
     from ..scheduler import from_scheduler_config
 
-    if not (folder / "scheduler_config.json").is_file():
+    file = folder / "scheduler_config.json"
+    if not file.is_file():
         raise InputError(f"{folder} holds no scheduler_config.json.", parameter="model")
     from_scheduler_config({"_class_name": kind})
+    own = read_json(file).get("_class_name", kind)
+    if own != kind:
+        warnings.warn(
+            f"{file} is of a {own}, but the pipeline says {kind}; it is read as diffusers reads it, as a {kind}, and "
+            "fields that this class does not have say nothing.",
+            DDIMWarning,
+            stacklevel=4,
+        )
     with loading():
         try:
             return getattr(diffusers, kind).from_pretrained(folder, local_files_only=True)
