@@ -265,6 +265,8 @@ def knob(case: Case, which: str) -> str:
     kind, more = case.chance.choice(KNOBS)
     file = Path(which, "scheduler", "scheduler_config.json")
     case.tell(f"{file}: {kind} with {more}")
+    index = Path(which, "model_index.json")  # which class it is, the index says
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", kind]}))
     plain = json.loads(file.read_text()) | {"_class_name": kind}
     file.write_text(json.dumps(plain))
     without = drawn(Path(), which)

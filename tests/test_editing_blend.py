@@ -46,9 +46,15 @@ def painted(mode: str, values: torch.Tensor) -> Image.Image:
     return Image.fromarray(values.numpy()) if mode == "F" else Image.fromarray(grey).convert(mode)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I", "I;16", "F"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16", "F"])
 def test_a_mask_in_every_mode_of_pictures(mode: str):
     assert torch.equal(read_mask(painted(mode, square()), 1, SIZE), square()[None, None])
+
+
+def test_a_mask_of_32_bits_has_no_agreed_white():
+    with pytest.raises(InputError) as caught:
+        read_mask(painted("I", square()), 1, SIZE)
+    assert caught.value.parameter == "mask"
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int64", "int16", "L", "P", "RGB", "I", "I;16", "png"])

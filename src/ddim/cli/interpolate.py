@@ -116,7 +116,7 @@ def interpolate(
         shape, multiple = counted.picture, counted.multiple
         pictures = {p: read_images(p, shape, resize=resize, multiple=multiple) for p in ends if p not in saved}
         walked = walks.grid_for(counted.as_model, steps, walk)
-        blank = walks.empty_code(counted.as_model, inversion, walked, guided)
+        blank = walks.empty_code(counted.as_model, inversion, walked, guided, hold=counted.hold)
         known = dict(saved)
         for path, pixels in pictures.items():
             _, *sides = pixels.shape[1:]
