@@ -7,8 +7,9 @@ BIN := $(VENV)/bin
 demo: .make/user
 	$(BIN)/ddim demo --out demo
 
+# a process a core, of one thread each: two threads beside another busy process wait for each other
 test: .make/dev
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --cov --cov-report=term:skip-covered
 
 lint: .make/dev
 	$(BIN)/ruff check .
