@@ -55,7 +55,7 @@ BASES: dict[str, list[str]] = {
     "evaluate leaderboard": ["-m text --recipe edits.toml -S 2 --images 1 --words 1 --styles 0 --method direct"],
     "evaluate edits": ["edits.toml -m text -S 2 --words 1 --styles 0 --method ddim"],
     "evaluate pie-bench": ["-m text --data bench -S 2 --limit 1 --metrics mse --method ddim"],
-    "evaluate fid": ["-m pixel --data pictures -n 4 -S 2 --features features --resamples 20"],
+    "evaluate fid": ["-m pixel --data pictures --split test -n 4 -S 2 --features features --resamples 20"],
 }
 VALID: dict[str, list[str]] = {
     "model": ["pixel", "text", "classes"],

@@ -22,20 +22,25 @@ def first_line(error: BaseException, longest: int = 200) -> str:
     """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.rstrip(_ENDS)
-    said = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", str(error))  # what Python shows of a class, as its name
-    lines = [line.strip() for line in said.splitlines() if line.strip(_ENDS)]
+    lines = [line.strip() for line in _shown(error).splitlines() if line.strip(_ENDS)]
     said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     return said[:longest].rstrip(_ENDS) or type(error).__name__
 
 
 def one_line(error: BaseException, longest: int = 300) -> str:
     """All of an error's text on one line, cut; its kind where it says nothing."""
-    return " ".join(str(error).split())[:longest] or type(error).__name__
+    return " ".join(_shown(error).split())[:longest] or type(error).__name__
+
+
+def _shown(error: BaseException) -> str:
+    """What an error says, with classes by their names and without what a terminal does not show."""
+    said = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", str(error))
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in said)
 
 
 def readable(name: object) -> str:
     """A name that can be shown and written anywhere: bytes of a file's name that are no UTF-8 as ``\\xe9``."""
-    text = str(name)
+    text = "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else repr(c)[1:-1] for c in str(name))
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half of a UTF-16 pair, which no file's name gives

@@ -126,8 +126,8 @@ def _decoding(name: str, parameter: str) -> Iterator[None]:
             parameter=parameter,
             hint="Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS, half of the limit.",
         ) from None
-    except MemoryError:
-        raise
+    except MemoryError:  # more often a damaged header than a machine too small
+        raise InputError(f"{name} asks for more memory than there is; is it damaged?", parameter=parameter) from None
     except Exception as error:  # each format's decoder raises what comes up, from AttributeError to ZeroDivisionError
         raise InputError(f"{name} is broken or truncated: {told(error)}", parameter=parameter) from None
 
@@ -175,14 +175,20 @@ def _from_pil(image: "PILImage.Image", shape: Sequence[int], resize: bool, name:
                 f"{name} is {image.width}x{image.height}, the model takes {width}x{height}; resize fits it.",
                 parameter="images",
             )
-    image = flatten(image, mode)
+    image = flatten(image, mode, name=name)
     if resize and image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return (data.view(1, height, width, channels).permute(0, 3, 1, 2).float() / 255).contiguous()
 
 
-def flatten(image: "PILImage.Image", mode: str, background: int = 255, parameter: str = "images") -> "PILImage.Image":
+def flatten(
+    image: "PILImage.Image",
+    mode: str,
+    background: int = 255,
+    parameter: str = "images",
+    name: str = "an image",
+) -> "PILImage.Image":
     """An image of any PIL mode in ``mode`` (L or RGB): 16 bits become 8, what is transparent lies on ``background``.
 
     Args:
@@ -191,6 +197,7 @@ def flatten(image: "PILImage.Image", mode: str, background: int = 255, parameter
         mode: ``L`` or ``RGB``.
         background: grey value 0..255.
         parameter: what the error is about.
+        name: what the error calls the image.
 
     Raises:
         InputError: floats, integers of 32 bits, colours that Pillow does not convert, a damaged image.
@@ -202,7 +209,8 @@ def flatten(image: "PILImage.Image", mode: str, background: int = 255, parameter
     if image.mode == "F" or (image.mode == "I" and image.format not in _SIXTEEN):
         kind = "floats (PIL mode F)" if image.mode == "F" else "integers of 32 bits (PIL mode I)"
         raise InputError(
-            f"an image of {kind} has no agreed white; use 8 or 16 bits, or a tensor in [0, 1].", parameter=parameter
+            f"{name} is of {kind}, which have no agreed white; use 8 or 16 bits, or a tensor in [0, 1].",
+            parameter=parameter,
         )
     try:
         if image.mode.startswith("I"):  # 16 bits, in either byte order
@@ -219,7 +227,7 @@ def flatten(image: "PILImage.Image", mode: str, background: int = 255, parameter
         raise
     except Exception as error:  # no way from its colours, such as LAB, or damaged transparency
         raise InputError(
-            f"an image of PIL mode {image.mode} does not become {mode} ({first_line(error)}); convert it to RGB first.",
+            f"{name} is of PIL mode {image.mode}, which does not become {mode} ({first_line(error)}); convert it to RGB.",
             parameter=parameter,
         ) from None
 

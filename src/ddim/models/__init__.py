@@ -159,7 +159,14 @@ def _scheduler(folder: Path, kind: str) -> Any:
     if not file.is_file():
         raise InputError(f"{folder} holds no scheduler_config.json.", parameter="model")
     from_scheduler_config({"_class_name": kind})
-    own = read_json(file).get("_class_name", kind)
+    said = read_json(file)
+    own = said.get("_class_name", kind)
+    if said.get("clip_sample"):
+        warnings.warn(
+            f"{file} says clip_sample, which latents are not held to; it is left aside, as diffusers' pipeline does.",
+            DDIMWarning,
+            stacklevel=4,
+        )
     if own != kind:
         warnings.warn(
             f"{file} is of a {own}, but the pipeline says {kind}; it is read as diffusers reads it, as a {kind}, and "

@@ -93,7 +93,8 @@ def listing(folder: Path) -> Listing:
 
 def _suffixes() -> set[str]:
     """Of the kinds of pictures that Pillow reads."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    opened = {*Image.OPEN, "MPO"}  # which Pillow opens as JPEG
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in opened}
 
 
 def _hidden(name: str) -> bool:
