@@ -227,7 +227,7 @@ def flatten(
         raise
     except Exception as error:  # no way from its colours, such as LAB, or damaged transparency
         raise InputError(
-            f"{name} is of PIL mode {image.mode}, which does not become {mode} ({first_line(error)}); convert it to RGB.",
+            f"{name} is of PIL mode {image.mode}, which does not become {mode} ({first_line(error)}); make it RGB.",
             parameter=parameter,
         ) from None
 
