@@ -176,7 +176,7 @@ def judge(make: Any, right: list[torch.Tensor], excused: bool) -> str:
     if len(out) == len(right) and all(
         o.shape == r.shape and torch.allclose(o, r, atol=2e-3) for o, r in zip(out, right, strict=True)
     ):
-        return "the same"
+        return "the same, and warned" if warned else "the same"
     if warned:
         return "others, and warned"
     if not excused:

@@ -40,7 +40,7 @@ def _shown(error: BaseException) -> str:
 
 def readable(name: object) -> str:
     """A name that can be shown and written anywhere: bytes of a file's name that are no UTF-8 as ``\\xe9``."""
-    text = "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else repr(c)[1:-1] for c in str(name))
+    text = str(name)
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half of a UTF-16 pair, which no file's name gives

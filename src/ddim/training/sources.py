@@ -414,7 +414,7 @@ def _open_dataset(source: SourceConfig, path: Path) -> Any:
     except Exception as error:  # datasets raises a dozen types of its own
         where = "is neither a path here nor a data set that the hub gives us"
         reason = "cannot be read" if path.exists() else where
-        raise InputError(f"{readable(source.path)} {reason}: {told(error)}", parameter="data.path") from error
+        raise InputError(f"{readable(source.path)!r} {reason}: {told(error)}", parameter="data.path") from error
 
 
 def _check_split(source: SourceConfig, known: Iterable[str]) -> None:
