@@ -81,15 +81,15 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Greek letters still gets an answer
-    with as_ctrl_c():
-        try:
+    try:
+        with as_ctrl_c():
             app(prog_name="ddim")
-        except KeyboardInterrupt:  # before a command began, or with --debug
+    except KeyboardInterrupt:  # before a command began, with --debug, or while it ended
+        raise SystemExit(exit_code()) from None
+    except SystemExit as error:
+        if error.code == 130:  # what the command-line library makes of it in the first two cases
             raise SystemExit(exit_code()) from None
-        except SystemExit as error:
-            if error.code == 130:  # what the command-line library makes of it in these cases
-                raise SystemExit(exit_code()) from None
-            raise
+        raise
 
 
 if __name__ == "__main__":

@@ -23,13 +23,13 @@ def as_ctrl_c() -> Iterator[None]:
         _received.append(number)
         raise KeyboardInterrupt
 
+    _received.clear()
     for number in ours:
         signal.signal(number, stop)
     try:
         yield
     finally:
         restore()
-        _received.clear()
 
 
 def exit_code() -> int:
