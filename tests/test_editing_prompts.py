@@ -148,3 +148,8 @@ def test_target_prompts():
             target_prompts(wrong, 2)
     with pytest.raises(InputError, match="1 lists of target prompts were given for 2 images"):
         target_prompts([["a"]], 2)
+
+
+@pytest.mark.parametrize("escaped", [r"a \(cat:2)", r"a \(cat:2\)", r"a (cat:2\)"])
+def test_a_stroke_before_either_bracket_makes_it_text(escaped: str):
+    assert parse_weights(escaped) == ("a (cat:2)", {})

@@ -10,7 +10,7 @@ import typer
 import ddim
 from ddim.cli.app import app
 from ddim.cli.failure import code_and_sentence, speller
-from ddim.errors import DDIMError, InputError, NotFinite, UnknownName, is_whole
+from ddim.errors import DDIMError, InputError, NotFinite, UnknownName, is_number, is_whole
 
 
 def command(*names: str):
@@ -99,3 +99,11 @@ def test_one_integer_of_any_library_is_whole(value):
 )
 def test_what_counts_nothing_is_not_whole(value):
     assert not is_whole(value)
+
+
+@pytest.mark.parametrize("value", [True, torch.tensor(True), np.bool_(True)])
+def test_a_truth_value_is_no_number(value: object):
+    assert not is_whole(value)
+    assert not is_number(value)
+    assert is_whole(np.int64(2))
+    assert is_number(torch.tensor(0.5))

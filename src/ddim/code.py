@@ -87,7 +87,8 @@ class LatentCode:
             InputError: what is neither a number nor a slice of numbers; a slice without an image.
             IndexError: no such image, so that a loop over a code ends.
         """
-        if not isinstance(which, slice) and is_whole(which) and (one := _whole(which)) is not None:
+        if not isinstance(which, slice) and is_whole(which):
+            one = index(which)
             if not -len(self) <= one < len(self):
                 raise IndexError(f"There is no image {one} in a code of {len(self)}.")
             which = slice(one % len(self), one % len(self) + 1)
@@ -252,14 +253,6 @@ def _condition(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """``words 77x768, null 77x768``."""
     each = (f"{name} {'x'.join(map(str, shape))}".strip() for name, shape in sorted(shapes.items(), reverse=True))
     return ", ".join(each) or "no condition"
-
-
-def _whole(value: Any) -> int | None:
-    """A whole number of Python, numpy or torch as Python's; None for a tensor of several or of truth values."""
-    try:
-        return None if getattr(value, "dtype", None) == torch.bool else index(value)
-    except TypeError:
-        return None
 
 
 def _ends(which: slice) -> tuple[Any, Any, Any]:

@@ -129,17 +129,22 @@ def is_whole(value: object) -> bool:
         index(value)  # type: ignore[arg-type]
     except (TypeError, RuntimeError):  # every array and tensor has the method, also of fractions
         return False
-    return not isinstance(value, bool)
+    return not _is_truth(value)
 
 
 def is_number(value: Any) -> bool:
     """Whether a value is one finite number, of Python, numpy or torch; no text and no bool."""
-    if isinstance(value, (str, bytes, bool)):
+    if isinstance(value, (str, bytes)) or _is_truth(value):
         return False
     try:
         return isfinite(float(value))
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several
         return False
+
+
+def _is_truth(value: object) -> bool:
+    """Whether a value is True or False, of Python, numpy or torch."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
 
 
 def is_range(value: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from .errors import InputError, is_texts
 
-_WEIGHTED = re.compile(r"(\\?)(\(([^()]*?)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\\?\))")
+_WEIGHTED = re.compile(r"(\\?)(\(([^()]*?)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\\?)\))")
 
 
 def check_text(value: Any, parameter: str) -> str:
@@ -58,8 +58,8 @@ def parse_weights(prompt: str) -> tuple[str, dict[int, float]]:
     for found in _WEIGHTED.finditer(prompt):
         plain += prompt[last : found.start()]
         last = found.end()
-        if found[1]:
-            plain += found[2]
+        if found[1] or found[5]:  # a stroke before either bracket
+            plain += found[2].removesuffix("\\)") + ")" * bool(found[5])
             continue
         if not found[3].strip():
             raise InputError(f"{found[2]!r} weighs no word; write it (word:2).", parameter="prompt")
@@ -79,7 +79,7 @@ def unweighted(prompt: str, parameter: str) -> str:
     """
     plain, weights = parse_weights(prompt)
     if weights:
-        (found, *_) = (m for m in _WEIGHTED.finditer(prompt) if not m[1])
+        (found, *_) = (m for m in _WEIGHTED.finditer(prompt) if not (m[1] or m[5]))
         raise InputError(
             f"{found[2]!r} weighs a word, which only the target of an edit can; leave the brackets out, or write "
             f"\\{found[2]} where the model is to read them.",

@@ -143,6 +143,11 @@ def invert(
         pixels = read_images(list(images), counted.picture, resize=resize, multiple=counted.multiple)
         kept = None if resume is None else LatentCode.load(resume)
         partial, parts = partial_beside(files[0]), list[LatentCode]()
+        if partial.exists() and (resume is None or not resume.exists() or not partial.samefile(resume)):
+            raise InputError(
+                f"{partial} holds what an interrupted run had done; go on with it by --resume, or remove it.",
+                parameter="resume",
+            )
 
         def keep(first: int, part: LatentCode) -> None:
             if not one_file:
@@ -150,7 +155,8 @@ def invert(
                     part[k].save(files[first + k])
                 return
             parts.append(part)
-            if first + len(part) < len(pixels):
+            resumed = kept is not None and first == 0  # what the file that is gone on with holds already, and more
+            if not resumed and first + len(part) < len(pixels):
                 begun(parts, len(pixels), kept.settings[KEY]["batch"] if kept else batch).save(partial)
 
         with terminal.bar("inverting", len(pixels)) as report:

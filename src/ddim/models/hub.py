@@ -36,8 +36,8 @@ def from_hub(name: str) -> Path:
 
 def _need_weights(name: str, folder: Path, error: Exception) -> None:
     """Raises DDIMError where a cached copy lacks weights and the hub cannot be asked for them."""
+    parts = TEXT_PARTS if is_text(folder) else (unet_folder(folder).as_posix(),)  # what is not taken says so itself
     try:
-        parts = TEXT_PARTS if is_text(folder) else (unet_folder(folder).as_posix(),)
         for part in parts:
             weight_files(folder / part, {p.name for p in (folder / part).glob("*")}, _stem(part))
     except InputError as lacking:

@@ -97,7 +97,8 @@ def scheduler_of(network: Path) -> dict[str, Any]:
     Where there is none, it is taken for DDPM's with a DDIMWarning.
     """
     at = Path(os.path.abspath(network))
-    for place in (at, at.parent, at.parent.parent):
+    run = [at.parent.parent] if at.parent.name.startswith("checkpoint") else []
+    for place in (at, at.parent, *run):
         for file in (place / "scheduler" / SCHEDULE, place / SCHEDULE):
             if file.is_file():
                 return read_json(file)

@@ -145,13 +145,13 @@ def split_folder(folder: Path, split: str) -> Path:
         InputError: there is no such split.
     """
     inside = _inside(folder)
-    if split in inside and (split != "train" or _parted(inside)):
+    if split in inside and (split not in SPLITS or _parted(inside)):
         return folder / split
     if split == "train" and not _parted(inside):
-        if split in inside:
+        for name in (name for name in inside if name in SPLITS):
             warnings.warn(
-                f"{readable(folder / split)} is taken for a class among others, not for a split; data.path = "
-                f"{readable(folder / split)!r} takes it alone.",
+                f"{readable(folder / name)} is taken for a class among others, not for a split; data.path = "
+                f"{readable(folder / name)!r} takes it alone.",
                 DDIMWarning,
                 stacklevel=2,
             )
@@ -242,7 +242,12 @@ def _read_list(file: Path) -> list[dict[str, Any]]:
 
 
 def _csv_rows(lines: Iterable[str]) -> list[dict[str, Any]]:
-    head, *rows = [row for row in csv.reader(lines, strict=True) if row]
+    every = [row for row in csv.reader(lines, strict=True) if row]
+    if not every:
+        raise ValueError("it is empty")
+    head, *rows = every
+    if twice := next((name for name in head if head.count(name) > 1), None):
+        raise ValueError(f"two of its columns are named {twice!r}")
     if wrong := next((row for row in rows if len(row) != len(head)), None):
         raise ValueError(f"{wrong} has {len(wrong)} values under {len(head)} names")
     return [{name: cell or None for name, cell in zip(head, row, strict=True)} for row in rows]
