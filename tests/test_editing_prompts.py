@@ -26,7 +26,7 @@ def cut(prompt: str) -> Tokens:
         ("a big(cat:2)", "a bigcat", {1: 2.0}),
         ("a (cat:1e-1)", "a cat", {1: 0.1}),
         (r"a \(cat:2) on a (mat:3)", "a (cat:2) on a mat", {4: 3.0}),
-        (r"a \(cat:2\)", r"a (cat:2\)", {}),
+        (r"a \(cat:2\)", "a (cat:2)", {}),
         (r"\(^_^) a \cat", r"\(^_^) a \cat", {}),
         ("", "", {}),
     ],

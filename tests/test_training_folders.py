@@ -286,3 +286,15 @@ def test_half_of_a_character_is_no_word(folder):
         load(folder, prompt="{text}")
     assert caught.value.parameter == "data.prompt"
     str(caught.value).encode()
+
+
+def test_a_lone_folder_named_like_a_split_is_a_class_and_no_split(tmp_path):
+    """It cannot be both: what is trained on would be measured on."""
+    for name in ("cats", "dogs", "test"):
+        make_images(tmp_path / name, 2)
+    assert not has_split(tmp_path, "test")
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, split="test")
+    assert caught.value.parameter == "data.split"
+    with pytest.warns(DDIMWarning, match="test is taken for a class"):
+        assert len(load(tmp_path)) == 6
