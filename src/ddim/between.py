@@ -183,7 +183,8 @@ def combine(codes: Sequence[LatentCode], mix: Mix, without: Sequence[str] = ()) 
     if any(set(other.extras) != set(one.extras) for other in codes):
         told = " and ".join(str(dict(c.settings)) for c in codes if c is one or set(c.extras) != set(one.extras))
         raise InputError(f"they do not belong together: their settings are {told}.", parameter="codes")
-    state = {key: mix([c.state[key][k : k + 1] for c in codes for k in range(len(c))]) for key in one.state}
+    states = [c.floats for c in codes]
+    state = {key: mix([s[key][k : k + 1] for s in states for k in range(len(s[key]))]) for key in one.state}
     size = len(state["x"])
     cond = {}
     for key in (k for k in one.cond if k not in without):

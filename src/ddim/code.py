@@ -21,8 +21,8 @@ from .path import Node
 from .temporary import remove_stale, temporary_beside
 
 FORMAT = "ddim.latent-code"
-VERSION = 2
-READABLE = (1, 2)
+VERSION = 3
+READABLE = (1, 2, 3)
 HOLD = "hold"
 """In ``LatentCode.settings``: how x0 was held, ``Hold.options``; absent where it was not."""
 WORDS = ("words", "null")
@@ -34,7 +34,8 @@ class LatentCode:
     """Where images lie on the noisy end of a grid, and how they got there.
 
     Attributes:
-        state: the solver's whole state at ``grid[0]``: named tensors [N, ...]. Exactness belongs to all of it.
+        state: the solver's whole state: named tensors [N, ...]. Exactness belongs to all of it. Floats at ``grid[0]``;
+            of a reversible solver int64 at its ``first`` node, on its lattice.
         grid: the nodes that were walked.
         method: the inversion's name.
         solver: the name of the solver that comes forward again.
@@ -71,11 +72,24 @@ class LatentCode:
 
     @property
     def x(self) -> Tensor:
-        """The latent itself, [N, ...]; without the rest of the state it does not bring the image back exactly."""
-        return self.state["x"]
+        """The latent itself, floats [N, ...]; the rest of the state is needed to come back exactly."""
+        return self.floats["x"]
+
+    @property
+    def floats(self) -> Mapping[str, Tensor]:
+        """The state as floats: what a reversible solver keeps as integers of its lattice is read."""
+        from .solvers import ReversibleSolver, make_solver
+
+        if self.state["x"].is_floating_point():
+            return self.state
+        solver = make_solver(self.solver, self.options)
+        assert isinstance(solver, ReversibleSolver)
+        dtype = torch.float64 if self.dtype == "float64" else torch.float32
+        state = solver.on_lattice(self.state, self.grid, solver.first(self.grid), dtype)
+        return {key: state.entry(key) for key in state}
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.state["x"])
 
     def __getitem__(self, which: int | slice) -> "LatentCode":
         """The code of one image, or of a slice of them; still with a batch dimension.
@@ -160,6 +174,8 @@ class LatentCode:
             if group not in groups or not key:
                 raise InputError(f"{path} holds a tensor {name!r}, which no latent code has.", parameter="path")
             groups[group][key] = tensor
+        if "ahead" in groups["state"]:  # versions 1 and 2 kept a two-node solver's state a node earlier
+            groups["state"] = {"x": groups["state"]["ahead"], "before": groups["state"].get("x", groups["state"]["ahead"])}
         if "x" not in groups["state"]:
             raise InputError(f"{path} holds no latent; it is not a code that ddim can replay.", parameter="path")
         shape = groups["state"]["x"].shape
@@ -284,7 +300,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InputError(f"{path} is a safetensors file, but not a latent code that ddim wrote.", parameter="path")
     if not is_whole(about.get("version")) or about["version"] not in READABLE:
         raise InputError(
-            f"{path} has format version {about.get('version')}; this ddim reads versions 1 and 2.", parameter="path"
+            f"{path} has format version {about.get('version')}; this ddim reads versions 1 to 3.", parameter="path"
         )
     keys = {"spacing", "method", "solver", "options", "settings", "model", "fingerprint", "dtype"}
     if missing := sorted(keys - set(about)) or (["grid"] if "grid" not in tensors else []):
@@ -324,6 +340,8 @@ def _is_sound(name: str, tensor: Tensor) -> bool:
     if tensor.dtype in _FLOATS:
         # while a method tunes, the least loss so far may be infinite
         return name.startswith("extras.resume.") or bool(torch.isfinite(tensor).all())
+    if name.startswith("state."):  # on a reversible solver's lattice
+        return tensor.dtype == torch.int64
     return tensor.dtype in (torch.int64, torch.bool) and name.startswith(("cond.", "extras.resume."))
 
 

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from .denoiser import Cond, Denoiser
@@ -13,6 +14,7 @@ from .loop import OnStep, solve
 from .path import Node
 from .prediction import Pair
 from .solvers.base import Noise, Solver, State
+from .solvers.lattice import ReversibleSolver
 
 KEYS = ("null", "noise", "pivot", "end")
 """What ``LatentCode.extras`` may hold; see there."""
@@ -27,12 +29,12 @@ def replay(
     *,
     on_step: OnStep | None = None,
 ) -> State:
-    """Forwards from ``grid[0]``, every step with its own entry of ``extras``; the state at the data end.
+    """Forwards from a code, every step with its own entry of ``extras``; the state at the data end.
 
     Args:
         denoise: guided, its condition in place.
         solver: that the code names.
-        state: at ``grid[0]``.
+        state: from ``resumed``.
         grid: S + 1 nodes.
         extras: as in ``LatentCode``; a method is not asked for.
         on_step: called after each step.
@@ -43,7 +45,22 @@ def replay(
     if "null" in extras:
         denoise = with_nulls(denoise, grid, extras["null"])
     noise = KeptNoise(extras["noise"]) if "noise" in extras else None
-    return solve(denoise, Held(solver, extras), state, grid, noise=noise, on_step=on_step)
+    return solve(
+        denoise, Held(solver, extras), state, grid, noise=noise, first=first_step(solver, grid), on_step=on_step
+    )
+
+
+def resumed(solver: Solver, state: State, grid: Grid, device: torch.device, dtype: torch.dtype) -> State:
+    """A code's state as its solver goes on with it: floats in ``dtype``, integers on their lattice."""
+    there = {key: v.to(device) for key, v in state.items()}
+    if isinstance(solver, ReversibleSolver):
+        return solver.on_lattice(there, grid, solver.first(grid), dtype)
+    return {key: v.to(dtype) for key, v in there.items()}
+
+
+def first_step(solver: Solver, grid: Grid) -> int:
+    """The step that the way forward from a code begins with; a reversible solver's code may lie past ``grid[0]``."""
+    return solver.first(grid) if isinstance(solver, ReversibleSolver) else 0
 
 
 def with_nulls(denoise: Denoiser, grid: Grid, nulls: Tensor) -> Denoiser:
@@ -118,12 +135,12 @@ class Held(Around):
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
         """The inner step, then the rows that are held."""
-        after = dict(self.inner.step(denoise, state, grid, i, noise))
+        after = self.inner.step(denoise, state, grid, i, noise)
         target = self.pivot[:, i] if self.pivot is not None else None
         if self.end is not None and i == grid.steps - 1:
             target = self.end[:, 0]
         if target is not None:
             x = after["x"].clone()
             x[self.rows if self.rows is not None else slice(None)] = target.to(x)
-            after["x"] = x
+            after = {**after, "x": x}
         return after

@@ -20,7 +20,7 @@ from .models.base import Model, class_labels
 from .models.classifier import NoisyClassifier
 from .noise import checked_seed
 from .prediction import NO_HOLD
-from .replay import replay
+from .replay import first_step, replay, resumed
 from .solvers import Solver, make_solver
 from .walks import (
     OnCodes,
@@ -282,10 +282,11 @@ def reconstruct(
     need_code(code)
     check_batch(batch)
     solver = way_forward(model, code)
-    out, report = [], Report(progress, code.grid.steps, len(code), batch)
+    steps = code.grid.steps - first_step(solver, code.grid)
+    out, report = [], Report(progress, steps, len(code), batch)
     for begin in range(0, len(code), batch):
         part = code[begin : begin + batch]
-        state = {k: v.to(model.device, model.state_dtype) for k, v in part.state.items()}
+        state = resumed(solver, part.state, code.grid, model.device, model.state_dtype)
         cond = {k: v.to(model.device) for k, v in part.cond.items()}
         extras = {k: v.to(model.device) for k, v in part.extras.items()}
         denoise = bound(guided_by(model, Guidance.of(code.guidance, together), hold_of(code)), cond)

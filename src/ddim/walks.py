@@ -19,7 +19,8 @@ from .models.base import Model
 from .noise import SeededNoise
 from .path import TablePath
 from .prediction import NO_HOLD, Hold
-from .solvers import Solver, State, make_solver
+from .replay import first_step
+from .solvers import ReversibleSolver, Solver, State, make_solver
 from .solvers.base import options_of
 from .texts import check_text, texts_for, unweighted
 
@@ -66,7 +67,7 @@ def walk_back(
         parts, begun = partials.unpacked(resume, model.device)
     if parts and on_batch is not None:
         on_batch(0, partials.whole(empty, parts))
-    report = Report(progress, grid.steps, count, batch)
+    report = Report(progress, grid.steps - first_step(inversion.solver(), grid), count, batch)
     for begin in range(sum(len(p.state["x"]) for p in parts), count, batch):
         part = pixels[begin : begin + batch]
         scene = Scene(
@@ -175,7 +176,8 @@ def way_forward(model: Model, code: LatentCode) -> Solver:
     solver = make_solver(code.solver, code.options)
     if solver.stochastic and "noise" not in code.extras:
         raise InputError(f"its solver {code.solver!r} draws noise; it cannot be replayed.", parameter="code")
-    if missing := sorted(set(solver.init(code.x, code.grid)) - set(code.state)):
+    needed = solver.keys if isinstance(solver, ReversibleSolver) else ("x",)
+    if missing := sorted(set(needed) - set(code.state)):
         raise InputError(
             f"it lacks {', '.join(missing)}, without which {code.solver!r} cannot come back.", parameter="code"
         )

@@ -15,6 +15,7 @@ GRIDS = {s: ddim.make_grid(PATH, 20, s) for s in ddim.SPACINGS}
 every_problem = pytest.mark.parametrize("problem", PROBLEMS)
 every_grid = pytest.mark.parametrize("spacing", GRIDS)
 X = noise_like((4, 3))
+LATTICE = 1e-9  # reversible solvers round to multiples of some 2**-40 in every step, and may enlarge that
 
 
 def forward(solver, problem: str, grid: ddim.Grid, noise=None) -> torch.Tensor:
@@ -137,7 +138,7 @@ def test_edict(p, problem, spacing, record_property):
         x = p * x + (1 - p) * y
         y = p * y + (1 - p) * x
     result = forward(ddim.make_solver("edict", {"p": p}), problem, grid)
-    compare(f"edict p {p} {problem} {spacing}", result, x, record_property, 1e-11)
+    compare(f"edict p {p} {problem} {spacing}", result, x, record_property, LATTICE)
 
 
 def ddim_step(x, eps, alpha, sigma, t: int, s: int):
@@ -160,7 +161,7 @@ def test_bdia(gamma, problem, spacing, record_property):
         back = ddim_step(x[i], eps, alpha, sigma, i, i + 1)
         x[i - 1] = gamma * x[i + 1] + forth - gamma * back
     result = forward(ddim.make_solver("bdia", {"gamma": gamma}), problem, grid)
-    compare(f"bdia gamma {gamma} {problem} {spacing}", result, x[0], record_property, 1e-11)
+    compare(f"bdia gamma {gamma} {problem} {spacing}", result, x[0], record_property, LATTICE)
 
 
 @every_grid
@@ -180,7 +181,7 @@ def test_belm(problem, spacing, record_property):
             - h[i] * (h[i] + h[i + 1]) / h[i + 1] * alpha[i - 1] * eps
         )
     result = forward(ddim.make_solver("belm"), problem, grid)
-    compare(f"belm {problem} {spacing}", result, x[0], record_property, 1e-11)
+    compare(f"belm {problem} {spacing}", result, x[0], record_property, LATTICE)
 
 
 @every_grid

@@ -82,13 +82,14 @@ def registries() -> dict[str, list[dict[str, Any]]]:
     from ..inversion import inversion_names, make_inversion
     from ..path import ddpm_linear
     from ..solvers import SOLVERS
-    from ..solvers.base import Reversible, options_of
+    from ..solvers.base import options_of
+    from ..solvers.lattice import ReversibleSolver
 
     grid = make_grid(ddpm_linear(), _GROWTH_STEPS)
     solvers, inversions = [], []
     for name, kind in SOLVERS.items():
         solver = kind()
-        exact = isinstance(solver, Reversible)
+        exact = isinstance(solver, ReversibleSolver)
         solvers.append(
             {
                 "name": name,

@@ -127,11 +127,15 @@ def blended(x: Tensor, mask: Tensor) -> Tensor:
     """x_target = x_source + mask (x_target - x_source), the source's rows untouched.
 
     Args:
-        x: [N (1 + K), C, H, W], each image's source before its targets.
+        x: [N (1 + K), C, H, W], each image's source before its targets; floats, or a lattice's integers.
         mask: [N, K or 1, H, W].
     """
     rows = x.unflatten(0, (len(mask), -1))
     source, targets = rows[:, :1], rows[:, 1:]
-    weight = mask[:, :, None].to(x).expand(*targets.shape[:2], 1, *mask.shape[2:])
+    weight = mask[:, :, None].to(x if x.is_floating_point() else torch.float64)
+    weight = weight.expand(*targets.shape[:2], 1, *mask.shape[2:])
+    if not x.is_floating_point():
+        moved = source + ((targets - source) * weight).round().to(x.dtype)
+        return torch.cat([source, moved], 1).flatten(0, 1)
     # lerp, because it is exact at 0 and at 1
     return torch.cat([source, torch.lerp(source.expand_as(targets), targets, weight)], 1).flatten(0, 1)

@@ -17,7 +17,7 @@ from ..inversion.base import GuidedInversion, Inversion
 from ..loop import OnStep, solve
 from ..models.base import Model, TextModel
 from ..models.words import Tokens
-from ..replay import Held, KeptNoise, with_nulls
+from ..replay import Held, KeptNoise, first_step, resumed, with_nulls
 from ..solvers import Solver, State
 from ..texts import check_text, parse_weights, texts_for, unweighted
 from ..verbs import invert
@@ -184,7 +184,7 @@ def edit(
     solver = way_forward(model, code)
     per = max(1, batch // (1 + len(targets[0])))
     chunks = [slice(k, k + per) for k in range(0, len(code), per)]
-    report = phases.counted(code.grid.steps * len(chunks))
+    report = phases.counted((code.grid.steps - first_step(solver, code.grid)) * len(chunks))
     latent_mask = None if given is None else to_latent(given, (code.x.shape[2], code.x.shape[3])).to(model.device)
     parts: list[tuple[Tensor, Tensor | None]] = []
     for which in chunks:
@@ -276,7 +276,8 @@ def _walk(
     def rows(x: Tensor) -> Tensor:
         return x.to(model.device).repeat_interleave(1 + k, dim=0)
 
-    state: State = {key: rows(v).to(model.state_dtype) for key, v in code.state.items()}
+    repeated = {key: rows(v) for key, v in code.state.items()}
+    state = resumed(solver, repeated, code.grid, model.device, model.state_dtype)
     cond = {key: rows(v) for key, v in code.cond.items()}
     own = code.cond[WORDS].to(targets).unsqueeze(1)
     cond[WORDS] = torch.cat([own, targets], dim=1).flatten(0, 1)
@@ -286,8 +287,9 @@ def _walk(
     noise = KeptNoise(rows(code.extras["noise"])) if "noise" in code.extras else None
     kept = {key: v.to(model.device) for key, v in code.extras.items()}
     walker = Controlled(Held(solver, kept, rows=list(range(0, n * (1 + k), 1 + k))), plan, mask)
+    first = first_step(solver, code.grid)
     with half_precision_hint(model):
-        end = solve(denoise, walker, state, code.grid, noise=noise, on_step=report)
+        end = solve(denoise, walker, state, code.grid, noise=noise, first=first, on_step=report)
     x = walker.read(end)
     last = walker.mask(end, code.grid.steps - 1, code.grid.steps, x)
     pictures = model.decode(x).unflatten(0, (n, 1 + k))

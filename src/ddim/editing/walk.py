@@ -1,5 +1,8 @@
 """The way forward of a source with its targets: a solver under attention control and local blend."""
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from ..denoiser import Cond, Denoiser
@@ -9,15 +12,35 @@ from ..path import Node
 from ..prediction import Pair
 from ..replay import Around
 from ..solvers.base import Noise, Solver, State
+from ..solvers.lattice import LatticeState
 from .blend import blended, from_maps
 from .control import Control, Plan, within
 
-MAPS = "maps"
-"""In the state: the words' cross maps, [N, K, 2, h, w], summed over the steps so far."""
+
+@dataclass(frozen=True, eq=False)
+class Followed(Mapping[str, Tensor]):
+    """A solver's state, as which it answers, and what attention control has gathered beside it.
+
+    Attributes:
+        inner: the solver's state.
+        maps: the words' cross maps, [N, K, 2, h, w], summed over the steps so far.
+    """
+
+    inner: State
+    maps: Tensor | None = None
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.inner[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.inner)
+
+    def __len__(self) -> int:
+        return len(self.inner)
 
 
 class Controlled(Around):
-    """A solver whose targets follow their source; its state holds the inner one's and, for blending, ``maps``.
+    """A solver whose targets follow their source; its state is ``Followed``.
 
     Args:
         inner: the solver, or one that holds the sources on their pivots.
@@ -31,7 +54,8 @@ class Controlled(Around):
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
         """The inner step under control, then the blend of every tensor that it returned."""
-        plan, maps = self.plan, state.get(MAPS)
+        plan, followed = self.plan, _followed(state)
+        maps = followed.maps
 
         def controlled(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
             nonlocal maps
@@ -43,13 +67,16 @@ class Controlled(Around):
             maps = seen if maps is None else maps if seen is None else maps + seen
             return pair
 
-        inner = {k: v for k, v in state.items() if k != MAPS}
-        after = dict(self.inner.step(controlled, inner, grid, i, noise))
-        kept = {} if maps is None else {MAPS: maps}
-        mask = self.mask(kept, i, grid.steps, after["x"])
+        after = self.inner.step(controlled, followed.inner, grid, i, noise)
+        mask = self.mask(Followed(after, maps), i, grid.steps, after["x"])
         if mask is not None:
-            after = {k: blended(v, mask) for k, v in after.items()}
-        return {**after, **kept}
+            both = {k: blended(v, mask) for k, v in after.items()}
+            after = after.with_integers(both) if isinstance(after, LatticeState) else both
+        return Followed(after, maps)
+
+    def read(self, state: State) -> Tensor:
+        """As the inner one."""
+        return self.inner.read(_followed(state).inner)
 
     def mask(self, state: State, step: int, steps: int, like: Tensor) -> Tensor | None:
         """Where the targets may differ from their source after a step, [N, K or 1, H, W]; None is everywhere.
@@ -57,10 +84,15 @@ class Controlled(Around):
         Words blend from a part of the steps on, when their maps have gathered; the user's mask from the first step.
         """
         words = None
-        if self.plan is not None and MAPS in state and within((self.plan.edit.blend_start, 1.0), step, steps):
-            words = from_maps(state[MAPS], (like.shape[2], like.shape[3]), self.plan.edit.blend_threshold)
+        maps = _followed(state).maps
+        if self.plan is not None and maps is not None and within((self.plan.edit.blend_start, 1.0), step, steps):
+            words = from_maps(maps, (like.shape[2], like.shape[3]), self.plan.edit.blend_threshold)
             if self.plan.blend is not None:  # a target without words to blend by changes everywhere
                 words = words.masked_fill((self.plan.blend.sum((2, 3)) == 0)[..., None, None], 1.0)
         if self.given is None or words is None:
             return words if self.given is None else self.given
         return words * self.given.to(words)
+
+
+def _followed(state: State) -> Followed:
+    return state if isinstance(state, Followed) else Followed(state)

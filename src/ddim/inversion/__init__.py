@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import InputError, UnknownName
-from ..solvers import SOLVERS, build, make_solver
-from ..solvers.base import Reversible
+from ..solvers import SOLVERS, ReversibleSolver, build, make_solver
 from .base import GuidedInversion, Inversion
 from .ddim import DDIMInversion
 from .direct import DirectInversion
@@ -19,7 +18,7 @@ APPROXIMATE: dict[str, Callable[..., Inversion]] = {m.name: m for m in (DDIMInve
 GUIDED: dict[str, Callable[..., GuidedInversion]] = {
     m.name: m for m in (NullText, NegativePrompt, DirectInversion, EditFriendly)
 }
-REVERSIBLE: tuple[str, ...] = tuple(name for name, kind in SOLVERS.items() if hasattr(kind, "unstep"))
+REVERSIBLE: tuple[str, ...] = tuple(name for name, kind in SOLVERS.items() if issubclass(kind, ReversibleSolver))
 
 
 def inversion_names() -> list[str]:
@@ -45,7 +44,7 @@ def make_inversion(name: str, options: Mapping[str, Any] | None = None) -> Inver
         return build(GUIDED[name], name, options)
     if name in REVERSIBLE:
         solver = make_solver(name, options)
-        assert isinstance(solver, Reversible)
+        assert isinstance(solver, ReversibleSolver)
         return ExactInversion(solver)
     if name in SOLVERS:
         raise InputError(

@@ -1,5 +1,6 @@
 """Exact inversion: any reversible solver, run backwards on its whole state."""
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -11,22 +12,19 @@ from ..denoiser import Denoiser
 from ..errors import DDIMWarning
 from ..grid import Grid
 from ..loop import OnStep, solve_back
-from ..solvers.base import Reversible, State, options_of
-
-LARGEST_ROUNDING = 1e-3
-"""The largest rounding of a number in a code that goes untold: beyond it pictures, which span 2, come back at some 60
-dB or less."""
+from ..solvers.base import State, options_of
+from ..solvers.lattice import ReversibleSolver
 
 
 @dataclass(frozen=True)
 class ExactInversion:
-    """Lifts the image to a whole state at the data end and walks that back; algebra brings it forward again.
+    """Lifts the image to a whole state at the data end and undoes every step; the same integers bring it forward again.
 
     Args:
         reversible: the solver; the method carries its name, its options and its paper.
     """
 
-    reversible: Reversible
+    reversible: ReversibleSolver
 
     @property
     def name(self) -> str:
@@ -62,26 +60,27 @@ class ExactInversion:
         """The solver's fields."""
         return options_of(self.reversible)
 
-    def solver(self) -> Reversible:
+    def solver(self) -> ReversibleSolver:
         """The solver itself."""
         return self.reversible
 
     def invert(self, denoise: Denoiser, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> State:
-        """The whole state at ``grid[0]``; a DDIMWarning where its dtype rounds parts of the image away."""
+        """The whole state at ``grid[first]``; a DDIMWarning where it comes back but is no latent of the prior."""
         with torch.no_grad():
             state = self.reversible.lift(denoise, x0, grid)
-        state = solve_back(denoise, self.reversible, state, grid, on_step=on_step)
-        self._check_rounding(state, grid)
+        first = self.reversible.first(grid)
+        state = solve_back(denoise, self.reversible, state, grid, last=first, on_step=on_step)
+        self._check_spread(state, grid)
         return state
 
-    def _check_rounding(self, state: State, grid: Grid) -> None:
-        dtype = next(iter(state.values())).dtype
-        largest = max(float(values.abs().max()) for values in state.values())
-        if not largest * torch.finfo(dtype).eps <= LARGEST_ROUNDING:
-            name = str(dtype).removeprefix("torch.")
+    def _check_spread(self, state: State, grid: Grid) -> None:
+        node = grid[self.reversible.first(grid)]
+        spread = float(self.reversible.read(state).double().square().mean().sqrt()) / math.hypot(node.alpha, node.sigma)
+        low, high = self.reversible.spread
+        if not low <= spread <= high:
             warnings.warn(
-                f"The code of {self.name} in {grid.steps} steps is so large that {name} rounds parts of the picture "
-                f"away (growth {self.growth(grid):.0e}). Use fewer steps, options of less growth, or dtype float64.",
+                f"The code of {self.name} in {grid.steps} steps comes back to the bit, but it is no latent to edit or "
+                f"to mix: its spread is {spread:.2g} times that of noise; {self.reversible.remedy}.",
                 DDIMWarning,
                 stacklevel=3,
             )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Cond, Denoiser
+from ..denoiser import Cond, Denoiser, aligned
 from ..errors import DDIMError, DDIMWarning, InputError, is_number
 from ..foreign import read_json
 from ..guidance import WORDS
@@ -151,7 +151,7 @@ class LatentTextModel:
                     rows, label, encoder_hidden_states=words, cross_attention_kwargs=told, return_dict=False
                 )[0]
 
-            words = cond[WORDS].to(dtype)
+            x, words = aligned(x), aligned(cond[WORDS].to(dtype))
             shared = self.threads and control is None  # attention control looks at the whole batch
             output = side_by_side(ask, x.to(dtype), words, least=self.least) if shared else ask(x.to(dtype), words)
             return to_pair(prediction, output[:, :channels].to(x.dtype), x, node)

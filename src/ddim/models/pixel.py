@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Cond, Denoiser
+from ..denoiser import Cond, Denoiser, aligned
 from ..errors import InputError, is_whole
 from ..path import GaussianPath, Node, VEPath
 from ..prediction import Pair, to_pair
@@ -101,7 +101,7 @@ class PixelModel:
         channels = self.shape[0]
 
         def denoise(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
-            label = timestep(path, node, x.device)
+            x, label = aligned(x), timestep(path, node, x.device)
             labels = cond["labels"] if cond else None
 
             def ask(rows: Tensor, classes: Tensor | None) -> Tensor:

@@ -5,13 +5,14 @@ from dataclasses import fields
 from typing import Any, cast
 
 from ..errors import InputError, UnknownName
-from .base import Noise, Reversible, Solver, State
+from .base import Noise, Solver, State
 from .bdia import BDIA
 from .belm import BELM
 from .ddim import DDIM
 from .ddpm import DDPM
 from .edict import EDICT
 from .heun import Heun
+from .lattice import LatticeState, Lift, ReversibleSolver
 from .multistep import AdamsBashforth, DPMSolverPP
 
 SOLVERS: dict[str, type[Solver]] = {
@@ -63,4 +64,14 @@ def _as_type(name: str, key: str, value: Any, wanted: type) -> Any:
         raise InputError(f"{value!r} of {name!r} is not a {wanted.__name__}.", parameter=key) from None
 
 
-__all__ = ["SOLVERS", "Noise", "Reversible", "Solver", "State", "build", "make_solver"]
+__all__ = [
+    "SOLVERS",
+    "LatticeState",
+    "Lift",
+    "Noise",
+    "ReversibleSolver",
+    "Solver",
+    "State",
+    "build",
+    "make_solver",
+]

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from torch import Tensor
 
 from ..denoiser import Denoiser
-from ..errors import InputError
 from ..grid import Grid
 from ..path import Node
 from ..prediction import Pair
@@ -52,23 +51,6 @@ class Solver(Protocol):
 
     def read(self, state: State) -> Tensor:
         """The sample in a state, [N, ...]."""
-        ...
-
-
-@runtime_checkable
-class Reversible(Solver, Protocol):
-    """A solver whose step can be undone exactly, given its whole state."""
-
-    def lift(self, denoise: Denoiser, x0: Tensor, grid: Grid) -> State:
-        """A whole state at the data end of the grid from a lone image."""
-        ...
-
-    def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
-        """From ``grid[i + 1]`` back to ``grid[i]``: the algebraic inverse of ``step``."""
-        ...
-
-    def growth(self, grid: Grid) -> float:
-        """How far the way back may enlarge a disturbance, over the whole grid: 1 is neutral."""
         ...
 
 
@@ -134,13 +116,3 @@ def power(base: float, exponent: int) -> float:
         return base**exponent
     except OverflowError:
         return math.inf
-
-
-def need_signal(grid: Grid, name: str) -> None:
-    """Raises InputError where a solver that divides by alpha meets a node without signal."""
-    if grid[0].alpha <= 0:
-        raise InputError(
-            f"{name!r} needs signal at every node, but the grid starts at alpha = 0 "
-            f"(t = {grid[0].t:g}); start below it, or use 'ddim' or 'bdia'.",
-            parameter="solver",
-        )

@@ -1,5 +1,6 @@
 """O-BELM: leapfrog with the true, uneven steps, in x / alpha against sigma / alpha."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,16 +8,16 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..grid import Grid
-from .base import Noise, State, need_signal
-from .bdia import first_step, lift_pair
+from .bdia import TwoNodes
+from .lattice import Lift
 
 
 @dataclass(frozen=True)
-class BELM:
+class BELM(TwoNodes):
     """The optimal Bidirectional Explicit Linear Multi-step sampler (Wang et al. 2024, arXiv 2410.07273).
 
     With u = x / alpha, s = sigma / alpha, h = s_i - s_{i+1} and g = s_{i-1} - s_i:
-    u_{i+1} = (h/g)^2 u_{i-1} + (1 - (h/g)^2) u_i - h (g + h) / g eps_i.
+    u_{i+1} = (h/g)^2 u_{i-1} + (1 - (h/g)^2) u_i - h (g + h) / g eps_i. The first step is DDIM's.
     """
 
     name: ClassVar[str] = "belm"
@@ -24,45 +25,23 @@ class BELM:
     nfe: ClassVar[int] = 1
     paper: ClassVar[str] = "Wang et al. 2024, arXiv 2410.07273"
 
-    @property
-    def stochastic(self) -> bool:
-        """Never draws noise."""
-        return False
+    def first(self, grid: Grid) -> int:
+        """1; 2 where the grid begins without signal, since the formula divides by alpha."""
+        return 1 if grid[0].alpha > 0 else 2
 
-    def init(self, x: Tensor, grid: Grid) -> State:
-        """x alone; the first step is DDIM's."""
-        need_signal(grid, self.name)
-        return {"x": x}
-
-    def lift(self, denoise: Denoiser, x0: Tensor, grid: Grid) -> State:
-        """The image, and the node before it from the implicit DDIM step."""
-        need_signal(grid, self.name)
-        return lift_pair(denoise, x0, grid)
-
-    def read(self, state: State) -> Tensor:
-        """x."""
-        return state["x"]
-
-    def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
-        """The formula above; at i = 0 the kept second value, or DDIM."""
-        x = state["x"]
-        if i == 0:
-            return {"x": first_step(denoise, state, grid), "before": x}
+    def lifts(self, grid: Grid, i: int) -> Sequence[Lift]:
+        """The formula above."""
         a, b, c = _weights(grid, i)
-        return {"x": a * state["before"] + b * x - c * denoise(x, grid[i]).eps, "before": x}
 
-    def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
-        """The formula solved for x_{i-1}."""
-        x, before = state["x"], state["before"]
-        if i == 0:
-            return {"x": before, "ahead": x}
-        a, b, c = _weights(grid, i)
-        return {"x": before, "before": (x - b * before + c * denoise(before, grid[i]).eps) / a}
+        def add(denoise: Denoiser, others: Mapping[str, Tensor]) -> Tensor:
+            return b * others["x"] - c * denoise(others["x"], grid[i]).eps
+
+        return (Lift("before", a, add),)
 
     def growth(self, grid: Grid) -> float:
         """The parasitic mode's factor: the largest product of a, or of 1 / a, over the way back."""
         factor = largest = 1.0
-        for i in range(grid.steps - 1, 0, -1):
+        for i in range(grid.steps - 1, self.first(grid) - 1, -1):
             factor /= _weights(grid, i)[0]
             largest = max(largest, factor)
         return largest
