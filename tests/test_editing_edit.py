@@ -161,7 +161,8 @@ def test_what_a_method_keeps_for_the_source_serves_its_targets(model, method):
     shared = replace(code, extras={k: v for k, v in code.extras.items() if k in ("null", "noise")})
     edited = ddim.edit(model, shared, SOURCE, attention=ALWAYS)
     assert apart(edited.edits[:, 0], edited.reconstruction) < 1e-8
-    assert apart(edited.reconstruction, ddim.reconstruct(model, shared)) < TIGHT
+    # in other company a row's last bits differ, which edict's lattice rounds to its next point and enlarges
+    assert apart(edited.reconstruction, ddim.reconstruct(model, shared)) < 1e-8
     if shared.extras != code.extras:
         held = ddim.edit(model, code, SOURCE, attention="none")
         assert apart(held.reconstruction, ddim.reconstruct(model, code)) < TIGHT

@@ -13,6 +13,8 @@ from .guidance import NULL
 from .interpolation import chain, four_corners
 from .inversion.ddim import DDIMInversion
 from .models.base import Model
+from .replay import first_step
+from .solvers import make_solver
 from .verbs import reconstruct
 from .walks import HOLD, OnImages, Progress, check_batch, hold_of, need_code, need_model, walk_back
 
@@ -115,8 +117,9 @@ def _between(
     whole = combine(codes, torch.cat, without=(NULL,))
     own = {key: torch.cat([c.cond[key] for c in codes]) for key in codes[0].cond}
     whole = replace(whole, cond=own, extras={k: torch.cat([c.extras[k] for c in codes]) for k in kept})
-    turns = [-(-n // batch) for n in (len(whole), len(whole), len(mixed))]
-    part = _parts(progress, [t * whole.grid.steps for t in turns])
+    own_steps = whole.grid.steps - first_step(make_solver(whole.solver, whole.options), whole.grid)
+    walks = ((len(whole), own_steps), (len(whole), whole.grid.steps), (len(mixed), whole.grid.steps))
+    part = _parts(progress, [-(-count // batch) * steps for count, steps in walks])
     images = reconstruct(model, whole, batch=batch, progress=part(0))
     cond = {k: v.to(model.device) for k, v in whole.cond.items() if k != NULL}
     plain = walk_back(model, DDIMInversion(), images, whole.grid, cond, batch, part(1), hold=hold_of(whole))

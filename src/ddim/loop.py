@@ -10,6 +10,7 @@ from .denoiser import Denoiser
 from .errors import NotFinite
 from .grid import Grid
 from .solvers.base import Noise, Solver, State
+from .solvers.lattice import ReversibleSolver
 
 OnStep = Callable[[int, State], None]
 """Called after every step with the index of the node reached and the state there: progress, or what to keep."""
@@ -34,11 +35,11 @@ def solve(
     grid: Grid,
     *,
     noise: Noise | None = None,
-    first: int = 0,
+    first: int | None = None,
     last: int | None = None,
     on_step: OnStep | None = None,
 ) -> State:
-    """Forwards, from node ``first`` to node ``last`` (the data by default).
+    """Forwards, from node ``first`` (where the state is, by default) to node ``last`` (the data by default).
 
     Args:
         denoise: the model.
@@ -52,9 +53,10 @@ def solve(
     Raises:
         NotFinite: the sample stopped being numbers; the step is named.
     """
+    begin = getattr(state, "node", 0) if first is None else first
     end = grid.steps if last is None else last
     return _walk(
-        range(first, end),
+        range(begin, end),
         lambda s, i: solver.step(denoise, s, grid, i, noise),
         solver.read,
         state,
@@ -71,11 +73,16 @@ def solve_back(
     grid: Grid,
     *,
     first: int | None = None,
-    last: int = 0,
+    last: int | None = None,
     on_step: OnStep | None = None,
 ) -> State:
-    """Backwards, from node ``first`` (the data by default) to the noisier node ``last``; as ``solve`` otherwise."""
+    """Backwards, from node ``first`` (the data by default) to the noisier node ``last``; as ``solve`` otherwise.
+
+    By default ``last`` is 0, or the node as far as which a reversible solver can be undone.
+    """
     start = grid.steps if first is None else first
+    if last is None:
+        last = solver.first(grid) if isinstance(solver, ReversibleSolver) else 0
     return _walk(
         range(start - 1, last - 1, -1),
         lambda s, i: solver.unstep(denoise, s, grid, i),

@@ -45,9 +45,7 @@ def replay(
     if "null" in extras:
         denoise = with_nulls(denoise, grid, extras["null"])
     noise = KeptNoise(extras["noise"]) if "noise" in extras else None
-    return solve(
-        denoise, Held(solver, extras), state, grid, noise=noise, first=first_step(solver, grid), on_step=on_step
-    )
+    return solve(denoise, Held(solver, extras), state, grid, noise=noise, on_step=on_step)
 
 
 def resumed(solver: Solver, state: State, grid: Grid, device: torch.device, dtype: torch.dtype) -> State:

@@ -45,9 +45,9 @@ def test_the_integers_at_the_data_end_come_back(name, path, steps, dtype):
     grid = ddim.make_grid(PATHS[path], steps, "trailing")
     solver, state = start_of(name, DATA.draw(5).to(dtype), grid)
     first = solver.first(grid)
-    code = ddim.solve_back(DATA, solver, state, grid, last=first)
+    code = ddim.solve_back(DATA, solver, state, grid)
     assert not same(code, state)
-    assert same(ddim.solve(DATA, solver, code, grid, first=first), state)
+    assert same(ddim.solve(DATA, solver, code, grid), state)
 
 
 @reversible
@@ -79,16 +79,15 @@ def test_a_network_that_answers_nan_is_found_before_it_is_rounded(name):
         return ddim.Pair(pair.x0, pair.eps * float("nan")) if node.t > grid[3].t else pair
 
     with pytest.raises(NotFinite) as caught:
-        ddim.solve_back(broken, solver, state, grid, last=solver.first(grid))
+        ddim.solve_back(broken, solver, state, grid)
     assert caught.value.step in (3, 4)  # grid[3] is the noisy end of the third step back
 
 
 @pytest.mark.parametrize(("name", "options"), [("edict", {"p": 0.3}), ("edict", {"p": 0.6}), ("bdia", {"gamma": 0.01})])
 def test_numbers_that_leave_the_lattice_are_told_with_what_would_do(name, options):
-    grid, solver = ddim.make_grid(PATHS["linear"], 45, "trailing"), ddim.make_solver(name, options)
+    grid = ddim.make_grid(PATHS["linear"], 45, "trailing")
     with pytest.raises((NotFinite, ddim.InputError)) as caught:
-        state = solver.lift(DATA, DATA.draw(3), grid)
-        ddim.solve_back(DATA, solver, state, grid, last=solver.first(grid))
+        ddim.make_inversion(name, options).invert(DATA, DATA.draw(3), grid)
     assert next(iter(options)) in str(caught.value)
 
 

@@ -13,7 +13,7 @@ from ddim.guidance import Guidance, classifier_free
 from ddim.inversion import GUIDED, make_inversion
 from ddim.inversion.base import Scene, Walked
 from ddim.noise import SeededNoise
-from ddim.replay import replay
+from ddim.replay import replay, resumed
 from ddim.solvers.base import options_of
 
 PROBLEMS = {"gaussian": conditional(gaussian(2, 4)), "mixture": conditional(mixture(2, 4))}
@@ -73,13 +73,15 @@ def code_of(
         cond=walked.cond,
         extras=walked.extras,
         guidance=Guidance(weight).options,
+        dtype=str(x0.dtype).removeprefix("torch."),
     )
 
 
 def forward(code: ddim.LatentCode, problem: str) -> torch.Tensor:
     solver = ddim.make_solver(code.solver, code.options)
     denoise = bound(classifier_free(PROBLEMS[problem], Guidance.of(code.guidance)), code.cond)
-    return solver.read(replay(denoise, solver, code.state, code.grid, code.extras))
+    state = resumed(solver, code.state, code.grid, torch.device("cpu"), getattr(torch, code.dtype))
+    return solver.read(replay(denoise, solver, state, code.grid, code.extras))
 
 
 def decibels(error: torch.Tensor) -> float:

@@ -91,7 +91,7 @@ def round_trips(inversion, problem: str) -> list[float]:
     for steps in STEPS:
         state = inversion.invert(PROBLEMS[problem], X, arc(steps))
         grid = arc(steps)
-        back = solver.read(ddim.solve(PROBLEMS[problem], solver, state, grid, first=first_step(solver, grid)))
+        back = solver.read(ddim.solve(PROBLEMS[problem], solver, state, grid))
         errors.append(float((back - X).abs().max()))
     return errors
 

@@ -9,7 +9,7 @@ from oracles import arc, gaussian, mixture, noise_like
 
 import ddim
 from ddim.inversion import GUIDED, make_inversion
-from ddim.replay import first_step, resumed
+from ddim.replay import resumed
 from ddim.solvers import LatticeState, ReversibleSolver
 
 PROBLEMS = {"gaussian": gaussian(2, 4), "mixture": mixture(2, 4)}
@@ -41,7 +41,7 @@ def replay(code: ddim.LatentCode, problem: str, state=None) -> torch.Tensor:
     solver = ddim.make_solver(code.solver, code.options)
     kept, dtype = code.state if state is None else state, getattr(torch, code.dtype)
     begin = resumed(solver, kept, code.grid, torch.device("cpu"), dtype)
-    return solver.read(ddim.solve(PROBLEMS[problem], solver, begin, code.grid, first=first_step(solver, code.grid)))
+    return solver.read(ddim.solve(PROBLEMS[problem], solver, begin, code.grid))
 
 
 def decibels(error: torch.Tensor) -> float:
@@ -176,12 +176,12 @@ def test_a_grid_without_a_lift_is_refused(name):
 def enlargement(solver: ReversibleSolver, grid: ddim.Grid, problem: str) -> float:
     """The most that a small disturbance of the data end's state grows on the way back, measured."""
     oracle, size = PROBLEMS[problem], 1e-6
-    lifted, first = solver.lift(oracle, images(problem), grid), solver.first(grid)
+    lifted = solver.lift(oracle, images(problem), grid)
     entries = {key: lifted.entry(key) for key in lifted}
     kick = size * noise_like(tuple(entries["x"].shape))
 
     def back(start: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        state = ddim.solve_back(oracle, solver, solver.on_lattice(start, grid, grid.steps), grid, last=first)
+        state = ddim.solve_back(oracle, solver, solver.on_lattice(start, grid, grid.steps), grid)
         assert isinstance(state, LatticeState)
         return {key: state.entry(key) for key in state}
 

@@ -287,9 +287,8 @@ def _walk(
     noise = KeptNoise(rows(code.extras["noise"])) if "noise" in code.extras else None
     kept = {key: v.to(model.device) for key, v in code.extras.items()}
     walker = Controlled(Held(solver, kept, rows=list(range(0, n * (1 + k), 1 + k))), plan, mask)
-    first = first_step(solver, code.grid)
     with half_precision_hint(model):
-        end = solve(denoise, walker, state, code.grid, noise=noise, first=first, on_step=report)
+        end = solve(denoise, walker, state, code.grid, noise=noise, on_step=report)
     x = walker.read(end)
     last = walker.mask(end, code.grid.steps - 1, code.grid.steps, x)
     pictures = model.decode(x).unflatten(0, (n, 1 + k))

@@ -29,6 +29,11 @@ class Followed(Mapping[str, Tensor]):
     inner: State
     maps: Tensor | None = None
 
+    @property
+    def node(self) -> int:
+        """As of a lattice's state; 0 of one that does not say where it is."""
+        return getattr(self.inner, "node", 0)
+
     def __getitem__(self, key: str) -> Tensor:
         return self.inner[key]
 

@@ -68,8 +68,7 @@ class ExactInversion:
         """The whole state at ``grid[first]``; a DDIMWarning where it comes back but is no latent of the prior."""
         with torch.no_grad():
             state = self.reversible.lift(denoise, x0, grid)
-        first = self.reversible.first(grid)
-        state = solve_back(denoise, self.reversible, state, grid, last=first, on_step=on_step)
+        state = solve_back(denoise, self.reversible, state, grid, on_step=on_step)
         self._check_spread(state, grid)
         return state
 

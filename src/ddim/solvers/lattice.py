@@ -1,10 +1,10 @@
 """Reversible solvers: a step is a list of lifts, and what it moves are integers, so that it can be undone to the bit.
 
 A lift changes one entry of the state by what the others say, ``entry = scale * entry + add(others)``. In floats its
-inverse returns only to rounding. Here an entry is ``weight * m * 2**-k`` with an integer m. The scale goes into the weight,
-which depends on solver and grid alone, and the lift is ``m += round(add * 2**k / weight)``. Its inverse subtracts the very
-same integer, and integer addition loses nothing. What is left to ask of a network is that it answers the same bits to
-the same question.
+inverse returns only to rounding. Here an entry is ``weight * m * 2**-k`` with an integer m. The scale goes into the
+weight, which depends on solver and grid alone, and the lift is ``m += round(add * 2**k / weight)``. Its inverse subtracts
+the very same integer, and integer addition loses nothing. What is left to ask of a network is that it answers the same
+bits to the same question.
 
 Integers against rounding in time-reversible dynamics: Levesque & Verlet 1993, J. Stat. Phys. 72, 519; JANUS, Rein &
 Tamayo 2018, MNRAS 473, 3351.
@@ -53,11 +53,13 @@ class LatticeState(Mapping[str, Tensor]):
     """A reversible solver's state at one node of a grid.
 
     Attributes:
+        node: i of ``grid[i]``, where the state is.
         integers: int64 tensors [N, ...], one an entry; what the mapping holds, and what a code keeps.
         spacing: of each entry's lattice: the entry is ``integers[key] * spacing[key]``.
         dtype: what the entries are read as.
     """
 
+    node: int
     integers: Mapping[str, Tensor]
     spacing: Mapping[str, float]
     dtype: torch.dtype
@@ -78,7 +80,7 @@ class LatticeState(Mapping[str, Tensor]):
 
     def with_integers(self, integers: Mapping[str, Tensor]) -> "LatticeState":
         """Other numbers of the same entries at the same node."""
-        return LatticeState(integers, self.spacing, self.dtype)
+        return LatticeState(self.node, integers, self.spacing, self.dtype)
 
 
 class ReversibleSolver(ABC):
@@ -149,11 +151,11 @@ class ReversibleSolver(ABC):
         if i < self.first(grid):
             entries = self.enter(denoise, state["x"], grid, i)
             return self.on_lattice(entries, grid, i + 1) if i + 1 == self.first(grid) else entries
-        return self._lifted(denoise, _lattice(state), grid, i, 1)
+        return self._lifted(denoise, _at(state, i), grid, i, 1)
 
     def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
         """From ``grid[i + 1]`` back to ``grid[i]``, i >= ``first(grid)``: the same integers are taken away again."""
-        return self._lifted(denoise, _lattice(state), grid, i, -1)
+        return self._lifted(denoise, _at(state, i + 1), grid, i, -1)
 
     def read(self, state: State) -> Tensor:
         """x."""
@@ -181,7 +183,7 @@ class ReversibleSolver(ABC):
                 points = points.round().to(torch.int64)
             whole[key] = points
         self._check(fine, grid, i, list(entries.values()))
-        return LatticeState(whole, spacing, dtype)
+        return LatticeState(i, whole, spacing, dtype)
 
     def _lifted(self, denoise: Denoiser, state: LatticeState, grid: Grid, i: int, way: int) -> LatticeState:
         """The lifts of step i, made (way 1) or taken back (way -1)."""
@@ -192,7 +194,7 @@ class ReversibleSolver(ABC):
         fine, numbers = [], []
         for j in range(len(steps))[::way]:
             lift = steps[j]
-            reader = LatticeState(whole, stages[j], state.dtype)
+            reader = LatticeState(state.node, whole, stages[j], state.dtype)
             others = {key: reader.entry(key) for key in self.keys if key != lift.key}
             added = lift.add(denoise, others).to(torch.float64) / stages[j + 1][lift.key]
             whole = {**whole, lift.key: whole[lift.key] + way * added.round().to(torch.int64)}
@@ -201,7 +203,8 @@ class ReversibleSolver(ABC):
         self._check(fine, grid, i + 1 if way > 0 else grid.steps - i, numbers)
         spacing = _spacings(self, grid)[i - self.first(grid) + (way > 0)][0]
         names = turned if way > 0 else {}
-        return LatticeState({key: whole[names.get(key, key)] for key in self.keys}, spacing, state.dtype)
+        turned_whole = {key: whole[names.get(key, key)] for key in self.keys}
+        return LatticeState(state.node + way, turned_whole, spacing, state.dtype)
 
     def _check(self, fine: Sequence[Tensor], grid: Grid, step: int, numbers: Sequence[Tensor]) -> None:
         """Raises where numbers have no place on the lattice, NaN among them: as an integer it would come back equal."""
@@ -218,8 +221,10 @@ class ReversibleSolver(ABC):
         )
 
 
-def _lattice(state: State) -> LatticeState:
-    assert isinstance(state, LatticeState), "a reversible step begins on the lattice"
+def _at(state: State, node: int) -> LatticeState:
+    if not isinstance(state, LatticeState) or state.node != node:
+        where = f"at node {state.node}" if isinstance(state, LatticeState) else "not on a lattice"
+        raise InputError(f"it is {where}; a reversible step wants it at node {node}.", parameter="state")
     return state
 
 
