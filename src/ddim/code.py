@@ -174,8 +174,8 @@ class LatentCode:
             if group not in groups or not key:
                 raise InputError(f"{path} holds a tensor {name!r}, which no latent code has.", parameter="path")
             groups[group][key] = tensor
-        if "ahead" in groups["state"]:  # versions 1 and 2 kept a two-node solver's state a node earlier
-            groups["state"] = {"x": groups["state"]["ahead"], "before": groups["state"].get("x", groups["state"]["ahead"])}
+        if {"x", "ahead"} <= set(groups["state"]):  # versions 1 and 2 kept a two-node solver's state a node earlier
+            groups["state"] = {"x": groups["state"]["ahead"], "before": groups["state"]["x"]}
         if "x" not in groups["state"]:
             raise InputError(f"{path} holds no latent; it is not a code that ddim can replay.", parameter="path")
         shape = groups["state"]["x"].shape

@@ -44,7 +44,6 @@ def test_the_integers_at_the_data_end_come_back(name, path, steps, dtype):
         steps = min(steps, 100)  # its numbers outgrow the lattice beyond: sigma = 50 times p^-2S
     grid = ddim.make_grid(PATHS[path], steps, "trailing")
     solver, state = start_of(name, DATA.draw(5).to(dtype), grid)
-    first = solver.first(grid)
     code = ddim.solve_back(DATA, solver, state, grid)
     assert not same(code, state)
     assert same(ddim.solve(DATA, solver, code, grid), state)
