@@ -274,7 +274,7 @@ def test_another_run_in_the_same_folder_is_not_taken_for_this_one(recipe: Path, 
 
 def test_killed_five_times_the_table_is_the_same(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     methods = ["direct", "ddim", "belm", "bdia", "heun", "edit-friendly"]
-    given = [*(word for name in methods for word in ("--method", name)), "--steps", 1]
+    given = [*(word for name in methods for word in ("--method", name)), "--steps", 2]
     whole = evaluated(recipe, tmp_path / "whole", *given)
     log, run = tmp_path / "log", EditBenchmark.run
 
@@ -393,7 +393,7 @@ def test_an_option_of_the_method_is_another_setting(recipe: Path, tmp_path: Path
 
 
 def test_every_inversion_is_measured_by_default(recipe: Path, tmp_path: Path):
-    told = evaluated(recipe, tmp_path / "out", "--steps", 1, "--limit", 1)
+    told = evaluated(recipe, tmp_path / "out", "--steps", 2, "--limit", 1)
     assert [row["method"] for row in told["rows"]] == ddim.inversion_names()
 
 

@@ -181,7 +181,7 @@ class LatentCode:
         shape = groups["state"]["x"].shape
         if shape[:1] == (0,):
             raise InputError(f"{path} is of no image; it is not a code that ddim can replay.", parameter="path")
-        whole = all(v.shape == shape for v in groups["state"].values())
+        whole = all(v.shape == shape for v in groups["state"].values()) and _one_kind(groups["state"], about["solver"])
         others = [*groups["cond"].values(), *groups["extras"].values()]
         counts = {"null": grid.steps, "noise": grid.steps, "pivot": grid.steps, "end": 1}
         stepwise = all(v.shape[1:2] == (counts[k],) for k, v in groups["extras"].items() if k in counts)
@@ -333,6 +333,17 @@ def _grid(path: str | os.PathLike[str], rows: Tensor, spacing: str) -> Grid:
         raise InputError(f"{path} has a grid that cannot be walked: {error.message}", parameter="path") from None
 
 
+def _one_kind(state: Mapping[str, Tensor], solver: str) -> bool:
+    """Whether a state is of floats, or of the integers of a reversible solver's lattice."""
+    from .solvers import SOLVERS, ReversibleSolver
+
+    if all(v.is_floating_point() for v in state.values()):
+        return True
+    kind = SOLVERS.get(solver)
+    keys = kind.keys if isinstance(kind, type) and issubclass(kind, ReversibleSolver) else ()
+    return set(state) == set(keys) and {v.dtype for v in state.values()} == {torch.int64}
+
+
 def _is_sound(name: str, tensor: Tensor) -> bool:
     """Whether a tensor's numbers can be what they stand for: whole for labels, and finite floats for all else."""
     if name == "cond.labels":
@@ -341,7 +352,7 @@ def _is_sound(name: str, tensor: Tensor) -> bool:
         # while a method tunes, the least loss so far may be infinite
         return name.startswith("extras.resume.") or bool(torch.isfinite(tensor).all())
     if name.startswith("state."):  # on a reversible solver's lattice
-        return tensor.dtype == torch.int64
+        return tensor.dtype == torch.int64 and bool((tensor.abs() <= 2**61).all())
     return tensor.dtype in (torch.int64, torch.bool) and name.startswith(("cond.", "extras.resume."))
 
 

@@ -66,8 +66,8 @@ def from_network(
 def aligned(x: Tensor) -> Tensor:
     """The same numbers at a multiple of 64 bytes, as torch's own allocations are.
 
-    A matrix product sums in another order where its operands lie otherwise, as tensors of a file and cut rows do. What a
-    network is asked on the way forward must not differ in that from what it was asked on the way back.
+    A matrix product sums in another order where its operands lie otherwise, as tensors of a file and cut rows do. What
+    a network is asked on the way forward must not differ in that from what it was asked on the way back.
     """
     return x.clone() if x.device.type == "cpu" and x.data_ptr() % 64 else x
 

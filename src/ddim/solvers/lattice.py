@@ -2,9 +2,9 @@
 
 A lift changes one entry of the state by what the others say, ``entry = scale * entry + add(others)``. In floats its
 inverse returns only to rounding. Here an entry is ``weight * m * 2**-k`` with an integer m. The scale goes into the
-weight, which depends on solver and grid alone, and the lift is ``m += round(add * 2**k / weight)``. Its inverse subtracts
-the very same integer, and integer addition loses nothing. What is left to ask of a network is that it answers the same
-bits to the same question.
+weight, which depends on solver and grid alone, and the lift is ``m += round(add * 2**k / weight)``. Its inverse
+subtracts the very same integer, and integer addition loses nothing. What is left to ask of a network is that it answers
+the same bits to the same question.
 
 Integers against rounding in time-reversible dynamics: Levesque & Verlet 1993, J. Stat. Phys. 72, 519; JANUS, Rein &
 Tamayo 2018, MNRAS 473, 3351.
