@@ -414,3 +414,23 @@ def test_a_code_of_another_condition_is_refused(made: ddim.LatentCode, takes: di
 @pytest.mark.parametrize("made", [code(), code(cond={}), code(cond=words(16, 12))])
 def test_a_code_of_the_same_condition_is_taken(made: ddim.LatentCode):
     made.check("other", "a" * 64, (1, 4, 4), cond={k: v.shape[1:] for k, v in made.cond.items()})
+
+
+@pytest.mark.parametrize("method", ["bdia", "belm", "edict"])
+def test_codes_of_version_2_come_back_as_floats_did(tmp_path, method):
+    """They hold floats at the first node: a two-node solver's x there, and the one ahead of it."""
+    import tiny
+    from safetensors import safe_open
+
+    model, pictures = tiny.model(), torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    code = ddim.invert(model, pictures, steps=6, method=method)
+    with safe_open(str(code.save(tmp_path / "new")), framework="pt") as f:
+        about = json.loads(f.metadata()["ddim"]) | {"version": 2}
+        grid = f.get_tensor("grid")
+    floats = dict(code.floats)
+    if "before" in floats:
+        floats = {"x": floats["before"], "ahead": floats["x"]}
+    tensors = {f"state.{key}": value.contiguous() for key, value in floats.items()} | {"grid": grid}
+    save_file(tensors, tmp_path / "old", metadata={"ddim": json.dumps(about)})
+    old = ddim.LatentCode.load(tmp_path / "old")
+    assert (ddim.reconstruct(model, old) - ddim.reconstruct(model, code)).abs().max() < 1e-4
