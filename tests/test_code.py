@@ -233,9 +233,20 @@ def test_whatever_a_lattice_holds_is_one_sentence_on_load(tmp_path, walked, name
     _, made = walked
     good = load_file(made.save(tmp_path / "good"))[name]
     assert good.dtype == torch.int64
-    far = good.clone()
-    far.flatten()[0] = 2**62
-    wrong = [good.float(), good.int(), good.bool(), far, good[:0], good[0], good[None], good.flatten(), torch.tensor(3)]
+    far, least = good.clone(), good.clone()
+    far.flatten()[0], least.flatten()[0] = 2**62, -(2**63)
+    wrong = [
+        good.float(),
+        good.int(),
+        good.bool(),
+        far,
+        least,
+        good[:0],
+        good[0],
+        good[None],
+        good.flatten(),
+        torch.tensor(3),
+    ]
     for tensor in wrong:
         damaged(tmp_path / "a", made, tensors={name: tensor.contiguous()})
         with pytest.raises(ddim.InputError):

@@ -48,7 +48,7 @@ def test_a_walk_in_two_parts_is_one_walk(name):
 @reversible
 def test_a_walk_back_in_two_parts_is_one_walk(name):
     solver = ddim.make_solver(name)
-    state = solver.lift(DATA, X, GRID)
+    state = solver.from_image(DATA, X, GRID)
     half = ddim.solve_back(DATA, solver, state, GRID, last=3)
     assert torch.equal(
         solver.read(ddim.solve_back(DATA, solver, half, GRID, first=3, last=1)),
@@ -60,7 +60,7 @@ def test_a_walk_back_in_two_parts_is_one_walk(name):
 def test_part_of_the_way_back_and_forth_is_exact(name):
     # resuming in the middle: what an edit that starts at 60 % of the noise does
     solver = ddim.make_solver(name)
-    lifted = solver.lift(DATA, X, GRID)
+    lifted = solver.from_image(DATA, X, GRID)
     state = ddim.solve_back(DATA, solver, lifted, GRID, last=2)
     back = ddim.solve(DATA, solver, state, GRID, first=2)
     assert all(torch.equal(back[key], lifted[key]) for key in lifted)
@@ -84,7 +84,7 @@ def test_on_step_sees_every_node_forwards():
 
 def test_on_step_sees_every_node_backwards():
     seen, solver = [], ddim.make_solver("bdia")
-    ddim.solve_back(DATA, solver, solver.lift(DATA, X, GRID), GRID, last=1, on_step=lambda i, _: seen.append(i))
+    ddim.solve_back(DATA, solver, solver.from_image(DATA, X, GRID), GRID, last=1, on_step=lambda i, _: seen.append(i))
     assert seen == [5, 4, 3, 2, 1]
 
 
@@ -110,7 +110,7 @@ def test_nan_from_the_network_names_the_step():
 
 def test_nan_on_the_way_back_names_the_step():
     solver = ddim.make_solver("bdia")
-    state = solver.lift(DATA, X, GRID)
+    state = solver.from_image(DATA, X, GRID)
     with pytest.raises(NotFinite) as caught:
         ddim.solve_back(broken(GRID[2].t), solver, state, GRID, last=1)
     assert caught.value.step == 4  # from grid[3] to grid[2], where the answer is NaN, and which is the fourth of six

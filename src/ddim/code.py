@@ -352,7 +352,9 @@ def _is_sound(name: str, tensor: Tensor) -> bool:
         # while a method tunes, the least loss so far may be infinite
         return name.startswith("extras.resume.") or bool(torch.isfinite(tensor).all())
     if name.startswith("state."):  # on a reversible solver's lattice
-        return tensor.dtype == torch.int64 and bool((tensor.abs() <= 2**61).all())
+        from .solvers.lattice import LARGEST
+
+        return tensor.dtype == torch.int64 and bool(((tensor > -LARGEST) & (tensor < LARGEST)).all())
     return tensor.dtype in (torch.int64, torch.bool) and name.startswith(("cond.", "extras.resume."))
 
 

@@ -1,6 +1,8 @@
 """The bit law: what a reversible solver undoes, it makes again to the bit, and what keeps that from being trivial."""
 
 import itertools
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import tiny
@@ -11,7 +13,7 @@ from oracles import mixture, noise_like
 import ddim
 from ddim.errors import NotFinite
 from ddim.inversion import make_inversion
-from ddim.solvers import LatticeState, ReversibleSolver
+from ddim.solvers import LatticeState, Lift, ReversibleSolver
 
 REVERSIBLE = [name for name in ddim.SOLVERS if isinstance(ddim.make_solver(name), ReversibleSolver)]
 reversible = pytest.mark.parametrize("name", REVERSIBLE)
@@ -27,7 +29,7 @@ PATHS = {
 
 def start_of(name: str, x0: torch.Tensor, grid: ddim.Grid) -> tuple[ReversibleSolver, LatticeState]:
     solver = ddim.make_solver(name)
-    state = solver.lift(DATA, x0, grid)
+    state = solver.from_image(DATA, x0, grid)
     return solver, state
 
 
@@ -140,3 +142,38 @@ def test_noise_enters_the_lattice_and_is_sampled_as_the_papers_say():
         for i in range(grid.steps):
             assert isinstance(state, LatticeState) is (i >= solver.first(grid))
             state = solver.step(DATA, state, grid, i, None)
+
+
+@dataclass(frozen=True)
+class ThreeNodes(ReversibleSolver):
+    """Three entries that change places in a circle."""
+
+    name: ClassVar[str] = "three"
+    order: ClassVar[int] = 1
+    nfe: ClassVar[int] = 1
+    paper: ClassVar[str] = "these tests"
+    keys: ClassVar[tuple[str, ...]] = ("x", "b", "c")
+    rotate: ClassVar[tuple[str, ...]] = ("x", "b", "c")
+
+    def first(self, grid: ddim.Grid) -> int:
+        return 0
+
+    def start(self, denoise, x0: torch.Tensor, grid: ddim.Grid) -> dict[str, torch.Tensor]:
+        return {"x": x0, "b": 2 * x0, "c": 3 * x0}
+
+    def lifts(self, grid: ddim.Grid, i: int) -> tuple[Lift, ...]:
+        return (
+            Lift("b", -0.9, lambda denoise, others: denoise(others["x"], grid[i]).eps + others["c"]),
+            Lift("b", 1.1, lambda denoise, others: others["c"] * 0.5),
+        )
+
+    def growth(self, grid: ddim.Grid) -> float:
+        return 1.0
+
+
+def test_any_number_of_entries_change_places_and_one_may_be_lifted_twice():
+    grid, solver = ddim.make_grid(PATHS["linear"], 9, "trailing"), ThreeNodes()
+    state = solver.from_image(DATA, DATA.draw(3), grid)
+    code = ddim.solve_back(DATA, solver, state, grid)
+    assert not same(code, state)
+    assert same(ddim.solve(DATA, solver, code, grid), state)

@@ -148,7 +148,7 @@ def test_unstep_undoes_step(name, steps):
 @pytest.mark.parametrize("steps", [2, 3, 8])
 def test_step_undoes_unstep(name, steps):
     solver, grid = ddim.make_solver(name), arc(steps)
-    state = solver.lift(PROBLEMS["mixture"], images("mixture"), grid)
+    state = solver.from_image(PROBLEMS["mixture"], images("mixture"), grid)
     for i in reversed(range(solver.first(grid), steps)):
         earlier = solver.unstep(PROBLEMS["mixture"], state, grid, i)
         assert same(solver.step(PROBLEMS["mixture"], earlier, grid, i, None), state), i
@@ -156,9 +156,9 @@ def test_step_undoes_unstep(name, steps):
 
 
 @reversible
-def test_lift_keeps_the_image_to_its_nearest_point(name):
+def test_from_image_keeps_the_image_to_its_nearest_point(name):
     x0, solver = images("gaussian"), ddim.make_solver(name)
-    lifted = solver.read(solver.lift(PROBLEMS["gaussian"], x0, arc(4)))
+    lifted = solver.read(solver.from_image(PROBLEMS["gaussian"], x0, arc(4)))
     assert (lifted - x0).abs().max() < 2.0**-35
 
 
@@ -166,17 +166,17 @@ def test_lift_keeps_the_image_to_its_nearest_point(name):
 def test_a_grid_without_a_lift_is_refused(name):
     solver = ddim.make_solver(name)
     least = solver.first(arc(1)) + 1
-    assert solver.lift(PROBLEMS["gaussian"], images("gaussian"), arc(least)).keys() == set(solver.keys)
+    assert solver.from_image(PROBLEMS["gaussian"], images("gaussian"), arc(least)).keys() == set(solver.keys)
     if least > 1:
         with pytest.raises(ddim.InputError) as caught:
-            solver.lift(PROBLEMS["gaussian"], images("gaussian"), arc(least - 1))
+            solver.from_image(PROBLEMS["gaussian"], images("gaussian"), arc(least - 1))
         assert caught.value.parameter == "steps"
 
 
 def enlargement(solver: ReversibleSolver, grid: ddim.Grid, problem: str) -> float:
     """The most that a small disturbance of the data end's state grows on the way back, measured."""
     oracle, size = PROBLEMS[problem], 1e-6
-    lifted = solver.lift(oracle, images(problem), grid)
+    lifted = solver.from_image(oracle, images(problem), grid)
     entries = {key: lifted.entry(key) for key in lifted}
     kick = size * noise_like(tuple(entries["x"].shape))
 

@@ -18,7 +18,7 @@ from ..solvers.lattice import ReversibleSolver
 
 @dataclass(frozen=True)
 class ExactInversion:
-    """Lifts the image to a whole state at the data end and undoes every step; the same integers bring it forward again.
+    """Takes the image to a whole state at the data end and undoes every step; the same integers bring it forward again.
 
     Args:
         reversible: the solver; the method carries its name, its options and its paper.
@@ -67,7 +67,7 @@ class ExactInversion:
     def invert(self, denoise: Denoiser, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> State:
         """The whole state at ``grid[first]``; a DDIMWarning where it comes back but is no latent of the prior."""
         with torch.no_grad():
-            state = self.reversible.lift(denoise, x0, grid)
+            state = self.reversible.from_image(denoise, x0, grid)
         state = solve_back(denoise, self.reversible, state, grid, on_step=on_step)
         self._check_spread(state, grid)
         return state

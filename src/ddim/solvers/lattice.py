@@ -133,7 +133,7 @@ class ReversibleSolver(ABC):
         """The state at ``grid[0]`` from a lone x [N, ...]."""
         return {"x": x} if self.first(grid) else self.on_lattice(dict.fromkeys(self.keys, x), grid, 0)
 
-    def lift(self, denoise: Denoiser, x0: Tensor, grid: Grid) -> State:
+    def from_image(self, denoise: Denoiser, x0: Tensor, grid: Grid) -> State:
         """The state at the data end from a lone image [N, ...], which goes to the nearest point of the lattice.
 
         Raises:
@@ -158,7 +158,7 @@ class ReversibleSolver(ABC):
         return self._lifted(denoise, _at(state, i + 1), grid, i, -1)
 
     def read(self, state: State) -> Tensor:
-        """x."""
+        """The sample, floats [N, ...]."""
         return state.entry("x") if isinstance(state, LatticeState) else state["x"]
 
     def on_lattice(
@@ -188,9 +188,8 @@ class ReversibleSolver(ABC):
     def _lifted(self, denoise: Denoiser, state: LatticeState, grid: Grid, i: int, way: int) -> LatticeState:
         """The lifts of step i, made (way 1) or taken back (way -1)."""
         stages, steps = _spacings(self, grid)[i - self.first(grid)], self.lifts(grid, i)
-        turned = dict(zip(self.rotate, (*self.rotate[1:], *self.rotate[:1]), strict=True))
-        back = {theirs: ours for ours, theirs in turned.items()}
-        whole = {back.get(key, key) if way < 0 else key: state[key] for key in state}
+        turned = _turned(self.rotate)
+        whole = {turned.get(key, key) if way < 0 else key: state[key] for key in state}
         fine, numbers = [], []
         for j in range(len(steps))[::way]:
             lift = steps[j]
@@ -221,6 +220,11 @@ class ReversibleSolver(ABC):
         )
 
 
+def _turned(rotate: Sequence[str]) -> dict[str, str]:
+    """Of each entry that changes places, whose value it takes."""
+    return dict(zip(rotate, (*rotate[1:], *rotate[:1]), strict=True))
+
+
 def _at(state: State, node: int) -> LatticeState:
     if not isinstance(state, LatticeState) or state.node != node:
         where = f"at node {state.node}" if isinstance(state, LatticeState) else "not on a lattice"
@@ -239,7 +243,7 @@ def _spacings(solver: ReversibleSolver, grid: Grid) -> list[list[dict[str, float
         InputError: the scales' product spans more than a lattice has room for.
     """
     weight, table = dict.fromkeys(solver.keys, 1.0), []
-    turn = dict(zip(solver.rotate, (*solver.rotate[1:], *solver.rotate[:1]), strict=True))
+    turn = _turned(solver.rotate)
     for i in range(solver.first(grid), grid.steps):
         stages = [weight]
         for lift in solver.lifts(grid, i):
@@ -254,5 +258,5 @@ def _spacings(solver: ReversibleSolver, grid: Grid) -> list[list[dict[str, float
             f"{solver.remedy}.",
             parameter="steps",
         )
-    middle = 2.0 ** -round((math.log2(max(every)) + math.log2(min(every))) / 2)
+    middle = 2.0 ** -round((math.log2(max(every)) + math.log2(min(every))) / 2 - 1)  # one more at the coarse end
     return [[{key: w * middle * 2.0**-BITS for key, w in stage.items()} for stage in stages] for stages in table]
