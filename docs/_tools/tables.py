@@ -23,6 +23,7 @@ EXPECTED = (
     "quadratic-fashion",
     "table2-fashion",
     "table2-long-fashion",
+    "table2-exact-fashion",
     "consistency-fashion",
     "interpolation-fashion",
     "leaderboard-fashion",
