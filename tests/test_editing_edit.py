@@ -162,7 +162,7 @@ def test_what_a_method_keeps_for_the_source_serves_its_targets(model, method):
     edited = ddim.edit(model, shared, SOURCE, attention=ALWAYS)
     assert apart(edited.edits[:, 0], edited.reconstruction) < 1e-8
     # in other company a row's last bits differ, which edict's lattice rounds to its next point and enlarges
-    assert apart(edited.reconstruction, ddim.reconstruct(model, shared)) < 1e-8
+    assert apart(edited.reconstruction, ddim.reconstruct(model, shared)) < 1e-7
     if shared.extras != code.extras:
         held = ddim.edit(model, code, SOURCE, attention="none")
         assert apart(held.reconstruction, ddim.reconstruct(model, code)) < TIGHT

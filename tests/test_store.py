@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import ddim
 from ddim.cli.app import app
 from ddim.cli.terminal import Terminal
 from ddim.errors import DDIMError, InputError
@@ -198,6 +199,8 @@ def test_a_process_knows_its_place_before_it_loads_and_only_the_first_speaks(
         quiet.append(silent)
         init(self, as_json, silent)
 
+    assert ddim.load is not None  # the package keeps what it has once resolved: not what stands in for it below
+    assert ddim.load_features is not None
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(store, "processes", place)
     monkeypatch.setattr("ddim.models.load", load)
