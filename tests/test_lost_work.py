@@ -249,6 +249,10 @@ def test_a_code_of_many_pictures_goes_on_from_the_batches_that_were_done(words: 
     (left,) = after_kill(2 * calls, *command, "--out", "left")
     assert left.endswith(".code.safetensors.partial")
     assert ddim.LatentCode.load(left).settings["partial"]["done"] == 4
+    held = Path(left).read_bytes()
+    again = CliRunner().invoke(app, [str(word) for word in (*command, "--out", "left")])
+    assert (again.exit_code, Path(left).read_bytes()) == (2, held)  # begun anew, it would be written over
+    assert "--resume" in again.stderr
     (code,) = run_json(*command, "--out", "left", "--resume", left, "--no-check")["files"]
     assert Path(code).read_bytes() == Path(whole).read_bytes()
     assert os.listdir("left") == [Path(code).name]

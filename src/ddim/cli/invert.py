@@ -143,7 +143,7 @@ def invert(
         pixels = read_images(list(images), counted.picture, resize=resize, multiple=counted.multiple)
         kept = None if resume is None else LatentCode.load(resume)
         partial, parts = partial_beside(files[0]), list[LatentCode]()
-        if partial.exists() and (resume is None or not resume.exists() or not partial.samefile(resume)):
+        if one_file and partial.exists() and (resume is None or not resume.exists() or not partial.samefile(resume)):
             raise InputError(
                 f"{partial} holds what an interrupted run had done; go on with it by --resume, or remove it.",
                 parameter="resume",
