@@ -13,8 +13,8 @@ from .guidance import NULL
 from .interpolation import chain, four_corners
 from .inversion.ddim import DDIMInversion
 from .models.base import Model
-from .replay import first_step
 from .solvers import make_solver
+from .solvers.lattice import steps_of_code
 from .verbs import reconstruct
 from .walks import HOLD, OnImages, Progress, check_batch, hold_of, need_code, need_model, walk_back
 
@@ -117,7 +117,7 @@ def _between(
     whole = combine(codes, torch.cat, without=(NULL,))
     own = {key: torch.cat([c.cond[key] for c in codes]) for key in codes[0].cond}
     whole = replace(whole, cond=own, extras={k: torch.cat([c.extras[k] for c in codes]) for k in kept})
-    own_steps = whole.grid.steps - first_step(make_solver(whole.solver, whole.options), whole.grid)
+    own_steps = steps_of_code(make_solver(whole.solver, whole.options), whole.grid)
     walks = ((len(whole), own_steps), (len(whole), whole.grid.steps), (len(mixed), whole.grid.steps))
     part = _parts(progress, [-(-count // batch) * steps for count, steps in walks])
     images = reconstruct(model, whole, batch=batch, progress=part(0))
@@ -224,7 +224,7 @@ def check_together(codes: Sequence[LatentCode]) -> None:
                 f"the other {other.grid.steps} {other.grid.spacing} steps.",
                 parameter="codes",
             )
-        if other.x.shape[1:] != one.x.shape[1:]:
+        if other.state["x"].shape[1:] != one.state["x"].shape[1:]:
             raise InputError("they do not belong together: their pictures are of different sizes.", parameter="codes")
     texts = list(dict.fromkeys((p, c.negative) for c in codes for p in c.prompts))
     if len(texts) > 1:

@@ -237,10 +237,10 @@ class LatentCode:
                 f"{begun['steps']} of {self.grid.steps}); finish it with invert and resume.",
                 parameter="code",
             )
-        own = self.x.shape[1:]
+        own = self.state["x"].shape[1:]
         if len(own) != len(shape) or any(want not in (0, have) for want, have in zip(shape, own, strict=True)):
             raise InputError(
-                f"it is of shape {tuple(self.x.shape[1:])} (model {self.model!r}), "
+                f"it is of shape {tuple(own)} (model {self.model!r}), "
                 f"but the model {model_name!r} works on {tuple(n or 'any' for n in shape)}.",
                 parameter="code",
             )

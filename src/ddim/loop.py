@@ -10,7 +10,7 @@ from .denoiser import Denoiser
 from .errors import NotFinite
 from .grid import Grid
 from .solvers.base import Noise, Solver, State
-from .solvers.lattice import ReversibleSolver
+from .solvers.lattice import first_step
 
 OnStep = Callable[[int, State], None]
 """Called after every step with the index of the node reached and the state there: progress, or what to keep."""
@@ -82,7 +82,7 @@ def solve_back(
     """
     start = grid.steps if first is None else first
     if last is None:
-        last = solver.first(grid) if isinstance(solver, ReversibleSolver) else 0
+        last = first_step(solver, grid)
     return _walk(
         range(start - 1, last - 1, -1),
         lambda s, i: solver.unstep(denoise, s, grid, i),

@@ -25,21 +25,24 @@ def joined(parts: Sequence[Mapping[str, Tensor]], counts: Sequence[int]) -> dict
     return out
 
 
+def _tensors(parts: Sequence[Walked | LatentCode], counts: Sequence[int]) -> dict[str, Any]:
+    """The tensors of a code, joined of those of several batches."""
+    return {group: joined([getattr(p, group) for p in parts], counts) for group in ("state", "cond", "extras")}
+
+
 def whole(empty: LatentCode, parts: Sequence[Walked]) -> LatentCode:
     """``empty`` filled with what each batch found."""
     counts = [len(p.state["x"]) for p in parts]
-    state, cond, extras = (joined([getattr(p, g) for p in parts], counts) for g in ("state", "cond", "extras"))
-    return replace(empty, state=state, grid=parts[0].grid, cond=cond, extras=extras)
+    return replace(empty, grid=parts[0].grid, **_tensors(parts, counts))
 
 
 def begun(codes: Sequence[LatentCode], images: int, batch: int) -> LatentCode:
     """What is to be saved of an ``invert`` of so many images while it goes on, from the codes of its batches so far."""
     counts, one = [len(code) for code in codes], codes[0]
-    state, cond, extras = (joined([getattr(c, g) for c in codes], counts) for g in ("state", "cond", "extras"))
     about = {"images": images, "done": sum(counts), "steps": 0, "batch": batch}
     prompts = tuple(p for code in codes for p in code.prompts)
     settings = {**one.settings, KEY: about}
-    return replace(one, state=state, cond=cond, extras=extras, prompts=prompts, settings=settings)
+    return replace(one, prompts=prompts, settings=settings, **_tensors(codes, counts))
 
 
 def interrupted(

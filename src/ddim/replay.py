@@ -56,11 +56,6 @@ def resumed(solver: Solver, state: State, grid: Grid, device: torch.device, dtyp
     return {key: v.to(dtype) for key, v in there.items()}
 
 
-def first_step(solver: Solver, grid: Grid) -> int:
-    """The step that the way forward from a code begins with; a reversible solver's code may lie past ``grid[0]``."""
-    return solver.first(grid) if isinstance(solver, ReversibleSolver) else 0
-
-
 def with_nulls(denoise: Denoiser, grid: Grid, nulls: Tensor) -> Denoiser:
     """The denoiser with the null embedding of the step that asks: ``nulls`` [N, S, ...], entry i at ``grid[i]``.
 

@@ -20,8 +20,9 @@ from .models.base import Model, class_labels
 from .models.classifier import NoisyClassifier
 from .noise import checked_seed
 from .prediction import NO_HOLD
-from .replay import first_step, replay, resumed
+from .replay import replay, resumed
 from .solvers import Solver, make_solver
+from .solvers.lattice import steps_of_code
 from .walks import (
     OnCodes,
     OnImages,
@@ -282,8 +283,7 @@ def reconstruct(
     need_code(code)
     check_batch(batch)
     solver = way_forward(model, code)
-    steps = code.grid.steps - first_step(solver, code.grid)
-    out, report = [], Report(progress, steps, len(code), batch)
+    out, report = [], Report(progress, steps_of_code(solver, code.grid), len(code), batch)
     for begin in range(0, len(code), batch):
         part = code[begin : begin + batch]
         state = resumed(solver, part.state, code.grid, model.device, model.state_dtype)

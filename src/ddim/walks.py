@@ -19,9 +19,9 @@ from .models.base import Model
 from .noise import SeededNoise
 from .path import TablePath
 from .prediction import NO_HOLD, Hold
-from .replay import first_step
 from .solvers import ReversibleSolver, Solver, State, make_solver
 from .solvers.base import options_of
+from .solvers.lattice import steps_of_code
 from .texts import check_text, texts_for, unweighted
 
 Progress = Callable[[int, int], None]
@@ -67,7 +67,7 @@ def walk_back(
         parts, begun = partials.unpacked(resume, model.device)
     if parts and on_batch is not None:
         on_batch(0, partials.whole(empty, parts))
-    report = Report(progress, grid.steps - first_step(inversion.solver(), grid), count, batch)
+    report = Report(progress, steps_of_code(inversion.solver(), grid), count, batch)
     for begin in range(sum(len(p.state["x"]) for p in parts), count, batch):
         part = pixels[begin : begin + batch]
         scene = Scene(

@@ -11,7 +11,7 @@ from oracles import arc, fitted_order, gaussian, mixture, noise_like, straight
 
 import ddim
 from ddim.inversion import GUIDED, make_inversion
-from ddim.replay import first_step
+from ddim.solvers.lattice import first_step
 
 STEPS = [32, 64, 128, 256]
 GRIDS = {"arc": arc, "straight": straight}

@@ -17,8 +17,9 @@ from ..inversion.base import GuidedInversion, Inversion
 from ..loop import OnStep, solve
 from ..models.base import Model, TextModel
 from ..models.words import Tokens
-from ..replay import Held, KeptNoise, first_step, resumed, with_nulls
+from ..replay import Held, KeptNoise, resumed, with_nulls
 from ..solvers import Solver, State
+from ..solvers.lattice import steps_of_code
 from ..texts import check_text, parse_weights, texts_for, unweighted
 from ..verbs import invert
 from ..walks import (
@@ -150,7 +151,7 @@ def edit(
                 parameter=given_too[0],
             )
         sources, walked = _prompts_of(source, source_prompt, negative), source.grid.steps
-        size = (source.x.shape[2] * model.multiple, source.x.shape[3] * model.multiple)
+        size = (source.state["x"].shape[2] * model.multiple, source.state["x"].shape[3] * model.multiple)
     else:
         pixels = read_images(source, model.picture, resize=resize, multiple=model.multiple)
         sources = source_prompts(source_prompt, len(pixels))
@@ -184,8 +185,12 @@ def edit(
     solver = way_forward(model, code)
     per = max(1, batch // (1 + len(targets[0])))
     chunks = [slice(k, k + per) for k in range(0, len(code), per)]
-    report = phases.counted((code.grid.steps - first_step(solver, code.grid)) * len(chunks))
-    latent_mask = None if given is None else to_latent(given, (code.x.shape[2], code.x.shape[3])).to(model.device)
+    report = phases.counted(steps_of_code(solver, code.grid) * len(chunks))
+    latent_mask = (
+        None
+        if given is None
+        else to_latent(given, (code.state["x"].shape[2], code.state["x"].shape[3])).to(model.device)
+    )
     parts: list[tuple[Tensor, Tensor | None]] = []
     for which in chunks:
         part = _walk(

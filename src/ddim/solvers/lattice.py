@@ -187,7 +187,8 @@ class ReversibleSolver(ABC):
 
     def _lifted(self, denoise: Denoiser, state: LatticeState, grid: Grid, i: int, way: int) -> LatticeState:
         """The lifts of step i, made (way 1) or taken back (way -1)."""
-        stages, steps = _spacings(self, grid)[i - self.first(grid)], self.lifts(grid, i)
+        table, k = _spacings(self, grid), i - self.first(grid)
+        stages, steps = table[k], self.lifts(grid, i)
         turned = _turned(self.rotate)
         whole = {turned.get(key, key) if way < 0 else key: state[key] for key in state}
         fine, numbers = [], []
@@ -200,7 +201,7 @@ class ReversibleSolver(ABC):
             fine += [(added.abs() < LARGEST).all(), (whole[lift.key].abs() < LARGEST).all()]
             numbers.append(added)
         self._check(fine, grid, i + 1 if way > 0 else grid.steps - i, numbers)
-        spacing = _spacings(self, grid)[i - self.first(grid) + (way > 0)][0]
+        spacing = table[k + (way > 0)][0]
         names = turned if way > 0 else {}
         turned_whole = {key: whole[names.get(key, key)] for key in self.keys}
         return LatticeState(state.node + way, turned_whole, spacing, state.dtype)
@@ -218,6 +219,16 @@ class ReversibleSolver(ABC):
             f"The numbers of {self.name!r} grow beyond its lattice in step {step} of {grid.steps}; {self.remedy}.",
             step=step,
         )
+
+
+def first_step(solver: object, grid: Grid) -> int:
+    """The step that the way forward from a code begins with; a reversible solver's code may lie past ``grid[0]``."""
+    return solver.first(grid) if isinstance(solver, ReversibleSolver) else 0
+
+
+def steps_of_code(solver: object, grid: Grid) -> int:
+    """How many steps lie between a code of this solver and the data."""
+    return grid.steps - first_step(solver, grid)
 
 
 def _turned(rotate: Sequence[str]) -> dict[str, str]:
