@@ -87,7 +87,7 @@ def place(error: BaseException) -> str:
 
 def verdict(module: ModuleType, material: Any, case: Case) -> tuple[bool, str]:
     """Whether all is well, and what became of it: one word, or the failure."""
-    from ddim.errors import DDIMError
+    from ddim._utils.errors import DDIMError
 
     try:
         return True, module.run(case, material)

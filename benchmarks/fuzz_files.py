@@ -185,8 +185,8 @@ def compared(pixels: np.ndarray, expected: np.ndarray | None, loss: float, damag
 
 
 def for_verbs(file: Path, channels: int, expected: np.ndarray | None, loss: float, damage: str, mode: str) -> str:
-    from ddim.errors import InputError
-    from ddim.images import read_images
+    from ddim._utils.errors import InputError
+    from ddim.data.images import read_images
 
     try:
         out = read_images([str(file)], (channels, SIDE, SIDE), resize=expected is None or file.suffix == ".icns")

@@ -13,7 +13,7 @@ import torch
 import training_helpers
 
 import ddim
-from ddim.images import save_image
+from ddim.data.images import save_image
 
 torch.set_num_threads(1)
 

@@ -251,7 +251,7 @@ def kinds(root: Path) -> Iterator[Kind]:
     import tiny_text
     import torch
 
-    from ddim.images import save_image
+    from ddim.data.images import save_image
 
     torch.set_num_threads(1)
     pixel, words = str(tiny.pipeline_folder(root / "pixel")), str(root / "words")

@@ -19,8 +19,8 @@ from torch import Tensor
 
 import ddim
 from ddim.models import winograd
-from ddim.models.quicken import quick_blocks
-from ddim.models.side_by_side import least_rows, side_by_side
+from ddim.models.engine.quicken import quick_blocks
+from ddim.models.engine.side_by_side import least_rows, side_by_side
 
 
 def variants(network: Network, args: Namespace) -> dict[str, Callable[[], Tensor]]:

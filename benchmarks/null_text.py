@@ -22,7 +22,7 @@ from torch import Tensor
 
 import ddim
 from ddim.evaluation.tables import machine
-from ddim.walks import grid_for
+from ddim.pipelines.common import grid_for
 
 VARIANTS = {
     "null-text": {},

@@ -24,14 +24,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ddim
-from ddim.code import write_whole
+from ddim.data.images import read_images, save_image, to_pil
 from ddim.evaluation.edits import edit_pairs, read_pictures
 from ddim.evaluation.networks import Clip, Dino
 from ddim.evaluation.pairs import agreement
 from ddim.evaluation.pie_bench import MAPPING, PICTURES, SIDE, Entry, read_entries
-from ddim.evaluation.scores import METRICS, Scene, Scorer, through_jpeg
+from ddim.evaluation.scores import METRICS, InversionProblem, Scorer, through_jpeg
 from ddim.evaluation.tables import machine
-from ddim.images import read_images, save_image, to_pil
+from ddim.inversion.latent_code import write_whole
 from ddim.models import bundled_models
 from ddim.training import load_config
 
@@ -124,7 +124,7 @@ def carried_pairs() -> list[Pair]:
 
 
 def recipe_pairs(recipe: Path) -> list[Pair]:
-    """Held-out drawings of a recipe, each with another of its style."""
+    """PinnedSolver-out drawings of a recipe, each with another of its style."""
     pairs = edit_pairs(read_pictures(load_config(recipe)), words=1, styles=0)
     return [(p.source.pixels, p.source.prompt, p.answer.pixels, p.answer.prompt) for p in pairs]
 
@@ -212,7 +212,7 @@ def measured(networks: dict[str, Any], case: Case, way: Way, name: str) -> float
         scale = 255 if way.scaled else 1
         a, b = (network.similarity(scale * x, antialias=not way.aliased) for x in (case.source, edit))
         return (a - b).square().mean().item()
-    scene = Scene(case.source, edit, case.annotated if way.bordered else case.mask, [case.prompt], way.black)
+    scene = InversionProblem(case.source, edit, case.annotated if way.bordered else case.mask, [case.prompt], way.black)
     return METRICS[name].measure(network, scene).item()
 
 

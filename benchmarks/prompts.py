@@ -18,10 +18,10 @@ from common import open_text_model
 from PIL import Image, ImageDraw, ImageFont
 
 import ddim
+from ddim.data.sources import open_source
 from ddim.evaluation.edits import galleries, read_pictures
 from ddim.evaluation.tables import machine
 from ddim.training import load_config
-from ddim.training.sources import open_source
 
 SIDE, CAPTION, COLUMNS = 128, 30, 10
 

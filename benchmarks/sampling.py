@@ -26,7 +26,7 @@ from torch import Tensor
 
 import ddim
 from ddim.evaluation.pairs import psnr
-from ddim.walks import grid_for
+from ddim.pipelines.common import grid_for
 
 PIPELINE, ITS_NETWORK = "diffusers' pipeline", "its network alone"
 OURS, OUR_NETWORK = "ddim.sample", "our network alone"

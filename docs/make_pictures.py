@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import ddim
+from ddim.data.images import read_images
 from ddim.demo.editing import Gallery
-from ddim.images import read_images
 
 FOLDER = Path(__file__).parent / "images"
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 
 import ddim
-from ddim.denoiser import Denoiser
-from ddim.path import ddpm_linear
+from ddim.core.denoiser import Denoiser
+from ddim.core.path import ddpm_linear
 from ddim.solvers.base import Deterministic, Noise, State, shift
 
 

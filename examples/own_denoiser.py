@@ -3,8 +3,8 @@
 import torch
 
 import ddim
-from ddim.path import Node
-from ddim.prediction import to_pair
+from ddim.core.path import Node
+from ddim.core.prediction import to_pair
 
 
 def gaussian(x: torch.Tensor, node: Node, cond: object = None) -> ddim.Pair:

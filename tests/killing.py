@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ddim.temporary import temporary_beside
+from ddim._utils.temporary import temporary_beside
 
 
 def killed(run: Callable[[], object], progress: Callable[[], int], times: int = 5, every: int = 4) -> None:

@@ -11,7 +11,7 @@ import torch
 from test_cli_errors import fails
 
 import ddim
-from ddim.denoiser import from_network
+from ddim.core.denoiser import from_network
 from ddim.inversion import make_inversion
 
 PICTURES = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -12,10 +12,10 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from typer.testing import CliRunner
 
 import ddim
-from ddim.errors import DDIMError, InputError
-from ddim.guidance import classifier_guided
+from ddim._utils.errors import DDIMError, InputError
+from ddim.core.guidance import classifier_guided
+from ddim.core.path import Node, RectifiedFlow, ddpm_linear
 from ddim.models.classifier import NoisyClassifier, NoisyResNet
-from ddim.path import Node, RectifiedFlow, ddpm_linear
 
 # --- the formula ----------------------------------------------------------------------------------------------------
 

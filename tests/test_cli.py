@@ -14,10 +14,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import ddim
-from ddim import verbs
 from ddim.cli import options
 from ddim.cli.app import app
 from ddim.cli.files import settings_text, stem
+from ddim.pipelines import verbs
 
 COMMANDS = ["sample", "invert", "reconstruct", "interpolate", "edit", "train", "models", "methods", "demo"]
 
@@ -249,7 +249,7 @@ def test_methods_come_from_the_registries():
     assert [s["name"] for s in said["inversions"]] == ddim.inversion_names()
     assert [s["name"] for s in said["spacings"]] == list(ddim.SPACINGS)
     bdia = next(s for s in said["solvers"] if s["name"] == "bdia")
-    assert (bdia["exact"], bdia["order"], bdia["options"], bdia["growth"]) == (True, 2, {"gamma": 1.0}, 1.0)
+    assert (bdia["exact"], bdia["order"], bdia["options"], bdia["amplification"]) == (True, 2, {"gamma": 1.0}, 1.0)
     text = run("methods").stdout
     for name in (*ddim.SOLVERS, *ddim.inversion_names(), *ddim.SPACINGS):
         assert name in text

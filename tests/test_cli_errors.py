@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from test_cli import picture, python
 from typer.testing import CliRunner
 
-from ddim import verbs
 from ddim.cli.app import app
 from ddim.cli.failure import NetworkMemory
+from ddim.pipelines import verbs
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import ddim
 from ddim.cli import options, terminal
 from ddim.cli.app import app
 from ddim.cli.files import phrase, phrases, short_hash
-from ddim.editing.control import KINDS, AttentionEdit
+from ddim.editing.attention import KINDS, AttentionEdit
 
 CAT, TIGER = "a cat on a mat", "a tiger on a mat"
 SIDE = 32
@@ -239,7 +239,7 @@ def test_what_stops_the_way_forward_of_an_edit_leaves_the_code(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("ddim.editing.edit.solve", stopping)
+        patch.setattr("ddim.pipelines.edit.solve", stopping)
         sentence = fails(*words, code=code)
     assert said in sentence
     kept = "cat_to_a-tiger-on-a-mat_direct_S3_from-a-cat-on-a-mat_w5.code.safetensors"
@@ -501,7 +501,7 @@ def test_a_phrase_in_a_name_is_short_and_its_own():
 
 
 def test_one_by_one_asks_for_half_as_much_at_a_time(model: str, monkeypatch: pytest.MonkeyPatch):
-    from ddim.models.latent import LatentTextModel
+    from ddim.models.sd import LatentTextModel
 
     inner, widths = LatentTextModel.denoiser, list[int]()
 

@@ -9,8 +9,8 @@ from oracles import noise_like
 from safetensors.torch import save_file
 
 import ddim
-from ddim.code import VERSION, write_whole
-from ddim.errors import DDIMError, DDIMWarning
+from ddim._utils.errors import DDIMError, DDIMWarning
+from ddim.inversion.latent_code import VERSION, write_whole
 
 GRID = ddim.make_grid(ddim.ddpm_linear(), 4)
 

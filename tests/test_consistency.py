@@ -14,8 +14,8 @@ from test_table1 import Flat
 from typer.testing import CliRunner
 
 import ddim
+from ddim._utils.errors import DDIMError
 from ddim.cli.app import app
-from ddim.errors import DDIMError
 from ddim.evaluation import consistency as c
 from ddim.evaluation.reference import as_saved
 from ddim.evaluation.store import open_rows

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from ddim.cli.app import app
+from ddim.data.images import save_image, to_pil
 from ddim.demo.pictures import difference, latent, same_as_png, tiles
 from ddim.demo.plot import psnr_plot
-from ddim.images import save_image, to_pil
 
 LEVELS = 24
 

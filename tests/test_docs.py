@@ -41,12 +41,12 @@ def test_every_bracket_pair_is_one_that_the_site_knows(page: Path):
 @pytest.mark.parametrize(
     "wrong",
     [
-        "[[code process.no_such_thing]]",
+        "[[code core.process.no_such_thing]]",
         "[[code nowhere.at_all]]",
-        "[[code process.eta_std | line=no such line]]",
-        "[[code process.eta_std | tests=laws/test_law_paper.py::test_eq16_std]]",
-        "[[code process.eta_std | test=laws/test_law_paper.py::test_no_such_test]]",
-        "[[code process.eta_std | test=laws/no_such_file.py::test_eq16_std]]",
+        "[[code core.process.eta_std | line=no such line]]",
+        "[[code core.process.eta_std | tests=laws/test_law_paper.py::test_eq16_std]]",
+        "[[code core.process.eta_std | test=laws/test_law_paper.py::test_no_such_test]]",
+        "[[code core.process.eta_std | test=laws/no_such_file.py::test_eq16_std]]",
         "[[figure no_such_figure | Words]]",
         "[[number forward.no_such_number]]",
         "[[section README.md | No such heading]]",
@@ -65,7 +65,7 @@ def test_what_does_not_exist_is_missing(wrong: str):
 
 def test_code_is_cut_as_asked_and_without_its_docstring():
     whole, line, part = (
-        reading.code(next(reading.macros(f"[[code process.eta_std{options}]]")))
+        reading.code(next(reading.macros(f"[[code core.process.eta_std{options}]]")))
         for options in ("", " | line=return eta", " | from=if eta == 0 | to=return 0.0")
     )
     assert whole.text.startswith("def eta_std(")

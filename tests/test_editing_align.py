@@ -8,9 +8,9 @@ import pytest
 import tiny_text
 import torch
 
+from ddim._utils.errors import InputError
 from ddim.editing.align import NEW, align, refine, replace
-from ddim.errors import InputError
-from ddim.models.words import Tokens, tokens_of
+from ddim.editing.tokens import Tokens, tokens_of
 
 TOKENIZER = tiny_text.tokenizer()
 L = tiny_text.LENGTH

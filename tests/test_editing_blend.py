@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ddim._utils.errors import InputError
 from ddim.editing.blend import blended, from_maps, read_mask, to_latent
-from ddim.errors import InputError
 
 SIZE = (6, 4)
 

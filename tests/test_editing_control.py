@@ -9,23 +9,31 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ddim.denoiser import bound
-from ddim.editing.control import AttentionEdit, Control, ControlledAttention, Layer, Plan, install, within
-from ddim.errors import DDIMError, InputError
-from ddim.guidance import Guidance, classifier_free
-from ddim.models.latent import LatentTextModel
+from ddim._utils.errors import DDIMError, InputError
+from ddim.core.denoiser import bound
+from ddim.core.guidance import Guidance, classifier_free
+from ddim.editing.attention import (
+    AttentionController,
+    AttentionEdit,
+    AttentionPlan,
+    ControlledAttention,
+    Layer,
+    install,
+    within,
+)
+from ddim.models.sd import LatentTextModel
 
 L, SIZE = 5, (8, 8)
 CROSS, ITSELF = Layer("down_blocks.1.attn2", True, 1), Layer("down_blocks.1.attn1", False, 1)
 ALWAYS = {"cross_steps": (0.0, 1.0), "self_steps": (0.0, 1.0)}
 
 
-def plan(targets: int = 1, images: int = 1, kind: str = "refine", size=SIZE, **parts) -> Plan:
+def plan(targets: int = 1, images: int = 1, kind: str = "refine", size=SIZE, **parts) -> AttentionPlan:
     usual = {"weight_steps": (0.0, 1.0)} if kind == "none" else ALWAYS
     edit = AttentionEdit(kind, **{**usual, **parts.pop("edit", {})})  # type: ignore[arg-type]
     mapping = parts.pop("mapping", torch.eye(L).expand(images, targets, L, L))
     new = parts.pop("new", torch.zeros(images, targets, L, dtype=torch.bool))
-    return Plan(edit, (ITSELF, CROSS), size, mapping, new, **parts)
+    return AttentionPlan(edit, (ITSELF, CROSS), size, mapping, new, **parts)
 
 
 def qkv(rows: int, queries: int = 16, keys: int = L, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +85,7 @@ def test_the_resolution_of_maps_follows_the_latent():
     layers = tuple(Layer(f"{level}{cross}", cross, level) for level in range(4) for cross in (True, False))
 
     def sizes(height: int, width: int, **options):
-        p = Plan(AttentionEdit(**options), layers, (height, width), torch.zeros(0), torch.zeros(0))
+        p = AttentionPlan(AttentionEdit(**options), layers, (height, width), torch.zeros(0), torch.zeros(0))
         return p.blend_size, p.self_positions
 
     assert sizes(64, 64) == ((16, 16), 32 * 32)  # Stable Diffusion at 512
@@ -99,7 +107,7 @@ def test_cross_maps_are_taken_over_and_new_tokens_keep_their_own():
     mapping = torch.zeros(1, 1, L, L)
     mapping[0, 0, 1, 2] = mapping[0, 0, 3, 0] = 1
     new = torch.tensor([[[False, True, False, True, False]]])
-    out = Control(plan(mapping=mapping, new=new), 0, 1).attend(CROSS, query, key, value, None, "words")
+    out = AttentionController(plan(mapping=mapping, new=new), 0, 1).attend(CROSS, query, key, value, None, "words")
     own = maps(query, key)
     edited = torch.stack(
         [own[0, :, :, 3], own[1, :, :, 1], own[0, :, :, 1], own[1, :, :, 3], torch.zeros_like(own[0, :, :, 0])], dim=-1
@@ -111,14 +119,14 @@ def test_cross_maps_are_taken_over_and_new_tokens_keep_their_own():
 def test_weights_scale_the_map_and_rows_are_not_normalised_again():
     query, key, value = qkv(2)
     scales = torch.tensor([[[1.0, 2.0, 1.0, -1.0, 0.0]]])
-    out = Control(plan(kind="none", scales=scales), 0, 1).attend(CROSS, query, key, value, None, None)
+    out = AttentionController(plan(kind="none", scales=scales), 0, 1).attend(CROSS, query, key, value, None, None)
     assert torch.allclose(out[1], (maps(query, key)[1] * scales[0, 0]) @ value[1], atol=1e-12)
     assert torch.equal(out[0], scaled_dot_product_attention(query, key, value)[0])
 
 
 def test_self_maps_are_the_sources():
     query, key, value = qkv(3, keys=16)
-    out = Control(plan(targets=2), 0, 1).attend(ITSELF, query, key, value, None, "words")
+    out = AttentionController(plan(targets=2), 0, 1).attend(ITSELF, query, key, value, None, "words")
     own = maps(query, key)
     assert torch.allclose(out[1], own[0] @ value[1], atol=1e-12)
     assert torch.allclose(out[2], own[0] @ value[2], atol=1e-12)
@@ -127,7 +135,7 @@ def test_self_maps_are_the_sources():
 
 def test_large_self_maps_are_left_alone():
     query, key, value = qkv(2, keys=16)
-    out = Control(plan(edit={"self_positions": 15}), 0, 1).attend(ITSELF, query, key, value, None, "words")
+    out = AttentionController(plan(edit={"self_positions": 15}), 0, 1).attend(ITSELF, query, key, value, None, "words")
     assert torch.equal(out, scaled_dot_product_attention(query, key, value))
 
 
@@ -136,7 +144,7 @@ def test_only_the_words_half_is_edited(layer: Layer):
     query, key, value = qkv(4, keys=L if layer.cross else 16)
     plain = scaled_dot_product_attention(query, key, value)
     mapping = torch.eye(L).flip(0).expand(1, 1, L, L)
-    control = Control(plan(mapping=mapping), 0, 1)
+    control = AttentionController(plan(mapping=mapping), 0, 1)
     out = control.attend(layer, query, key, value, None, "both")
     assert torch.equal(out[:3], plain[:3])  # null source, null target, source
     assert not torch.allclose(out[3], plain[3], atol=1e-3)
@@ -150,11 +158,13 @@ def test_each_image_follows_its_own_source(layer: Layer):
     """Two images with two targets: rows s1 t11 t12 s2 t21 t22."""
     query, key, value = qkv(6, keys=L if layer.cross else 16)
     mapping = torch.stack([torch.eye(L).roll(k, 0) for k in range(4)]).view(2, 2, L, L)
-    both = Control(plan(targets=2, images=2, mapping=mapping), 0, 1).attend(layer, query, key, value, None, "words")
+    both = AttentionController(plan(targets=2, images=2, mapping=mapping), 0, 1).attend(
+        layer, query, key, value, None, "words"
+    )
     for image in (0, 1):
         for target in (0, 1):
             rows = [3 * image, 3 * image + 1 + target]
-            one = Control(plan(mapping=mapping[image : image + 1, target : target + 1]), 0, 1)
+            one = AttentionController(plan(mapping=mapping[image : image + 1, target : target + 1]), 0, 1)
             alone = one.attend(layer, query[rows], key[rows], value[rows], None, "words")
             assert torch.allclose(both[rows], alone, atol=1e-12)
 
@@ -163,7 +173,7 @@ def test_an_additive_mask_counts():
     query, key, value = qkv(2)
     mask = torch.zeros(2, 2, 1, L, dtype=torch.float64)
     mask[..., 3:] = -1e9
-    out = Control(plan(), 0, 1).attend(CROSS, query, key, value, mask, "words")
+    out = AttentionController(plan(), 0, 1).attend(CROSS, query, key, value, mask, "words")
     assert torch.allclose(out[1], maps(query[0], key[0, :, :3]) @ value[1, :, :3], atol=1e-12)
 
 
@@ -173,7 +183,7 @@ def test_maps_to_blend_by_are_the_words_mean_over_heads_and_sum_over_layers():
     blend[0, 0, 0, 1] = blend[0, 0, 1, 2] = blend[0, 0, 1, 3] = blend[0, 1, 1, 4] = 1
     two = Layer("up_blocks.0.attn2", True, 1)
     steady = plan(targets=2, kind="none", blend=blend)
-    control = Control(steady, 0, 1)
+    control = AttentionController(steady, 0, 1)
     for layer in (CROSS, two):
         control.attend(layer, query, key, value, None, "words")
     own = 2 * maps(query, key).mean(1)
@@ -211,9 +221,9 @@ def test_without_a_control_it_computes_what_diffusers_computes():
     assert torch.equal(network_call(model), before)
 
 
-def whole_plan(model: LatentTextModel, size=(16, 16), **options) -> Plan:
+def whole_plan(model: LatentTextModel, size=(16, 16), **options) -> AttentionPlan:
     length = tiny_text.LENGTH
-    return Plan(
+    return AttentionPlan(
         AttentionEdit(**{**ALWAYS, **options}),
         install(model.network),
         size,
@@ -227,7 +237,7 @@ def whole_plan(model: LatentTextModel, size=(16, 16), **options) -> Plan:
 @pytest.mark.parametrize("size", [(16, 16), (12, 20), (10, 6)])
 def test_a_control_that_changes_nothing_computes_what_diffusers_computes(model: LatentTextModel, size):
     """Every token new, every weight 1, maps kept: the explicit maps give what the fused attention gives."""
-    control = Control(whole_plan(model, size, self_steps=(0.0, 0.0)), 0, 1)
+    control = AttentionController(whole_plan(model, size, self_steps=(0.0, 0.0)), 0, 1)
     kwargs = {"cross_attention_kwargs": {"control": control, "half": "words"}}
     assert torch.allclose(network_call(model, *size, **kwargs), network_call(model, *size), atol=1e-12)
     seen = control.finish()
@@ -252,7 +262,7 @@ def test_guidance_in_one_batch_or_two_is_the_same(model: LatentTextModel):
     out = []
     for together in (True, False):
         plan = whole_plan(model)
-        control = Control(Plan(plan.edit, plan.layers, plan.size, plan.mapping, ~plan.new), 0, 1)
+        control = AttentionController(AttentionPlan(plan.edit, plan.layers, plan.size, plan.mapping, ~plan.new), 0, 1)
         guided = classifier_free(model.denoiser(), Guidance(7.5, together=together))
         cond = {"words": words, "null": null, "attention": control}
         with torch.no_grad():
@@ -271,7 +281,7 @@ def test_a_layer_that_does_not_pass_by_raises():
 
     unhooked = dict(model.network.named_modules())[layers[3].name]
     unhooked.set_processor(AttnProcessor2_0())
-    control = Control(Plan(AttentionEdit(), layers, (16, 16), *whole_plan_of(model)), 0, 1)
+    control = AttentionController(AttentionPlan(AttentionEdit(), layers, (16, 16), *whole_plan_of(model)), 0, 1)
     with torch.no_grad():
         model.network(
             torch.randn(2, 4, 16, 16),
@@ -290,13 +300,13 @@ def whole_plan_of(model: LatentTextModel) -> tuple[Tensor, Tensor]:
 
 def test_a_layer_that_passes_twice_or_in_one_half_only_raises():
     query, key, value = qkv(2)
-    twice = Control(plan(), 0, 1)
+    twice = AttentionController(plan(), 0, 1)
     for layer in (CROSS, ITSELF):
         for _ in range(2):
             twice.attend(layer, *(qkv(2, keys=16) if layer is ITSELF else (query, key, value)), None, None)
     with pytest.raises(DDIMError, match="saw 4 attention layers"):
         twice.finish()
-    nothing = Control(plan(), 0, 1)
+    nothing = AttentionController(plan(), 0, 1)
     for layer in (CROSS, ITSELF):
         nothing.attend(layer, *(qkv(2, keys=16) if layer is ITSELF else (query, key, value)), None, "null")
     with pytest.raises(DDIMError, match="saw 0 attention layers"):
@@ -308,7 +318,7 @@ def test_a_layer_that_passes_twice_or_in_one_half_only_raises():
 )
 def test_maps_of_another_size_raise(rows: int, queries: int, keys: int, half: str | None):
     with pytest.raises(DDIMError, match=r"down_blocks\.1\.attn2 has \(rows, positions, keys\)"):
-        Control(plan(), 0, 1).attend(CROSS, *qkv(rows, queries, keys), None, half)
+        AttentionController(plan(), 0, 1).attend(CROSS, *qkv(rows, queries, keys), None, half)
 
 
 def test_installing_twice_is_installing_once(model: LatentTextModel):

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import ddim
 from ddim import AttentionEdit, Edited, Guidance, InputError, LatentCode
-from ddim.errors import DDIMError, DDIMWarning
-from ddim.loop import solve
-from ddim.models.latent import LatentTextModel
+from ddim._utils.errors import DDIMError, DDIMWarning
+from ddim.core.solve import solve
+from ddim.models.sd import LatentTextModel
 
 SOURCE, TARGET = "a cat next to a mirror", "a tiger next to a mirror"
 OTHERS = ["a red cat on a mat", "a zebra next to a mirror"]
@@ -217,7 +217,7 @@ def test_every_tensor_outside_the_words_stays_the_sources(model, method, monkeyp
         ends.append(solve(*args, **kwargs))
         return ends[-1]
 
-    monkeypatch.setattr("ddim.editing.edit.solve", watched)
+    monkeypatch.setattr("ddim.pipelines.edit.solve", watched)
     code = coded(model, method)
     edited = ddim.edit(model, code, TARGET, attention=SOME_PLACE, blend="cat/tiger")
     assert edited.blend_mask is not None
@@ -267,7 +267,7 @@ def test_the_words_maps_gather_over_the_steps(model, code, monkeypatch: pytest.M
     def watched(*args, on_step, **kwargs):
         return solve(*args, on_step=lambda i, state: maps.append(state.maps), **kwargs)
 
-    monkeypatch.setattr("ddim.editing.edit.solve", watched)
+    monkeypatch.setattr("ddim.pipelines.edit.solve", watched)
     ddim.edit(model, code, TARGET, blend="cat/tiger")
     assert len(maps) == STEPS
     assert all(bool((after > before).all()) for before, after in pairwise(maps))
@@ -396,7 +396,7 @@ def test_what_is_none_was_not_given(model, code):
 
 
 def test_words_are_checked_before_the_work(model, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ddim.editing.edit.invert", None)
+    monkeypatch.setattr("ddim.pipelines.edit.invert", None)
     with pytest.raises(InputError, match="'dog' is not in the prompt"):
         ddim.edit(model, tiny_text.pictures(1), TARGET, source_prompt=SOURCE, blend="dog/tiger")
 

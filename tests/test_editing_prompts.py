@@ -4,10 +4,10 @@ import pytest
 import tiny_text
 import torch
 
+from ddim._utils.errors import InputError
+from ddim._utils.texts import parse_weights, texts_for, unweighted
 from ddim.editing.prompts import blend_words, per_target, scales, target_prompts, token_mask
-from ddim.errors import InputError
-from ddim.models.words import Tokens, tokens_of
-from ddim.texts import parse_weights, texts_for, unweighted
+from ddim.editing.tokens import Tokens, tokens_of
 
 
 def cut(prompt: str) -> Tokens:

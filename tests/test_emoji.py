@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import ddim
-from ddim import walks
+from ddim.core.denoiser import bound
 from ddim.demo.editing import Gallery
-from ddim.denoiser import bound
 from ddim.evaluation.pairs import psnr
+from ddim.pipelines import common as walks
 
 FOLDER = ddim.bundled_models()["emoji"]
 GALLERY = Gallery("emoji", (3, 64, 64))

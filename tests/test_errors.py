@@ -8,9 +8,9 @@ import torch
 import typer
 
 import ddim
+from ddim._utils.errors import DDIMError, InputError, NotFinite, UnknownName, is_number, is_whole
 from ddim.cli.app import app
 from ddim.cli.failure import code_and_sentence, speller
-from ddim.errors import DDIMError, InputError, NotFinite, UnknownName, is_number, is_whole
 
 
 def command(*names: str):

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 import ddim
 from ddim.cli.app import app
+from ddim.core.slerp import slerp
 from ddim.evaluation.frechet import Statistics, frechet_distance
 from ddim.evaluation.interpolation import EPSILON, WAYS, Interpolation, distance
-from ddim.interpolation import slerp
 
 
 def bench(folder: Path, frames: int = 5, steps: int = 3) -> Interpolation:

@@ -147,7 +147,7 @@ def test_a_perfect_editor_ranks_first_and_keeps_what_is_common(recipe: Path, mon
             self.reconstruction = source[None] + 0.1
             self.edits = torch.stack([answers[p] for p in prompts])[None]
 
-    monkeypatch.setattr("ddim.editing.edit.edit", lambda model, source, prompts, **options: Perfect(source, prompts))
+    monkeypatch.setattr("ddim.pipelines.edit.edit", lambda model, source, prompts, **options: Perfect(source, prompts))
     bench, setting = EditBenchmark(MODEL, pictures, pairs), Setting("perfect", "direct", "none")
     blocks = bench.blocks(setting)
     assert [len(block) for block in blocks] == [2, 2]  # a source's edits together
@@ -168,7 +168,7 @@ def test_an_editor_that_does_nothing_is_told_from_one_that_edits(recipe: Path, m
         def __init__(self, source: torch.Tensor, prompts: list[str]) -> None:
             self.reconstruction, self.edits = source[None], torch.stack([source] * len(prompts))[None]
 
-    monkeypatch.setattr("ddim.editing.edit.edit", lambda model, source, prompts, **options: Lazy(source, prompts))
+    monkeypatch.setattr("ddim.pipelines.edit.edit", lambda model, source, prompts, **options: Lazy(source, prompts))
     bench, setting = EditBenchmark(MODEL, pictures, pairs), Setting("lazy", "ddim", "none")
     rows = [row for block in bench.blocks(setting) for row in bench.run(setting, block)[0]]
     assert summary(rows)["top1"] == 0.0
@@ -319,14 +319,14 @@ def test_the_command_under_the_table_is_the_one_that_was_given(recipe: Path, tmp
 def test_a_method_that_diverges_is_a_result_and_the_run_goes_on(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from ddim.editing.edit import edit
+    from ddim.pipelines.edit import edit
 
     def diverges(model: Any, source: Any, prompts: Any, **options: Any) -> Any:
         if options["source_prompt"] == "round cat":
             raise ddim.DDIMError("The sample is no longer finite.")
         return edit(model, source, prompts, **options)
 
-    monkeypatch.setattr("ddim.editing.edit.edit", diverges)
+    monkeypatch.setattr("ddim.pipelines.edit.edit", diverges)
     told = evaluated(recipe, tmp_path / "out", "--method", "direct", "--steps", 1)
     assert told["warnings"] == [
         f"direct · none: round cat -> {answer}: The sample is no longer finite."
@@ -351,7 +351,7 @@ def test_bad_input_of_a_method_ends_the_run(recipe: Path, monkeypatch: pytest.Mo
     def refuses(*_: Any, **__: Any) -> None:
         raise ddim.InputError("no")
 
-    monkeypatch.setattr("ddim.editing.edit.edit", refuses)
+    monkeypatch.setattr("ddim.pipelines.edit.edit", refuses)
     bench, setting = EditBenchmark(MODEL, pictures, edit_pairs(pictures)), Setting("s", "direct", "none")
     with pytest.raises(ddim.InputError, match="no"):
         bench.run(setting, bench.blocks(setting)[0])

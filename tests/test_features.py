@@ -11,10 +11,10 @@ from training_helpers import make_words, task_config
 from transformers import ResNetConfig, ResNetForImageClassification
 
 import ddim
-from ddim.errors import DDIMError, InputError
+from ddim._utils.errors import DDIMError, InputError
+from ddim.data.images import read_images
 from ddim.evaluation.frechet import Statistics
 from ddim.evaluation.reference import carried_statistics
-from ddim.images import read_images
 from ddim.models.features import bundled_features, load_features
 from ddim.training import load_config, train
 from ddim.training.data import load_images

@@ -18,8 +18,8 @@ from training_helpers import make_images, make_words
 from typer.testing import CliRunner
 
 import ddim
+from ddim._utils.errors import InputError
 from ddim.cli.app import app
-from ddim.errors import InputError
 from ddim.evaluation import inception
 from ddim.evaluation.fid import COLUMNS, Walk, draw_features, items_of, whole_data, words_of
 from ddim.evaluation.frechet import Statistics, frechet_distance

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import ddim
-from ddim.foreign import ended, first_line, told
-from ddim.images import open_image
+from ddim._utils.foreign import ended, first_line, told
+from ddim.data.images import open_image
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddim.errors import InputError
+from ddim._utils.errors import InputError
 from ddim.evaluation.frechet import (
     Statistics,
     bootstrap_interval,

@@ -7,7 +7,7 @@ import torch
 from torch.backends.cuda import flash_sdp_enabled, math_sdp_enabled
 from torch.nn.functional import scaled_dot_product_attention
 
-from ddim.gradients import quick_gradients
+from ddim.core.gradients import quick_gradients
 
 
 def test_plain_attention_inside_and_what_was_before_outside():

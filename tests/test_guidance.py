@@ -8,9 +8,9 @@ from oracles import arc, conditional, gaussian, mixture, noise_like
 from torch import Tensor
 
 import ddim
-from ddim.errors import InputError
-from ddim.guidance import Guidance, blend, classifier_free, combine
-from ddim.prediction import Pair, from_pair, to_pair
+from ddim._utils.errors import InputError
+from ddim.core.guidance import Guidance, blend, classifier_free, combine
+from ddim.core.prediction import Pair, from_pair, to_pair
 
 DATA = conditional(mixture(2, 3))
 COND = {"words": noise_like((4, 5, 6), seed=1), "null": noise_like((4, 5, 6), seed=2)}

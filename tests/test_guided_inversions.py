@@ -13,18 +13,18 @@ from oracles import conditional, gaussian, noise_like
 from torch import Tensor
 
 import ddim
-from ddim.errors import InputError
-from ddim.guidance import Guidance
+from ddim._utils.errors import InputError
+from ddim.core.guidance import Guidance
+from ddim.core.noise import SeededNoise
+from ddim.core.prediction import Pair
+from ddim.core.process import eta_std
 from ddim.inversion import make_inversion
-from ddim.inversion.base import Scene, Stopped, pivot_of
+from ddim.inversion.base import InversionInterrupted, InversionProblem, pivot_of
 from ddim.inversion.edit_friendly import EditFriendly
 from ddim.inversion.negative_prompt import along_arc
 from ddim.inversion.null_text import NullText
+from ddim.inversion.replay import replay
 from ddim.inversion.tuning import Landing
-from ddim.noise import SeededNoise
-from ddim.prediction import Pair
-from ddim.process import eta_std
-from ddim.replay import replay
 
 DATA = conditional(gaussian(2, 3), words=8)  # more words than pixels, so that any pivot can be landed on
 GRID = ddim.make_grid(ddim.ddpm_linear(), 12)
@@ -55,8 +55,10 @@ def cond(count: int = 3, dtype: torch.dtype = torch.float64) -> dict[str, Tensor
     }
 
 
-def scene(count: int = 3, weight: float = 7.5, denoise: Any = DATA, **changed: Any) -> Scene:
-    return replace(Scene(denoise, cond(count), Guidance(weight), 1.0, noise=SeededNoise(range(count))), **changed)
+def scene(count: int = 3, weight: float = 7.5, denoise: Any = DATA, **changed: Any) -> InversionProblem:
+    return replace(
+        InversionProblem(denoise, cond(count), Guidance(weight), 1.0, noise=SeededNoise(range(count))), **changed
+    )
 
 
 def images(count: int = 3) -> Tensor:
@@ -66,7 +68,7 @@ def images(count: int = 3) -> Tensor:
 # --- null-text -------------------------------------------------------------------------------------------------------
 
 
-def plain_reading(at: Scene, x0: Tensor, inner: int, lr: float = 1e-2) -> tuple[Tensor, list[float]]:
+def plain_reading(at: InversionProblem, x0: Tensor, inner: int, lr: float = 1e-2) -> tuple[Tensor, list[float]]:
     """Algorithm 1 with torch's own Adam, one image, without early stop; and the loss after each step."""
     pivot, w = pivot_of(at, x0, GRID), at.guidance.weight
     x, null, nulls, losses = pivot[:, 0], at.cond["null"].clone(), [], []
@@ -226,7 +228,7 @@ def test_null_text_names_the_step_that_is_no_number():
 def test_a_walk_goes_on_from_any_call_as_if_nothing_had_happened(scope, call):
     method, x0 = NullText(scope=scope, inner=6), images()
     whole = method.walk(scene(), x0, GRID)
-    with pytest.raises(Stopped) as stop:
+    with pytest.raises(InversionInterrupted) as stop:
         method.walk(scene(denoise=Counted(call)), x0, GRID)
     again = Counted()
     rest = method.walk(scene(denoise=again, resume=stop.value.kept), x0, GRID)
@@ -239,7 +241,7 @@ def test_a_walk_goes_on_from_any_call_as_if_nothing_had_happened(scope, call):
 def test_ctrl_c_before_the_pivot_is_there_has_nothing_to_keep():
     with pytest.raises(KeyboardInterrupt) as stop:
         NullText().walk(scene(denoise=Counted(5)), images(), GRID)
-    assert not isinstance(stop.value, Stopped)
+    assert not isinstance(stop.value, InversionInterrupted)
 
 
 OPTIONS = {"inner": 2, "start": "empty"}

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 import ddim
 from ddim.cli.app import app
+from ddim.core.prediction import Hold, Pair
 from ddim.evaluation.drawing import draw
 from ddim.models import bundled_models
-from ddim.prediction import Hold, Pair
-from ddim.walks import HOLD
+from ddim.pipelines.common import HOLD
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +158,11 @@ def test_null_text_tunes_the_step_that_is_walked():
     )
     pivot = ddim.invert(model, pictures, steps=4, method="direct", prompt="a cat", guidance=3.0, clip_x0=0.3)
     end = pivot.extras["pivot"][:, -1]
-    from ddim.guidance import Guidance
-    from ddim.replay import replay
-    from ddim.walks import guided_by, hold_of, way_forward
+    from ddim.core.guidance import Guidance
+    from ddim.inversion.replay import replay
+    from ddim.pipelines.common import guided_by, hold_of, way_forward
 
-    denoise = ddim.denoiser.bound(guided_by(model, Guidance.of(code.guidance), hold_of(code)), code.cond)
+    denoise = ddim.core.denoiser.bound(guided_by(model, Guidance.of(code.guidance), hold_of(code)), code.cond)
     landed = replay(denoise, way_forward(model, code), dict(code.state), code.grid, code.extras)["x"]
     assert float((landed - end).square().mean()) == pytest.approx(losses[-1], rel=1e-4)
 

@@ -14,7 +14,7 @@ import tiny_text
 import torch
 
 import ddim
-from ddim.errors import DDIMError
+from ddim._utils.errors import DDIMError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "owner/name"

@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageOps
 
 import ddim
-from ddim.errors import DDIMError
-from ddim.images import open_image, read_images, to_uint8
+from ddim._utils.errors import DDIMError
+from ddim.data.images import open_image, read_images, to_uint8
 
 GREY, COLOUR = (1, 4, 6), (3, 4, 6)  # [C, H, W]
 

@@ -6,7 +6,7 @@ import torch
 from oracles import noise_like
 
 import ddim
-from ddim.interpolation import chain, four_corners, slerp
+from ddim.core.slerp import chain, four_corners, slerp
 
 A, B = noise_like((3, 2, 5), 1), noise_like((3, 2, 5), 2)
 WEIGHTS = [0.1, 0.25, 0.5, 0.9]

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ddim
-from ddim import walks
-from ddim.errors import DDIMError, DDIMWarning, InputError
-from ddim.models.latent import LatentTextModel
+from ddim._utils.errors import DDIMError, DDIMWarning, InputError
+from ddim.models.sd import LatentTextModel
+from ddim.pipelines import common as walks
 
 PARTS = ("unet", "vae", "text_encoder")
 
@@ -314,7 +314,7 @@ def test_blocks_without_advice_may_overlap_and_leave_all_as_it_was():
     from huggingface_hub.utils import logging as of_the_hub
     from transformers.utils import logging as theirs
 
-    from ddim.models.quiet import quiet
+    from ddim._utils.silence import quiet
 
     def state() -> list[Any]:
         drawn = [log.is_progress_bar_enabled() for log in (logging, theirs)]

@@ -15,12 +15,12 @@ from test_cli_errors import fails
 from typer.testing import CliRunner
 
 import ddim
-from ddim import partial as partials
 from ddim.cli import signals
 from ddim.cli.app import app, main
 from ddim.cli.files import LONGEST, PNG, phrase, protect, shortened, slug, target
 from ddim.cli.work import Counted
-from ddim.images import MOST_PIXELS, sheet_size
+from ddim.data.images import MOST_PIXELS, sheet_size
+from ddim.inversion import partial as partials
 
 JAPANESE = "帽子をかぶった犬の顔がこちらを見ているとても大きな絵を描いてくださいお願いします"
 
@@ -57,7 +57,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def colour(path: str, size: int = 32) -> Path:
-    from ddim.images import save_image
+    from ddim.data.images import save_image
 
     return save_image(tiny_text.pictures(1, size, size)[0], path)
 
@@ -438,6 +438,6 @@ def test_only_a_network_that_lacks_memory_asks_for_a_smaller_batch(model: str, m
     assert "3 in one network call" in sentence
     assert "--batch" in sentence
     with monkeypatch.context() as patch:
-        patch.setattr("ddim.images.sheet", full)
+        patch.setattr("ddim.data.images.sheet", full)
         sentence = fails("sample", "-m", model, "-n", 3, "-S", 2, code=1)
     assert "--batch" not in sentence

@@ -17,11 +17,11 @@ from training_helpers import make_autoencoder
 from transformers import CLIPConfig, CLIPModel, ResNetConfig, ResNetForImageClassification, ViTConfig, ViTModel
 
 import ddim
-from ddim.errors import DDIMError, InputError, UnknownName
+from ddim._utils.errors import DDIMError, InputError, UnknownName
 from ddim.evaluation.networks import Clip, Dino
 from ddim.models import where_and_what
 from ddim.models.features import load_features
-from ddim.models.latent import LatentTextModel
+from ddim.models.sd import LatentTextModel
 from ddim.training.tasks.text import load_autoencoder
 
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -478,7 +478,7 @@ def test_an_autoencoder_without_a_distribution_is_taken(tmp_path: Path):
 
 def test_training_takes_such_an_autoencoder_too(tmp_path: Path):
     tiny_autoencoder().save_pretrained(tmp_path / "vae")
-    from ddim.models.latent import code_of
+    from ddim.models.sd import code_of
 
     network = load_autoencoder(str(tmp_path), 3)
     assert code_of(network, torch.zeros(1, 3, 16, 16)).shape == (1, 4, 8, 8)

@@ -10,9 +10,9 @@ import torch
 
 import ddim
 import ddim.models
-from ddim.errors import DDIMError, DDIMWarning
+from ddim._utils.errors import DDIMError, DDIMWarning
 from ddim.models.pixel import PixelModel, fingerprint
-from ddim.walks import grid_for
+from ddim.pipelines.common import grid_for
 
 NODE = ddim.ddpm_linear().node(300)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import ddim
-from ddim.noise import SeededNoise
+from ddim.core.noise import SeededNoise
 
 
 def test_each_sample_has_its_own_seed():

@@ -23,13 +23,13 @@ from typer.testing import CliRunner
 import ddim
 from ddim.cli import options
 from ddim.cli.app import app
+from ddim.data.images import read_images
 from ddim.evaluation import networks, scores
 from ddim.evaluation.networks import Clip, Dino, Lpips
 from ddim.evaluation.pie_bench import Entry, decode_mask, fitted, freed, read_entries
 from ddim.evaluation.pie_run import COLUMNS
 from ddim.evaluation.scores import METRICS, open_scorer, through_jpeg
 from ddim.evaluation.store import Rows
-from ddim.images import read_images
 
 SIDE = 48
 BOX = (150, 330, 100, 400)

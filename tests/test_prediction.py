@@ -3,8 +3,8 @@ import torch
 from oracles import noise_like
 
 import ddim
-from ddim.denoiser import corrected
-from ddim.prediction import PREDICTIONS, clip, dynamic_threshold, prediction_of
+from ddim.core.denoiser import corrected
+from ddim.core.prediction import PREDICTIONS, clip, dynamic_threshold, prediction_of
 
 NODE = ddim.ddpm_linear().node(600)
 X0, EPS = noise_like((4, 3, 2), 1), noise_like((4, 3, 2), 2)

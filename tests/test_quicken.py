@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn.functional import conv2d
 
 import ddim
-from ddim.errors import InputError
+from ddim._utils.errors import InputError
 from ddim.models import side_by_side as rows
 from ddim.models import winograd
-from ddim.models.quicken import Block, quick_blocks
-from ddim.models.side_by_side import side_by_side
+from ddim.models.engine.quicken import Block, quick_blocks
+from ddim.models.engine.side_by_side import side_by_side
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -147,7 +147,7 @@ def test_the_budget_is_given_away_in_the_modules_order(monkeypatch: pytest.Monke
     network = nn.Sequential(*(nn.Conv2d(128, 128, 3, padding=1) for _ in range(3)))
     size = winograd.Quick.size(network[0])
     assert size == 36 * 128 * 128 * 4
-    monkeypatch.setattr("ddim.models.quicken.BYTES", 2 * size + size // 2)
+    monkeypatch.setattr("ddim.models.engine.quicken.BYTES", 2 * size + size // 2)
     quick_blocks(network)
     assert [isinstance(conv.forward, winograd.Quick) for conv in network] == [True, True, False]
 

@@ -8,11 +8,11 @@ from oracles import arc, conditional, gaussian, noise_like
 from torch import Tensor
 
 import ddim
-from ddim.denoiser import bound
-from ddim.errors import DDIMError
-from ddim.guidance import Guidance, classifier_free
-from ddim.prediction import Pair
-from ddim.replay import Held, KeptNoise, replay, with_nulls
+from ddim._utils.errors import DDIMError
+from ddim.core.denoiser import bound
+from ddim.core.guidance import Guidance, classifier_free
+from ddim.core.prediction import Pair
+from ddim.inversion.replay import KeptNoise, PinnedSolver, replay, with_nulls
 
 DATA = conditional(gaussian(2, 3))
 GRID, X = arc(6), noise_like((3, 2, 3))
@@ -85,14 +85,14 @@ def test_each_step_ends_on_the_pivot_and_the_last_on_the_end():
 
 def test_only_the_rows_that_are_held_are_put_back():
     pivot = noise_like((1, 6, 2, 3), seed=5)
-    state = ddim.solve(GUIDED, Held(DDIM, {"pivot": pivot}, rows=[1]), {"x": X}, GRID)["x"]
+    state = ddim.solve(GUIDED, PinnedSolver(DDIM, {"pivot": pivot}, rows=[1]), {"x": X}, GRID)["x"]
     free = ddim.solve(GUIDED, DDIM, {"x": X}, GRID)["x"]
     assert torch.equal(state[1], pivot[0, -1])
     assert torch.equal(state[[0, 2]], free[[0, 2]])
 
 
 def test_a_held_solver_is_the_solver_otherwise():
-    held = Held(ddim.make_solver("ddim", {"eta": 0.5}), {})
+    held = PinnedSolver(ddim.make_solver("ddim", {"eta": 0.5}), {})
     assert (held.name, held.nfe, held.stochastic) == ("ddim", 1, True)
     assert torch.equal(held.read(held.init(X, GRID)), X)
 

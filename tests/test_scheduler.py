@@ -11,10 +11,10 @@ import tiny
 import torch
 
 import ddim
+from ddim.core.path import MOST_LEVELS
+from ddim.core.prediction import Hold
 from ddim.models.schedule import read_schedule
-from ddim.path import MOST_LEVELS
-from ddim.prediction import Hold
-from ddim.scheduler import OF_NO_ACCOUNT, ONLY, SCHEDULERS, TAKEN
+from ddim.models.scheduler_config import OF_NO_ACCOUNT, ONLY, SCHEDULERS, TAKEN
 
 DPM, EULER, FLOW = "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"
 

@@ -3,7 +3,7 @@ import torch
 from oracles import arc, gaussian, noise_like
 
 import ddim
-from ddim.errors import DDIMError, NotFinite
+from ddim._utils.errors import DDIMError, NotFinite
 from ddim.solvers import ReversibleSolver, Solver
 
 DATA, GRID, X = gaussian(3), arc(6), noise_like((2, 3))

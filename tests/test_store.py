@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 import ddim
+from ddim._utils.errors import DDIMError, InputError
 from ddim.cli.app import app
 from ddim.cli.terminal import Terminal
-from ddim.errors import DDIMError, InputError
 from ddim.evaluation import store
 from ddim.evaluation.store import Columns, Processes, Rows, open_rows
 
@@ -131,7 +131,7 @@ class Alone(Processes):
 
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path: Path):
-    code = "import sys; from pathlib import Path; from ddim.lock import only_process\n"
+    code = "import sys; from pathlib import Path; from ddim._utils.lock import only_process\n"
     code += "with only_process(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

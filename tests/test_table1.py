@@ -20,8 +20,9 @@ from test_cli_errors import fails
 from typer.testing import CliRunner
 
 import ddim
+from ddim._utils.errors import DDIMError, InputError
 from ddim.cli.app import app
-from ddim.errors import DDIMError, InputError
+from ddim.core.process import eta_std, sigma_hat
 from ddim.evaluation import store, table1
 from ddim.evaluation.drawing import cost, draw, spacing_label, within
 from ddim.evaluation.frechet import Statistics, frechet_distance
@@ -29,9 +30,8 @@ from ddim.evaluation.reference import as_saved
 from ddim.evaluation.store import open_rows
 from ddim.evaluation.table1 import COLUMNS, Place, items, layout, measure, places, summary
 from ddim.models.base import Model
-from ddim.process import eta_std, sigma_hat
+from ddim.pipelines.common import grid_for
 from ddim.solvers import make_solver
-from ddim.walks import grid_for
 
 SCALE = 0.3
 
@@ -107,7 +107,7 @@ def test_every_level_is_said_of_grids_that_are_it():
 @pytest.mark.parametrize(("solver", "eta"), [("ddim", 0.0), ("ddim", 0.5), ("ddpm", 0.0), ("heun", 0.0)])
 def test_images_are_those_of_sample(solver: str, eta: float):
     model = tiny.model()
-    made = ddim.verbs.solver_with_eta(solver, eta, None)
+    made = ddim.pipelines.verbs.solver_with_eta(solver, eta, None)
     images = draw(model, made, grid_for(model, 3, "quadratic"), [5, 6, 7])
     alone = draw(model, made, grid_for(model, 3, "quadratic"), [7])
     theirs = ddim.sample(model, 3, steps=3, eta=eta, solver=solver, seed=5, spacing="quadratic")

@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 
 import ddim
 from ddim.cli.app import app
+from ddim.data.images import read_images
 from ddim.evaluation import store, table2, trips
 from ddim.evaluation.material import material, spread
 from ddim.evaluation.methods import VARIANTS, all_ways, refusal, taken, way, way_of
 from ddim.evaluation.store import Rows
 from ddim.evaluation.trips import Trip, in_runs, measured_alone
-from ddim.images import read_images
 
 TITLES = ["ddim", "ddim iterations=5", "heun"]
 
@@ -244,7 +244,7 @@ def test_killed_five_times_the_table_is_the_same(bench: Path, monkeypatch: pytes
 
 
 def test_two_runs_do_not_share_a_folder(bench: Path):
-    code = "import sys; from pathlib import Path; from ddim.lock import only_process\n"
+    code = "import sys; from pathlib import Path; from ddim._utils.lock import only_process\n"
     code += "with only_process(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(bench / "out")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:

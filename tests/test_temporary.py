@@ -10,9 +10,9 @@ import torch
 from killing import dead_file
 
 import ddim
-from ddim import temporary
-from ddim.code import write_whole
-from ddim.temporary import DAY, remove_stale, temporary_beside
+from ddim._utils import temporary
+from ddim._utils.temporary import DAY, remove_stale, temporary_beside
+from ddim.inversion.latent_code import write_whole
 
 
 def test_the_next_file_removes_what_a_killed_process_left(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from training_helpers import tables, tiny, write_toml
 
-from ddim.errors import InputError
+from ddim._utils.errors import InputError
 from ddim.training import load_config
 from ddim.training.reading import differing_keys
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from training_helpers import make_images
 
-from ddim.errors import InputError
+from ddim._utils.errors import InputError
+from ddim.data.folders import FolderTable
+from ddim.data.sources import TablePart, square
 from ddim.training.config import DataConfig
 from ddim.training.data import LazyImages, MemoryImages, Rows, _decode_all, fingerprint, load_images
-from ddim.training.folders import FolderTable
-from ddim.training.sources import TablePart, square
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from training_helpers import make_images, make_parquet, png, tiny
 
-from ddim.errors import DDIMWarning, InputError
+from ddim._utils.errors import DDIMWarning, InputError
+from ddim.data.folders import has_split, listing
 from ddim.training import train
 from ddim.training.config import DataConfig
 from ddim.training.data import load_images
-from ddim.training.folders import has_split, listing
 
 
 @pytest.fixture(autouse=True)

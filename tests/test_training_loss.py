@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ddim.errors import InputError
-from ddim.path import ddpm_linear
-from ddim.prediction import Pair, from_pair
+from ddim._utils.errors import InputError
+from ddim.core.path import ddpm_linear
+from ddim.core.prediction import Pair, from_pair
 from ddim.training import draws
 from ddim.training.config import LossConfig, OptimConfig, ScheduleConfig
 from ddim.training.ema import EMA

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from training_helpers import make_images, state, tables, tiny, write_toml
 
 import ddim
-from ddim.errors import DDIMError, InputError
-from ddim.lock import only_process
+from ddim._utils.errors import DDIMError, InputError
+from ddim._utils.lock import only_process
 from ddim.training import train
 from ddim.training.checkpoint import Checkpoints, clean, whole_folder
 from ddim.training.loss import path_of
@@ -257,7 +257,7 @@ def test_other_weights_in_the_same_file_are_refused_on_resume(images, tmp_path):
 
 def test_two_processes_do_not_train_into_one_folder(images, tmp_path):
     folder = tmp_path / "run"
-    code = "import sys; from pathlib import Path; from ddim.lock import only_process\n"
+    code = "import sys; from pathlib import Path; from ddim._utils.lock import only_process\n"
     code += "with only_process(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from training_helpers import make_images, make_parquet, make_words, png
 
-from ddim.errors import DDIMWarning, InputError
+from ddim._utils.errors import DDIMWarning, InputError
 from ddim.training import load_config
 from ddim.training.config import DataConfig, SourceConfig
 from ddim.training.data import LazyImages, MemoryImages, fingerprint, load_images

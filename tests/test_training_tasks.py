@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from training_helpers import make_autoencoder, make_images, make_words, state, task_config
 
-from ddim.errors import InputError
+from ddim._utils.errors import InputError
 from ddim.training import train
 from ddim.training.config import TextConfig
 from ddim.training.data import Batch, load_images

@@ -8,9 +8,9 @@ import torch
 from oracles import noise_like
 
 import ddim
-from ddim.errors import DDIMError, DDIMWarning
+from ddim._utils.errors import DDIMError, DDIMWarning
+from ddim.core.noise import SeededNoise
 from ddim.models.pixel import PixelModel
-from ddim.noise import SeededNoise
 
 METHODS = [m for m in ddim.inversion_names() if m not in ("null-text", "negative-prompt")]  # those need a prompt
 EXACT = [m for m in METHODS if ddim.make_inversion(m).exact]

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ddim.models.latent import LatentTextModel
+from ddim.models.sd import LatentTextModel
 
 WORDS = ("a", "cat", "tiger", "dog", "next", "to", "mirror", "face", "with", "hat", "red", "and", "on", "mat")
 """Each is one token; any other word is one token a letter."""

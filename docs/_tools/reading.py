@@ -2,7 +2,7 @@
 
 Plain Python, so that the tests read the pages as the site does. A page says ``[[kind name | key=value | ...]]``:
 
-- ``[[code process.eta_std | test=laws/test_law_paper.py::test_eq16_std]]``: the function, without its docstring;
+- ``[[code core.process.eta_std | test=laws/test_law_paper.py::test_eq16_std]]``: the function, without its docstring;
   ``from=`` and ``to=`` cut it to the lines from the first that holds one text to the next that holds the other,
   ``line=`` to one line. Several tests are separated by commas.
 - ``[[figure forward | What it shows.]]``: ``images/theory/forward.png``, and the command and script that made it.

@@ -32,7 +32,7 @@ EXPECTED = (
 _KEYS = ("method", "options", "guidance", "steps", "images", "model", "fingerprint", "seed", "failed", "edits")
 FLOOR = "autoencoder"
 """A row that is no method: what encoding and decoding leave."""
-_FACTS = ("exact", "order", "nfe", "growth", "options", "paper")
+_FACTS = ("exact", "order", "nfe", "amplification", "options", "paper")
 _HEADS = {"nfe": "calls a step"}
 
 

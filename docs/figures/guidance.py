@@ -5,8 +5,8 @@ import torch
 from common import keep, show
 
 import ddim
+from ddim.data.images import read_images
 from ddim.evaluation.pairs import psnr
-from ddim.images import read_images
 
 model, files = (
     ddim.load("emoji"),

@@ -7,7 +7,7 @@ import torch
 from common import PATH, keep, noise
 
 import ddim
-from ddim.process import eta_std, q_posterior
+from ddim.core.process import eta_std, q_posterior
 
 figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.3), sharey=True)
 grid, x0, count = ddim.make_grid(PATH, 50, "trailing"), torch.tensor([[0.8]], dtype=torch.float64), 20_000

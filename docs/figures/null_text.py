@@ -5,9 +5,9 @@ import torch
 from common import keep, show
 
 import ddim
+from ddim.core.guidance import classifier_free
+from ddim.data.images import read_images
 from ddim.evaluation.pairs import psnr
-from ddim.guidance import classifier_free
-from ddim.images import read_images
 from ddim.solvers.base import move
 
 model = ddim.load("emoji")

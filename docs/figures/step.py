@@ -5,7 +5,7 @@ import torch
 from common import keep, show
 
 import ddim
-from ddim.noise import SeededNoise
+from ddim.core.noise import SeededNoise
 
 model = ddim.load("fashion")
 denoise, grid, solver = model.denoiser(), ddim.make_grid(model.path, 50, "trailing"), ddim.make_solver("ddim")

@@ -9,20 +9,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .between import interpolate, interpolate_grid
-    from .code import LatentCode
-    from .denoiser import Denoiser, from_network
-    from .editing.control import AttentionEdit
-    from .editing.edit import Edited, edit
-    from .errors import DDIMError, DDIMWarning, InputError, Interrupted, NotFinite, UnknownName
-    from .grid import SPACINGS, Grid, make_grid
-    from .guidance import Guidance
-    from .images import save_image, sheet, to_pil
-    from .interpolation import slerp
-    from .inversion import inversion_names, make_inversion
-    from .loop import solve, solve_back
-    from .models import bundled_models, bundled_test_images, load, load_classifier, load_features
-    from .path import (
+    from ._utils.errors import DDIMError, DDIMWarning, InputError, Interrupted, NotFinite, UnknownName
+    from .core.denoiser import Denoiser, from_network
+    from .core.grid import SPACINGS, Grid, make_grid
+    from .core.guidance import Guidance
+    from .core.path import (
         GaussianPath,
         Node,
         RectifiedFlow,
@@ -34,33 +25,42 @@ if TYPE_CHECKING:
         scaled_linear_alpha_bar,
         zero_terminal_snr,
     )
-    from .prediction import Pair, from_pair, to_pair
-    from .scheduler import from_scheduler_config
+    from .core.prediction import Pair, from_pair, to_pair
+    from .core.slerp import slerp
+    from .core.solve import solve, solve_back
+    from .data.images import save_image, sheet, to_pil
+    from .editing.attention import AttentionEdit
+    from .inversion import inversion_names, make_inversion
+    from .inversion.latent_code import LatentCode
+    from .models import bundled_models, bundled_test_images, load, load_classifier, load_features
+    from .models.scheduler_config import from_scheduler_config
+    from .pipelines.edit import Edited, edit
+    from .pipelines.interpolate import interpolate, interpolate_grid
+    from .pipelines.verbs import invert, reconstruct, sample
     from .solvers import SOLVERS, make_solver
-    from .verbs import invert, reconstruct, sample
 
 _WHERE = {
-    "code": ["LatentCode"],
-    "denoiser": ["Denoiser", "from_network"],
-    "editing.control": ["AttentionEdit"],
-    "editing.edit": ["Edited", "edit"],
-    "errors": ["DDIMError", "DDIMWarning", "InputError", "Interrupted", "NotFinite", "UnknownName"],
-    "grid": ["SPACINGS", "Grid", "make_grid"],
-    "guidance": ["Guidance"],
-    "images": ["save_image", "sheet", "to_pil"],
-    "interpolation": ["slerp"],
+    "inversion.latent_code": ["LatentCode"],
+    "core.denoiser": ["Denoiser", "from_network"],
+    "editing.attention": ["AttentionEdit"],
+    "pipelines.edit": ["Edited", "edit"],
+    "_utils.errors": ["DDIMError", "DDIMWarning", "InputError", "Interrupted", "NotFinite", "UnknownName"],
+    "core.grid": ["SPACINGS", "Grid", "make_grid"],
+    "core.guidance": ["Guidance"],
+    "data.images": ["save_image", "sheet", "to_pil"],
+    "core.slerp": ["slerp"],
     "inversion": ["inversion_names", "make_inversion"],
     "models": ["bundled_models", "bundled_test_images", "load", "load_classifier", "load_features"],
-    "path": [
+    "core.path": [
         *("GaussianPath", "Node", "RectifiedFlow", "TablePath", "VEPath", "cosine_alpha_bar", "ddpm_linear"),
         *("linear_alpha_bar", "scaled_linear_alpha_bar", "zero_terminal_snr"),
     ],
-    "prediction": ["Pair", "from_pair", "to_pair"],
-    "loop": ["solve", "solve_back"],
-    "scheduler": ["from_scheduler_config"],
+    "core.prediction": ["Pair", "from_pair", "to_pair"],
+    "core.solve": ["solve", "solve_back"],
+    "models.scheduler_config": ["from_scheduler_config"],
     "solvers": ["SOLVERS", "make_solver"],
-    "between": ["interpolate", "interpolate_grid"],
-    "verbs": ["invert", "reconstruct", "sample"],
+    "pipelines.interpolate": ["interpolate", "interpolate_grid"],
+    "pipelines.verbs": ["invert", "reconstruct", "sample"],
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 

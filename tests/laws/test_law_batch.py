@@ -6,8 +6,8 @@ import torch
 from oracles import arc, gaussian, mixture, noise_like
 
 import ddim
+from ddim.core.noise import SeededNoise
 from ddim.inversion import GUIDED, make_inversion
-from ddim.noise import SeededNoise
 
 SHAPES = [(3, 3), (4, 4, 4, 4), (3, 1, 4, 5)]  # [N, ...]: the first two with a batch as large as every width
 ORACLES = {"gaussian": gaussian, "mixture": mixture}

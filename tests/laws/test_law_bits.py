@@ -11,7 +11,7 @@ import torch
 from oracles import mixture, noise_like
 
 import ddim
-from ddim.errors import NotFinite
+from ddim._utils.errors import NotFinite
 from ddim.inversion import make_inversion
 from ddim.solvers import LatticeState, Lift, ReversibleSolver
 
@@ -167,7 +167,7 @@ class ThreeNodes(ReversibleSolver):
             Lift("b", 1.1, lambda denoise, others: others["c"] * 0.5),
         )
 
-    def growth(self, grid: ddim.Grid) -> float:
+    def amplification(self, grid: ddim.Grid) -> float:
         return 1.0
 
 

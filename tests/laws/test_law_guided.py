@@ -8,12 +8,12 @@ import torch
 from oracles import conditional, gaussian, mixture, noise_like
 
 import ddim
-from ddim.denoiser import bound
-from ddim.guidance import Guidance, classifier_free
+from ddim.core.denoiser import bound
+from ddim.core.guidance import Guidance, classifier_free
+from ddim.core.noise import SeededNoise
 from ddim.inversion import GUIDED, make_inversion
-from ddim.inversion.base import Scene, Walked
-from ddim.noise import SeededNoise
-from ddim.replay import replay, resumed
+from ddim.inversion.base import InversionProblem, InversionResult
+from ddim.inversion.replay import replay, resumed
 from ddim.solvers.base import options_of
 
 PROBLEMS = {"gaussian": conditional(gaussian(2, 4)), "mixture": conditional(mixture(2, 4))}
@@ -42,8 +42,10 @@ def words(count: int = 4, dtype: torch.dtype = torch.float64) -> dict[str, torch
     return {"words": drawn, "null": noise_like((1, TOKENS, WIDTH), seed=9).to(dtype).expand(count, -1, -1).clone()}
 
 
-def scene(problem: str, cond: dict[str, torch.Tensor], weight: float, back: float, seeds: list[int]) -> Scene:
-    return Scene(PROBLEMS[problem], cond, Guidance(weight), back, noise=SeededNoise(seeds))
+def scene(
+    problem: str, cond: dict[str, torch.Tensor], weight: float, back: float, seeds: list[int]
+) -> InversionProblem:
+    return InversionProblem(PROBLEMS[problem], cond, Guidance(weight), back, noise=SeededNoise(seeds))
 
 
 def code_of(
@@ -62,7 +64,7 @@ def code_of(
     if name in GUIDED:
         walked = method.walk(at, x0, GRID)
     else:
-        walked = Walked(method.invert(at.guided(at.back), x0, GRID), GRID, cond, {})
+        walked = InversionResult(method.invert(at.guided(at.back), x0, GRID), GRID, cond, {})
     solver = method.solver()
     return ddim.LatentCode(
         walked.state,
@@ -156,4 +158,4 @@ def test_an_inversion_leaves_what_it_was_given_alone(name, options):
 def test_a_guided_method_comes_forward_by_a_registered_solver(name):
     method = make_inversion(name)
     assert method.order == ddim.make_solver(method.solver().name).order
-    assert method.growth(GRID) == 1
+    assert method.amplification(GRID) == 1

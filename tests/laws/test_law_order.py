@@ -66,9 +66,9 @@ def test_order_zero_means_noise_and_nothing_else(name):
 
 
 def neutral(name: str) -> bool:
-    """Whether the method may be followed to 256 steps on the way back without its own growth drowning the order."""
+    """Whether it can be followed to 256 steps on the way back without its own amplification drowning the order."""
     solver = make_inversion(name).solver()
-    return not hasattr(solver, "growth") or solver.growth(arc(STEPS[-1])) < 100
+    return not hasattr(solver, "amplification") or solver.amplification(arc(STEPS[-1])) < 100
 
 
 @problems

@@ -13,7 +13,7 @@ from oracles import gaussian, mixture, noise_like
 from torch.distributions import Normal, kl_divergence
 
 import ddim
-from ddim import process
+from ddim.core import process
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 BAR = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - BETAS, 0)])  # BAR[t], t = 0..T

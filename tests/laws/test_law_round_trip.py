@@ -9,7 +9,7 @@ from oracles import arc, gaussian, mixture, noise_like
 
 import ddim
 from ddim.inversion import GUIDED, make_inversion
-from ddim.replay import resumed
+from ddim.inversion.replay import resumed
 from ddim.solvers import LatticeState, ReversibleSolver
 
 PROBLEMS = {"gaussian": gaussian(2, 4), "mixture": mixture(2, 4)}
@@ -197,21 +197,21 @@ def enlargement(solver: ReversibleSolver, grid: ddim.Grid, problem: str) -> floa
 @pytest.mark.parametrize(
     ("name", "options"), [*((name, {}) for name in REVERSIBLE), ("bdia", {"gamma": 0.96}), ("bdia", {"gamma": 0.7})]
 )
-def test_growth_bounds_what_a_disturbance_does(name, options, spacing, problem):
+def test_amplification_bounds_what_a_disturbance_does(name, options, spacing, problem):
     solver = ddim.make_solver(name, options)
     grid = arc(STEPS) if spacing == "arc" else ddim.make_grid(PATH, STEPS, spacing)
-    assert enlargement(solver, grid, problem) < 3 * solver.growth(grid)
+    assert enlargement(solver, grid, problem) < 3 * solver.amplification(grid)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 0.7, 0.96])
-def test_growth_of_bdia_below_one_is_real(gamma):
+def test_amplification_of_bdia_below_one_is_real(gamma):
     solver = ddim.make_solver("bdia", {"gamma": gamma})
     assert enlargement(solver, arc(20), "mixture") > 0.1 * gamma**-20
 
 
 @pytest.mark.parametrize(("name", "options"), [("bdia", {"gamma": 0.5}), ("edict", {"p": 0.5})])
-def test_growth_beyond_floats_is_infinite(name, options):
-    assert ddim.make_solver(name, options).growth(arc(1100)) == math.inf
+def test_amplification_beyond_floats_is_infinite(name, options):
+    assert ddim.make_solver(name, options).amplification(arc(1100)) == math.inf
 
 
 def test_scales_that_no_lattice_holds_are_refused():

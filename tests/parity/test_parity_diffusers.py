@@ -10,11 +10,11 @@ from diffusers import DDIMInverseScheduler, DDIMPipeline, DDIMScheduler, DPMSolv
 from oracles import mixture, noise_like
 
 import ddim
-from ddim.denoiser import corrected, from_network
+from ddim.core.denoiser import corrected, from_network
+from ddim.core.prediction import clip
 from ddim.inversion import make_inversion
 from ddim.models.pixel import PixelModel
-from ddim.prediction import clip
-from ddim.walks import grid_for
+from ddim.pipelines.common import grid_for
 
 AGREE = 1e-5
 CONFIGS = {

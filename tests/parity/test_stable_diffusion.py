@@ -14,10 +14,10 @@ from oracles import noise_like
 from torch import Tensor
 
 import ddim
-from ddim import walks
-from ddim.denoiser import bound
-from ddim.guidance import Guidance
-from ddim.models.latent import LatentTextModel
+from ddim.core.denoiser import bound
+from ddim.core.guidance import Guidance
+from ddim.models.sd import LatentTextModel
+from ddim.pipelines import common as walks
 
 AGREE = 1e-4
 PROMPTS = ["noto dog face", "twemoji cat face", "a red apple"]
@@ -164,7 +164,7 @@ def test_halves_together_or_one_after_the_other(prediction, record_property):
 
 def test_the_verb_draws_what_the_pipeline_draws(record_property):
     pipeline, model = pair()
-    from ddim.noise import SeededNoise
+    from ddim.core.noise import SeededNoise
 
     x = SeededNoise([3, 4])(torch.empty(2, *model.shape))
     images = ddim.sample(model, 2, steps=10, seed=3, prompt=PROMPTS[:2], negative="grey", guidance=7.5)

@@ -51,13 +51,13 @@ def consistency(
     ddim evaluate consistency --model fashion
     """
     with voice(json, quiet) as terminal:
+        from .._utils.lock import only_process
         from ..evaluation import consistency as c
         from ..evaluation.fitting import fitting_or_none
         from ..evaluation.plots import line_plot
         from ..evaluation.store import open_rows, processes
         from ..evaluation.tables import write_table
-        from ..lock import only_process
-        from ..walks import check_batch
+        from ..pipelines.common import check_batch
         from .work import open_model
 
         check_batch(batch)
@@ -113,7 +113,7 @@ def _sheet(file: Path, bench: "Consistency", eta: float, counts: Sequence[int], 
     """A row for each of the first x_T, a column for each S; what failed is left grey."""
     import torch
 
-    from ..images import read_images, save_image, sheet
+    from ..data.images import read_images, save_image, sheet
 
     shape = bench.model.picture
     tiles = []

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DDIMError, InputError
+from .._utils.errors import DDIMError, InputError
 from . import edit_options as e
 from . import options as o
 from .failure import code_and_sentence
@@ -16,7 +16,7 @@ from .terminal import Terminal, escaped
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..code import LatentCode
+    from ..inversion.latent_code import LatentCode
 
 
 def edit(
@@ -96,16 +96,17 @@ def edit(
 
         import torch
 
-        from .. import verbs, walks
-        from ..code import LatentCode, write_whole
-        from ..editing.control import AttentionEdit
-        from ..editing.edit import edit as edit_pictures
-        from ..editing.edit import planned, source_prompts, text_model
-        from ..errors import Interrupted
-        from ..guidance import Guidance
-        from ..images import read_images
+        from .._utils.errors import Interrupted
+        from .._utils.texts import parse_weights
+        from ..core.guidance import Guidance
+        from ..data.images import read_images
+        from ..editing.attention import AttentionEdit
         from ..inversion import make_inversion
-        from ..texts import parse_weights
+        from ..inversion.latent_code import LatentCode, write_whole
+        from ..pipelines import common as walks
+        from ..pipelines import verbs
+        from ..pipelines.edit import edit as edit_pictures
+        from ..pipelines.edit import planned, source_prompts, text_model
         from .pictures import check_page, write_each, write_page
         from .work import (
             about_model,

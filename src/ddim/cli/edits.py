@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError
+from .._utils.errors import InputError
 from . import options as o
 from .evaluate import (
     Folder,
@@ -175,7 +175,7 @@ def _shown(pairs: "Sequence[EditPair]") -> "Sequence[EditPair]":
 
 def _keep_pictures(folder: Path, keys: set[str], measured: "Sequence[Row]", images: "Tensor") -> None:
     """The edits of the pairs that the sheet shows."""
-    from ..images import save_image, to_pil
+    from ..data.images import save_image, to_pil
 
     for row, image in zip(measured, images, strict=True):
         if row["pair"] in keys:
@@ -186,7 +186,7 @@ def _sheet(folder: Path, pairs: "Sequence[EditPair]") -> None:
     """Source, edit and answer of the pairs that are shown."""
     import torch
 
-    from ..images import read_images, save_image, sheet
+    from ..data.images import read_images, save_image, sheet
 
     tiles = []
     for pair in _shown(pairs):

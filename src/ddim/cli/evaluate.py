@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError
+from .._utils.errors import InputError
 from . import options as o
 from .failure import Commands
 from .files import protect, settings_text
@@ -96,7 +96,7 @@ def usable_folder(out: Path, name: str) -> None:
 
 def usable_seeds(seed: int, samples: int) -> None:
     """Raises InputError, before any work, where so many seeds from this one on are not to be had."""
-    from ..noise import checked_seed
+    from ..core.noise import checked_seed
 
     checked_seed(seed, samples)
 

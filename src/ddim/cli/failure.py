@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
-from ..errors import DDIMError, InputError, Interrupted
-from ..foreign import first_line, told
+from .._utils.errors import DDIMError, InputError, Interrupted
+from .._utils.foreign import first_line, told
 from .signals import exit_code
 
 if TYPE_CHECKING:

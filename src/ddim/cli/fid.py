@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError
+from .._utils.errors import InputError
 from . import options as o
 from .evaluate import MANY, Folder, about_run, flags_of, usable_folder, usable_seeds, voice
 from .files import slug
@@ -191,7 +191,7 @@ def _data(
     data: Path | None, recipe: Path | None, split: str | None, fit: str | None, picture: tuple[int, int, int]
 ) -> "DataConfig":
     """Where the pictures come from, as large as the model's."""
-    from ..errors import UnknownName
+    from .._utils.errors import UnknownName
     from ..evaluation.fid import whole_data
     from ..training import load_config
     from ..training.config import DataConfig

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from .._utils.errors import InputError
 
 CODE = ".code.safetensors"
 PNG = ".png"

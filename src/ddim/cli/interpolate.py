@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ..errors import InputError
+from .._utils.errors import InputError
 from . import options as o
 from .files import PNG, is_code, protect, settings_text, stem, target
 from .terminal import Terminal, escaped
 
 if TYPE_CHECKING:
-    from ..code import LatentCode
+    from ..inversion.latent_code import LatentCode
 
 _Ends = Annotated[
     list[Path],
@@ -92,11 +92,13 @@ def interpolate(
 
         import torch
 
-        from .. import between, verbs, walks
-        from ..code import LatentCode
-        from ..images import read_images
-        from ..interpolation import check_corners, check_frames
+        from ..core.slerp import check_corners, check_frames
+        from ..data.images import read_images
         from ..inversion import make_inversion
+        from ..inversion.latent_code import LatentCode
+        from ..pipelines import common as walks
+        from ..pipelines import interpolate as between
+        from ..pipelines import verbs
         from .pictures import check_page, write_each, write_page
         from .work import about_model, guidance_for, open_for_code, open_model
 

@@ -49,15 +49,15 @@ def interpolation(
     ddim evaluate interpolation --model fashion
     """
     with voice(json, quiet) as terminal:
-        from ..errors import UnknownName
+        from .._utils.errors import UnknownName
+        from .._utils.lock import only_process
+        from ..data.images import sheet_size
         from ..evaluation import interpolation as i
         from ..evaluation.fitting import fitting_or_none, reference, reference_text
         from ..evaluation.frechet import title
         from ..evaluation.store import open_rows, processes
         from ..evaluation.tables import write_table
-        from ..images import sheet_size
-        from ..lock import only_process
-        from ..walks import check_batch
+        from ..pipelines.common import check_batch
         from .work import open_model
 
         ways = list(dict.fromkeys(way or i.WAYS))
@@ -123,7 +123,7 @@ def _sheet(file: Path, bench: "Interpolation", ways: Sequence[str], seeds: Seque
     """The paths of each seed one under the other; what failed is left grey."""
     import torch
 
-    from ..images import read_images, save_image, sheet
+    from ..data.images import read_images, save_image, sheet
 
     shape, tiles = bench.model.picture, []
     for seed in seeds:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError
+from .._utils.errors import InputError
 from . import options as o
 from .files import CODE, PNG, folder, protect, settings_text, stem, target
 from .terminal import Terminal, escaped
@@ -14,7 +14,7 @@ from .terminal import Terminal, escaped
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..code import LatentCode
+    from ..inversion.latent_code import LatentCode
     from .work import Counted
 
 _Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.", show_default=False)]
@@ -92,13 +92,14 @@ def invert(
         one_file = together or len(images) == 1
         protect([target(out, "x", CODE) if one_file else folder(out, CODE) / "x"])
 
-        from .. import verbs, walks
-        from ..code import LatentCode
-        from ..errors import Interrupted
-        from ..images import read_images
+        from .._utils.errors import Interrupted
+        from ..core.prediction import Hold
+        from ..data.images import read_images
         from ..inversion import make_inversion
-        from ..partial import KEY, begun
-        from ..prediction import Hold
+        from ..inversion.latent_code import LatentCode
+        from ..inversion.partial import KEY, begun
+        from ..pipelines import common as walks
+        from ..pipelines import verbs
         from .work import (
             about_model,
             about_words,
@@ -251,9 +252,10 @@ def reconstruct(
 
         import torch
 
-        from .. import verbs, walks
-        from ..code import LatentCode
-        from ..images import read_images
+        from ..data.images import read_images
+        from ..inversion.latent_code import LatentCode
+        from ..pipelines import common as walks
+        from ..pipelines import verbs
         from .pictures import check_page, write_each, write_page
         from .work import about_model, error_text, errors, open_for_code
 

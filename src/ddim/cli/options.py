@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError
-from ..texts import check_text
+from .._utils.errors import InputError
+from .._utils.texts import check_text
 
 SOLVERS = ("ddim", "ddpm", "heun", "adams-bashforth", "dpm++2m", "edict", "bdia", "belm")
 METHODS = ("ddim", "heun", "null-text", "negative-prompt", "direct", "edit-friendly", "edict", "bdia", "belm")

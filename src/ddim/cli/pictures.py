@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def page_of(images: "Tensor", columns: int | None, scale: int) -> "Image":
     """A sheet of several pictures; a single one as it is, without a border."""
-    from ..images import sheet
+    from ..data.images import sheet
 
     return sheet(images, columns, scale=scale, gap=_gap(len(images)))
 
@@ -21,7 +21,7 @@ def check_page(
     count: int, picture: Sequence[int], columns: int | None = None, scale: int = 1, of: str = "count"
 ) -> None:
     """Raises InputError, before the work, for a sheet that is too large; as for ``images.sheet_size``."""
-    from ..images import sheet_size
+    from ..data.images import sheet_size
 
     sheet_size(count, picture, columns, scale=scale, gap=_gap(count), of=of)
 
@@ -34,7 +34,7 @@ def write_page(
     images: "Tensor", path: Path, about: Mapping[str, Any], *, columns: int | None = None, scale: int = 1
 ) -> Path:
     """The pictures on one sheet, with ``about`` as JSON in the PNG's ``Description``."""
-    from ..images import save_image
+    from ..data.images import save_image
 
     return save_image(page_of(images, columns, scale), path, about=json.dumps(about, default=str))
 

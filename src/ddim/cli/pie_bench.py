@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError, is_number
+from .._utils.errors import InputError, is_number
 from . import options as o
 from .evaluate import (
     Folder,
@@ -82,7 +82,7 @@ def pie_bench(
     ddim evaluate pie-bench --model stable-diffusion-v1-5/stable-diffusion-v1-5 --data PIE-Bench_v1
     """
     with voice(json, quiet) as terminal:
-        from ..editing.control import AttentionEdit
+        from ..editing.attention import AttentionEdit
         from ..evaluation.pie_bench import fitted, read_entries
         from ..evaluation.pie_run import COLUMNS, PieBench, summary
         from ..evaluation.plots import line_plot

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError
+from .._utils.errors import InputError
 from . import options as o
 from .files import PNG, protect, settings_text, slug, target, value_text
 from .terminal import Terminal, escaped
@@ -100,8 +100,10 @@ def sample(
         count = usual_count if count is None else count
         protect([target(out, "x", PNG)])  # what is wrong there is better known before the model is loaded
 
-        from .. import load_classifier, verbs, walks
-        from ..prediction import Hold
+        from .. import load_classifier
+        from ..core.prediction import Hold
+        from ..pipelines import common as walks
+        from ..pipelines import verbs
         from ..solvers import SOLVERS
         from ..solvers.base import options_of
         from .pictures import check_page, write_each, write_page

@@ -93,12 +93,12 @@ def table1(
     ddim evaluate table1 --model fashion --samples 2000 --steps 10 --steps 20
     """
     with voice(json, quiet) as terminal:
+        from .._utils.lock import only_process
         from ..evaluation import table1 as t
         from ..evaluation.fitting import enough, fitting, reference, reference_text
         from ..evaluation.frechet import title
         from ..evaluation.store import open_rows, processes
-        from ..lock import only_process
-        from ..walks import check_batch
+        from ..pipelines.common import check_batch
         from .work import open_model
 
         check_batch(batch)

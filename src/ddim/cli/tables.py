@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError
+from .._utils.errors import InputError
 from . import options as o
 from .terminal import Terminal, escaped, stdout
 
@@ -55,21 +55,24 @@ def methods(json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False
         if json or quiet:
             return
         common = [("name", "bold"), ("order", ""), ("calls/step", ""), ("exact", ""), ("options", "")]
-        growth = ("growth", "")
+        amplification = ("amplification", "")
         _show(
             "Solvers (--solver)",
-            [*common, ("noise", ""), growth, ("paper", "dim")],
-            [_row(s, "order", "nfe", "exact", "options", "stochastic", "growth", "paper") for s in facts["solvers"]],
+            [*common, ("noise", ""), amplification, ("paper", "dim")],
+            [
+                _row(s, "order", "nfe", "exact", "options", "stochastic", "amplification", "paper")
+                for s in facts["solvers"]
+            ],
         )
         _show(
             "Inversions (--method)",
-            [*common, growth, ("paper", "dim")],
-            [_row(s, "order", "nfe", "exact", "options", "growth", "paper") for s in facts["inversions"]],
+            [*common, amplification, ("paper", "dim")],
+            [_row(s, "order", "nfe", "exact", "options", "amplification", "paper") for s in facts["inversions"]],
         )
         _show("Spacings (--spacing)", [common[0], ("what", "")], [_row(s, "what") for s in facts["spacings"]])
         stdout().print(
             "[dim]order: of the error in the step; for an inversion of the way there and back. exact: algebra, or "
-            f"what is kept, brings the picture back. growth: how far the way back may enlarge a disturbance over "
+            f"what is kept, brings the picture back. amplification: how much a disturbance grows on the way back over "
             f"S = {_GROWTH_STEPS} steps of DDPM's linear schedule; 1 is neutral. Options go with [/dim]-o KEY=VALUE"
             "[dim] (eta with [/dim]--eta[dim]).[/dim]",
             soft_wrap=True,
@@ -78,9 +81,9 @@ def methods(json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False
 
 def registries() -> dict[str, list[dict[str, Any]]]:
     """Every solver, inversion and spacing as plain values."""
-    from ..grid import SPACINGS, make_grid
+    from ..core.grid import SPACINGS, make_grid
+    from ..core.path import ddpm_linear
     from ..inversion import inversion_names, make_inversion
-    from ..path import ddpm_linear
     from ..solvers import SOLVERS
     from ..solvers.base import options_of
     from ..solvers.lattice import ReversibleSolver
@@ -100,7 +103,7 @@ def registries() -> dict[str, list[dict[str, Any]]]:
                 if solver.stochastic
                 else ("with eta > 0" if "eta" in options_of(solver) else "never"),
                 "options": options_of(solver),
-                "growth": _rounded(solver.growth(grid)) if exact else None,
+                "amplification": _rounded(solver.amplification(grid)) if exact else None,
                 "paper": solver.paper,
             }
         )
@@ -113,7 +116,7 @@ def registries() -> dict[str, list[dict[str, Any]]]:
                 "nfe": method.nfe,
                 "exact": method.exact,
                 "options": dict(method.options),
-                "growth": _rounded(method.growth(grid)),
+                "amplification": _rounded(method.amplification(grid)),
                 "paper": method.paper,
             }
         )
@@ -174,7 +177,7 @@ def _licence(folder: Path) -> str | None:
 
 def _json(file: Path) -> dict[str, Any]:
     """A config, or nothing where there is none."""
-    from ..foreign import read_json
+    from .._utils.foreign import read_json
 
     try:
         return read_json(file)

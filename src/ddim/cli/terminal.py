@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DDIMWarning
+from .._utils.errors import DDIMWarning
 from .failure import say
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from .. import __version__
-from ..errors import InputError, UnknownName
+from .._utils.errors import InputError, UnknownName
 from .failure import NetworkMemory, out_of_memory
 from .files import phrases
 from .options import range_from
@@ -16,13 +16,13 @@ from .terminal import Terminal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..code import LatentCode
-    from ..denoiser import Cond, Denoiser
-    from ..errors import Interrupted
-    from ..guidance import Guidance
+    from .._utils.errors import Interrupted
+    from ..core.denoiser import Cond, Denoiser
+    from ..core.guidance import Guidance
+    from ..core.path import Node
+    from ..core.prediction import Pair
+    from ..inversion.latent_code import LatentCode
     from ..models.base import Model
-    from ..path import Node
-    from ..prediction import Pair
 
 
 class Counted:
@@ -143,7 +143,7 @@ def guidance_for(
     Raises:
         InputError: a number out of its range, or any of these for a model without text.
     """
-    from ..guidance import Guidance
+    from ..core.guidance import Guidance
 
     given = {"--guidance": weight, "--rescale": rescale, "--interval": interval, "--negative": negative or None}
     if not model.text and (flags := [flag for flag, value in given.items() if value is not None]):

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import verbs
+from .._utils.errors import InputError
 from ..cli.work import Counted, errors
-from ..errors import InputError
-from ..images import read_images
+from ..data.images import read_images
 from ..models import bundled_models
+from ..pipelines import verbs
 from .pictures import tiles
 from .studio import Job, Studio, plain
 
@@ -155,7 +155,7 @@ class Edits:
         return EDITS * STEPS * (1 + 4 + tuning)
 
     def _edit(self, how: How, report: Any) -> None:
-        from ..editing.edit import edit
+        from ..pipelines.edit import edit
 
         gallery, began, counted = self.gallery, time.perf_counter(), Counted(self.studio.model.model)
         sources = gallery.pixels[:EDITS]

@@ -4,10 +4,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from .. import between, verbs
 from ..cli.work import Counted, errors, psnr
-from ..code import LatentCode
 from ..inversion import make_inversion
+from ..inversion.latent_code import LatentCode
+from ..pipelines import interpolate as between
+from ..pipelines import verbs
 from .pictures import AMPLIFIED, difference, latent, same_as_png, tiles
 from .studio import Job, Studio
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..images import MOST_PIXELS, to_pil
+from ..data.images import MOST_PIXELS, to_pil
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,7 +43,7 @@ def difference(images: Tensor, others: Tensor) -> Tensor:
 
 def same_as_png(images: Tensor, others: Tensor) -> int:
     """How many of the images are the same to the bit once rounded to 8 bits."""
-    from ..images import to_uint8
+    from ..data.images import to_uint8
 
     return int((to_uint8(images) == to_uint8(others)).flatten(1).all(1).sum())
 

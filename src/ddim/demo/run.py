@@ -10,16 +10,16 @@ from typing import Any
 import torch
 
 from .. import __version__
+from .._utils.errors import InputError
+from .._utils.foreign import readable
 from ..cli.files import folder, protect, slug
 from ..cli.tables import describe
 from ..cli.terminal import Terminal
 from ..cli.work import open_model
-from ..code import write_whole
-from ..errors import InputError
-from ..foreign import readable
-from ..images import read_images
+from ..core.noise import checked_seed
+from ..data.images import read_images
+from ..inversion.latent_code import write_whole
 from ..models import bundled_models, bundled_test_images
-from ..noise import checked_seed
 from .editing import DRAWINGS, Edits, Gallery, Words
 from .inverting import Between, Inversion
 from .page import render

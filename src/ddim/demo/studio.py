@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .. import verbs
 from ..cli.terminal import Report
 from ..cli.work import Counted, about_model
-from ..images import save_image
+from ..data.images import save_image
+from ..pipelines import verbs
 
 if TYPE_CHECKING:
     from PIL.Image import Image

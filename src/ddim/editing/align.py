@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..models.words import Tokens
+from .._utils.errors import InputError
+from .tokens import Tokens
 
 NEW = -1
 """In an alignment: this target token has no partner in the source."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, max_pool2d
 
-from ..errors import InputError
-from ..images import flatten, open_image
+from .._utils.errors import InputError
+from ..data.images import flatten, open_image
 
 MaskLike = Any
 """A path, a PIL image or a tensor [H, W], [N, H, W] or [N, 1, H, W]: 1 (white) may change, 0 (black) stays.

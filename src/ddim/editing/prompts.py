@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import InputError, is_number, is_texts
-from ..models.words import Tokens
-from ..texts import check_text
+from .._utils.errors import InputError, is_number, is_texts
+from .._utils.texts import check_text
+from .tokens import Tokens
 
 T = TypeVar("T")
 Weights = Mapping[str, float]

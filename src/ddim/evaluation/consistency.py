@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..images import read_images, save_image
+from .._utils.errors import InputError
+from ..data.images import read_images, save_image
 from ..models.base import Model
-from ..verbs import solver_with_eta
-from ..walks import grid_for
+from ..pipelines.common import grid_for
+from ..pipelines.verbs import solver_with_eta
 from .drawing import draw
 from .pairs import psnr, ssim
 from .plots import Point

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..denoiser import Cond, bound
-from ..errors import InputError
-from ..grid import SPACINGS, Grid, make_grid
-from ..guidance import Guidance
-from ..loop import solve
+from .._utils.errors import InputError
+from ..core.denoiser import Cond, bound
+from ..core.grid import SPACINGS, Grid, make_grid
+from ..core.guidance import Guidance
+from ..core.path import GaussianPath, Node
+from ..core.prediction import Pair
+from ..core.solve import solve
 from ..models.base import Model
-from ..path import GaussianPath, Node
-from ..prediction import Pair
+from ..pipelines.common import grid_for, guided_by, half_precision_hint, start
 from ..solvers import Solver
 from ..solvers.base import Noise
-from ..walks import grid_for, guided_by, half_precision_hint, start
 
 
 def walk(model: Model, solver: Solver, grid: Grid, x: Tensor, noise: Noise | None, classes: Sequence[int]) -> Tensor:
@@ -23,7 +23,7 @@ def walk(model: Model, solver: Solver, grid: Grid, x: Tensor, noise: Noise | Non
 
     Args:
         model: one with text draws the empty prompt at guidance 1.
-        solver, grid: as for ``ddim.loop.solve``.
+        solver, grid: as for ``ddim.core.solve.solve``.
         x: [N, ...].
         noise: of a stochastic solver.
         classes: one a sample: a class-conditional model draws these modulo its number of classes.

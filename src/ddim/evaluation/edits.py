@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DDIMError, InputError
-from ..foreign import one_line
+from .._utils.errors import DDIMError, InputError
+from .._utils.foreign import one_line
+from ..data.sources import TablePart, held_out, open_source, square
 from ..training.config import TrainConfig
-from ..training.sources import TablePart, held_out, open_source, square
 from .methods import Way
 from .nearest import Gallery
 from .pairs import agreement, digest, mse_where, psnr, ssim
@@ -224,7 +224,7 @@ class EditBenchmark:
         return [{**item, **row, **told} for item, row in zip(items, found, strict=True)], edits
 
     def _measured(self, setting: Setting, pairs: Sequence[EditPair]) -> tuple[list[dict[str, Any]], Tensor]:
-        from ..editing.edit import edit
+        from ..pipelines.edit import edit
 
         source = pairs[0].source
         edited = edit(

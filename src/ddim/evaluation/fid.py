@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from .._utils.errors import InputError
+from ..data.idx import idx_file
 from ..models.base import Model
+from ..pipelines.common import Progress, Spacing, grid_for
+from ..pipelines.verbs import sample, solver_with_eta
 from ..solvers.base import options_of
 from ..training.config import DataConfig
 from ..training.data import Images
-from ..training.idx import idx_file
-from ..verbs import sample, solver_with_eta
-from ..walks import Progress, Spacing, grid_for
 from .reference import Features, as_saved
 from .store import Columns, Rows
 from .trips import in_runs

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
+from .._utils.errors import InputError
 from ..models.features import FeatureClassifier, bundled_features, load_features, sides
-from ..walks import Progress
+from ..pipelines.common import Progress
 from .frechet import Statistics
 from .reference import carried_statistics, data_statistics
 

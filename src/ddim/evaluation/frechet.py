@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..code import write_whole
-from ..errors import InputError, is_number, is_whole
-from ..foreign import told
+from .._utils.errors import InputError, is_number, is_whole
+from .._utils.foreign import told
+from ..inversion.latent_code import write_whole
 
 FORMAT = "ddim-statistics"
 

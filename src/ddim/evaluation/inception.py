@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..foreign import first_line, told
+from .._utils.errors import InputError
+from .._utils.foreign import first_line, told
 from ..models import where_and_what
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"

@@ -29,12 +29,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..images import save_image
-from ..interpolation import slerp
+from .._utils.errors import InputError
+from ..core.slerp import slerp
+from ..data.images import save_image
 from ..models.base import Model
+from ..pipelines.common import grid_for, start
 from ..solvers import make_solver
-from ..walks import grid_for, start
 from .drawing import walk
 from .frechet import Statistics, bootstrap_interval
 from .reference import Features, as_saved

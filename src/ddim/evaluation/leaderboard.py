@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..code import LatentCode
-from ..editing.edit import edit
+from ..inversion.latent_code import LatentCode
 from ..models.base import Model
+from ..pipelines.edit import edit
 from .edits import EditPair, Picture, edit_pairs
 from .material import Material
 from .memory import peak_memory

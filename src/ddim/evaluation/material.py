@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..images import read_images
+from .._utils.errors import InputError
+from ..data.folders import has_split
+from ..data.idx import idx_file
+from ..data.images import read_images
+from ..data.sources import open_source, square
 from ..models import bundled_models
 from ..models.base import Model
 from ..models.features import sides
 from ..training.config import DataConfig, SourceConfig, TrainConfig
-from ..training.folders import has_split
-from ..training.idx import idx_file
-from ..training.sources import open_source, square
 from .edits import Picture, galleries, read_pictures
 from .nearest import Gallery
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from .. import verbs
-from ..errors import InputError
+from .._utils.errors import InputError
 from ..inversion import inversion_names, make_inversion
 from ..models.base import Model
-from ..walks import Spacing
+from ..pipelines import verbs
+from ..pipelines.common import Spacing
 
 VARIANTS = {"ddim": ("ddim iterations=5",), "null-text": ("null-text start=prompt",)}
 """What is measured beside a method as it comes, without being asked for."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import InputError
+from .._utils.errors import InputError
 
 CELLS, DIRECTIONS = 8, 8
 

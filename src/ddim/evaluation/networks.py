@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import DDIMError, InputError
-from ..foreign import told
-from ..images import to_pil
+from .._utils.errors import DDIMError, InputError
+from .._utils.foreign import told
+from ..data.images import to_pil
 from ..models import where_and_what
 from ..models.tokens import checked_tokenizer, read_tokenizer
 from ..models.weights import must_be_whole, reported, transformers_part

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import InputError
-from ..images import to_uint8
+from .._utils.errors import InputError
+from ..data.images import to_uint8
 
 
 def mse(images: Tensor, others: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..editing.control import AttentionEdit
-from ..editing.edit import planned, text_model
-from ..errors import DDIMWarning, InputError, is_whole
-from ..foreign import read_json
-from ..images import open_image
+from .._utils.errors import DDIMWarning, InputError, is_whole
+from .._utils.foreign import read_json
+from ..data.images import open_image
+from ..editing.attention import AttentionEdit
+from ..pipelines.edit import planned, text_model
 
 MAPPING, PICTURES = "mapping_file.json", "annotation_images"
 CATEGORIES = (

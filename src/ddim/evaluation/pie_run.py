@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..editing.edit import edit
-from ..errors import DDIMError, InputError
-from ..foreign import one_line
-from ..images import open_image, read_images, save_image
+from .._utils.errors import DDIMError, InputError
+from .._utils.foreign import one_line
+from ..data.images import open_image, read_images, save_image
+from ..pipelines.edit import edit
 from .edits import Setting
 from .methods import Way
 from .pie_bench import CATEGORIES, Entry

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..errors import InputError
+from .._utils.errors import InputError
 from ..models.features import FeatureClassifier
+from ..pipelines.common import Progress
 from ..training.config import DataConfig
 from ..training.data import Images
-from ..walks import Progress
 from .frechet import Statistics, read_statistics
 
 CARRIED = "test_statistics.safetensors"

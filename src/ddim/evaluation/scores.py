@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DDIMWarning, InputError, UnknownName
-from ..images import read_images, to_pil
+from .._utils.errors import DDIMWarning, InputError, UnknownName
+from ..data.images import read_images, to_pil
 from .networks import CLIP, DINO, Clip, Dino, Lpips
 from .pairs import mean_where, mse, mse_where, ssim, ssim_map
 
@@ -111,7 +111,7 @@ def _where_any(values: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Scene:
+class InversionProblem:
     """Edits to be scored, with all that this takes; shapes as above, one prompt an edit."""
 
     source: Tensor
@@ -140,7 +140,7 @@ class Metric:
     title: str
     factor: float
     needs: str
-    measure: Callable[[Any, Scene], Tensor]
+    measure: Callable[[Any, InversionProblem], Tensor]
 
 
 METRICS: dict[str, Metric] = {
@@ -178,7 +178,7 @@ class Scorer:
         """Each metric's name with its value, float64 [N]; the reconstruction only lies beside the edit in the JPEG."""
         if self.as_published:
             edit = through_jpeg(source, reconstruction, edit)
-        scene = Scene(source, edit, mask, prompts, self.as_published)
+        scene = InversionProblem(source, edit, mask, prompts, self.as_published)
         return {name: METRICS[name].measure(self.networks.get(METRICS[name].needs), scene) for name in self.metrics}
 
 

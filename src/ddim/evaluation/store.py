@@ -15,10 +15,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..code import write_whole
-from ..errors import DDIMError, InputError
-from ..foreign import one_line, told
-from ..lock import only_process
+from .._utils.errors import DDIMError, InputError
+from .._utils.foreign import one_line, told
+from .._utils.lock import only_process
+from ..inversion.latent_code import write_whole
 
 Row = Mapping[str, Any]
 _T = TypeVar("_T")

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError, is_number
-from ..grid import SPACINGS, Grid
+from .._utils.errors import InputError, is_number
+from ..core.grid import SPACINGS, Grid
 from ..models.base import Model
+from ..pipelines.common import grid_for
+from ..pipelines.verbs import solver_with_eta
 from ..solvers import make_solver
-from ..verbs import solver_with_eta
-from ..walks import grid_for
 from .drawing import cost, draw, spacing_label, within
 from .frechet import Statistics, bootstrap_interval
 from .plots import Point

@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from ..code import write_whole
-from ..foreign import readable
+from .._utils.foreign import readable
+from ..inversion.latent_code import write_whole
 
 
 def finite_mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:

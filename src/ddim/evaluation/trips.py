@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import verbs
-from ..code import LatentCode
+from ..inversion.latent_code import LatentCode
 from ..models.base import Model
-from ..walks import Progress, Spacing
+from ..pipelines import verbs
+from ..pipelines.common import Progress, Spacing
 from .edits import Picture
 from .methods import Way
 from .pairs import digest, mse, psnr, ssim
@@ -44,7 +44,7 @@ class Trip:
 
 
 @dataclass(frozen=True, eq=False)
-class Walked:
+class InversionResult:
     """What a trip brought: the code, the pictures [N, C, H, W] in [0, 1], network calls and seconds a picture."""
 
     code: LatentCode
@@ -78,7 +78,7 @@ def walk(
     seed: int,
     calls: Callable[[int], float],
     progress: Progress | None = None,
-) -> Walked:
+) -> InversionResult:
     """Inverts pictures and comes forward again, all in one batch; the k-th has the seed ``seed + k``.
 
     Raises:
@@ -101,7 +101,7 @@ def walk(
     back = calls(len(pictures))
     images = verbs.reconstruct(model, code, batch=len(pictures)).cpu()  # which waits for the device
     seconds = (time.perf_counter() - began) / len(pictures)
-    return Walked(code, images, back, calls(len(pictures)), seconds)
+    return InversionResult(code, images, back, calls(len(pictures)), seconds)
 
 
 def distances(pixels: Tensor, back: Tensor) -> list[Row]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import InputError, UnknownName
+from .._utils.errors import InputError, UnknownName
 from ..solvers import SOLVERS, ReversibleSolver, build, make_solver
 from .base import GuidedInversion, Inversion
 from .ddim import DDIMInversion

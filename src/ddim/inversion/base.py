@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..denoiser import Denoiser, bound, held
-from ..errors import InputError
-from ..grid import Grid
-from ..guidance import NULL, WORDS, Guidance, classifier_free
-from ..loop import OnStep
-from ..prediction import NO_HOLD, Hold
+from .._utils.errors import InputError
+from ..core.denoiser import Denoiser, bound, held
+from ..core.grid import Grid
+from ..core.guidance import NULL, WORDS, Guidance, classifier_free
+from ..core.prediction import NO_HOLD, Hold
+from ..core.solve import OnStep
 from ..solvers.base import Noise, Solver, State
 from .ddim import DDIMInversion
 
@@ -45,7 +45,7 @@ class Method(Protocol):
         """Of the round trip's error in the step; for an exact one, of the solver that comes forward."""
         ...
 
-    def growth(self, grid: Grid) -> float:
+    def amplification(self, grid: Grid) -> float:
         """How far the method itself may enlarge a disturbance on the way back; 1 is no more than the network does."""
         ...
 
@@ -69,7 +69,7 @@ class Inversion(Method, Protocol):
 
 
 @dataclass(frozen=True)
-class Scene:
+class InversionProblem:
     """What an inversion for guided models works on, beside the images.
 
     Attributes:
@@ -80,7 +80,7 @@ class Scene:
         prediction, t_max: see ``guidance.classifier_free``.
         noise: for methods that draw; seeded a sample.
         tell: called with a step, from 0, and its loss while a method tunes; may be left out.
-        resume: what a ``Stopped`` of the same images kept; None begins anew.
+        resume: what a ``InversionInterrupted`` of the same images kept; None begins anew.
         hold: of x0, after guidance, on the way back and forward.
     """
 
@@ -102,11 +102,11 @@ class Scene:
         return bound(held(guided, self.hold), self.cond)
 
 
-class Stopped(KeyboardInterrupt):
+class InversionInterrupted(KeyboardInterrupt):
     """Ctrl-C inside ``walk``, with what the method needs to go on as if nothing had happened.
 
     Attributes:
-        kept: tensors [N, ...], for ``Scene.resume``.
+        kept: tensors [N, ...], for ``InversionProblem.resume``.
         steps: of the grid, that are done.
         x: where the pivot lies at the noisy end, [N, ...].
     """
@@ -116,7 +116,7 @@ class Stopped(KeyboardInterrupt):
         self.kept, self.steps, self.x = kept, steps, x
 
 
-class Walked(NamedTuple):
+class InversionResult(NamedTuple):
     """What an inversion found.
 
     Attributes:
@@ -141,12 +141,14 @@ class GuidedInversion(Method, Protocol):
         """The weight of the way back, where the method has its own; None leaves it free."""
         ...
 
-    def walk(self, scene: Scene, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> Walked:
+    def walk(self, scene: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> InversionResult:
         """From images x0, [N, ...], to what brings them back under ``scene.guidance``."""
         ...
 
 
-def pivot_of(scene: Scene, x0: Tensor, grid: Grid, weight: float = 1.0, on_step: OnStep | None = None) -> Tensor:
+def pivot_of(
+    scene: InversionProblem, x0: Tensor, grid: Grid, weight: float = 1.0, on_step: OnStep | None = None
+) -> Tensor:
     """Every node of plain DDIM inversion under one weight: [N, S + 1, ...], entry i at ``grid[i]``; one call a step."""
     nodes = [x0]
 
@@ -159,7 +161,7 @@ def pivot_of(scene: Scene, x0: Tensor, grid: Grid, weight: float = 1.0, on_step:
     return torch.stack(nodes[::-1], dim=1)
 
 
-def need_words(scene: Scene, name: str) -> tuple[Tensor, Tensor]:
+def need_words(scene: InversionProblem, name: str) -> tuple[Tensor, Tensor]:
     """``words`` and ``null`` of the scene, [N, L, D].
 
     Raises:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..denoiser import Denoiser
-from ..errors import InputError, UnknownName
-from ..grid import Grid
+from .._utils.errors import InputError, UnknownName
+from ..core.denoiser import Denoiser
+from ..core.grid import Grid
 from ..solvers.base import State, shift
 from .plain import ByDDIM, Stepwise
 

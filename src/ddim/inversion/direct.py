@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..grid import Grid
-from ..loop import OnStep
-from .base import Scene, Walked, pivot_of
+from ..core.grid import Grid
+from ..core.solve import OnStep
+from .base import InversionProblem, InversionResult, pivot_of
 from .plain import ByDDIM, Walks
 
 
@@ -26,7 +26,7 @@ class DirectInversion(Walks, ByDDIM):
     order: int = field(default=1, init=False, repr=False)
     back: float = field(default=1.0, init=False, repr=False)
 
-    def walk(self, scene: Scene, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> Walked:
+    def walk(self, scene: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> InversionResult:
         """The pivot's noisy end, and the rest of it as ``extras["pivot"]``, [N, S, ...]; the last entry is x0."""
         pivot = pivot_of(scene, x0, grid, self.back, on_step)
-        return Walked({"x": pivot[:, 0]}, grid, scene.cond, {"pivot": pivot[:, 1:]})
+        return InversionResult({"x": pivot[:, 0]}, grid, scene.cond, {"pivot": pivot[:, 1:]})

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..errors import InputError, NotFinite
-from ..grid import Grid
-from ..loop import OnStep
-from ..process import eta_std
+from .._utils.errors import InputError, NotFinite
+from ..core.grid import Grid
+from ..core.process import eta_std
+from ..core.solve import OnStep
 from ..solvers.base import Solver, move
 from ..solvers.ddim import DDIM
-from .base import Scene, Walked
+from .base import InversionProblem, InversionResult
 from .plain import OneValue, Walks
 
 
@@ -75,7 +75,7 @@ class EditFriendly(Walks, OneValue):
         """The part of ``grid`` that is walked; raises InputError where no step would be left."""
         return Grid(grid.nodes[self.first(grid) :], grid.spacing)
 
-    def walk(self, scene: Scene, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> Walked:
+    def walk(self, scene: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> InversionResult:
         """The noised image at the first node, ``extras["noise"]`` [N, S, ...] and ``extras["end"]`` [N, 1, ...].
 
         Raises:
@@ -103,4 +103,4 @@ class EditFriendly(Walks, OneValue):
                 if on_step is not None:
                     on_step(i + 1, {"x": x})
         extras = {"noise": torch.stack(maps, dim=1), "end": x0.unsqueeze(1)}
-        return Walked({"x": noised[0]}, rest, scene.cond, extras)
+        return InversionResult({"x": noised[0]}, rest, scene.cond, extras)

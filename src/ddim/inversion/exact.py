@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoiser import Denoiser
-from ..errors import DDIMWarning
-from ..grid import Grid
-from ..loop import OnStep, solve_back
+from .._utils.errors import DDIMWarning
+from ..core.denoiser import Denoiser
+from ..core.grid import Grid
+from ..core.solve import OnStep, solve_back
 from ..solvers.base import State, options_of
 from ..solvers.lattice import ReversibleSolver
 
@@ -51,9 +51,9 @@ class ExactInversion:
         """The solver's."""
         return self.reversible.order
 
-    def growth(self, grid: Grid) -> float:
+    def amplification(self, grid: Grid) -> float:
         """The solver's."""
-        return self.reversible.growth(grid)
+        return self.reversible.amplification(grid)
 
     @property
     def options(self) -> dict[str, Any]:

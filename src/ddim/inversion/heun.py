@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from ..denoiser import Denoiser
-from ..grid import Grid
+from ..core.denoiser import Denoiser
+from ..core.grid import Grid
 from ..solvers.base import Solver, State
 from ..solvers.heun import Heun
 from .plain import OneValue, Stepwise

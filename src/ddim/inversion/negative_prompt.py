@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..grid import Grid
-from ..guidance import NULL
-from ..loop import OnStep
-from .base import Scene, Walked, need_words
+from .._utils.errors import InputError
+from ..core.grid import Grid
+from ..core.guidance import NULL
+from ..core.solve import OnStep
+from .base import InversionProblem, InversionResult, need_words
 from .ddim import DDIMInversion
 from .plain import ByDDIM, Walks
 
@@ -42,7 +42,7 @@ class NegativePrompt(Walks, ByDDIM):
                 parameter="toward_empty",
             )
 
-    def walk(self, scene: Scene, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> Walked:
+    def walk(self, scene: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> InversionResult:
         """x at the noisy end, and another ``cond["null"]``.
 
         Raises:
@@ -50,7 +50,7 @@ class NegativePrompt(Walks, ByDDIM):
         """
         words, empty = need_words(scene, self.name)
         state = DDIMInversion().invert(scene.guided(self.back), x0, grid, on_step)
-        return Walked(state, grid, {**scene.cond, NULL: along_arc(words, empty, self.toward_empty)}, {})
+        return InversionResult(state, grid, {**scene.cond, NULL: along_arc(words, empty, self.toward_empty)}, {})
 
 
 def along_arc(a: Tensor, b: Tensor, part: float) -> Tensor:

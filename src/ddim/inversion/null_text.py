@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..errors import InputError, UnknownName
-from ..grid import Grid
-from ..guidance import NULL
-from ..loop import OnStep
-from .base import Scene, Stopped, Walked, need_words, pivot_of
+from .._utils.errors import InputError, UnknownName
+from ..core.grid import Grid
+from ..core.guidance import NULL
+from ..core.solve import OnStep
+from .base import InversionInterrupted, InversionProblem, InversionResult, need_words, pivot_of
 from .plain import ByDDIM, Walks
 from .tuning import Adam, Landing
 
@@ -90,7 +90,7 @@ class NullText(Walks, ByDDIM):
     def _counted(i: int, steps: int) -> float:
         return i * min(1.0, 100 / steps)
 
-    def walk(self, scene: Scene, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> Walked:
+    def walk(self, scene: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> InversionResult:
         """The pivot's noisy end with ``extras["null"]`` [N, S, L, D]; of scope ``global``, another ``cond["null"]``.
 
         ``on_step`` and ``scene.tell`` are called a step (of ``global``: a sweep), the latter with the loss that is
@@ -98,7 +98,7 @@ class NullText(Walks, ByDDIM):
 
         Raises:
             InputError: a model without text, or weight 1.
-            Stopped: Ctrl-C, once the pivot is there.
+            InversionInterrupted: Ctrl-C, once the pivot is there.
             DDIMError: the network returned NaN; the step is named.
         """
         words, empty = need_words(scene, self.name)
@@ -114,8 +114,8 @@ class NullText(Walks, ByDDIM):
         return one(scene, grid, first, kept, on_step)
 
     def _tune_each(
-        self, scene: Scene, grid: Grid, first: Tensor, kept: Mapping[str, Tensor], on_step: OnStep | None
-    ) -> Walked:
+        self, scene: InversionProblem, grid: Grid, first: Tensor, kept: Mapping[str, Tensor], on_step: OnStep | None
+    ) -> InversionResult:
         pivot = kept["pivot"]
         # Replaced whole after each step, so that Ctrl-C finds it whole.
         done = kept.get("x", pivot[:, 0]), kept["null"].unbind(1) if "null" in kept else ()
@@ -132,8 +132,8 @@ class NullText(Walks, ByDDIM):
         except KeyboardInterrupt:
             x, nulls = done
             tuned = {"null": torch.stack(nulls, dim=1)} if nulls else {}
-            raise Stopped({"pivot": pivot, "x": x, **tuned}, len(nulls), pivot[:, 0]) from None
-        return Walked({"x": pivot[:, 0]}, grid, scene.cond, {NULL: torch.stack(done[1], dim=1)})
+            raise InversionInterrupted({"pivot": pivot, "x": x, **tuned}, len(nulls), pivot[:, 0]) from None
+        return InversionResult({"x": pivot[:, 0]}, grid, scene.cond, {NULL: torch.stack(done[1], dim=1)})
 
     def _tune(self, landing: Landing, null: Tensor, i: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
         """The last embedding, where its step lands, and its loss [N]: no call is made only to advance."""
@@ -153,8 +153,8 @@ class NullText(Walks, ByDDIM):
         return null, x, loss
 
     def _tune_all(
-        self, scene: Scene, grid: Grid, first: Tensor, kept: Mapping[str, Tensor], on_step: OnStep | None
-    ) -> Walked:
+        self, scene: InversionProblem, grid: Grid, first: Tensor, kept: Mapping[str, Tensor], on_step: OnStep | None
+    ) -> InversionResult:
         pivot, steps = kept["pivot"], grid.steps
         enough = self.stop * steps  # without the rise: nothing here makes up for what an earlier step missed
         state = {key: v for key, v in kept.items() if key != "pivot"} or {
@@ -175,8 +175,8 @@ class NullText(Walks, ByDDIM):
                         on_step(i + 1, {"x": pivot[:, i + 1]})
         except KeyboardInterrupt:
             share = int(state["sweep"][0]) * steps // self.inner
-            raise Stopped({"pivot": pivot, **state}, share, pivot[:, 0]) from None
-        return Walked({"x": pivot[:, 0]}, grid, {**scene.cond, NULL: state["null"]}, {})
+            raise InversionInterrupted({"pivot": pivot, **state}, share, pivot[:, 0]) from None
+        return InversionResult({"x": pivot[:, 0]}, grid, {**scene.cond, NULL: state["null"]}, {})
 
     def _sweep(self, landings: list[Landing], state: dict[str, Tensor], enough: float, q: int) -> dict[str, Tensor]:
         """One update at each node in turn, of the images that are not near enough yet."""

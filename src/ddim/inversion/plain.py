@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..denoiser import Denoiser
-from ..errors import InputError
-from ..grid import Grid
-from ..loop import Backwards, OnStep, solve_back
+from .._utils.errors import InputError
+from ..core.denoiser import Denoiser
+from ..core.grid import Grid
+from ..core.solve import Backwards, OnStep, solve_back
 from ..solvers.base import Solver, State, options_of
 from ..solvers.ddim import DDIM
 
@@ -16,7 +16,7 @@ from ..solvers.ddim import DDIM
 class OneValue:
     """The parts that are the same for all of them; a dataclass beneath it has the options."""
 
-    def growth(self, grid: Grid) -> float:
+    def amplification(self, grid: Grid) -> float:
         """1: an error in the code is not made larger by a second value."""
         return 1.0
 
@@ -35,7 +35,7 @@ class Walks:
         """Raises InputError: what it needs is a scene."""
         raise InputError(
             f"{self.name!r} knows of prompts and guidance, which a bare denoiser does not tell; use "
-            f"ddim.invert(model, images, method={self.name!r}), or its walk with a Scene.",
+            f"ddim.invert(model, images, method={self.name!r}), or its walk with a InversionProblem.",
             parameter="method",
         )
 

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from ..errors import NotFinite
-from ..gradients import quick_gradients
-from ..guidance import NULL, WORDS, blend
-from ..path import Node
-from ..prediction import Pair
+from .._utils.errors import NotFinite
+from ..core.gradients import quick_gradients
+from ..core.guidance import NULL, WORDS, blend
+from ..core.path import Node
+from ..core.prediction import Pair
 from ..solvers.base import move
-from .base import Scene
+from .base import InversionProblem
 
 
 class Landing:
@@ -22,7 +22,7 @@ class Landing:
         target: at ``after``, [N, ...].
     """
 
-    def __init__(self, scene: Scene, x: Tensor, node: Node, after: Node, target: Tensor) -> None:
+    def __init__(self, scene: InversionProblem, x: Tensor, node: Node, after: Node, target: Tensor) -> None:
         self.scene, self.x, self.node, self.after, self.target = scene, x, node, after, target
         self.cond = {k: v for k, v in scene.cond.items() if k != NULL}
         self.tunable = scene.guidance.applies(node, scene.t_max)

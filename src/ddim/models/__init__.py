@@ -6,10 +6,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DDIMError, DDIMWarning, InputError, UnknownName
-from ..foreign import read_json, told
+from .._utils.errors import DDIMError, DDIMWarning, InputError, UnknownName
+from .._utils.foreign import read_json, told
+from .._utils.silence import loading
 from .kind import is_text, part_class, scheduler_of, unet_folder
-from .quiet import loading
 
 if TYPE_CHECKING:
     import torch
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .base import Model
     from .classifier import load_classifier
     from .features import load_features
-    from .latent import LatentTextModel
     from .pixel import PixelModel
+    from .sd import LatentTextModel
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -58,8 +58,8 @@ def load(
             where there is no C++ compiler.
         DDIMError: the files are broken, or the hub cannot be reached.
     """
+    from .engine.quicken import need_compiler, quicken
     from .hub import from_hub
-    from .quicken import need_compiler, quicken
     from .weights import PICKLES
 
     if not isinstance(name, (str, PathLike)):
@@ -129,7 +129,7 @@ def _load_text(name: str, folder: Path, device: "torch.device", dtype: "torch.dt
             from transformers import CLIPTextModel
     except (ImportError, RuntimeError):  # diffusers raises RuntimeError where transformers is missing
         raise InputError("A model with a text encoder needs transformers: pip install transformers.") from None
-    from .latent import LatentTextModel, read_autoencoder, read_text_unet
+    from .sd import LatentTextModel, read_autoencoder, read_text_unet
     from .tokens import read_tokenizer
     from .weights import transformers_part
 
@@ -153,7 +153,7 @@ def _scheduler(folder: Path, kind: str) -> Any:
     """A pipeline's scheduler, as diffusers makes it from its config; the pipeline's index says of which class."""
     import diffusers
 
-    from ..scheduler import from_scheduler_config
+    from .scheduler_config import from_scheduler_config
 
     file = folder / "scheduler_config.json"
     if not file.is_file():

@@ -6,11 +6,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..denoiser import Cond, Denoiser
-from ..errors import InputError, is_whole
-from ..path import GaussianPath
-from ..prediction import Hold
-from .words import Tokens
+from .._utils.errors import InputError, is_whole
+from ..core.denoiser import Cond, Denoiser
+from ..core.path import GaussianPath
+from ..core.prediction import Hold
+from ..editing.tokens import Tokens
 
 
 class Model(Protocol):

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..foreign import read_json
-from ..path import GaussianPath, Node
-from ..scheduler import from_scheduler_config
+from .._utils.errors import InputError
+from .._utils.foreign import read_json
+from .._utils.silence import loading
+from ..core.path import GaussianPath, Node
 from . import where_and_what
-from .quiet import loading
+from .scheduler_config import from_scheduler_config
 from .weights import transformers_part
 
 SCHEDULE = "scheduler_config.json"

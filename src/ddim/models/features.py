@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, UnknownName
-from ..foreign import read_json
+from .._utils.errors import InputError, UnknownName
+from .._utils.foreign import read_json
 from . import where_and_what
 from .classifier import SCHEDULE, read_resnet
 from .pixel import fingerprint

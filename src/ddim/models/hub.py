@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..errors import DDIMError, InputError
-from ..foreign import first_line, told
+from .._utils.errors import DDIMError, InputError
+from .._utils.foreign import first_line, told
 from .kind import TEXT_PARTS, is_text, unet_folder
 from .weights import DIFFUSERS, TRANSFORMERS, weight_files
 

@@ -5,8 +5,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ..errors import DDIMWarning, InputError
-from ..foreign import read_json
+from .._utils.errors import DDIMWarning, InputError
+from .._utils.foreign import read_json
 
 PIXEL_PIPELINES = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")
 TEXT_PIPELINES = (

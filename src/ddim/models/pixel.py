@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Cond, Denoiser, aligned
-from ..errors import InputError, is_whole
-from ..path import GaussianPath, Node, VEPath
-from ..prediction import Pair, to_pair
+from .._utils.errors import InputError, is_whole
+from ..core.denoiser import Cond, Denoiser, aligned
+from ..core.path import GaussianPath, Node, VEPath
+from ..core.prediction import Pair, to_pair
 from . import where_and_what
 from .base import class_labels
+from .engine.side_by_side import least_rows, side_by_side
 from .schedule import read_schedule, timestep
-from .side_by_side import least_rows, side_by_side
 from .trial import answered
 
 _LONGEST = 2**14  # of a side that a config may name; a mistyped one would take all memory

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..path import GaussianPath, Node
-from ..prediction import Hold
-from ..scheduler import hold_from, offset_from, path_of, prediction_from, said_by, spacing_from
+from ..core.path import GaussianPath, Node
+from ..core.prediction import Hold
+from .scheduler_config import hold_from, offset_from, path_of, prediction_from, said_by, spacing_from
 
 
 class Schedule(NamedTuple):

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, is_whole
-from ..foreign import told
-from .quiet import loading
+from .._utils.errors import InputError, is_whole
+from .._utils.foreign import told
+from .._utils.silence import loading
 
 _ASKED = 8  # words of the vocabulary, the longest
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..foreign import told
+from .._utils.errors import InputError
+from .._utils.foreign import told
 
 
 def answered(network: nn.Module, call: Callable[..., Tensor], *shapes: tuple[int, ...], takes: str) -> tuple[int, ...]:

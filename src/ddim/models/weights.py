@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import DDIMError, InputError
-from ..foreign import read_json, told
-from .quiet import loading
+from .._utils.errors import DDIMError, InputError
+from .._utils.foreign import read_json, told
+from .._utils.silence import loading
 
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
 """How each library names its weights, without the variant and the ending."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, cast
 
-from ..errors import InputError, UnknownName
+from .._utils.errors import InputError, UnknownName
 from .base import Noise, Solver, State
 from .bdia import BDIA
 from .belm import BELM

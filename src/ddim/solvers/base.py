@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..denoiser import Denoiser
-from ..grid import Grid
-from ..path import Node
-from ..prediction import Pair
+from ..core.denoiser import Denoiser
+from ..core.grid import Grid
+from ..core.path import Node
+from ..core.prediction import Pair
 
 State = Mapping[str, Tensor]
 """A solver's state: named tensors of one shape [N, ...]; ``x`` is the sample itself. Nothing else is kept anywhere."""

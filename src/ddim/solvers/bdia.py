@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..denoiser import Denoiser
-from ..errors import InputError
-from ..grid import Grid
+from .._utils.errors import InputError
+from ..core.denoiser import Denoiser
+from ..core.grid import Grid
 from .base import implicit_step, move, power
 from .lattice import Lift, ReversibleSolver
 
@@ -77,6 +77,6 @@ class BDIA(TwoNodes):
 
         return (Lift("before", gamma, add),)
 
-    def growth(self, grid: Grid) -> float:
+    def amplification(self, grid: Grid) -> float:
         """gamma^-S."""
         return power(self.gamma, -grid.steps)

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..denoiser import Denoiser
-from ..grid import Grid
+from ..core.denoiser import Denoiser
+from ..core.grid import Grid
 from .bdia import TwoNodes
 from .lattice import Lift
 
@@ -38,7 +38,7 @@ class BELM(TwoNodes):
 
         return (Lift("before", a, add),)
 
-    def growth(self, grid: Grid) -> float:
+    def amplification(self, grid: Grid) -> float:
         """The parasitic mode's factor: the largest product of a, or of 1 / a, over the way back."""
         factor = largest = 1.0
         for i in range(grid.steps - 1, self.first(grid) - 1, -1):

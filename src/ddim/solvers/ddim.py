@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..denoiser import Denoiser
-from ..errors import InputError
-from ..grid import Grid
-from ..process import eta_std
+from .._utils.errors import InputError
+from ..core.denoiser import Denoiser
+from ..core.grid import Grid
+from ..core.process import eta_std
 from .base import Noise, State, move
 
 

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..denoiser import Denoiser
-from ..grid import Grid
-from ..process import eta_std, sigma_hat
+from ..core.denoiser import Denoiser
+from ..core.grid import Grid
+from ..core.process import eta_std, sigma_hat
 from .base import Noise, State
 
 

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..denoiser import Denoiser
-from ..errors import InputError
-from ..grid import Grid
+from .._utils.errors import InputError
+from ..core.denoiser import Denoiser
+from ..core.grid import Grid
 from .base import power
 from .lattice import Lift, ReversibleSolver
 
@@ -59,6 +59,6 @@ class EDICT(ReversibleSolver):
             Lift("y", self.p, lambda denoise, others: rest * others["x"]),
         )
 
-    def growth(self, grid: Grid) -> float:
+    def amplification(self, grid: Grid) -> float:
         """p^(-2 S): the distance of the two sequences."""
         return power(self.p, -2 * grid.steps)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..denoiser import Denoiser
-from ..grid import Grid
+from ..core.denoiser import Denoiser
+from ..core.grid import Grid
 from .base import Deterministic, Noise, State, shift
 
 

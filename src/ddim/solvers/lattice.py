@@ -20,9 +20,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..denoiser import Denoiser
-from ..errors import InputError, NotFinite
-from ..grid import Grid
+from .._utils.errors import InputError, NotFinite
+from ..core.denoiser import Denoiser
+from ..core.grid import Grid
 from .base import Noise, State, move
 
 BITS = 40
@@ -109,7 +109,7 @@ class ReversibleSolver(ABC):
         return False
 
     @abstractmethod
-    def growth(self, grid: Grid) -> float:
+    def amplification(self, grid: Grid) -> float:
         """How far the way back may enlarge a disturbance, over the whole grid: 1 is neutral."""
 
     @abstractmethod

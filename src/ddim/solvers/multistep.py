@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..denoiser import Denoiser
-from ..grid import Grid
-from ..path import Node
+from ..core.denoiser import Denoiser
+from ..core.grid import Grid
+from ..core.path import Node
 from .base import Deterministic, Noise, State, move, shift
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from .._utils.errors import InputError
 
 if TYPE_CHECKING:
     from .config import SourceConfig, TrainConfig

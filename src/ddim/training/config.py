@@ -11,7 +11,7 @@ from .checks import check
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The noise schedule; see ``ddim.path`` for the formulas.
+    """The noise schedule; see ``ddim.core.path`` for the formulas.
 
     Attributes:
         kind: ``linear`` (DDPM), ``scaled_linear`` (latent diffusion) or ``cosine`` (which reads no betas).

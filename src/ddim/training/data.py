@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DDIMWarning, InputError
+from .._utils.errors import DDIMWarning, InputError
+from ..data.sources import Part, open_source, square
 from .config import DataConfig
-from .sources import Part, open_source, square
 
 LONGEST_EPOCH = 100_000_000
 

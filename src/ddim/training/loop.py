@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, NotFinite
-from ..gradients import quick_gradients
-from ..images import save_image
-from ..lock import only_process
+from .._utils.errors import InputError, NotFinite
+from .._utils.lock import only_process
+from ..core.gradients import quick_gradients
+from ..data.images import save_image
 from . import draws
 from .checkpoint import Checkpoints, clean_run, holds_run, whole_folder
 from .config import OptimConfig, TrainConfig

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import InputError, UnknownName
-from ..foreign import told
-from ..path import TablePath, cosine_alpha_bar, linear_alpha_bar, scaled_linear_alpha_bar, zero_terminal_snr
-from ..prediction import Pair, from_pair
+from .._utils.errors import InputError, UnknownName
+from .._utils.foreign import told
+from ..core.path import TablePath, cosine_alpha_bar, linear_alpha_bar, scaled_linear_alpha_bar, zero_terminal_snr
+from ..core.prediction import Pair, from_pair
 from .config import LossConfig, ScheduleConfig
 
 

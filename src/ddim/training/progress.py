@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..foreign import told
+from .._utils.foreign import told
 from .config import OutputConfig
 
 EventKind = Literal["start", "step", "checkpoint", "samples", "skipped", "done"]

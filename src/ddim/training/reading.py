@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ..errors import InputError, UnknownName
-from ..foreign import told
+from .._utils.errors import InputError, UnknownName
+from .._utils.foreign import told
 from .config import (
     AutoencoderConfig,
     ClassifierConfig,

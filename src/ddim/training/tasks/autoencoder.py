@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import InputError
-from ...images import sheet
+from ..._utils.errors import InputError
+from ...data.images import sheet
 from ..config import TrainConfig
 from ..data import Batch, Images
 from .base import Draw, Task, as_dtype, asked, built, check_options, scaled

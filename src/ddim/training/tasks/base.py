@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ...errors import InputError, UnknownName
-from ...foreign import ended, one_line
+from ..._utils.errors import InputError, UnknownName
+from ..._utils.foreign import ended, one_line
 from .. import draws
 from ..config import ScheduleConfig, TrainConfig
 from ..data import Batch, Images

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from ...errors import InputError, UnknownName
-from ...images import sheet
+from ..._utils.errors import InputError, UnknownName
+from ..._utils.silence import quiet
+from ...data.images import sheet
 from ...models.classifier import NoisyResNet
 from ...models.features import CleanResNet
-from ...models.quiet import quiet
 from .. import draws
 from ..config import TrainConfig
 from ..data import Batch, Images

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ...denoiser import corrected, from_network
-from ...errors import InputError
-from ...grid import make_grid
-from ...images import sheet
-from ...loop import solve
-from ...prediction import clip
+from ..._utils.errors import InputError
+from ...core.denoiser import corrected, from_network
+from ...core.grid import make_grid
+from ...core.prediction import clip
+from ...core.solve import solve
+from ...data.images import sheet
 from ...solvers.ddim import DDIM
 from .. import draws
 from ..config import TrainConfig

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...denoiser import Cond, bound
-from ...errors import InputError
-from ...grid import make_grid
-from ...guidance import NULL, WORDS, Guidance, classifier_free
-from ...images import sheet
-from ...loop import solve
-from ...models.latent import code_of, read_autoencoder, scale_of
-from ...models.quiet import loading, quiet
+from ..._utils.errors import InputError
+from ..._utils.silence import loading, quiet
+from ...core.denoiser import Cond, bound
+from ...core.grid import make_grid
+from ...core.guidance import NULL, WORDS, Guidance, classifier_free
+from ...core.path import Node
+from ...core.prediction import Pair, to_pair
+from ...core.solve import solve
+from ...data.images import sheet
 from ...models.schedule import timestep
-from ...path import Node
-from ...prediction import Pair, to_pair
+from ...models.sd import code_of, read_autoencoder, scale_of
 from ...solvers.ddim import DDIM
 from .. import draws
 from ..config import TextConfig, TrainConfig

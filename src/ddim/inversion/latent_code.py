@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import DDIMError, DDIMWarning, InputError, is_number, is_range, is_texts, is_whole
-from .foreign import first_line, told
-from .grid import Grid
-from .path import Node
-from .temporary import remove_stale, temporary_beside
+from .._utils.errors import DDIMError, DDIMWarning, InputError, is_number, is_range, is_texts, is_whole
+from .._utils.foreign import first_line, told
+from .._utils.temporary import remove_stale, temporary_beside
+from ..core.grid import Grid
+from ..core.path import Node
 
 FORMAT = "ddim.latent-code"
 VERSION = 3
@@ -78,7 +78,7 @@ class LatentCode:
     @property
     def floats(self) -> Mapping[str, Tensor]:
         """The state as floats: what a reversible solver keeps as integers of its lattice is read."""
-        from .solvers import ReversibleSolver, make_solver
+        from ..solvers import ReversibleSolver, make_solver
 
         if self.state["x"].is_floating_point():
             return self.state
@@ -335,7 +335,7 @@ def _grid(path: str | os.PathLike[str], rows: Tensor, spacing: str) -> Grid:
 
 def _one_kind(state: Mapping[str, Tensor], solver: str) -> bool:
     """Whether a state is of floats, or of the integers of a reversible solver's lattice."""
-    from .solvers import SOLVERS, ReversibleSolver
+    from ..solvers import SOLVERS, ReversibleSolver
 
     if all(v.is_floating_point() for v in state.values()):
         return True
@@ -352,7 +352,7 @@ def _is_sound(name: str, tensor: Tensor) -> bool:
         # while a method tunes, the least loss so far may be infinite
         return name.startswith("extras.resume.") or bool(torch.isfinite(tensor).all())
     if name.startswith("state."):  # on a reversible solver's lattice
-        from .solvers.lattice import LARGEST
+        from ..solvers.lattice import LARGEST
 
         return tensor.dtype == torch.int64 and bool(((tensor > -LARGEST) & (tensor < LARGEST)).all())
     return tensor.dtype in (torch.int64, torch.bool) and name.startswith(("cond.", "extras.resume."))

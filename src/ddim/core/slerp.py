@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .errors import InputError, is_whole
+from .._utils.errors import InputError, is_whole
 
 _PARALLEL = 1e-4  # below this angle sin is its argument to 1e-9, and the straight line is the arc
 

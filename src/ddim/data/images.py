@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .code import write_whole
-from .errors import InputError, is_whole
-from .foreign import first_line, hush_decoders, readable, told
+from .._utils.errors import InputError, is_whole
+from .._utils.foreign import first_line, hush_decoders, readable, told
+from ..inversion.latent_code import write_whole
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage

@@ -8,21 +8,26 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..code import LatentCode
-from ..denoiser import bound
-from ..errors import DDIMWarning, InputError
-from ..guidance import NULL, WORDS, Guidance
-from ..images import ImageLike, read_images
+from .._utils.errors import DDIMWarning, InputError
+from .._utils.texts import check_text, parse_weights, texts_for, unweighted
+from ..core.denoiser import bound
+from ..core.guidance import NULL, WORDS, Guidance
+from ..core.solve import OnStep, solve
+from ..data.images import ImageLike, read_images
+from ..editing.align import refine
+from ..editing.align import replace as swap
+from ..editing.attention import KINDS, AttentionEdit, AttentionPlan, install, within
+from ..editing.blend import MaskLike, read_mask, to_latent
+from ..editing.controlled import Controlled
+from ..editing.prompts import Weights, blend_words, per_target, scales, target_prompts, token_mask
+from ..editing.tokens import Tokens
 from ..inversion.base import GuidedInversion, Inversion
-from ..loop import OnStep, solve
+from ..inversion.latent_code import LatentCode
+from ..inversion.replay import KeptNoise, PinnedSolver, resumed, with_nulls
 from ..models.base import Model, TextModel
-from ..models.words import Tokens
-from ..replay import Held, KeptNoise, resumed, with_nulls
 from ..solvers import Solver, State
 from ..solvers.lattice import steps_of_code
-from ..texts import check_text, parse_weights, texts_for, unweighted
-from ..verbs import invert
-from ..walks import (
+from .common import (
     OnImages,
     Progress,
     Spacing,
@@ -35,12 +40,7 @@ from ..walks import (
     need_model,
     way_forward,
 )
-from .align import refine
-from .align import replace as swap
-from .blend import MaskLike, read_mask, to_latent
-from .control import KINDS, AttentionEdit, Plan, install, within
-from .prompts import Weights, blend_words, per_target, scales, target_prompts, token_mask
-from .walk import Controlled
+from .verbs import invert
 
 Blend = str | tuple[str, str] | None
 FREE = ("direct", "edit-friendly")
@@ -231,7 +231,7 @@ def planned(
     weights: Weights | list[Any] | None = None,
     mask: MaskLike | None = None,
     steps: int | None = None,
-) -> tuple[tuple[tuple[str, ...], ...], Tensor | None, Plan | None]:
+) -> tuple[tuple[tuple[str, ...], ...], Tensor | None, AttentionPlan | None]:
     """Targets as the model reads them, [N][K], the mask and the plan of an edit: all that can be wrong before the work.
 
     Args:
@@ -268,7 +268,7 @@ def _walk(
     code: LatentCode,
     targets: Tensor,
     guidance: Guidance,
-    plan: Plan | None,
+    plan: AttentionPlan | None,
     mask: Tensor | None,
     report: OnStep,
 ) -> tuple[Tensor, Tensor | None]:
@@ -291,7 +291,7 @@ def _walk(
         denoise = with_nulls(denoise, code.grid, rows(code.extras[NULL]))
     noise = KeptNoise(rows(code.extras["noise"])) if "noise" in code.extras else None
     kept = {key: v.to(model.device) for key, v in code.extras.items()}
-    walker = Controlled(Held(solver, kept, rows=list(range(0, n * (1 + k), 1 + k))), plan, mask)
+    walker = Controlled(PinnedSolver(solver, kept, rows=list(range(0, n * (1 + k), 1 + k))), plan, mask)
     with half_precision_hint(model):
         end = solve(denoise, walker, state, code.grid, noise=noise, on_step=report)
     x = walker.read(end)
@@ -308,7 +308,7 @@ def _plan(
     blend: Any,
     weights: Any,
     size: tuple[int, int],
-) -> Plan | None:
+) -> AttentionPlan | None:
     """What attention control needs to know; None where there is nothing to control."""
     n, k = len(wanted), len(wanted[0])
     cuts = {p: model.tokens(p) for p in {*sources, *(p for row in wanted for p, _ in row)}}
@@ -330,7 +330,7 @@ def _plan(
     def grouped(rows: list[Tensor]) -> Tensor:
         return torch.stack(rows).unflatten(0, (n, k)).to(model.device)
 
-    return Plan(
+    return AttentionPlan(
         how,
         install(model.network),
         (size[0] // model.multiple, size[1] // model.multiple),

@@ -7,7 +7,7 @@ from operator import index
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from .code import LatentCode
+    from ..inversion.latent_code import LatentCode
 
 _E = TypeVar("_E", bound="DDIMError")
 

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .denoiser import Cond, Denoiser
-from .errors import DDIMError
-from .grid import Grid
-from .guidance import NULL
-from .loop import OnStep, solve
-from .path import Node
-from .prediction import Pair
-from .solvers.base import Noise, Solver, State
-from .solvers.lattice import ReversibleSolver
+from .._utils.errors import DDIMError
+from ..core.denoiser import Cond, Denoiser
+from ..core.grid import Grid
+from ..core.guidance import NULL
+from ..core.path import Node
+from ..core.prediction import Pair
+from ..core.solve import OnStep, solve
+from ..solvers.base import Noise, Solver, State
+from ..solvers.lattice import ReversibleSolver
 
 KEYS = ("null", "noise", "pivot", "end")
 """What ``LatentCode.extras`` may hold; see there."""
@@ -45,7 +45,7 @@ def replay(
     if "null" in extras:
         denoise = with_nulls(denoise, grid, extras["null"])
     noise = KeptNoise(extras["noise"]) if "noise" in extras else None
-    return solve(denoise, Held(solver, extras), state, grid, noise=noise, on_step=on_step)
+    return solve(denoise, PinnedSolver(solver, extras), state, grid, noise=noise, on_step=on_step)
 
 
 def resumed(solver: Solver, state: State, grid: Grid, device: torch.device, dtype: torch.dtype) -> State:
@@ -84,7 +84,7 @@ class KeptNoise:
         return self.maps[:, self.next - 1].to(like)
 
 
-class Around(Solver):
+class SolverWrapper(Solver):
     """A solver around another, as which it answers; what is beneath it changes the step.
 
     Args:
@@ -113,7 +113,7 @@ class Around(Solver):
         """The inner step and what is put around it."""
 
 
-class Held(Around):
+class PinnedSolver(SolverWrapper):
     """A solver whose sample is put on ``pivot`` after each step, and on ``end`` after the last.
 
     Args:

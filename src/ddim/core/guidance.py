@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .._utils.errors import InputError, is_number, is_range
 from .denoiser import Cond, Denoiser
-from .errors import InputError, is_number, is_range
 from .path import Node
 from .prediction import Pair, from_pair, to_pair
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError, UnknownName
-from ..foreign import told
-from .config import SourceConfig
+from .._utils.errors import InputError, UnknownName
+from .._utils.foreign import told
+from ..training.config import SourceConfig
 
 _LABELS, _IMAGES = 2049, 2051  # the magic numbers
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .errors import InputError, UnknownName, is_number
+from .._utils.errors import InputError, UnknownName, is_number
 from .path import Node
 
 Prediction = Literal["eps", "x0", "v", "flow"]

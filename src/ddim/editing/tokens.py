@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError
+from .._utils.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import DDIMWarning, InputError, UnknownName
-from ..foreign import readable, told
+from .._utils.errors import DDIMWarning, InputError, UnknownName
+from .._utils.foreign import readable, told
 
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .errors import InputError, UnknownName, is_number, is_whole
+from .._utils.errors import InputError, UnknownName, is_number, is_whole
 
 MOST_LEVELS = 100_000
 """The longest table: a hundred times the usual one, and small enough for any memory."""

@@ -7,23 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import partial as partials
-from .code import LatentCode
-from .denoiser import bound, held
-from .errors import InputError, Interrupted, is_whole
-from .guidance import Guidance, check_classifier_weight, classifier_guided
-from .images import ImageLike, read_images
-from .inversion import inversion_names, make_inversion
-from .inversion.base import GuidedInversion, Inversion
-from .loop import solve
-from .models.base import Model, class_labels
-from .models.classifier import NoisyClassifier
-from .noise import checked_seed
-from .prediction import NO_HOLD
-from .replay import replay, resumed
-from .solvers import Solver, make_solver
-from .solvers.lattice import steps_of_code
-from .walks import (
+from .._utils.errors import InputError, Interrupted, is_whole
+from ..core.denoiser import bound, held
+from ..core.guidance import Guidance, check_classifier_weight, classifier_guided
+from ..core.noise import checked_seed
+from ..core.prediction import NO_HOLD
+from ..core.solve import solve
+from ..data.images import ImageLike, read_images
+from ..inversion import inversion_names, make_inversion
+from ..inversion import partial as partials
+from ..inversion.base import GuidedInversion, Inversion
+from ..inversion.latent_code import LatentCode
+from ..inversion.replay import replay, resumed
+from ..models.base import Model, class_labels
+from ..models.classifier import NoisyClassifier
+from ..solvers import Solver, make_solver
+from ..solvers.lattice import steps_of_code
+from .common import (
     OnCodes,
     OnImages,
     Progress,

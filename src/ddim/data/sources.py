@@ -16,12 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import DDIMWarning, InputError, UnknownName, is_whole
-from ..foreign import readable, told
-from ..images import decode, flatten, open_image
-from .config import DataConfig, SourceConfig
+from .._utils.errors import DDIMWarning, InputError, UnknownName, is_whole
+from .._utils.foreign import readable, told
+from ..training.config import DataConfig, SourceConfig
 from .folders import listing, read_folder
 from .idx import IdxPart, idx_file, read_images, read_labels
+from .images import decode, flatten, open_image
 
 
 class Part(Protocol):

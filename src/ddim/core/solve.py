@@ -6,11 +6,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .._utils.errors import NotFinite
+from ..solvers.base import Noise, Solver, State
+from ..solvers.lattice import first_step
 from .denoiser import Denoiser
-from .errors import NotFinite
 from .grid import Grid
-from .solvers.base import Noise, Solver, State
-from .solvers.lattice import first_step
 
 OnStep = Callable[[int, State], None]
 """Called after every step with the index of the node reached and the state there: progress, or what to keep."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from ..errors import InputError
-from .latent import LatentTextModel
-from .pixel import PixelModel
+from ..._utils.errors import InputError
+from ..pixel import PixelModel
+from ..sd import LatentTextModel
 from .winograd import BYTES, Quick
 
 

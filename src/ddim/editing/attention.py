@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..errors import DDIMError, InputError, UnknownName, is_number, is_range, is_whole
+from .._utils.errors import DDIMError, InputError, UnknownName, is_number, is_range, is_whole
 
 Kind = Literal["refine", "replace", "none"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -110,7 +110,7 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class AttentionPlan:
     """All that attention control needs to know of N images with K targets each.
 
     The rows of a batch are each image's source and then its targets: s1, t11 .. t1K, s2, ...
@@ -133,7 +133,7 @@ class Plan:
     scales: Tensor | None = None
     blend: Tensor | None = None
 
-    def __getitem__(self, which: slice) -> "Plan":
+    def __getitem__(self, which: slice) -> "AttentionPlan":
         """The plan of some of the images."""
         scales = None if self.scales is None else self.scales[which]
         blend = None if self.blend is None else self.blend[which]
@@ -152,7 +152,7 @@ class Plan:
         return self.edit.self_positions or self.size[0] * self.size[1] // 4
 
 
-class Control:
+class AttentionController:
     """What one call of the denoiser does at its attention layers; made for that call, and counted at its end.
 
     Args:
@@ -161,7 +161,7 @@ class Control:
         steps: S.
     """
 
-    def __init__(self, plan: Plan, step: int, steps: int) -> None:
+    def __init__(self, plan: AttentionPlan, step: int, steps: int) -> None:
         edit, on = plan.edit, plan.edit.kind != "none"
         self.plan = plan
         self.images, self.targets = plan.new.shape[:2]
@@ -280,7 +280,7 @@ class ControlledAttention:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
-        control: Control | None = None,
+        control: AttentionController | None = None,
         half: str | None = None,
     ) -> Tensor:
         """From [B, Q, C] to the same; ``control`` and ``half`` come through ``cross_attention_kwargs``."""

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .._utils.errors import InputError
 from .path import GaussianPath, Node, TablePath
 from .prediction import Correction, Hold, Pair, to_pair
 

@@ -7,16 +7,16 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .code import LatentCode
-from .errors import InputError, UnknownName
-from .guidance import NULL
-from .interpolation import chain, four_corners
-from .inversion.ddim import DDIMInversion
-from .models.base import Model
-from .solvers import make_solver
-from .solvers.lattice import steps_of_code
+from .._utils.errors import InputError, UnknownName
+from ..core.guidance import NULL
+from ..core.slerp import chain, four_corners
+from ..inversion.ddim import DDIMInversion
+from ..inversion.latent_code import LatentCode
+from ..models.base import Model
+from ..solvers import make_solver
+from ..solvers.lattice import steps_of_code
+from .common import HOLD, OnImages, Progress, check_batch, hold_of, need_code, need_model, walk_back
 from .verbs import reconstruct
-from .walks import HOLD, OnImages, Progress, check_batch, hold_of, need_code, need_model, walk_back
 
 Through = Literal["ddim", "state"]
 Mix = Callable[[list[Tensor]], Tensor]

@@ -7,22 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import partial as partials
-from .code import HOLD, LatentCode
-from .denoiser import Denoiser, held
-from .errors import InputError, NotFinite, is_whole
-from .grid import Grid, make_grid
-from .guidance import Guidance, classifier_free
-from .inversion.base import GuidedInversion, Inversion, Scene, Stopped, Walked
-from .loop import OnStep
-from .models.base import Model
-from .noise import SeededNoise
-from .path import TablePath
-from .prediction import NO_HOLD, Hold
-from .solvers import ReversibleSolver, Solver, State, make_solver
-from .solvers.base import options_of
-from .solvers.lattice import steps_of_code
-from .texts import check_text, texts_for, unweighted
+from .._utils.errors import InputError, NotFinite, is_whole
+from .._utils.texts import check_text, texts_for, unweighted
+from ..core.denoiser import Denoiser, held
+from ..core.grid import Grid, make_grid
+from ..core.guidance import Guidance, classifier_free
+from ..core.noise import SeededNoise
+from ..core.path import TablePath
+from ..core.prediction import NO_HOLD, Hold
+from ..core.solve import OnStep
+from ..inversion import partial as partials
+from ..inversion.base import GuidedInversion, Inversion, InversionInterrupted, InversionProblem, InversionResult
+from ..inversion.latent_code import HOLD, LatentCode
+from ..models.base import Model
+from ..solvers import ReversibleSolver, Solver, State, make_solver
+from ..solvers.base import options_of
+from ..solvers.lattice import steps_of_code
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all, over every batch."""
@@ -60,7 +60,7 @@ def walk_back(
     forward, count, hold = guidance or Guidance(), len(pixels), hold or NO_HOLD
     weight = _weight_back(inversion, forward, back)
     empty = empty_code(model, inversion, grid, forward, back, hold)
-    parts, begun = list[Walked](), None
+    parts, begun = list[InversionResult](), None
     if resume is not None:
         partials.check(resume, partials.compared(empty), count)
         batch = int(resume.settings[partials.KEY]["batch"])
@@ -70,7 +70,7 @@ def walk_back(
     report = Report(progress, steps_of_code(inversion.solver(), grid), count, batch)
     for begin in range(sum(len(p.state["x"]) for p in parts), count, batch):
         part = pixels[begin : begin + batch]
-        scene = Scene(
+        scene = InversionProblem(
             model.denoiser(),
             part_of(cond, begin, len(part)),
             forward,
@@ -95,9 +95,9 @@ def walk_back(
                 on_batch(begin, partials.whole(empty, parts[-1:]))
         except KeyboardInterrupt as error:
             stop = error
-            if resume is not None and begun is not None and not isinstance(error, Stopped):
+            if resume is not None and begun is not None and not isinstance(error, InversionInterrupted):
                 stop = partials.as_held(resume, begun)  # before the method had it in hand
-            if not parts and not isinstance(stop, Stopped):
+            if not parts and not isinstance(stop, InversionInterrupted):
                 raise
             done = sum(len(p.state["x"]) for p in parts)
             raise partials.interrupted(empty, parts, stop, scene.cond, (count, done, batch)) from None
@@ -149,12 +149,12 @@ def _weight_back(inversion: Inversion | GuidedInversion, forward: Guidance, back
 
 
 def _walk(
-    inversion: Inversion | GuidedInversion, scene: Scene, x0: Tensor, grid: Grid, report: OnStep | None
-) -> Walked:
+    inversion: Inversion | GuidedInversion, scene: InversionProblem, x0: Tensor, grid: Grid, report: OnStep | None
+) -> InversionResult:
     if isinstance(inversion, GuidedInversion):
         return inversion.walk(scene, x0, grid, report)
     state = inversion.invert(scene.guided(scene.back), x0, grid, report)
-    return Walked(state, grid, scene.cond, {})
+    return InversionResult(state, grid, scene.cond, {})
 
 
 def way_forward(model: Model, code: LatentCode) -> Solver:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from torch import tensor
 
-from .errors import InputError, UnknownName, is_number, is_whole
-from .grid import SPACINGS
-from .path import (
+from .._utils.errors import InputError, UnknownName, is_number, is_whole
+from ..core.grid import SPACINGS
+from ..core.path import (
     MOST_LEVELS,
     GaussianPath,
     RectifiedFlow,
@@ -25,7 +25,7 @@ from .path import (
     sigmoid_alpha_bar,
     zero_terminal_snr,
 )
-from .prediction import Hold, Prediction, prediction_of
+from ..core.prediction import Hold, Prediction, prediction_of
 
 # --- the classes ----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .errors import InputError
+from .._utils.errors import InputError
 from .path import Node
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import torch
 
-from .errors import InputError, UnknownName, is_whole
+from .._utils.errors import InputError, UnknownName, is_whole
 from .path import GaussianPath, Node
 
 

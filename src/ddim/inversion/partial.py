@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .code import LatentCode
-from .errors import InputError, Interrupted
-from .inversion.base import Stopped, Walked
+from .._utils.errors import InputError, Interrupted
+from .base import InversionInterrupted, InversionResult
+from .latent_code import LatentCode
 
 KEY, HELD = "partial", "resume."
 """In ``LatentCode.settings``: how far it came; before the names of the ``extras`` that only go on with it."""
@@ -25,12 +25,12 @@ def joined(parts: Sequence[Mapping[str, Tensor]], counts: Sequence[int]) -> dict
     return out
 
 
-def _tensors(parts: Sequence[Walked | LatentCode], counts: Sequence[int]) -> dict[str, Any]:
+def _tensors(parts: Sequence[InversionResult | LatentCode], counts: Sequence[int]) -> dict[str, Any]:
     """The tensors of a code, joined of those of several batches."""
     return {group: joined([getattr(p, group) for p in parts], counts) for group in ("state", "cond", "extras")}
 
 
-def whole(empty: LatentCode, parts: Sequence[Walked]) -> LatentCode:
+def whole(empty: LatentCode, parts: Sequence[InversionResult]) -> LatentCode:
     """``empty`` filled with what each batch found."""
     counts = [len(p.state["x"]) for p in parts]
     return replace(empty, grid=parts[0].grid, **_tensors(parts, counts))
@@ -47,7 +47,7 @@ def begun(codes: Sequence[LatentCode], images: int, batch: int) -> LatentCode:
 
 def interrupted(
     empty: LatentCode,
-    parts: Sequence[Walked],
+    parts: Sequence[InversionResult],
     stop: KeyboardInterrupt,
     cond: Mapping[str, Any],
     where: tuple[int, int, int],
@@ -57,15 +57,15 @@ def interrupted(
     Args:
         empty: the code's settings.
         parts: batches that are done.
-        stop: the Ctrl-C; a ``Stopped`` brings what the batch at work had.
+        stop: the Ctrl-C; a ``InversionInterrupted`` brings what the batch at work had.
         cond: that batch's.
         where: images in all, images done, and the batch's size.
     """
     images, done, batch = where
     begun, steps = list(parts), 0
-    if isinstance(stop, Stopped):
+    if isinstance(stop, InversionInterrupted):
         steps = stop.steps
-        begun.append(Walked({"x": stop.x}, empty.grid, cond, {HELD + k: v for k, v in stop.kept.items()}))
+        begun.append(InversionResult({"x": stop.x}, empty.grid, cond, {HELD + k: v for k, v in stop.kept.items()}))
     about = {"images": images, "done": done, "steps": steps, "batch": batch}
     code = replace(whole(empty, begun), settings={**empty.settings, KEY: about})
     sentence = f"Interrupted in image {done + 1} of {images}, step {steps + 1} of {empty.grid.steps}; the rest is kept."
@@ -105,21 +105,23 @@ def check(partial: LatentCode, asked: Mapping[str, Any], images: int) -> None:
             )
 
 
-def unpacked(partial: LatentCode, device: torch.device) -> tuple[list[Walked], dict[str, Tensor] | None]:
-    """The part that is done (or nothing), and what ``Scene.resume`` wants for the batch after it (or None)."""
+def unpacked(partial: LatentCode, device: torch.device) -> tuple[list[InversionResult], dict[str, Tensor] | None]:
+    """What is done (or nothing), and what ``InversionProblem.resume`` wants for the batch after it (or None)."""
     done = int(partial.settings[KEY]["done"])
     groups = (partial.state, partial.cond, partial.extras)
     state, cond, extras = ({k: v.to(device) for k, v in group.items()} for group in groups)
     held = {k.removeprefix(HELD): v[done:] for k, v in extras.items() if k.startswith(HELD)}
     rest = {k: v[:done] for k, v in extras.items() if not k.startswith(HELD)}
-    first = Walked({k: v[:done] for k, v in state.items()}, partial.grid, {k: v[:done] for k, v in cond.items()}, rest)
+    first = InversionResult(
+        {k: v[:done] for k, v in state.items()}, partial.grid, {k: v[:done] for k, v in cond.items()}, rest
+    )
     return [first] if done else [], held if len(partial) > done else None
 
 
-def as_held(partial: LatentCode, held: Mapping[str, Tensor]) -> Stopped:
+def as_held(partial: LatentCode, held: Mapping[str, Tensor]) -> InversionInterrupted:
     """The Ctrl-C that left ``held``, which ``unpacked`` took out of ``partial``: nothing has been added since."""
     begun = partial.settings[KEY]
-    return Stopped(held, int(begun["steps"]), partial.state["x"][int(begun["done"]) :])
+    return InversionInterrupted(held, int(begun["steps"]), partial.state["x"][int(begun["done"]) :])
 
 
 def check_images(held: Mapping[str, Tensor], x0: Tensor) -> None:

@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Cond, Denoiser, aligned
-from ..errors import DDIMError, DDIMWarning, InputError, is_number
-from ..foreign import read_json
-from ..guidance import WORDS
-from ..path import Node, RectifiedFlow, VEPath
-from ..prediction import Pair, to_pair
-from ..texts import check_text, texts_for
+from .._utils.errors import DDIMError, DDIMWarning, InputError, is_number
+from .._utils.foreign import read_json
+from .._utils.silence import quiet
+from .._utils.texts import check_text, texts_for
+from ..core.denoiser import Cond, Denoiser, aligned
+from ..core.guidance import WORDS
+from ..core.path import Node, RectifiedFlow, VEPath
+from ..core.prediction import Pair, to_pair
+from ..editing.tokens import Tokens, tokens_of
 from . import where_and_what
+from .engine.side_by_side import least_rows, side_by_side
 from .pixel import fingerprint, sides_of
-from .quiet import quiet
 from .schedule import read_schedule, timestep
-from .side_by_side import least_rows, side_by_side
 from .tokens import longest_prompt
 from .trial import answered
 from .weights import diffusers_part
-from .words import Tokens, tokens_of
 
 ATTENTION = "attention"
 """In a ``Cond``: an object that the attention processors of ``ddim.editing`` are handed with every call."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .errors import InputError, is_whole
+from .._utils.errors import InputError, is_whole
 
 
 class SeededNoise:

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..denoiser import Cond, Denoiser
-from ..grid import Grid
-from ..models.latent import ATTENTION
-from ..path import Node
-from ..prediction import Pair
-from ..replay import Around
+from ..core.denoiser import Cond, Denoiser
+from ..core.grid import Grid
+from ..core.path import Node
+from ..core.prediction import Pair
+from ..inversion.replay import SolverWrapper
+from ..models.sd import ATTENTION
 from ..solvers.base import Noise, Solver, State
 from ..solvers.lattice import LatticeState
+from .attention import AttentionController, AttentionPlan, within
 from .blend import blended, from_maps
-from .control import Control, Plan, within
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Followed(Mapping[str, Tensor]):
         return len(self.inner)
 
 
-class Controlled(Around):
+class Controlled(SolverWrapper):
     """A solver whose targets follow their source; its state is ``Followed``.
 
     Args:
@@ -53,7 +53,7 @@ class Controlled(Around):
         mask: of the user, [N, 1, H, W] on the latent; None lets everything change.
     """
 
-    def __init__(self, inner: Solver, plan: Plan | None, mask: Tensor | None = None) -> None:
+    def __init__(self, inner: Solver, plan: AttentionPlan | None, mask: Tensor | None = None) -> None:
         super().__init__(inner)
         self.plan, self.given = plan, mask
 
@@ -64,7 +64,7 @@ class Controlled(Around):
 
         def controlled(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
             nonlocal maps
-            control = Control(plan, i, grid.steps) if plan is not None else None
+            control = AttentionController(plan, i, grid.steps) if plan is not None else None
             if control is None or control.idle:
                 return denoise(x, node, cond)
             pair = denoise(x, node, {**(cond or {}), ATTENTION: control})

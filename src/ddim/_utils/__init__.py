@@ -1,0 +1,1 @@
+"""What every part may use: errors as data, files that appear whole, libraries kept quiet."""

@@ -1,0 +1,1 @@
+"""What a user calls: sample, invert, reconstruct, interpolate, edit."""
