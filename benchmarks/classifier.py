@@ -37,12 +37,12 @@ def main() -> None:
         table = csv.writer(file)
         table.writerow(["t", "log_snr", "accuracy", "nats"])
         for t in LEVELS:
-            node = model.path.node(t)
+            node = model.schedule.path.node(t)
             x = node.alpha * x0 + node.sigma * torch.randn(x0.shape, generator=torch.Generator().manual_seed(t))
             said = torch.cat([classifier.log_probs(part, node) for part in x.split(500)])
             right = (said.argmax(1) == labels).double().mean()
             nats = -said.gather(1, labels[:, None]).double().mean()
-            row = [t, f"{model.path.log_snr(torch.tensor(float(t))):.2f}", f"{right:.4f}", f"{nats:.4f}"]
+            row = [t, f"{model.schedule.path.log_snr(torch.tensor(float(t))):.2f}", f"{right:.4f}", f"{nats:.4f}"]
             table.writerow(row)
             print(*row)
 
@@ -55,7 +55,7 @@ def main() -> None:
                 model, 200, labels=wanted.tolist(), classifier=classifier, classifier_weight=weight, spacing="trailing"
             )
             with torch.no_grad():
-                named = classifier.log_probs(drawn * 2 - 1, model.path.node(1)).argmax(1)
+                named = classifier.log_probs(drawn * 2 - 1, model.schedule.path.node(1)).argmax(1)
             row = [f"{weight:g}", f"{(named == wanted).double().mean():.3f}"]
             table.writerow(row)
             print(*row)

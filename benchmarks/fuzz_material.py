@@ -3,6 +3,7 @@
 import gzip
 import struct
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def models(root: Path) -> None:
 def codes(root: Path) -> None:
     """Codes of pictures, beside the models that made them: of one value, of two, of words, and with extras."""
     pixel, words = ddim.load(root / "pixel", device="cpu"), ddim.load(root / "text", device="cpu")
-    pixel.name, words.name = "pixel", "text"
+    pixel.info, words.info = replace(pixel.info, name="pixel"), replace(words.info, name="text")
     grey, colour = torch.rand(1, 1, 8, 8), tiny_text.pictures(1)
     told: dict[str, Any] = {"prompt": PROMPT, "guidance": 3.0}
     with warnings.catch_warnings():
@@ -54,7 +55,7 @@ def codes(root: Path) -> None:
         ddim.invert(pixel, 1 - grey, steps=3).save(root / "second.code.safetensors")
         ddim.invert(pixel, grey, steps=3, method="bdia").save(root / "other.code.safetensors")
         ddim.invert(words, colour, steps=3, method="negative-prompt", **told).save(root / "text.code.safetensors")
-        extra = {"null": "null-text", "noise": "edit-friendly", "pivot": "direct"}
+        extra = {"uncond_text": "null-text", "noise": "edit-friendly", "pivot": "direct"}
         for name, method in extra.items():
             ddim.invert(words, colour, steps=3, method=method, **told).save(root / f"{name}.code.safetensors")
 

@@ -288,7 +288,7 @@ def came_back(root: Path, name: str) -> list[torch.Tensor]:
     """The pictures of a code, by the model that it names."""
     code = ddim.LatentCode.load(root / name)
     model = ddim.load(
-        root / ("text" if name.split(".")[0] in ("text", "null", "noise", "pivot") else "pixel"), device="cpu"
+        root / ("text" if name.split(".")[0] in ("text", "uncond_text", "noise", "pivot") else "pixel"), device="cpu"
     )
     return [ddim.reconstruct(model, code)]
 

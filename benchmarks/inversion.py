@@ -74,7 +74,7 @@ def its_network(network: Network, batch: int, steps: int) -> Callable[[], None]:
     pipeline, model = pipeline_of(network), ddim.load(network.folder)
     x, about = torch.randn(batch, *model.shape), {}
     if network.text:
-        about = {"encoder_hidden_states": model.condition(None, batch, network.prompts(batch))["words"]}
+        about = {"encoder_hidden_states": model.condition(None, batch, network.prompts(batch)).cond.tensors["text"]}
     pipeline.scheduler.set_timesteps(steps)
 
     @torch.no_grad()

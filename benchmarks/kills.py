@@ -95,20 +95,15 @@ def start(words: Sequence[str], log: Path) -> Any:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
         from ddim.cli.app import main as command
-        from ddim.cli.work import Counted
+        from ddim.cli.counted import Counted
 
-        denoiser = Counted.denoiser
+        forward = Counted.forward
 
-        def counted(self: Counted) -> Any:
-            inner = denoiser(self)
+        def counted(self: Counted, *a: Any) -> Any:
+            CALLS.value += 1
+            return forward(self, *a)
 
-            def denoise(*a: Any) -> Any:
-                CALLS.value += 1
-                return inner(*a)
-
-            return denoise
-
-        setattr(Counted, "denoiser", counted)  # noqa: B010
+        setattr(Counted, "forward", counted)  # noqa: B010
         sys.argv = ["ddim", *words]
         command()
 

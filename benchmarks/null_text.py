@@ -21,6 +21,7 @@ from common import TINY, Calls, decibels, held_out_pictures, open_text_model
 from torch import Tensor
 
 import ddim
+from ddim.core.prediction import to_pair
 from ddim.evaluation.tables import machine
 from ddim.pipelines.common import grid_for
 
@@ -34,12 +35,12 @@ PLAIN = "plain reading"
 
 def plain_reading(model, picture: Tensor, prompt: str, steps: int, weight: float) -> ddim.LatentCode:
     """Mokady et al. 2023, Algorithm 1, as its code does it, one image; as a code, so that all come back alike."""
-    grid, denoise = grid_for(model, steps, None), model.denoiser()
-    cond = model.condition(None, 1, prompt)
-    words, null = cond["words"], cond["null"]
+    grid, conditions = grid_for(model, steps, None), model.condition(None, 1, prompt)
+    words, null = conditions.cond.tensors["text"], conditions.uncond.tensors["text"]
 
     def eps(x: Tensor, i: int, embedding: Tensor) -> Tensor:
-        return denoise(x, grid[i], {"words": embedding}).eps
+        (output,) = model.ask(x, grid[i], conditions.cond.replace(text=embedding))
+        return to_pair(model.schedule.prediction, output, x, grid[i]).eps
 
     def move(x: Tensor, noise: Tensor, a: int, b: int) -> Tensor:
         s, t = grid[a], grid[b]
@@ -76,8 +77,8 @@ def plain_reading(model, picture: Tensor, prompt: str, steps: int, weight: float
         "ddim",
         model=model.name,
         fingerprint=model.fingerprint,
-        cond=dict(cond),
-        extras={"null": torch.stack(nulls, dim=1)},
+        conditions=conditions,
+        extras={"uncond_text": torch.stack(nulls, dim=1)},
         guidance={"weight": weight},
     )
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ddim
+from ddim._utils.files import write_whole
 from ddim.data.images import read_images, save_image, to_pil
 from ddim.evaluation.edits import edit_pairs, read_pictures
 from ddim.evaluation.networks import Clip, Dino
@@ -31,7 +32,6 @@ from ddim.evaluation.pairs import agreement
 from ddim.evaluation.pie_bench import MAPPING, PICTURES, SIDE, Entry, read_entries
 from ddim.evaluation.scores import METRICS, InversionProblem, Scorer, through_jpeg
 from ddim.evaluation.tables import machine
-from ddim.inversion.latent_code import write_whole
 from ddim.models import bundled_models
 from ddim.training import load_config
 

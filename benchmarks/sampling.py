@@ -25,6 +25,7 @@ from rounds import Network, arguments, headline, in_turns, only, opened, peaks, 
 from torch import Tensor
 
 import ddim
+from ddim.core.conditioning import Conditioning, PromptConditioning
 from ddim.evaluation.pairs import psnr
 from ddim.pipelines.common import grid_for
 
@@ -92,13 +93,14 @@ def our_network(network: Network, batch: int, steps: int) -> Callable[[], None]:
     """The U-Net that ddim.load gives, as the sampler asks it."""
     model = ddim.load(network.folder)
     x, words = asked(network, model, batch)
-    denoise, nodes = model.denoiser(), list(grid_for(model, steps, None))[:-1]
-    cond = {"words": words} if words is not None else None
+    nodes = list(grid_for(model, steps, None))[:-1]
+    conditions = PromptConditioning(Conditioning({"text": words} if words is not None else {}))
+    denoise = model.guided(ddim.Guidance(), conditions)
 
     def run() -> None:
         with torch.no_grad():
             for node in nodes:
-                denoise(x, node, cond)
+                denoise(x, node)
 
     return run
 
@@ -108,8 +110,8 @@ def asked(network: Network, model: Any, batch: int) -> tuple[Tensor, Tensor | No
     x = torch.randn(batch, *model.shape)
     if not network.text:
         return x, None
-    cond = model.condition(None, batch, network.prompts(batch))
-    return torch.cat([x, x]), torch.cat([cond["null"], cond["words"]])
+    conditions = model.condition(None, batch, network.prompts(batch))
+    return torch.cat([x, x]), Conditioning.cat([conditions.uncond, conditions.cond]).tensors["text"]
 
 
 def keeping(run: Callable[[], Any], into: dict[str, Any], name: str) -> Callable[[], None]:

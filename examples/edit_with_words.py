@@ -1,4 +1,4 @@
-"""Walk a real drawing back under guidance, come forward to it, and to what other words make of it."""
+"""Invert a real drawing under guidance, come forward to it, and to what other words make of it."""
 
 import tempfile
 from pathlib import Path

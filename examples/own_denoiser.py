@@ -7,7 +7,7 @@ from ddim.core.path import Node
 from ddim.core.prediction import to_pair
 
 
-def gaussian(x: torch.Tensor, node: Node, cond: object = None) -> ddim.Pair:
+def gaussian(x: torch.Tensor, node: Node) -> ddim.Pair:
     """The exact eps of data that is normal with mean 2 and standard deviation 0.5."""
     variance = (node.alpha * 0.5) ** 2 + node.sigma**2
     return to_pair("eps", node.sigma * (x - 2 * node.alpha) / variance, x, node)

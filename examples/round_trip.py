@@ -1,4 +1,4 @@
-"""Walk real images back to their codes, keep the codes on disk, and come forward again."""
+"""Invert real images to their codes, keep the codes on disk, and come forward again."""
 
 import tempfile
 from pathlib import Path

@@ -4,14 +4,17 @@ Both are Denoisers, for any path and any shape of sample: x0 = E[x_0 | x_t] and 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddim import Grid, Node, Pair
+from ddim import Grid, Guidance, Node, Pair, ddpm_linear
+from ddim.core.conditioning import Conditioning, PromptConditioning
+from ddim.core.denoiser import PLAIN, Call, asked
+from ddim.core.guidance import combine
+from ddim.core.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Gaussian:
     mean: Tensor
     scale: Tensor
 
-    def __call__(self, x: Tensor, node: Node, cond: object = None) -> Pair:
+    def __call__(self, x: Tensor, node: Node) -> Pair:
         a, s = node.alpha, node.sigma
         mean, scale = self.mean.to(x.dtype), self.scale.to(x.dtype)
         rest = (x - a * mean) / (a**2 * scale**2 + s**2)
@@ -49,7 +52,7 @@ class Mixture:
     means: Tensor
     scales: Tensor
 
-    def __call__(self, x: Tensor, node: Node, cond: object = None) -> Pair:
+    def __call__(self, x: Tensor, node: Node) -> Pair:
         a, s = node.alpha, node.sigma
         per = (slice(None), *[None] * (x.ndim - 1))  # [K] against [N, K, ...]
         means, scales = self.means.to(x.dtype), self.scales.to(x.dtype)
@@ -94,29 +97,54 @@ class Mixture:
         return self.means[which] + self.scales[which].view(-1, *[1] * (noise.ndim - 1)) * noise
 
 
+EPS = Schedule(ddpm_linear(), "eps")
+"""Of a network that answers eps; of its path only the largest t is asked."""
+
+
 @dataclass(frozen=True)
 class Conditional:
-    """Data of ``base`` moved by ``cond["words"]``, [N, L, D]: their mean over the tokens times ``lead``, [D, ...].
+    """A ``Network`` that answers eps: data of ``base`` moved by the text, [N, L, D]: its mean over the tokens times
+    ``lead``, [D, ...].
 
-    Under guidance of weight w a Gaussian's exact eps is that of data moved by null + w (words - null): it is linear in
-    the mean.
+    Under guidance of weight w a Gaussian's exact eps is that of data moved by uncond + w (cond - uncond): it is linear
+    in the mean.
     """
 
     base: Gaussian | Mixture
     lead: Tensor
+    schedule: Schedule = EPS
 
-    def move(self, words: Tensor) -> Tensor:
-        """How far the words move the data, [N, ...]."""
-        return torch.tensordot(words.mean(1), self.lead.to(words.dtype), dims=1)
+    def move(self, text: Tensor) -> Tensor:
+        """How far the text moves the data, [N, ...]."""
+        return torch.tensordot(text.mean(1), self.lead.to(text.dtype), dims=1)
 
-    def __call__(self, x: Tensor, node: Node, cond: Mapping[str, Any] | None = None) -> Pair:
-        by = self.move((cond or {})["words"].to(x.dtype))
+    def pair(self, x: Tensor, node: Node, cond: Conditioning) -> Pair:
+        """The exact pair under a condition."""
+        by = self.move(cond.tensors["text"].to(x.dtype))
         pair = self.base(x - node.alpha * by, node)
         return Pair(pair.x0 + by, pair.eps)
 
+    def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:
+        """The exact eps; what ``ask`` asks, for a test to watch."""
+        return self.pair(x, node, cond).eps
+
+    def ask(self, x: Tensor, node: Node, /, *conditionings: Conditioning, call: Call = PLAIN) -> Sequence[Tensor]:
+        """As every model's."""
+        return asked(lambda rows, cond, told: self.forward(rows, node, cond, told), x, conditionings, call)
+
+    def combine(self, cond: Tensor, uncond: Tensor, guidance: Guidance, node: Node) -> Tensor:
+        """As most models'."""
+        return combine(cond, uncond, guidance)
+
+
+def prompts(text: Tensor, opposite: Tensor | None = None) -> PromptConditioning:
+    """Both branches of guidance from embedded text [N, L, D]."""
+    uncond = None if opposite is None else Conditioning({"text": opposite})
+    return PromptConditioning(Conditioning({"text": text}), uncond)
+
 
 def conditional(base: Gaussian | Mixture, words: int = 6) -> Conditional:
-    """Words of this many numbers move every element of ``base`` by about half a deviation."""
+    """Embeddings of this many numbers move every element of ``base`` by about half a deviation."""
     shape = base.mean.shape if isinstance(base, Gaussian) else base.means.shape[1:]
     lead = torch.randn(words, *shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     return Conditional(base, 0.5 * lead)

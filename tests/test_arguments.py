@@ -8,11 +8,22 @@ import pytest
 import tiny
 import tiny_text
 import torch
-from test_cli_errors import fails
 
 import ddim
+from ddim.core.conditioning import PromptConditioning
+from ddim.core.contracts import InversionProblem
 from ddim.core.denoiser import from_network
-from ddim.inversion import make_inversion
+from ddim.inversion import INVERSIONS, make_inversion
+from ddim.models.base import Model
+from ddim.solvers.heun import Heun
+
+
+def fails(*words: object, code: int) -> str:
+    """As the commands' own tests have it; only those that need a command import it."""
+    from test_cli_errors import fails
+
+    return fails(*words, code=code)
+
 
 PICTURES = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -48,11 +59,26 @@ def refused(parameter, call, *arguments, **options) -> ddim.InputError:
 
 
 @pytest.mark.parametrize("guidance", [7.5, 1.0, 0.0, ddim.Guidance(3.0)], ids=str)
-@pytest.mark.parametrize("classes", [None, 3])
-def test_guidance_of_a_model_without_text(guidance, classes):
-    model, labels = tiny.model(classes=classes), {"labels": 1} if classes else {}
-    refused("guidance", ddim.sample, model, 1, steps=2, guidance=guidance, **labels)
-    refused("guidance", ddim.invert, model, PICTURES, steps=2, guidance=guidance, **labels)
+def test_guidance_of_a_model_without_conditions(model, guidance):
+    assert "takes none" in str(refused("guidance", ddim.sample, model, 1, steps=2, guidance=guidance))
+    refused("guidance", ddim.invert, model, PICTURES, steps=2, guidance=guidance)
+
+
+@pytest.mark.parametrize("guidance", [7.5, 1.0, ddim.Guidance(3.0)], ids=str)
+def test_guidance_of_classes_without_one_that_stands_for_none(guidance):
+    schedule = tiny.model().schedule
+    model = Model.from_network(lambda x, t, labels: x, schedule, shape=(1, 8, 8), labels=3)
+    assert "stands for no class" in str(
+        refused("guidance", ddim.sample, model, 1, steps=2, guidance=guidance, labels=1)
+    )
+    refused("guidance", ddim.invert, model, PICTURES, steps=2, guidance=guidance, labels=1)
+    assert len(ddim.sample(model, 1, steps=2, labels=1)) == 1
+
+
+def test_an_embedded_guidance_that_no_network_is_told(text, conditional):
+    told = ddim.Guidance(3.0, embedded=3.5)
+    refused("embedded", ddim.sample, text, 1, steps=2, prompt="a cat", guidance=told)
+    refused("embedded", ddim.sample, conditional, 1, steps=2, labels=1, guidance=told)
 
 
 def test_guidance_by_default_is_not_given(model, text):
@@ -63,7 +89,7 @@ def test_guidance_by_default_is_not_given(model, text):
 
 
 def test_the_weight_of_the_way_back_of_a_model_without_text(model):
-    refused("back", ddim.invert, model, PICTURES, steps=2, back=1.0)
+    refused("inversion_guidance", ddim.invert, model, PICTURES, steps=2, inversion_guidance=1.0)
 
 
 def test_words_of_a_model_without_text(model):
@@ -82,7 +108,7 @@ def test_a_classifiers_weight_without_one(model):
     refused("classifier_weight", ddim.sample, model, 1, steps=2, classifier_weight=1.0)
 
 
-@pytest.mark.parametrize("flags", [["--guidance", "3"], ["--back", "1"], ["--negative", "a dog"]])
+@pytest.mark.parametrize("flags", [["--guidance", "3"], ["--inversion-guidance", "1"], ["--negative", "a dog"]])
 def test_the_commands_say_so_too(tmp_path, monkeypatch, flags):
     monkeypatch.chdir(tmp_path)
     ddim.save_image(torch.rand(1, 32, 32), "a.png")
@@ -147,7 +173,7 @@ def test_codes_in_a_list(model, code):
     refused("codes", ddim.interpolate, model, [code, code])
 
 
-@pytest.mark.parametrize("wrong", [None, 5, ["ddim"], ddim.SOLVERS["bdia"](), lambda x: x])
+@pytest.mark.parametrize("wrong", [None, 5, ["ddim"], Heun(), ddim.SOLVERS["bdia"], lambda x: x])
 def test_what_is_no_method(model, wrong):
     refused("method", ddim.invert, model, PICTURES, steps=2, method=wrong)
 
@@ -157,10 +183,17 @@ def test_what_is_no_methods_name(wrong):
     refused("method", make_inversion, wrong)
 
 
-@pytest.mark.parametrize("name", ["direct", "null-text", "negative-prompt", "edit-friendly"])
-def test_a_guided_inversion_asked_as_a_plain_one(model, name):
-    grid = ddim.make_grid(model.path, 2)
-    refused("method", make_inversion(name).invert, model.denoiser(), PICTURES, grid)
+@pytest.mark.parametrize("name", [name for name, method in INVERSIONS.items() if method.needs])
+def test_a_method_that_needs_conditions_asked_with_a_bare_denoiser(model, name):
+    grid = ddim.make_grid(model.schedule.path, 2)
+    denoise = model.guided(ddim.Guidance(), PromptConditioning())
+    refused("method", make_inversion(name).invert, denoise, PICTURES, grid)
+
+
+def test_a_method_that_draws_asked_without_a_seed(model):
+    grid = ddim.make_grid(model.schedule.path, 3)
+    problem = InversionProblem(model)
+    refused("seed", make_inversion("edit-friendly").invert, problem, PICTURES, grid)
 
 
 @pytest.mark.parametrize("wrong", [ddim.load, 5, None])

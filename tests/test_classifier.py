@@ -208,7 +208,7 @@ def test_sampling_leads_to_the_labels_and_batches_do_not_matter():
     torch.testing.assert_close(ddim.sample(made, 4, **settings, classifier_weight=5.0, batch=3), led)
 
     def chance(images):
-        return judge(images * 2 - 1, made.path.node(1), torch.tensor([0, 1, 2, 2])).mean()
+        return judge(images * 2 - 1, made.schedule.path.node(1), torch.tensor([0, 1, 2, 2])).mean()
 
     assert chance(led) > chance(plain)
 

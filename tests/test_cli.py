@@ -17,7 +17,6 @@ import ddim
 from ddim.cli import options
 from ddim.cli.app import app
 from ddim.cli.files import settings_text, stem
-from ddim.pipelines import verbs
 
 COMMANDS = ["sample", "invert", "reconstruct", "interpolate", "edit", "train", "models", "methods", "demo"]
 
@@ -125,7 +124,7 @@ def test_sample_each_gives_the_verbs_pictures(model: str):
     said = run_json("sample", "-m", model, "-n", 2, "--steps", 3, "--eta", 0.5, "--each", "--batch", 1)
     stem = "small_ddim_S3_eta0.5_seed0"
     assert said["files"] == [f"{stem}_n2.png", f"{stem}_n2/{stem}.png", f"{stem}_n2/{stem[:-1]}1.png"]
-    images = verbs.sample(ddim.load(model), 2, steps=3, eta=0.5)
+    images = ddim.sample(ddim.load(model), 2, steps=3, eta=0.5)
     for file, image, seed in zip(said["files"][1:], images, (0, 1), strict=True):
         assert torch.equal(pixels(file), (image[0] * 255).round().to(torch.uint8))
         assert about(file)["seeds"] == [seed]

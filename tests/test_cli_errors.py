@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 from ddim.cli.app import app
 from ddim.cli.failure import NetworkMemory
-from ddim.pipelines import verbs
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +213,7 @@ def test_whatever_else_happens_is_one_sentence(
     def break_down(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(verbs, "sample", break_down)
+    monkeypatch.setattr("ddim.pipelines.sample.sample", break_down)
     assert said in fails("sample", "-m", model, code=code)
 
 

@@ -19,7 +19,7 @@ import ddim
 from ddim.cli import options, terminal
 from ddim.cli.app import app
 from ddim.cli.files import phrase, phrases, short_hash
-from ddim.editing.attention import KINDS, AttentionEdit
+from ddim.editing.plan import KINDS, AttentionEdit
 
 CAT, TIGER = "a cat on a mat", "a tiger on a mat"
 SIDE = 32
@@ -130,15 +130,15 @@ def test_invert_and_reconstruct_under_guidance(model: str):
 def test_invert_takes_sizes_seeds_and_the_way_back(model: str):
     wide = picture("wide.png", width=48)
     said = run_json(
-        *("invert", wide, "-m", model, "-p", CAT, "-w", 2, "--back", 1, "--method", "edit-friendly"),
+        *("invert", wide, "-m", model, "-p", CAT, "-w", 2, "--inversion-guidance", 1, "--method", "edit-friendly"),
         *("-S", 4, "-o", "skip=0", "--seed", 3, "--no-check"),
     )
     assert said["files"] == ["wide_a-cat-on-a-mat_edit-friendly_S4_skip0_w2_back1_seed3.code.safetensors"]
     code = ddim.LatentCode.load(said["files"][0])
     assert code.x.shape[2:] == (16, 24)
-    assert code.settings["back"] == 1
+    assert code.settings["inversion_guidance"] == 1
     other = run_json(
-        *("invert", wide, "-m", model, "-p", CAT, "-w", 2, "--back", 1, "--method", "edit-friendly"),
+        *("invert", wide, "-m", model, "-p", CAT, "-w", 2, "--inversion-guidance", 1, "--method", "edit-friendly"),
         *("-S", 4, "-o", "skip=0", "--seed", 4, "--no-check"),
     )
     assert not torch.equal(ddim.LatentCode.load(other["files"][0]).x, code.x)
@@ -197,7 +197,7 @@ def test_ctrl_c_keeps_what_was_tuned_and_resume_goes_on(model: str):
     assert not Path(partial).exists()  # all that it held lies in the code
     Path(partial).write_bytes(kept)
     code = ddim.LatentCode.load(said["files"][0])
-    assert torch.equal(code.extras["null"], whole.extras["null"])
+    assert torch.equal(code.extras["uncond_text"], whole.extras["uncond_text"])
     assert said["nfe"]["invert"] > 0
     again = [w if w != CAT else TIGER for w in words]
     sentence = fails(*again, "--resume", "cat.png", code=2)
@@ -306,7 +306,7 @@ def test_edit_writes_a_strip_and_a_json(model: str):
         "method": "direct",
         "steps": 3,
         "strip": ["source", "reconstruction", "a-tiger-on-a-mat", "a-dog-on-a-mat"],
-        "negative": "",
+        "negative": None,
         "seed": 0,
     }
     assert kept["guidance"]["weight"] == 7.5
@@ -470,7 +470,7 @@ def test_other_words_have_other_names(model: str):
         run_json(*plain, "-p", CAT),
         run_json(*plain, "-p", TIGER),
         run_json(*plain, "-p", CAT, "--dtype", "bfloat16"),
-        run_json(*plain, "-p", CAT, "--back", 2),
+        run_json(*plain, "-p", CAT, "--inversion-guidance", 2),
     ]
     assert len({said["files"][0] for said in inverted}) == len(inverted)
     common = ["edit", cat, "-m", model, "-S", 2]
@@ -478,7 +478,7 @@ def test_other_words_have_other_names(model: str):
         ["--from", CAT, "--to", TIGER],
         ["--from", "a cat", "--to", TIGER],
         ["--from", CAT, "--to", TIGER, "--dtype", "bfloat16"],
-        ["--from", CAT, "--to", TIGER, "--method", "ddim", "--back", "2"],
+        ["--from", CAT, "--to", TIGER, "--method", "ddim", "--inversion-guidance", "2"],
         ["--from", CAT, "--to", TIGER, "--method", "ddim"],
         ["--from", CAT, "--to", TIGER, "--to", CAT],
         ["--from", CAT, "--to", TIGER, "--to", "a cat"],
@@ -501,15 +501,15 @@ def test_a_phrase_in_a_name_is_short_and_its_own():
 
 
 def test_one_by_one_asks_for_half_as_much_at_a_time(model: str, monkeypatch: pytest.MonkeyPatch):
-    from ddim.models.sd import LatentTextModel
+    from ddim.models.sd import StableDiffusion
 
-    inner, widths = LatentTextModel.denoiser, list[int]()
+    inner, widths = StableDiffusion.forward, list[int]()
 
-    def watched(self: Any) -> Any:
-        denoise = inner(self)
-        return lambda x, *a: (widths.append(len(x)), denoise(x, *a))[1]
+    def watched(self: Any, x: Any, *a: Any) -> Any:
+        widths.append(len(x))
+        return inner(self, x, *a)
 
-    monkeypatch.setattr(LatentTextModel, "denoiser", watched)
+    monkeypatch.setattr(StableDiffusion, "forward", watched)
     cat = picture()
     code = run_json("invert", cat, "-m", model, "-p", CAT, "-w", 3, "-S", 2, "--no-check")["files"][0]
     for words, together in (

@@ -1,6 +1,7 @@
 """Attention control at the layers: what is left alone, what is taken over, and what is counted."""
 
 import math
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -10,21 +11,17 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ddim._utils.errors import DDIMError, InputError
-from ddim.core.denoiser import bound
-from ddim.core.guidance import Guidance, classifier_free
-from ddim.editing.attention import (
-    AttentionController,
-    AttentionEdit,
-    AttentionPlan,
-    ControlledAttention,
-    Layer,
-    install,
-    within,
-)
-from ddim.models.sd import LatentTextModel
+from ddim.core.conditioning import Conditioning, PromptConditioning
+from ddim.core.denoiser import Call
+from ddim.core.guidance import Guidance
+from ddim.core.prediction import NO_HOLD
+from ddim.editing.attention import AttentionController
+from ddim.editing.plan import AttentionEdit, AttentionPlan, AttentionSite, within
+from ddim.models.attention.unet import ControlledAttention, controlled, sites
+from ddim.models.sd import StableDiffusion
 
 L, SIZE = 5, (8, 8)
-CROSS, ITSELF = Layer("down_blocks.1.attn2", True, 1), Layer("down_blocks.1.attn1", False, 1)
+CROSS, ITSELF = AttentionSite("down_blocks.1.attn2", True, 1), AttentionSite("down_blocks.1.attn1", False, 1)
 ALWAYS = {"cross_steps": (0.0, 1.0), "self_steps": (0.0, 1.0)}
 
 
@@ -82,7 +79,7 @@ def test_options_out_of_range(options, sentence):
 
 
 def test_the_resolution_of_maps_follows_the_latent():
-    layers = tuple(Layer(f"{level}{cross}", cross, level) for level in range(4) for cross in (True, False))
+    layers = tuple(AttentionSite(f"{level}{cross}", cross, level) for level in range(4) for cross in (True, False))
 
     def sizes(height: int, width: int, **options):
         p = AttentionPlan(AttentionEdit(**options), layers, (height, width), torch.zeros(0), torch.zeros(0))
@@ -91,7 +88,7 @@ def test_the_resolution_of_maps_follows_the_latent():
     assert sizes(64, 64) == ((16, 16), 32 * 32)  # Stable Diffusion at 512
     assert sizes(96, 96) == ((24, 24), 48 * 48)  # and at 768
     assert sizes(64, 96) == ((16, 24), 32 * 48)
-    assert sizes(65, 64) == ((17, 16), 65 * 64 // 4)  # a convolution of stride 2 rounds up
+    assert sizes(65, 64) == ((17, 16), 33 * 32)  # a convolution of stride 2 rounds up
     assert sizes(16, 16) == ((8, 8), 64)
     assert sizes(8, 8) == ((8, 8), 16)
     assert sizes(200, 8) == ((50, 2), 400)
@@ -107,7 +104,7 @@ def test_cross_maps_are_taken_over_and_new_tokens_keep_their_own():
     mapping = torch.zeros(1, 1, L, L)
     mapping[0, 0, 1, 2] = mapping[0, 0, 3, 0] = 1
     new = torch.tensor([[[False, True, False, True, False]]])
-    out = AttentionController(plan(mapping=mapping, new=new), 0, 1).attend(CROSS, query, key, value, None, "words")
+    out = AttentionController(plan(mapping=mapping, new=new), 0, 1).attend(CROSS, query, key, value, None, "cond")
     own = maps(query, key)
     edited = torch.stack(
         [own[0, :, :, 3], own[1, :, :, 1], own[0, :, :, 1], own[1, :, :, 3], torch.zeros_like(own[0, :, :, 0])], dim=-1
@@ -126,7 +123,7 @@ def test_weights_scale_the_map_and_rows_are_not_normalised_again():
 
 def test_self_maps_are_the_sources():
     query, key, value = qkv(3, keys=16)
-    out = AttentionController(plan(targets=2), 0, 1).attend(ITSELF, query, key, value, None, "words")
+    out = AttentionController(plan(targets=2), 0, 1).attend(ITSELF, query, key, value, None, "cond")
     own = maps(query, key)
     assert torch.allclose(out[1], own[0] @ value[1], atol=1e-12)
     assert torch.allclose(out[2], own[0] @ value[2], atol=1e-12)
@@ -135,12 +132,12 @@ def test_self_maps_are_the_sources():
 
 def test_large_self_maps_are_left_alone():
     query, key, value = qkv(2, keys=16)
-    out = AttentionController(plan(edit={"self_positions": 15}), 0, 1).attend(ITSELF, query, key, value, None, "words")
+    out = AttentionController(plan(edit={"self_positions": 15}), 0, 1).attend(ITSELF, query, key, value, None, "cond")
     assert torch.equal(out, scaled_dot_product_attention(query, key, value))
 
 
 @pytest.mark.parametrize("layer", [CROSS, ITSELF], ids=["cross", "self"])
-def test_only_the_words_half_is_edited(layer: Layer):
+def test_only_the_conditional_branch_is_edited(layer: AttentionSite):
     query, key, value = qkv(4, keys=L if layer.cross else 16)
     plain = scaled_dot_product_attention(query, key, value)
     mapping = torch.eye(L).flip(0).expand(1, 1, L, L)
@@ -148,13 +145,13 @@ def test_only_the_words_half_is_edited(layer: Layer):
     out = control.attend(layer, query, key, value, None, "both")
     assert torch.equal(out[:3], plain[:3])  # null source, null target, source
     assert not torch.allclose(out[3], plain[3], atol=1e-3)
-    assert torch.allclose(control.attend(layer, query[2:], key[2:], value[2:], None, "words"), out[2:], atol=1e-12)
-    null = control.attend(layer, query[:2], key[:2], value[:2], None, "null")
+    assert torch.allclose(control.attend(layer, query[2:], key[2:], value[2:], None, "cond"), out[2:], atol=1e-12)
+    null = control.attend(layer, query[:2], key[:2], value[:2], None, "uncond")
     assert torch.allclose(null, plain[:2], atol=1e-12)
 
 
 @pytest.mark.parametrize("layer", [CROSS, ITSELF], ids=["cross", "self"])
-def test_each_image_follows_its_own_source(layer: Layer):
+def test_each_image_follows_its_own_source(layer: AttentionSite):
     """Two images with two targets: rows s1 t11 t12 s2 t21 t22."""
     query, key, value = qkv(6, keys=L if layer.cross else 16)
     mapping = torch.stack([torch.eye(L).roll(k, 0) for k in range(4)]).view(2, 2, L, L)
@@ -165,7 +162,7 @@ def test_each_image_follows_its_own_source(layer: Layer):
         for target in (0, 1):
             rows = [3 * image, 3 * image + 1 + target]
             one = AttentionController(plan(mapping=mapping[image : image + 1, target : target + 1]), 0, 1)
-            alone = one.attend(layer, query[rows], key[rows], value[rows], None, "words")
+            alone = one.attend(layer, query[rows], key[rows], value[rows], None, "cond")
             assert torch.allclose(both[rows], alone, atol=1e-12)
 
 
@@ -173,7 +170,7 @@ def test_an_additive_mask_counts():
     query, key, value = qkv(2)
     mask = torch.zeros(2, 2, 1, L, dtype=torch.float64)
     mask[..., 3:] = -1e9
-    out = AttentionController(plan(), 0, 1).attend(CROSS, query, key, value, mask, "words")
+    out = AttentionController(plan(), 0, 1).attend(CROSS, query, key, value, mask, "cond")
     assert torch.allclose(out[1], maps(query[0], key[0, :, :3]) @ value[1, :, :3], atol=1e-12)
 
 
@@ -181,11 +178,11 @@ def test_maps_to_blend_by_are_the_words_mean_over_heads_and_sum_over_layers():
     query, key, value = qkv(3)
     blend = torch.zeros(1, 2, 2, L)
     blend[0, 0, 0, 1] = blend[0, 0, 1, 2] = blend[0, 0, 1, 3] = blend[0, 1, 1, 4] = 1
-    two = Layer("up_blocks.0.attn2", True, 1)
+    two = AttentionSite("up_blocks.0.attn2", True, 1)
     steady = plan(targets=2, kind="none", blend=blend)
     control = AttentionController(steady, 0, 1)
     for layer in (CROSS, two):
-        control.attend(layer, query, key, value, None, "words")
+        control.attend(layer, query, key, value, None, "cond")
     own = 2 * maps(query, key).mean(1)
     assert control.maps is not None
     assert control.maps.shape == (1, 2, 2, 4, 4)
@@ -199,11 +196,11 @@ def test_maps_to_blend_by_are_the_words_mean_over_heads_and_sum_over_layers():
 
 
 @pytest.fixture(scope="module")
-def model() -> LatentTextModel:
+def model() -> StableDiffusion:
     return tiny_text.model(dtype=torch.float64)
 
 
-def network_call(model: LatentTextModel, height: int = 16, width: int = 16, **kwargs) -> Tensor:
+def network_call(model: StableDiffusion, height: int = 16, width: int = 16, **kwargs) -> Tensor:
     draw = torch.Generator().manual_seed(3)
     x = torch.randn(2, 4, height, width, generator=draw, dtype=torch.float64)
     words = torch.randn(2, tiny_text.LENGTH, 12, generator=draw, dtype=torch.float64)
@@ -216,16 +213,16 @@ def test_without_a_control_it_computes_what_diffusers_computes():
     model.network.double()
     before = network_call(model)
     assert {type(p).__name__ for p in model.network.attn_processors.values()} == {"AttnProcessor2_0"}
-    install(model.network)
-    assert {type(p) for p in model.network.attn_processors.values()} == {ControlledAttention}
-    assert torch.equal(network_call(model), before)
+    with model.controlled():
+        assert {type(p) for p in model.network.attn_processors.values()} == {ControlledAttention}
+        assert torch.equal(network_call(model), before)
 
 
-def whole_plan(model: LatentTextModel, size=(16, 16), **options) -> AttentionPlan:
+def whole_plan(model: StableDiffusion, size=(16, 16), **options) -> AttentionPlan:
     length = tiny_text.LENGTH
     return AttentionPlan(
         AttentionEdit(**{**ALWAYS, **options}),
-        install(model.network),
+        model.attention_sites(),
         size,
         torch.eye(length).expand(1, 1, length, length),
         torch.ones(1, 1, length, dtype=torch.bool),
@@ -235,11 +232,13 @@ def whole_plan(model: LatentTextModel, size=(16, 16), **options) -> AttentionPla
 
 
 @pytest.mark.parametrize("size", [(16, 16), (12, 20), (10, 6)])
-def test_a_control_that_changes_nothing_computes_what_diffusers_computes(model: LatentTextModel, size):
+def test_a_control_that_changes_nothing_computes_what_diffusers_computes(model: StableDiffusion, size):
     """Every token new, every weight 1, maps kept: the explicit maps give what the fused attention gives."""
     control = AttentionController(whole_plan(model, size, self_steps=(0.0, 0.0)), 0, 1)
-    kwargs = {"cross_attention_kwargs": {"control": control, "half": "words"}}
-    assert torch.allclose(network_call(model, *size, **kwargs), network_call(model, *size), atol=1e-12)
+    kwargs = {"cross_attention_kwargs": {"control": control, "cfg_branch": "cond"}}
+    with model.controlled():
+        changed = network_call(model, *size, **kwargs)
+    assert torch.allclose(changed, network_call(model, *size), atol=1e-12)
     seen = control.finish()
     assert seen is not None
     assert seen.shape == (1, 1, 2, -(-size[0] // 2), -(-size[1] // 2))
@@ -248,25 +247,25 @@ def test_a_control_that_changes_nothing_computes_what_diffusers_computes(model: 
     assert torch.allclose(seen, torch.full_like(seen, layers))
 
 
-def test_both_resolutions_have_cross_and_self_layers(model: LatentTextModel):
-    layers = install(model.network)
+def test_both_resolutions_have_cross_and_self_layers(model: StableDiffusion):
+    layers = model.attention_sites()
     assert {(layer.cross, layer.level) for layer in layers} == {(c, n) for c in (True, False) for n in (0, 1)}
     assert len(layers) == len(model.network.attn_processors)
 
 
-def test_guidance_in_one_batch_or_two_is_the_same(model: LatentTextModel):
+def test_guidance_in_one_batch_or_two_is_the_same(model: StableDiffusion):
     draw = torch.Generator().manual_seed(3)
     x = torch.randn(2, 4, 16, 16, generator=draw, dtype=torch.float64)
     words, null = torch.randn(2, 2, tiny_text.LENGTH, 12, generator=draw, dtype=torch.float64)
     node = SimpleNamespace(t=500.0, alpha=0.6, sigma=0.8)
+    prompts = PromptConditioning(Conditioning({"text": words}), Conditioning({"text": null}))
     out = []
-    for together in (True, False):
+    for batched in (True, False):
         plan = whole_plan(model)
         control = AttentionController(AttentionPlan(plan.edit, plan.layers, plan.size, plan.mapping, ~plan.new), 0, 1)
-        guided = classifier_free(model.denoiser(), Guidance(7.5, together=together))
-        cond = {"words": words, "null": null, "attention": control}
-        with torch.no_grad():
-            out.append(bound(guided, cond)(x, node).eps)  # type: ignore[arg-type]
+        guided = model.guided(Guidance(7.5, batched_cfg=batched), prompts, hold=NO_HOLD)
+        with torch.no_grad(), model.controlled():
+            out.append(guided(x, node, Call(controller=control)).eps)  # type: ignore[arg-type]
         control.finish()
     assert torch.allclose(out[0], out[1], atol=1e-12)
 
@@ -276,29 +275,29 @@ def test_guidance_in_one_batch_or_two_is_the_same(model: LatentTextModel):
 
 def test_a_layer_that_does_not_pass_by_raises():
     model = tiny_text.model()
-    layers = install(model.network)
+    layers = model.attention_sites()
     from diffusers.models.attention_processor import AttnProcessor2_0
 
-    unhooked = dict(model.network.named_modules())[layers[3].name]
-    unhooked.set_processor(AttnProcessor2_0())
     control = AttentionController(AttentionPlan(AttentionEdit(), layers, (16, 16), *whole_plan_of(model)), 0, 1)
-    with torch.no_grad():
+    with torch.no_grad(), model.controlled():
+        unhooked = dict(model.network.named_modules())[layers[3].name]
+        unhooked.set_processor(AttnProcessor2_0())
         model.network(
             torch.randn(2, 4, 16, 16),
             torch.tensor(500),
             encoder_hidden_states=torch.randn(2, tiny_text.LENGTH, 12),
-            cross_attention_kwargs={"control": control, "half": None},
+            cross_attention_kwargs={"control": control, "cfg_branch": None},
         )
     with pytest.raises(DDIMError, match=rf"saw {len(layers) - 1} attention layers in a call .* that has {len(layers)}"):
         control.finish()
 
 
-def whole_plan_of(model: LatentTextModel) -> tuple[Tensor, Tensor]:
+def whole_plan_of(model: StableDiffusion) -> tuple[Tensor, Tensor]:
     length = tiny_text.LENGTH
     return torch.eye(length).expand(1, 1, length, length), torch.zeros(1, 1, length, dtype=torch.bool)
 
 
-def test_a_layer_that_passes_twice_or_in_one_half_only_raises():
+def test_a_layer_that_passes_twice_or_in_one_branch_only_raises():
     query, key, value = qkv(2)
     twice = AttentionController(plan(), 0, 1)
     for layer in (CROSS, ITSELF):
@@ -308,24 +307,75 @@ def test_a_layer_that_passes_twice_or_in_one_half_only_raises():
         twice.finish()
     nothing = AttentionController(plan(), 0, 1)
     for layer in (CROSS, ITSELF):
-        nothing.attend(layer, *(qkv(2, keys=16) if layer is ITSELF else (query, key, value)), None, "null")
+        nothing.attend(layer, *(qkv(2, keys=16) if layer is ITSELF else (query, key, value)), None, "uncond")
     with pytest.raises(DDIMError, match="saw 0 attention layers"):
         nothing.finish()
 
 
 @pytest.mark.parametrize(
-    ("rows", "queries", "keys", "half"), [(3, 16, L, None), (2, 15, L, None), (2, 16, L + 1, None), (2, 16, L, "both")]
+    ("rows", "queries", "keys", "branch"),
+    [(3, 16, L, None), (2, 15, L, None), (2, 16, L + 1, None), (2, 16, L, "both")],
 )
-def test_maps_of_another_size_raise(rows: int, queries: int, keys: int, half: str | None):
+def test_maps_of_another_size_raise(rows: int, queries: int, keys: int, branch: str | None):
     with pytest.raises(DDIMError, match=r"down_blocks\.1\.attn2 has \(rows, positions, keys\)"):
-        AttentionController(plan(), 0, 1).attend(CROSS, *qkv(rows, queries, keys), None, half)
+        AttentionController(plan(), 0, 1).attend(CROSS, *qkv(rows, queries, keys), None, branch)
 
 
-def test_installing_twice_is_installing_once(model: LatentTextModel):
-    first = install(model.network)
-    processors = list(model.network.attn_processors.values())
-    assert install(model.network) == first
-    assert all(a is b for a, b in zip(processors, model.network.attn_processors.values(), strict=True))
+def processors(model: StableDiffusion) -> list[object]:
+    return list(model.network.attn_processors.values())
+
+
+def same(some: list[object], others: list[object]) -> bool:
+    """Whether two lists hold the very same objects."""
+    return all(a is b for a, b in zip(some, others, strict=True))
+
+
+class Stop(Exception):
+    """An error of no kind in particular."""
+
+
+@pytest.mark.parametrize("ends", [None, Stop, KeyboardInterrupt, SystemExit], ids=str)
+def test_processors_are_put_back_whatever_ends_an_edit(model: StableDiffusion, ends: type[BaseException] | None):
+    own = processors(model)
+    with suppress(*[ends] if ends else []), model.controlled():
+        assert not any(a is b for a, b in zip(own, processors(model), strict=True))
+        if ends:
+            raise ends
+    assert same(processors(model), own)
+
+
+def test_one_controlled_block_in_another_leaves_all_as_it_was(model: StableDiffusion):
+    own, layers = processors(model), model.attention_sites()
+    with model.controlled():
+        ours = processors(model)
+        assert model.attention_sites() == layers
+        with pytest.raises(Stop), model.controlled():
+            raise Stop
+        assert same(processors(model), ours)
+    assert same(processors(model), own)
+    assert model.attention_sites() == layers
+
+
+def test_asking_for_the_sites_sets_nothing(model: StableDiffusion):
+    own = processors(model)
+    sites(model.network)
+    assert same(processors(model), own)
+
+
+@pytest.mark.parametrize("ends", [Stop, KeyboardInterrupt], ids=str)
+def test_a_call_that_ends_midway_leaves_the_processors(model: StableDiffusion, ends: type[BaseException]):
+    own = processors(model)
+
+    def stop(*_: object) -> None:
+        raise ends
+
+    hook = model.network.mid_block.register_forward_hook(stop)
+    try:
+        with pytest.raises(ends), controlled(model.network):
+            network_call(model)
+    finally:
+        hook.remove()
+    assert same(processors(model), own)
 
 
 def test_processors_that_do_more_are_not_thrown_away():
@@ -333,17 +383,18 @@ def test_processors_that_do_more_are_not_thrown_away():
         def __call__(self, attn: object) -> None: ...
 
     model = tiny_text.model()
-    name = install(model.network)[0].name
+    name = model.attention_sites()[0].name
     dict(model.network.named_modules())[name].set_processor(IPAdapterAttnProcessor())
     with pytest.raises(InputError, match=r"IPAdapterAttnProcessor of .* does more than attend"):
-        install(model.network)
+        model.attention_sites()
+    assert type(dict(model.network.named_modules())[name].processor) is IPAdapterAttnProcessor
 
 
 def test_a_network_without_cross_attention():
     import tiny
 
     with pytest.raises(InputError, match="no cross-attention layers"):
-        install(tiny.unet())
+        sites(tiny.unet())
 
 
 @pytest.mark.parametrize(

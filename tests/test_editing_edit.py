@@ -1,6 +1,7 @@
 """The verb ``edit``: the laws of attention control, on a tiny Stable Diffusion in float64."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +15,10 @@ from torch import Tensor
 import ddim
 from ddim import AttentionEdit, Edited, Guidance, InputError, LatentCode
 from ddim._utils.errors import DDIMError, DDIMWarning
+from ddim.core.conditioning import PromptConditioning
 from ddim.core.solve import solve
-from ddim.models.sd import LatentTextModel
+from ddim.models.sd import StableDiffusion
+from ddim.pipelines.events import StepEvent
 
 SOURCE, TARGET = "a cat next to a mirror", "a tiger next to a mirror"
 OTHERS = ["a red cat on a mat", "a zebra next to a mirror"]
@@ -25,19 +28,23 @@ TIGHT = 1e-9
 
 
 @pytest.fixture(scope="module")
-def model() -> LatentTextModel:
+def model() -> StableDiffusion:
     return tiny_text.model(dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
-def code(model: LatentTextModel) -> LatentCode:
+def code(model: StableDiffusion) -> LatentCode:
     return coded(model)
 
 
-def coded(model: LatentTextModel, method: str = "ddim", count: int = 1, **options) -> LatentCode:
+def coded(model: StableDiffusion, method: str = "ddim", count: int = 1, **options) -> LatentCode:
     pictures = tiny_text.pictures(count, *options.pop("size", (32, 32)))
     settings = {"prompt": SOURCE, "guidance": 3.0, "steps": STEPS, **options}
     return ddim.invert(model, pictures, method=method, **settings)
+
+
+def words(prompts: PromptConditioning) -> Tensor:
+    return prompts.cond.tensors["text"]
 
 
 def apart(a: Tensor, b: Tensor) -> float:
@@ -62,7 +69,7 @@ def test_a_window_of_no_steps_is_plain_editing(model, code):
     plain = ddim.edit(model, code, TARGET, attention="none")
     nowhere = AttentionEdit("refine", cross_steps=(0, 0), self_steps=(0, 0))
     assert torch.equal(ddim.edit(model, code, TARGET, attention=nowhere).edits, plain.edits)
-    as_reconstructed = replace(code, cond=dict(model.condition(None, 1, TARGET)))
+    as_reconstructed = replace(code, conditions=model.condition(None, 1, TARGET))
     assert apart(plain.edits[:, 0], ddim.reconstruct(model, as_reconstructed)) < TIGHT
     for window in ("cross_steps", "self_steps"):
         other = replace(nowhere, **{window: (0.0, 0.2)})  # one step
@@ -158,7 +165,7 @@ def test_the_source_is_never_touched(model, method):
 def test_what_a_method_keeps_for_the_source_serves_its_targets(model, method):
     """Tuned nulls and noise maps do: a prompt replaced by itself is the source. Pivots hold the source alone."""
     code = coded(model, method)
-    shared = replace(code, extras={k: v for k, v in code.extras.items() if k in ("null", "noise")})
+    shared = replace(code, extras={k: v for k, v in code.extras.items() if k in ("uncond_text", "noise")})
     edited = ddim.edit(model, shared, SOURCE, attention=ALWAYS)
     assert apart(edited.edits[:, 0], edited.reconstruction) < 1e-8
     # in other company a row's last bits differ, which edict's lattice rounds to its next point and enlarges
@@ -295,7 +302,7 @@ def test_a_picture_is_inverted_first(model):
         source_prompt=SOURCE,
         steps=STEPS,
         batch=4,
-        progress=lambda done, total: seen.append((done, total)),
+        on_event=lambda event: seen.append((event.done, event.total)) if isinstance(event, StepEvent) else None,
     )
     assert isinstance(edited, Edited)
     assert edited.code.method == "direct"
@@ -324,7 +331,7 @@ def test_guidance_is_the_codes_own_unless_another_is_given(model, code):
     own, three, nine = (ddim.edit(model, code, TARGET, guidance=w) for w in (None, 3.0, Guidance(9.0)))
     assert torch.equal(own.edits, three.edits)
     assert apart(own.edits, nine.edits) > 1e-3
-    one = ddim.edit(model, code, TARGET, guidance=1.0, attention=ALWAYS)  # asked once, without halves
+    one = ddim.edit(model, code, TARGET, guidance=1.0, attention=ALWAYS)  # asked once, of one branch
     assert apart(one.edits, ddim.edit(model, code, TARGET, guidance=1.0, attention="none").edits) > 1e-3
 
 
@@ -363,21 +370,21 @@ def test_v_prediction_and_float32():
         ({"negative": 3}, "negative: 3 is not a text"),
         ({"source_prompt": []}, "source_prompt: 0 were given"),
         ({"source_prompt": "a (cat:2)"}, r"source_prompt: '\(cat:2\)' weighs a word"),
-        ({"attention": None}, "attention: None is neither an AttentionEdit nor one of: refine, replace, none"),
+        ({"attention": 3}, "attention: 3 is neither an AttentionEdit nor one of: refine, replace, none"),
         ({"weights": "dog"}, "weights: 'dog' does not map words to factors"),
         ({"weights": {"tiger": None}}, "'tiger' is not a number"),
         ({"blend": 3}, "blend: 3 names no words"),
         ({"blend": ("cat", 3)}, r"blend: \('cat', 3\) names no words"),
-        ({"prompt": None}, "prompt: None is not a target prompt"),
+        ({"prompt": None}, "prompt: an edit needs what the picture is to become; give a prompt"),
         ({"prompt": 3}, "prompt: 3 is not a target prompt"),
         ({"prompt": [3]}, r"prompt: \[3\] is not a target prompt"),
         ({"source_prompt": 3}, "source_prompt: 3 is neither a text nor a list of texts"),
         ({"guidance": "a"}, "guidance: a is not a number"),
         # what is of the inversion, which a code has behind it
-        ({"method": "ddim"}, "method cannot be set for a code, which was walked back already"),
+        ({"method": "ddim"}, "method cannot be set for a code, which was inverted already"),
         ({"steps": 50, "seed": 0}, "steps, seed cannot be set for a code"),
         ({"options": {"iterations": 5}}, "options cannot be set"),
-        ({"back": 1.0}, "back cannot be set"),
+        ({"inversion_guidance": 1.0}, "inversion_guidance cannot be set"),
         ({"spacing": "leading"}, "spacing cannot be set"),
         ({"resize": True}, "resize cannot be set"),
     ],
@@ -388,7 +395,7 @@ def test_bad_input(model, code, options, sentence):
 
 
 def test_what_is_none_was_not_given(model, code):
-    nothing = dict.fromkeys(("method", "steps", "options", "back", "seed", "spacing"))
+    nothing = dict.fromkeys(("method", "steps", "options", "inversion_guidance", "seed", "spacing"))
     edited = ddim.edit(model, code, TARGET, **nothing, resize=False)
     assert torch.equal(edited.edits, ddim.edit(model, code, TARGET).edits)
     walked = ddim.edit(model, tiny_text.pictures(1), TARGET, source_prompt=SOURCE, **{**nothing, "steps": STEPS})
@@ -415,7 +422,7 @@ def test_literal_brackets_reach_the_model_as_they_are(model):
     edited = ddim.edit(model, tiny_text.pictures(1), said, source_prompt=said, steps=2)
     assert edited.code.prompts == ("a (cat:2) next to a mirror",)
     assert edited.prompts == (edited.code.prompts,)
-    assert torch.equal(edited.code.cond["words"], model.condition(None, 1, "a (cat:2) next to a mirror")["words"])
+    assert torch.equal(words(edited.code.conditions), words(model.condition(None, 1, "a (cat:2) next to a mirror")))
     again = ddim.edit(model, edited.code, said, source_prompt=said)
     assert torch.equal(again.edits, edited.edits)
 
@@ -429,13 +436,14 @@ def test_literal_brackets_reach_the_model_as_they_are(model):
         ({"prompt": "a", "negative": "(ugly:2)"}, "negative"),
         ({"prompt": "\udcff"}, "prompt"),
         ({"prompt": "a", "negative": "\udcff"}, "negative"),
-        ({"prompt": "a", "negative": None}, "negative"),
+        ({"prompt": "a", "negative": b"ugly"}, "negative"),
         ({"prompt": []}, "prompt"),
         ({"prompt": ["a", 3]}, "prompt"),
     ],
 )
 def test_prompts_that_other_verbs_cannot_read(model, monkeypatch: pytest.MonkeyPatch, verb, options, parameter):
-    monkeypatch.setattr(model, "denoiser", None)
+    monkeypatch.setattr(model, "ask", None)
+    monkeypatch.setattr(model, "encode", None)
     given = {"sample": 2, "invert": tiny_text.pictures(2)}[verb]
     with pytest.raises(InputError) as caught:
         getattr(ddim, verb)(model, given, **options)
@@ -498,3 +506,94 @@ def test_a_code_of_a_model_with_a_longer_text_encoder(code):
         assert caught.value.parameter == "code"
         assert "16x12" in caught.value.message
         assert "20x12" in caught.value.message
+
+
+# --- classes in place of words ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def classed():
+    return tiny.model(classes=4, dtype=torch.float64)
+
+
+def classed_code(classed, method: str = "direct", count: int = 2) -> LatentCode:
+    pictures = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return ddim.invert(classed, pictures, steps=STEPS, method=method, labels=[0, 2][:count], guidance=2.0)
+
+
+@pytest.mark.parametrize("method", ["direct", "edit-friendly", "ddim", "negative-prompt"])
+def test_a_class_edits_as_words_do(classed, method):
+    code = classed_code(classed, method)
+    edited = ddim.edit(classed, code, labels=[[1, 0], [2, 1]])
+    assert edited.prompts == ((1, 0), (2, 1))
+    assert edited.edits.shape == (2, 2, 1, 8, 8)
+    assert apart(edited.reconstruction, ddim.reconstruct(classed, code)) < TIGHT
+    assert apart(edited.edits[0, 0], edited.reconstruction[0]) > 1e-3
+    if method in ("ddim", "negative-prompt"):  # nothing holds the source, so that its own class is the source
+        assert apart(edited.edits[0, 1], edited.reconstruction[0]) < TIGHT
+        assert apart(edited.edits[1, 0], edited.reconstruction[1]) < TIGHT
+
+
+def test_classes_of_pictures_are_told(classed):
+    pictures = torch.rand(2, 1, 8, 8)
+    edited = ddim.edit(classed, pictures, labels=1, source_labels=[0, 2], steps=STEPS, guidance=2.0, batch=2)
+    assert edited.prompts == ((1,), (1,))
+    assert edited.code.conditions.cond.tensors["labels"].tolist() == [0, 2]
+    assert apart(edited.reconstruction, pictures) < 1e-6
+    again = ddim.edit(classed, edited.code, labels=[1])
+    assert apart(again.edits, edited.edits) < TIGHT
+    nothing = ddim.edit(classed, edited.code, labels=1, mask=torch.zeros(8, 8))
+    assert torch.equal(nothing.edits[:, 0], nothing.reconstruction)
+
+
+@pytest.mark.parametrize(
+    ("options", "parameter"),
+    [
+        ({}, "labels"),
+        ({"labels": 4}, "labels"),
+        ({"labels": [[1], [2], [0]]}, "labels"),
+        ({"labels": [[1], [2, 0]]}, "labels"),
+        ({"labels": []}, "labels"),
+        ({"labels": 1, "source_labels": 1}, "source_labels"),
+        ({"labels": 1, "prompt": "a cat"}, "model"),
+        ({"labels": 1, "blend": "cat"}, "blend"),
+        ({"labels": 1, "weights": {"cat": 2}}, "weights"),
+        ({"labels": 1, "negative": "ugly"}, "negative"),
+        ({"labels": 1, "attention": "refine"}, "attention"),
+    ],
+    ids=str,
+)
+def test_bad_classes(classed, options, parameter):
+    with pytest.raises(InputError) as caught:
+        ddim.edit(classed, classed_code(classed), **options)
+    assert caught.value.parameter == parameter
+
+
+def test_classes_that_a_model_has_not(classed, model, code):
+    with pytest.raises(InputError, match="takes prompts, not class labels"):
+        ddim.edit(model, code, labels=1)
+    with pytest.raises(InputError, match="no classes; use a text model"):
+        ddim.edit(tiny.model(), torch.zeros(1, 1, 8, 8), labels=1)
+    with pytest.raises(InputError, match="the picture's own class, from 0 to 3"):
+        ddim.edit(classed, torch.zeros(1, 1, 8, 8), labels=1)
+
+
+# --- the network afterwards ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", [ALWAYS, "none"], ids=["refine", "none"])
+@pytest.mark.parametrize("ends", [None, DDIMError("x"), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
+def test_processors_stand_in_for_the_time_of_a_planned_edit_only(model, code, attention, ends):
+    own, during = list(model.network.attn_processors.values()), []
+
+    def watch(event: object) -> None:
+        during.append(list(model.network.attn_processors.values()))
+        if ends is not None:
+            raise ends
+
+    with nullcontext() if ends is None else pytest.raises(type(ends)):
+        ddim.edit(model, code, TARGET, attention=attention, on_event=watch)
+    assert during
+    assert all((a is b) == (attention == "none") for a, b in zip(during[0], own, strict=True))
+    after = list(model.network.attn_processors.values())
+    assert all(a is b for a, b in zip(after, own, strict=True))

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 import ddim
-from ddim.core.denoiser import bound
 from ddim.demo.editing import Gallery
 from ddim.evaluation.pairs import psnr
-from ddim.pipelines import common as walks
+from ddim.pipelines.common import grid_for
 
 FOLDER = ddim.bundled_models()["emoji"]
 GALLERY = Gallery("emoji", (3, 64, 64))
@@ -43,9 +42,8 @@ def test_plain_diffusers_loads_the_folder_and_draws_the_same(model: Any):
     pipeline.set_progress_bar_config(disable=True)
     x = torch.randn(1, *model.shape, generator=torch.Generator().manual_seed(0))
     theirs = pipeline("noto dog face", num_inference_steps=5, latents=x, output_type="pt").images
-    cond = model.condition(None, 1, "noto dog face")
-    denoise = bound(walks.guided_by(model, ddim.Guidance(7.5)), cond)
-    grid = walks.grid_for(model, 5, None)
+    denoise = model.guided(ddim.Guidance(7.5), model.condition(None, 1, "noto dog face"))
+    grid = grid_for(model, 5, None)
     ours = model.decode(ddim.solve(denoise, ddim.make_solver("ddim"), {"x": x}, grid)["x"])
     assert float((ours - theirs).abs().max()) < 1e-3
 

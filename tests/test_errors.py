@@ -79,7 +79,7 @@ def test_a_network_that_answers_nan_is_an_error_that_knows_its_step():
     path = ddim.ddpm_linear()
     grid = ddim.make_grid(path, 5)
 
-    def broken(x, node, cond=None):
+    def broken(x, node):
         bad = node.t < grid[1].t
         return ddim.to_pair("eps", x * float("nan") if bad else x, x, node)
 

@@ -5,13 +5,13 @@ import torch
 from oracles import arc, fitted_order, gaussian, mixture, noise_like
 
 import ddim
-from ddim.inversion import GUIDED, make_inversion
+from ddim.inversion import INVERSIONS, make_inversion
 from ddim.solvers.base import implicit_step
 
 GRID = arc(8)
 DATA = mixture(2, 4)
 X0 = DATA.draw(5)
-UNGUIDED = [name for name in ddim.inversion_names() if name not in GUIDED]
+PLAIN = [name for name, method in INVERSIONS.items() if not method.needs and not method.keeps]
 
 
 def residual(state: torch.Tensor, x: torch.Tensor, i: int) -> torch.Tensor:
@@ -30,7 +30,7 @@ def test_one_iteration_is_plain_ddim_inversion():
     t, s = grid
     expected = t.alpha * (X0 - s.sigma * eps) / s.alpha + t.sigma * eps
     inversion = make_inversion("ddim", {"iterations": 1})
-    assert torch.allclose(inversion.invert(DATA, X0, grid)["x"], expected, rtol=0, atol=1e-14)
+    assert torch.allclose(inversion.invert(DATA, X0, grid).state["x"], expected, rtol=0, atol=1e-14)
 
 
 def test_the_iteration_is_the_implicit_step():
@@ -70,16 +70,16 @@ def test_anderson_solves_a_linear_problem_in_as_many_iterations_as_unknowns():
 @pytest.mark.parametrize("iterations", [30, 100])
 def test_anderson_after_convergence_stays_there(dtype, iterations):
     # residuals of exactly zero once divided nothing by nothing
-    state = make_inversion("ddim", {"iterations": iterations, "anderson": 3}).invert(DATA, X0.to(dtype), GRID)
-    plain = make_inversion("ddim", {"iterations": 100}).invert(DATA, X0.to(dtype), GRID)
+    state = make_inversion("ddim", {"iterations": iterations, "anderson": 3}).invert(DATA, X0.to(dtype), GRID).state
+    plain = make_inversion("ddim", {"iterations": 100}).invert(DATA, X0.to(dtype), GRID).state
     assert torch.allclose(state["x"], plain["x"], rtol=0, atol=1e4 * torch.finfo(dtype).eps)
 
 
 def test_anderson_with_a_network_that_answers_nothing():
-    def silent(x: torch.Tensor, node: ddim.Node, cond=None) -> ddim.Pair:
+    def silent(x: torch.Tensor, node: ddim.Node) -> ddim.Pair:
         return ddim.to_pair("eps", torch.zeros_like(x), x, node)
 
-    state = make_inversion("ddim", {"iterations": 5, "anderson": 2}).invert(silent, X0, GRID)
+    state = make_inversion("ddim", {"iterations": 5, "anderson": 2}).invert(silent, X0, GRID).state
     assert torch.allclose(state["x"], X0 * GRID[0].alpha / GRID[-1].alpha)
 
 
@@ -88,22 +88,23 @@ def test_a_samples_result_does_not_depend_on_its_batch(options):
     inversion = make_inversion("ddim", options)
     easy = torch.zeros(1, 2, 4, dtype=torch.float64)  # converges at another pace than its neighbours
     batch = torch.cat([X0, easy, 3 * X0[:1]])
-    together = inversion.invert(DATA, batch, GRID)["x"]
+    together = inversion.invert(DATA, batch, GRID).state["x"]
     for k in range(len(batch)):
-        alone = inversion.invert(DATA, batch[k : k + 1], GRID)["x"]
+        alone = inversion.invert(DATA, batch[k : k + 1], GRID).state["x"]
         assert torch.allclose(alone, together[k : k + 1], rtol=0, atol=1e-10)
 
 
 def test_anderson_leaves_no_state_behind():
     inversion = make_inversion("ddim", {"iterations": 5, "anderson": 3})
-    assert torch.equal(inversion.invert(DATA, X0, GRID)["x"], inversion.invert(DATA, X0, GRID)["x"])
+    once, again = (inversion.invert(DATA, X0, GRID).state["x"] for _ in range(2))
+    assert torch.equal(once, again)
 
 
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_nfe_is_what_it_states(iterations):
     calls = []
 
-    def counted(x, node, cond=None):
+    def counted(x, node):
         calls.append(node)
         return DATA(x, node)
 
@@ -112,11 +113,11 @@ def test_nfe_is_what_it_states(iterations):
     assert len(calls) == inversion.nfe * GRID.steps
 
 
-@pytest.mark.parametrize("name", [n for n in UNGUIDED if n != "ddim"])
+@pytest.mark.parametrize("name", [n for n in PLAIN if n != "ddim"])
 def test_nfe_of_the_others(name):
     calls = []
 
-    def counted(x, node, cond=None):
+    def counted(x, node):
         calls.append(node)
         return DATA(x, node)
 
@@ -130,7 +131,7 @@ def test_nfe_of_the_others(name):
 def test_nfe_of_solvers(name):
     calls = []
 
-    def counted(x, node, cond=None):
+    def counted(x, node):
         calls.append(node)
         return DATA(x, node)
 
@@ -143,12 +144,12 @@ def test_nfe_of_solvers(name):
 def test_the_first_step_from_clean_data():
     # sigma = 0 at the data: the label of the destination keeps every prediction away from where it says nothing
     grid = ddim.make_grid(ddim.ddpm_linear(), 10)
-    for name in UNGUIDED:
+    for name in PLAIN:
 
-        def predicts_x0(x, node, cond=None):
+        def predicts_x0(x, node):
             return ddim.to_pair("x0", DATA(x, node).x0, x, node)
 
-        assert make_inversion(name).invert(predicts_x0, X0, grid)["x"].isfinite().all(), name
+        assert make_inversion(name).invert(predicts_x0, X0, grid).state["x"].isfinite().all(), name
 
 
 def test_heun_from_clean_data_solves_the_implicit_step_twice():
@@ -190,6 +191,6 @@ def test_options_that_cannot_be(options, says):
 def test_noise_reaches_no_inversion():
     x = noise_like((2, 2, 4))
     before = torch.get_rng_state()
-    for name in UNGUIDED:
+    for name in PLAIN:
         make_inversion(name).invert(DATA, x, GRID)
     assert torch.equal(torch.get_rng_state(), before)

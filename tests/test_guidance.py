@@ -1,99 +1,138 @@
 """Classifier-free guidance: one formula for every prediction, when it asks once, rescale, interval."""
 
-from typing import Any
-
 import pytest
 import torch
-from oracles import arc, conditional, gaussian, mixture, noise_like
+from oracles import Conditional, arc, conditional, gaussian, mixture, noise_like, prompts
 from torch import Tensor
 
 import ddim
 from ddim._utils.errors import InputError
-from ddim.core.guidance import Guidance, blend, classifier_free, combine
+from ddim.core.conditioning import Conditioning, PromptConditioning
+from ddim.core.denoiser import Call
+from ddim.core.guidance import Guidance, combine, guided
 from ddim.core.prediction import Pair, from_pair, to_pair
+from ddim.core.schedule import Schedule
 
 DATA = conditional(mixture(2, 3))
-COND = {"words": noise_like((4, 5, 6), seed=1), "null": noise_like((4, 5, 6), seed=2)}
+BOTH = prompts(noise_like((4, 5, 6), seed=1), noise_like((4, 5, 6), seed=2))
+assert BOTH.uncond is not None
 X, NODE = noise_like((4, 2, 3)), arc(5)[2]
+COND, UNCOND = DATA.pair(X, NODE, BOTH.cond), DATA.pair(X, NODE, BOTH.uncond)
 
 
-class Asked:
-    """The oracle, with the rows and the halves that were asked for."""
+class Asked(Conditional):
+    """The oracle as a network of any prediction, with the branches and the rows that were asked for."""
 
-    def __init__(self) -> None:
-        self.calls: list[tuple[str | None, int]] = []
+    def __init__(self, prediction: str = "eps") -> None:
+        super().__init__(DATA.base, DATA.lead, Schedule(ddim.ddpm_linear(), prediction))
+        object.__setattr__(self, "calls", [])
+        self.calls: list[tuple[tuple[str, ...], int]]
 
-    def __call__(self, x: Tensor, node: ddim.Node, cond: Any = None) -> Pair:
-        self.calls.append((cond.get("half"), len(x)))
-        assert "null" not in cond
-        return DATA(x, node, cond)
+    def forward(self, x: Tensor, node: ddim.Node, cond: Conditioning, call: Call) -> Tensor:
+        self.calls.append((call.branches, len(x)))
+        return from_pair(self.schedule.prediction, self.pair(x, node, cond), node.alpha, node.sigma)
+
+
+def said(prediction: str, pair: Pair) -> Tensor:
+    return from_pair(prediction, pair, NODE.alpha, NODE.sigma)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow"])
 @pytest.mark.parametrize("weight", [-1.0, 0.0, 1.0, 7.5])
 def test_the_formula_is_the_same_for_every_prediction(prediction, weight):
-    null, words = DATA(X, NODE, {"words": COND["null"]}), DATA(X, NODE, COND)
-    said = [from_pair(prediction, pair, NODE.alpha, NODE.sigma) for pair in (null, words)]
-    by_network = to_pair(prediction, said[0] + weight * (said[1] - said[0]), X, NODE)
-    by_pair = combine(null, words, weight)
-    for a, b in zip(by_network, by_pair, strict=True):
+    """It is linear, and so is what leads from an output to a pair: outputs may be combined, or pairs."""
+    by_output = to_pair(
+        prediction, combine(said(prediction, COND), said(prediction, UNCOND), Guidance(weight)), X, NODE
+    )
+    by_pair = Pair(*(u + weight * (c - u) for c, u in zip(COND, UNCOND, strict=True)))
+    by_network = guided(Asked(prediction), Guidance(weight), BOTH)(X, NODE)
+    for a, b, c in zip(by_output, by_pair, by_network, strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-11)
-    assert torch.allclose(NODE.alpha * by_pair.x0 + NODE.sigma * by_pair.eps, X, rtol=0, atol=1e-12)
+        assert torch.allclose(c, b, rtol=0, atol=1e-11)
+    assert torch.allclose(NODE.alpha * by_network.x0 + NODE.sigma * by_network.eps, X, rtol=0, atol=1e-12)
 
 
 def test_a_guided_gaussian_is_the_gaussian_whose_mean_is_guided():
     data = conditional(gaussian(2, 3))
     weight = 4.0
-    mean = data.move(COND["null"]) + weight * (data.move(COND["words"]) - data.move(COND["null"]))
+    assert BOTH.uncond is not None
+    null, text = (data.move(c.tensors["text"]) for c in (BOTH.uncond, BOTH.cond))
+    mean = null + weight * (text - null)
     truth = data.base(X - NODE.alpha * mean, NODE)
-    pair = classifier_free(data, Guidance(weight))(X, NODE, COND)
+    pair = guided(data, Guidance(weight), BOTH)(X, NODE)
     assert torch.allclose(pair.eps, truth.eps, rtol=0, atol=1e-12)
     assert torch.allclose(pair.x0, truth.x0 + mean, rtol=0, atol=1e-12)
 
 
 def test_weight_one_asks_once_and_is_the_model():
     asked = Asked()
-    pair = classifier_free(asked, Guidance(1.0))(X, NODE, COND)
-    assert asked.calls == [(None, 4)]
-    assert torch.equal(pair.eps, DATA(X, NODE, COND).eps)
+    pair = guided(asked, Guidance(1.0), BOTH)(X, NODE)
+    assert asked.calls == [(("cond",), 4)]
+    assert torch.equal(pair.eps, COND.eps)
 
 
-def test_weight_zero_is_the_null_embedding():
-    assert torch.equal(
-        classifier_free(DATA, Guidance(0.0))(X, NODE, COND).eps, DATA(X, NODE, {"words": COND["null"]}).eps
-    )
+def test_weight_zero_is_the_unconditional_branch():
+    assert torch.equal(guided(DATA, Guidance(0.0), BOTH)(X, NODE).eps, UNCOND.eps)
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
-def test_together_is_one_after_the_other(rescale):
+def test_in_one_batch_is_one_after_the_other(rescale):
     one, two = Asked(), Asked()
-    a = classifier_free(one, Guidance(5.0, rescale))(X, NODE, {**COND, "labels": torch.arange(4)})
-    b = classifier_free(two, Guidance(5.0, rescale, together=False))(X, NODE, {**COND, "labels": torch.arange(4)})
-    assert one.calls == [("both", 8)]
-    assert two.calls == [("null", 4), ("words", 4)]
+    labelled = PromptConditioning(*(c.replace(labels=torch.arange(4)) for c in (BOTH.cond, BOTH.uncond) if c))
+    a = guided(one, Guidance(5.0, rescale), labelled)(X, NODE)
+    b = guided(two, Guidance(5.0, rescale, batched_cfg=False), labelled)(X, NODE)
+    assert one.calls == [(("uncond", "cond"), 8)]
+    assert two.calls == [(("uncond",), 4), (("cond",), 4)]
     for left, right in zip(a, b, strict=True):
         assert torch.allclose(left, right, rtol=0, atol=1e-12)
 
 
-def test_without_a_null_embedding_there_is_no_guidance():
+def test_what_a_call_is_told_reaches_the_network_with_the_denoisers_own_controller():
+    told: list[Call] = []
+
+    class Listens(Asked):
+        def forward(self, x: Tensor, node: ddim.Node, cond: Conditioning, call: Call) -> Tensor:
+            told.append(call)
+            return super().forward(x, node, cond, call)
+
+    layout = ddim.core.denoiser.Layout(2, 1)
+    guided(Listens(), Guidance(3.0), BOTH, call=Call(layout=layout))(X, NODE, Call(controller="mine"))
+    assert [(c.branches, c.controller, c.layout) for c in told] == [(("uncond", "cond"), "mine", layout)]
+
+
+def test_conditions_may_be_each_node_s_own():
+    def at(node: ddim.Node) -> PromptConditioning:
+        return BOTH if node == NODE else BOTH[[1, 0, 2, 3]]
+
+    denoise, other = guided(DATA, Guidance(3.0), at), arc(5)[3]
+    assert torch.equal(denoise(X, NODE).eps, guided(DATA, Guidance(3.0), BOTH)(X, NODE).eps)
+    assert torch.equal(denoise(X, other).eps, guided(DATA, Guidance(3.0), BOTH[[1, 0, 2, 3]])(X, other).eps)
+
+
+def test_without_an_unconditional_branch_there_is_no_guidance():
     asked = Asked()
-    classifier_free(asked, Guidance(7.5))(X, NODE, {"words": COND["words"]})
-    assert asked.calls == [(None, 4)]
+    lone = PromptConditioning(BOTH.cond)
+    guided(asked, Guidance(1.0), lone)(X, NODE)
+    assert asked.calls == [(("cond",), 4)]
+    with pytest.raises(InputError, match=r"7\.5 needs something to lead away from") as caught:
+        guided(asked, Guidance(7.5), lone)(X, NODE)
+    assert caught.value.parameter == "guidance"
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow"])
 def test_rescale_brings_the_spread_back(prediction):
-    null, words = DATA(X, NODE, {"words": COND["null"]}), DATA(X, NODE, COND)
+    cond = said(prediction, COND)
 
-    def spread(pair: Pair) -> Tensor:
-        return from_pair(prediction, pair, NODE.alpha, NODE.sigma).flatten(1).std(1)
+    def spread(x: Tensor) -> Tensor:
+        return x.flatten(1).std(1)
 
-    plain, full = (blend(null, words, X, NODE, Guidance(9.0, phi), prediction) for phi in (0.0, 1.0))
-    assert torch.allclose(spread(full), spread(words))
-    assert not torch.allclose(spread(plain), spread(words), rtol=0.05)
-    half = blend(null, words, X, NODE, Guidance(9.0, 0.5), prediction)
-    assert torch.allclose(spread(half), (spread(plain) + spread(words)) / 2)  # Eq. 16: a straight line in phi
-    for pair in (half, full):
+    plain, half, full = (combine(cond, said(prediction, UNCOND), Guidance(9.0, phi)) for phi in (0.0, 0.5, 1.0))
+    assert torch.allclose(spread(full), spread(cond))
+    assert not torch.allclose(spread(plain), spread(cond), rtol=0.05)
+    assert torch.allclose(spread(half), (spread(plain) + spread(cond)) / 2)  # Eq. 16: a straight line in phi
+    for phi, output in ((0.5, half), (1.0, full)):
+        pair = guided(Asked(prediction), Guidance(9.0, phi), BOTH)(X, NODE)
+        assert torch.allclose(said(prediction, pair), output, rtol=0, atol=1e-11)
         assert torch.allclose(NODE.alpha * pair.x0 + NODE.sigma * pair.eps, X, rtol=0, atol=1e-11)
 
 
@@ -101,17 +140,20 @@ def test_rescale_brings_the_spread_back(prediction):
 def test_interval(t, inside):
     asked, guidance = Asked(), Guidance(3.0, interval=(0.3, 0.7))
     node = ddim.Node(t * 1000, 0.8, 0.6)
-    classifier_free(asked, guidance)(X, node, COND)
+    guided(asked, guidance, BOTH)(X, node)
     assert guidance.applies(node, 1000.0) == inside
-    assert asked.calls == ([("both", 8)] if inside else [(None, 4)])
+    assert asked.calls == ([(("uncond", "cond"), 8)] if inside else [(("cond",), 4)])
 
 
 def test_options_come_back():
     guidance = Guidance(6.0, 0.7, (0.1, 0.9))
     assert Guidance.of(guidance.options) == guidance
     assert Guidance.of({}) == Guidance()
-    assert Guidance.of(guidance.options, together=False) == Guidance(6.0, 0.7, (0.1, 0.9), together=False)
+    assert Guidance.of(guidance.options, batched_cfg=False) == Guidance(6.0, 0.7, (0.1, 0.9), batched_cfg=False)
     assert guidance.at(2.0) == Guidance(2.0, 0.7, (0.1, 0.9))
+    told = Guidance(4.0, embedded=3.5)
+    assert told.options["embedded"] == 3.5
+    assert Guidance.of(told.options) == told
 
 
 @pytest.mark.parametrize(
@@ -127,6 +169,7 @@ def test_options_come_back():
         ({"interval": (0.0, 0.5, 1.0)}, r"interval: \(0.0, 0.5, 1.0\) is not a pair of numbers"),
         ({"interval": ("a", "b")}, "is not a pair of numbers"),
         ({"rescale": 1.2}, r"rescale: 1.2 lies outside \[0, 1\]"),
+        ({"embedded": "a"}, "embedded: a is not a number"),
         ({"interval": (0.8, 0.2)}, r"interval: \(0.8, 0.2\) is no part of \[0, 1\]"),
     ],
 )

@@ -7,15 +7,19 @@ import tiny
 import tiny_text
 import torch
 from diffusers import DDIMPipeline
-from test_cli_errors import fails
-from typer.testing import CliRunner
 
 import ddim
-from ddim.cli.app import app
-from ddim.core.prediction import Hold, Pair
-from ddim.evaluation.drawing import draw
+from ddim.core.conditioning import PromptConditioning
+from ddim.core.guidance import Guidance, guided
+from ddim.core.prediction import Hold
+from ddim.core.schedule import Schedule
+from ddim.inversion import INVERSIONS
+from ddim.inversion.latent_code import HOLD
+from ddim.inversion.replay import prompts_of, replay
 from ddim.models import bundled_models
-from ddim.pipelines.common import HOLD
+from ddim.models.base import Model
+from ddim.pipelines.common import hold_of, solver_of
+from ddim.pipelines.events import LossEvent
 
 
 @pytest.fixture(scope="module")
@@ -29,23 +33,18 @@ def pictures():
 
 
 class Overshoots:
-    """A model of one Gaussian, the same at every pixel, whose eps is off by as much at every level: what it takes for
+    """A network of one Gaussian, the same at every pixel, whose eps is off by as much at every level: what it takes for
     x0 lies the further outside the range the more noise there is."""
 
-    def __init__(self) -> None:
-        self.model = tiny.model(dtype=torch.float64)
+    path = ddim.ddpm_linear()
 
-    def __getattr__(self, name):
-        return getattr(self.model, name)
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        node, variance = self.path.node(float(t[0]) + 1), 0.3
+        x0 = node.alpha * variance / (node.alpha**2 * variance + node.sigma**2) * x
+        return (x - node.alpha * x0) / node.sigma + 0.2 * torch.tanh(20 * x)
 
-    def denoiser(self):
-        def denoise(x, node, cond=None):
-            variance = 0.3
-            x0 = node.alpha * variance / (node.alpha**2 * variance + node.sigma**2) * x
-            eps = (x - node.alpha * x0) / node.sigma + 0.2 * torch.tanh(20 * x)
-            return Pair((x - node.sigma * eps) / node.alpha, eps)
-
-        return denoise
+    def model(self) -> Model:
+        return Model.from_network(self, Schedule(self.path, "eps", "leading"), shape=(1, 8, 8), dtype=torch.float64)
 
 
 def decibels(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -53,7 +52,7 @@ def decibels(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_a_network_that_needs_the_clamp_comes_back_better_with_it():
-    model = Overshoots()
+    model = Overshoots().model()
     images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.9 + 0.05
     codes = [ddim.invert(model, images, steps=50, method="heun", clip_x0=limit) for limit in (None, 1.0)]
     without, held = (decibels(ddim.reconstruct(model, code), images) for code in codes)
@@ -63,7 +62,7 @@ def test_a_network_that_needs_the_clamp_comes_back_better_with_it():
     assert decibels(ddim.reconstruct(model, forgotten), images) < held - 30
 
 
-@pytest.mark.parametrize("method", ["ddim", "heun", "direct", "edit-friendly", "edict", "bdia", "belm"])
+@pytest.mark.parametrize("method", [name for name, method in INVERSIONS.items() if not method.needs])
 def test_the_configs_hold_is_the_default_of_every_way(clipped, pictures, method):
     plain = tiny.model(clip_sample=False)
     own = ddim.invert(clipped, pictures, steps=4, method=method)
@@ -75,17 +74,23 @@ def test_the_configs_hold_is_the_default_of_every_way(clipped, pictures, method)
     assert torch.equal(off.x, ddim.invert(plain, pictures, steps=4, method=method).x)
     again = ddim.reconstruct(clipped, own)
     assert torch.equal(again, ddim.reconstruct(plain, asked))  # by the code's word, whatever the model's config says
-    if method not in ("ddim", "heun"):
+    if INVERSIONS[method].exact:
         assert (again - pictures).abs().max() < 1e-4
 
 
-def test_sample_and_evaluation_draw_as_the_config_says(clipped):
+def test_sample_draws_as_the_config_says(clipped):
     plain = tiny.model(clip_sample=False)
     held = ddim.sample(plain, 2, steps=5, clip_x0=1.0)
     assert torch.equal(ddim.sample(clipped, 2, steps=5), held)
     assert torch.equal(ddim.sample(clipped, 2, steps=5, clip_x0=math.inf), ddim.sample(plain, 2, steps=5))
     assert not torch.equal(held, ddim.sample(plain, 2, steps=5))
-    grid = ddim.make_grid(clipped.path, 5, "leading")
+
+
+def test_evaluation_draws_as_the_config_says(clipped):
+    from ddim.evaluation.drawing import draw
+
+    held = ddim.sample(clipped, 2, steps=5)
+    grid = ddim.make_grid(clipped.schedule.path, 5, "leading")
     assert torch.equal(draw(clipped, ddim.make_solver("ddim"), grid, [0, 1]), held)
 
 
@@ -141,6 +146,18 @@ def test_text_models_hold_after_guidance(method):
     assert (ddim.edit(model, forgotten, "a dog", attention="none").edits - held.edits).abs().max() > 1e-3
 
 
+def test_an_edit_holds_both_ways_and_keeps_how_in_its_code():
+    model, cat = tiny_text.model(), tiny_text.pictures(1)
+    told = {"source_prompt": "a cat", "steps": 3, "guidance": 3.0}
+    held, free = ddim.edit(model, cat, "a dog", clip_x0=0.2, **told), ddim.edit(model, cat, "a dog", **told)
+    assert held.code.settings[HOLD] == {"clip_x0": 0.2}
+    assert HOLD not in free.code.settings
+    assert float((held.edits - free.edits).abs().max()) > 1e-3
+    with pytest.raises(ddim.InputError) as caught:
+        ddim.edit(model, held.code, "a dog", threshold=0.9)
+    assert caught.value.parameter == "threshold"
+
+
 def test_null_text_tunes_the_step_that_is_walked():
     """Its pivot, the landing and the way forward hold alike: the tuned steps land where reconstruct goes."""
     model, pictures = tiny_text.model(), tiny_text.pictures()
@@ -154,16 +171,13 @@ def test_null_text_tunes_the_step_that_is_walked():
         prompt="a cat",
         guidance=3.0,
         clip_x0=0.3,
-        tell=lambda i, loss: losses.append(loss),
+        on_event=lambda event: losses.append(event.loss) if isinstance(event, LossEvent) else None,
     )
     pivot = ddim.invert(model, pictures, steps=4, method="direct", prompt="a cat", guidance=3.0, clip_x0=0.3)
     end = pivot.extras["pivot"][:, -1]
-    from ddim.core.guidance import Guidance
-    from ddim.inversion.replay import replay
-    from ddim.pipelines.common import guided_by, hold_of, way_forward
-
-    denoise = ddim.core.denoiser.bound(guided_by(model, Guidance.of(code.guidance), hold_of(code)), code.cond)
-    landed = replay(denoise, way_forward(model, code), dict(code.state), code.grid, code.extras)["x"]
+    both = prompts_of(code.conditions, code.grid, code.extras)
+    denoise = model.guided(Guidance.of(code.guidance), both, hold=hold_of(code))
+    landed = replay(denoise, solver_of(model, code), dict(code.state), code.grid, code.extras)["x"]
     assert float((landed - end).square().mean()) == pytest.approx(losses[-1], rel=1e-4)
 
 
@@ -180,7 +194,7 @@ def test_the_bundled_model_in_plain_diffusers_draws_our_pictures(spacing):
 
 @pytest.mark.parametrize("name", bundled_models())
 def test_no_bundled_model_clips(name):
-    assert not ddim.load(name, device="cpu").hold.acts
+    assert not ddim.load(name, device="cpu").schedule.hold.acts
 
 
 @pytest.mark.parametrize(
@@ -208,7 +222,34 @@ def test_infinity_holds_nothing_and_is_no_setting():
     assert Hold(clip_x0=math.inf).options == {}
 
 
+def test_guidance_acts_first_and_x0_is_held_after_it():
+    """As the paper's sampler does, and not the other way round: two held x0 guided apart would leave the range."""
+    model = tiny_text.model()
+    both, node = model.condition(None, 2, ["a cat", "a dog"], "a hat"), model.schedule.path.node(700.0)
+    x = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(1))
+    free = model.guided(Guidance(7.5), both)(x, node)
+    held = model.guided(Guidance(7.5), both, hold=Hold(0.5))(x, node)
+    assert (free.x0.abs() > 0.5).any()
+    assert torch.equal(held.x0, free.x0.clamp(-0.5, 0.5))
+    assert torch.allclose(node.alpha * held.x0 + node.sigma * held.eps, x, rtol=0, atol=1e-5)
+
+
+def test_a_denoiser_of_a_model_is_held_as_its_config_says(clipped):
+    x, node = torch.randn(2, 1, 8, 8), clipped.schedule.path.node(900.0)
+    nothing = PromptConditioning()
+    own = clipped.guided(Guidance(), nothing)(x, node)
+    assert own.x0.abs().max() <= 1
+    free = guided(clipped, Guidance(), nothing)(x, node)
+    assert free.x0.abs().max() > 1
+    assert torch.equal(own.x0, free.x0.clamp(-1, 1))
+
+
 def test_the_commands_flags(tmp_path, monkeypatch):
+    from test_cli_errors import fails
+    from typer.testing import CliRunner
+
+    from ddim.cli.app import app
+
     monkeypatch.chdir(tmp_path)
     folder = tiny.pipeline_folder(tmp_path / "model", clip_sample=False)
     ddim.save_image(torch.rand(1, 8, 8), "a.png")

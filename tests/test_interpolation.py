@@ -154,7 +154,9 @@ def tuned(method: str, **options: object) -> ddim.LatentCode:
 
 def test_codes_with_their_own_null_embedding_go_through_ddim():
     model, code = tiny_text.model(), tuned("null-text", scope="global", inner=3, stop=0)
-    assert not torch.equal(code.cond["null"][0], code.cond["null"][1])
+    opposites = code.conditions.uncond
+    assert opposites is not None
+    assert not torch.equal(*opposites.tensors["text"])
     back = ddim.reconstruct(model, code)
     for codes in ([code], [code[0], code[1]]):
         frames = ddim.interpolate(model, *codes, frames=3)

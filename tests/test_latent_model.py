@@ -15,14 +15,16 @@ from safetensors.torch import load_file, save_file
 
 import ddim
 from ddim._utils.errors import DDIMError, DDIMWarning, InputError
-from ddim.models.sd import LatentTextModel
-from ddim.pipelines import common as walks
+from ddim.core.conditioning import Conditioning, PromptConditioning
+from ddim.core.guidance import Guidance
+from ddim.models.sd import StableDiffusion
+from ddim.pipelines.common import half_precision_hint
 
 PARTS = ("unet", "vae", "text_encoder")
 
 
 @pytest.fixture(scope="module")
-def model() -> LatentTextModel:
+def model() -> StableDiffusion:
     return tiny_text.model()
 
 
@@ -39,17 +41,17 @@ def folder(pristine: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pristine, tmp_path / "words"))
 
 
-def load(where: Any, **options: Any) -> LatentTextModel:
+def load(where: Any, **options: Any) -> StableDiffusion:
     loaded = ddim.load(where, device="cpu", **options)
-    assert isinstance(loaded, LatentTextModel)
+    assert isinstance(loaded, StableDiffusion)
     return loaded
 
 
-def drawn(model: LatentTextModel, **options: Any) -> torch.Tensor:
+def drawn(model: StableDiffusion, **options: Any) -> torch.Tensor:
     return ddim.sample(model, 1, steps=3, prompt="noto dog face", **options)
 
 
-def same_weights(a: LatentTextModel, b: LatentTextModel, halved: Sequence[str] = ()) -> bool:
+def same_weights(a: StableDiffusion, b: StableDiffusion, halved: Sequence[str] = ()) -> bool:
     """Whether a has the weights of b, those of some parts rounded to float16."""
     pairs = [
         (a_weight, b_weight.half().float() if part in halved else b_weight)
@@ -61,6 +63,18 @@ def same_weights(a: LatentTextModel, b: LatentTextModel, halved: Sequence[str] =
     return all(torch.equal(one, two) for one, two in pairs)
 
 
+def words(model: StableDiffusion, count: int, *prompts: Any) -> torch.Tensor:
+    """The embedded prompts, [count, L, D]."""
+    return model.condition(None, count, *prompts).cond.tensors["text"]
+
+
+def null(model: StableDiffusion, count: int, *prompts: Any) -> torch.Tensor:
+    """What guidance leads away from, [count, L, D]."""
+    uncond = model.condition(None, count, *prompts).uncond
+    assert uncond is not None
+    return uncond.tensors["text"]
+
+
 def weights(folder: Path, part: str) -> Path:
     return next((folder / part).glob("*.safetensors"))
 
@@ -68,7 +82,7 @@ def weights(folder: Path, part: str) -> Path:
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_the_pipeline_that_was_saved(folder: Path, model: LatentTextModel):
+def test_a_folder_is_the_pipeline_that_was_saved(folder: Path, model: StableDiffusion):
     loaded = load(folder)
     assert torch.equal(drawn(loaded), drawn(model))
     assert loaded.fingerprint == model.fingerprint
@@ -76,7 +90,7 @@ def test_a_folder_is_the_pipeline_that_was_saved(folder: Path, model: LatentText
     assert loaded.classes == 0
 
 
-def test_a_folder_of_fp16_files(folder: Path, model: LatentTextModel):
+def test_a_folder_of_fp16_files(folder: Path, model: StableDiffusion):
     half = tiny_text.pipeline().to(torch.float16)
     shutil.rmtree(folder)
     half.save_pretrained(folder, variant="fp16")
@@ -89,7 +103,7 @@ def test_a_folder_of_fp16_files(folder: Path, model: LatentTextModel):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_mixed_folder_loads(folder: Path, part: str, model: LatentTextModel):
+def test_a_mixed_folder_loads(folder: Path, part: str, model: StableDiffusion):
     """One part only as fp16, the others in full: both conventions in one folder."""
     file = weights(folder, part)
     save_file(
@@ -135,21 +149,21 @@ def test_an_inpainting_model_is_refused(folder: Path):
     pipeline = tiny_text.pipeline()
     pipeline.vae.register_to_config(latent_channels=config["latent_channels"] + 5)
     with pytest.raises(InputError, match="inpainting or depth"):
-        LatentTextModel("inpaint", pipeline)
+        StableDiffusion("inpaint", pipeline)
 
 
 @pytest.mark.parametrize(("dtype", "state"), [("float64", torch.float64), ("bfloat16", torch.float32)])
 def test_the_state_is_float32_or_wider(folder: Path, dtype: str, state: torch.dtype):
     loaded = load(folder, dtype=dtype)
     assert {p.dtype for p in loaded.network.parameters()} == {getattr(torch, dtype)}
-    assert {v.dtype for v in loaded.condition(None, 1, "x").values()} == {state}
+    assert {v.dtype for v in loaded.condition(None, 1, "x").cond.tensors.values()} == {state}
     images = drawn(loaded)
     assert images.dtype == state
     code = ddim.invert(loaded, images.float(), steps=2, prompt="noto dog face")
     assert code.x.dtype == state
 
 
-def test_describe_tells_what_the_command_shows(model: LatentTextModel):
+def test_describe_tells_what_the_command_shows(model: StableDiffusion):
     facts = model.describe()
     assert facts["picture"] == list(model.picture)
     assert facts["shape"] == list(model.shape)
@@ -161,7 +175,7 @@ def test_describe_tells_what_the_command_shows(model: LatentTextModel):
 # --- prompts ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_that_is_too_long_says_where_it_was_cut(model: LatentTextModel):
+def test_a_prompt_that_is_too_long_says_where_it_was_cut(model: StableDiffusion):
     word = "dog "
     short = model.tokenizer.model_max_length
     tokens = len(model.tokenizer(word * short, truncation=False, verbose=False).input_ids) - 2
@@ -174,45 +188,44 @@ def test_a_prompt_that_is_too_long_says_where_it_was_cut(model: LatentTextModel)
     assert "dog" in warned.partition("cut after")[2]
     with pytest.warns(DDIMWarning):
         longer = model.condition(None, 1, word * (short + 5))
-    assert torch.equal(long["words"], longer["words"])
+    assert torch.equal(long.cond.tensors["text"], longer.cond.tensors["text"])
 
 
-def test_a_prompt_that_just_fits_is_not_cut(model: LatentTextModel):
+def test_a_prompt_that_just_fits_is_not_cut(model: StableDiffusion):
     ids = model.tokenizer("dog", truncation=False, verbose=False).input_ids
     words = (model.tokenizer.model_max_length - 2) // (len(ids) - 2)
     model.condition(None, 1, " ".join(["dog"] * words))  # a warning would be an error here
 
 
-def test_prompts_one_for_all_or_one_an_image(model: LatentTextModel):
-    one = model.condition(None, 3, "noto dog face")
-    assert one["words"].shape == one["null"].shape
-    assert torch.equal(one["words"][0], one["words"][2])
-    assert torch.equal(model.condition(None, 3, ["noto dog face"])["words"], one["words"])
-    several = model.condition(None, 2, ["noto dog face", "twemoji cat face"])
-    assert torch.equal(several["words"][0], one["words"][0])
-    assert not torch.equal(several["words"][1], one["words"][0])
-    none = model.condition(None, 1)
-    assert torch.equal(none["words"], none["null"])
+def test_prompts_one_for_all_or_one_an_image(model: StableDiffusion):
+    one = words(model, 3, "noto dog face")
+    assert one.shape == null(model, 3, "noto dog face").shape
+    assert torch.equal(one[0], one[2])
+    assert torch.equal(words(model, 3, ["noto dog face"]), one)
+    several = words(model, 2, ["noto dog face", "twemoji cat face"])
+    assert torch.equal(several[0], one[0])
+    assert not torch.equal(several[1], one[0])
+    assert torch.equal(words(model, 1), null(model, 1))
 
 
-def test_a_wrong_count_of_prompts_is_named(model: LatentTextModel):
+def test_a_wrong_count_of_prompts_is_named(model: StableDiffusion):
     with pytest.raises(InputError, match="were given for 3 images"):
         ddim.sample(model, 3, steps=2, prompt=["a", "b"])
 
 
 @pytest.mark.parametrize("bad", [3, 0, b"a dog", ["a dog", 3]], ids=repr)
-def test_a_prompt_that_is_no_text(model: LatentTextModel, bad: Any):
+def test_a_prompt_that_is_no_text(model: StableDiffusion, bad: Any):
     with pytest.raises(InputError, match="is neither a text nor a list of texts"):
         ddim.sample(model, 2, steps=2, prompt=bad)
 
 
-@pytest.mark.parametrize("bad", [None, 3], ids=repr)
-def test_a_negative_prompt_that_is_no_text(model: LatentTextModel, bad: Any):
+@pytest.mark.parametrize("bad", [b"ugly", 3], ids=repr)
+def test_a_negative_prompt_that_is_no_text(model: StableDiffusion, bad: Any):
     with pytest.raises(InputError, match=f"negative: {bad} is not a text"):
         ddim.invert(model, tiny_text.pictures(1), steps=2, prompt="a dog", negative=bad)
 
 
-def test_labels_are_refused(model: LatentTextModel):
+def test_labels_are_refused(model: StableDiffusion):
     with pytest.raises(InputError, match="takes prompts, not class labels"):
         ddim.sample(model, 1, steps=2, labels=1)
 
@@ -225,13 +238,16 @@ def test_a_model_without_text_refuses_a_prompt():
         ddim.invert(pixel, torch.zeros(1, 8, 8), steps=2, prompt="a dog")
 
 
-def test_a_bare_denoiser_asks_for_a_prompt(model: LatentTextModel):
+def test_a_bare_denoiser_asks_for_a_prompt(model: StableDiffusion):
     with pytest.raises(InputError, match="needs a prompt; an empty one will do"):
-        model.denoiser()(torch.zeros(1, *model.shape), model.path.node(100))
+        model.ask(torch.zeros(1, *model.shape), model.schedule.path.node(100), Conditioning())
+    bare = model.guided(Guidance(), PromptConditioning())
+    with pytest.raises(InputError, match="needs a prompt; an empty one will do"):
+        bare(torch.zeros(1, *model.shape), model.schedule.path.node(100))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), "7"])
-def test_a_weight_that_is_no_number(model: LatentTextModel, bad: Any):
+def test_a_weight_that_is_no_number(model: StableDiffusion, bad: Any):
     with pytest.raises(InputError, match=r"guidance: .* is not a number"):
         ddim.sample(model, 1, steps=2, prompt="a dog", guidance=bad)
 
@@ -239,7 +255,7 @@ def test_a_weight_that_is_no_number(model: LatentTextModel, bad: Any):
 # --- sizes -----------------------------------------------------------------------------------------------------------
 
 
-def test_sizes_are_height_and_width_in_pixels(model: LatentTextModel):
+def test_sizes_are_height_and_width_in_pixels(model: StableDiffusion):
     size = (model.picture[1] * 2, model.picture[2])
     images = drawn(model, size=size)
     assert tuple(images.shape[2:]) == size
@@ -247,7 +263,7 @@ def test_sizes_are_height_and_width_in_pixels(model: LatentTextModel):
     assert tuple(ddim.reconstruct(model, code).shape) == tuple(images.shape)
 
 
-def test_a_size_that_does_not_fit_offers_the_nearest(model: LatentTextModel):
+def test_a_size_that_does_not_fit_offers_the_nearest(model: StableDiffusion):
     m, (_, height, width) = model.multiple, model.picture
     assert m > 1
     with pytest.raises(InputError, match=rf"size: {width + 1}x{height}: .* multiples of {m}, such as {width}x{height}"):
@@ -256,7 +272,7 @@ def test_a_size_that_does_not_fit_offers_the_nearest(model: LatentTextModel):
         ddim.invert(model, torch.zeros(3, height, width + 1), steps=2)
 
 
-def test_a_code_of_another_size_comes_back(model: LatentTextModel):
+def test_a_code_of_another_size_comes_back(model: StableDiffusion):
     code = ddim.invert(model, torch.rand(3, model.picture[1], 2 * model.picture[2]), steps=2, prompt="x")
     assert code.x.shape[3] == 2 * model.shape[2]
     assert ddim.reconstruct(model, code).shape[3] == 2 * model.picture[2]
@@ -269,7 +285,7 @@ def test_an_overflow_of_float16_names_the_step_and_the_way_out():
     sick = tiny_text.pipeline()
     sick.unet.conv_out.weight.data *= 1e6
     with pytest.raises(DDIMError, match="step 1 of 3") as caught:
-        drawn(LatentTextModel("sick", sick, dtype=torch.float16))
+        drawn(StableDiffusion("sick", sick, dtype=torch.float16))
     assert "float16 overflows above 65504; load the model with bfloat16 or float32" in str(caught.value)
 
 
@@ -277,14 +293,14 @@ def test_nan_in_float32_has_no_such_way_out():
     sick = tiny_text.pipeline()
     sick.unet.conv_out.bias.data.fill_(float("nan"))
     with pytest.raises(DDIMError, match="step 1 of 3") as caught:
-        drawn(LatentTextModel("sick", sick))
+        drawn(StableDiffusion("sick", sick))
     assert "float16" not in str(caught.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_the_hint_is_for_overflows_of_float16_only(dtype: torch.dtype):
     sick = tiny_text.model(dtype=dtype)
-    with pytest.raises(DDIMError, match=r"^another matter$"), walks.half_precision_hint(sick):
+    with pytest.raises(DDIMError, match=r"^another matter$"), half_precision_hint(sick):
         raise DDIMError("another matter")
 
 
@@ -368,19 +384,19 @@ READ = ["", "a Cat!  NEXT to a\ncat", "a <toy> on a <toy>", "a <|endoftext|> cat
 def test_what_is_embedded_is_what_is_read(change: Callable[[Any], None]):
     pipeline = tiny_text.pipeline()
     change(pipeline)
-    model, handed = LatentTextModel("tiny-text", pipeline), []
+    model, handed = StableDiffusion("tiny-text", pipeline), []
     pipeline.text_encoder.register_forward_pre_hook(lambda _, ids: handed.extend(ids[0].tolist()))
-    embedded = model.embed(READ)
+    embedded = model.encode_prompt(READ).tensors["text"]
     assert handed == [list(model.tokens(prompt).row) for prompt in READ]
     theirs, _ = pipeline.encode_prompt(READ, "cpu", 1, False)
-    assert torch.equal(torch.stack([embedded[prompt] for prompt in READ]), theirs)
+    assert torch.equal(embedded, theirs)
     assert handed[len(READ) :] == handed[: len(READ)]  # theirs
 
 
 def test_a_learnt_word_has_the_places_of_all_its_vectors():
     pipeline = tiny_text.pipeline()
     with_a_learnt_word(pipeline)
-    tokens = LatentTextModel("tiny-text", pipeline).tokens("a <toy> on a mat")
+    tokens = StableDiffusion("tiny-text", pipeline).tokens("a <toy> on a mat")
     assert tokens.words == ("a", "<toy>", "on", "a", "mat")
     assert tokens.spans == ((1, 2), (2, 4), (4, 5), (5, 6), (6, 7))
     assert tokens.places("toy") == [2, 3]
@@ -389,6 +405,6 @@ def test_a_learnt_word_has_the_places_of_all_its_vectors():
 def test_a_learnt_word_counts_its_vectors_when_a_prompt_is_cut():
     pipeline = tiny_text.pipeline()
     with_a_learnt_word(pipeline)
-    model = LatentTextModel("tiny-text", pipeline)
+    model = StableDiffusion("tiny-text", pipeline)
     with pytest.warns(DDIMWarning, match="has 16 tokens, .* takes 14"):
-        model.embed(["<toy> " * 8])
+        model.encode_prompt(["<toy> " * 8])

@@ -157,7 +157,7 @@ def test_an_edit_that_fails_leaves_the_numbers_of_the_round_trip(found: Material
 def test_a_methods_code_is_made_once(found: Material, monkeypatch: pytest.MonkeyPatch):
     made = []
     invert = ddim.invert
-    monkeypatch.setattr("ddim.evaluation.trips.verbs.invert", lambda *a, **k: made.append(len(a[1])) or invert(*a, **k))
+    monkeypatch.setattr("ddim.evaluation.trips.invert", lambda *a, **k: made.append(len(a[1])) or invert(*a, **k))
     board = Leaderboard(tiny_text.model(), found, lambda images: 1.0)
     trip = Trip(way_of("null-text inner=1"), 2, 7.5)
     rows = board.run(trip, board.items(trip))

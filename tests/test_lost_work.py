@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 import ddim
 from ddim.cli import signals
 from ddim.cli.app import app, main
+from ddim.cli.counted import Counted
 from ddim.cli.files import LONGEST, PNG, phrase, protect, shortened, slug, target
-from ddim.cli.work import Counted
 from ddim.data.images import MOST_PIXELS, sheet_size
 from ddim.inversion import partial as partials
+from ddim.pipelines.events import CodeEvent, StepEvent
 
 JAPANESE = "帽子をかぶった犬の顔がこちらを見ているとても大きな絵を描いてくださいお願いします"
 
@@ -46,13 +47,13 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often a network was asked."""
     calls: list[int] = []
-    denoiser = Counted.denoiser
+    forward = Counted.forward
 
-    def counting(self: Counted) -> Any:
-        inner = denoiser(self)
-        return lambda *a: (calls.append(1), inner(*a))[1]
+    def counting(self: Counted, *a: Any) -> Any:
+        calls.append(1)
+        return forward(self, *a)
 
-    monkeypatch.setattr(Counted, "denoiser", counting)
+    monkeypatch.setattr(Counted, "forward", counting)
     return calls
 
 
@@ -199,20 +200,15 @@ class Killed(BaseException):
 def killed(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """The command ends, without any clean-up of its own, once so many network calls are made."""
     calls: list[int] = []
-    denoiser = Counted.denoiser
+    forward = Counted.forward
 
-    def counting(self: Counted) -> Any:
-        inner = denoiser(self)
+    def counting(self: Counted, *a: Any) -> Any:
+        if len(calls) == after:
+            raise Killed
+        calls.append(1)
+        return forward(self, *a)
 
-        def denoise(*a: Any) -> Any:
-            if len(calls) == after:
-                raise Killed
-            calls.append(1)
-            return inner(*a)
-
-        return denoise
-
-    monkeypatch.setattr(Counted, "denoiser", counting)
+    monkeypatch.setattr(Counted, "forward", counting)
 
 
 def after_kill(calls: int, *words: object) -> list[str]:
@@ -258,23 +254,27 @@ def test_a_code_of_many_pictures_goes_on_from_the_batches_that_were_done(words: 
     assert os.listdir("left") == [Path(code).name]
 
 
-def test_ctrl_c_keeps_the_batches_that_are_done_whatever_the_method(monkeypatch: pytest.MonkeyPatch):
+def test_ctrl_c_keeps_the_batches_that_are_done_whatever_the_method():
     tiny_model, images = tiny.model(), torch.rand(3, 1, 8, 8)
     seen: list[int] = []
 
-    def stop(done: int, total: int) -> None:
-        if done == 5:
+    def stop(event: object) -> None:
+        if isinstance(event, StepEvent) and event.done == 5:
             raise KeyboardInterrupt
 
+    def hear(event: object) -> None:
+        if isinstance(event, CodeEvent):
+            seen.append(event.first)
+
     with pytest.raises(ddim.Interrupted) as error:
-        ddim.invert(tiny_model, images, steps=4, method="belm", batch=1, progress=stop)
+        ddim.invert(tiny_model, images, steps=4, method="belm", batch=1, on_event=stop)
     begun = error.value.partial
     assert begun.settings[partials.KEY] == {"images": 3, "done": 1, "steps": 0, "batch": 1}
-    code = ddim.invert(
-        tiny_model, images, steps=4, method="belm", resume=begun, on_batch=lambda k, part: seen.append(k)
-    )
+    code = ddim.invert(tiny_model, images, steps=4, method="belm", resume=begun, on_event=hear)
     whole = ddim.invert(tiny_model, images, steps=4, method="belm", batch=1)
     assert all(torch.equal(code.state[key], whole.state[key]) for key in whole.state)
+    assert all(torch.equal(code.calls[key], whole.calls[key]) for key in ("rows", "place"))
+    assert torch.equal(ddim.reconstruct(tiny_model, code), ddim.reconstruct(tiny_model, whole))
     assert seen == [0, 1, 2]
 
 
@@ -433,7 +433,7 @@ def test_only_a_network_that_lacks_memory_asks_for_a_smaller_batch(model: str, m
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("ddim.models.pixel.timestep", full)
+        patch.setattr("ddim.models.pixel.scalar", full)
         sentence = fails("sample", "-m", model, "-n", 3, "-S", 2, code=1)
     assert "3 in one network call" in sentence
     assert "--batch" in sentence

@@ -21,7 +21,7 @@ from ddim._utils.errors import DDIMError, InputError, UnknownName
 from ddim.evaluation.networks import Clip, Dino
 from ddim.models import where_and_what
 from ddim.models.features import load_features
-from ddim.models.sd import LatentTextModel
+from ddim.models.sd import StableDiffusion
 from ddim.training.tasks.text import load_autoencoder
 
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -273,7 +273,7 @@ def test_kernels_that_no_file_holds_are_made(tmp_path: Path):
 @pytest.mark.parametrize(
     "kind",
     [
-        *("LDMPipeline", "StableDiffusionXLPipeline", "StableDiffusionInpaintPipeline", "FluxPipeline"),
+        *("LDMPipeline", "StableDiffusion3Pipeline", "StableDiffusionInpaintPipeline", "FluxPipeline"),
         *("StableDiffusionControlNetPipeline", "LatentConsistencyModelPipeline", "ConsistencyModelPipeline", "MyOwn"),
         *(None, "", 3, ["DDPMPipeline"]),
     ],
@@ -342,7 +342,7 @@ def text_model(made: dict[str, Path], tmp_path: Path, part: str, **config: Any) 
 def test_a_tokenizer_whose_limit_makes_no_sense(made: dict[str, Path], tmp_path: Path, limit: Any):
     folder = text_model(made, tmp_path, "tokenizer/tokenizer_config.json", model_max_length=limit)
     if limit is None:  # as if it said nothing
-        assert ddim.load(folder, device="cpu").tokenizer.model_max_length == tiny_text.LENGTH  # type: ignore[attr-defined]
+        assert ddim.load(folder, device="cpu").prompt_length == tiny_text.LENGTH  # type: ignore[attr-defined]
         return
     with pytest.raises(InputError) as caught:
         ddim.load(folder, device="cpu")
@@ -358,7 +358,7 @@ def test_a_tokenizer_without_a_limit_has_the_encoders(made: dict[str, Path], tmp
     file.write_text(json.dumps(config if limit is None else config | {"model_max_length": limit}))
     model, whole = ddim.load(folder, device="cpu"), ddim.load(made["unet"], device="cpu")
     assert model.describe()["prompt_tokens"] == tiny_text.LENGTH - 2
-    assert torch.equal(model.condition(None, 1, "a cat")["words"], whole.condition(None, 1, "a cat")["words"])
+    assert torch.equal(words(model), words(whole))
 
 
 @pytest.mark.parametrize("kept", [["tokenizer_config.json"], ["tokenizer_config.json", "vocab.json"], ["merges.txt"]])
@@ -371,10 +371,7 @@ def test_a_tokenizer_without_its_vocabulary_is_refused(made: dict[str, Path], tm
     (tokens / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
     (tokens / "tokenizer.json").unlink()
     both = ddim.load(folder, device="cpu")
-    assert torch.equal(
-        both.condition(None, 1, "a cat")["words"],
-        ddim.load(made["unet"], device="cpu").condition(None, 1, "a cat")["words"],
-    )
+    assert torch.equal(words(both), words(ddim.load(made["unet"], device="cpu")))
     for file in tokens.iterdir():
         if file.name not in kept:
             file.unlink()
@@ -403,6 +400,11 @@ def test_a_tokenizer_that_makes_the_same_of_different_words(
     with pytest.raises(InputError, match=says) as caught:
         PARTS[of][2](folder)
     assert caught.value.parameter == PARTS[of][4]
+
+
+def words(model: Any) -> Tensor:
+    """An embedded prompt."""
+    return model.condition(None, 1, "a cat").cond.tensors["text"]
 
 
 def text_unet(**options: Any) -> Any:
@@ -449,11 +451,13 @@ def test_a_text_models_learned_variance_is_left_aside(tmp_path: Path):
     pipeline = text_unet(out_channels=8)
     pipeline.save_pretrained(tmp_path / "m")
     model = ddim.load(tmp_path / "m", device="cpu")
-    x, cond = torch.randn(1, *model.shape), model.condition(None, 1, "a cat")
-    node = model.path.node(300)
+    x, prompts = torch.randn(1, *model.shape), model.condition(None, 1, "a cat")
+    path = model.schedule.path
+    node = path.node(300)
     with torch.no_grad():
-        told = pipeline.unet(x, torch.tensor([model.path.label(300)]), encoder_hidden_states=cond["words"]).sample
-        torch.testing.assert_close(model.denoiser()(x, node, cond).eps, told[:, :4], rtol=1e-4, atol=1e-5)
+        told = pipeline.unet(x, torch.tensor([path.label(300)]), encoder_hidden_states=words(model)).sample
+        own = tiny.unguided(model, prompts)(x, node).eps
+        torch.testing.assert_close(own, told[:, :4], rtol=1e-4, atol=1e-5)
 
 
 def tiny_autoencoder() -> Any:
@@ -478,7 +482,7 @@ def test_an_autoencoder_without_a_distribution_is_taken(tmp_path: Path):
 
 def test_training_takes_such_an_autoencoder_too(tmp_path: Path):
     tiny_autoencoder().save_pretrained(tmp_path / "vae")
-    from ddim.models.sd import code_of
+    from ddim.models.latent import code_of
 
     network = load_autoencoder(str(tmp_path), 3)
     assert code_of(network, torch.zeros(1, 3, 16, 16)).shape == (1, 4, 8, 8)
@@ -604,10 +608,12 @@ def test_a_device_that_is_not_here_is_one_sentence(device: Any, made: dict[str, 
     "dtype", ["int8", "complex64", "", "torch.float32", torch.int8, torch.complex64, torch.float8_e4m3fn, None, 32]
 )
 def test_a_dtype_that_no_network_computes_in_is_one_sentence(dtype: Any, made: dict[str, Path]):
-    for load in (
-        lambda: ddim.load(made["pixel"], dtype=dtype),
-        lambda: ddim.load_classifier(made["classifier"], dtype=dtype),
-    ):
+    loads = [lambda: ddim.load_classifier(made["classifier"], dtype=dtype), lambda: where_and_what("cpu", dtype)]
+    if dtype is None:  # of a model, what is not said
+        assert ddim.load(made["pixel"], device="cpu", dtype=dtype).dtype == torch.float32
+    else:
+        loads.append(lambda: ddim.load(made["pixel"], dtype=dtype))
+    for load in loads:
         with pytest.raises(UnknownName) as caught:
             load()
         assert caught.value.parameter == "dtype"
@@ -620,7 +626,7 @@ def test_a_dtype_as_a_value_is_taken(made: dict[str, Path]):
 def test_a_live_pipeline_is_asked_the_same(made: dict[str, Path]):
     pipeline = text_unet(num_class_embeds=5)
     with pytest.raises(InputError, match="num_class_embeds"):
-        LatentTextModel("live", pipeline)
+        StableDiffusion("live", pipeline)
 
 
 def test_broken_files_are_named(part: Any):

@@ -11,7 +11,8 @@ import torch
 import ddim
 import ddim.models
 from ddim._utils.errors import DDIMError, DDIMWarning
-from ddim.models.pixel import PixelModel, fingerprint
+from ddim.models.fingerprint import fingerprint
+from ddim.models.pixel import PixelModel
 from ddim.pipelines.common import grid_for
 
 NODE = ddim.ddpm_linear().node(300)
@@ -35,7 +36,7 @@ def load(where, **options) -> PixelModel:
 def same_answers(a: PixelModel, b: PixelModel, tolerance: float = 0.0) -> bool:
     x = torch.randn(2, *a.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        eps, other = a.denoiser()(x, NODE).eps, b.denoiser()(x, NODE).eps
+        eps, other = tiny.unguided(a)(x, NODE).eps, tiny.unguided(b)(x, NODE).eps
     return torch.allclose(eps, other, rtol=0, atol=tolerance)
 
 
@@ -44,14 +45,19 @@ def same_answers(a: PixelModel, b: PixelModel, tolerance: float = 0.0) -> bool:
 
 def test_a_pipeline_folder(folder):
     model = load(folder)
-    assert (model.shape, model.prediction, model.spacing, model.offset) == ((1, 8, 8), "eps", "leading", 0)
-    assert model.path.levels == 1000
+    assert (model.shape, model.schedule.prediction, model.schedule.spacing, model.schedule.offset) == (
+        (1, 8, 8),
+        "eps",
+        "leading",
+        0,
+    )
+    assert model.schedule.path.levels == 1000
     assert same_answers(model, tiny.model())
 
 
 def test_a_bare_network_folder_has_ddpms_path(folder):
     bare = load(folder / "unet")
-    assert torch.equal(bare.path.alpha_bar, ddim.linear_alpha_bar())
+    assert torch.equal(bare.schedule.path.alpha_bar, ddim.linear_alpha_bar())
     assert same_answers(bare, load(folder))
 
 
@@ -62,7 +68,7 @@ def test_a_path_as_text(folder):
 def test_a_folder_without_a_scheduler_is_taken_for_ddpms_and_says_so(folder):
     shutil.rmtree(folder / "scheduler")
     with pytest.warns(DDIMWarning, match=r"eps.*linear betas") as told:
-        assert torch.equal(load(folder).path.alpha_bar, ddim.linear_alpha_bar())
+        assert torch.equal(load(folder).schedule.path.alpha_bar, ddim.linear_alpha_bar())
     assert len(told) == 1
     assert told[0].filename == __file__
 
@@ -81,10 +87,10 @@ def checkpoint_of(folder, tmp_path):
 def test_a_checkpoint_has_the_scheduler_of_its_run(folder, tmp_path, sub, monkeypatch):
     checkpoint = checkpoint_of(folder, tmp_path)
     model = load(checkpoint / sub)
-    assert model.prediction == "v"
-    assert torch.equal(model.path.alpha_bar, ddim.cosine_alpha_bar())
+    assert model.schedule.prediction == "v"
+    assert torch.equal(model.schedule.path.alpha_bar, ddim.cosine_alpha_bar())
     monkeypatch.chdir(checkpoint)
-    assert load(Path(sub)).prediction == "v"
+    assert load(Path(sub)).schedule.prediction == "v"
 
 
 def test_what_lies_above_a_whole_pipeline_is_anothers(folder, tmp_path):
@@ -92,14 +98,14 @@ def test_what_lies_above_a_whole_pipeline_is_anothers(folder, tmp_path):
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
     with pytest.warns(DDIMWarning, match="no scheduler config"):
-        assert load(folder).prediction == "eps"
+        assert load(folder).schedule.prediction == "eps"
 
 
 def test_the_scheduler_config_shapes_the_model(tmp_path):
     config = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
     model = load(tiny.pipeline_folder(tmp_path / "m", **config))
-    assert (model.prediction, model.spacing) == ("v", "trailing")
-    assert model.path.node(1000).alpha == 0
+    assert (model.schedule.prediction, model.schedule.spacing) == ("v", "trailing")
+    assert model.schedule.path.node(1000).alpha == 0
 
 
 def test_stable_diffusions_offset_is_our_first_level():
@@ -110,7 +116,7 @@ def test_stable_diffusions_offset_is_our_first_level():
         0,
     ]
     assert [n.t for n in grid_for(tiny.model(steps_offset=1), 2, None)] == [502, 2, 0]
-    assert tiny.model(steps_offset=1).offset == 1
+    assert tiny.model(steps_offset=1).schedule.offset == 1
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
@@ -143,7 +149,7 @@ def test_the_older_layout_with_both_configs_side_by_side(folder, tmp_path):
     # google/ddpm-cifar10-32 and its kin: the network and scheduler_config.json in the root
     root = shutil.copytree(folder / "unet", tmp_path / "root")
     (root / "scheduler_config.json").write_text(json.dumps({"prediction_type": "v_prediction"}))
-    assert load(root).prediction == "v"
+    assert load(root).schedule.prediction == "v"
 
 
 def test_a_hub_repository_is_loaded_from_its_cached_copy(folder, monkeypatch):
@@ -273,8 +279,8 @@ def test_a_flow_network_predicts_the_flow_by_default(folder):
 
     FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
     model = load(folder)
-    assert model.prediction == "flow"
-    assert model.path == ddim.RectifiedFlow()
+    assert model.schedule.prediction == "flow"
+    assert model.schedule.path == ddim.RectifiedFlow()
 
 
 def test_an_unknown_beta_schedule_names_the_nearest():
@@ -340,7 +346,7 @@ def test_a_learned_variance_is_left_aside():
     model = PixelModel("tiny", network, {})
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
-        assert torch.equal(model.denoiser()(x, NODE).eps, network(x, 299).sample[:, :1])
+        assert torch.equal(tiny.unguided(model)(x, NODE).eps, network(x, 299).sample[:, :1])
 
 
 def test_class_labels_reach_the_network():
@@ -350,12 +356,12 @@ def test_class_labels_reach_the_network():
     cond = model.condition([1, 3], 2)
     with torch.no_grad():
         expected = network(x, 299, class_labels=torch.tensor([1, 3])).sample
-        assert torch.equal(model.denoiser()(x, NODE, cond).eps, expected)
+        assert torch.equal(tiny.unguided(model, cond)(x, NODE).eps, expected)
         assert not torch.equal(expected[0], network(x, 299, class_labels=torch.tensor([2, 3])).sample[0])
 
 
 def test_one_label_serves_all():
-    assert tiny.model(classes=4).condition([2], 3)["labels"].tolist() == [2, 2, 2]
+    assert tiny.model(classes=4).condition([2], 3).cond.tensors["labels"].tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ each = pytest.mark.parametrize("name", NAMES)
 @pytest.fixture
 def registry() -> Iterator[None]:
     """Leaves the registry of solvers as it was."""
-    before = dict(ddim.SOLVERS)
+    before = dict(ddim.SOLVERS._added)
     yield
-    ddim.SOLVERS.clear()
-    ddim.SOLVERS.update(before)
+    ddim.SOLVERS._added.clear()
+    ddim.SOLVERS._added.update(before)
 
 
 def code_cells(name: str) -> list[dict]:

@@ -1,4 +1,6 @@
+import json
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
 import ddim
+from ddim.core.path import description, path_from
 
 PATHS = {
     "ddpm": ddim.ddpm_linear(),
@@ -170,3 +173,67 @@ def test_a_node_off_the_path_is_refused(path, t):
 def test_a_path_that_cannot_be(make, says):
     with pytest.raises(ddim.InputError, match=says):
         make()
+
+
+# --- a path as data -------------------------------------------------------------------------------------------------
+
+AS_DATA = {
+    "table": ddim.ddpm_linear(),
+    "first": ddim.TablePath(ddim.scaled_linear_alpha_bar(), "first"),
+    "single": ddim.TablePath(ddim.cosine_alpha_bar().float()),
+    "zero-snr": ddim.TablePath(ddim.zero_terminal_snr(ddim.linear_alpha_bar(10, 0.01, 0.3))),
+    "ve": ddim.VEPath(0.1 + 0.2, 1e-3 / 3, 17),
+    "flow": ddim.RectifiedFlow(321),
+}
+
+
+@pytest.mark.parametrize("name", AS_DATA)
+def test_a_path_written_down_comes_back_to_the_bit(name):
+    path = AS_DATA[name]
+    about, tensors = description(path)
+    assert all(value.dtype == torch.float64 for value in tensors.values())
+    back = path_from(json.loads(json.dumps(about)), {**tensors, "another": torch.zeros(1)})
+    assert type(back) is type(path)
+    t = torch.linspace(0, path.t_max, 1001, dtype=torch.float64)
+    for ask in ("alpha", "sigma", "log_snr"):
+        assert torch.equal(getattr(back, ask)(t), getattr(path, ask)(t))
+    for one, other in zip(*(ddim.make_grid(p, 7, "karras") for p in (path, back)), strict=True):
+        assert one == other
+    assert (back.levels, back.train_levels, back.t_max) == (path.levels, path.train_levels, path.t_max)
+
+
+@dataclass(frozen=True)
+class Own(ddim.RectifiedFlow):
+    pass
+
+
+def test_a_path_of_another_class_is_not_written_down():
+    with pytest.raises(ddim.InputError) as caught:
+        description(Own())
+    assert caught.value.parameter == "path"
+    assert "Own" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("about", "tensors"),
+    [
+        ({}, {}),
+        ({"kind": "spiral"}, {}),
+        ({"kind": ["table"]}, {}),
+        ({"kind": "table", "data": "one"}, {}),
+        ({"kind": "table", "data": "last"}, {"alpha_bar": torch.tensor([0.9, 0.5])}),
+        ({"kind": "table"}, {"alpha_bar": torch.tensor([0.9, 0.5])}),
+        ({"kind": "table", "data": "one"}, {"alpha_bar": torch.tensor([0.5, 0.9])}),
+        ({"kind": "ve", "sigma_max": 80.0, "levels": 5}, {}),
+        ({"kind": "ve", "sigma_max": "80", "sigma_min": 0.1, "levels": 5}, {}),
+        ({"kind": "ve", "sigma_max": 0.1, "sigma_min": 80.0, "levels": 5}, {}),
+        ({"kind": "ve", "sigma_max": 80.0, "sigma_min": 0.1, "levels": 5.5}, {}),
+        ({"kind": "flow"}, {}),
+        ({"kind": "flow", "levels": 0}, {}),
+        ({"kind": "flow", "levels": True}, {}),
+    ],
+    ids=str,
+)
+def test_a_description_that_is_none(about, tensors):
+    with pytest.raises(ddim.InputError):
+        path_from(about, tensors)

@@ -144,5 +144,5 @@ def test_a_percentile_out_of_range_is_refused(percentile):
 
 
 def test_a_corrected_denoiser_passes_its_pairs_through():
-    denoise = corrected(lambda x, node, cond=None: ddim.Pair(2 * x, x), lambda pair, x, node: ddim.Pair(pair.x0 + 1, x))
+    denoise = corrected(lambda x, node: ddim.Pair(2 * x, x), lambda pair, x, node: ddim.Pair(pair.x0 + 1, x))
     assert torch.equal(denoise(X, NODE).x0, 2 * X + 1)

@@ -13,8 +13,9 @@ from torch.nn.functional import conv2d
 
 import ddim
 from ddim._utils.errors import InputError
-from ddim.models import side_by_side as rows
-from ddim.models import winograd
+from ddim.core.denoiser import Layout
+from ddim.models.engine import side_by_side as rows
+from ddim.models.engine import winograd
 from ddim.models.engine.quicken import Block, quick_blocks
 from ddim.models.engine.side_by_side import side_by_side
 
@@ -319,6 +320,48 @@ def test_samples_do_not_depend_on_the_threads(tmp_path: Path, monkeypatch: pytes
     assert torch.equal(shared, again)
     torch.testing.assert_close(shared, alone, rtol=0, atol=1e-5)
     torch.testing.assert_close(back, shared, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rows_of", "layout", "parts"),
+    [
+        (5, Layout(1, 1), (1, 1)),
+        (5, Layout(2, 1), (2, 1)),
+        (5, Layout(16, 1), (4, 1)),  # no more than four
+        (1, Layout(4, 1), (1, 1)),  # no more than there are rows
+        (5, Layout(2), (2, 1)),
+        (1, Layout(6), (1, 6)),
+        (2, Layout(6), (2, 3)),
+    ],
+)
+def test_a_layout_decides_whatever_threads_there_are(rows_of: int, layout: Layout, parts: tuple[int, int]):
+    x = torch.zeros(rows_of, 1)
+    with torch.no_grad():
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            try:
+                assert rows.parts_of(x, 1000, layout) == parts
+            finally:
+                torch.set_num_threads(1)
+        assert rows.parts_of(x, None, layout)[0] == 1  # a network that cannot be cut is not cut
+    assert rows.parts_of(x, 1000, layout) == (1, 0)  # where a gradient is taken all is as it was
+
+
+def test_a_layout_gives_each_part_its_threads_and_the_rows_their_order():
+    seen = []
+
+    def work(x: torch.Tensor) -> torch.Tensor:
+        seen.append((len(x), torch.get_num_threads()))
+        return x + 1
+
+    x = torch.randn(7, 2)
+    with torch.no_grad():
+        assert torch.equal(side_by_side(work, x, least=1000, layout=Layout(3, 1)), x + 1)
+        assert sorted(seen) == [(2, 1), (2, 1), (3, 1)]
+        seen.clear()
+        assert torch.equal(side_by_side(work, x, least=1000, layout=Layout(1, 2)), x + 1)
+    assert seen == [(7, 2)]
+    assert torch.get_num_threads() == 1
 
 
 # torch.compile

@@ -1,23 +1,21 @@
 """Coming forward with what a code keeps: embeddings, noise maps, pivots."""
 
-from typing import Any
-
 import pytest
 import torch
-from oracles import arc, conditional, gaussian, noise_like
+from oracles import arc, conditional, gaussian, noise_like, prompts
 from torch import Tensor
 
 import ddim
 from ddim._utils.errors import DDIMError
-from ddim.core.denoiser import bound
-from ddim.core.guidance import Guidance, classifier_free
-from ddim.core.prediction import Pair
-from ddim.inversion.replay import KeptNoise, PinnedSolver, replay, with_nulls
+from ddim.core.conditioning import Conditioning, PromptConditioning
+from ddim.core.denoiser import Call
+from ddim.core.guidance import Guidance, guided
+from ddim.inversion.replay import KeptNoise, PinnedSolver, prompts_of, replay
 
 DATA = conditional(gaussian(2, 3))
 GRID, X = arc(6), noise_like((3, 2, 3))
-WORDS, NULL = noise_like((3, 4, 6), seed=1), noise_like((3, 4, 6), seed=2)
-GUIDED = bound(classifier_free(DATA, Guidance(3.0)), {"words": WORDS, "null": NULL})
+BOTH = prompts(noise_like((3, 4, 6), seed=1), noise_like((3, 4, 6), seed=2))
+GUIDED = guided(DATA, Guidance(3.0), BOTH)
 DDIM = ddim.make_solver("ddim")
 
 
@@ -25,40 +23,51 @@ def test_with_nothing_kept_it_is_solve():
     assert torch.equal(replay(GUIDED, DDIM, {"x": X}, GRID, {})["x"], ddim.solve(GUIDED, DDIM, {"x": X}, GRID)["x"])
 
 
-def test_every_step_has_its_own_null():
-    nulls = noise_like((3, 6, 4, 6), seed=3)
-    asked: list[tuple[float, Tensor]] = []
+class Listens(type(DATA)):
+    """The oracle, with the unconditional text that it was asked with, and when."""
 
-    def listen(x: Tensor, node: ddim.Node, cond: Any = None) -> Pair:
-        asked.append((node.t, cond["null"]))
-        return Pair(x, x)
+    def __init__(self) -> None:
+        super().__init__(DATA.base, DATA.lead)
+        object.__setattr__(self, "asked", [])
+        self.asked: list[tuple[float, Tensor]]
 
-    replay(listen, DDIM, {"x": X}, GRID, {"null": nulls})
-    assert [t for t, _ in asked] == [GRID[i].t for i in range(6)]
-    for i, (_, null) in enumerate(asked):
-        assert torch.equal(null, nulls[:, i])
+    def forward(self, x: Tensor, node: ddim.Node, cond: Conditioning, call: Call) -> Tensor:
+        if call.branches == ("uncond",):
+            self.asked.append((node.t, cond.tensors["text"]))
+        return super().forward(x, node, cond, call)
 
 
-def test_the_same_null_at_every_step_is_that_null():
+def test_every_step_has_its_own_unconditional_text():
+    texts, network = noise_like((3, 6, 4, 6), seed=3), Listens()
+    extras = {"uncond_text": texts}
+    denoise = guided(network, Guidance(3.0, batched_cfg=False), prompts_of(BOTH, GRID, extras))
+    replay(denoise, DDIM, {"x": X}, GRID, extras)
+    assert [t for t, _ in network.asked] == [GRID[i].t for i in range(6)]
+    for i, (_, text) in enumerate(network.asked):
+        assert torch.equal(text, texts[:, i])
+
+
+def test_the_same_text_at_every_step_is_that_text():
     other = noise_like((3, 4, 6), seed=3)
-    kept = replay(GUIDED, DDIM, {"x": X}, GRID, {"null": other[:, None].expand(-1, 6, -1, -1)})["x"]
-    plain = bound(classifier_free(DATA, Guidance(3.0)), {"words": WORDS, "null": other})
+    extras = {"uncond_text": other[:, None].expand(-1, 6, -1, -1)}
+    kept = replay(guided(DATA, Guidance(3.0), prompts_of(BOTH, GRID, extras)), DDIM, {"x": X}, GRID, extras)["x"]
+    plain = guided(DATA, Guidance(3.0), PromptConditioning(BOTH.cond, Conditioning({"text": other})))
     assert torch.equal(kept, ddim.solve(plain, DDIM, {"x": X}, GRID)["x"])
     assert not torch.allclose(kept, ddim.solve(GUIDED, DDIM, {"x": X}, GRID)["x"])
 
 
-def test_between_nodes_the_noisier_one_s_null_is_taken():
-    nulls = torch.arange(6.0).view(1, 6, 1, 1)
-    seen: list[float] = []
+def test_between_nodes_the_noisier_one_s_text_is_taken():
+    texts = torch.arange(6.0).view(1, 6, 1, 1)
+    at = prompts_of(prompts(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1)), GRID, {"uncond_text": texts})
+    assert callable(at)
+    times = (GRID[0].t + 1, GRID[0].t, (GRID[2].t + GRID[3].t) / 2, GRID[3].t, GRID[6].t)
+    both = [at(ddim.Node(t, 0.8, 0.6)) for t in times]
+    assert [float(b.uncond.tensors["text"]) for b in both if b.uncond is not None] == [0, 0, 2, 3, 5]
+    assert all(float(b.cond.tensors["text"]) == 0 for b in both)
 
-    def listen(x: Tensor, node: ddim.Node, cond: Any = None) -> Pair:
-        seen.append(float(cond["null"]))
-        return Pair(x, x)
 
-    denoise = with_nulls(listen, GRID, nulls)
-    for t in (GRID[0].t + 1, GRID[0].t, (GRID[2].t + GRID[3].t) / 2, GRID[3].t, GRID[6].t):
-        denoise(X, ddim.Node(t, 0.8, 0.6))
-    assert seen == [0, 0, 2, 3, 5]
+def test_without_tuned_text_the_conditions_are_what_they_were():
+    assert prompts_of(BOTH, GRID, {"pivot": X}) is BOTH
 
 
 def test_noise_maps_are_the_noise():

@@ -1,16 +1,19 @@
+import math
+
 import pytest
 import torch
 from oracles import arc, gaussian, noise_like
 
 import ddim
 from ddim._utils.errors import DDIMError, NotFinite
-from ddim.solvers import ReversibleSolver, Solver
+from ddim.core.contracts import Inversion, Solver
+from ddim.inversion import INVERSIONS
+from ddim.solvers import REVERSIBLE, SOLVERS
+from ddim.solvers.lattice import ReversibleSolver
 
 DATA, GRID, X = gaussian(3), arc(6), noise_like((2, 3))
 deterministic = pytest.mark.parametrize("name", [n for n in ddim.SOLVERS if not ddim.make_solver(n).stochastic])
-reversible = pytest.mark.parametrize(
-    "name", [n for n in ddim.SOLVERS if isinstance(ddim.make_solver(n), ReversibleSolver)]
-)
+reversible = pytest.mark.parametrize("name", REVERSIBLE)
 
 
 def run(name: str, state=None, **options):
@@ -22,6 +25,7 @@ def run(name: str, state=None, **options):
 def test_what_is_registered_is_a_solver(name):
     solver = ddim.make_solver(name)
     assert isinstance(solver, Solver)
+    assert isinstance(solver, ReversibleSolver) is (name in REVERSIBLE)
     assert solver.name == name
     assert solver.paper
     assert isinstance(solver.order, int)
@@ -31,11 +35,23 @@ def test_what_is_registered_is_a_solver(name):
 @pytest.mark.parametrize("name", ddim.inversion_names())
 def test_what_is_registered_is_an_inversion(name):
     method = ddim.make_inversion(name)
+    assert isinstance(method, Inversion)
     assert method.name == name
     assert method.paper
     assert method.solver().name in ddim.SOLVERS
     assert ddim.make_inversion(name, method.options) == method
-    assert ddim.make_solver(method.solver().name, vars(method.solver())) == method.solver()
+    assert ddim.make_solver(method.solver().name, method.solver().options) == method.solver()
+    assert method.needs in ("", "conditions", "text")
+    assert method.floor_db > 0
+    assert method.exact == (method.floor_db == math.inf)
+
+
+@reversible
+def test_a_reversible_solver_is_its_own_inversion(name):
+    assert SOLVERS[name] is INVERSIONS[name] is REVERSIBLE[name]
+    solver = ddim.make_inversion(name)
+    assert solver == ddim.make_solver(name)
+    assert solver.solver() is solver
 
 
 @deterministic
@@ -93,7 +109,7 @@ def test_no_gradient_is_kept():
 
 
 def broken(at: float):
-    def denoise(x: torch.Tensor, node: ddim.Node, cond=None) -> ddim.Pair:
+    def denoise(x: torch.Tensor, node: ddim.Node) -> ddim.Pair:
         pair = DATA(x, node)
         return ddim.Pair(pair.x0 * float("nan"), pair.eps) if node.t == at else pair
 
@@ -131,7 +147,7 @@ def test_round_trips_from_zero_signal(name):
     path = ddim.TablePath(ddim.zero_terminal_snr(ddim.linear_alpha_bar()))
     grid, method = ddim.make_grid(path, 100), ddim.make_inversion(name)
     x0 = DATA.draw(4)
-    state, solver = method.invert(DATA, x0, grid), method.solver()
+    state, solver = method.invert(DATA, x0, grid).state, method.solver()
     back = solver.read(ddim.solve(DATA, solver, state, grid))
     # at alpha = 0 the oracle's x0 is its mean: one step of the way is lost, more so the naive the method
     assert (back - x0).abs().max() < 0.2

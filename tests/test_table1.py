@@ -6,10 +6,10 @@ import os
 import shlex
 import signal
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import tiny
@@ -30,7 +30,9 @@ from ddim.evaluation.reference import as_saved
 from ddim.evaluation.store import open_rows
 from ddim.evaluation.table1 import COLUMNS, Place, items, layout, measure, places, summary
 from ddim.models.base import Model
+from ddim.models.wrapped import ModelWrapper
 from ddim.pipelines.common import grid_for
+from ddim.pipelines.sample import solver_with_eta
 from ddim.solvers import make_solver
 
 SCALE = 0.3
@@ -47,13 +49,23 @@ class Flat:
 
 def gaussian_model(scale: float = SCALE) -> Model:
     """A model whose data are N(0, scale^2) in [-1, 1], known exactly; pictures of 2x2."""
-    like = tiny.model()
-    known = Gaussian(torch.zeros(1, 2, 2, dtype=torch.float64), torch.full((1, 2, 2), scale, dtype=torch.float64))
-    own = {"shape": (1, 2, 2), "picture": (1, 2, 2), "state_dtype": torch.float64, "classes": 0, "text": False}
-    kept = ("path", "prediction", "spacing", "offset", "hold", "dtype", "device", "decode")
-    same = {k: getattr(like, k) for k in kept}
-    rest = {"denoiser": lambda: known, "condition": lambda *_: {}, "fingerprint": "g" * 64, "name": "gaussian"}
-    return cast("Model", SimpleNamespace(**own, **same, **rest))
+    return Known(Gaussian(torch.zeros(1, 2, 2, dtype=torch.float64), torch.full((1, 2, 2), scale, dtype=torch.float64)))
+
+
+class Known(ModelWrapper):
+    """The tiny model's schedule and pictures, answering from a closed form in float64."""
+
+    def __init__(self, known: Gaussian) -> None:
+        super().__init__(tiny.model())
+        self.known = known
+        self.info = replace(self.info, name="gaussian", shape=(1, 2, 2), picture=(1, 2, 2), dtype=torch.float64)
+
+    @property
+    def fingerprint(self) -> str:
+        return "g" * 64
+
+    def forward(self, x: torch.Tensor, node: Any, cond: Any, call: Any) -> torch.Tensor:
+        return self.known(x, node).eps
 
 
 def only(model: Model, **given: Any) -> Place:
@@ -67,7 +79,7 @@ def only(model: Model, **given: Any) -> Place:
 
 
 def test_costs_are_what_the_solvers_ask():
-    path = tiny.model().path
+    path = tiny.model().schedule.path
     for name, calls in {"ddim": 7, "ddpm": 7, "heun": 13, "adams-bashforth": 7, "dpm++2m": 7, "bdia": 7}.items():
         assert cost(make_solver(name), ddim.make_grid(path, 7)) == calls, name
 
@@ -95,7 +107,7 @@ def test_the_table_has_the_papers_cells_and_begins_with_the_cheap():
 
 
 def test_every_level_is_said_of_grids_that_are_it():
-    path = tiny.model().path
+    path = tiny.model().schedule.path
     assert spacing_label(path, ddim.make_grid(path, 1000, "trailing")) == "every level"
     assert spacing_label(path, ddim.make_grid(path, 999, "trailing")) == "trailing"
     assert spacing_label(path, ddim.make_grid(path, 1000, "karras")) == "karras"
@@ -107,7 +119,7 @@ def test_every_level_is_said_of_grids_that_are_it():
 @pytest.mark.parametrize(("solver", "eta"), [("ddim", 0.0), ("ddim", 0.5), ("ddpm", 0.0), ("heun", 0.0)])
 def test_images_are_those_of_sample(solver: str, eta: float):
     model = tiny.model()
-    made = ddim.pipelines.verbs.solver_with_eta(solver, eta, None)
+    made = solver_with_eta(solver, eta, None)
     images = draw(model, made, grid_for(model, 3, "quadratic"), [5, 6, 7])
     alone = draw(model, made, grid_for(model, 3, "quadratic"), [7])
     theirs = ddim.sample(model, 3, steps=3, eta=eta, solver=solver, seed=5, spacing="quadratic")

@@ -49,7 +49,7 @@ def test_a_way_that_is_none(text: str, sentence: str):
 def test_what_a_method_refuses_is_known_without_asking_the_network(monkeypatch: pytest.MonkeyPatch):
     pixel, text = tiny.model(), tiny_text.model()
     for model in (pixel, text):
-        monkeypatch.setattr(type(model), "denoiser", lambda self: pytest.fail("the network was asked"))
+        monkeypatch.setattr(type(model), "forward", lambda *a: pytest.fail("the network was asked"))
     refused = {w.title for w in all_ways() if refusal(pixel, w, 2, 1.0) is not None}
     assert refused == {"null-text", "null-text start=prompt", "negative-prompt"}
     assert {w.title for w in all_ways() if refusal(text, w, 2, 1.0)} == {"null-text", "null-text start=prompt"}
@@ -128,12 +128,12 @@ def test_the_numbers_of_a_cell_by_hand(monkeypatch: pytest.MonkeyPatch):
             "dtype": torch.float32,
             "text": False,
             "fingerprint": "f",
-            "spacing": "leading",
+            "schedule": SimpleNamespace(spacing="leading"),
         }
     )
     off = torch.tensor([0.01, 0.02]).view(2, 1, 1, 1)
-    monkeypatch.setattr(trips.verbs, "invert", lambda model, images, **given: images)
-    monkeypatch.setattr(trips.verbs, "reconstruct", lambda model, code, **given: code - off[: len(code)])
+    monkeypatch.setattr(trips, "invert", lambda model, images, **given: images)
+    monkeypatch.setattr(trips, "reconstruct", lambda model, code, **given: code - off[: len(code)])
     counts = iter([0, 5, 4])
     bench = table2.Reconstructions(model, pictures, lambda images: next(counts))
     trip = Trip(way_of("ddim"), 5)

@@ -11,8 +11,8 @@ from killing import dead_file
 
 import ddim
 from ddim._utils import temporary
+from ddim._utils.files import write_whole
 from ddim._utils.temporary import DAY, remove_stale, temporary_beside
-from ddim.inversion.latent_code import write_whole
 
 
 def test_the_next_file_removes_what_a_killed_process_left(tmp_path):

@@ -19,7 +19,7 @@ from killing import dead_file
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from training_helpers import make_images, state, tables, tiny, write_toml
+from training_helpers import labelled, make_images, make_labels, state, tables, tiny, write_toml
 
 import ddim
 from ddim._utils.errors import DDIMError, InputError
@@ -51,6 +51,15 @@ def images(tmp_path):
     return make_images(tmp_path / "images")
 
 
+@pytest.fixture(params=["unconditional", "labels"])
+def told(request, images):
+    """Makes changes to a config those of an unconditional run, or of one with labels, half of them dropped."""
+    if request.param == "unconditional":
+        return lambda changes: changes
+    make_labels(images)
+    return labelled
+
+
 def leftovers(folder):
     return [p for p in folder.rglob(".*") if p.name.startswith(".ddim-")]
 
@@ -60,9 +69,9 @@ def leftovers(folder):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("broken_at", [1, 3, 5])
-def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(images, tmp_path, broken_at, precision):
+def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(images, tmp_path, told, broken_at, precision):
     # 10 images in batches of 4: steps 3 and 5 span two epochs. Dropout and flips are on (training_helpers).
-    changes = {"train": {"accumulate": 2, "precision": precision}, "loss": {"times": "stratified"}}
+    changes = told({"train": {"accumulate": 2, "precision": precision}, "loss": {"times": "stratified"}})
     train(tiny(images, tmp_path / "whole", **changes))
     broken = tiny(images, tmp_path / "broken", **changes)
     with pytest.raises(Stop):
@@ -82,9 +91,10 @@ def test_the_bits_do_depend_on_the_seed(images, tmp_path):
     assert state(tmp_path / "a", 6) != state(tmp_path / "b", 6)
 
 
-def test_reading_images_from_disk_or_memory_and_sheets_alter_no_bit(images, tmp_path):
-    train(tiny(images, tmp_path / "a"))
-    train(tiny(images, tmp_path / "b", data={"memory_gib": 0.0, "workers": 1}, output={"sample_every": 1}))
+def test_reading_images_from_disk_or_memory_and_sheets_alter_no_bit(images, tmp_path, told):
+    train(tiny(images, tmp_path / "a", **told({})))
+    changes = {"data": {"memory_gib": 0.0, "workers": 1}, "output": {"sample_every": 1}}
+    train(tiny(images, tmp_path / "b", **told(changes)))
     assert state(tmp_path / "a", 6) == state(tmp_path / "b", 6)
 
 
@@ -579,19 +589,21 @@ def curve(config):
     return [(e.loss, e.gradient_norm) for e in events if e.kind == "step"]
 
 
-def test_micro_batches_add_up_to_the_batch(images, tmp_path):
+def test_micro_batches_add_up_to_the_batch(images, tmp_path, told):
     # Adam does not see the scale of a gradient; its norm does.
     curves = [
-        curve(tiny(images, tmp_path / str(n), train={"batch": 8, "accumulate": n}, model={"dropout": 0.0}))
+        curve(
+            tiny(images, tmp_path / str(n), **told({"train": {"batch": 8, "accumulate": n}, "model": {"dropout": 0.0}}))
+        )
         for n in (1, 2, 8)
     ]
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-3)
     np.testing.assert_allclose(curves[2], curves[0], rtol=1e-3)
 
 
-def test_two_processes_share_a_batch(images, tmp_path):
+def test_two_processes_share_a_batch(images, tmp_path, told):
     changes = {"train": {"batch": 8, "steps": 4, "accumulate": 2, "threads": 1}, "model": {"dropout": 0.0}}
-    changes["output"] = {"checkpoint_every": 4}
+    changes = told({**changes, "output": {"checkpoint_every": 4}})
     train(tiny(images, tmp_path / "one", **changes))
     config = write_toml(tables(images, tmp_path / "two", **changes), tmp_path / "run.toml")
     # `accelerate launch` starts several CPU processes only through MPI; torchrun sets the same variables without.

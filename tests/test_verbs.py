@@ -9,11 +9,18 @@ from oracles import noise_like
 
 import ddim
 from ddim._utils.errors import DDIMError, DDIMWarning
+from ddim.core.conditioning import PromptConditioning
+from ddim.core.guidance import Guidance
 from ddim.core.noise import SeededNoise
+from ddim.inversion import INVERSIONS
+from ddim.inversion.ddim import DDIMInversion
 from ddim.models.pixel import PixelModel
+from ddim.pipelines.events import CodeEvent, ImagesEvent, StepEvent
+from ddim.solvers.bdia import BDIA
+from ddim.solvers.heun import Heun
 
-METHODS = [m for m in ddim.inversion_names() if m not in ("null-text", "negative-prompt")]  # those need a prompt
-EXACT = [m for m in METHODS if ddim.make_inversion(m).exact]
+METHODS = [name for name, method in INVERSIONS.items() if not method.needs]  # the others need a condition
+EXACT = [name for name in METHODS if INVERSIONS[name].exact]
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +36,11 @@ def pictures():
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(10 * torch.log10(1 / (a - b).double().square().mean().clamp(min=1e-30)))
+
+
+def steps_into(seen: list):
+    """A listener that keeps the steps done and in all."""
+    return lambda event: seen.append((event.done, event.total)) if isinstance(event, StepEvent) else None
 
 
 # --- sample ---------------------------------------------------------------------------------------------------------
@@ -77,16 +89,16 @@ def test_corrections_change_the_picture(model, correction):
 
 def test_progress_counts_every_step_of_every_batch(model):
     seen = []
-    ddim.sample(model, 5, steps=3, batch=2, progress=lambda done, total: seen.append((done, total)))
+    ddim.sample(model, 5, steps=3, batch=2, on_event=steps_into(seen))
     assert seen == [(k, 9) for k in range(1, 10)]
 
 
 def test_variance_exploding_noise_starts_at_sigma_max():
     model = tiny.model(dtype=torch.float64)
-    model.path = ddim.VEPath()
+    model.schedule = replace(model.schedule, path=ddim.VEPath())
     starts = []
-    network = model.denoiser()
-    model.denoiser = lambda: lambda x, node, cond=None: starts.append(x) or network(x, node)
+    forward = model.forward
+    model.forward = lambda x, *told: starts.append(x) or forward(x, *told)
     ddim.sample(model, 1, steps=2, spacing="karras", seed=3)
     assert torch.allclose(starts[0], 80 * torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(3)).double())
 
@@ -120,10 +132,10 @@ def test_in_float64_what_comes_back_is_the_picture(pictures, method):
 def test_inverting_a_sample_finds_the_noise_it_came_from():
     model = tiny.model(prediction_type="v_prediction", dtype=torch.float64)
     noise = SeededNoise([9])(torch.empty(1, 1, 8, 8, dtype=torch.float64))
-    grid = ddim.make_grid(model.path, 20)
-    solver = ddim.make_solver("ddim")
-    x0 = ddim.solve(model.denoiser(), solver, {"x": noise}, grid)["x"]
-    state = ddim.make_inversion("ddim", {"iterations": 30}).invert(model.denoiser(), x0, grid)
+    grid = ddim.make_grid(model.schedule.path, 20)
+    solver, denoise = ddim.make_solver("ddim"), model.guided(Guidance(), PromptConditioning())
+    x0 = ddim.solve(denoise, solver, {"x": noise}, grid)["x"]
+    state = ddim.make_inversion("ddim", {"iterations": 30}).invert(denoise, x0, grid).state
     with torch.no_grad():
         assert torch.allclose(state["x"], noise, rtol=0, atol=1e-6)
 
@@ -131,7 +143,8 @@ def test_inverting_a_sample_finds_the_noise_it_came_from():
 def test_a_code_keeps_what_made_it(model, pictures):
     code = ddim.invert(model, pictures, steps=5, method="edict", options={"p": 0.9}, spacing="karras")
     assert (code.method, code.solver, dict(code.options)) == ("edict", "edict", {"p": 0.9})
-    assert dict(code.settings) == {"p": 0.9}
+    assert dict(code.settings) == {}  # the solver's own options say it all
+    assert ddim.invert(model, pictures, steps=2, options={"iterations": 2}).settings["iterations"] == 2
     assert (code.grid.steps, code.grid.spacing) == (5, "karras")
     assert (code.model, code.fingerprint) == ("tiny", model.fingerprint)
     assert len(code) == 2
@@ -145,23 +158,77 @@ def test_an_inversion_object_is_a_method(model, pictures):
         ddim.invert(model, pictures, method=ddim.make_inversion("ddim"), options={"iterations": 3})
 
 
+def test_a_solver_object_is_a_solver_and_a_reversible_one_a_method_too(model, pictures):
+    named = {"solver": "bdia", "options": {"gamma": 0.96}}
+    assert torch.equal(ddim.sample(model, 2, steps=4, solver=BDIA(0.96)), ddim.sample(model, 2, steps=4, **named))
+    assert torch.equal(ddim.sample(model, 2, steps=4, solver=Heun()), ddim.sample(model, 2, steps=4, solver="heun"))
+    by_object = ddim.invert(model, pictures, steps=4, method=BDIA(0.96))
+    by_name = ddim.invert(model, pictures, steps=4, method="bdia", options={"gamma": 0.96})
+    assert torch.equal(by_object.state["x"], by_name.state["x"])
+    assert (by_object.method, by_object.solver, dict(by_object.options)) == ("bdia", "bdia", {"gamma": 0.96})
+    assert torch.equal(ddim.reconstruct(model, by_object), ddim.reconstruct(model, by_name))
+    assert ddim.make_solver(BDIA(0.5)) == BDIA(0.5)
+    assert ddim.make_inversion(DDIMInversion(2)) == DDIMInversion(2)
+
+
+@pytest.mark.parametrize("solver", [BDIA(0.96), Heun()])
+def test_options_beside_a_solver_object_are_refused(model, solver):
+    with pytest.raises(ddim.InputError, match="a solver object has its own") as caught:
+        ddim.sample(model, 1, steps=2, solver=solver, options={"gamma": 0.5})
+    assert caught.value.parameter == "options"
+    with pytest.raises(ddim.InputError, match="goes with the solver 'ddim' only") as caught:
+        ddim.sample(model, 1, steps=2, solver=solver, eta=0.5)
+    assert caught.value.parameter == "eta"
+
+
+@pytest.mark.parametrize("wrong", [DDIMInversion(), BDIA, None, 3])
+def test_what_is_no_solver(model, wrong):
+    with pytest.raises(ddim.InputError, match="neither a solver nor the name of one") as caught:
+        ddim.sample(model, 1, steps=2, solver=wrong)
+    assert caught.value.parameter == "solver"
+
+
+def test_batches_are_told_as_they_are_done(model, pictures):
+    images, codes = [], []
+
+    def hear(event: object) -> None:
+        if isinstance(event, ImagesEvent):
+            images.append((event.first, event.images))
+        if isinstance(event, CodeEvent):
+            codes.append((event.first, event.code))
+
+    drawn = ddim.sample(model, 3, steps=2, batch=2, on_event=hear)
+    assert [first for first, _ in images] == [0, 2]
+    assert torch.equal(torch.cat([part for _, part in images]), drawn)
+    images.clear()
+    code = ddim.invert(model, torch.cat([pictures, pictures[:1]]), steps=2, method="bdia", batch=2, on_event=hear)
+    assert [(first, len(part)) for first, part in codes] == [(0, 2), (2, 1)]
+    assert all(torch.equal(part.state["x"], code.state["x"][first:][: len(part)]) for first, part in codes)
+    back = ddim.reconstruct(model, code[::-1], on_event=hear)
+    assert {first + k for first, part in images for k in range(len(part))} == {0, 1, 2}
+    for first, part in images:
+        assert torch.equal(part, back[first : first + len(part)])
+
+
 def test_one_image_of_a_code_comes_back_alone(model, pictures):
     code = ddim.invert(model, pictures, steps=5, method="bdia")
-    assert torch.allclose(ddim.reconstruct(model, code[1]), ddim.reconstruct(model, code)[1:], rtol=0, atol=1e-5)
+    assert torch.equal(ddim.reconstruct(model, code[1]), ddim.reconstruct(model, code)[1:])  # it keeps its company
+    plain = ddim.invert(model, pictures, steps=5)
+    assert torch.allclose(ddim.reconstruct(model, plain[1]), ddim.reconstruct(model, plain)[1:], rtol=0, atol=1e-5)
 
 
 def test_labels_travel_with_the_code():
     conditional = tiny.model(classes=3)
     picture = torch.rand(1, 1, 8, 8)
     code = ddim.invert(conditional, picture, steps=5, method="bdia", labels=[2])
-    assert code.cond["labels"].tolist() == [2]
+    assert code.conditions.cond.tensors["labels"].tolist() == [2]
     assert psnr(ddim.reconstruct(conditional, code), picture) > 60
 
 
 def test_a_code_of_another_model_warns_and_still_comes_back(model, pictures):
     code = ddim.invert(model, pictures, steps=3)
     other = tiny.model()
-    other.name = "other"
+    other.info = replace(other.info, name="other")
     with pytest.warns(DDIMWarning, match="made by the model 'tiny'.* not by 'other'"):
         assert ddim.reconstruct(other, code).shape == pictures.shape
 
@@ -217,7 +284,7 @@ def test_between_codes_of_any_method_lie_arcs_of_plain_latents(model, pictures, 
 def test_an_interpolation_counts_every_step_of_its_walks(model, pictures):
     seen = []
     code = ddim.invert(model, pictures, steps=4, method="bdia")
-    ddim.interpolate(model, code, frames=5, progress=lambda done, total: seen.append((done, total)))
+    ddim.interpolate(model, code, frames=5, on_event=steps_into(seen))
     assert seen == [(k, 11) for k in range(1, 12)]  # the code lies past the first step: 3 + 4 + 4
 
 

@@ -6,6 +6,11 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
+from ddim.core.conditioning import PromptConditioning
+from ddim.core.denoiser import ModelDenoiser
+from ddim.core.guidance import Guidance
+from ddim.core.prediction import NO_HOLD
+from ddim.models.base import Model
 from ddim.models.pixel import PixelModel
 
 DDPM = DDPMScheduler(clip_sample=False).config | {"_class_name": "DDPMScheduler"}
@@ -41,6 +46,11 @@ def model(
 ) -> PixelModel:
     """A pixel model on the tiny network, with this scheduler config."""
     return PixelModel("tiny", unet(channels, classes=classes), {**DDPM, **config}, dtype=dtype)
+
+
+def unguided(model: Model, prompts: PromptConditioning | None = None) -> ModelDenoiser:
+    """The network as a denoiser, its x0 as it says it."""
+    return model.guided(Guidance(), prompts or PromptConditioning(), hold=NO_HOLD)
 
 
 def pipeline_folder(folder: Path, network: UNet2DModel | None = None, **config: Any) -> Path:

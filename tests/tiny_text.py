@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ddim.models.sd import LatentTextModel
+from ddim.models.sd import StableDiffusion
 
 WORDS = ("a", "cat", "tiger", "dog", "next", "to", "mirror", "face", "with", "hat", "red", "and", "on", "mat")
 """Each is one token; any other word is one token a letter."""
@@ -117,9 +117,9 @@ def pipeline(
 
 def model(
     prediction: str = "epsilon", seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any
-) -> LatentTextModel:
+) -> StableDiffusion:
     """The pipeline as the library sees it; ``options`` as for ``pipeline``."""
-    return LatentTextModel("tiny-text", pipeline(prediction, seed, **options), dtype=dtype)
+    return StableDiffusion("tiny-text", pipeline(prediction, seed, **options), dtype=dtype)
 
 
 def pictures(count: int = 1, height: int = 32, width: int = 32, seed: int = 0) -> torch.Tensor:

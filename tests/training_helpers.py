@@ -1,6 +1,7 @@
 """Runs small enough for a test: images of 8 or 16 pixels, networks of a few thousand weights."""
 
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,20 @@ def make_images(folder: Path, count: int = 10, size: int = 8) -> Path:
         pixels = np.random.default_rng(index).integers(0, 256, (size, size), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index:03d}.png")
     return folder
+
+
+def make_labels(images: Path, classes: int = 3) -> Path:
+    """A list of metadata beside the pictures of ``make_images``: the classes take turns."""
+    files = sorted(file.name for file in images.glob("*.png"))
+    lines = [json.dumps({"file_name": name, "label": row % classes}) for row, name in enumerate(files)]
+    (images / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return images
+
+
+def labelled(changes: dict[str, dict[str, Any]], **pixel: Any) -> dict[str, dict[str, Any]]:
+    """``changes`` to a run that is told the classes of ``make_labels``, half of them dropped."""
+    data = {**changes.get("data", {}), "label": "label"}
+    return {**changes, "data": data, "pixel": {"condition": "labels", "label_dropout": 0.5, **pixel}}
 
 
 def png(seed: int, size: int = 8) -> bytes:

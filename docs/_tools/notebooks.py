@@ -132,7 +132,7 @@ def _figures() -> Iterator[dict[str, Any]]:
 
 def main(names: list[str]) -> None:
     """Runs these notebooks, or all, and writes their outputs."""
-    from ddim.inversion.latent_code import write_whole
+    from ddim._utils.files import write_whole
 
     os.environ["MPLBACKEND"] = "Agg"
     warnings.simplefilter("ignore", ResourceWarning)

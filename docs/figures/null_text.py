@@ -5,9 +5,9 @@ import torch
 from common import keep, show
 
 import ddim
-from ddim.core.guidance import classifier_free
 from ddim.data.images import read_images
 from ddim.evaluation.pairs import psnr
+from ddim.inversion.replay import prompts_of
 from ddim.solvers.base import move
 
 model = ddim.load("emoji")
@@ -18,11 +18,11 @@ rows, numbers = [original], {}
 pivot = ddim.invert(model, file, method="direct", **how).extras["pivot"]
 for method in ("ddim", "null-text"):
     code, far = ddim.invert(model, file, method=method, **how), []
-    nulls = code.extras.get("null", code.cond["null"].unsqueeze(1).expand(-1, 20, -1, -1))
-    denoise, x = classifier_free(model.denoiser(), ddim.Guidance(3.0), model.prediction, model.path.t_max), code.x
+    denoise = model.guided(ddim.Guidance(3.0), prompts_of(code.conditions, code.grid, code.extras))
+    x = code.x
     for i in range(20):
         with torch.no_grad():
-            x = move(denoise(x, code.grid[i], {**code.cond, "null": nulls[:, i]}), code.grid[i + 1])
+            x = move(denoise(x, code.grid[i]), code.grid[i + 1])
         far.append(float((x - pivot[:, i]).square().mean()))
     rows.append(ddim.reconstruct(model, code))
     left.semilogy(range(1, 21), far, marker="o", markersize=3, label=method)

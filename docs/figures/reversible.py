@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 from common import PATH, data, keep, mixture
 
 import ddim
-from ddim.solvers import LatticeState
+from ddim import LatticeState
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.6), sharey=True)
 steps, x0, numbers = [10, 20, 50, 100], data(100), {}
@@ -12,7 +12,7 @@ for name, options in (("edict", {}), ("bdia", {}), ("bdia", {"gamma": 0.9}), ("b
     method, whole, alone = ddim.make_inversion(name, options), [], []
     for count in steps:
         grid, solver = ddim.make_grid(PATH, count, "trailing"), method.solver()
-        code = method.invert(mixture, x0, grid)
+        code = method.invert(mixture, x0, grid).state
         lone = {"x": code["x"]}
         if isinstance(code, LatticeState):  # every entry as x
             lone = solver.on_lattice(dict.fromkeys(solver.keys, solver.read(code)), grid, code.node)

@@ -8,12 +8,13 @@ import ddim
 from ddim.core.noise import SeededNoise
 
 model = ddim.load("fashion")
-denoise, grid, solver = model.denoiser(), ddim.make_grid(model.path, 50, "trailing"), ddim.make_solver("ddim")
+denoise = model.guided(ddim.Guidance(), model.condition(None, 1))
+grid, solver = model.schedule.grid(50, "trailing"), ddim.make_solver("ddim")
 x = SeededNoise([104])(torch.empty(1, *model.shape))
 points, guesses = [], []
 
 
-def watched(x: torch.Tensor, node: ddim.Node, cond: object = None) -> ddim.Pair:
+def watched(x: torch.Tensor, node: ddim.Node) -> ddim.Pair:
     """The model, and what it is asked and says."""
     pair = denoise(x, node)
     points.append(x)

@@ -6,11 +6,16 @@ Nothing heavy is imported until a name is used: torch and diffusers load with th
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .inversion import INVERSIONS
+from .solvers import SOLVERS
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ._utils.errors import DDIMError, DDIMWarning, InputError, Interrupted, NotFinite, UnknownName
-    from .core.denoiser import Denoiser, from_network
+    from .core.conditioning import Conditioning, PromptConditioning
+    from .core.contracts import Inversion, InversionProblem, InversionResult, Solver
+    from .core.denoiser import Call, Denoiser, from_network
     from .core.grid import SPACINGS, Grid, make_grid
     from .core.guidance import Guidance
     from .core.path import (
@@ -26,62 +31,136 @@ if TYPE_CHECKING:
         zero_terminal_snr,
     )
     from .core.prediction import Pair, from_pair, to_pair
+    from .core.schedule import DynamicShift, Schedule, StaticShift
     from .core.slerp import slerp
     from .core.solve import solve, solve_back
     from .data.images import save_image, sheet, to_pil
-    from .editing.attention import AttentionEdit
+    from .editing.plan import AttentionEdit
     from .inversion import inversion_names, make_inversion
+    from .inversion.ddim import DDIMInversion
+    from .inversion.direct import DirectInversion
+    from .inversion.edit_friendly import EditFriendly
+    from .inversion.heun import HeunInversion
     from .inversion.latent_code import LatentCode
+    from .inversion.negative_prompt import NegativePrompt
+    from .inversion.null_text import NullText
     from .models import bundled_models, bundled_test_images, load, load_classifier, load_features
-    from .models.scheduler_config import from_scheduler_config
+    from .models.base import Model
+    from .models.families import FAMILIES
+    from .models.info import ModelInfo
+    from .models.scheduler_config import from_scheduler_config, read_schedule
+    from .models.sdxl import SizeIds
     from .pipelines.edit import Edited, edit
+    from .pipelines.events import CodeEvent, Event, ImagesEvent, LossEvent, StepEvent
     from .pipelines.interpolate import interpolate, interpolate_grid
-    from .pipelines.verbs import invert, reconstruct, sample
-    from .solvers import SOLVERS, make_solver
+    from .pipelines.invert import invert
+    from .pipelines.reconstruct import reconstruct
+    from .pipelines.sample import sample
+    from .solvers import make_solver
+    from .solvers.bdia import BDIA
+    from .solvers.belm import BELM
+    from .solvers.ddim import DDIM
+    from .solvers.ddpm import DDPM
+    from .solvers.edict import EDICT
+    from .solvers.heun import Heun
+    from .solvers.lattice import LatticeState, Lift, ReversibleSolver
+    from .solvers.multistep import AdamsBashforth, DPMSolverPP
 
 _WHERE = {
-    "inversion.latent_code": ["LatentCode"],
-    "core.denoiser": ["Denoiser", "from_network"],
-    "editing.attention": ["AttentionEdit"],
-    "pipelines.edit": ["Edited", "edit"],
     "_utils.errors": ["DDIMError", "DDIMWarning", "InputError", "Interrupted", "NotFinite", "UnknownName"],
+    "core.conditioning": ["Conditioning", "PromptConditioning"],
+    "core.contracts": ["Inversion", "InversionProblem", "InversionResult", "Solver"],
+    "core.denoiser": ["Call", "Denoiser", "from_network"],
     "core.grid": ["SPACINGS", "Grid", "make_grid"],
     "core.guidance": ["Guidance"],
-    "data.images": ["save_image", "sheet", "to_pil"],
-    "core.slerp": ["slerp"],
-    "inversion": ["inversion_names", "make_inversion"],
-    "models": ["bundled_models", "bundled_test_images", "load", "load_classifier", "load_features"],
     "core.path": [
         *("GaussianPath", "Node", "RectifiedFlow", "TablePath", "VEPath", "cosine_alpha_bar", "ddpm_linear"),
         *("linear_alpha_bar", "scaled_linear_alpha_bar", "zero_terminal_snr"),
     ],
     "core.prediction": ["Pair", "from_pair", "to_pair"],
+    "core.schedule": ["DynamicShift", "Schedule", "StaticShift"],
+    "core.slerp": ["slerp"],
     "core.solve": ["solve", "solve_back"],
-    "models.scheduler_config": ["from_scheduler_config"],
-    "solvers": ["SOLVERS", "make_solver"],
+    "data.images": ["save_image", "sheet", "to_pil"],
+    "editing.plan": ["AttentionEdit"],
+    "inversion": ["inversion_names", "make_inversion"],
+    "inversion.latent_code": ["LatentCode"],
+    "models": ["bundled_models", "bundled_test_images", "load", "load_classifier", "load_features"],
+    "models.base": ["Model"],
+    "models.families": ["FAMILIES"],
+    "models.info": ["ModelInfo"],
+    "models.scheduler_config": ["from_scheduler_config", "read_schedule"],
+    "pipelines.edit": ["Edited", "edit"],
+    "pipelines.events": ["CodeEvent", "Event", "ImagesEvent", "LossEvent", "StepEvent"],
+    "models.sdxl": ["SizeIds"],
     "pipelines.interpolate": ["interpolate", "interpolate_grid"],
-    "pipelines.verbs": ["invert", "reconstruct", "sample"],
+    "pipelines.invert": ["invert"],
+    "pipelines.reconstruct": ["reconstruct"],
+    "pipelines.sample": ["sample"],
+    "solvers": ["make_solver"],
+    "solvers.lattice": ["LatticeState", "Lift", "ReversibleSolver"],
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+# every solver and inversion by its class's name too, as the registries list them
+_MODULE_OF |= {
+    line.partition(":")[2]: line.partition(":")[0] for r in (SOLVERS, INVERSIONS) for line in r.lines.values()
+}
 
 __all__ = [
+    "BDIA",
+    "BELM",
+    "DDIM",
+    "DDPM",
+    "EDICT",
+    "FAMILIES",
+    "INVERSIONS",
     "SOLVERS",
     "SPACINGS",
+    "AdamsBashforth",
     "AttentionEdit",
+    "Call",
+    "CodeEvent",
+    "Conditioning",
     "DDIMError",
+    "DDIMInversion",
     "DDIMWarning",
+    "DPMSolverPP",
     "Denoiser",
+    "DirectInversion",
+    "DynamicShift",
+    "EditFriendly",
     "Edited",
+    "Event",
     "GaussianPath",
     "Grid",
     "Guidance",
+    "Heun",
+    "HeunInversion",
+    "ImagesEvent",
     "InputError",
     "Interrupted",
+    "Inversion",
+    "InversionProblem",
+    "InversionResult",
     "LatentCode",
+    "LatticeState",
+    "Lift",
+    "LossEvent",
+    "Model",
+    "ModelInfo",
+    "NegativePrompt",
     "Node",
     "NotFinite",
+    "NullText",
     "Pair",
+    "PromptConditioning",
     "RectifiedFlow",
+    "ReversibleSolver",
+    "Schedule",
+    "SizeIds",
+    "Solver",
+    "StaticShift",
+    "StepEvent",
     "TablePath",
     "UnknownName",
     "VEPath",
@@ -104,6 +183,7 @@ __all__ = [
     "make_grid",
     "make_inversion",
     "make_solver",
+    "read_schedule",
     "reconstruct",
     "sample",
     "save_image",

@@ -7,12 +7,12 @@ from oracles import arc, gaussian, mixture, noise_like
 
 import ddim
 from ddim.core.noise import SeededNoise
-from ddim.inversion import GUIDED, make_inversion
+from ddim.inversion import INVERSIONS, make_inversion
 
 SHAPES = [(3, 3), (4, 4, 4, 4), (3, 1, 4, 5)]  # [N, ...]: the first two with a batch as large as every width
 ORACLES = {"gaussian": gaussian, "mixture": mixture}
 solvers = pytest.mark.parametrize("name", ddim.SOLVERS)
-PLAIN = [name for name in ddim.inversion_names() if name not in GUIDED]  # the others: test_law_guided
+PLAIN = [n for n, m in INVERSIONS.items() if not m.needs and not m.keeps]  # the others: test_law_guided
 methods = pytest.mark.parametrize("name", PLAIN)
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 oracles = pytest.mark.parametrize("oracle", ORACLES)
@@ -45,9 +45,9 @@ def test_solving_a_batch_is_solving_its_items(name, options, shape, oracle):
 def test_inverting_a_batch_is_inverting_its_items(name, shape, oracle):
     inversion, problem, grid = make_inversion(name), ORACLES[oracle](*shape[1:]), arc(6)
     x = noise_like(shape)
-    together = inversion.invert(problem, x, grid)
+    together = inversion.invert(problem, x, grid).state
     for k in range(len(x)):
-        alone = inversion.invert(problem, x[k : k + 1], grid)
+        alone = inversion.invert(problem, x[k : k + 1], grid).state
         for key in together:
             assert torch.allclose(alone[key], together[key][k : k + 1], rtol=0, atol=ROUNDING), key
 

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 
 import ddim
+from ddim.core.schedule import NO_SHIFT, DynamicShift, Flux2Shift, Schedule, StaticShift
 
 PATHS = {
     "ddpm": ddim.ddpm_linear(),
@@ -50,6 +51,36 @@ def check(grid: ddim.Grid, path, steps: int) -> None:
 def test_exactly_the_steps_asked_for_and_strictly_monotone(path, spacing):
     for steps in step_counts(PATHS[path].levels):
         check(ddim.make_grid(PATHS[path], steps, spacing), PATHS[path], steps)
+
+
+SHIFTS = {
+    "none": NO_SHIFT,
+    "static": StaticShift(3.0),
+    "static-odd": StaticShift(1.7),
+    "towards-data": StaticShift(0.05),
+    "extreme": StaticShift(60.0),
+    "terminal": StaticShift(3.0, terminal=0.02),
+    "terminal-near-noise": StaticShift(terminal=0.9),
+    "terminal-near-data": StaticShift(terminal=1e-4),
+    "dynamic": DynamicShift(),
+    "dynamic-terminal": DynamicShift(max_shift=0.9, max_image_seq_len=8192, terminal=0.02),
+    "linear": DynamicShift(kind="linear", base_shift=0.25, max_shift=0.75),
+    "root": DynamicShift(kind="linear", base_shift=0.25, max_shift=0.75, growth="root"),
+    "by-steps": Flux2Shift(),
+}
+
+
+@every_spacing
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("path", ["rectified-flow", "flow-of-seven"])
+def test_exactly_the_steps_asked_for_under_every_shift(path, shift, spacing):
+    schedule = Schedule(PATHS[path], "flow", shift=SHIFTS[shift])
+    for steps in step_counts(PATHS[path].levels):
+        for tokens in (1, 256, 4096, 36864) if steps in (1, 2, 7, 50, 1000) and SHIFTS[shift].needs_size else (1024,):
+            grid = schedule.grid(steps, spacing, tokens)
+            check(grid, PATHS[path], steps)
+            assert grid.spacing == spacing
+            assert grid[0].t == 1 or spacing == "leading"
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", "quadratic"])
@@ -265,7 +296,7 @@ def test_the_second_node_of_a_step_is_the_first_of_the_next():
     """The label that the network is told is the level where x lies: what ``t - T // N`` breaks."""
     told = []
 
-    def watch(x, node, cond=None):
+    def watch(x, node):
         told.append(node)
         return ddim.Pair(x, torch.zeros_like(x))
 

@@ -10,14 +10,13 @@ import torch
 from oracles import arc, fitted_order, gaussian, mixture, noise_like, straight
 
 import ddim
-from ddim.inversion import GUIDED, make_inversion
-from ddim.solvers.lattice import first_step
+from ddim.inversion import INVERSIONS, make_inversion
 
 STEPS = [32, 64, 128, 256]
 GRIDS = {"arc": arc, "straight": straight}
 PROBLEMS = {"gaussian": gaussian(3), "mixture": mixture(3)}
 X = noise_like((4, 3))
-PLAIN = [name for name in ddim.inversion_names() if name not in GUIDED]  # the others: test_law_guided
+PLAIN = [n for n, m in INVERSIONS.items() if not m.needs and not m.keeps]  # the others: test_law_guided
 EVERY_SOLVER = [name for name in ddim.SOLVERS if not ddim.make_solver(name).stochastic]
 WITH_OPTIONS = [("ddim", {"eta": 0.0}, 1), ("bdia", {"gamma": 0.87}, 1), ("edict", {"p": 0.97}, 1)]
 problems = pytest.mark.parametrize("problem", PROBLEMS)
@@ -67,8 +66,7 @@ def test_order_zero_means_noise_and_nothing_else(name):
 
 def neutral(name: str) -> bool:
     """Whether it can be followed to 256 steps on the way back without its own amplification drowning the order."""
-    solver = make_inversion(name).solver()
-    return not hasattr(solver, "amplification") or solver.amplification(arc(STEPS[-1])) < 100
+    return make_inversion(name).amplification(arc(STEPS[-1])) < 100
 
 
 @problems
@@ -78,8 +76,8 @@ def test_inversion_reaches_the_closed_form_code_at_its_solvers_order(name, probl
     solver = inversion.solver()
     for steps in STEPS:
         grid = arc(steps)
-        state = inversion.invert(PROBLEMS[problem], X, grid)
-        reached = PROBLEMS[problem].endpoint(X, grid[-1], grid[first_step(solver, grid)])
+        state = inversion.invert(PROBLEMS[problem], X, grid).state
+        reached = PROBLEMS[problem].endpoint(X, grid[-1], grid[solver.first(grid)])
         errors.append(float((solver.read(state) - reached).abs().max()))
     order = fitted_order(STEPS, errors)
     print(f"order back {name:11} {problem:9} {order:.3f}  error at {STEPS[-1]}: {errors[-1]:.1e}")
@@ -89,14 +87,14 @@ def test_inversion_reaches_the_closed_form_code_at_its_solvers_order(name, probl
 def round_trips(inversion, problem: str) -> list[float]:
     solver, errors = inversion.solver(), []
     for steps in STEPS:
-        state = inversion.invert(PROBLEMS[problem], X, arc(steps))
+        state = inversion.invert(PROBLEMS[problem], X, arc(steps)).state
         grid = arc(steps)
         back = solver.read(ddim.solve(PROBLEMS[problem], solver, state, grid))
         errors.append(float((back - X).abs().max()))
     return errors
 
 
-APPROXIMATE = [(name, {}) for name in PLAIN if not make_inversion(name).exact]
+APPROXIMATE = [(name, {}) for name in PLAIN if not INVERSIONS[name].exact]
 OF_DDIM = [("ddim", {"label": "source"}), *(("ddim", {"iterations": k}) for k in (2, 3, 4))]
 
 
@@ -110,7 +108,7 @@ def test_round_trip_order_of_an_inversion_is_the_one_it_states(name, options, pr
     assert order == pytest.approx(inversion.order, abs=0.15)
 
 
-@pytest.mark.parametrize("name", [n for n in PLAIN if make_inversion(n).exact])
+@pytest.mark.parametrize("name", [n for n in PLAIN if INVERSIONS[n].exact])
 def test_order_of_an_exact_inversion_is_its_solvers(name):
     assert make_inversion(name).order == ddim.make_solver(name).order
 

@@ -39,7 +39,7 @@ def one_step(solver: str, eps: torch.Tensor, t: int, s: int, z: torch.Tensor | N
     grid = ddim.make_grid(PATH, spacing=[t, s] if s else [t])
     made = ddim.make_solver(solver, options)
 
-    def network(x, node, cond=None):
+    def network(x, node):
         return ddim.to_pair("eps", eps, x, node)
 
     return made.read(made.step(network, made.init(X, grid), grid, 0, lambda like: z))

@@ -10,7 +10,10 @@ from diffusers import DDIMInverseScheduler, DDIMPipeline, DDIMScheduler, DPMSolv
 from oracles import mixture, noise_like
 
 import ddim
+from ddim.core.conditioning import PromptConditioning
+from ddim.core.contracts import InversionProblem
 from ddim.core.denoiser import corrected, from_network
+from ddim.core.guidance import Guidance, guided
 from ddim.core.prediction import clip
 from ddim.inversion import make_inversion
 from ddim.models.pixel import PixelModel
@@ -64,7 +67,7 @@ def theirs(network, scheduler: DDIMScheduler, x: torch.Tensor, steps: int, eta: 
 
 def ours(model: PixelModel, x: torch.Tensor, steps: int, eta: float = 0.0, limit: float | None = None):
     solver, feed = ddim.make_solver("ddim", {"eta": eta}), iter(noise_for(steps, x))
-    denoise = model.denoiser()
+    denoise = guided(model, Guidance(), PromptConditioning())
     if limit:
         denoise = corrected(denoise, lambda pair, x, node: clip(pair, x, node, limit))
     return ddim.solve(denoise, solver, {"x": x}, grid_for(model, steps, None), noise=lambda like: next(feed))["x"]
@@ -98,10 +101,12 @@ def test_ddim_scheduler_with_a_float64_table(network64, config, eta, steps, reco
 
 
 def in_float64(scheduler, model: PixelModel) -> None:
-    table = model.path.alpha_bar
+    table = model.schedule.path.alpha_bar
     assert torch.allclose(scheduler.alphas_cumprod.double(), table, rtol=1e-4, atol=1e-6)
     scheduler.alphas_cumprod = table
-    scheduler.final_alpha_cumprod = torch.ones((), dtype=torch.float64) if model.path.data == "one" else table[0]
+    scheduler.final_alpha_cumprod = (
+        torch.ones((), dtype=torch.float64) if model.schedule.path.data == "one" else table[0]
+    )
     scheduler.initial_alpha_cumprod = scheduler.final_alpha_cumprod
 
 
@@ -139,7 +144,8 @@ def their_inversion(network, scheduler: DDIMInverseScheduler, x: torch.Tensor, s
 
 
 def our_inversion(model: PixelModel, x: torch.Tensor, steps: int) -> torch.Tensor:
-    return make_inversion("ddim").invert(model.denoiser(), x, grid_for(model, steps, None))["x"]
+    problem = InversionProblem(model)
+    return make_inversion("ddim").invert(problem, x, grid_for(model, steps, None)).state["x"]
 
 
 @pytest.mark.parametrize("config", ["ddpm", "stable-diffusion", "cosine"])
@@ -174,11 +180,11 @@ def both_inversions(kind: str, prediction: str, steps: int) -> tuple[torch.Tenso
     for t in scheduler.timesteps.tolist():
         theirs_x = scheduler.step(output(theirs_x, t), t, theirs_x).prev_sample
 
-    def denoise(x: torch.Tensor, node: ddim.Node, cond=None) -> ddim.Pair:
+    def denoise(x: torch.Tensor, node: ddim.Node) -> ddim.Pair:
         return ddim.to_pair(kind, output(x, int(path.label(node.t))), x, node)
 
     grid = ddim.make_grid(path, steps, "leading")
-    return theirs_x, make_inversion("ddim").invert(denoise, x, grid)["x"]
+    return theirs_x, make_inversion("ddim").invert(denoise, x, grid).state["x"]
 
 
 def test_their_inversion_depends_on_what_the_network_predicts():
@@ -242,7 +248,7 @@ def test_their_stride_leaves_their_own_list(spacing, steps):
     path = ddim.ddpm_linear()
     grid = ddim.make_grid(path, steps, spacing)
     assert [int(path.label(n.t)) for n in grid.nodes[:-1]] == listed
-    step = ddim.make_solver("ddim").step(lambda x, n, c=None: ddim.to_pair("eps", 0 * x, x, n), {"x": x}, grid, 0, None)
+    step = ddim.make_solver("ddim").step(lambda x, n: ddim.to_pair("eps", 0 * x, x, n), {"x": x}, grid, 0, None)
     assert torch.allclose(
         step["x"], (scheduler.alphas_cumprod[listed[1]] / scheduler.alphas_cumprod[listed[0]]).sqrt() * x
     )
@@ -305,7 +311,10 @@ def test_dpm_solver_multistep_scheduler_whole(record_property):
 def test_from_network_is_what_the_model_adapter_does(network):
     path, x = ddim.ddpm_linear(), noise_like((2, 1, 8, 8)).float()
     model = PixelModel("tiny", network, {})  # first: it changes the network's memory layout, and so its bits
-    adapter, bare = model.denoiser(), from_network(lambda x, label: network(x, label).sample, path, "eps")
+    adapter, bare = (
+        model.guided(Guidance(), PromptConditioning()),
+        from_network(lambda x, label: network(x, label).sample, path, "eps"),
+    )
     with torch.no_grad():
         a, b = bare(x, path.node(300)), adapter(x, path.node(300))
     assert torch.equal(a.x0, b.x0)

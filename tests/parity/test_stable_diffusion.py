@@ -14,10 +14,9 @@ from oracles import noise_like
 from torch import Tensor
 
 import ddim
-from ddim.core.denoiser import bound
 from ddim.core.guidance import Guidance
-from ddim.models.sd import LatentTextModel
-from ddim.pipelines import common as walks
+from ddim.models.sd import StableDiffusion
+from ddim.pipelines.common import grid_for
 
 AGREE = 1e-4
 PROMPTS = ["noto dog face", "twemoji cat face", "a red apple"]
@@ -26,7 +25,7 @@ every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
 every_spacing = pytest.mark.parametrize("spacing", ["leading", "trailing"])
 
 
-def pair(prediction: str = "epsilon", spacing: str = "leading", **config: Any) -> tuple[Any, LatentTextModel]:
+def pair(prediction: str = "epsilon", spacing: str = "leading", **config: Any) -> tuple[Any, StableDiffusion]:
     """A pipeline with Stable Diffusion's scheduler config, and our model on the same networks."""
     pipeline = tiny_text.pipeline(prediction=prediction)
     for name, weight in pipeline.unet.named_parameters():
@@ -36,12 +35,15 @@ def pair(prediction: str = "epsilon", spacing: str = "leading", **config: Any) -
     usual = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
     pipeline.scheduler = DDIMScheduler(**usual | changed | config)
     pipeline.set_progress_bar_config(disable=True)
-    model = LatentTextModel("tiny", pipeline)
-    assert (model.prediction, model.spacing) == ({"epsilon": "eps", "v_prediction": "v"}[prediction], spacing)
+    model = StableDiffusion("tiny", pipeline)
+    assert (model.schedule.prediction, model.schedule.spacing) == (
+        {"epsilon": "eps", "v_prediction": "v"}[prediction],
+        spacing,
+    )
     return pipeline, model
 
 
-def noise(model: LatentTextModel, count: int, size: tuple[int, int] | None = None) -> Tensor:
+def noise(model: StableDiffusion, count: int, size: tuple[int, int] | None = None) -> Tensor:
     """[count, C, H, W] of N(0, 1) for pictures of (height, width) ``size``."""
     height, width = size or model.picture[1:]
     return noise_like((count, model.shape[0], height // model.multiple, width // model.multiple)).float()
@@ -56,17 +58,17 @@ def theirs(pipeline: Any, x: Tensor, prompts: list[str], steps: int, **options: 
 
 
 def ours(
-    model: LatentTextModel,
+    model: StableDiffusion,
     x: Tensor,
     prompts: list[str],
     steps: int,
     guidance: Guidance | None = None,
-    negative: str = "",
+    negative: str | None = None,
 ) -> Tensor:
     """Our loop, to latents."""
-    cond = model.condition(None, len(x), prompts, negative)
-    denoise = bound(walks.guided_by(model, guidance or Guidance(7.5)), cond)
-    return ddim.solve(denoise, ddim.make_solver("ddim"), {"x": x}, walks.grid_for(model, steps, None))["x"]
+    conditions = model.condition(None, len(x), prompts, negative)
+    denoise = model.guided(guidance or Guidance(7.5), conditions)
+    return ddim.solve(denoise, ddim.make_solver("ddim"), {"x": x}, grid_for(model, steps, None))["x"]
 
 
 def agree(name: str, a: Tensor, b: Tensor, record_property: Any, tolerance: float = AGREE) -> None:
@@ -106,7 +108,7 @@ def test_zero_terminal_snr(record_property):
     """SD 2's v-prediction as Lin et al. 2024 repair it: no signal is left at T."""
     pipeline, model = pair("v_prediction", "trailing", rescale_betas_zero_snr=True, set_alpha_to_one=True)
     x = noise(model, 1)
-    assert model.path.node(model.path.t_max).alpha == 0
+    assert model.schedule.path.node(model.schedule.path.t_max).alpha == 0
     agree("zero terminal SNR", ours(model, x, PROMPTS[:1], 10), theirs(pipeline, x, PROMPTS[:1], 10), record_property)
 
 
@@ -158,7 +160,7 @@ def test_negative_prompts(prediction, record_property):
 def test_halves_together_or_one_after_the_other(prediction, record_property):
     _, model = pair(prediction)
     x = noise(model, 2)
-    apart = ours(model, x, PROMPTS[:2], 10, Guidance(7.5, together=False))
+    apart = ours(model, x, PROMPTS[:2], 10, Guidance(7.5, batched_cfg=False))
     agree("apart", apart, ours(model, x, PROMPTS[:2], 10), record_property)
 
 
@@ -176,7 +178,7 @@ def test_the_verb_draws_what_the_pipeline_draws(record_property):
 def test_the_autoencoders_own_scale_and_shift(scale, shift, record_property):
     pipeline = tiny_text.pipeline()
     pipeline.vae.register_to_config(scaling_factor=scale, **({"shift_factor": shift} if shift else {}))
-    model = LatentTextModel("tiny", pipeline)
+    model = StableDiffusion("tiny", pipeline)
     images = torch.rand(2, *model.picture, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         mean = pipeline.vae.encode(images * 2 - 1).latent_dist.mean
@@ -188,9 +190,10 @@ def test_the_autoencoders_own_scale_and_shift(scale, shift, record_property):
 
 def test_condition_is_the_pipelines_own_encoding(record_property):
     pipeline, model = pair()
-    cond = model.condition(None, 3, PROMPTS, "grey")
+    conditions = model.condition(None, 3, PROMPTS, "grey")
+    assert conditions.uncond is not None
     with torch.no_grad():
         words, null = pipeline.encode_prompt(PROMPTS, "cpu", 1, True, ["grey"] * 3)
-    agree("words", cond["words"], words, record_property, 1e-6)
-    agree("null", cond["null"], null, record_property, 1e-6)
+    agree("words", conditions.cond.tensors["text"], words, record_property, 1e-6)
+    agree("null", conditions.uncond.tensors["text"], null, record_property, 1e-6)
     assert (words[0] - words[1]).abs().max() > 0.01

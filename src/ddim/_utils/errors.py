@@ -1,10 +1,10 @@
 """What goes wrong, as data: the parameter that was wrong, a sentence that names its value, and what would do."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from math import isfinite
 from operator import index
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 if TYPE_CHECKING:
     from ..inversion.latent_code import LatentCode
@@ -150,6 +150,16 @@ def _is_truth(value: object) -> bool:
 def is_range(value: Any) -> bool:
     """Whether a value is a pair of numbers."""
     return isinstance(value, (tuple, list)) and len(value) == 2 and all(is_number(v) for v in value)
+
+
+def is_dict(value: object) -> TypeGuard[dict[Any, Any]]:
+    """Whether a value is a dict, of whatever."""
+    return isinstance(value, dict)
+
+
+def is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
+    """Whether a value is a mapping, of whatever."""
+    return isinstance(value, Mapping)
 
 
 def is_texts(value: Any) -> bool:

@@ -66,8 +66,8 @@ def consistency(
         usable_seeds(seed, samples)
         counted = open_model(terminal, model, device, "float32", labels=[])
         network = fitting_or_none(features, counted.picture, counted.device)
-        chosen = spacing or counted.spacing
-        bench = c.Consistency(counted.as_model, network, out / "pictures", chosen, reference)
+        chosen = spacing or counted.schedule.spacing
+        bench = c.Consistency(counted, network, out / "pictures", chosen, reference)
         counts = sorted(set(steps or [s for s in c.STEPS if s < reference]))
         etas = list(dict.fromkeys(c.ETAS if eta is None else eta))
         bench.check(counts, etas)

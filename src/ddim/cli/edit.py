@@ -11,7 +11,7 @@ from . import edit_options as e
 from . import options as o
 from .failure import code_and_sentence
 from .files import CODE, PNG, is_code, phrase, phrases, protect, settings_text, stem, target, value_text
-from .terminal import Terminal, escaped
+from .terminal import Terminal, escaped, listening
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,8 @@ def edit(
     source: e.Source,
     from_: e.From = None,
     to: e.To = None,
+    from_label: e.FromLabel = None,
+    to_label: e.ToLabel = None,
     model: e.Model = None,
     attention: e.Attention = "refine",
     cross: e.Cross = None,
@@ -38,11 +40,13 @@ def edit(
     guidance: e.Guidance = None,
     rescale: o.Rescale = None,
     interval: o.Interval = None,
-    negative: o.Negative = "",
+    negative: o.Negative = None,
     back: o.Back = None,
     seed: e.Seed = None,
     spacing: o.Spacing = None,
     option: o.MethodOptions = None,
+    clip: o.Clip = None,
+    threshold: o.Threshold = None,
     resize: o.Resize = False,
     out: o.Out = None,
     each: o.Each = False,
@@ -55,31 +59,45 @@ def edit(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Change a real picture with words.
+    """Change a real picture with words, or to another class.
 
     Writes a strip (source, reconstruction, one picture a --to) and beside it a JSON file with all that repeats it.
 
     Example: ddim edit face.png --from "noto smiling face" --to "noto smiling face with sunglasses"
 
+    Example: ddim edit shirt.png --model runs/fashion-classes/model --from-label 0 --to-label 3 --guidance 3
+
     Example: ddim edit cat.png --from "a cat on a mat" --to "a tiger on a mat" --blend cat/tiger --method null-text
     """
     with Terminal(json, quiet) as terminal:
-        if not to:
+        if to and to_label:
+            raise InputError("it goes without --to: words edit, or classes.", parameter="to_label")
+        if not to and not to_label:
             raise InputError(
                 'it is missing; say what the picture is to show, such as "noto cat face".', parameter="target"
             )
+        aims = list(to or [f"class {k}" for k in to_label or []])
         coded = is_code(source)
-        if not coded and from_ is None:
+        if not coded and to_label and from_label is None:
+            raise InputError("it is missing; say which class the picture is of, such as 0.", parameter="from_label")
+        if not coded and to and from_ is None:
             raise InputError(
                 'it is missing; say what the picture shows, such as "noto dog face".', parameter="source_prompt"
             )
-        made = {"--method": method, "--steps": steps, "--spacing": spacing, "--option": option, "--back": back}
-        made |= {"--seed": seed, "--resize": resize or None}
+        made = {
+            "--method": method,
+            "--steps": steps,
+            "--spacing": spacing,
+            "--option": option,
+            "--inversion-guidance": back,
+        }
+        made |= {"--seed": seed, "--resize": resize or None, "--clip": clip, "--threshold": threshold}
         if coded and (given := [flag for flag, value in made.items() if value is not None]):
             raise InputError(
                 f"it is for pictures; {source} was walked back already, so leave it out.",
                 parameter=given[0].removeprefix("--"),
             )
+        o.check_bounds(clip, threshold)
         options, walk, factors = o.options_from(option), o.spacing_from(spacing), o.weights_from(weight)
         windows: dict[str, Any] = {
             key: o.range_from(text, flag)
@@ -97,16 +115,17 @@ def edit(
         import torch
 
         from .._utils.errors import Interrupted
+        from .._utils.files import write_whole
         from .._utils.texts import parse_weights
         from ..core.guidance import Guidance
         from ..data.images import read_images
-        from ..editing.attention import AttentionEdit
+        from ..editing.plan import AttentionEdit
         from ..inversion import make_inversion
-        from ..inversion.latent_code import LatentCode, write_whole
+        from ..inversion.latent_code import LatentCode
         from ..pipelines import common as walks
-        from ..pipelines import verbs
+        from ..pipelines.edit import by_class, planned, source_prompts
         from ..pipelines.edit import edit as edit_pictures
-        from ..pipelines.edit import planned, source_prompts, text_model
+        from ..pipelines.invert import invert
         from .pictures import check_page, write_each, write_page
         from .work import (
             about_model,
@@ -119,6 +138,8 @@ def edit(
             partial_beside,
         )
 
+        if to_label and attention == "refine" and not windows:
+            attention = "none"  # classes have no words for attention to follow
         how = AttentionEdit(attention, **windows)
         way = "direct" if method is None else method
         count, drawn = 50 if steps is None else steps, seed or 0
@@ -127,31 +148,34 @@ def edit(
         if code is not None:
             counted = open_for_code(terminal, model, code, device, dtype)
         else:
-            counted = open_model(terminal, model or "emoji", device, dtype)
-        taken = text_model(counted.as_model)
+            counted = open_model(terminal, model or "emoji", device, dtype, [0])
+        by_class(counted, to, to_label)
         guided = guidance_for(
             counted,
             guidance,
             rescale,
             interval,
-            usual=7.5 if code is None else Guidance.of(code.guidance),
+            usual=counted.info.guidance if code is None else Guidance.of(code.guidance),
             negative=negative,
             one_by_one=one_by_one,
         )
-        grid = code.grid if code is not None else walks.grid_for(counted.as_model, count, walk)
+        grid = code.grid if code is not None else walks.grid_for(counted, count, walk)
         rest = {
             "from-": phrase(from_) if from_ is not None and not coded else None,
+            "label": from_label if to_label and not coded else None,
             "w": None if guidance is None else float(guidance),
             "rescale": None if rescale is None else float(rescale),
             "interval": interval and interval.replace(",", "-"),
             "back": None if back is None else float(back),
-            "": None if attention == "refine" else attention,
+            "": None if attention == ("none" if to_label else "refine") else attention,
             "cross": cross and cross.replace(",", "-"),
             "self": self_ and self_.replace(",", "-"),
             "blend-": "-".join(phrase(b.replace("/", "-")) for b in blend) if blend else None,
             "start": blend_start,
             "threshold": blend_threshold,
             "weight-": "-".join(f"{phrase(word)}{v:g}" for word, v in factors.items()) or None,
+            "clip": clip,
+            "hold": threshold,
             "scaled": weight_steps and weight_steps.replace(",", "-"),
             "mask-": stem(mask) if mask else None,
             "not-": phrase(negative) if negative else None,
@@ -159,51 +183,54 @@ def edit(
             "in-": dtype if dtype != "float32" else None,
         }
         name = settings_text(way if code is None else code.method, grid.steps, options, walk, rest)
-        page = target(out, f"{stem(source)}_to_{phrases(to, 'targets')}_{name}", PNG)
+        page = target(out, f"{stem(source)}_to_{phrases(aims, 'targets')}_{name}", PNG)
         beside, about_file = page.with_suffix(""), page.with_suffix(".json")
         code_file = page.with_name(f"{beside.name}{CODE}")
         rows = 1 if code is None else len(code)
-        shown = [*(["source"] if code is None else []), "reconstruction", *map(phrase, to)]
+        shown = [*(["source"] if code is None else []), "reconstruction", *map(phrase, aims)]
         singles = [
             beside / f"{n:0{len(str(rows))}d}-{k}_{what}{PNG}" for n in range(rows) for k, what in enumerate(shown)
         ]
         written = [page, about_file, *(singles if each else []), *([code_file] if code is None else [])]
         protect(written, [source, *([mask] if mask else [])])
-        seen = counted.picture if code is None else walks.picture_shape(counted.as_model, code)
+        seen = counted.picture if code is None else walks.picture_shape(counted, code)
         check_page(rows * len(shown), seen[1:], len(shown), scale, of="target")
 
         pixels = None
         if code is None:
             pixels = read_images(source, counted.picture, resize=resize, multiple=counted.multiple)
             size = (pixels.shape[2], pixels.shape[3])
-            # what is wrong with the words is better known before the walk back than after
-            planned(
-                taken, source_prompts(from_, 1), to, size, how, _one_or_each(blend), factors or None, mask, grid.steps
-            )
+            # what is wrong with the words is better known before the inversion than after
+            if to:
+                own, where = source_prompts(from_, 1), _one_or_each(blend)
+                planned(counted, own, to, size, how, where, factors or None, mask, grid.steps)
             with terminal.bar("inverting", 1) as report:
                 try:
-                    code = verbs.invert(
-                        counted.as_model,
+                    code = invert(
+                        counted,
                         pixels,
                         steps=count,
                         method=inversion,
                         spacing=walk,
+                        labels=from_label if to_label else None,
                         prompt=from_,
                         negative=negative,
-                        guidance=guided,
-                        back=back,
+                        guidance=guided if walks.conditioned(counted) else None,
+                        inversion_guidance=back,
+                        clip_x0=clip,
+                        threshold=threshold,
                         seed=drawn,
                         batch=batch,
-                        progress=report,
-                        tell=report.tell if report else None,
+                        on_event=listening(report),
                     )
                 except Interrupted as stopped:
                     again = _invert_command(
                         source,
                         {
                             "--prompt": from_,
+                            "--label": from_label if to_label else None,
                             "--guidance": value_text(float(guided.weight)),
-                            "--model": counted.as_model.name,
+                            "--model": counted.name,
                             "--method": way,
                             "--steps": count,
                             "--spacing": spacing,
@@ -211,7 +238,9 @@ def edit(
                             "--negative": negative or None,
                             "--rescale": rescale,
                             "--interval": interval,
-                            "--back": back,
+                            "--inversion-guidance": back,
+                            "--clip": clip,
+                            "--threshold": threshold,
                             "--seed": seed,
                             "--resize": resize or None,
                             "--device": device,
@@ -219,12 +248,13 @@ def edit(
                         },
                     )
                     raise keep_partial(stopped, partial_beside(code_file), again) from None
-        one, targets = code, [[parse_weights(text)[0] for text in to]] * rows
+        one = code
+        targets: list[Any] = [list(to_label) if to_label else [parse_weights(text)[0] for text in to or []]] * rows
         about: dict[str, Any] = {
             "command": "edit",
             **about_model(counted),
             "source": str(source),
-            "from": list(one.prompts),
+            "from": list(one.prompts) if to else one.conditions.cond.tensors["labels"].tolist(),
             "to": targets,
             "negative": one.negative,
             "guidance": guided.options,
@@ -242,6 +272,8 @@ def edit(
             "weight_steps": list(how.weight_window),
             "mask": str(mask) if mask else None,
             "resize": resize,
+            "clip": clip,
+            "hold": threshold,
             "dtype": dtype,
             "strip": shown,
         }
@@ -251,23 +283,24 @@ def edit(
             at = first * len(shown)
             write_each(tiles, singles[at : at + len(tiles)], [{**about, "shows": what} for what in shown * len(part)])
 
-        with _kept(code, code_file if pixels is not None else None, to):
-            with terminal.bar("editing", len(to)) as report:
+        with _kept(code, code_file if pixels is not None else None, to, to_label):
+            with terminal.bar("editing", len(aims)) as report:
                 edited = edit_pictures(
-                    counted.as_model,
+                    counted,
                     code,
                     to,
-                    source_prompt=from_,
-                    guidance=guided,
+                    source_prompt=from_ if to else None,
+                    labels=to_label,
+                    source_labels=from_label if to_label else None,
+                    guidance=guided if walks.conditioned(counted) else None,
                     attention=how,
                     blend=_one_or_each(blend),
                     weights=factors or None,
                     mask=mask,
                     negative=negative,
                     batch=batch,
-                    together=not one_by_one,
-                    progress=report,
-                    on_batch=keep if each else None,
+                    batched_cfg=not one_by_one,
+                    on_event=listening(report, keep if each else None),
                 )
             images = torch.cat([edited.reconstruction[:, None], edited.edits], dim=1)
             measured = errors(pixels, edited.reconstruction) if pixels is not None else []
@@ -288,7 +321,9 @@ def edit(
 
 
 @contextlib.contextmanager
-def _kept(code: "LatentCode", file: Path | None, to: Sequence[str]) -> Iterator[None]:
+def _kept(
+    code: "LatentCode", file: Path | None, to: Sequence[str] | None, labels: Sequence[int] | None
+) -> Iterator[None]:
     """Keeps the code of a picture in a file until the block is done; an error then says how to go on."""
     if file is None:
         yield
@@ -299,7 +334,8 @@ def _kept(code: "LatentCode", file: Path | None, to: Sequence[str]) -> Iterator[
     except (Exception, KeyboardInterrupt) as error:
         from .work import quoted
 
-        command = quoted("ddim", "edit", file, *(word for target in to for word in ("--to", target)))
+        aims = [("--to", target) for target in to or []] + [("--to-label", k) for k in labels or []]
+        command = quoted("ddim", "edit", file, *(word for aim in aims for word in aim))
         kept = f"The walk back is in {file}: {command} goes on."
         if isinstance(error, DDIMError):
             error.hint = " ".join(part for part in (error.hint, kept) if part)

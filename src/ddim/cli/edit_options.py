@@ -23,12 +23,24 @@ To = Annotated[
         "--to", callback=o.readable, help="What it is to show; (word:2) weighs a word; repeatable.", show_default=False
     ),
 ]
+FromLabel = Annotated[
+    int | None,
+    typer.Option(
+        "--from-label",
+        help="The picture's own class, for a class-conditional model; a code knows its own.",
+        show_default=False,
+    ),
+]
+ToLabel = Annotated[
+    list[int] | None,
+    typer.Option("--to-label", help="In place of --to: the class it is to become; repeatable.", show_default=False),
+]
 Model = Annotated[
     str | None,
     typer.Option(
         "--model",
         "-m",
-        help="A model with text; by default emoji, or the one that made the code.",
+        help="A model with text, or one with classes; by default emoji, or the one that made the code.",
         show_default=False,
     ),
 ]
@@ -51,7 +63,7 @@ Guidance = Annotated[
     typer.Option(
         "--guidance",
         "-w",
-        help="w of classifier-free guidance; by default 7.5, or the code's own.",
+        help="w of classifier-free guidance; by default the model's usual one, or the code's own.",
         rich_help_panel=o.WORDS,
         show_default=False,
     ),

@@ -103,7 +103,7 @@ def edits(
             pairs = edit_pairs(pictures, words, styles)[:limit]
             if not pairs:
                 raise InputError("--words and --styles leave no pair to edit; use 1 or more of one.", parameter="words")
-            benchmark = EditBenchmark(counted.as_model, pictures, pairs, counted.calls)
+            benchmark = EditBenchmark(counted, pictures, pairs, counted.calls)
         several = settings(ways, attention or ["none", "refine"], guidance, steps)
         shown = {pair.key for pair in _shown(pairs)}
         of: dict[str, list[Row]] = {}

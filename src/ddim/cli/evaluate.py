@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..evaluation.store import Row, Rows
     from ..evaluation.table2 import Reconstructions
     from ..evaluation.trips import Trip
-    from .work import Counted
+    from .counted import Counted
 
 evaluate = typer.Typer(
     name="evaluate", cls=Commands, no_args_is_help=True, help="Measure: tables, with the command under each."

@@ -96,16 +96,16 @@ def fid(
         usable_seeds(seed, images)
         _check(features, weights, images)
         counted = open_model(terminal, model, device, "float32", labels=[])
-        weight = guidance_for(counted, guidance, usual=7.5).weight
+        weight = guidance_for(counted, guidance, usual=counted.info.guidance).weight
         walk = Walk(steps, solver, eta, o.spacing_from(spacing), o.options_from(option), weight)
-        drawn = walk.about(counted.as_model)  # says what is wrong before any work
+        drawn = walk.about(counted)  # says what is wrong before any work
         config = _data(data, recipe, split, fit, counted.picture)
         with terminal.status("reading the pictures"):
             pictures = load_images(config)
         _enough("the data", len(pictures), "pictures")
         with terminal.status("loading what judges"):
             network: Any = _network(features, weights, where)
-        words = words_of(counted.as_model, pictures, images)
+        words = words_of(counted, pictures, images)
         with open_rows(out, COLUMNS, among) as rows:
             about: dict[str, Any] = {}
             reference: Statistics | None = None
@@ -120,9 +120,9 @@ def fid(
                             f"{count} {what} are fewer than {network.dim} features need ({network.dim + 1}): the "
                             "distance is far too large, and compares only with others of as many."
                         )
-            items = items_of(counted.as_model, network, walk, seed, words, among.count)
+            items = items_of(counted, network, walk, seed, words, among.count)
             with terminal.bar("drawing", images) as report:
-                vectors = draw_features(counted.as_model, network, walk, items, rows, batch=batch, progress=report)
+                vectors = draw_features(counted, network, walk, items, rows, batch=batch, progress=report)
             if reference is None:
                 return
             again = (200 if network.dim <= 512 else 0) if resamples is None else resamples

@@ -9,7 +9,7 @@ import typer
 from .._utils.errors import InputError
 from . import options as o
 from .files import PNG, is_code, protect, settings_text, stem, target
-from .terminal import Terminal, escaped
+from .terminal import Terminal, escaped, listening
 
 if TYPE_CHECKING:
     from ..inversion.latent_code import LatentCode
@@ -57,9 +57,11 @@ def interpolate(
     option: o.MethodOptions = None,
     through: _Through = "ddim",
     prompt: _Prompt = None,
-    negative: o.Negative = "",
+    negative: o.Negative = None,
     guidance: o.GuidanceWeight = None,
     label: o.Labels = None,
+    clip: o.Clip = None,
+    threshold: o.Threshold = None,
     resize: o.Resize = False,
     out: o.Out = None,
     each: o.Each = False,
@@ -86,6 +88,7 @@ def interpolate(
             )
         words = prompt[0] if prompt else None
         way = cast(Any, through)  # the library knows the names, and says the nearest
+        o.check_bounds(clip, threshold)
         options, walk = o.options_from(option), o.spacing_from(spacing)
         corners = o.grid_from(grid) if grid else None
         protect([target(out, "x", PNG)], ends)
@@ -98,7 +101,7 @@ def interpolate(
         from ..inversion.latent_code import LatentCode
         from ..pipelines import common as walks
         from ..pipelines import interpolate as between
-        from ..pipelines import verbs
+        from ..pipelines.invert import invert
         from .pictures import check_page, write_each, write_page
         from .work import about_model, guidance_for, open_for_code, open_model
 
@@ -107,7 +110,7 @@ def interpolate(
         inversion = make_inversion(method, options)
         saved = {path: LatentCode.load(path) for path in ends if is_code(path)}
         told = {"prompt": prompt, "negative": negative or None, "guidance": guidance, "label": label, "option": option}
-        told |= {"spacing": spacing}
+        told |= {"spacing": spacing, "clip": clip, "threshold": threshold}
         if len(saved) == len(ends) and (idle := [key for key, value in told.items() if value is not None]):
             raise InputError("it goes with pictures; codes were walked back already.", parameter=idle[0])
         if saved and (label is None or len(saved) == len(ends)):
@@ -117,8 +120,8 @@ def interpolate(
         guided = guidance_for(counted, guidance, usual=1.0, negative=negative)
         shape, multiple = counted.picture, counted.multiple
         pictures = {p: read_images(p, shape, resize=resize, multiple=multiple) for p in ends if p not in saved}
-        walked = walks.grid_for(counted.as_model, steps, walk)
-        blank = walks.empty_code(counted.as_model, inversion, walked, guided, hold=counted.hold)
+        walked = walks.grid_for(counted, steps, walk)
+        blank = walks.empty_code(counted, inversion, walked, guided, hold=walks.hold_for(counted, clip, threshold))
         known = dict(saved)
         for path, pixels in pictures.items():
             _, *sides = pixels.shape[1:]
@@ -137,7 +140,7 @@ def interpolate(
         one = points[0]
         count = corners[0] * corners[1] if corners else (total - 1) * (frames - 1) + 1
         row = columns or (corners[1] if corners else count if total == 2 else frames)
-        shape = walks.picture_shape(counted.as_model, one)
+        shape = walks.picture_shape(counted, one)
         check_page(count, shape[1:], row, scale, of="grid" if corners else "frames")
         page = target(out, _name(ends, one, total, frames, corners, through), PNG)
         beside = page.with_suffix("")
@@ -147,8 +150,8 @@ def interpolate(
         codes = dict(saved)
         for path, pixels in pictures.items():
             with terminal.bar(f"inverting {stem(path)}", 1) as report:
-                codes[path] = verbs.invert(
-                    counted.as_model,
+                codes[path] = invert(
+                    counted,
                     pixels,
                     steps=steps,
                     method=inversion,
@@ -156,9 +159,10 @@ def interpolate(
                     labels=label,
                     prompt=words,
                     negative=negative,
-                    guidance=guided if counted.text else None,
-                    progress=report,
-                    tell=report.tell if report else None,
+                    guidance=guided if walks.conditioned(counted) else None,
+                    clip_x0=clip,
+                    threshold=threshold,
+                    on_event=listening(report),
                 )
         points = [codes[path] for path in ends]
         nfe: dict[str, float] = {"invert": counted.calls(len(pictures))} if pictures else {}
@@ -181,14 +185,15 @@ def interpolate(
             which = range(first, first + len(part))
             write_each(part, singles[first : which.stop], [{**about, "frame": k} for k in which])
 
-        asked = {"through": way, "batch": batch, "on_batch": keep if each else None}
-        with terminal.bar("walking", count) as report:
+        asked = {"through": way, "batch": batch}
+        with terminal.bar("going between", count) as report:
+            heard = listening(report, keep if each else None)
             if corners:
                 images = between.interpolate_grid(
-                    counted.as_model, *points, rows=corners[0], columns=corners[1], progress=report, **asked
+                    counted, *points, rows=corners[0], columns=corners[1], on_event=heard, **asked
                 )
             else:
-                images = between.interpolate(counted.as_model, *points, frames=frames, progress=report, **asked)
+                images = between.interpolate(counted, *points, frames=frames, on_event=heard, **asked)
         nfe["between"] = counted.calls(count)
         files = [write_page(images, page, about, columns=row, scale=scale), *singles]
         terminal.result(

@@ -70,12 +70,12 @@ def interpolation(
         usable_seeds(seed, samples + 1)
         counted = open_model(terminal, model, device, "float32", labels=[])
         network = fitting_or_none(features, counted.picture, counted.device)
-        seeds, chosen = range(seed, seed + samples), spacing or counted.spacing
+        seeds, chosen = range(seed, seed + samples), spacing or counted.schedule.spacing
         shown = seeds[:SHOWN]
         sheet_size(
             len(ways) * len(shown) * frames, counted.picture[1:], frames, scale=_scale(counted.picture), of="frames"
         )
-        bench = i.Interpolation(counted.as_model, network, out / "pictures", steps, chosen, frames, shown)
+        bench = i.Interpolation(counted, network, out / "pictures", steps, chosen, frames, shown)
         lines: list[dict[str, Any]] = []
         with (
             only_process(out, "writing results to", "--out") if among.main else nullcontext(),

@@ -9,13 +9,13 @@ import typer
 from .._utils.errors import InputError
 from . import options as o
 from .files import CODE, PNG, folder, protect, settings_text, stem, target
-from .terminal import Terminal, escaped
+from .terminal import Terminal, escaped, listening
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..inversion.latent_code import LatentCode
-    from .work import Counted
+    from .counted import Counted
 
 _Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.", show_default=False)]
 _Codes = Annotated[
@@ -57,7 +57,7 @@ def invert(
     spacing: o.Spacing = None,
     option: o.MethodOptions = None,
     prompt: o.Prompts = None,
-    negative: o.Negative = "",
+    negative: o.Negative = None,
     guidance: o.GuidanceWeight = None,
     back: o.Back = None,
     rescale: o.Rescale = None,
@@ -99,7 +99,8 @@ def invert(
         from ..inversion.latent_code import LatentCode
         from ..inversion.partial import KEY, begun
         from ..pipelines import common as walks
-        from ..pipelines import verbs
+        from ..pipelines.invert import invert as invert_pictures
+        from ..pipelines.reconstruct import reconstruct as come_back
         from .work import (
             about_model,
             about_words,
@@ -120,7 +121,7 @@ def invert(
         guided = guidance_for(counted, guidance, rescale, interval, usual=1.0, negative=negative, one_by_one=one_by_one)
         if counted.text and prompt is None:
             terminal.warn("There is no --prompt, so the pictures are walked back under the empty one.")
-        grid = walks.grid_for(counted.as_model, steps, walk)
+        grid = walks.grid_for(counted, steps, walk)
         rest = {
             **words_text(guided, 1.0, negative),
             "back": None if back is None else float(back),
@@ -162,8 +163,8 @@ def invert(
 
         with terminal.bar("inverting", len(pixels)) as report:
             try:
-                code = verbs.invert(
-                    counted.as_model,
+                code = invert_pictures(
+                    counted,
                     pixels,
                     steps=steps,
                     method=inversion,
@@ -171,16 +172,14 @@ def invert(
                     labels=label,
                     prompt=prompt,
                     negative=negative,
-                    guidance=guided if counted.text else None,
+                    guidance=guided if walks.conditioned(counted) else None,
                     clip_x0=clip,
                     threshold=threshold,
-                    back=back,
+                    inversion_guidance=back,
                     seed=seed,
                     batch=batch,
                     resume=kept,
-                    progress=report,
-                    tell=report.tell if report else None,
-                    on_batch=keep,
+                    on_event=listening(report, keep),
                 )
             except Interrupted as stopped:
                 raise keep_partial(stopped, partial, "the same command with") from None
@@ -192,7 +191,7 @@ def invert(
         measured: list[dict[str, Any]] = [{"image": str(path)} for path in images]
         if check:
             with terminal.bar("coming back", len(pixels)) as report:
-                again = verbs.reconstruct(counted.as_model, code, batch=batch, together=not one_by_one, progress=report)
+                again = come_back(counted, code, batch=batch, batched_cfg=not one_by_one, on_event=listening(report))
             nfe["reconstruct"] = counted.calls(len(code))
             measured = [m | e for m, e in zip(measured, errors(pixels, again), strict=True)]
         for k, entry in enumerate(measured):
@@ -255,7 +254,7 @@ def reconstruct(
         from ..data.images import read_images
         from ..inversion.latent_code import LatentCode
         from ..pipelines import common as walks
-        from ..pipelines import verbs
+        from ..pipelines.reconstruct import reconstruct as come_back
         from .pictures import check_page, write_each, write_page
         from .work import about_model, error_text, errors, open_for_code
 
@@ -280,8 +279,8 @@ def reconstruct(
             wanted = model or code.model
             if wanted not in opened:
                 opened[wanted] = open_for_code(terminal, model, code, device, dtype)
-            walks.way_forward(opened[wanted].as_model, code)
-            shapes += [walks.picture_shape(opened[wanted].as_model, code)] * len(code)
+            walks.solver_of(opened[wanted], code)
+            shapes += [walks.picture_shape(opened[wanted], code)] * len(code)
         if len(files) == 1 and len(set(shapes)) > 1:
             raise InputError(
                 "the codes hold pictures of different sizes; without --sheet each gets its own file.", parameter="sheet"
@@ -306,9 +305,7 @@ def reconstruct(
                 images.extend(part)
 
             with terminal.bar(f"coming back {stem(path)}", len(code)) as report:
-                verbs.reconstruct(
-                    counted.as_model, code, batch=batch, together=not one_by_one, progress=report, on_batch=keep
-                )
+                come_back(counted, code, batch=batch, batched_cfg=not one_by_one, on_event=listening(report, keep))
         if len(files) == 1:
             about = first | ({} if total == 1 else {"code": [str(c) for c in codes]})
             write_page(torch.stack(images), files[0], about, columns=columns, scale=scale)

@@ -90,11 +90,15 @@ def leaderboard(
                 f"it goes with prompts, and the model {model!r} has no text encoder.", parameter="guidance"
             )
         weights = list(dict.fromkeys(guidance or WEIGHTS)) if counted.text else [1.0]
-        asked = list(dict.fromkeys(steps or [s for s in STEPS if s <= counted.path.levels] or [counted.path.levels]))
-        found = taken(counted.as_model, ways, asked, weights)
+        asked = list(
+            dict.fromkeys(
+                steps or [s for s in STEPS if s <= counted.schedule.path.levels] or [counted.schedule.path.levels]
+            )
+        )
+        found = taken(counted, ways, asked, weights)
         with terminal.status("reading the pictures"):
-            pictures = material(counted.as_model, images, config, data)
-        board = Leaderboard(counted.as_model, pictures, counted.calls, _lpips(terminal, counted.device), words, styles)
+            pictures = material(counted, images, config, data)
+        board = Leaderboard(counted, pictures, counted.calls, _lpips(terminal, counted.device), words, styles)
         trips = board.trips(found)
         with open_rows(out, COLUMNS, among) as rows:
             walk_trips(terminal, board, trips, rows, batch)

@@ -116,7 +116,7 @@ Prompts = Annotated[
     ),
 ]
 Negative = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--negative",
         callback=readable,
@@ -138,7 +138,7 @@ GuidanceWeight = Annotated[
 Back = Annotated[
     float | None,
     typer.Option(
-        "--back",
+        "--inversion-guidance",
         help="w of the way back, where the method leaves it free; by default as --guidance if exact, else 1.",
         rich_help_panel=WORDS,
         show_default=False,

@@ -82,7 +82,7 @@ def pie_bench(
     ddim evaluate pie-bench --model stable-diffusion-v1-5/stable-diffusion-v1-5 --data PIE-Bench_v1
     """
     with voice(json, quiet) as terminal:
-        from ..editing.attention import AttentionEdit
+        from ..editing.plan import AttentionEdit
         from ..evaluation.pie_bench import fitted, read_entries
         from ..evaluation.pie_run import COLUMNS, PieBench, summary
         from ..evaluation.plots import line_plot
@@ -109,10 +109,8 @@ def pie_bench(
             scorer = open_scorer(names, clip=clip, dino=dino, device=where, as_published=as_published)
         counted = open_model(terminal, model, device, "float32")
         for kind in attentions:  # what one cannot do with the prompts is said before another has begun
-            entries = fitted(counted.as_model, entries, kind)
-        bench = PieBench(
-            counted.as_model, entries, scorer, lambda: counted.calls(1), blend_weight=blend_weight, seed=seed
-        )
+            entries = fitted(counted, entries, kind)
+        bench = PieBench(counted, entries, scorer, lambda: counted.calls(1), blend_weight=blend_weight, seed=seed)
         several = settings(ways, attentions, guidance, steps)
         unusual = {"blend_weight": blend_weight if blend_weight != 1 else None, "seed": seed or None}
         with open_rows(out, COLUMNS, among) as rows:

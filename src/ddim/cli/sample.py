@@ -9,7 +9,7 @@ import typer
 from .._utils.errors import InputError
 from . import options as o
 from .files import PNG, protect, settings_text, slug, target, value_text
-from .terminal import Terminal, escaped
+from .terminal import Terminal, escaped, listening
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,7 @@ _Count = Annotated[
     int | None, typer.Option("--count", "-n", help="How many pictures; by default 16, or one a --prompt of several.")
 ]
 _Eta = Annotated[float, typer.Option("--eta", help="0 is DDIM, 1 is DDPM; of the solver ddim.", rich_help_panel=o.WORK)]
-_USUAL, _MANY = 7.5, 16
+_MANY = 16
 _Classifier = Annotated[
     Path | None,
     typer.Option(
@@ -52,7 +52,7 @@ def sample(
     model: o.Model = "fashion",
     count: _Count = None,
     prompt: o.Prompts = None,
-    negative: o.Negative = "",
+    negative: o.Negative = None,
     guidance: o.GuidanceWeight = None,
     rescale: o.Rescale = None,
     interval: o.Interval = None,
@@ -101,25 +101,26 @@ def sample(
         protect([target(out, "x", PNG)])  # what is wrong there is better known before the model is loaded
 
         from .. import load_classifier
+        from ..core.contracts import options_of
         from ..core.prediction import Hold
         from ..pipelines import common as walks
-        from ..pipelines import verbs
+        from ..pipelines.sample import sample as draw
+        from ..pipelines.sample import solver_with_eta
         from ..solvers import SOLVERS
-        from ..solvers.base import options_of
         from .pictures import check_page, write_each, write_page
         from .work import about_model, about_words, guidance_for, open_model, words_slug, words_text
 
         Hold(clip, threshold)  # which says what is wrong with them
-        known = options_of(verbs.solver_with_eta(solver, eta, options))
+        known = options_of(solver_with_eta(solver, eta, options))
         counted = open_model(terminal, model, device, dtype, label, compile=compile)
         guided = guidance_for(
-            counted, guidance, rescale, interval, usual=_USUAL, negative=negative, one_by_one=one_by_one
+            counted, guidance, rescale, interval, usual=counted.info.guidance, negative=negative, one_by_one=one_by_one
         )
         if counted.text and prompt is None:
             terminal.warn("There is no --prompt, so the model draws the empty one: anything it has learnt.")
         leader = None if classifier is None else load_classifier(classifier, device=device, dtype=dtype)
         check_page(count, pixels or counted.picture[1:], columns, scale)
-        grid = walks.grid_for(counted.as_model, steps, walk)
+        grid = walks.grid_for(counted, steps, walk)
         about = {
             "command": "sample",
             **about_model(counted),
@@ -134,7 +135,7 @@ def sample(
             "threshold": threshold,
             "dtype": dtype,
         }
-        words = {"size": size, **words_text(guided, _USUAL, negative)}
+        words = {"size": size, **words_text(guided, counted.info.guidance, negative)}
         whose = "_".join(part for part in (slug(model), words_slug(prompt)) if part)
         changed = {k: v for k, v in known.items() if k == "eta" or v != options_of(SOLVERS[solver]()).get(k)}
 
@@ -153,8 +154,8 @@ def sample(
             write_each(part, singles[which], alone[which])
 
         with terminal.bar("sampling", count) as report:
-            images = verbs.sample(
-                counted.as_model,
+            images = draw(
+                counted,
                 count,
                 steps=steps,
                 eta=eta,
@@ -165,15 +166,14 @@ def sample(
                 labels=label,
                 prompt=prompt,
                 negative=negative,
-                guidance=guided if counted.text else None,
+                guidance=guided if walks.conditioned(counted) else None,
                 size=pixels,
                 classifier=leader,
                 classifier_weight=classifier_weight,
                 clip_x0=clip,
                 threshold=threshold,
                 batch=batch,
-                progress=report,
-                on_batch=keep if each else None,
+                on_event=listening(report, keep if each else None),
             )
         files = [write_page(images, page, {**about, "seeds": seeds}, columns=columns, scale=scale), *singles]
         nfe = counted.calls(count)

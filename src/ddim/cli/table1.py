@@ -110,7 +110,7 @@ def table1(
         enough("--samples asks for", samples, network.dim)
         spacings = list(dict.fromkeys(spacing or t.LINEAR_AND_QUADRATIC))
         where = t.places(
-            counted.as_model,
+            counted,
             steps or t.STEPS,
             _or_none(eta, t.ETAS),
             _or_none(solver, t.HIGHER),
@@ -146,7 +146,7 @@ def table1(
                     terminal.bar(f"{cell.name} ({k + 1} of {len(cells)})", samples) as report,
                 ):
                     pace.begin(cell, report)
-                    t.measure(rows, cell, wanted, counted.as_model, network, batch, pace)
+                    t.measure(rows, cell, wanted, counted, network, batch, pace)
                     rows.gather()
                     if target is not None:
                         measured[cell] = t.summary(cell, rows.of(wanted), target)

@@ -72,13 +72,17 @@ def table2(
         config = None if recipe is None else load_config(recipe)
         usable_folder(out, f"table2-{slug(model)}")
         counted = open_model(terminal, model, device, dtype)
-        asked = list(dict.fromkeys(steps or [s for s in STEPS if s <= counted.path.levels] or [counted.path.levels]))
+        asked = list(
+            dict.fromkeys(
+                steps or [s for s in STEPS if s <= counted.schedule.path.levels] or [counted.schedule.path.levels]
+            )
+        )
         weight = guidance_for(counted, guidance, usual=1.0).weight
-        found = taken(counted.as_model, ways, asked, [weight], walk)
+        found = taken(counted, ways, asked, [weight], walk)
         trips = [Trip(way, s, w if counted.text else None, walk) for way, w, s in found]
         with terminal.status("reading the pictures"):
-            pictures = material(counted.as_model, images, config, data)
-        bench = Reconstructions(counted.as_model, pictures.pictures, counted.calls)
+            pictures = material(counted, images, config, data)
+        bench = Reconstructions(counted, pictures.pictures, counted.calls)
         with open_rows(out, COLUMNS, among) as rows:
             walk_trips(terminal, bench, trips, rows, batch)
             if not rows.processes.main:

@@ -11,7 +11,7 @@ from . import options as o
 from .terminal import Terminal, escaped, stdout
 
 if TYPE_CHECKING:
-    from .work import Counted
+    from .counted import Counted
 
 _Name = Annotated[
     str | None,
@@ -81,11 +81,11 @@ def methods(json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False
 
 def registries() -> dict[str, list[dict[str, Any]]]:
     """Every solver, inversion and spacing as plain values."""
+    from ..core.contracts import options_of
     from ..core.grid import SPACINGS, make_grid
     from ..core.path import ddpm_linear
     from ..inversion import inversion_names, make_inversion
     from ..solvers import SOLVERS
-    from ..solvers.base import options_of
     from ..solvers.lattice import ReversibleSolver
 
     grid = make_grid(ddpm_linear(), _GROWTH_STEPS)
@@ -132,7 +132,7 @@ def describe(model: "Counted", name: str) -> dict[str, Any]:
     from ..models import bundled_models
 
     source = bundled_models().get(name, Path(name))
-    path = model.path
+    path = model.schedule.path
     first, last = path.node(path.t_max / path.levels), path.node(path.t_max)
     facts = {
         **model.describe(),

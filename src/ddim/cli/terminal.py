@@ -16,11 +16,13 @@ from .failure import say
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+
+    from ..pipelines.events import OnEvent
 Report = Callable[[int, int], None]
 
 
 class Meter:
-    """What the verbs call after each step, and, while a method tunes, with a step and its loss."""
+    """A bar that is told of steps, and, while a method tunes, of a step and its loss."""
 
     def __init__(self, show: Callable[[int, int, str], None]) -> None:
         self._show, self._at, self._said = show, (0, 1), ""
@@ -34,6 +36,24 @@ class Meter:
         """The loss at a step, counted from 0."""
         self._said = f"step {step + 1}: loss {loss:.2e}"
         self._show(*self._at, self._said)
+
+
+def listening(meter: Meter | None, keep: "Callable[[int, Any], None] | None" = None) -> "OnEvent":
+    """What a pipeline calls: steps and losses go to ``meter``; images or codes of a batch, with the first's place, to
+    ``keep``."""
+    from ..pipelines.events import CodeEvent, Event, ImagesEvent, LossEvent, StepEvent
+
+    def heard(event: Event) -> None:
+        if isinstance(event, StepEvent) and meter is not None:
+            meter(event.done, event.total)
+        elif isinstance(event, LossEvent) and meter is not None:
+            meter.tell(event.step, event.loss)
+        elif isinstance(event, ImagesEvent) and keep is not None:
+            keep(event.first, event.images)
+        elif isinstance(event, CodeEvent) and keep is not None:
+            keep(event.first, event.code)
+
+    return heard
 
 
 class Terminal:
@@ -97,7 +117,7 @@ class Terminal:
 
     @contextlib.contextmanager
     def bar(self, what: str, images: int) -> Iterator[Meter | None]:
-        """A progress bar for a walk of ``images``; yields what the verbs call after each step."""
+        """A progress bar for a run over ``images``; yields what is told of its steps."""
         if not self.live:
             yield None
             return

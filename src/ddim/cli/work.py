@@ -1,14 +1,12 @@
 """What the commands share around a model: opening it, counting its calls, measuring what came back."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from .._utils.errors import InputError, UnknownName
-from .failure import NetworkMemory, out_of_memory
 from .files import phrases
 from .options import range_from
 from .terminal import Terminal
@@ -17,64 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .._utils.errors import Interrupted
-    from ..core.denoiser import Cond, Denoiser
     from ..core.guidance import Guidance
-    from ..core.path import Node
-    from ..core.prediction import Pair
     from ..inversion.latent_code import LatentCode
     from ..models.base import Model
-
-
-class Counted:
-    """A model that counts how often its network is asked; everything else is the model's own."""
-
-    def __init__(self, model: "Model") -> None:
-        self.model, self.evaluations = model, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def denoiser(self) -> "Denoiser":
-        """The model's denoiser, counted: one for each image it is asked about."""
-        inner = self.model.denoiser()
-
-        def denoise(x: "Tensor", node: "Node", cond: "Cond | None" = None) -> "Pair":
-            self.evaluations += len(x)
-            with _network_memory(len(x)):
-                return inner(x, node, cond)
-
-        return denoise
-
-    def encode(self, images: "Tensor") -> "Tensor":
-        """As the model's."""
-        with _network_memory(len(images)):
-            return self.model.encode(images)
-
-    def decode(self, x0: "Tensor") -> "Tensor":
-        """As the model's."""
-        with _network_memory(len(x0)):
-            return self.model.decode(x0)
-
-    def calls(self, images: int) -> float:
-        """Network calls an image since the last time this was asked."""
-        value, self.evaluations = self.evaluations / images, 0
-        return int(value) if value == int(value) else round(value, 2)
-
-    @property
-    def as_model(self) -> "Model":
-        """Itself, as the verbs want it."""
-        return cast("Model", self)
-
-
-@contextmanager
-def _network_memory(rows: int) -> Iterator[None]:
-    """Tells a network's lack of memory, which smaller batches mend, from any other."""
-    try:
-        yield
-    except Exception as error:
-        if not out_of_memory(error):
-            raise
-        raise NetworkMemory(rows) from error
+    from .counted import Counted
 
 
 def open_model(
@@ -85,7 +29,7 @@ def open_model(
     labels: Sequence[int] | None = None,
     *,
     compile: bool = False,
-) -> Counted:
+) -> "Counted":
     """A model by name, with the spinner that this deserves.
 
     Raises:
@@ -100,10 +44,14 @@ def open_model(
         raise InputError(
             f"the model {name!r} is conditional; give a class from 0 to {model.classes - 1}.", parameter="label"
         )
+    from .counted import Counted
+
     return Counted(model)
 
 
-def open_for_code(terminal: Terminal, name: str | None, code: "LatentCode", device: str | None, dtype: str) -> Counted:
+def open_for_code(
+    terminal: Terminal, name: str | None, code: "LatentCode", device: str | None, dtype: str
+) -> "Counted":
     """The model of that name, or the one that made the code; a conditional one takes its labels from the code.
 
     Raises:
@@ -122,13 +70,13 @@ def open_for_code(terminal: Terminal, name: str | None, code: "LatentCode", devi
 
 
 def guidance_for(
-    model: Counted,
+    model: "Counted",
     weight: float | None,
     rescale: float | None = None,
     interval: str | None = None,
     *,
     usual: "float | Guidance",
-    negative: str = "",
+    negative: str | None = None,
     one_by_one: bool = False,
 ) -> "Guidance":
     """The guidance that the options describe.
@@ -144,26 +92,29 @@ def guidance_for(
         InputError: a number out of its range, or any of these for a model without text.
     """
     from ..core.guidance import Guidance
+    from ..pipelines.common import conditioned
 
-    given = {"--guidance": weight, "--rescale": rescale, "--interval": interval, "--negative": negative or None}
+    given: dict[str, Any] = {"guidance": weight, "rescale": rescale, "interval": interval, "negative": negative}
+    if conditioned(model) and not model.text:
+        given = {"negative": negative}
     if not model.text and (flags := [flag for flag, value in given.items() if value is not None]):
-        raise InputError(
-            f"it goes with prompts, and the model {model.name!r} has no text encoder.",
-            parameter=flags[0].removeprefix("--"),
-        )
-    own = usual if isinstance(usual, Guidance) else Guidance(usual)
+        raise InputError(f"it goes with prompts, and the model {model.name!r} has no text encoder.", parameter=flags[0])
+    own = usual if isinstance(usual, Guidance) else Guidance(usual if model.text else 1.0)
     return Guidance(
         own.weight if weight is None else weight,
         own.rescale if rescale is None else rescale,
         own.interval if interval is None else range_from(interval, "--interval"),
+        own.embedded,
         not one_by_one,
     )
 
 
-def about_words(model: Counted, prompts: Sequence[str] | None, negative: str, guidance: "Guidance") -> dict[str, Any]:
+def about_words(
+    model: "Counted", prompts: Sequence[str] | None, negative: str | None, guidance: "Guidance"
+) -> dict[str, Any]:
     """What a file says of its words; nothing for a model without text."""
     if not model.text:
-        return {}
+        return {"guidance": guidance.options} if guidance.weight != 1 else {}
     several = list(prompts or [""])
     return {"prompts": several, "negative": negative, "guidance": guidance.options}
 
@@ -176,14 +127,14 @@ def words_slug(prompts: Sequence[str] | None) -> str:
     return phrases(several, "prompts") if any(p.strip() for p in several) else ""
 
 
-def words_text(guidance: "Guidance", usual: float, negative: str = "") -> dict[str, Any]:
+def words_text(guidance: "Guidance", usual: float, negative: str | None = None) -> dict[str, Any]:
     """What else is not as usual about the words, for ``files.settings_text``."""
     unusual = guidance.interval != (0.0, 1.0)
     return {
         "w": float(guidance.weight) if guidance.weight != usual else None,
         "rescale": guidance.rescale or None,
         "interval": "-".join(f"{v:g}" for v in guidance.interval) if unusual else None,
-        "not-": words_slug([negative]) or None,
+        "not-": words_slug([negative or ""]) or None,
     }
 
 

@@ -1,19 +1,20 @@
-"""Guidance: Denoiser -> Denoiser, stateless, one formula each."""
+"""Guidance: a network under two conditions as one denoiser, one formula each."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, is_number, is_range
-from .denoiser import Cond, Denoiser
+from .conditioning import PromptConditioning
+from .denoiser import PLAIN, Call, Denoiser, ModelDenoiser, Network
 from .path import Node
-from .prediction import Pair, from_pair, to_pair
+from .prediction import NO_HOLD, Hold, Pair, to_pair
 
-WORDS, NULL = "words", "null"
-"""In a ``Cond``: what conditions each sample, and what stands for no condition; tensors [N, ...] of one shape."""
+Prompts = PromptConditioning | Callable[[Node], PromptConditioning]
+"""The two conditions, the same at every node or of each node its own."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,11 @@ class Guidance:
 
     Args:
         weight: w; 1 is the conditional model, 0 the unconditional one.
-        rescale: phi in [0, 1]: how far the guided prediction gets the conditional one's standard deviation back
+        rescale: phi in [0, 1]: how far the guided output gets the conditional one's standard deviation back
             (Lin et al. 2024, arXiv 2305.08891, Eq. 14-16).
         interval: (low, high) of t / T in [0, 1]; outside it w = 1 (Kynkaanniemi et al. 2024, arXiv 2404.07724).
-        together: ask for both predictions in one batch; False asks one after the other, with half the memory.
+        embedded: a number that a guidance-distilled network is told, beside the weight; None for other networks.
+        batched_cfg: ask for both branches in one batch; False asks one after the other, with half the memory.
 
     Raises:
         InputError: a number out of its range.
@@ -34,7 +36,8 @@ class Guidance:
     weight: float = 1.0
     rescale: float = 0.0
     interval: tuple[float, float] = (0.0, 1.0)
-    together: bool = True
+    embedded: float | None = None
+    batched_cfg: bool = True
 
     def __post_init__(self) -> None:
         if not is_number(self.weight):
@@ -50,87 +53,92 @@ class Guidance:
         low, high = self.interval
         if not 0 <= low < high <= 1:
             raise InputError(f"({low:g}, {high:g}) is no part of [0, 1]; (0, 1) is all of it.", parameter="interval")
+        if self.embedded is not None and not is_number(self.embedded):
+            raise InputError(f"{self.embedded} is not a number; 3.5 is usual.", parameter="embedded")
 
     def at(self, weight: float) -> "Guidance":
         """The same with another weight."""
-        return Guidance(weight, self.rescale, self.interval, self.together)
+        return replace(self, weight=weight)
 
     def applies(self, node: Node, t_max: float) -> bool:
-        """Whether the null prediction counts at a node: a weight other than 1, inside the interval."""
+        """Whether the unconditional branch counts at a node: a weight other than 1, inside the interval."""
         low, high = self.interval
         return self.weight != 1 and low <= node.t / t_max <= high
 
     @property
     def options(self) -> dict[str, Any]:
         """Plain values, as a ``LatentCode`` keeps them."""
-        return {"weight": float(self.weight), "rescale": float(self.rescale), "interval": list(self.interval)}
+        told = {} if self.embedded is None else {"embedded": float(self.embedded)}
+        return {"weight": float(self.weight), "rescale": float(self.rescale), "interval": list(self.interval), **told}
 
     @staticmethod
-    def of(options: Mapping[str, Any] | None, together: bool = True) -> "Guidance":
+    def of(options: Mapping[str, Any] | None, batched_cfg: bool = True) -> "Guidance":
         """What ``options`` describes; the conditional model where there is nothing."""
         if not options:
-            return Guidance(together=together)
+            return Guidance(batched_cfg=batched_cfg)
         low, high = options.get("interval", (0.0, 1.0))
-        return Guidance(float(options["weight"]), float(options.get("rescale", 0.0)), (low, high), together)
+        return Guidance(
+            float(options["weight"]),
+            float(options.get("rescale", 0.0)),
+            (low, high),
+            options.get("embedded"),
+            batched_cfg,
+        )
 
 
-def combine(null: Pair, words: Pair, weight: float) -> Pair:
-    """null + w (words - null), Eq. 6 of Ho & Salimans 2022 (their w + 1 is our w).
-
-    A pair is linear in what the network says at one x, so the formula is the same for eps, x0, v and flow.
-    """
-    return Pair(*(n + weight * (c - n) for n, c in zip(null, words, strict=True)))
-
-
-def blend(null: Pair, words: Pair, x: Tensor, node: Node, guidance: Guidance, prediction: str = "eps") -> Pair:
-    """``combine``, and rescaled where ``guidance`` says so: the guided pair from the two that a model said at x."""
-    pair = combine(null, words, guidance.weight)
-    return _rescaled(pair, words, x, node, guidance.rescale, prediction) if guidance.rescale else pair
-
-
-def classifier_free(denoise: Denoiser, guidance: Guidance, prediction: str = "eps", t_max: float = 1000.0) -> Denoiser:
-    """A denoiser under classifier-free guidance. Its ``cond`` holds ``words`` and ``null``.
+def combine(cond: Tensor, uncond: Tensor, guidance: Guidance) -> Tensor:
+    """uncond + w (cond - uncond), Eq. 6 of Ho & Salimans 2022 (their w + 1 is our w), and rescaled where asked for.
 
     Args:
-        denoise: the model; it reads ``cond["words"]``. Whatever else ``cond`` holds goes to both halves.
-        guidance: weight, rescale, interval.
-        prediction: what the network says, in which ``rescale`` is measured.
-        t_max: T, of which ``interval`` is a part.
-
-    Returns:
-        A denoiser; where w = 1 it asks the model once.
+        cond, uncond: what the network said under each condition, [N, ...].
+        guidance: weight and rescale.
     """
-
-    def guided(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
-        given = dict(cond or {})
-        null = given.pop(NULL, None)
-        if null is None or not guidance.applies(node, t_max):
-            return denoise(x, node, given)
-        return blend(*_both(denoise, x, node, given, null, guidance.together), x, node, guidance, prediction)
-
-    return guided
-
-
-def _both(
-    denoise: Denoiser, x: Tensor, node: Node, cond: Mapping[str, Any], null: Tensor, together: bool
-) -> tuple[Pair, Pair]:
-    """The pairs under ``null`` and under ``words``."""
-    if not together:
-        return denoise(x, node, {**cond, WORDS: null, "half": "null"}), denoise(x, node, {**cond, "half": "words"})
-    twice = {k: torch.cat([v, v]) if isinstance(v, Tensor) else v for k, v in cond.items()}
-    pair = denoise(torch.cat([x, x]), node, {**twice, WORDS: torch.cat([null, cond[WORDS]]), "half": "both"})
-    n = len(x)
-    return Pair(pair.x0[:n], pair.eps[:n]), Pair(pair.x0[n:], pair.eps[n:])
-
-
-def _rescaled(pair: Pair, words: Pair, x: Tensor, node: Node, phi: float, prediction: str) -> Pair:
-    said, plain = (from_pair(prediction, p, node.alpha, node.sigma) for p in (pair, words))
-    ratio = _spread(plain) / _spread(said).clamp(min=1e-12)
-    return to_pair(prediction, said * (phi * ratio + (1 - phi)), x, node)
+    output = uncond + guidance.weight * (cond - uncond)
+    if not guidance.rescale:
+        return output
+    ratio = _spread(cond) / _spread(output).clamp(min=1e-12)
+    return output * (guidance.rescale * ratio + (1 - guidance.rescale))
 
 
 def _spread(x: Tensor) -> Tensor:
     return x.flatten(1).std(dim=1).view(-1, *[1] * (x.ndim - 1))
+
+
+def guided(
+    network: Network, guidance: Guidance, prompts: Prompts, *, hold: Hold = NO_HOLD, call: Call = PLAIN
+) -> ModelDenoiser:
+    """A network under classifier-free guidance as a denoiser. Where w = 1 it asks the network once.
+
+    Args:
+        network: the model.
+        guidance: weight, rescale, interval.
+        prompts: the two conditions of each sample, or of each sample at a node.
+        hold: of x0, after guidance.
+        call: what every call is told; a denoiser's own call adds its controller.
+
+    Raises:
+        InputError: in a call: a weight other than 1 where there is no unconditional branch.
+    """
+    schedule = network.schedule
+
+    def denoise(x: Tensor, node: Node, own: Call = PLAIN) -> Pair:
+        at = prompts(node) if callable(prompts) else prompts
+        told = replace(call, controller=own.controller)
+        if guidance.applies(node, schedule.path.t_max):
+            if at.uncond is None:
+                raise InputError(
+                    f"{guidance.weight:g} needs something to lead away from, and this model has none; use 1.",
+                    parameter="guidance",
+                )
+            told = replace(told, branches=("uncond", "cond"), batched=guidance.batched_cfg)
+            uncond, cond = network.ask(x, node, at.uncond, at.cond, call=told)
+            output = network.combine(cond, uncond, guidance, node)
+        else:
+            (output,) = network.ask(x, node, at.cond, call=told)
+        pair = to_pair(schedule.prediction, output, x, node)
+        return hold(pair, x, node) if hold.acts else pair
+
+    return denoise
 
 
 class Classifier(Protocol):
@@ -161,8 +169,8 @@ def classifier_guided(denoise: Denoiser, classifier: Classifier, labels: Tensor,
     """
     check_classifier_weight(weight)
 
-    def guided(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
-        pair = denoise(x, node, cond)
+    def led(x: Tensor, node: Node) -> Pair:
+        pair = denoise(x, node)
         if weight == 0 or node.sigma == 0 or node.alpha == 0:
             return pair
         with torch.inference_mode(False), torch.enable_grad():
@@ -171,7 +179,7 @@ def classifier_guided(denoise: Denoiser, classifier: Classifier, labels: Tensor,
         eps = pair.eps - node.sigma * weight * slope
         return Pair((x - node.sigma * eps) / node.alpha, eps)
 
-    return guided
+    return led
 
 
 def check_classifier_weight(weight: float) -> None:

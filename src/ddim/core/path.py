@@ -10,8 +10,9 @@ Everything here is float64 and needs torch only.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -77,6 +78,25 @@ class GaussianPath(ABC):
             raise InputError(f"{t:g} lies outside this path; it runs from 0 to {self.t_max:g}.", parameter="t")
         at = torch.tensor([t], dtype=torch.float64)
         return Node(float(t), float(self.alpha(at)[0]), float(self.sigma(at)[0]))
+
+    def between(self, t: Node, s: Node, part: float) -> Node:
+        """The node that lies ``part`` of the way from t to s in the path's own coordinate.
+
+        The coordinate is sigma / alpha, the time of the ODE in x / alpha. Where it is infinite at one end (alpha = 0),
+        sigma / (alpha + sigma) takes its place, which is the sigma of the same ratio on rectified flow.
+
+        Args:
+            t, s: two nodes of this path with different ratios, in either order.
+            part: strictly between 0 and 1.
+        """
+        if math.isfinite(t.ratio) and math.isfinite(s.ratio):
+            ratio = t.ratio + part * (s.ratio - t.ratio)
+        else:
+            begin, end = (n.sigma / (n.alpha + n.sigma) for n in (t, s))
+            share = begin + part * (end - begin)
+            ratio = share / (1 - share)
+        log_snr = torch.tensor([-2 * math.log(ratio)], dtype=torch.float64)
+        return self.node(float(self.t_of_log_snr(log_snr)[0]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +209,10 @@ class VEPath(GaussianPath):
         """sigma; a network with another clock maps it in its adapter."""
         return t
 
+    def between(self, t: Node, s: Node, part: float) -> Node:
+        """As ``GaussianPath.between``; sigma / alpha is t itself here."""
+        return self.node(t.t + part * (s.t - t.t))
+
 
 @dataclass(frozen=True)
 class RectifiedFlow(GaussianPath):
@@ -220,8 +244,64 @@ class RectifiedFlow(GaussianPath):
         return torch.sigmoid(-torch.as_tensor(log_snr).to(torch.float64) / 2)
 
     def label(self, t: float) -> float:
-        """levels * t: SD3 and FLUX networks are told t in thousandths."""
+        """levels * t: SD3 networks are told t in thousandths; ``Schedule.clock`` names other clocks."""
         return t * self.levels
+
+    def between(self, t: Node, s: Node, part: float) -> Node:
+        """As ``GaussianPath.between``, but the coordinate is sigma, in which this path is straight."""
+        return self.node(t.t + part * (s.t - t.t))
+
+
+# --- a path as data -------------------------------------------------------------------------------------------------
+
+
+def description(path: GaussianPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A path as plain JSON values and named float64 tensors, from which ``path_from`` makes the same path to the bit.
+
+    Raises:
+        InputError: a path of another class than ``TablePath``, ``VEPath`` and ``RectifiedFlow``.
+    """
+    if type(path) is TablePath:
+        return {"kind": "table", "data": path.data}, {"alpha_bar": path.alpha_bar.detach().to("cpu", torch.float64)}
+    if type(path) is VEPath:
+        return {"kind": "ve", **{k: getattr(path, k) for k in ("sigma_max", "sigma_min", "levels")}}, {}
+    if type(path) is RectifiedFlow:
+        return {"kind": "flow", "levels": path.levels}, {}
+    raise InputError(
+        f"a {type(path).__name__} cannot be written down.",
+        parameter="path",
+        hint="Use a TablePath, a VEPath or a RectifiedFlow.",
+    )
+
+
+def path_from(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GaussianPath:
+    """The path that ``description`` wrote down.
+
+    Args:
+        about: the plain values.
+        tensors: the tensors; names that the kind of path does not need are ignored.
+
+    Raises:
+        InputError: an unknown kind, a value that is missing or of the wrong kind, or a table that is none.
+    """
+    kind = about.get("kind")
+    if kind == "table":
+        if "alpha_bar" not in tensors:
+            raise InputError("a table is described without its alpha_bar.", parameter="path")
+        return TablePath(tensors["alpha_bar"], about.get("data"))  # type: ignore[arg-type]
+    if kind == "ve":
+        sigma_max, sigma_min = (_described(about, key, is_number) for key in ("sigma_max", "sigma_min"))
+        return VEPath(float(sigma_max), float(sigma_min), int(_described(about, "levels", is_whole)))
+    if kind == "flow":
+        return RectifiedFlow(int(_described(about, "levels", is_whole)))
+    raise UnknownName("path", kind, ["table", "ve", "flow"])
+
+
+def _described(about: Mapping[str, Any], key: str, fits: Callable[[object], bool]) -> Any:
+    value: Any = about.get(key)
+    if not fits(value) or value <= 0:
+        raise InputError(f"it is described with {key} = {value!r}, which is no number above 0.", parameter="path")
+    return value
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------

@@ -5,14 +5,14 @@ two unknowns: every conversion is the same 2x2 solve.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError, UnknownName, is_number
+from .._utils.errors import InputError, UnknownName, is_mapping, is_number
 from .path import Node
 
 Prediction = Literal["eps", "x0", "v", "flow"]
@@ -166,7 +166,7 @@ class Hold:
         """
         if not options:
             return NO_HOLD
-        if not isinstance(options, Mapping) or set(options) - {"clip_x0", "threshold", "largest"}:
+        if not is_mapping(options) or set(options) - {"clip_x0", "threshold", "largest"}:
             raise InputError(f"its hold {options!r} cannot be read.", parameter="code")
         return Hold(**options)
 

@@ -104,7 +104,7 @@ def theorem1_gamma(nodes: Sequence[Node], stds: Sequence[float]) -> list[float]:
     x0 - f_theta = -(sigma_t / alpha_t)(eps - eps_theta). At t = 1 the term is the decoder's log-likelihood.
     The proof in appendix B writes the x0 distance with slope 1; the slope is kept here.
     """
-    weights = []
+    weights: list[float] = []
     for i, (node, std) in enumerate(zip(nodes, stds, strict=True)):
         if std <= 0:
             raise InputError(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, is_whole
+from .._utils.tensors import lengths
 
 _PARALLEL = 1e-4  # below this angle sin is its argument to 1e-9, and the straight line is the arc
 
@@ -29,11 +30,11 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     if weight == 1:
         return b.clone()
     u, v = a.flatten(1).double(), b.flatten(1).double()
-    nu, nv = u.norm(dim=1, keepdim=True), v.norm(dim=1, keepdim=True)
+    nu, nv = lengths(u), lengths(v)
     tiny = torch.finfo(torch.float64).tiny
     eu, ev = u / nu.clamp(min=tiny), v / nv.clamp(min=tiny)
     # atan2 of the half-angle vectors keeps its precision at both ends, where acos of the dot product loses it.
-    angle = 2 * torch.atan2((eu - ev).norm(dim=1, keepdim=True), (eu + ev).norm(dim=1, keepdim=True))
+    angle = 2 * torch.atan2(lengths(eu - ev), lengths(eu + ev))
     straight = (angle < _PARALLEL) | (nu == 0) | (nv == 0)
     opposite = angle > torch.pi - _PARALLEL
     sine = torch.where(straight | opposite, torch.ones_like(angle), angle.sin())
@@ -44,7 +45,7 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
         side = u.roll(1, 1)
         side[:, side.shape[1] // 2 :].neg_()  # so that a constant vector's roll is not itself
         side = side - (side * eu).sum(1, keepdim=True) * eu
-        side = side / side.norm(dim=1, keepdim=True).clamp(min=tiny)
+        side = side / lengths(side).clamp(min=tiny)
         turn = torch.pi * torch.as_tensor(weight, dtype=torch.float64)
         length = (1 - weight) * nu + weight * nv
         out = torch.where(opposite & ~straight, length * (turn.cos() * eu + turn.sin() * side), out)

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import NotFinite
-from ..solvers.base import Noise, Solver, State
-from ..solvers.lattice import first_step
+from .contracts import Noise, OnStep, Solver, State
 from .denoiser import Denoiser
 from .grid import Grid
 
-OnStep = Callable[[int, State], None]
-"""Called after every step with the index of the node reached and the state there: progress, or what to keep."""
-
 
 class Backwards(Protocol):
-    """What can walk from data to noise: a reversible solver, or an inversion's approximate step."""
+    """What can go from data to noise: a reversible solver, or an inversion's approximate step."""
+
+    def first(self, grid: Grid) -> int:
+        """The node as far as which it goes."""
+        ...
 
     def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
         """From ``grid[i + 1]`` to ``grid[i]``."""
@@ -82,7 +82,7 @@ def solve_back(
     """
     start = grid.steps if first is None else first
     if last is None:
-        last = first_step(solver, grid)
+        last = solver.first(grid)
     return _walk(
         range(start - 1, last - 1, -1),
         lambda s, i: solver.unstep(denoise, s, grid, i),

@@ -46,6 +46,10 @@ class FolderTable:
             return self._columns[name]
         return [None if file is None else _caption(file) for file in self._captions]
 
+    def class_names(self, name: str) -> list[str]:
+        """See ``sources.Table``; lists of metadata have none."""
+        return []
+
     def cell(self, row: int) -> str:
         """See ``sources.Table``."""
         return self.files[row]

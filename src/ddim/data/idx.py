@@ -2,14 +2,18 @@
 
 import gzip
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from .._utils.errors import InputError, UnknownName
 from .._utils.foreign import told
-from ..training.config import SourceConfig
+
+if TYPE_CHECKING:
+    from ..training.config import SourceConfig
 
 _LABELS, _IMAGES = 2049, 2051  # the magic numbers
 
@@ -19,6 +23,7 @@ class IdxPart:
 
     def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, prompt: str = "") -> None:
         self.images, self.labels, self.words = images, labels, prompt
+        self.class_names: Sequence[str] = ()  # an idx file has none
 
     def __len__(self) -> int:
         return len(self.images)
@@ -40,7 +45,7 @@ class IdxPart:
         return Image.fromarray(self.images[row])
 
 
-def idx_file(source: SourceConfig) -> Path | None:
+def idx_file(source: "SourceConfig") -> Path | None:
     """The file of images, if ``path`` is one or a folder with them. Raises InputError for a split that is not there."""
     path = Path(source.path)
     if "-idx3-ubyte" in path.name and path.is_file():

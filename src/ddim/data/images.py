@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, is_whole
+from .._utils.files import write_whole
 from .._utils.foreign import first_line, hush_decoders, readable, told
-from ..inversion.latent_code import write_whole
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage

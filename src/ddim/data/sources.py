@@ -11,21 +11,26 @@ from difflib import get_close_matches
 from math import isnan
 from pathlib import Path
 from string import Formatter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from .._utils.errors import DDIMWarning, InputError, UnknownName, is_whole
 from .._utils.foreign import readable, told
-from ..training.config import DataConfig, SourceConfig
 from .folders import listing, read_folder
 from .idx import IdxPart, idx_file, read_images, read_labels
 from .images import decode, flatten, open_image
 
+if TYPE_CHECKING:
+    from ..training.config import DataConfig, SourceConfig
+
 
 class Part(Protocol):
     """The rows of one source, undecoded."""
+
+    class_names: Sequence[str]
+    """Of the labels 0, 1, ...; empty where the source does not name them."""
 
     def __len__(self) -> int: ...
 
@@ -58,6 +63,10 @@ class Table(Protocol):
         """One value a row; None where there is none."""
         ...
 
+    def class_names(self, name: str) -> list[str]:
+        """What the numbers 0, 1, ... in a column stand for; empty where that is not known."""
+        ...
+
     def cell(self, row: int) -> Any:
         """The picture: bytes, a file, or a dict of ``bytes`` and ``path``."""
         ...
@@ -88,6 +97,10 @@ class DatasetTable:
         """See ``Table``."""
         return list(self._data[name])
 
+    def class_names(self, name: str) -> list[str]:
+        """See ``Table``; a ``ClassLabel`` of HF datasets has them."""
+        return list(getattr(self._data.features[name], "names", None) or [])
+
     def cell(self, row: int) -> Any:
         """See ``Table``."""
         cell = self._pictures[row][self._picture]
@@ -107,10 +120,17 @@ class TablePart:
         table: the pictures.
         prompts: one a row, or none.
         labels: one a row, or none.
+        class_names: of the labels 0, 1, ..., or none.
     """
 
-    def __init__(self, table: Table, prompts: Sequence[str] = (), labels: Sequence[int] = ()) -> None:
-        self.table, self.prompts, self.labels = table, prompts, labels
+    def __init__(
+        self,
+        table: Table,
+        prompts: Sequence[str] = (),
+        labels: Sequence[int] = (),
+        class_names: Sequence[str] = (),
+    ) -> None:
+        self.table, self.prompts, self.labels, self.class_names = table, prompts, labels, class_names
 
     def __len__(self) -> int:
         return len(self.table)
@@ -147,7 +167,7 @@ class TablePart:
         raise InputError(f"{self.name(row)} holds no image, but {cell!r:.40}.", parameter="data.path")
 
 
-def open_source(source: SourceConfig, config: DataConfig) -> Part:
+def open_source(source: "SourceConfig", config: "DataConfig") -> Part:
     """The rows that ``source`` takes.
 
     Raises:
@@ -180,10 +200,11 @@ def open_source(source: SourceConfig, config: DataConfig) -> Part:
             f"there are no images in {source.path}{with_these}.",
             parameter="data.where" if source.where else "data.path",
         )
-    return TablePart(table, _prompts(table, source), _labels(table, source))
+    names = table.class_names(source.label) if source.label else []
+    return TablePart(table, _prompts(table, source), _labels(table, source), names)
 
 
-def _chosen(table: Table, source: SourceConfig, config: DataConfig) -> list[int] | None:
+def _chosen(table: Table, source: "SourceConfig", config: "DataConfig") -> list[int] | None:
     """The rows that ``where`` and ``without`` leave; None for all."""
     if not (source.where or source.without):
         return None
@@ -201,7 +222,7 @@ def _chosen(table: Table, source: SourceConfig, config: DataConfig) -> list[int]
     return _without(table, rows, source, config) if source.without else rows
 
 
-def _without(table: Table, rows: list[int], source: SourceConfig, config: DataConfig) -> list[int]:
+def _without(table: Table, rows: list[int], source: "SourceConfig", config: "DataConfig") -> list[int]:
     """``rows`` less those the file ``without`` lists, and less their pictures under other names."""
     names, listed = held_out(source.without)
     for name in names:
@@ -237,7 +258,7 @@ def held_out(path: str) -> tuple[list[str], set[tuple[str, ...]]]:
     return list(lines[0]), set(lines[1:])
 
 
-def _fields(source: SourceConfig) -> Iterator[str]:
+def _fields(source: "SourceConfig") -> Iterator[str]:
     """The columns that a prompt's template names. Raises InputError for no template."""
     try:
         for _, path, _, _ in Formatter().parse(source.prompt):
@@ -247,7 +268,7 @@ def _fields(source: SourceConfig) -> Iterator[str]:
         raise InputError(f"{source.prompt!r} is no template: {told(error)}", parameter="data.prompt") from None
 
 
-def _prompts(table: Table, source: SourceConfig) -> list[str]:
+def _prompts(table: Table, source: "SourceConfig") -> list[str]:
     """One a row. What a row lacks is left empty; what all rows lack is refused."""
     if not source.prompt:
         return []
@@ -306,7 +327,7 @@ def _is_empty(cell: Any) -> bool:
     return cell is None or (isinstance(cell, str) and not cell.strip()) or (isinstance(cell, float) and isnan(cell))
 
 
-def _rewritten(prompts: list[str], source: SourceConfig) -> list[str]:
+def _rewritten(prompts: list[str], source: "SourceConfig") -> list[str]:
     for pattern, replacement in source.rewrite:
         try:
             prompts = [re.sub(pattern, replacement, prompt) for prompt in prompts]
@@ -317,7 +338,7 @@ def _rewritten(prompts: list[str], source: SourceConfig) -> list[str]:
     return prompts
 
 
-def _labels(table: Table, source: SourceConfig) -> list[int]:
+def _labels(table: Table, source: "SourceConfig") -> list[int]:
     if not source.label:
         return []
     labels = table.column(source.label)
@@ -330,7 +351,7 @@ def _labels(table: Table, source: SourceConfig) -> list[int]:
     return labels
 
 
-def square(image: Image.Image, config: DataConfig) -> np.ndarray:
+def square(image: Image.Image, config: "DataConfig") -> np.ndarray:
     """An upright image as uint8 [channels, size, size]: without transparency, fitted as the config says.
 
     Raises:
@@ -356,7 +377,7 @@ def square(image: Image.Image, config: DataConfig) -> np.ndarray:
 # --- finding them ---------------------------------------------------------------------------------------------------
 
 
-def _open_table(source: SourceConfig) -> Table:
+def _open_table(source: "SourceConfig") -> Table:
     """The pictures behind ``path``: a parquet file, a folder, or a hub id."""
     path = Path(source.path)
     if not path.exists() and (
@@ -383,13 +404,13 @@ def _open_table(source: SourceConfig) -> Table:
     return DatasetTable(_raw(data, picture), picture, path if path.is_dir() else path.parent)
 
 
-def _no_column(source: SourceConfig) -> None:
+def _no_column(source: "SourceConfig") -> None:
     """Raises InputError for a column of pictures in a folder of picture files, which has none other."""
     if source.column not in ("", "image"):
         raise UnknownName("data.column", source.column, ["image"])
 
 
-def _open_dataset(source: SourceConfig, path: Path) -> Any:
+def _open_dataset(source: "SourceConfig", path: Path) -> Any:
     """The HF data set behind a parquet file, a folder of them, or a hub id."""
     try:
         import datasets
@@ -417,7 +438,7 @@ def _open_dataset(source: SourceConfig, path: Path) -> Any:
         raise InputError(f"{readable(source.path)!r} {reason}: {told(error)}", parameter="data.path") from error
 
 
-def _check_split(source: SourceConfig, known: Iterable[str]) -> None:
+def _check_split(source: "SourceConfig", known: Iterable[str]) -> None:
     """Raises InputError for a split, or part of one such as ``train[:100]``, that is not there."""
     names = list(map(str, known))
     for part in source.split.split("+"):
@@ -452,7 +473,7 @@ def _is_image(feature: Any) -> bool:
     return isinstance(feature, datasets.Image)
 
 
-def _image_column(data: Any, source: SourceConfig) -> str:
+def _image_column(data: Any, source: "SourceConfig") -> str:
     if source.column:
         if source.column not in data.column_names:
             raise UnknownName("data.column", source.column, data.column_names)

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError
-from ..cli.work import Counted, errors
+from ..cli.counted import Counted
+from ..cli.work import errors
 from ..data.images import read_images
 from ..models import bundled_models
-from ..pipelines import verbs
+from ..pipelines.events import steps_of
+from ..pipelines.sample import sample
 from .pictures import tiles
 from .studio import Job, Studio, plain
 
@@ -96,14 +98,14 @@ class Words:
     def _draw(self, which: str, report: Any) -> None:
         began, counted = time.perf_counter(), Counted(self.studio.model.model)
         prompts = self.asked[which]
-        self.drawn[which] = verbs.sample(
-            counted.as_model,
+        self.drawn[which] = sample(
+            counted,
             len(prompts),
             prompt=prompts,
             steps=STEPS,
             guidance=DRAWN,
             seed=self.studio.seed,
-            progress=report,
+            on_event=steps_of(report),
         ).cpu()
         self.seconds += time.perf_counter() - began
         self.nfe = counted.calls(len(prompts))
@@ -160,7 +162,7 @@ class Edits:
         gallery, began, counted = self.gallery, time.perf_counter(), Counted(self.studio.model.model)
         sources = gallery.pixels[:EDITS]
         made = edit(
-            counted.as_model,
+            counted,
             sources,
             [[target] for target in gallery.targets],
             source_prompt=gallery.prompts[:EDITS],
@@ -168,7 +170,7 @@ class Edits:
             attention=how.attention,  # type: ignore[arg-type]
             steps=STEPS,
             guidance=EDITED,
-            progress=report,
+            on_event=steps_of(report),
         )
         back, edits = made.reconstruction.cpu().float(), made.edits[:, 0].cpu().float()
         found = errors(sources, back)

@@ -4,11 +4,14 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from ..cli.work import Counted, errors, psnr
+from ..cli.counted import Counted
+from ..cli.work import errors, psnr
 from ..inversion import make_inversion
 from ..inversion.latent_code import LatentCode
 from ..pipelines import interpolate as between
-from ..pipelines import verbs
+from ..pipelines.events import steps_of
+from ..pipelines.invert import invert
+from ..pipelines.reconstruct import reconstruct
 from .pictures import AMPLIFIED, difference, latent, same_as_png, tiles
 from .studio import Job, Studio
 
@@ -43,7 +46,7 @@ class Inversion:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        top = studio.model.path.levels
+        top = studio.model.schedule.path.levels
         self.steps = [s for s in (10, 20, 50) if s <= top] or [top]
         self.curve: dict[tuple[str, int], dict[str, Any]] = {}
         self.shown: dict[str, dict[str, Any]] = {}
@@ -62,16 +65,16 @@ class Inversion:
     def _walk(self, method: Method, steps: int, report: Any) -> None:
         studio, began = self.studio, time.perf_counter()
         pixels, counted = studio.pixels, Counted(studio.model.model)
-        model = counted.as_model
+        model = counted
         made = make_inversion(method.name, method.options)
         there = made.nfe / (made.nfe + made.solver().nfe)  # its share of the way, for the bar
 
         def half(begin: float, share: float) -> Any:
             return report and (lambda done, total: report(round(1000 * (begin + share * done / total)), 1000))
 
-        code = verbs.invert(model, pixels, steps=steps, method=made, progress=half(0, there))
+        code = invert(model, pixels, steps=steps, method=made, on_event=steps_of(half(0, there)))
         nfe = {"invert": counted.calls(len(pixels))}
-        back = verbs.reconstruct(model, code, progress=half(there, 1 - there)).cpu()
+        back = reconstruct(model, code, on_event=steps_of(half(there, 1 - there))).cpu()
         nfe["reconstruct"] = counted.calls(len(pixels))
         found = errors(pixels, back)
         mse = sum(e["mse"] or 0.0 for e in found) / len(found)
@@ -165,13 +168,13 @@ class Between:
 
     def _row(self, what: str, which: list[int], frames: int, report: Any) -> None:
         began = time.perf_counter()
-        images = between.interpolate(self.studio.model.as_model, *self._codes(which), frames=frames, progress=report)
+        images = between.interpolate(self.studio.model, *self._codes(which), frames=frames, on_event=steps_of(report))
         self._keep(what, which, images.cpu(), len(images), began, {"frames": frames})
 
     def _grid(self, report: Any) -> None:
         began, (rows, columns) = time.perf_counter(), self.grid
         images = between.interpolate_grid(
-            self.studio.model.as_model, *self._codes(self.corners), rows=rows, columns=columns, progress=report
+            self.studio.model, *self._codes(self.corners), rows=rows, columns=columns, on_event=steps_of(report)
         )
         self._keep("corners", self.corners, images.cpu(), columns, began, {"grid": f"{rows}x{columns}"})
 

@@ -11,6 +11,7 @@ import torch
 
 from .. import __version__
 from .._utils.errors import InputError
+from .._utils.files import write_whole
 from .._utils.foreign import readable
 from ..cli.files import folder, protect, slug
 from ..cli.tables import describe
@@ -18,7 +19,6 @@ from ..cli.terminal import Terminal
 from ..cli.work import open_model
 from ..core.noise import checked_seed
 from ..data.images import read_images
-from ..inversion.latent_code import write_whole
 from ..models import bundled_models, bundled_test_images
 from .editing import DRAWINGS, Edits, Gallery, Words
 from .inverting import Between, Inversion
@@ -73,7 +73,7 @@ def run(
     names = [slug(p.stem) for p in paths]
     protect([out / "originals" / f"{n}.png" for n in names], paths)
     pixels = read_images(paths, counted.shape, resize=images is not None)
-    long = None if quick else counted.path.levels
+    long = None if quick else counted.schedule.path.levels
     studio = Studio(counted, model, out, seed, names, pixels, long)
     inversion = Inversion(studio)
     sections: dict[str, Any] = {

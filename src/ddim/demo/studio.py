@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..cli.counted import Counted
 from ..cli.terminal import Report
-from ..cli.work import Counted, about_model
+from ..cli.work import about_model
 from ..data.images import save_image
-from ..pipelines import verbs
+from ..pipelines.events import steps_of
+from ..pipelines.sample import sample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,7 +57,7 @@ class Studio:
 
     def steps(self, *wanted: int) -> list[int]:
         """Those S that the model has room for, and the longest; never none."""
-        top = self.model.path.levels
+        top = self.model.schedule.path.levels
         fitting = [s for s in wanted if s < (self.long or top + 1)]
         return [*fitting, self.long] if self.long else fitting or [top]
 
@@ -67,15 +69,15 @@ class Studio:
         began = time.perf_counter()
         if kept is None:
             model = Counted(self.model.model)
-            images = verbs.sample(
-                model.as_model,
+            images = sample(
+                model,
                 count,
                 steps=steps,
                 eta=eta,
                 seed=self.seed + first,
                 solver=solver,
                 batch=BATCH,
-                progress=report,
+                on_event=steps_of(report),
             ).cpu()
             nfe, spent = model.calls(count), (began, time.perf_counter())
         else:

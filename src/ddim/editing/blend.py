@@ -101,9 +101,9 @@ def _from_pil(image: Any) -> Tensor:
     return torch.from_numpy(np.asarray(shown.convert("L")).copy())
 
 
-def to_latent(mask: Tensor, size: tuple[int, int]) -> Tensor:
+def to_latent(mask: Tensor, size: Sequence[int]) -> Tensor:
     """A picture's mask [N, 1, H, W] on the latent: the part of each latent pixel's square that may change."""
-    return adaptive_avg_pool2d(mask, size)
+    return adaptive_avg_pool2d(mask, (size[0], size[1]))
 
 
 def from_maps(maps: Tensor, size: tuple[int, int], threshold: float) -> Tensor:

@@ -2,19 +2,20 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor
 
-from ..core.denoiser import Cond, Denoiser
+from ..core.contracts import Noise, Solver, State
+from ..core.denoiser import Call, Denoiser, ModelDenoiser
 from ..core.grid import Grid
 from ..core.path import Node
 from ..core.prediction import Pair
 from ..inversion.replay import SolverWrapper
-from ..models.sd import ATTENTION
-from ..solvers.base import Noise, Solver, State
 from ..solvers.lattice import LatticeState
-from .attention import AttentionController, AttentionPlan, within
+from .attention import AttentionController
 from .blend import blended, from_maps
+from .plan import AttentionPlan, within
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +63,12 @@ class Controlled(SolverWrapper):
         plan, followed = self.plan, _followed(state)
         maps = followed.maps
 
-        def controlled(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
+        def controlled(x: Tensor, node: Node) -> Pair:
             nonlocal maps
             control = AttentionController(plan, i, grid.steps) if plan is not None else None
             if control is None or control.idle:
-                return denoise(x, node, cond)
-            pair = denoise(x, node, {**(cond or {}), ATTENTION: control})
+                return denoise(x, node)
+            pair = cast(ModelDenoiser, denoise)(x, node, Call(controller=control))
             seen = control.finish()
             maps = seen if maps is None else maps if seen is None else maps + seen
             return pair

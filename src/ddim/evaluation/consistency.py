@@ -17,7 +17,7 @@ from .._utils.errors import InputError
 from ..data.images import read_images, save_image
 from ..models.base import Model
 from ..pipelines.common import grid_for
-from ..pipelines.verbs import solver_with_eta
+from ..pipelines.sample import solver_with_eta
 from .drawing import draw
 from .pairs import psnr, ssim
 from .plots import Point
@@ -60,9 +60,10 @@ class Consistency:
 
     def check(self, steps: Sequence[int], etas: Sequence[float]) -> None:
         """Raises InputError for an S or eta out of its range, or for no S, before any work."""
-        if not 2 <= self.reference <= self.model.path.levels:
+        levels = self.model.schedule.path.levels
+        if not 2 <= self.reference <= levels:
             raise InputError(
-                f"{self.reference} does not fit this model; use a whole number from 2 to {self.model.path.levels}.",
+                f"{self.reference} does not fit this model; use a whole number from 2 to {levels}.",
                 parameter="reference",
             )
         for count in (*steps, self.reference):

@@ -6,16 +6,15 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError
-from ..core.denoiser import Cond, bound
+from ..core.conditioning import PromptConditioning
+from ..core.contracts import Noise, Solver
 from ..core.grid import SPACINGS, Grid, make_grid
 from ..core.guidance import Guidance
 from ..core.path import GaussianPath, Node
 from ..core.prediction import Pair
 from ..core.solve import solve
 from ..models.base import Model
-from ..pipelines.common import grid_for, guided_by, half_precision_hint, start
-from ..solvers import Solver
-from ..solvers.base import Noise
+from ..pipelines.common import grid_for, half_precision_hint, prior
 
 
 def walk(model: Model, solver: Solver, grid: Grid, x: Tensor, noise: Noise | None, classes: Sequence[int]) -> Tensor:
@@ -31,7 +30,7 @@ def walk(model: Model, solver: Solver, grid: Grid, x: Tensor, noise: Noise | Non
     Raises:
         DDIMError: the sample stopped being numbers.
     """
-    denoise = bound(guided_by(model, Guidance(1.0)), _condition(model, classes))
+    denoise = model.guided(Guidance(1.0), _conditions(model, classes))
     with torch.inference_mode(), half_precision_hint(model):
         state = solve(denoise, solver, solver.init(x, grid), grid, noise=noise)
         return model.decode(solver.read(state)).float().cpu()
@@ -40,7 +39,7 @@ def walk(model: Model, solver: Solver, grid: Grid, x: Tensor, noise: Noise | Non
 def draw(model: Model, solver: Solver, grid: Grid, seeds: Sequence[int]) -> Tensor:
     """The images of ``seeds``, one each, float32 [N, C, H, W] in [0, 1]; a class-conditional model draws class
     seed mod K."""
-    x, noise = start(model, grid, seeds, model.shape)
+    x, noise = prior(model, grid, seeds, model.shape)
     return walk(model, solver, grid, x, noise, seeds)
 
 
@@ -48,7 +47,7 @@ def cost(solver: Solver, grid: Grid) -> int:
     """Network calls a sample over the whole grid, counted: a solver may ask less often in its first or last step."""
     calls = 0
 
-    def denoise(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
+    def denoise(x: Tensor, node: Node) -> Pair:
         nonlocal calls
         calls += 1
         return Pair(torch.zeros_like(x), torch.zeros_like(x))
@@ -64,7 +63,7 @@ def within(solver: Solver, model: Model, spacing: str, evaluations: int) -> Grid
     Raises:
         InputError: not even one step does.
     """
-    for steps in range(min(evaluations, model.path.levels), 0, -1):
+    for steps in range(min(evaluations, model.schedule.path.levels), 0, -1):
         grid = grid_for(model, steps, spacing)
         if cost(solver, grid) <= evaluations:
             return grid
@@ -77,6 +76,6 @@ def spacing_label(path: GaussianPath, grid: Grid) -> str:
     return "every level" if every and grid.nodes == make_grid(path, grid.steps, "linspace").nodes else grid.spacing
 
 
-def _condition(model: Model, seeds: Sequence[int]) -> Cond:
+def _conditions(model: Model, seeds: Sequence[int]) -> PromptConditioning:
     labels = [seed % model.classes for seed in seeds] if model.classes else None
     return model.condition(labels, len(seeds))

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError
+from ..core.contracts import options_of
 from ..data.idx import idx_file
 from ..models.base import Model
-from ..pipelines.common import Progress, Spacing, grid_for
-from ..pipelines.verbs import sample, solver_with_eta
-from ..solvers.base import options_of
+from ..pipelines.common import Spacing, grid_for
+from ..pipelines.events import Progress
+from ..pipelines.sample import sample, solver_with_eta
 from ..training.config import DataConfig
 from ..training.data import Images
 from .reference import Features, as_saved

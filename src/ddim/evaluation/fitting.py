@@ -9,7 +9,7 @@ import torch
 
 from .._utils.errors import InputError
 from ..models.features import FeatureClassifier, bundled_features, load_features, sides
-from ..pipelines.common import Progress
+from ..pipelines.events import Progress
 from .frechet import Statistics
 from .reference import carried_statistics, data_statistics
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, is_number, is_whole
+from .._utils.files import write_whole
 from .._utils.foreign import told
-from ..inversion.latent_code import write_whole
 
 FORMAT = "ddim-statistics"
 

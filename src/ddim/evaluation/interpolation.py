@@ -33,7 +33,7 @@ from .._utils.errors import InputError
 from ..core.slerp import slerp
 from ..data.images import save_image
 from ..models.base import Model
-from ..pipelines.common import grid_for, start
+from ..pipelines.common import grid_for, prior
 from ..solvers import make_solver
 from .drawing import walk
 from .frechet import Statistics, bootstrap_interval
@@ -128,8 +128,8 @@ class Interpolation:
             DDIMError: the sample stopped being numbers.
         """
         grid, solver = grid_for(self.model, self.steps, self.spacing), make_solver("ddim")
-        a, _ = start(self.model, grid, seeds, self.model.shape)
-        b, _ = start(self.model, grid, [seed + 1 for seed in seeds], self.model.shape)
+        a, _ = prior(self.model, grid, seeds, self.model.shape)
+        b, _ = prior(self.model, grid, [seed + 1 for seed in seeds], self.model.shape)
         at = torch.stack([_weights(seed, self.frames) for seed in seeds])  # [N, frames + 2]
         if way == "pixels":
             a, b = (walk(self.model, solver, grid, x, None, seeds) for x in (a, b))

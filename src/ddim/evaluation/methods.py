@@ -7,10 +7,14 @@ from typing import Any
 import torch
 
 from .._utils.errors import InputError
+from ..core.conditioning import Conditioning
+from ..core.denoiser import Call
+from ..core.path import Node
 from ..inversion import inversion_names, make_inversion
 from ..models.base import Model
-from ..pipelines import verbs
+from ..models.wrapped import ModelWrapper
 from ..pipelines.common import Spacing
+from ..pipelines.invert import invert
 
 VARIANTS = {"ddim": ("ddim iterations=5",), "null-text": ("null-text start=prompt",)}
 """What is measured beside a method as it comes, without being asked for."""
@@ -71,8 +75,8 @@ def refusal(model: Model, one: Way, steps: int, guidance: float, spacing: Spacin
     """Why a method does not take a model, a weight, S or a spacing; None where it does. Asks no network."""
     picture = torch.zeros(1, *model.picture)
     try:
-        verbs.invert(
-            _Unasked(model),  # type: ignore[arg-type]
+        invert(
+            _Unasked(model),
             picture,
             steps=steps,
             method=one.method,
@@ -123,19 +127,9 @@ class _AskedError(Exception):
     """The network would have been asked."""
 
 
-class _Unasked:
+class _Unasked(ModelWrapper):
     """A model whose network is not to be asked."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def denoiser(self) -> Any:
+    def forward(self, x: torch.Tensor, node: Node, cond: Conditioning, call: Call) -> torch.Tensor:
         """Raises what ``refusal`` waits for."""
-
-        def denoise(x: torch.Tensor, node: Any, cond: Any = None) -> Any:
-            raise _AskedError
-
-        return denoise
+        raise _AskedError

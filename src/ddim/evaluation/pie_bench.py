@@ -18,8 +18,9 @@ from torch.nn.functional import interpolate
 from .._utils.errors import DDIMWarning, InputError, is_whole
 from .._utils.foreign import read_json
 from ..data.images import open_image
-from ..editing.attention import AttentionEdit
-from ..pipelines.edit import planned, text_model
+from ..editing.plan import AttentionEdit
+from ..pipelines.common import need_text
+from ..pipelines.edit import planned
 
 MAPPING, PICTURES = "mapping_file.json", "annotation_images"
 CATEGORIES = (
@@ -133,17 +134,18 @@ def fitted(model: Any, entries: Sequence[Entry], attention: str) -> list[Entry]:
     Raises:
         InputError: a model without text, prompts that do not go with the attention control.
     """
-    text, how, out = text_model(model), AttentionEdit(attention), []
+    need_text(model)
+    how, out = AttentionEdit(attention), []
     for entry in entries:
         prompts = entry.source_prompt, entry.target_prompt
         try:
             for prompt, word in zip(prompts, entry.blend or (), strict=False):
-                text.tokens(prompt).places(word)
+                model.tokens(prompt).places(word)
         except InputError as error:
             warnings.warn(f"Entry {entry.key!r} is edited without its blend words: {error}", DDIMWarning, stacklevel=2)
             entry = replace(entry, blend=None)
         try:
-            planned(text, prompts[:1], prompts[1], (text.picture[1], text.picture[2]), how, entry.blend)
+            planned(model, prompts[:1], prompts[1], model.picture[1:], how, entry.blend)
         except InputError as error:
             raise InputError(f"Entry {entry.key!r}: {error}") from None
         out.append(entry)

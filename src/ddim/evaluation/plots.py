@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..inversion.latent_code import write_whole
+from .._utils.files import write_whole
 
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#4a5568", "#b7791f", "#319795", "#9b2c2c", "#1a202c")
 MARKS = "osD^vPX*<>"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._utils.errors import InputError
 from ..models.features import FeatureClassifier
-from ..pipelines.common import Progress
+from ..pipelines.events import Progress
 from ..training.config import DataConfig
 from ..training.data import Images
 from .frechet import Statistics, read_statistics

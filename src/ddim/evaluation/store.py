@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .._utils.errors import DDIMError, InputError
+from .._utils.files import write_whole
 from .._utils.foreign import one_line, told
 from .._utils.lock import only_process
-from ..inversion.latent_code import write_whole
 
 Row = Mapping[str, Any]
 _T = TypeVar("_T")

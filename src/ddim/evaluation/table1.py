@@ -18,7 +18,7 @@ from .._utils.errors import InputError, is_number
 from ..core.grid import SPACINGS, Grid
 from ..models.base import Model
 from ..pipelines.common import grid_for
-from ..pipelines.verbs import solver_with_eta
+from ..pipelines.sample import solver_with_eta
 from ..solvers import make_solver
 from .drawing import cost, draw, spacing_label, within
 from .frechet import Statistics, bootstrap_interval
@@ -240,7 +240,7 @@ def _number(text: str) -> float:
 def _cell(model: Model, solver: str, eta: float, grid: Grid) -> Cell:
     calls = cost(solver_with_eta(solver, eta, None), grid)
     nodes = sha256(" ".join(f"{node.t:.10g}" for node in grid).encode()).hexdigest()[:12]
-    return Cell(solver, eta, spacing_label(model.path, grid), nodes, calls, grid)
+    return Cell(solver, eta, spacing_label(model.schedule.path, grid), nodes, calls, grid)
 
 
 def _row(item: Mapping[str, Any], cell: Cell, vector: list[float] | None, seconds: float, failed: str = "") -> Row:

@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
+from .._utils.files import write_whole
 from .._utils.foreign import readable
-from ..inversion.latent_code import write_whole
 
 
 def finite_mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:

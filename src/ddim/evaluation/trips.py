@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ..inversion.latent_code import LatentCode
 from ..models.base import Model
-from ..pipelines import verbs
-from ..pipelines.common import Progress, Spacing
+from ..pipelines.common import Spacing
+from ..pipelines.events import Progress
+from ..pipelines.invert import invert
+from ..pipelines.reconstruct import reconstruct
 from .edits import Picture
 from .methods import Way
 from .pairs import digest, mse, psnr, ssim
@@ -44,7 +46,7 @@ class Trip:
 
 
 @dataclass(frozen=True, eq=False)
-class InversionResult:
+class RoundTrip:
     """What a trip brought: the code, the pictures [N, C, H, W] in [0, 1], network calls and seconds a picture."""
 
     code: LatentCode
@@ -56,7 +58,7 @@ class InversionResult:
 
 def trip_items(model: Model, pictures: Sequence[Picture], trip: Trip) -> list[Item]:
     """The identities of pictures on a trip."""
-    spacing = trip.spacing or model.spacing
+    spacing = trip.spacing or model.schedule.spacing
     same = {
         "fingerprint": str(model.fingerprint)[:12],
         "method": trip.way.method,
@@ -78,7 +80,7 @@ def walk(
     seed: int,
     calls: Callable[[int], float],
     progress: Progress | None = None,
-) -> InversionResult:
+) -> RoundTrip:
     """Inverts pictures and comes forward again, all in one batch; the k-th has the seed ``seed + k``.
 
     Raises:
@@ -86,7 +88,7 @@ def walk(
     """
     pixels = torch.stack([picture.pixels for picture in pictures])
     began = time.perf_counter()
-    code = verbs.invert(
+    code = invert(
         model,
         pixels.to(model.state_dtype),
         steps=trip.steps,
@@ -99,9 +101,9 @@ def walk(
         batch=len(pictures),
     )
     back = calls(len(pictures))
-    images = verbs.reconstruct(model, code, batch=len(pictures)).cpu()  # which waits for the device
+    images = reconstruct(model, code, batch=len(pictures)).cpu()  # which waits for the device
     seconds = (time.perf_counter() - began) / len(pictures)
-    return InversionResult(code, images, back, calls(len(pictures)), seconds)
+    return RoundTrip(code, images, back, calls(len(pictures)), seconds)
 
 
 def distances(pixels: Tensor, back: Tensor) -> list[Row]:

@@ -1,56 +1,64 @@
 """The registry of inversions: adding one is a file and a line here. Every reversible solver is one by itself."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from .._utils.errors import InputError, UnknownName
-from ..solvers import SOLVERS, ReversibleSolver, build, make_solver
-from .base import GuidedInversion, Inversion
-from .ddim import DDIMInversion
-from .direct import DirectInversion
-from .edit_friendly import EditFriendly
-from .exact import ExactInversion
-from .heun import HeunInversion
-from .negative_prompt import NegativePrompt
-from .null_text import NullText
+from .._utils.registry import Registry, build
+from ..solvers import REVERSIBLE, SOLVERS
 
-APPROXIMATE: dict[str, Callable[..., Inversion]] = {m.name: m for m in (DDIMInversion, HeunInversion)}
-GUIDED: dict[str, Callable[..., GuidedInversion]] = {
-    m.name: m for m in (NullText, NegativePrompt, DirectInversion, EditFriendly)
-}
-REVERSIBLE: tuple[str, ...] = tuple(name for name, kind in SOLVERS.items() if issubclass(kind, ReversibleSolver))
+if TYPE_CHECKING:
+    from ..core.contracts import Inversion
+
+INVERSIONS: "Registry[Inversion]" = Registry(
+    {
+        "ddim": "inversion.ddim:DDIMInversion",
+        "heun": "inversion.heun:HeunInversion",
+        "null-text": "inversion.null_text:NullText",
+        "negative-prompt": "inversion.negative_prompt:NegativePrompt",
+        "direct": "inversion.direct:DirectInversion",
+        "edit-friendly": "inversion.edit_friendly:EditFriendly",
+        **REVERSIBLE.lines,
+    }
+)
+"""Every inversion by its name."""
 
 
 def inversion_names() -> list[str]:
     """Every method that ``make_inversion`` knows."""
-    return [*APPROXIMATE, *GUIDED, *REVERSIBLE]
+    return list(INVERSIONS)
 
 
-def make_inversion(name: str, options: Mapping[str, Any] | None = None) -> Inversion | GuidedInversion:
-    """An inversion by name.
+def make_inversion(method: "str | Inversion", options: Mapping[str, Any] | None = None) -> "Inversion":
+    """An inversion by name; one that is an inversion already stays as it is.
 
     Args:
-        name: one of ``inversion_names()``.
-        options: its fields, such as ``{"iterations": 5}``, or the reversible solver's, ``{"gamma": 0.96}``.
+        method: one of ``inversion_names()``, or an ``Inversion``.
+        options: its fields, such as ``{"iterations": 5}`` or ``{"gamma": 0.96}``; they go with a name.
 
     Raises:
-        InputError: an unknown name or option, or a value out of range.
+        InputError: an unknown name or option, a value out of range, options beside a method that has its own.
     """
-    if not isinstance(name, str):
-        raise InputError(f"a {type(name).__name__} is not a method's name.", parameter="method")
-    if name in APPROXIMATE:
-        return build(APPROXIMATE[name], name, options)
-    if name in GUIDED:
-        return build(GUIDED[name], name, options)
-    if name in REVERSIBLE:
-        solver = make_solver(name, options)
-        assert isinstance(solver, ReversibleSolver)
-        return ExactInversion(solver)
-    if name in SOLVERS:
+    if not isinstance(method, str):
+        return _as_it_is(method, options)
+    if method in INVERSIONS:
+        return build(INVERSIONS[method], method, options)
+    if method in SOLVERS:
         raise InputError(
-            f"{name!r} cannot be inverted; use one of: {', '.join(inversion_names())}.", parameter="method"
+            f"{method!r} cannot be inverted; use one of: {', '.join(inversion_names())}.", parameter="method"
         )
-    raise UnknownName("method", name, inversion_names())
+    raise UnknownName("method", method, inversion_names())
 
 
-__all__ = ["APPROXIMATE", "GUIDED", "REVERSIBLE", "GuidedInversion", "Inversion", "inversion_names", "make_inversion"]
+def _as_it_is(method: object, options: Mapping[str, Any] | None) -> "Inversion":
+    from ..core.contracts import Inversion
+
+    if not isinstance(method, Inversion):
+        raise InputError(
+            f"a {type(method).__name__} is neither a method's name nor an inversion; use one of: "
+            f"{', '.join(inversion_names())}.",
+            parameter="method",
+        )
+    if options:
+        raise InputError("they go with a method's name; an inversion object has its own.", parameter="options")
+    return method

@@ -1,22 +1,25 @@
 """DDIM inversion: the implicit step solved by fixed-point iteration; one iteration is the plain method."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, UnknownName
+from .._utils.tensors import solved
+from ..core.contracts import State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
-from ..solvers.base import State, shift
-from .plain import ByDDIM, Stepwise
+from ..solvers.base import shift
+from .base import ByDDIM, Stepwise
 
 LABELS = ("destination", "source")
 
 
 @dataclass(frozen=True)
 class DDIMInversion(ByDDIM, Stepwise):
-    """Walks DDIM (eta = 0) from data to noise.
+    """Takes DDIM (eta = 0) from data to noise.
 
     The step back from s to the noisier t wants eps at x_t, which is not known yet. The iteration starts from x_s and
     asks the network at (x, t): the first iterate is plain DDIM inversion (Song et al. 2021, section 4.3), more
@@ -38,13 +41,10 @@ class DDIMInversion(ByDDIM, Stepwise):
     label: str = "destination"
     anderson: int = 0
 
-    name: str = field(default="ddim", init=False, repr=False)
-    exact: bool = field(default=False, init=False, repr=False)
-    paper: str = field(
-        default="Song et al. 2021, arXiv 2010.02502, section 4.3; Pan et al. 2023, arXiv 2309.04907",
-        init=False,
-        repr=False,
-    )
+    name: ClassVar[str] = "ddim"
+    exact: ClassVar[bool] = False
+    floor_db: ClassVar[float] = 14.0
+    paper: ClassVar[str] = "Song et al. 2021, arXiv 2010.02502, section 4.3; Pan et al. 2023, arXiv 2309.04907"
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
@@ -60,12 +60,12 @@ class DDIMInversion(ByDDIM, Stepwise):
             raise InputError(f"{self.anderson} is negative; 0 switches the acceleration off.", parameter="anderson")
 
     @property
-    def nfe(self) -> int:
+    def nfe(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As many as iterations."""
         return self.iterations
 
     @property
-    def order(self) -> int:
+    def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As many as iterations: each makes what is left of the implicit step smaller by the step's size."""
         return self.iterations
 
@@ -105,7 +105,7 @@ class _Anderson:
         gram = differences @ differences.transpose(1, 2)
         scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-200)
         ridge = 1e-10 * scale[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-        weights = torch.linalg.solve(gram + ridge, (differences @ newest.unsqueeze(2)))  # [N, m, 1]
+        weights = solved(gram + ridge, (differences @ newest.unsqueeze(2)))  # [N, m, 1]
         mixed = image
         for k, earlier in enumerate(self.images[:-1]):
             w = weights[:, k, 0].to(image.dtype).view(-1, *[1] * (image.ndim - 1))

@@ -1,22 +1,22 @@
 """Edit-friendly DDPM inversion: the noise maps that lead DDPM from noise to the image."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, NotFinite
+from ..core.contracts import Inversion, InversionProblem, InversionResult, OnStep, Solver
 from ..core.grid import Grid
 from ..core.process import eta_std
-from ..core.solve import OnStep
-from ..solvers.base import Solver, move
+from ..solvers.base import move
 from ..solvers.ddim import DDIM
-from .base import InversionProblem, InversionResult
-from .plain import OneValue, Walks
 
 
 @dataclass(frozen=True)
-class EditFriendly(Walks, OneValue):
+class EditFriendly(Inversion):
     """Noises the image to every node independently, and keeps what each step of DDPM lacks to the next one
     (Huberman-Spiegelglas et al. 2024, Algorithm 1): z_i = (x_{i+1} - mu_i) / std_i, x_{i+1} rewritten with it.
 
@@ -34,12 +34,13 @@ class EditFriendly(Walks, OneValue):
     eta: float = 1.0
     skip: float = 0.36
 
-    name: str = field(default="edit-friendly", init=False, repr=False)
-    exact: bool = field(default=True, init=False, repr=False)
-    paper: str = field(default="Huberman-Spiegelglas et al. 2024, arXiv 2304.06140", init=False, repr=False)
-    nfe: int = field(default=1, init=False, repr=False)
-    order: int = field(default=1, init=False, repr=False)
-    back: None = field(default=None, init=False, repr=False)
+    name: ClassVar[str] = "edit-friendly"
+    exact: ClassVar[bool] = True
+    paper: ClassVar[str] = "Huberman-Spiegelglas et al. 2024, arXiv 2304.06140"
+    nfe: ClassVar[int] = 1
+    order: ClassVar[int] = 1
+    keeps: ClassVar[tuple[str, ...]] = ("noise", "end")
+    floor_db: ClassVar[float] = math.inf
 
     def __post_init__(self) -> None:
         if not 0 < self.eta <= 1:
@@ -56,7 +57,7 @@ class EditFriendly(Walks, OneValue):
         """DDIM with this eta."""
         return DDIM(self.eta)
 
-    def first(self, grid: Grid) -> int:
+    def begin(self, grid: Grid) -> int:
         """The node that the way forward starts from.
 
         Raises:
@@ -71,22 +72,23 @@ class EditFriendly(Walks, OneValue):
             )
         return first
 
-    def rest(self, grid: Grid) -> Grid:
+    def part(self, grid: Grid) -> Grid:
         """The part of ``grid`` that is walked; raises InputError where no step would be left."""
-        return Grid(grid.nodes[self.first(grid) :], grid.spacing)
+        return grid.rest(self.begin(grid))
 
-    def walk(self, scene: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> InversionResult:
+    def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
         """The noised image at the first node, ``extras["noise"]`` [N, S, ...] and ``extras["end"]`` [N, 1, ...].
 
         Raises:
-            InputError: a scene without a source of noise, or a skip that leaves no step.
+            InputError: a problem without a source of noise, or a skip that leaves no step.
         """
-        if scene.noise is None:
+        if problem.noise is None:
             raise InputError(f"{self.name!r} draws noise; give a seed.", parameter="seed")
-        rest = self.rest(grid)
+        rest = self.part(grid)
         # from the data end, so that a seed gives the same images at the nodes that two skips share
-        noised = [node.alpha * x0 + node.sigma * scene.noise(x0) for node in rest.nodes[-2::-1]][::-1]
-        denoise, x, maps = scene.guided(scene.back), noised[0], []
+        noised = [node.alpha * x0 + node.sigma * problem.noise(x0) for node in rest.nodes[-2::-1]][::-1]
+        denoise, x = problem.denoiser(problem.inversion_guidance), noised[0]
+        maps: list[Tensor] = []
         with torch.no_grad():
             for i in range(rest.steps):
                 t, s = rest[i], rest[i + 1]
@@ -103,4 +105,4 @@ class EditFriendly(Walks, OneValue):
                 if on_step is not None:
                     on_step(i + 1, {"x": x})
         extras = {"noise": torch.stack(maps, dim=1), "end": x0.unsqueeze(1)}
-        return InversionResult({"x": noised[0]}, rest, scene.cond, extras)
+        return InversionResult({"x": noised[0]}, rest, problem.prompts, extras)

@@ -1,31 +1,29 @@
 """Inversion by a one-step solver on the reversed grid: the same formula, the other way."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
+from ..core.contracts import Solver, State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
-from ..solvers.base import Solver, State
 from ..solvers.heun import Heun
-from .plain import OneValue, Stepwise
+from .base import Stepwise
 
 
 @dataclass(frozen=True)
-class HeunInversion(OneValue, Stepwise):
+class HeunInversion(Stepwise):
     """Heun's step from data to noise, and Heun forwards again: not exact.
 
     The code is of second order, the round trip of third: a step and its step back share the leading error, which is
     odd in the step's size and cancels.
     """
 
-    name: str = field(default="heun", init=False, repr=False)
-    order: int = field(default=3, init=False, repr=False)
-    exact: bool = field(default=False, init=False, repr=False)
-    paper: str = field(default=Heun.paper, init=False, repr=False)
-
-    @property
-    def nfe(self) -> int:
-        """Two a step."""
-        return Heun.nfe
+    name: ClassVar[str] = "heun"
+    nfe: ClassVar[int] = Heun.nfe
+    order: ClassVar[int] = 3
+    exact: ClassVar[bool] = False
+    floor_db: ClassVar[float] = 30.0
+    paper: ClassVar[str] = Heun.paper
 
     def solver(self) -> Solver:
         """Heun."""

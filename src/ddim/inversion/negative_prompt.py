@@ -1,21 +1,21 @@
 """Negative-prompt inversion: the source's prompt stands in for the null-text, and nothing is tuned."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .._utils.errors import InputError
+from ..core.conditioning import POOLED, TEXT, Conditioning, PromptConditioning
+from ..core.contracts import InversionProblem, InversionResult, OnStep
 from ..core.grid import Grid
-from ..core.guidance import NULL
-from ..core.solve import OnStep
-from .base import InversionProblem, InversionResult, need_words
+from .base import ByDDIM
 from .ddim import DDIMInversion
-from .plain import ByDDIM, Walks
 
 
 @dataclass(frozen=True)
-class NegativePrompt(Walks, ByDDIM):
+class NegativePrompt(ByDDIM):
     """DDIM inversion at weight 1; forwards, the null embedding is the source prompt's (Miyake et al. 2023, section 4).
 
     Both predictions are then the same and the weight has no say: the source comes back as it does from DDIM inversion
@@ -28,12 +28,14 @@ class NegativePrompt(Walks, ByDDIM):
 
     toward_empty: float = 0.0
 
-    name: str = field(default="negative-prompt", init=False, repr=False)
-    exact: bool = field(default=False, init=False, repr=False)
-    paper: str = field(default="Miyake et al. 2023, arXiv 2305.16807", init=False, repr=False)
-    nfe: int = field(default=1, init=False, repr=False)
-    order: int = field(default=1, init=False, repr=False)
-    back: float = field(default=1.0, init=False, repr=False)
+    name: ClassVar[str] = "negative-prompt"
+    exact: ClassVar[bool] = False
+    floor_db: ClassVar[float] = 24.0
+    paper: ClassVar[str] = "Miyake et al. 2023, arXiv 2305.16807"
+    needs: ClassVar[str] = "conditions"
+    nfe: ClassVar[int] = 1
+    order: ClassVar[int] = 1
+    inversion_guidance: ClassVar[float | None] = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.toward_empty <= 1:
@@ -42,15 +44,30 @@ class NegativePrompt(Walks, ByDDIM):
                 parameter="toward_empty",
             )
 
-    def walk(self, scene: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> InversionResult:
-        """x at the noisy end, and another ``cond["null"]``.
+    def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
+        """x at the noisy end, and another unconditional branch.
 
         Raises:
-            InputError: a model without text.
+            InputError: a model without conditions; ``toward_empty`` for one that takes no prompts.
         """
-        words, empty = need_words(scene, self.name)
-        state = DDIMInversion().invert(scene.guided(self.back), x0, grid, on_step)
-        return InversionResult(state, grid, {**scene.cond, NULL: along_arc(words, empty, self.toward_empty)}, {})
+        cond, uncond = problem.prompts.cond, problem.prompts.uncond
+        if uncond is None:
+            raise InputError(
+                f"{self.name!r} puts the source's condition in place of none, and this model has none of either; use "
+                "'ddim' or 'belm'.",
+                parameter="method",
+            )
+        if self.toward_empty:
+            problem.need_text(self.name)
+        done = DDIMInversion().invert(replace(problem, inversion_guidance=1.0), x0, grid, on_step)
+        return InversionResult(done.state, grid, PromptConditioning(cond, self._between(cond, uncond)), {})
+
+    def _between(self, cond: Conditioning, uncond: Conditioning) -> Conditioning:
+        """The condition itself, its embeddings moved towards the unconditional ones."""
+        parts = [name for name in (TEXT, POOLED) if name in cond]
+        return cond.replace(
+            **{name: along_arc(cond.tensors[name], uncond.tensors[name], self.toward_empty) for name in parts}
+        )
 
 
 def along_arc(a: Tensor, b: Tensor, part: float) -> Tensor:

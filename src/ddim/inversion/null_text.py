@@ -1,17 +1,18 @@
 """Null-text inversion: the null embedding is tuned until guided DDIM steps land on the pivot."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, UnknownName
+from ..core.conditioning import TEXT
+from ..core.contracts import InversionInterrupted, InversionProblem, InversionResult, OnStep
 from ..core.grid import Grid
-from ..core.guidance import NULL
-from ..core.solve import OnStep
-from .base import InversionInterrupted, InversionProblem, InversionResult, need_words, pivot_of
-from .plain import ByDDIM, Walks
+from .base import ByDDIM, pivot_of
+from .replay import TUNED
 from .tuning import Adam, Landing
 
 STARTS = ("empty", "prompt")
@@ -19,7 +20,7 @@ SCOPES = ("step", "global")
 
 
 @dataclass(frozen=True)
-class NullText(Walks, ByDDIM):
+class NullText(ByDDIM):
     """Mokady et al. 2023 (arXiv 2211.09794), Algorithm 1, over a batch of images.
 
     The pivot is plain DDIM inversion at weight 1. Forwards, at step i and from where the sample is by then, the null
@@ -52,11 +53,14 @@ class NullText(Walks, ByDDIM):
     start: str = "empty"
     scope: str = "step"
 
-    name: str = field(default="null-text", init=False, repr=False)
-    exact: bool = field(default=False, init=False, repr=False)
-    paper: str = field(default="Mokady et al. 2023, arXiv 2211.09794", init=False, repr=False)
-    order: int = field(default=1, init=False, repr=False)
-    back: float = field(default=1.0, init=False, repr=False)
+    name: ClassVar[str] = "null-text"
+    exact: ClassVar[bool] = False
+    floor_db: ClassVar[float] = 24.0
+    paper: ClassVar[str] = "Mokady et al. 2023, arXiv 2211.09794"
+    order: ClassVar[int] = 1
+    inversion_guidance: ClassVar[float | None] = 1.0
+    needs: ClassVar[str] = "text"
+    keeps: ClassVar[tuple[str, ...]] = (TUNED,)
 
     def __post_init__(self) -> None:
         if self.inner < 1:
@@ -74,7 +78,7 @@ class NullText(Walks, ByDDIM):
             raise UnknownName("scope", self.scope, SCOPES)
 
     @property
-    def nfe(self) -> int:
+    def nfe(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The pivot, the prompt's prediction, and one for each update and the last embedding."""
         return self.inner + 3
 
@@ -90,10 +94,10 @@ class NullText(Walks, ByDDIM):
     def _counted(i: int, steps: int) -> float:
         return i * min(1.0, 100 / steps)
 
-    def walk(self, scene: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None = None) -> InversionResult:
-        """The pivot's noisy end with ``extras["null"]`` [N, S, L, D]; of scope ``global``, another ``cond["null"]``.
+    def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
+        """The pivot's noisy end with ``extras["uncond_text"]`` [N, S, L, D]; of scope ``global``, another ``uncond``.
 
-        ``on_step`` and ``scene.tell`` are called a step (of ``global``: a sweep), the latter with the loss that is
+        ``on_step`` and ``problem.on_loss`` are called a step (of ``global``: a sweep), the latter with the loss that is
         left, the images' mean.
 
         Raises:
@@ -101,39 +105,41 @@ class NullText(Walks, ByDDIM):
             InversionInterrupted: Ctrl-C, once the pivot is there.
             DDIMError: the network returned NaN; the step is named.
         """
-        words, empty = need_words(scene, self.name)
-        if scene.guidance.weight == 1:
+        prompts = problem.need_text(self.name)
+        if problem.guidance.weight == 1:
             raise InputError(
                 f"1 leaves {self.name!r} nothing to tune, since the null embedding has no say; "
                 "use another weight, such as 7.5, or the method 'ddim'.",
                 parameter="guidance",
             )
+        assert prompts.uncond is not None
+        words, empty = prompts.cond.tensors[TEXT], prompts.uncond.tensors[TEXT]
         first = (words if self.start == "prompt" else empty).clone()
-        kept = scene.resume or {"pivot": pivot_of(scene, x0, grid, self.back)}
+        kept = problem.resume or {"pivot": pivot_of(problem, x0, grid)}
         one = self._tune_all if self.scope == "global" else self._tune_each
-        return one(scene, grid, first, kept, on_step)
+        return one(problem, grid, first, kept, on_step)
 
     def _tune_each(
-        self, scene: InversionProblem, grid: Grid, first: Tensor, kept: Mapping[str, Tensor], on_step: OnStep | None
+        self, problem: InversionProblem, grid: Grid, first: Tensor, kept: Mapping[str, Tensor], on_step: OnStep | None
     ) -> InversionResult:
         pivot = kept["pivot"]
         # Replaced whole after each step, so that Ctrl-C finds it whole.
-        done = kept.get("x", pivot[:, 0]), kept["null"].unbind(1) if "null" in kept else ()
+        done = kept.get("x", pivot[:, 0]), kept[TUNED].unbind(1) if TUNED in kept else ()
         try:
             for i in range(len(done[1]), grid.steps):
                 x, nulls = done
-                landing = Landing(scene, x, grid[i], grid[i + 1], pivot[:, i + 1])
+                landing = Landing(problem, x, grid[i], grid[i + 1], pivot[:, i + 1])
                 null, x, loss = self._tune(landing, nulls[-1] if nulls else first, i, grid.steps)
                 done = x, (*nulls, null)
-                if scene.tell is not None:
-                    scene.tell(i, float(loss.mean()))
+                if problem.on_loss is not None:
+                    problem.on_loss(i, float(loss.mean()))
                 if on_step is not None:
                     on_step(i + 1, {"x": x})
         except KeyboardInterrupt:
             x, nulls = done
-            tuned = {"null": torch.stack(nulls, dim=1)} if nulls else {}
+            tuned = {TUNED: torch.stack(nulls, dim=1)} if nulls else {}
             raise InversionInterrupted({"pivot": pivot, "x": x, **tuned}, len(nulls), pivot[:, 0]) from None
-        return InversionResult({"x": pivot[:, 0]}, grid, scene.cond, {NULL: torch.stack(done[1], dim=1)})
+        return InversionResult({"x": pivot[:, 0]}, grid, problem.prompts, {TUNED: torch.stack(done[1], dim=1)})
 
     def _tune(self, landing: Landing, null: Tensor, i: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
         """The last embedding, where its step lands, and its loss [N]: no call is made only to advance."""
@@ -153,22 +159,22 @@ class NullText(Walks, ByDDIM):
         return null, x, loss
 
     def _tune_all(
-        self, scene: InversionProblem, grid: Grid, first: Tensor, kept: Mapping[str, Tensor], on_step: OnStep | None
+        self, problem: InversionProblem, grid: Grid, first: Tensor, kept: Mapping[str, Tensor], on_step: OnStep | None
     ) -> InversionResult:
         pivot, steps = kept["pivot"], grid.steps
         enough = self.stop * steps  # without the rise: nothing here makes up for what an earlier step missed
         state = {key: v for key, v in kept.items() if key != "pivot"} or {
-            "null": first,
+            TUNED: first,
             "loss": pivot.new_full((len(first),), torch.inf),  # of the last sweep
             "near": torch.zeros(len(first), dtype=torch.bool, device=first.device),
             "sweep": torch.zeros(len(first), dtype=torch.long),  # the same for all
         }
         try:
-            landings = [Landing(scene, pivot[:, i], grid[i], grid[i + 1], pivot[:, i + 1]) for i in range(steps)]
+            landings = [Landing(problem, pivot[:, i], grid[i], grid[i + 1], pivot[:, i + 1]) for i in range(steps)]
             while (q := int(state["sweep"][0])) < self.inner and not bool(state["near"].all()):
                 state = self._sweep(landings, state, enough, q)
-                if scene.tell is not None:
-                    scene.tell(q, float(state["loss"].mean()))
+                if problem.on_loss is not None:
+                    problem.on_loss(q, float(state["loss"].mean()))
                 last = q + 1 == self.inner or bool(state["near"].all())
                 for i in range(q * steps // self.inner, steps if last else (q + 1) * steps // self.inner):
                     if on_step is not None:
@@ -176,12 +182,14 @@ class NullText(Walks, ByDDIM):
         except KeyboardInterrupt:
             share = int(state["sweep"][0]) * steps // self.inner
             raise InversionInterrupted({"pivot": pivot, **state}, share, pivot[:, 0]) from None
-        return InversionResult({"x": pivot[:, 0]}, grid, {**scene.cond, NULL: state["null"]}, {})
+        assert problem.prompts.uncond is not None
+        tuned = replace(problem.prompts, uncond=problem.prompts.uncond.replace(text=state[TUNED]))
+        return InversionResult({"x": pivot[:, 0]}, grid, tuned, {})
 
     def _sweep(self, landings: list[Landing], state: dict[str, Tensor], enough: float, q: int) -> dict[str, Tensor]:
         """One update at each node in turn, of the images that are not near enough yet."""
         steps, rows = len(landings), torch.nonzero(~state["near"]).flatten()
-        null, total = state["null"].clone(), torch.zeros_like(state["loss"])
+        null, total = state[TUNED].clone(), torch.zeros_like(state["loss"])
         adam = Adam(null, self.lr * (1 - q / self.inner))
         for i, landing in enumerate(landings):
             if landing.tunable:
@@ -193,7 +201,7 @@ class NullText(Walks, ByDDIM):
             landing.check(loss, i, steps)
             total[rows] += loss
         return {
-            "null": null,
+            TUNED: null,
             "loss": torch.where(state["near"], state["loss"], total),
             "near": state["near"] | (total <= enough),
             "sweep": state["sweep"] + 1,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, Interrupted
-from .base import InversionInterrupted, InversionResult
+from ..core.conditioning import PromptConditioning
+from ..core.contracts import InversionInterrupted, InversionResult
 from .latent_code import LatentCode
 
 KEY, HELD = "partial", "resume."
@@ -17,7 +18,7 @@ KEY, HELD = "partial", "resume."
 
 def joined(parts: Sequence[Mapping[str, Tensor]], counts: Sequence[int]) -> dict[str, Tensor]:
     """Named tensors of several batches, one after the other; zeros where a batch lacks what another has."""
-    out = {}
+    out: dict[str, Tensor] = {}
     for key in dict.fromkeys(k for part in parts for k in part):
         like = next(part[key] for part in parts if key in part)
         rows = [p[key] if key in p else like.new_zeros(n, *like.shape[1:]) for p, n in zip(parts, counts, strict=True)]
@@ -27,7 +28,9 @@ def joined(parts: Sequence[Mapping[str, Tensor]], counts: Sequence[int]) -> dict
 
 def _tensors(parts: Sequence[InversionResult | LatentCode], counts: Sequence[int]) -> dict[str, Any]:
     """The tensors of a code, joined of those of several batches."""
-    return {group: joined([getattr(p, group) for p in parts], counts) for group in ("state", "cond", "extras")}
+    groups = {group: joined([getattr(p, group) for p in parts], counts) for group in ("state", "extras", "calls")}
+    conditions = [p.prompts if isinstance(p, InversionResult) else p.conditions for p in parts]
+    return {**groups, "conditions": PromptConditioning.cat(conditions)}
 
 
 def whole(empty: LatentCode, parts: Sequence[InversionResult]) -> LatentCode:
@@ -49,7 +52,7 @@ def interrupted(
     empty: LatentCode,
     parts: Sequence[InversionResult],
     stop: KeyboardInterrupt,
-    cond: Mapping[str, Any],
+    prompts: PromptConditioning,
     where: tuple[int, int, int],
 ) -> Interrupted:
     """What to raise for a Ctrl-C.
@@ -58,14 +61,14 @@ def interrupted(
         empty: the code's settings.
         parts: batches that are done.
         stop: the Ctrl-C; a ``InversionInterrupted`` brings what the batch at work had.
-        cond: that batch's.
+        prompts: that batch's conditions.
         where: images in all, images done, and the batch's size.
     """
     images, done, batch = where
     begun, steps = list(parts), 0
     if isinstance(stop, InversionInterrupted):
         steps = stop.steps
-        begun.append(InversionResult({"x": stop.x}, empty.grid, cond, {HELD + k: v for k, v in stop.kept.items()}))
+        begun.append(InversionResult({"x": stop.x}, empty.grid, prompts, {HELD + k: v for k, v in stop.kept.items()}))
     about = {"images": images, "done": done, "steps": steps, "batch": batch}
     code = replace(whole(empty, begun), settings={**empty.settings, KEY: about})
     sentence = f"Interrupted in image {done + 1} of {images}, step {steps + 1} of {empty.grid.steps}; the rest is kept."
@@ -74,8 +77,14 @@ def interrupted(
 
 def compared(empty: LatentCode) -> dict[str, Any]:
     """The settings that a code must share with the one it goes on from. Not the name: the fingerprint is the model."""
-    keys = ("method", "solver", "options", "settings", "fingerprint", "dtype", "guidance", "grid")
+    keys = ("method", "solver", "options", "settings", "fingerprint", "dtype", "guidance", "grid", "machine")
     return {key: getattr(empty, key) for key in keys}
+
+
+def machine_of(empty: LatentCode, partial: LatentCode) -> dict[str, Any]:
+    """``LatentCode.machine`` of a run that goes on here: laid out as it began, however many cores there are now."""
+    laid_out = {key: value for key, value in partial.machine.items() if key in ("workers", "threads")}
+    return {**empty.machine, **laid_out} if empty.machine else {}
 
 
 def check(partial: LatentCode, asked: Mapping[str, Any], images: int) -> None:
@@ -108,13 +117,12 @@ def check(partial: LatentCode, asked: Mapping[str, Any], images: int) -> None:
 def unpacked(partial: LatentCode, device: torch.device) -> tuple[list[InversionResult], dict[str, Tensor] | None]:
     """What is done (or nothing), and what ``InversionProblem.resume`` wants for the batch after it (or None)."""
     done = int(partial.settings[KEY]["done"])
-    groups = (partial.state, partial.cond, partial.extras)
-    state, cond, extras = ({k: v.to(device) for k, v in group.items()} for group in groups)
+    state, extras = ({k: v.to(device) for k, v in group.items()} for group in (partial.state, partial.extras))
     held = {k.removeprefix(HELD): v[done:] for k, v in extras.items() if k.startswith(HELD)}
     rest = {k: v[:done] for k, v in extras.items() if not k.startswith(HELD)}
-    first = InversionResult(
-        {k: v[:done] for k, v in state.items()}, partial.grid, {k: v[:done] for k, v in cond.items()}, rest
-    )
+    calls = {k: v[:done] for k, v in partial.calls.items()}
+    begun, prompts = {k: v[:done] for k, v in state.items()}, partial.conditions.to(device)[:done]
+    first = InversionResult(begun, partial.grid, prompts, rest, calls)
     return [first] if done else [], held if len(partial) > done else None
 
 

@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import DDIMError
-from ..core.denoiser import Cond, Denoiser
+from ..core.conditioning import PromptConditioning
+from ..core.contracts import Noise, OnStep, Solver, State
+from ..core.denoiser import Denoiser
 from ..core.grid import Grid
-from ..core.guidance import NULL
+from ..core.guidance import Prompts
 from ..core.path import Node
-from ..core.prediction import Pair
-from ..core.solve import OnStep, solve
-from ..solvers.base import Noise, Solver, State
+from ..core.solve import solve
 from ..solvers.lattice import ReversibleSolver
 
-KEYS = ("null", "noise", "pivot", "end")
+TUNED = "uncond_text"
+KEYS = (TUNED, "noise", "pivot", "end")
 """What ``LatentCode.extras`` may hold; see there."""
 
 
@@ -32,7 +33,7 @@ def replay(
     """Forwards from a code, every step with its own entry of ``extras``; the state at the data end.
 
     Args:
-        denoise: guided, its condition in place.
+        denoise: guided, by what ``prompts_of`` gives.
         solver: that the code names.
         state: from ``resumed``.
         grid: S + 1 nodes.
@@ -42,8 +43,6 @@ def replay(
     Raises:
         DDIMError: the sample stopped being numbers; the step is named.
     """
-    if "null" in extras:
-        denoise = with_nulls(denoise, grid, extras["null"])
     noise = KeptNoise(extras["noise"]) if "noise" in extras else None
     return solve(denoise, PinnedSolver(solver, extras), state, grid, noise=noise, on_step=on_step)
 
@@ -56,18 +55,27 @@ def resumed(solver: Solver, state: State, grid: Grid, device: torch.device, dtyp
     return {key: v.to(dtype) for key, v in there.items()}
 
 
-def with_nulls(denoise: Denoiser, grid: Grid, nulls: Tensor) -> Denoiser:
-    """The denoiser with the null embedding of the step that asks: ``nulls`` [N, S, ...], entry i at ``grid[i]``.
+def prompts_of(prompts: PromptConditioning, grid: Grid, extras: Mapping[str, Tensor]) -> Prompts:
+    """The two conditions of the way forward: with the unconditional text of the step that asks, where each has its own.
 
     Between nodes (some solvers ask there) the entry of the noisier one is taken.
+
+    Args:
+        prompts: N rows.
+        grid: S + 1 nodes.
+        extras: ``uncond_text`` [N, S, L, D], entry i at ``grid[i]``; or without it.
     """
-    times = [grid[i].t for i in range(grid.steps)]
+    if TUNED not in extras:
+        return prompts
+    texts, times = extras[TUNED], [grid[i].t for i in range(grid.steps)]
+    uncond = prompts.uncond
+    assert uncond is not None
 
-    def stepwise(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
+    def at(node: Node) -> PromptConditioning:
         i = max(k for k, t in enumerate(times) if t >= node.t or k == 0)
-        return denoise(x, node, {**(cond or {}), NULL: nulls[:, i]})
+        return PromptConditioning(prompts.cond, uncond.replace(text=texts[:, i]))
 
-    return stepwise
+    return at
 
 
 class KeptNoise:
@@ -99,6 +107,10 @@ class SolverWrapper(Solver):
     def stochastic(self) -> bool:
         """As the inner one."""
         return self.inner.stochastic
+
+    def first(self, grid: Grid) -> int:
+        """As the inner one."""
+        return self.inner.first(grid)
 
     def init(self, x: Tensor, grid: Grid) -> State:
         """As the inner one."""

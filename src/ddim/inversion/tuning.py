@@ -4,48 +4,53 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import NotFinite
+from ..core.conditioning import TEXT
+from ..core.contracts import InversionProblem
+from ..core.denoiser import Call
 from ..core.gradients import quick_gradients
-from ..core.guidance import NULL, WORDS, blend
 from ..core.path import Node
-from ..core.prediction import Pair
+from ..core.prediction import to_pair
 from ..solvers.base import move
-from .base import InversionProblem
 
 
 class Landing:
-    """Where guided DDIM steps from x land, and how far from ``target``. The prompt's prediction is asked for once.
+    """Where guided DDIM steps from x land, and how far from ``target``. The prompt's branch is asked for once.
 
     Args:
-        scene: model, condition and guidance.
+        problem: model, conditions and guidance; the conditions hold text.
         x: at ``node``, [N, ...].
         node, after: from where to where.
         target: at ``after``, [N, ...].
     """
 
-    def __init__(self, scene: InversionProblem, x: Tensor, node: Node, after: Node, target: Tensor) -> None:
-        self.scene, self.x, self.node, self.after, self.target = scene, x, node, after, target
-        self.cond = {k: v for k, v in scene.cond.items() if k != NULL}
-        self.tunable = scene.guidance.applies(node, scene.t_max)
+    def __init__(self, problem: InversionProblem, x: Tensor, node: Node, after: Node, target: Tensor) -> None:
+        self.problem, self.x, self.node, self.after, self.target = problem, x, node, after, target
+        self.network, prompts = problem.need_network(), problem.prompts
+        assert prompts.uncond is not None
+        self.uncond, self.text = prompts.uncond, prompts.cond.tensors[TEXT]
+        # whether the two branches differ in their text alone, for each row
+        others = [name for name in self.uncond.tensors if name != TEXT]
+        same = [(self.uncond.tensors[k] == prompts.cond.tensors[k]).flatten(1).all(1) for k in others]
+        self.alike = torch.stack(same).all(0) if same else torch.ones(len(x), dtype=torch.bool, device=x.device)
+        self.tunable = problem.guidance.applies(node, self.network.schedule.path.t_max)
         with torch.no_grad():
-            self.words = scene.denoise(x, node, {**self.cond, "half": "words"})
+            (self.cond,) = self.network.ask(x, node, prompts.cond)
 
-    def unasked(self, null: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the step lands, and the loss, without asking the network: where the null embedding is the prompt's,
-        or has no say. Elsewhere the loss is infinite.
+    def unasked(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the step lands, and the loss, without asking the network: where the embedding is the prompt's and
+        nothing else tells the branches apart, or where it has no say. Elsewhere the loss is infinite.
         """
-        x = move(self.scene.hold(self.words, self.x, self.node), self.after)
-        known = (null == self.cond[WORDS]).flatten(1).all(1) | (not self.tunable)
+        x = self._moved(self.cond, self.x)
+        known = (text == self.text).flatten(1).all(1) & self.alike | (not self.tunable)
         return x, self._loss(x, slice(None)).masked_fill(~known, torch.inf)
 
-    def __call__(self, null: Tensor, rows: Tensor, need_gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Where the steps of ``rows`` land under ``null`` [len(rows), L, D], their losses, and the losses' gradient."""
-        cond = {k: v[rows] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
-        x, words = self.x[rows], Pair(self.words.x0[rows], self.words.eps[rows])
+    def __call__(self, text: Tensor, rows: Tensor, need_gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Where the steps of ``rows`` land under ``text`` [len(rows), L, D], their losses, and the losses' gradient."""
+        x, cond = self.x[rows], self.cond[rows]
         with torch.enable_grad() if need_gradient else torch.no_grad(), quick_gradients(x.device):
-            leaf = null.detach().requires_grad_(need_gradient)
-            pair = self.scene.denoise(x, self.node, {**cond, WORDS: leaf, "half": "null"})
-            guided = blend(pair, words, x, self.node, self.scene.guidance, self.scene.prediction)
-            landed = move(self.scene.hold(guided, x, self.node), self.after)
+            leaf = text.detach().requires_grad_(need_gradient)
+            (uncond,) = self.network.ask(x, self.node, self.uncond[rows].replace(text=leaf), call=Call(("uncond",)))
+            landed = self._moved(self.network.combine(cond, uncond, self.problem.guidance, self.node), x)
             loss = self._loss(landed, rows)
             if not need_gradient:
                 return landed, loss, None
@@ -63,6 +68,11 @@ class Landing:
                 step=i + 1,
             )
 
+    def _moved(self, output: Tensor, x: Tensor) -> Tensor:
+        """The DDIM step by a guided output, x0 held."""
+        pair = to_pair(self.network.schedule.prediction, output, x, self.node)
+        return move(self.problem.hold(pair, x, self.node), self.after)
+
     def _loss(self, x: Tensor, rows: Tensor | slice) -> Tensor:
         return (x - self.target[rows]).square().flatten(1).mean(1)
 
@@ -79,11 +89,11 @@ class Adam:
         self.mean, self.square = torch.zeros_like(like), torch.zeros_like(like)
         self.rate, self.count = rate, 0
 
-    def __call__(self, null: Tensor, gradient: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, text: Tensor, gradient: Tensor, rows: Tensor) -> Tensor:
         """The next embedding of ``rows``, which have been updated equally often: a row stops by being left out."""
         self.count += 1
         mean = 0.9 * self.mean[rows] + 0.1 * gradient
         square = 0.999 * self.square[rows] + 0.001 * gradient.square()
         self.mean[rows], self.square[rows] = mean, square
         unbiased = square / (1 - 0.999**self.count)
-        return null - self.rate * (mean / (1 - 0.9**self.count)) / (unbiased.sqrt() + 1e-8)
+        return text - self.rate * (mean / (1 - 0.9**self.count)) / (unbiased.sqrt() + 1e-8)

@@ -15,7 +15,7 @@ from .._utils.errors import InputError
 from .._utils.foreign import read_json
 from .._utils.silence import loading
 from ..core.path import GaussianPath, Node
-from . import where_and_what
+from .place import where_and_what
 from .scheduler_config import from_scheduler_config
 from .weights import transformers_part
 

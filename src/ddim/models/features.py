@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from .._utils.errors import InputError, UnknownName
 from .._utils.foreign import read_json
-from . import where_and_what
 from .classifier import SCHEDULE, read_resnet
 from .pixel import fingerprint
+from .place import where_and_what
 
 
 class CleanResNet(nn.Module):

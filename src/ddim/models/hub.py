@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .._utils.errors import DDIMError, InputError
 from .._utils.foreign import first_line, told
-from .kind import TEXT_PARTS, is_text, unet_folder
+from .kind import parts_of, unet_folder
 from .weights import DIFFUSERS, TRANSFORMERS, weight_files
 
 _FIRST = ("model_index.json", "config.json", "unet/config.json")
@@ -36,7 +36,7 @@ def from_hub(name: str) -> Path:
 
 def _need_weights(name: str, folder: Path, error: Exception) -> None:
     """Raises DDIMError where a cached copy lacks weights and the hub cannot be asked for them."""
-    parts = TEXT_PARTS if is_text(folder) else (unet_folder(folder).as_posix(),)  # what is not taken says so itself
+    parts = _weighed(folder) or (unet_folder(folder).as_posix(),)  # what is not taken says so itself
     try:
         for part in parts:
             weight_files(folder / part, {p.name for p in (folder / part).glob("*")}, _stem(part))
@@ -48,8 +48,13 @@ def _need_weights(name: str, folder: Path, error: Exception) -> None:
         ) from None
 
 
+def _weighed(folder: Path) -> list[str]:
+    """The parts of a pipeline that hold weights."""
+    return [part for part in parts_of(folder) if not part.startswith("tokenizer")]
+
+
 def _stem(part: str) -> str:
-    return TRANSFORMERS if part == "text_encoder" else DIFFUSERS
+    return TRANSFORMERS if part.startswith("text_encoder") else DIFFUSERS
 
 
 def cached(name: str) -> Path | None:
@@ -67,8 +72,8 @@ def _fetched(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     folder = Path(snapshot_download(name, allow_patterns=["*.json"]))
-    if is_text(folder):
-        weights = ["tokenizer/*", *(f"{part}/{file}" for part in TEXT_PARTS for file in _offered(name, folder, part))]
+    if parts := _weighed(folder):
+        weights = ["tokenizer*/*", *(f"{part}/{file}" for part in parts for file in _offered(name, folder, part))]
     else:
         weights = [(unet_folder(folder) / "*.safetensors").as_posix()]
     return Path(snapshot_download(name, allow_patterns=["*.json", *weights]))

@@ -2,58 +2,68 @@
 
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .._utils.errors import DDIMWarning, InputError
 from .._utils.foreign import read_json
+from .families import FAMILIES
 
-PIXEL_PIPELINES = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")
-TEXT_PIPELINES = (
-    *("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
-    # the same networks, which diffusers samples otherwise
-    *("StableDiffusionPanoramaPipeline", "StableDiffusionSAGPipeline", "StableDiffusionAttendAndExcitePipeline"),
-    *("StableDiffusionDiffEditPipeline", "StableDiffusionParadigmsPipeline", "StableDiffusionPipelineSafe"),
-    *("SemanticStableDiffusionPipeline", "CycleDiffusionPipeline"),
-)
-TEXT_PARTS = ("unet", "vae", "text_encoder")
-_TAKEN = {
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL", "AutoencoderTiny"),
-    "text_encoder": ("CLIPTextModel",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-}
 INDEX, SCHEDULE = "model_index.json", "scheduler_config.json"
+_ASKS_MORE = {
+    "ControlNet": "its ControlNet wants a picture of its own with every call, which is no part of a code; load the "
+    "pipeline without it",
+    "Inpaint": "its U-Net or its sampler wants a mask with every call; ddim.edit takes a mask with any text model, so "
+    "load the text-to-image pipeline",
+    "Adapter": "its adapter wants a picture of its own with every call, which is no part of a code; load the pipeline "
+    "without it",
+    "Upscale": "its network wants a small picture with every call",
+    "Depth2Img": "its network wants a map of depths with every call",
+    "Pix2Pix": "its network wants the source picture with every call",
+}
+"""Of kinds of pipelines that people will try: why they are not taken."""
 
 
-def is_text(folder: Path) -> bool:
-    """Whether a folder holds a pipeline with a text encoder; False for pixel models and for a network alone.
+def pipeline_class(folder: Path) -> str | None:
+    """The class of the pipeline that a folder holds; None for a network alone.
 
     Raises:
-        InputError: a pipeline of another class.
+        InputError: a pipeline of a class that no family serves.
     """
     if not (folder / INDEX).is_file():
-        return False
+        return None
     kind = read_json(folder / INDEX).get("_class_name")
     if not isinstance(kind, str) or not kind:
         raise InputError(f"{folder / INDEX} does not name its pipeline: _class_name is {kind!r}.", parameter="model")
-    if kind not in (*PIXEL_PIPELINES, *TEXT_PIPELINES):
-        known = f"{', '.join(PIXEL_PIPELINES)} (pixels), {', '.join(TEXT_PIPELINES)} (text)"
-        raise InputError(
-            f"{folder} is a {kind}, which this version does not take.", parameter="model", hint=f"Taken are {known}."
-        )
-    return kind in TEXT_PIPELINES
+    if kind not in FAMILIES:
+        refuse_pipeline(kind, f"{folder} is a {kind}")
+    return kind
 
 
-def part_class(folder: Path, part: str) -> str:
-    """The class of a text pipeline's part. Raises InputError for one that is not taken."""
+def refuse_pipeline(kind: str, what: str) -> NoReturn:
+    """Raises InputError for a pipeline of a class that no family serves, and says why where that is known."""
+    why = next((f": {said}" for part, said in _ASKS_MORE.items() if part in kind), "")
+    raise InputError(
+        f"{what}, which this version does not take{why}.", parameter="model", hint=f"Taken are {', '.join(FAMILIES)}."
+    )
+
+
+def parts_of(folder: Path) -> Mapping[str, tuple[str, ...]]:
+    """The parts of a folder's pipeline that its adapter reads; none for pixel models."""
+    kind = pipeline_class(folder)
+    return {} if kind is None else FAMILIES[kind].parts
+
+
+def part_class(folder: Path, part: str, taken: Mapping[str, tuple[str, ...]]) -> str:
+    """The class of a pipeline's part by its index. Raises InputError for one that is not among ``taken``."""
     entry: Any = read_json(folder / INDEX).get(part)
     kind = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-    if part not in _TAKEN and isinstance(kind, str):
+    if part not in taken and isinstance(kind, str):
         return kind
-    if kind not in _TAKEN.get(part, ()):
+    if kind not in taken.get(part, ()):
         what = f"is a {kind}" if isinstance(kind, str) else "is none"
-        known = " or ".join(_TAKEN.get(part, ("a scheduler of diffusers",)))
+        known = " or ".join(taken.get(part, ("a scheduler of diffusers",)))
         raise InputError(f"the {part} of {folder} {what} by {INDEX}; {known} is taken.", parameter="model")
     return str(kind)
 
@@ -81,7 +91,7 @@ def unet_folder(folder: Path) -> Path:
                     parameter="model",
                 )
             above = Path(os.path.abspath(folder)).parent
-            if sub == Path() and (above / INDEX).is_file() and is_text(above):
+            if sub == Path() and (above / INDEX).is_file() and parts_of(above):
                 raise InputError(
                     f"{folder} is a part of the text model in {above}; give that folder.", parameter="model"
                 )

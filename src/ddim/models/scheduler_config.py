@@ -26,6 +26,7 @@ from ..core.path import (
     zero_terminal_snr,
 )
 from ..core.prediction import Hold, Prediction, prediction_of
+from ..core.schedule import DynamicShift, Prior, Schedule, Shift, StaticShift
 
 # --- the classes ----------------------------------------------------------------------------------------------------
 
@@ -127,8 +128,9 @@ SCHEDULERS: dict[str, dict[str, Any]] = {**_TABLES, **_FLOWS, **_VES}
 _NAMELESS = {**{k: v for fields in _TABLES.values() for k, v in fields.items()}, **_DDIM, "clip_sample": False}
 """A config that names no class says what it says, as DDIM's; what it does not say of clipping is not done."""
 
-_CUT_BY_SPACING = ("Euler", "Heun", "LMS", "KDPM2")
-"""Classes whose Karras grid runs between the ends of their ``timestep_spacing``, not of the table."""
+_EULER_KIND = ("Euler", "Heun", "LMS", "KDPM2")
+"""Classes that see x / alpha: their Karras grid runs between the ends of their ``timestep_spacing``, not of the table,
+and their noise has the first sigma of the grid."""
 
 # --- the fields -----------------------------------------------------------------------------------------------------
 
@@ -140,6 +142,14 @@ TAKEN = frozenset(
 )
 """Read below: path, prediction, grid and how x0 is held come from these."""
 
+TAKEN_BY_FLOWS = frozenset(
+    {
+        *("shift", "use_dynamic_shifting", "time_shift_type", "base_shift", "max_shift", "shift_terminal"),
+        *("base_image_seq_len", "max_image_seq_len"),
+    }
+)
+"""Read below where the class is a flow model's; elsewhere they are what ``OF_NO_ACCOUNT`` and ``ONLY`` say."""
+
 _SOLVERS = "the caller chooses the solver"
 _UNLESS = "it acts only beside another field, which is refused"
 OF_NO_ACCOUNT: dict[str, str] = {
@@ -149,8 +159,7 @@ OF_NO_ACCOUNT: dict[str, str] = {
     **dict.fromkeys(("s_noise", "s_churn", "s_min", "s_max"), _SOLVERS),
     "variance_type": "the noise of a step is the solver's; a learned variance is left aside",
     "sigma_data": "it scales the network's input and output, not the path; pixel models on a VE path are refused",
-    **dict.fromkeys(("flow_shift", "time_shift_type", "base_shift", "max_shift"), _UNLESS),
-    **dict.fromkeys(("base_image_seq_len", "max_image_seq_len"), _UNLESS),
+    **dict.fromkeys(("flow_shift", "time_shift_type"), _UNLESS),
 }
 """Fields whose value changes nothing here, and why."""
 
@@ -160,11 +169,7 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_beta_sigmas": ((False, None), _OTHER_GRID),
     "use_lu_lambdas": ((False, None), _OTHER_GRID),
     "use_flow_sigmas": ((False, None), "a flow model in a scheduler of noise levels, which this version does not take"),
-    "use_dynamic_shifting": (
-        (False, None),
-        "a grid that depends on the picture's size, which this version does not make",
-    ),
-    "shift": ((1, None), _OTHER_GRID),
+    "use_dynamic_shifting": ((False, None), "a flow model's grid on a table of noise levels, which no model here has"),
     "shift_terminal": ((None,), _OTHER_GRID),
     "invert_sigmas": ((False, None), "a time that runs the other way, which this version does not take"),
     "stochastic_sampling": ((False, None), "a sampler that draws noise anew at each step, which this version lacks"),
@@ -188,6 +193,10 @@ _ELSEWHERE = frozenset(
     }
 )
 """Fields of classes that are not taken here, or of diffusers' first versions: no class above reads them."""
+
+
+MOST_TOKENS = 10**7
+"""The longest image that a config may name; a mistyped one is found by it."""
 
 
 class Said(NamedTuple):
@@ -226,6 +235,11 @@ class Said(NamedTuple):
         return value
 
 
+def taken_by(kind: str) -> frozenset[str]:
+    """The fields that are read below of a config of this class."""
+    return TAKEN | TAKEN_BY_FLOWS if kind in _FLOWS else TAKEN
+
+
 def said_by(config: Mapping[str, Any]) -> Said:
     """What a config says to its own class.
 
@@ -239,7 +253,13 @@ def said_by(config: Mapping[str, Any]) -> Said:
         raise UnknownName("scheduler", kind, SCHEDULERS)
     usual = SCHEDULERS[kind] if kind else _NAMELESS
     for key, value in config.items():
-        known = key in TAKEN or key in OF_NO_ACCOUNT or key in ONLY or key in _ELSEWHERE or key.startswith("_")
+        known = (
+            key in TAKEN | TAKEN_BY_FLOWS
+            or key in OF_NO_ACCOUNT
+            or key in ONLY
+            or key in _ELSEWHERE
+            or key.startswith("_")
+        )
         if not known and value is not None and value is not False:
             raise InputError(
                 f"{_shown(value)}: no scheduler that is known has such a field, so what it changes is not known; "
@@ -247,7 +267,7 @@ def said_by(config: Mapping[str, Any]) -> Said:
                 parameter=key,
             )
         fine, means = ONLY.get(key, ((), ""))
-        reads = key in usual or key == "predict_epsilon"
+        reads = (key in usual and key not in taken_by(kind)) or key == "predict_epsilon"
         if fine and reads and not any(value is v or (_same(value, v)) for v in fine):
             raise InputError(f"{_shown(value)} means {means}; {_shown(fine[0])} is taken.", parameter=key)
     return Said(kind, {key: config.get(key, value) for key, value in usual.items()})
@@ -271,6 +291,31 @@ _SCHEDULES = {
     "squaredcos_cap_v2": cosine_alpha_bar,
     "laplace": laplace_alpha_bar,
 }
+
+
+def read_schedule(config: Mapping[str, Any], *, flow_spacing: str = "linspace") -> Schedule:
+    """The schedule that a diffusers scheduler's config describes.
+
+    Args:
+        config: the dict in ``scheduler_config.json``. A field that it leaves out is what its class takes for granted.
+        flow_spacing: the spacing of a flow model's own grid, which no config names. ``linspace``: what the scheduler
+            does by itself (SD3, Sana). ``trailing``: sigma = 1, 1 - 1/S, ..., 1/S before the shift, as the pipelines of
+            FLUX, Qwen-Image, Z-Image and Lumina 2 hand it over.
+
+    Raises:
+        InputError: a scheduler, prediction type, spacing or field that is not known; a value of the wrong kind, or one
+            that would change results and is not taken.
+    """
+    said = said_by(config)
+    return Schedule(
+        path_of(said),
+        prediction_from(said),
+        spacing_from(said, flow_spacing),
+        offset_from(said),
+        hold_from(said),
+        shift=shift_from(said),
+        prior=prior_from(said),
+    )
 
 
 def from_scheduler_config(config: Mapping[str, Any]) -> GaussianPath:
@@ -332,10 +377,10 @@ def prediction_from(said: Said) -> Prediction:
     return prediction
 
 
-def spacing_from(said: Said) -> str:
-    """The spacing that the config asks for, or its class takes for granted; ``trailing`` for flow models."""
+def spacing_from(said: Said, flow_spacing: str = "linspace") -> str:
+    """The spacing that the config asks for, or its class takes for granted; ``flow_spacing`` for flow models."""
     if said.kind in _FLOWS:
-        spacing = "trailing"
+        spacing = flow_spacing
     elif said.kind in _VES:
         spacing = "karras"
     else:
@@ -344,7 +389,7 @@ def spacing_from(said: Said) -> str:
         raise UnknownName("spacing", spacing, SPACINGS, parameter="timestep_spacing")
     if not said.switch("use_karras_sigmas"):
         return spacing
-    if said.kind in _FLOWS or (spacing != "linspace" and said.kind.startswith(_CUT_BY_SPACING)):
+    if said.kind in _FLOWS or (spacing != "linspace" and said.kind.startswith(_EULER_KIND)):
         raise InputError(
             f"True means {_OTHER_GRID} for {said.kind} with the spacing {spacing!r}; False is taken.",
             parameter="use_karras_sigmas",
@@ -355,6 +400,31 @@ def spacing_from(said: Said) -> str:
 def offset_from(said: Said) -> int:
     """``steps_offset``, 0 where the class has none."""
     return said.whole("steps_offset", 0, MOST_LEVELS) if "steps_offset" in said.fields else 0
+
+
+def shift_from(said: Said) -> Shift:
+    """How a flow model's grid is shifted: by the picture's size where the config says so, else by its ``shift``."""
+    if said.kind not in _FLOWS:
+        return StaticShift()
+    stretched = said.fields.get("shift_terminal") not in (None, 0)
+    terminal = said.number("shift_terminal", 0, 1) if stretched else None
+    if not said.switch("use_dynamic_shifting"):
+        return StaticShift(said.number("shift", 0), terminal=terminal)
+    return DynamicShift(
+        kind=said.fields["time_shift_type"],
+        base_shift=said.number("base_shift", -math.inf),
+        max_shift=said.number("max_shift", -math.inf),
+        base_image_seq_len=said.whole("base_image_seq_len", 1, MOST_TOKENS),
+        max_image_seq_len=said.whole("max_image_seq_len", 1, MOST_TOKENS),
+        terminal=terminal,
+    )
+
+
+def prior_from(said: Said) -> Prior:
+    """Which noise the class starts from, its ``init_noise_sigma``."""
+    if said.kind.startswith("EDM"):
+        return "edm"
+    return "euler" if said.kind in _TABLES and said.kind.startswith(_EULER_KIND) else "path"
 
 
 def hold_from(said: Said) -> Hold:

@@ -1,102 +1,246 @@
-"""Latent text-to-image models: Stable Diffusion 1.x and 2.x in the diffusers format."""
+"""Stable Diffusion 1.x and 2.x: text-to-image in the diffusers format."""
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .._utils.errors import DDIMError, DDIMWarning, InputError, is_number
+from .._utils.errors import DDIMWarning, InputError
 from .._utils.foreign import read_json
-from .._utils.silence import quiet
+from .._utils.silence import loading, quiet
 from .._utils.texts import check_text, texts_for
-from ..core.denoiser import Cond, Denoiser, aligned
-from ..core.guidance import WORDS
+from ..core.conditioning import TEXT, Conditioning, PromptConditioning
+from ..core.denoiser import Call, aligned
 from ..core.path import Node, RectifiedFlow, VEPath
-from ..core.prediction import Pair, to_pair
+from ..editing.plan import AttentionSite
 from ..editing.tokens import Tokens, tokens_of
-from . import where_and_what
+from .attention import unet as attention
+from .base import scalar
 from .engine.side_by_side import least_rows, side_by_side
-from .pixel import fingerprint, sides_of
-from .schedule import read_schedule, timestep
-from .tokens import longest_prompt
+from .fingerprint import fingerprint
+from .info import ModelInfo
+from .latent import LatentModel, code_of, read_autoencoder, read_text_unet, statistics_of
+from .live import adapters_of, is_hooked, need_evaluating, need_parts, need_plain, refuse_compiled
+from .pixel import sides_of
+from .place import where_and_what
+from .scheduler_config import read_schedule
+from .tokens import longest_prompt, read_tokenizer
 from .trial import answered
-from .weights import diffusers_part
-
-ATTENTION = "attention"
-"""In a ``Cond``: an object that the attention processors of ``ddim.editing`` are handed with every call."""
 
 
-_LEAST_PICTURES = 4  # of a thread, in the autoencoder
-
-
-class LatentTextModel:
+class StableDiffusion(LatentModel):
     """A Stable Diffusion pipeline behind the library's interface; made by ``ddim.load``.
 
     Args:
         name: as it was asked for.
-        pipeline: diffusers' StableDiffusionPipeline; its parts are put into eval mode and moved.
-        device: where it computes.
+        pipeline: diffusers' StableDiffusionPipeline.
+        device: where it computes; a live pipeline's own by default.
         dtype: what its networks compute in; the sampler's state is float32, or float64 when this is.
+        owned: move, cast and freeze the parts, and lay them out as convolutions are fastest; False leaves a live
+            pipeline as it is.
 
     Attributes:
         threads: on a CPU, share the rows of a large batch of the U-Net out among threads.
+        prompt_length: tokens of a prompt, start and end among them.
 
     Raises:
         InputError: a pipeline whose scheduler or U-Net this version does not take.
     """
 
-    classes = 0
-    text = True
+    family: ClassVar[str] = "latent text-to-image"
+    usual_guidance: ClassVar[float] = 7.5
+    told: ClassVar[tuple[str, ...]] = (TEXT,)
+    """The conditions that its U-Net is told, by name."""
+    addition: ClassVar[str | None] = None
+    """The ``addition_embed_type`` of its U-Net."""
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "unet": ("UNet2DConditionModel",),
+        "vae": ("AutoencoderKL", "AutoencoderTiny"),
+        "text_encoder": ("CLIPTextModel",),
+        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    }
 
     def __init__(
-        self, name: str, pipeline: Any, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        name: str,
+        pipeline: Any,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        owned: bool = True,
     ) -> None:
-        unet, vae, scheduler = pipeline.unet, pipeline.vae, pipeline.scheduler.config
+        unet, vae, scheduler = pipeline.unet, pipeline.vae, pipeline.scheduler
         if unet.config.in_channels != vae.config.latent_channels:
             raise InputError(
                 f"the U-Net of {name!r} takes {unet.config.in_channels} channels, its autoencoder gives "
-                f"{vae.config.latent_channels}: an inpainting or depth model, which this version does not take.",
+                f"{vae.config.latent_channels}: an inpainting or depth model, or InstructPix2Pix, which this version "
+                "does not take.",
                 parameter="model",
             )
-        _need_text_alone(name, unet.config)
-        self.name = name
+        self.need_conditions(name, pipeline)
         # The pipelines of diffusers set steps_offset to 1 whatever the config says; so does loading one.
-        self.path, self.prediction, self.spacing, self.offset, self.hold = read_schedule(scheduler)
-        if isinstance(self.path, (VEPath, RectifiedFlow)):
+        self.schedule = read_schedule({"_class_name": type(scheduler).__name__, **scheduler.config})
+        if isinstance(self.schedule.path, (VEPath, RectifiedFlow)):
             raise InputError(
-                f"{name!r} has a {scheduler['_class_name']}, which this version does not take.", parameter="model"
+                f"{name!r} has a {type(scheduler).__name__}, which this version does not take.", parameter="model"
             )
-        self.multiple = 2 ** (len(vae.config.block_out_channels) - 1)
+        multiple = 2 ** (len(vae.config.block_out_channels) - 1)
         if unet.config.sample_size is None:
-            height, width = (s // self.multiple for s in sides_of(getattr(vae.config, "sample_size", None), name))
+            height, width = (s // multiple for s in sides_of(getattr(vae.config, "sample_size", None), name))
         else:
             height, width = sides_of(unet.config.sample_size, name)
-        self.shape = (int(vae.config.latent_channels), height, width)
-        self.picture = (int(vae.config.in_channels), height * self.multiple, width * self.multiple)
-        self.device, self.dtype = where_and_what(device, dtype)
-        self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        parts = [unet, vae, pipeline.text_encoder]
-        self.parameters = sum(p.numel() for part in parts for p in part.parameters())
-        # of the weights as they come: a cast would change them
-        hashes = [fingerprint(part, self.path, self.prediction) for part in parts]
-        self.fingerprint = hashlib.sha256("".join(hashes).encode()).hexdigest()
-        self.scale = scale_of(vae.config, name)
-        self.shift = shift_of(vae.config, name)
-        for part in parts:
-            nn.Module.to(part, device=self.device, dtype=dtype)
-            part.eval().requires_grad_(False)
-        unet.to(memory_format=torch.channels_last)
-        vae.to(memory_format=torch.channels_last)
         self.pipeline, self.network, self.vae = pipeline, unet, vae
-        self.tokenizer: Any = pipeline.tokenizer
-        positions = int(pipeline.text_encoder.config.max_position_embeddings)
-        self.tokenizer.model_max_length = longest_prompt(self.tokenizer, positions)
-        self.threads, self.least = True, least_rows(unet)
+        self.tokenizers: tuple[Any, ...] = tuple(getattr(pipeline, part) for part in self.tokenizer_parts())
+        self.prompt_length = self._longest_prompt(name)
+        where, what = where_and_what(device, dtype)
+        self.info = ModelInfo(
+            name=name,
+            family=self.family,
+            shape=(int(vae.config.latent_channels), height, width),
+            picture=(int(vae.config.in_channels), height * multiple, width * multiple),
+            parameters=sum(p.numel() for part in self.networks().values() for p in part.parameters()),
+            dtype=what,
+            device=where,
+            multiple=multiple,
+            text=True,
+            guidance=self.usual_guidance,
+            prompt_tokens=self.prompt_length - 2,
+        )
+        like = torch.empty(0, dtype=self.state_dtype, device=where)
+        self.scale, self.shift = statistics_of(vae.config, name, like)
+        # of the weights as they come: a cast would change them
+        self._fingerprint = self._fingerprint_now() if owned else None
+        if owned:
+            self._take_over(where, what)
+        self.threads, self.least = not attention.is_compiled(unet), least_rows(unet)
+
+    @classmethod
+    def tokenizer_parts(cls) -> tuple[str, ...]:
+        """The names of its tokenizers; that of each one's text encoder ends alike."""
+        return tuple(part for part in cls.parts if part.startswith("tokenizer"))
+
+    @classmethod
+    def encoder_parts(cls) -> tuple[str, ...]:
+        """The names of its text encoders, in the order of their tokenizers."""
+        return tuple(part.replace("tokenizer", "text_encoder") for part in cls.tokenizer_parts())
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its first tokenizer, whose reading of a prompt is ``tokens``."""
+        return self.tokenizers[0]
+
+    @property
+    def encoders(self) -> tuple[Any, ...]:
+        """Its text encoders."""
+        return tuple(getattr(self.pipeline, part) for part in self.encoder_parts())
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """U-Net, autoencoder, text encoders."""
+        return {"unet": self.network, "vae": self.vae, **dict(zip(self.encoder_parts(), self.encoders, strict=True))}
+
+    def _longest_prompt(self, name: str) -> int:
+        """How many tokens its text encoders take. Raises InputError where they do not take equally many."""
+        both = zip(self.tokenizers, self.encoders, strict=True)
+        lengths = [longest_prompt(tokenizer, int(e.config.max_position_embeddings)) for tokenizer, e in both]
+        if len({*lengths}) > 1:
+            raise InputError(
+                f"the tokenizers of {name!r} cut prompts to {' and '.join(map(str, lengths))} tokens; what their text "
+                "encoders make of them goes together only if they are equally long.",
+                parameter="model",
+            )
+        return lengths[0]
+
+    def _take_over(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Moves and casts the parts, which are the model's own, and lays them out as convolutions are fastest."""
+        for part in self.networks().values():
+            own = self.autoencoder_dtype(dtype) if part is self.vae else dtype
+            nn.Module.to(part, device=device, dtype=own)
+            part.eval().requires_grad_(False)
+        self.network.to(memory_format=torch.channels_last)
+        self.vae.to(memory_format=torch.channels_last)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of configs and weights as they came; of a live pipeline as it is now, adapters and their scales among it."""
+        return self._fingerprint_now() if self._fingerprint is None else self._fingerprint
+
+    @property
+    def adapters(self) -> str:
+        """The LoRA adapters that act, each with the scales of its layers: ``style 0.8``."""
+        acting = adapters_of(self.networks().values()).items()
+        return ", ".join(" ".join([name, *(f"{s:g}" for s in dict.fromkeys(scales))]) for name, scales in acting)
+
+    def _fingerprint_now(self) -> str:
+        schedule = self.schedule
+        hashes = [fingerprint(part, schedule.path, schedule.prediction) for part in self.networks().values()]
+        adapters = [f"{name} {scales}" for name, scales in adapters_of(self.networks().values()).items()]
+        return hashlib.sha256("".join([*hashes, *adapters]).encode()).hexdigest()
+
+    @classmethod
+    def need_conditions(cls, name: str, pipeline: Any) -> None:
+        """Raises InputError for a U-Net that wants other conditions than these, or answers in other channels."""
+        need_no_more(name, pipeline.unet.config, cls.addition)
+
+    @classmethod
+    def from_folder(cls, name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> "StableDiffusion":
+        """See ``Model``: parts put together one by one, without those that are not used."""
+        model = cls(name, cls.assembled(folder), device=device, dtype=dtype)
+        model.try_out()
+        return model
+
+    @classmethod
+    def assembled(cls, folder: Path) -> Any:
+        """The pipeline in a folder, each part held against its file first."""
+        with loading():
+            import transformers
+        from .kind import INDEX, part_class
+        from .scheduler_file import read_scheduler
+        from .weights import transformers_part
+
+        classes = {part: part_class(folder, part, cls.parts) for part in (*cls.parts, "scheduler")}
+        parts = {part: read_tokenizer(folder / part) for part in cls.tokenizer_parts()}
+        parts["scheduler"] = read_scheduler(folder / "scheduler", classes["scheduler"])
+        for part in cls.encoder_parts():
+            parts[part] = transformers_part(getattr(transformers, classes[part]), folder / part)
+        parts |= {"vae": read_autoencoder(folder / "vae"), "unet": read_text_unet(folder / "unet")}
+        with loading():
+            pipeline = cls.put_together(parts, read_json(folder / INDEX))
+            pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    @classmethod
+    def put_together(cls, parts: Mapping[str, Any], index: Mapping[str, Any]) -> Any:
+        """The pipeline of these parts, with what its index says beside them."""
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+        off: Any = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        return StableDiffusionPipeline(**parts, **off)
+
+    @classmethod
+    def from_pipeline(cls, pipeline: Any, name: str | None = None) -> "StableDiffusion":
+        """See ``Model``."""
+        need_parts(pipeline, cls.parts)
+        need_plain(pipeline)
+        model = cls(
+            name or type(pipeline).__name__,
+            pipeline,
+            device=pipeline._execution_device,
+            dtype=pipeline.unet.dtype,
+            owned=False,
+        )
+        for part, network in model.networks().items():
+            need_evaluating(network, part)
+        if is_hooked(model.network) or is_hooked(
+            model.vae
+        ):  # hooks are called one at a time, each with the whole batch
+            model.threads, model.least_pictures = False, None
+        return model
 
     def try_out(self) -> None:
         """Asks every part what it makes of its own shapes, without numbers.
@@ -104,27 +248,18 @@ class LatentTextModel:
         Raises:
             InputError: one does not take what the one before it makes, or answers in another shape.
         """
-        encoder, length = self.pipeline.text_encoder, int(self.tokenizer.model_max_length)
-        rows = encoder.get_input_embeddings().num_embeddings
-        if (most := max(self.tokenizer.get_vocab().values())) >= rows:
-            raise InputError(
-                f"the tokenizer of {self.name!r} has tokens up to {most}, its text encoder knows {rows}.",
-                parameter="model",
-            )
-        words = answered(encoder, lambda n, x: n(x.long())[0], (1, length), takes=f"prompts of {length} tokens")
+        shapes = self.shapes_told()
         code, picture = (1, *self.shape), (1, *self.picture)
-        takes = f"codes of {self.shape} under words of {words[1:]}"
+
+        def ask(network: Any, x: Tensor, time: Tensor, *conditions: Tensor) -> Tensor:
+            wanted = self.network_conditions(dict(zip(shapes, conditions, strict=True)))
+            return network(x, time, **wanted, return_dict=False)[0][:, : self.shape[0]]
+
+        takes = f"codes of {self.shape} under words of {shapes[TEXT][1:]}"
         made = {
             "code": answered(self.vae, code_of, picture, takes=f"pictures of {self.picture}"),
             "picture": answered(self.vae, lambda n, x: n.decode(x).sample, code, takes=f"codes of {self.shape}"),
-            "answer": answered(
-                self.network,
-                lambda n, *x: n(*x, return_dict=False)[0][:, : self.shape[0]],
-                code,
-                (1,),
-                words,
-                takes=takes,
-            ),
+            "answer": answered(self.network, ask, code, (1,), *shapes.values(), takes=takes),
         }
         for what, expected in (("code", code), ("picture", picture), ("answer", code)):
             if made[what] != expected:
@@ -132,79 +267,138 @@ class LatentTextModel:
                     f"{self.name!r} makes {what}s of {made[what][1:]}, not of {expected[1:]}.", parameter="model"
                 )
 
-    def denoiser(self) -> Denoiser:
-        """The U-Net as a denoiser under ``cond["words"]``, without guidance.
+    def shapes_told(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each condition of one prompt: what the text encoders make of shapes, without numbers.
 
-        A learned variance in the upper half of its channels is left aside.
+        Raises:
+            InputError: a tokenizer that has more tokens than its encoder.
         """
-        network, path, prediction, dtype = self.network, self.path, self.prediction, self.dtype
-        channels = self.shape[0]
+        for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
+            rows = encoder.get_input_embeddings().num_embeddings
+            if (most := max(tokenizer.get_vocab().values())) >= rows:
+                raise InputError(
+                    f"the tokenizer of {self.name!r} has tokens up to {most}, its text encoder knows {rows}.",
+                    parameter="model",
+                )
+        words = [self.shape_said(encoder, TEXT) for encoder in self.encoders]
+        return {TEXT: (*words[0][:2], sum(shape[2] for shape in words))}
 
-        def denoise(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
-            if not cond or WORDS not in cond:
-                raise InputError(f"the model {self.name!r} needs a prompt; an empty one will do.", parameter="prompt")
-            control, label = cond.get(ATTENTION), timestep(path, node, x.device)
-            told = None if control is None else {"control": control, "half": cond.get("half")}
+    def shape_said(self, encoder: Any, name: str) -> tuple[int, ...]:
+        """The shape of one condition that an encoder makes of one prompt."""
+        length = self.prompt_length
+        takes = f"prompts of {length} tokens"
+        return answered(encoder, lambda n, x: self.embed(n, x.long(), None)[name], (1, length), takes=takes)
 
-            def ask(rows: Tensor, words: Tensor) -> Tensor:
-                return network(
-                    rows, label, encoder_hidden_states=words, cross_attention_kwargs=told, return_dict=False
-                )[0]
+    def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:
+        """See ``Model``; a learned variance in the upper half of the network's channels is left aside."""
+        if TEXT not in cond:
+            raise InputError(f"the model {self.name!r} needs a prompt; an empty one will do.", parameter="prompt")
+        if lacking := [name for name in self.told if name not in cond]:
+            raise InputError(
+                f"the model {self.name!r} is told {', '.join(self.told)}, and {lacking[0]} is missing; give what "
+                "model.condition returns.",
+                parameter="conditioning",
+            )
+        network, label = self.network, scalar(self.schedule.timestep(node), x.device)
+        told = attention.told(call)
+        names = self.told
+        tensors = [cond.tensors[name] for name in names]
+        parts = [aligned(t.to(self.dtype) if t.is_floating_point() else t) for t in tensors]
 
-            x, words = aligned(x), aligned(cond[WORDS].to(dtype))
-            shared = self.threads and control is None  # attention control looks at the whole batch
-            output = side_by_side(ask, x.to(dtype), words, least=self.least) if shared else ask(x.to(dtype), words)
-            return to_pair(prediction, output[:, :channels].to(x.dtype), x, node)
+        def ask(rows: Tensor, *tensors: Tensor) -> Tensor:
+            wanted = self.network_conditions(dict(zip(names, tensors, strict=True)))
+            return network(rows, label, **wanted, cross_attention_kwargs=told, return_dict=False)[0]
 
-        return denoise
+        if told is not None:  # attention control looks at the whole batch
+            output = ask(x.to(self.dtype), *parts)
+        else:
+            least = self.least if self.threads else None
+            output = side_by_side(ask, x.to(self.dtype), *parts, least=least, layout=call.layout)
+        return output[:, : self.shape[0]].to(x.dtype)
+
+    def network_conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Conditions as the U-Net's own arguments."""
+        return {"encoder_hidden_states": tensors[TEXT]}
 
     def condition(
         self,
         labels: int | Sequence[int] | None,
         count: int,
         prompts: str | Sequence[str] | None = None,
-        negative: str = "",
-    ) -> Cond:
-        """``words`` and ``null``, [count, L, D] each, in the state's dtype; encoded as diffusers' own pipeline does."""
+        negative: str | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> PromptConditioning:
+        """See ``Model``; encoded as diffusers' own pipeline does."""
         if labels is not None:
             raise InputError(f"the model {self.name!r} takes prompts, not class labels.", parameter="labels")
         several = texts_for("" if prompts is None else prompts, count, "prompt")
-        check_text(negative, "negative")
-        words = self.embed([*dict.fromkeys([*several, negative])])
-        return {
-            "words": torch.stack([words[prompt] for prompt in several]),
-            "null": torch.stack([words[negative]] * count),
-        }
+        opposite = self.opposite(negative)
+        texts = list(dict.fromkeys([*several] if opposite is None else [*several, opposite]))
+        embedded = self.encode_prompt(texts, size)
+        cond = embedded[[texts.index(text) for text in several]]
+        if opposite is None:
+            return PromptConditioning(cond, self.nothing(cond))
+        return PromptConditioning(cond, embedded[[texts.index(opposite)] * count])
+
+    def opposite(self, negative: str | None) -> str | None:
+        """The text of the unconditional branch; None where that is ``nothing`` and no text."""
+        return "" if negative is None else check_text(negative, "negative")
+
+    def nothing(self, cond: Conditioning) -> Conditioning:
+        """The unconditional branch of a family whose pipeline does not encode an empty prompt for it."""
+        raise NotImplementedError
 
     def tokens(self, prompt: str) -> Tokens:
-        """A prompt as this model reads it: what ``embed`` hands the text encoder, and where its words are in that.
+        """A prompt as this model reads it: what the text encoder is handed, and where its words are in that.
 
-        As diffusers' pipeline reads it: learnt words of several vectors are spelled out, what is too long is cut.
+        As diffusers' pipeline reads it: learnt words of several vectors are spelled out, what is too long is cut. Of
+        several tokenizers the first one's reading.
+
+        Raises:
+            InputError: the tokenizers find the words at different places.
         """
-        convert = partial(self.pipeline.maybe_convert_prompt, tokenizer=self.tokenizer)
-        with quiet():
-            return tokens_of(self.tokenizer, prompt, int(self.tokenizer.model_max_length), convert)
+        read = [self._read(tokenizer, prompt) for tokenizer in self.tokenizers]
+        if any(other.spans != read[0].spans for other in read):
+            raise InputError(
+                f"the tokenizers of {self.name!r} cut {prompt!r} at different places, so that its words cannot be "
+                "followed.",
+                parameter="prompt",
+            )
+        return read[0]
 
-    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Each prompt with its embedding [L, D]. Warns of a prompt that is cut, and where."""
-        read = [self.tokens(prompt) for prompt in prompts]
-        for tokens in read:
-            self._warn_if_cut(tokens)
-        encoder = self.pipeline.text_encoder
-        rows = torch.tensor([tokens.row for tokens in read], device=self.device)
-        mask = None
-        if getattr(encoder.config, "use_attention_mask", False):
-            places = torch.arange(rows.shape[1], device=self.device)
-            mask = torch.stack([(places >= t.first) & (places < t.stop) for t in read]).long()
-        with torch.no_grad(), quiet():
-            embedded = encoder(rows, attention_mask=mask)[0]
-        return dict(zip(prompts, embedded.to(self.state_dtype), strict=True))
+    def _read(self, tokenizer: Any, prompt: str) -> Tokens:
+        """A prompt as one of the tokenizers reads it."""
+        with quiet():
+            return tokens_of(
+                tokenizer, prompt, self.prompt_length, partial(self.pipeline.maybe_convert_prompt, tokenizer=tokenizer)
+            )
+
+    def encode_prompt(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
+        """``text`` [N, L, D], that of several encoders side by side. Warns of a prompt that is cut, and where."""
+        said: dict[str, list[Tensor]] = {}
+        for k, (tokenizer, encoder) in enumerate(zip(self.tokenizers, self.encoders, strict=True)):
+            read = [self._read(tokenizer, prompt) for prompt in prompts]
+            for tokens in read if k == 0 else ():
+                self._warn_if_cut(tokens)
+            rows = torch.tensor([tokens.row for tokens in read], device=self.device)
+            mask = None
+            if getattr(encoder.config, "use_attention_mask", False):
+                places = torch.arange(rows.shape[1], device=self.device)
+                mask = torch.stack([(places >= t.first) & (places < t.stop) for t in read]).long()
+            with torch.no_grad(), quiet():
+                for name, tensor in self.embed(encoder, rows, mask).items():
+                    said.setdefault(name, []).append(tensor.to(self.state_dtype))
+        return Conditioning({name: torch.cat(tensors, -1) for name, tensors in said.items()})
+
+    def embed(self, encoder: Any, rows: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """What one text encoder makes of tokens [N, L], by the names of conditions."""
+        return {TEXT: encoder(rows, attention_mask=mask)[0]}
 
     def _warn_if_cut(self, tokens: Tokens) -> None:
         if tokens.lost:
-            taken = tokens.end - tokens.begin
-            kept = self.tokenizer.decode(tokens.row[tokens.begin : tokens.end]).strip()
-            where = f"before {kept[:30]!r}" if self.tokenizer.truncation_side == "left" else f"after {kept[-30:]!r}"
+            tokenizer, taken = self.tokenizer, tokens.end - tokens.begin
+            kept = tokenizer.decode(tokens.row[tokens.begin : tokens.end]).strip()
+            where = f"before {kept[:30]!r}" if tokenizer.truncation_side == "left" else f"after {kept[-30:]!r}"
             warnings.warn(
                 f"The prompt has {taken + tokens.lost} tokens, the text encoder of {self.name!r} takes {taken}: "
                 f"it was cut {where}.",
@@ -212,131 +406,34 @@ class LatentTextModel:
                 stacklevel=4,
             )
 
-    def encode(self, images: Tensor) -> Tensor:
-        """[0, 1] to the mean of the autoencoder's code, shifted and scaled by its config.
+    def attention_sites(self) -> tuple[AttentionSite, ...]:
+        """See ``Model``."""
+        refuse_compiled(self.network)
+        return attention.sites(self.network)
 
-        Raises:
-            DDIMError: the autoencoder returned NaN or infinity.
-        """
-        x = images.to(device=self.device, dtype=self.dtype) * 2 - 1
-        with torch.no_grad():
-            code = side_by_side(lambda rows: code_of(self.vae, rows), x, least=_LEAST_PICTURES)
-            code = self._finite(code, "encoded a picture")
-        return (code.to(self.state_dtype) - self.shift) * self.scale
-
-    def decode(self, x0: Tensor) -> Tensor:
-        """A code to an image in [0, 1], what lies outside cut.
-
-        Raises:
-            DDIMError: the autoencoder returned NaN or infinity.
-        """
-        with torch.no_grad():
-            code = (x0 / self.scale + self.shift).to(self.dtype)
-            image = side_by_side(lambda rows: self.vae.decode(rows).sample, code, least=_LEAST_PICTURES)
-            image = self._finite(image, "decoded a sample")
-        return ((image.to(self.state_dtype) + 1) / 2).clamp(0, 1)
-
-    def _finite(self, x: Tensor, did: str) -> Tensor:
-        """What the autoencoder returned, once it is seen to be numbers."""
-        if not bool(torch.isfinite(x).all()):
-            half = " float16 overflows above 65504; load the model with bfloat16 or float32."
-            raise DDIMError(
-                f"The autoencoder of {self.name!r} returned NaN or infinity when it {did}."
-                + (half if self.dtype == torch.float16 else "")
-            )
-        return x
-
-    def describe(self) -> dict[str, Any]:
-        """Name, kind, shapes, prediction, path, spacing, parameters, fingerprint."""
-        return {
-            "name": self.name,
-            "kind": "latent text-to-image",
-            "shape": list(self.shape),
-            "picture": list(self.picture),
-            "multiple": self.multiple,
-            "classes": 0,
-            "prompt_tokens": int(self.tokenizer.model_max_length) - 2,
-            "prediction": self.prediction,
-            "path": type(self.path).__name__,
-            "levels": self.path.levels,
-            "spacing": self.spacing,
-            "hold": self.hold.options,
-            "parameters": self.parameters,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": str(self.device),
-            "fingerprint": self.fingerprint,
-        }
+    @contextmanager
+    def controlled(self) -> Iterator[None]:
+        """See ``Model``."""
+        with attention.controlled(self.network):
+            yield
 
 
-def read_autoencoder(folder: Path, *, parameter: str = "model") -> Any:
-    """The AutoencoderKL or AutoencoderTiny of a folder, on the CPU and in its file's dtype.
+def need_no_more(name: str, config: Mapping[str, Any], addition: str | None) -> None:
+    """Raises InputError for a U-Net that wants other conditions than its family's, or answers in other channels.
 
-    Raises:
-        InputError: another autoencoder, or weights that do not fit; see ``weights.diffusers_part``.
-        DDIMError: the files are broken.
+    Args:
+        name: of the model.
+        config: the U-Net's.
+        addition: what the family's ``addition_embed_type`` is; None is told the words alone.
     """
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-
-    kinds = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny)}
-    named = _class_of(folder, parameter)
-    if named not in kinds:
-        raise InputError(f"{folder} is a {named}; {' or '.join(kinds)} is taken.", parameter=parameter)
-    return diffusers_part(kinds[named], folder, parameter=parameter)
-
-
-def read_text_unet(folder: Path) -> Any:
-    """The UNet2DConditionModel of a folder; as ``read_autoencoder``."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    if (named := _class_of(folder, "model")) != UNet2DConditionModel.__name__:
-        raise InputError(f"{folder} is a {named}; a UNet2DConditionModel is taken.", parameter="model")
-    return diffusers_part(UNet2DConditionModel, folder)
-
-
-def _class_of(folder: Path, parameter: str) -> str:
-    """The class that a network's config names."""
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            f"{folder} holds no weights; a diffusers folder with config.json and .safetensors weights is needed.",
-            parameter=parameter,
-        )
-    return str(read_json(folder / "config.json").get("_class_name"))
-
-
-def code_of(autoencoder: Any, x: Tensor) -> Tensor:
-    """Pictures [N, C, H, W] in [-1, 1] to codes, not yet shifted and scaled; of a distribution the mean."""
-    found = autoencoder.encode(x)
-    return found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
-
-
-def scale_of(config: Mapping[str, Any], name: str, *, parameter: str = "model") -> float:
-    """An autoencoder's ``scaling_factor``. Raises InputError where it is none."""
-    scale = config.get("scaling_factor")
-    if not is_number(scale) or float(scale) == 0:  # type: ignore[arg-type]
-        raise InputError(
-            f"the scaling_factor of {name!r}, {scale!r}, is not a number other than 0.", parameter=parameter
-        )
-    return float(scale)  # type: ignore[arg-type]
-
-
-def shift_of(config: Mapping[str, Any], name: str) -> float:
-    """An autoencoder's ``shift_factor``; 0 where it has none. Raises InputError where it is no number."""
-    shift = config.get("shift_factor")
-    if shift is not None and not is_number(shift):
-        raise InputError(f"the shift_factor of {name!r}, {shift!r}, is not a number.", parameter="model")
-    return float(shift or 0.0)
-
-
-def _need_text_alone(name: str, config: Mapping[str, Any]) -> None:
-    """Raises InputError for a U-Net that wants more than words, or answers in other channels."""
-    wants = {key: config.get(key) for key in ("num_class_embeds", "class_embed_type", "addition_embed_type")}
-    wants |= {key: config.get(key) for key in ("encoder_hid_dim_type", "time_cond_proj_dim")}
-    asked = next(((key, value) for key, value in wants.items() if value is not None), None)
+    none = ("num_class_embeds", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
+    usual: dict[str, str | None] = {**dict.fromkeys(none), "addition_embed_type": addition}
+    asked = next((key for key, value in usual.items() if config.get(key) != value), None)
     if asked:
+        kind = " It is a consistency model (LCM)." if asked == "time_cond_proj_dim" else ""
         raise InputError(
-            f"the U-Net of {name!r} wants more than a prompt ({asked[0]} = {asked[1]!r}); this version takes those "
-            "that are told the words alone.",
+            f"the U-Net of {name!r} wants other conditions than a prompt ({asked} = {config.get(asked)!r}), which this "
+            f"version does not take.{kind}",
             parameter="model",
         )
     if config["out_channels"] not in (config["in_channels"], 2 * config["in_channels"]):

@@ -1,86 +1,88 @@
-"""What the verbs share: grids, guided denoisers, the walk back in batches, and what they are told on the way."""
+"""What the pipelines share: grids, conditions, inversion in batches, and what is checked before any work."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, NotFinite, is_whole
 from .._utils.texts import check_text, texts_for, unweighted
-from ..core.denoiser import Denoiser, held
-from ..core.grid import Grid, make_grid
-from ..core.guidance import Guidance, classifier_free
+from ..core.conditioning import PromptConditioning
+from ..core.contracts import (
+    Inversion,
+    InversionInterrupted,
+    InversionProblem,
+    InversionResult,
+    Solver,
+    State,
+)
+from ..core.denoiser import PLAIN, Call
+from ..core.grid import Grid
+from ..core.guidance import Guidance
 from ..core.noise import SeededNoise
-from ..core.path import TablePath
 from ..core.prediction import NO_HOLD, Hold
-from ..core.solve import OnStep
+from ..inversion import calls
 from ..inversion import partial as partials
-from ..inversion.base import GuidedInversion, Inversion, InversionInterrupted, InversionProblem, InversionResult
-from ..inversion.latent_code import HOLD, LatentCode
+from ..inversion.latent_code import ADAPTERS, HOLD, LatentCode
 from ..models.base import Model
-from ..solvers import ReversibleSolver, Solver, State, make_solver
-from ..solvers.base import options_of
-from ..solvers.lattice import steps_of_code
-
-Progress = Callable[[int, int], None]
-"""Called with the steps done and the steps in all, over every batch."""
-
-Tell = Callable[[int, float], None]
-"""Called with a step, from 0, and the loss there, while a method tunes what it keeps."""
+from ..solvers import make_solver
+from ..solvers.lattice import ReversibleSolver
+from .events import CodeEvent, LossEvent, OnEvent, StepEvent, silent
 
 Spacing = str | Sequence[float]
-
-OnCodes = Callable[[int, LatentCode], None]
-"""Called when a batch has been walked back, with the place of its first image and the batch's code."""
-
-OnImages = Callable[[int, Tensor], None]
-"""Called when a batch has become images, with the place of the first and [n, C, H, W] in [0, 1]."""
+SETTING = "inversion_guidance"
+"""In ``LatentCode.settings``: the weight of the way to noise; absent for a model without conditions."""
 
 
-def walk_back(
+def conditioned(model: Model) -> bool:
+    """Whether guidance can act: the model takes prompts, or classes with one that stands for none."""
+    return model.text or model.info.null_class is not None
+
+
+def invert_batches(
     model: Model,
-    inversion: Inversion | GuidedInversion,
+    inversion: Inversion,
     pixels: Tensor,
     grid: Grid,
-    cond: Mapping[str, Any],
+    conditions: PromptConditioning,
     batch: int,
-    progress: Progress | None,
-    guidance: Guidance | None = None,
+    guidance: Guidance,
     *,
-    back: float | None = None,
+    inversion_guidance: float | None = None,
     seed: int = 0,
-    tell: Tell | None = None,
     resume: LatentCode | None = None,
-    hold: Hold | None = None,
-    on_batch: OnCodes | None = None,
+    hold: Hold = NO_HOLD,
+    on_event: OnEvent = silent,
 ) -> LatentCode:
-    """What ``invert`` does once images, grid and condition are known."""
-    forward, count, hold = guidance or Guidance(), len(pixels), hold or NO_HOLD
-    weight = _weight_back(inversion, forward, back)
-    empty = empty_code(model, inversion, grid, forward, back, hold)
+    """What ``invert`` does once images, grid and conditions are known."""
+    count = len(pixels)
+    weight = weight_of(inversion, guidance, inversion_guidance)
+    empty = empty_code(model, inversion, grid, guidance, inversion_guidance, hold)
     parts, begun = list[InversionResult](), None
     if resume is not None:
+        empty = replace(empty, machine=partials.machine_of(empty, resume))
         partials.check(resume, partials.compared(empty), count)
         batch = int(resume.settings[partials.KEY]["batch"])
         parts, begun = partials.unpacked(resume, model.device)
-    if parts and on_batch is not None:
-        on_batch(0, partials.whole(empty, parts))
-    report = Report(progress, steps_of_code(inversion.solver(), grid), count, batch)
+        if parts:
+            on_event(CodeEvent(0, partials.whole(empty, parts)))
+    layout = calls.layout_of(empty.machine)
+    solver = inversion.solver()
+    report = Report(on_event, grid.steps - solver.first(grid), count, batch)
     for begin in range(sum(len(p.state["x"]) for p in parts), count, batch):
         part = pixels[begin : begin + batch]
-        scene = InversionProblem(
-            model.denoiser(),
-            part_of(cond, begin, len(part)),
-            forward,
+        problem = InversionProblem(
+            model,
+            conditions[begin : begin + len(part)] if conditions.cond.tensors else conditions,
+            guidance,
             weight,
-            model.prediction,
-            model.path.t_max,
             SeededNoise([seed + k for k in range(begin, begin + len(part))]),
-            tell,
+            lambda step, loss: on_event(LossEvent(step, loss)),
             begun,
             hold,
+            Call(layout=layout) if layout else PLAIN,
         )
         steps = int(resume.settings[partials.KEY]["steps"]) if resume and begun is not None else 0
         report.begin(begin // batch, steps)
@@ -89,10 +91,10 @@ def walk_back(
                 x0 = model.encode(part)
                 if begun is not None:
                     partials.check_images(begun, x0)
-                parts.append(_walk(inversion, scene, x0, grid, report))
+                result = inversion.invert(problem, x0, grid, report)
+                parts.append(result._replace(calls=calls.recorded(len(part))) if layout else result)
             begun = None
-            if on_batch is not None:
-                on_batch(begin, partials.whole(empty, parts[-1:]))
+            on_event(CodeEvent(begin, partials.whole(empty, parts[-1:])))
         except KeyboardInterrupt as error:
             stop = error
             if resume is not None and begun is not None and not isinstance(error, InversionInterrupted):
@@ -100,72 +102,73 @@ def walk_back(
             if not parts and not isinstance(stop, InversionInterrupted):
                 raise
             done = sum(len(p.state["x"]) for p in parts)
-            raise partials.interrupted(empty, parts, stop, scene.cond, (count, done, batch)) from None
+            raise partials.interrupted(empty, parts, stop, problem.prompts, (count, done, batch)) from None
     return partials.whole(empty, parts)
 
 
 def empty_code(
     model: Model,
-    inversion: Inversion | GuidedInversion,
+    inversion: Inversion,
     grid: Grid,
     guidance: Guidance,
-    back: float | None = None,
+    inversion_guidance: float | None = None,
     hold: Hold = NO_HOLD,
 ) -> LatentCode:
-    """What is known of a code before the walk back: all but tensors and prompts; as for ``walk_back``.
+    """What is known of a code before the inversion: all but tensors and prompts; as for ``invert_batches``.
 
     Raises:
-        InputError: a weight of the way back, or a grid, that the method does not take.
+        InputError: a weight of the way to noise, or a grid, that the method does not take.
     """
-    weight, solver = _weight_back(inversion, guidance, back), inversion.solver()
-    rest = getattr(inversion, "rest", None)  # of a method that walks only a part of the grid
+    weight, solver = weight_of(inversion, guidance, inversion_guidance), inversion.solver()
+    acts = conditioned(model)
+    bits = isinstance(solver, ReversibleSolver)
     return LatentCode(
         state={},
-        grid=grid if rest is None else rest(grid),
+        grid=inversion.part(grid),
         method=inversion.name,
         solver=solver.name,
-        options=options_of(solver),
+        options=solver.options,
         settings={
             **inversion.options,
-            **({"back": weight} if model.text else {}),
+            **({SETTING: weight} if acts else {}),
             **({HOLD: hold.options} if hold.acts else {}),
+            **({ADAPTERS: model.adapters} if model.adapters else {}),
         },
         model=model.name,
         fingerprint=model.fingerprint,
         dtype=str(model.dtype).removeprefix("torch."),
-        guidance=guidance.options if model.text else {},
+        machine=calls.machine_now(model.device, calls.exact_layout(), guidance.batched_cfg) if bits else {},
+        guidance=guidance.options if acts else {},
     )
 
 
-def _weight_back(inversion: Inversion | GuidedInversion, forward: Guidance, back: float | None) -> float:
-    own = inversion.back if isinstance(inversion, GuidedInversion) else None
+def weight_of(inversion: Inversion, forward: Guidance, asked: float | None) -> float:
+    """The weight of the way to noise: the method's own, what is asked for, or what suits the method.
+
+    Raises:
+        InputError: one is asked for, and the method has another of its own.
+    """
+    own = inversion.inversion_guidance
     if own is not None:
-        if back not in (None, own):
+        if asked not in (None, own):
             raise InputError(
-                f"{back:g} does not go with {inversion.name!r}, whose way back has weight {own:g}.", parameter="back"
+                f"{asked:g} does not go with {inversion.name!r}, whose way back has weight {own:g}.",
+                parameter="inversion_guidance",
             )
         return own
-    return back if back is not None else (forward.weight if inversion.exact else 1.0)
+    return asked if asked is not None else (forward.weight if inversion.exact else 1.0)
 
 
-def _walk(
-    inversion: Inversion | GuidedInversion, scene: InversionProblem, x0: Tensor, grid: Grid, report: OnStep | None
-) -> InversionResult:
-    if isinstance(inversion, GuidedInversion):
-        return inversion.walk(scene, x0, grid, report)
-    state = inversion.invert(scene.guided(scene.back), x0, grid, report)
-    return InversionResult(state, grid, scene.cond, {})
-
-
-def way_forward(model: Model, code: LatentCode) -> Solver:
+def solver_of(model: Model, code: LatentCode) -> Solver:
     """The solver that a code comes forward with; warns where the model is not the one that made it.
 
     Raises:
         InputError: a code of another shape or condition, or without all that its solver needs.
     """
-    takes = {k: v.shape[1:] for k, v in model.condition(0 if model.classes else None, 1).items()}
-    code.check(model.name, model.fingerprint, state_shape(model), str(model.dtype).removeprefix("torch."), takes)
-    labels = code.cond.get("labels")
+    takes = model.condition(0 if model.classes else None, 1, size=picture_shape(model, code)[1:])
+    dtype = str(model.dtype).removeprefix("torch.")
+    code.check(model.name, model.fingerprint, state_shape(model), dtype, takes, model.adapters)
+    labels = code.conditions.cond.tensors.get("labels")
     if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < model.classes:
         raise InputError(
             f"it is of classes up to {int(labels.max())} (model {code.model!r}), but the model {model.name!r} has "
@@ -184,9 +187,9 @@ def way_forward(model: Model, code: LatentCode) -> Solver:
     return solver
 
 
-def asked_of(
-    model: Model, prompt: str | Sequence[str] | None, negative: str, count: int
-) -> tuple[str | Sequence[str] | None, str]:
+def prompts_asked(
+    model: Model, prompt: str | Sequence[str] | None, negative: str | None, count: int
+) -> tuple[str | Sequence[str] | None, str | None]:
     """Prompts, one an image, and negative as a model with text is to read them; of another, as they were given.
 
     Raises:
@@ -195,17 +198,8 @@ def asked_of(
     if not model.text:
         return prompt, negative
     several = texts_for("" if prompt is None else prompt, count, "prompt")
-    plain = unweighted(check_text(negative, "negative"), "negative")
+    plain = None if negative is None else unweighted(check_text(negative, "negative"), "negative")
     return [unweighted(text, "prompt") for text in several], plain
-
-
-def guided_by(model: Model, guidance: Guidance, hold: Hold | None = None) -> Denoiser:
-    """The model's denoiser, under classifier-free guidance where it has text, and x0 held: by default as the model's
-    config says."""
-    denoise = model.denoiser()
-    if model.text:
-        denoise = classifier_free(denoise, guidance, model.prediction, model.path.t_max)
-    return held(denoise, model.hold if hold is None else hold)
 
 
 def hold_for(model: Model, clip_x0: float | None, threshold: float | None) -> Hold:
@@ -214,7 +208,7 @@ def hold_for(model: Model, clip_x0: float | None, threshold: float | None) -> Ho
     Raises:
         InputError: a number out of its range, or both.
     """
-    return model.hold if clip_x0 is None and threshold is None else Hold(clip_x0, threshold)
+    return model.schedule.hold if clip_x0 is None and threshold is None else Hold(clip_x0, threshold)
 
 
 def hold_of(code: LatentCode) -> Hold:
@@ -223,28 +217,48 @@ def hold_of(code: LatentCode) -> Hold:
 
 
 def guidance_for(model: Model, given: float | Guidance | None, usual: float) -> Guidance:
-    """Classifier-free guidance as asked for, or the usual.
+    """Classifier-free guidance as asked for, or the usual: of a class-conditional model 1.
 
     Raises:
-        InputError: a number out of its range, or any for a model without text, where it cannot act.
+        InputError: a number out of its range, or any for a model without conditions, where it cannot act; one that its
+            network is to be told, and it is told none.
     """
-    if given is not None and not model.text:
-        raise InputError(
-            f"it leads towards a prompt, and the model {model.name!r} takes none; leave it out.", parameter="guidance"
+    if given is not None and not conditioned(model):
+        towards = (
+            "a class, and the model {!r} has none that stands for no class"
+            if model.classes
+            else ("a prompt, and the model {!r} takes none")
         )
-    return given if isinstance(given, Guidance) else Guidance(usual if given is None else given)
+        raise InputError(f"it leads towards {towards.format(model.name)}; leave it out.", parameter="guidance")
+    own = usual if model.text else 1.0
+    guidance = given if isinstance(given, Guidance) else Guidance(own if given is None else given)
+    if guidance.embedded is not None and not model.info.embedded:
+        raise InputError(
+            f"{guidance.embedded:g} is a number that guidance-distilled networks are told, and {model.name!r} is told "
+            "none; leave it out.",
+            parameter="embedded",
+        )
+    return guidance
 
 
 def need_model(model: object) -> None:
     """Raises InputError for what is no model of this library."""
-    if all(hasattr(model, part) for part in ("denoiser", "condition", "path", "encode", "decode")):
+    if isinstance(model, Model):
         return
     what = f"the text {model!r}" if isinstance(model, str) else f"a {type(model).__name__}"
     raise InputError(
-        f"{what} is not a model; give what ddim.load returns. A network or denoiser of one's own goes through "
-        "ddim.from_network, ddim.solve and ddim.solve_back.",
+        f"{what} is not a model; give what ddim.load returns. A network of one's own becomes one by "
+        "ddim.Model.from_network.",
         parameter="model",
     )
+
+
+def need_text(model: Model) -> None:
+    """Raises InputError for a model that takes no prompts."""
+    if not model.text:
+        raise InputError(
+            f"{model.name!r} takes no prompts, so that words cannot edit; use a text model.", parameter="model"
+        )
 
 
 def need_code(code: object, parameter: str = "code") -> None:
@@ -265,11 +279,12 @@ def picture_shape(model: Model, code: LatentCode) -> tuple[int, int, int]:
     """(C, H, W) of the pictures that a code comes back to."""
     if not model.multiple:
         return model.picture
-    return model.picture[0], code.x.shape[2] * model.multiple, code.x.shape[3] * model.multiple
+    height, width = code.state["x"].shape[2:]
+    return model.picture[0], height * model.multiple, width * model.multiple
 
 
 @contextmanager
-def half_precision_hint(model: Model) -> Iterator[None]:
+def half_precision_hint(model: Model) -> Generator[None]:
     """Adds what would do to an error that names the step at which float16 stopped being numbers."""
     try:
         yield
@@ -280,18 +295,27 @@ def half_precision_hint(model: Model) -> Iterator[None]:
         raise NotFinite(error.message, step=error.step, hint=hint) from None
 
 
-def start(model: Model, grid: Grid, seeds: Sequence[int], shape: tuple[int, ...]) -> tuple[Tensor, SeededNoise]:
+def prior(model: Model, grid: Grid, seeds: Sequence[int], shape: tuple[int, ...]) -> tuple[Tensor, SeededNoise]:
     """x_T of each seed, [N, *shape], and what draws the noise that follows."""
     noise = SeededNoise(seeds)
     x = noise(torch.empty(len(seeds), *shape, dtype=model.state_dtype, device=model.device))
-    # On VP, x has unit variance at every node; elsewhere what little signal is left is no part of the prior.
-    return x * (1.0 if isinstance(model.path, TablePath) else grid[0].sigma), noise
+    return x * model.schedule.prior_std(grid), noise
 
 
-def grid_for(model: Model, steps: int, spacing: Spacing | None) -> Grid:
-    """The grid that the verbs walk: the model's own spacing unless another is asked for."""
-    spacing = model.spacing if spacing is None else spacing
-    return make_grid(model.path, steps, spacing, offset=model.offset if spacing == "leading" else 0)
+def grid_for(model: Model, steps: int, spacing: Spacing | None, size: tuple[int, int] | None = None) -> Grid:
+    """The grid of a run: the model's own spacing unless another is asked for.
+
+    Args:
+        model, steps, spacing: as for the pipelines.
+        size: (height, width) of what is diffused, for schedules that depend on it.
+    """
+    return model.schedule.grid(steps, spacing, size)
+
+
+def latent_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of what is diffused for pictures of a size in pixels."""
+    per = model.multiple or 1
+    return size[0] // per, size[1] // per
 
 
 def check_batch(batch: int) -> None:
@@ -300,16 +324,11 @@ def check_batch(batch: int) -> None:
         raise InputError(f"{batch} is not a number of images; use 1 or more.", parameter="batch")
 
 
-def part_of(cond: Mapping[str, Any], begin: int, count: int) -> dict[str, Any]:
-    """The condition of ``count`` samples from ``begin`` on."""
-    return {k: v[begin : begin + count] for k, v in cond.items()}
-
-
 class Report:
-    """Turns each batch's steps into steps done of all."""
+    """Turns each batch's steps into steps done of all; what the loop calls after a step."""
 
-    def __init__(self, progress: Progress | None, steps: int, count: int, batch: int) -> None:
-        self.progress, self.done = progress, 0
+    def __init__(self, on_event: OnEvent, steps: int, count: int, batch: int) -> None:
+        self.on_event, self.done = on_event, 0
         self.steps, self.total = steps, steps * -(-count // batch)
 
     def begin(self, batch: int, steps: int) -> None:
@@ -319,5 +338,4 @@ class Report:
     def __call__(self, i: int, state: State) -> None:
         """After each step."""
         self.done += 1
-        if self.progress is not None:
-            self.progress(self.done, self.total)
+        self.on_event(StepEvent(self.done, self.total))

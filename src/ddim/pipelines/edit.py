@@ -1,46 +1,46 @@
-"""The verb ``edit``: from a real picture, or its code, to what other words make of it."""
+"""The pipeline ``edit``: from a real picture, or its code, to what other words or another class make of it."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from .._utils.errors import DDIMWarning, InputError
+from .._utils.errors import DDIMWarning, InputError, is_whole
+from .._utils.tensors import in_groups, whole_numbers
 from .._utils.texts import check_text, parse_weights, texts_for, unweighted
-from ..core.denoiser import bound
-from ..core.guidance import NULL, WORDS, Guidance
-from ..core.solve import OnStep, solve
+from ..core.conditioning import ASKED_FOR, Conditioning, PromptConditioning
+from ..core.contracts import Inversion, OnStep, Solver
+from ..core.guidance import Guidance
+from ..core.solve import solve
 from ..data.images import ImageLike, read_images
 from ..editing.align import refine
 from ..editing.align import replace as swap
-from ..editing.attention import KINDS, AttentionEdit, AttentionPlan, install, within
 from ..editing.blend import MaskLike, read_mask, to_latent
 from ..editing.controlled import Controlled
+from ..editing.plan import KINDS, AttentionEdit, AttentionPlan, within
 from ..editing.prompts import Weights, blend_words, per_target, scales, target_prompts, token_mask
 from ..editing.tokens import Tokens
-from ..inversion.base import GuidedInversion, Inversion
 from ..inversion.latent_code import LatentCode
-from ..inversion.replay import KeptNoise, PinnedSolver, resumed, with_nulls
-from ..models.base import Model, TextModel
-from ..solvers import Solver, State
-from ..solvers.lattice import steps_of_code
+from ..inversion.replay import KeptNoise, PinnedSolver, prompts_of, resumed
+from ..models.base import Model, class_labels
 from .common import (
-    OnImages,
-    Progress,
+    Report,
     Spacing,
-    Tell,
     check_batch,
     grid_for,
-    guided_by,
     half_precision_hint,
     hold_of,
+    latent_size,
     need_model,
-    way_forward,
+    picture_shape,
+    solver_of,
 )
-from .verbs import invert
+from .events import Event, ImagesEvent, LossEvent, OnEvent, StepEvent, silent
+from .invert import invert
 
 Blend = str | tuple[str, str] | None
 FREE = ("direct", "edit-friendly")
@@ -53,10 +53,11 @@ class Edited:
 
     Attributes:
         source: the pictures, [N, C, H, W] in [0, 1]; None where only their code was given.
-        reconstruction: what comes back under the source's own words, beside the targets, [N, C, H, W] in [0, 1].
+        reconstruction: what comes back under the source's own words or class, beside the targets, [N, C, H, W] in [0,
+            1].
         edits: [N, K, C, H, W] in [0, 1].
-        prompts: the targets as the model read them, ``[N][K]``.
-        code: that the walks started from.
+        prompts: the targets as the model read them, ``[N][K]``; the classes, of a model without text.
+        code: that the way forward started from.
         blend_mask: where an edit may differ from its source at the last step, [N, K, H, W] in [0, 1], the latent's
             pixels enlarged; None without blending.
     """
@@ -64,7 +65,7 @@ class Edited:
     source: Tensor | None
     reconstruction: Tensor
     edits: Tensor
-    prompts: tuple[tuple[str, ...], ...]
+    prompts: tuple[tuple[str | int, ...], ...]
     code: LatentCode
     blend_mask: Tensor | None = None
 
@@ -72,97 +73,114 @@ class Edited:
 def edit(
     model: Model,
     source: ImageLike | LatentCode,
-    prompt: str | Sequence[str] | Sequence[Sequence[str]],
+    prompt: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
     *,
     source_prompt: str | Sequence[str] | None = None,
-    method: str | Inversion | GuidedInversion | None = None,
+    labels: int | Sequence[int] | Sequence[Sequence[int]] | None = None,
+    source_labels: int | Sequence[int] | None = None,
+    method: str | Inversion | None = None,
     steps: int | None = None,
     guidance: float | Guidance | None = None,
-    attention: str | AttentionEdit = "refine",
+    attention: str | AttentionEdit | None = None,
     blend: Blend | list[Any] = None,
     weights: Weights | list[Any] | None = None,
     mask: MaskLike | None = None,
-    negative: str = "",
+    negative: str | None = None,
     options: Mapping[str, Any] | None = None,
-    back: float | None = None,
+    inversion_guidance: float | None = None,
     seed: int | None = None,
     spacing: Spacing | None = None,
+    clip_x0: float | None = None,
+    threshold: float | None = None,
     resize: bool = False,
     batch: int = 64,
-    together: bool = True,
-    progress: Progress | None = None,
-    tell: Tell | None = None,
-    on_batch: OnImages | None = None,
+    batched_cfg: bool = True,
+    on_event: OnEvent = silent,
 ) -> Edited:
-    """Edits real pictures with words (prompt-to-prompt, Hertz et al. 2022, arXiv 2208.01626).
+    """Edits real pictures with words (prompt-to-prompt, Hertz et al. 2022, arXiv 2208.01626), or by another class.
 
-    Each source walks forward under its own words, and beside it its targets, whose attention follows the source's.
+    Each source goes forward under its own words, and beside it its targets, whose attention follows the source's. A
+    class-conditional model goes forward under the source's class and under the targets'.
 
     Args:
-        model: a text-to-image model from ``ddim.load``.
+        model: from ``ddim.load``: a text-to-image model, or a class-conditional one.
         source: pictures, as ``invert`` takes them, or the code of some.
         prompt: what they are to become: one target, a list of targets, or such a list for each picture.
             ``(word:2.0)`` weighs a word.
         source_prompt: what the pictures show, one for all or one each; a code knows its own.
-        method, steps, options, back, seed, spacing: of the inversion, as in ``invert``; by default ``"direct"`` with
-            50 steps and seed 0. Not for a code, which was walked back already.
-        guidance: w of the way forward; by default the code's own, or 7.5 for pictures.
-        attention: ``"refine"``, ``"replace"``, ``"none"``, or an ``AttentionEdit`` with windows.
+        labels: in place of ``prompt``, for a class-conditional model: one class, a list of them, or such a list for
+            each picture.
+        source_labels: the pictures' own classes, one for all or one each; a code knows its own.
+        method, steps, options, inversion_guidance, seed, spacing: of the inversion, as in ``invert``; by default
+            ``"direct"`` with 50 steps and seed 0. Not for a code, which was inverted already.
+        guidance: w of the way forward; by default the code's own; for pictures the model's usual one
+            (``ModelInfo.guidance``: 7.5 for Stable Diffusion, 5 for SDXL), or 1 where classes edit.
+        attention: ``"refine"`` (the default), ``"replace"``, ``"none"``, or an ``AttentionEdit`` with windows.
         blend: ``"cat/tiger"`` or ``("cat", "tiger")``: only where these words of the source or of the target lie may
             change. A list has one a target (or one such list a picture); None blends nothing.
         weights: word -> factor on its attention, as ``(word:2.0)``; lists as for ``blend``.
         mask: of the pictures' size: 1, or white, may change, 0, black and what is transparent stay the source's; see
             ``MaskLike``. With ``blend``, only where both say so.
         negative: the prompt that guidance leads away from, for pictures; a code has its own.
+        clip_x0, threshold: as for ``sample``, on the way back and forward; a code knows its own.
         resize: fit pictures of another size; not for a code.
         batch: sources and targets a network call, each picture with all its targets at the least.
-        together: on the way forward, ask for both of guidance's predictions in one batch; False asks one after the
-            other, with half the memory. A ``Guidance`` that says so is heeded too, and on the way back.
-        progress: called after each step, of the way back and forward together.
-        tell: as in ``invert``.
-        on_batch: called when a batch is done, with the place of its first picture and what the pictures became,
-            [n, 1 + K, C, H, W].
+        batched_cfg: on the way forward, ask for both branches of guidance in one batch; False asks one after the other,
+            with half the memory. A ``Guidance`` that says so is heeded too, and on the way back.
+        on_event: called with a ``StepEvent`` after each step, of the way back and forward together, with a
+            ``LossEvent`` while a method tunes, and with an ``ImagesEvent`` when a batch is done, its images [n, 1 + K,
+            C, H, W].
 
     Returns:
         Pictures, reconstructions, edits.
 
     Raises:
-        InputError: a model without text, no source prompt, a word that is not in its prompt, unequal numbers of words
-            for ``"replace"``, a mask of another size, settings of the inversion for a code, a setting that would do
-            nothing; and what ``invert`` and ``reconstruct`` raise.
+        InputError: a model without text or classes, no source prompt or class, a word that is not in its prompt,
+            unequal numbers of words for ``"replace"``, a mask of another size, settings of the inversion for a code, a
+            setting that would do nothing; and what ``invert`` and ``reconstruct`` raise.
         DDIMError: the network returned NaN, or its attention layers are not what was expected.
     """
     need_model(model)
     check_batch(batch)
-    model = text_model(model)
-    how = AttentionEdit(attention) if isinstance(attention, str) else attention
-    if not isinstance(how, AttentionEdit):
-        raise InputError(
-            f"{attention!r} is neither an AttentionEdit nor one of: {', '.join(KINDS)}.", parameter="attention"
-        )
-    pixels, size = None, None
+    classes = by_class(model, prompt, labels)
+    if source_labels is not None and not classes:
+        raise InputError("they go with classes, and words edit here; leave them out.", parameter="source_labels")
+    how = _attention(attention, classes)
+    pixels = None
     if isinstance(source, LatentCode):
-        asked = {"method": method, "steps": steps, "options": options or None, "back": back, "seed": seed}
-        asked |= {"spacing": spacing, "resize": resize or None}
+        asked = {"method": method, "steps": steps, "options": options or None}
+        asked |= {"inversion_guidance": inversion_guidance, "seed": seed, "spacing": spacing, "resize": resize or None}
+        asked |= {"clip_x0": clip_x0, "threshold": threshold}
         if given_too := [name for name, value in asked.items() if value is not None]:
             raise InputError(
-                f"{', '.join(given_too)} cannot be set for a code, which was walked back already; leave that out, or "
+                f"{', '.join(given_too)} cannot be set for a code, which was inverted already; leave that out, or "
                 "edit the picture.",
                 parameter=given_too[0],
             )
-        sources, walked = _prompts_of(source, source_prompt, negative), source.grid.steps
-        size = (source.state["x"].shape[2] * model.multiple, source.state["x"].shape[3] * model.multiple)
+        count, forward_steps, size = len(source), source.grid.steps, picture_shape(model, source)[1:]
     else:
         pixels = read_images(source, model.picture, resize=resize, multiple=model.multiple)
-        sources = source_prompts(source_prompt, len(pixels))
-        walked = grid_for(model, 50 if steps is None else steps, spacing).steps
-        size = (pixels.shape[2], pixels.shape[3])
-    targets, given, plan = planned(model, sources, prompt, size, how, blend, weights, mask, walked)
-    embedded = model.embed([*dict.fromkeys(p for row in targets for p in row)])
-    phases = _Phases(progress, 1 if isinstance(source, LatentCode) else 2)
-    if isinstance(source, LatentCode):
-        code = source
+        count, size = len(pixels), (pixels.shape[2], pixels.shape[3])
+        forward_steps = grid_for(model, 50 if steps is None else steps, spacing, latent_size(model, size)).steps
+    code = source if isinstance(source, LatentCode) else None
+    if classes:
+        words = {"source_prompt": source_prompt, "blend": blend, "weights": weights, "negative": negative}
+        for name, value in words.items():
+            if value is not None:
+                raise InputError("it goes with words, and classes edit here; leave it out.", parameter=name)
+        own = _labels_of(model, code, source_labels, count)
+        targets = _target_labels(model, labels, count)
+        given, plan = None if mask is None else read_mask(mask, count, size), None
+        conditions = model.condition([k for row in targets for k in row], count * len(targets[0]), size=size).cond
     else:
+        own = source_prompts(source_prompt, count) if code is None else _prompts_of(code, source_prompt, negative)
+        assert prompt is not None
+        targets, given, plan = planned(model, own, prompt, size, how, blend, weights, mask, forward_steps)
+        conditions = _embedded(model, [p for row in targets for p in row], size)
+    phases = _Phases(on_event, 1 if code is not None else 2)
+    if code is None:
+        assert pixels is not None
+        usual = None if classes else model.info.guidance
         code = invert(
             model,
             pixels,
@@ -170,59 +188,133 @@ def edit(
             method="direct" if method is None else method,
             spacing=spacing,
             options=options,
-            prompt=source_prompt,
+            labels=own if classes else None,  # type: ignore[arg-type]
+            prompt=None if classes else source_prompt,
             negative=negative,
-            guidance=7.5 if guidance is None else guidance,
-            back=back,
+            guidance=(usual if model.info.null_class is not None or model.text else None)
+            if guidance is None
+            else guidance,
+            clip_x0=clip_x0,
+            threshold=threshold,
+            inversion_guidance=inversion_guidance,
             seed=0 if seed is None else seed,
             batch=batch,
-            progress=phases.report(0) if progress else None,
-            tell=tell,
+            on_event=phases.report(0),
         )
     forward = _forward(code, guidance)
-    if not together:
-        forward = replace(forward, together=False)
-    solver = way_forward(model, code)
-    per = max(1, batch // (1 + len(targets[0])))
+    if not batched_cfg:
+        forward = replace(forward, batched_cfg=False)
+    solver = solver_of(model, code)
+    many = len(targets[0])
+    per = max(1, batch // (1 + many))
     chunks = [slice(k, k + per) for k in range(0, len(code), per)]
-    report = phases.counted(steps_of_code(solver, code.grid) * len(chunks))
-    latent_mask = (
-        None
-        if given is None
-        else to_latent(given, (code.state["x"].shape[2], code.state["x"].shape[3])).to(model.device)
-    )
+    report = phases.counted((code.grid.steps - solver.first(code.grid)) * len(chunks))
+    latent_mask = None if given is None else to_latent(given, code.state["x"].shape[-2:]).to(model.device)
     parts: list[tuple[Tensor, Tensor | None]] = []
-    for which in chunks:
-        part = _walk(
-            model,
-            solver,
-            code[which],
-            torch.stack([torch.stack([embedded[p] for p in row]) for row in targets[which]]),
-            forward,
-            None if plan is None else plan[which],
-            None if latent_mask is None else latent_mask[which],
-            report,
-        )
-        parts.append(part)
-        if on_batch is not None:
-            on_batch(which.start, part[0])
+    with nullcontext() if plan is None else model.controlled():  # without a plan nothing of the network is touched
+        for which in chunks:
+            rows = slice(which.start * many, which.stop * many)
+            part = _forward_with_targets(
+                model,
+                solver,
+                code[which],
+                conditions[rows],
+                forward,
+                None if plan is None else plan[which],
+                None if latent_mask is None else latent_mask[which],
+                report,
+            )
+            parts.append(part)
+            on_event(ImagesEvent(which.start, part[0]))
     images = torch.cat([pictures for pictures, _ in parts])
     masks = [m for _, m in parts if m is not None]
     shown = torch.nn.functional.interpolate(torch.cat(masks), images.shape[-2:]) if masks else None
     return Edited(pixels, images[:, 0], images[:, 1:], targets, code, shown)
 
 
-def text_model(model: Model) -> TextModel:
-    """The model, which takes prompts; raises InputError where it does not."""
-    if not model.text:
+def by_class(model: Model, prompt: object, labels: object) -> bool:
+    """Whether classes edit, and not words. Raises InputError where the model takes neither, or is given the other."""
+    if model.text:
+        if labels is not None:
+            raise InputError(f"the model {model.name!r} takes prompts, not class labels.", parameter="labels")
+        if prompt is None:
+            raise InputError("an edit needs what the picture is to become; give a prompt.", parameter="prompt")
+        return False
+    if not model.classes:
         raise InputError(
-            f"{model.name!r} takes no prompts, so that words cannot edit; use a text model.", parameter="model"
+            f"{model.name!r} takes no prompts, so that words cannot edit, and no classes; use a text model.",
+            parameter="model",
         )
-    return cast(TextModel, model)
+    if prompt is not None:
+        raise InputError(
+            f"{model.name!r} takes no prompts, so that words cannot edit; give labels, or use a text model.",
+            parameter="model",
+        )
+    if labels is None:
+        raise InputError(
+            f"an edit needs what the picture is to become; give a class, from 0 to {model.classes - 1}.",
+            parameter="labels",
+        )
+    return True
+
+
+def _attention(given: object, by_class: bool) -> AttentionEdit:
+    """How attention follows the source's. Raises InputError for what does not go with classes, or is no setting."""
+    if given is None:
+        return AttentionEdit("none" if by_class else "refine")
+    how = AttentionEdit(given) if isinstance(given, str) else given
+    if not isinstance(how, AttentionEdit):
+        raise InputError(
+            f"{given!r} is neither an AttentionEdit nor one of: {', '.join(KINDS)}.", parameter="attention"
+        )
+    if by_class and how.kind != "none":
+        raise InputError(
+            f"{how.kind!r} follows the attention to words, and classes have none; use 'none'.", parameter="attention"
+        )
+    return how
+
+
+def _labels_of(model: Model, code: LatentCode | None, given: Any, count: int) -> list[int]:
+    """The sources' classes: a code's own, or as they are given. Raises InputError for none, or for others."""
+    own = None if code is None else code.conditions.cond.tensors.get("labels")
+    if own is None:
+        if given is None:
+            raise InputError(
+                f"an edit needs the picture's own class, from 0 to {model.classes - 1}.", parameter="source_labels"
+            )
+        return whole_numbers(class_labels(given, count, model.classes, model.name, parameter="source_labels"))
+    if given is not None:
+        told = class_labels(given, count, model.classes, model.name, parameter="source_labels")
+        if whole_numbers(told) != whole_numbers(own):
+            raise InputError(
+                f"{given}, but the code was made with {whole_numbers(own)}; leave it.", parameter="source_labels"
+            )
+    return whole_numbers(own)
+
+
+def _target_labels(model: Model, labels: Any, count: int) -> tuple[tuple[int, ...], ...]:
+    """The targets' classes, ``[N][K]``: one or several for all images, or a list for each image.
+
+    Raises:
+        InputError: what is no class, or not one list an image.
+    """
+    several: list[Any] = (
+        [labels] if is_whole(labels) or not isinstance(labels, Iterable) else list(cast("Iterable[Any]", labels))
+    )
+    rows = several if several and all(isinstance(row, (list, tuple)) for row in several) else [several] * count
+    if len(rows) != count or len({len(row) for row in rows}) != 1 or not rows[0]:
+        raise InputError(f"{labels!r} is no class, nor a list of them, nor one list an image.", parameter="labels")
+    return tuple(tuple(whole_numbers(class_labels(list(r), len(r), model.classes, model.name))) for r in rows)
+
+
+def _embedded(model: Model, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
+    """One condition a prompt; each text is encoded once."""
+    texts = list(dict.fromkeys(prompts))
+    return model.encode_prompt(texts, size)[[texts.index(p) for p in prompts]]
 
 
 def planned(
-    model: TextModel,
+    model: Model,
     sources: Sequence[str],
     prompt: str | Sequence[str] | Sequence[Sequence[str]],
     size: tuple[int, int],
@@ -262,11 +354,11 @@ def planned(
     return targets, given, plan
 
 
-def _walk(
-    model: TextModel,
+def _forward_with_targets(
+    model: Model,
     solver: Solver,
     code: LatentCode,
-    targets: Tensor,
+    targets: Conditioning,
     guidance: Guidance,
     plan: AttentionPlan | None,
     mask: Tensor | None,
@@ -274,34 +366,38 @@ def _walk(
 ) -> tuple[Tensor, Tensor | None]:
     """Pictures [n, 1 + K, C, H, W] of some sources with their targets, and the last step's mask [n, K, h, w].
 
-    ``targets`` are the embedded prompts, [n, K, L, D].
+    ``targets`` are the conditions of the targets, n * K rows, each image's together.
     """
-    n, k = targets.shape[:2]
+    n = len(code)
+    k = (targets.rows or n) // n
 
     def rows(x: Tensor) -> Tensor:
         return x.to(model.device).repeat_interleave(1 + k, dim=0)
 
     repeated = {key: rows(v) for key, v in code.state.items()}
     state = resumed(solver, repeated, code.grid, model.device, model.state_dtype)
-    cond = {key: rows(v) for key, v in code.cond.items()}
-    own = code.cond[WORDS].to(targets).unsqueeze(1)
-    cond[WORDS] = torch.cat([own, targets], dim=1).flatten(0, 1)
-    denoise = bound(guided_by(model, guidance, hold_of(code)), cond)
-    if NULL in code.extras:
-        denoise = with_nulls(denoise, code.grid, rows(code.extras[NULL]))
-    noise = KeptNoise(rows(code.extras["noise"])) if "noise" in code.extras else None
+    own = code.conditions.to(model.device)
+    facts = {name: t.repeat_interleave(k, 0) for name, t in own.cond.tensors.items() if name not in ASKED_FOR}
+    targets = targets.replace(**facts)
+    order = [row for i in range(n) for row in (i, *range(n + i * k, n + (i + 1) * k))]
+    cond = Conditioning.cat([own.cond, targets])[order]
     kept = {key: v.to(model.device) for key, v in code.extras.items()}
+    repeated_extras = {key: rows(v) for key, v in kept.items()}
+    conditions = PromptConditioning(cond, None if own.uncond is None else own.uncond.repeat(1 + k))
+    prompts = prompts_of(conditions, code.grid, repeated_extras)
+    denoise = model.guided(guidance, prompts, hold=hold_of(code))
+    noise = KeptNoise(repeated_extras["noise"]) if "noise" in kept else None
     walker = Controlled(PinnedSolver(solver, kept, rows=list(range(0, n * (1 + k), 1 + k))), plan, mask)
     with half_precision_hint(model):
         end = solve(denoise, walker, state, code.grid, noise=noise, on_step=report)
     x = walker.read(end)
     last = walker.mask(end, code.grid.steps - 1, code.grid.steps, x)
-    pictures = model.decode(x).unflatten(0, (n, 1 + k))
+    pictures = in_groups(model.decode(x), n, 1 + k)
     return pictures, None if last is None else last.expand(n, k, -1, -1)
 
 
 def _plan(
-    model: TextModel,
+    model: Model,
     how: AttentionEdit,
     sources: Sequence[str],
     wanted: Sequence[Sequence[tuple[str, dict[int, float]]]],
@@ -314,7 +410,10 @@ def _plan(
     cuts = {p: model.tokens(p) for p in {*sources, *(p for row in wanted for p, _ in row)}}
     length = cuts[sources[0]].length
     blends, weighted = per_target("blend", blend, n, k), per_target("weights", weights, n, k)
-    mappings, news, factors, places = [], [], [], []
+    mappings: list[Tensor] = []
+    news: list[Tensor] = []
+    factors: list[Tensor | None] = []
+    places: list[Tensor | None] = []
     for i, source in enumerate(sources):
         for j, (target, inline) in enumerate(wanted[i]):
             mapping, new = (swap if how.kind == "replace" else refine)(cuts[source], cuts[target])
@@ -328,11 +427,11 @@ def _plan(
     everywhere, ones = torch.zeros(2, length), torch.ones(length)
 
     def grouped(rows: list[Tensor]) -> Tensor:
-        return torch.stack(rows).unflatten(0, (n, k)).to(model.device)
+        return in_groups(torch.stack(rows), n, k).to(model.device)
 
     return AttentionPlan(
         how,
-        install(model.network),
+        model.attention_sites(),
         (size[0] // model.multiple, size[1] // model.multiple),
         grouped(mappings),
         grouped(news),
@@ -370,9 +469,9 @@ def _told(guidance: Guidance, other: Guidance) -> str:
     return f"{guidance.weight:g}{rescale}{interval}"
 
 
-def _prompts_of(code: LatentCode, source_prompt: str | Sequence[str] | None, negative: str) -> list[str]:
+def _prompts_of(code: LatentCode, source_prompt: str | Sequence[str] | None, negative: str | None) -> list[str]:
     """The source prompts that a code keeps."""
-    if WORDS not in code.cond or not code.prompts:
+    if not code.prompts:
         raise InputError(
             "it keeps no prompt, so that words cannot edit it; invert the picture with its prompt.", parameter="code"
         )
@@ -382,7 +481,7 @@ def _prompts_of(code: LatentCode, source_prompt: str | Sequence[str] | None, neg
         )
     if negative and unweighted(check_text(negative, "negative"), "negative") != code.negative:
         raise InputError(
-            f"{negative!r}, but the code was made with {code.negative!r}; leave it out.", parameter="negative"
+            f"{negative!r}, but the code was made with {code.negative or ''!r}; leave it out.", parameter="negative"
         )
     return list(code.prompts)
 
@@ -407,27 +506,27 @@ class _Phases:
     The total is known only when the inversion has told its own, and grows then by the steps to come.
     """
 
-    def __init__(self, progress: Progress | None, count: int) -> None:
-        self.progress, self.before, self.count = progress, 0, count
+    def __init__(self, on_event: OnEvent, count: int) -> None:
+        self.on_event, self.before, self.count = on_event, 0, count
 
-    def report(self, phase: int) -> Progress:
-        """What the inversion reports to."""
+    def report(self, phase: int) -> OnEvent:
+        """What the inversion reports to; its codes are an edit's own affair."""
 
-        def told(done: int, total: int) -> None:
-            self.before = total
-            if self.progress is not None:
-                self.progress(done, total * self.count)
+        def told(event: Event) -> None:
+            if isinstance(event, StepEvent):
+                self.before = event.total
+                self.on_event(StepEvent(event.done, event.total * self.count))
+            elif isinstance(event, LossEvent):
+                self.on_event(event)
 
         return told
 
     def counted(self, total: int) -> OnStep:
         """What the way forward reports to."""
-        done, before = 0, self.before
+        before = self.before
 
-        def told(i: int, state: State) -> None:
-            nonlocal done
-            done += 1
-            if self.progress is not None:
-                self.progress(before + done, before + total)
+        def later(event: Event) -> None:
+            if isinstance(event, StepEvent):
+                self.on_event(StepEvent(before + event.done, before + event.total))
 
-        return told
+        return Report(later, total, 1, 1)

@@ -2,26 +2,30 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, UnknownName
-from ..core.guidance import NULL
+from ..core.conditioning import Conditioning, PromptConditioning
+from ..core.guidance import Guidance
 from ..core.slerp import chain, four_corners
+from ..inversion import calls
 from ..inversion.ddim import DDIMInversion
-from ..inversion.latent_code import LatentCode
+from ..inversion.latent_code import HOLD, LatentCode
+from ..inversion.replay import TUNED
 from ..models.base import Model
 from ..solvers import make_solver
-from ..solvers.lattice import steps_of_code
-from .common import HOLD, OnImages, Progress, check_batch, hold_of, need_code, need_model, walk_back
-from .verbs import reconstruct
+from .common import check_batch, hold_of, invert_batches, need_code, need_model
+from .events import Event, ImagesEvent, OnEvent, StepEvent, silent
+from .reconstruct import reconstruct
 
 Through = Literal["ddim", "state"]
 Mix = Callable[[list[Tensor]], Tensor]
 
-_KEPT = {"null": "a null embedding", "noise": "a noise map", "pivot": "a pivot"}
+_KEPT = {TUNED: "a null embedding", "noise": "a noise map", "pivot": "a pivot"}
 """What a code's ``extras`` hold, for a sentence."""
 
 
@@ -31,8 +35,7 @@ def interpolate(
     frames: int = 11,
     through: Through = "ddim",
     batch: int = 64,
-    progress: Progress | None = None,
-    on_batch: OnImages | None = None,
+    on_event: OnEvent = silent,
 ) -> Tensor:
     """Images along the arcs between latent codes (Song et al. 2021, section 5.3).
 
@@ -44,7 +47,7 @@ def interpolate(
             to their images first, which are walked back again (with text at guidance 1): an exact code holds what its
             own way forward needs, a parasitic mode and all, and an arc between two such codes leaves what the model
             has seen. ``"state"``: every tensor of the states is mixed as it is.
-        batch, progress, on_batch: as for ``reconstruct``.
+        batch, on_event: as for ``reconstruct``.
 
     Returns:
         float tensor [(n - 1) * (frames - 1) + 1, C, H, W] in [0, 1] for n images.
@@ -54,7 +57,7 @@ def interpolate(
     """
     _need(model, codes)
     ends = [k * (frames - 1) for k in range(sum(map(len, codes)))]
-    return _between(model, codes, lambda points: chain(points, frames), ends, through, batch, progress, on_batch)
+    return _between(model, codes, lambda points: chain(points, frames), ends, through, batch, on_event)
 
 
 def interpolate_grid(
@@ -64,13 +67,12 @@ def interpolate_grid(
     columns: int = 7,
     through: Through = "ddim",
     batch: int = 64,
-    progress: Progress | None = None,
-    on_batch: OnImages | None = None,
+    on_event: OnEvent = silent,
 ) -> Tensor:
     """Images between four latent codes: top left, top right, bottom left, bottom right.
 
     Args:
-        model, codes, through, batch, progress, on_batch: as for ``interpolate``; four images.
+        model, codes, through, batch, on_event: as for ``interpolate``; four images.
         rows, columns: at least 2.
 
     Returns:
@@ -82,7 +84,7 @@ def interpolate_grid(
     _need(model, codes)
     ends = [0, columns - 1, (rows - 1) * columns, rows * columns - 1]
     corners: Mix = lambda points: four_corners(points, rows, columns)  # noqa: E731
-    return _between(model, codes, corners, ends, through, batch, progress, on_batch)
+    return _between(model, codes, corners, ends, through, batch, on_event)
 
 
 def _need(model: object, codes: Sequence[object]) -> None:
@@ -98,31 +100,39 @@ def _between(
     ends: Sequence[int],
     through: str,
     batch: int,
-    progress: Progress | None,
-    on_batch: OnImages | None,
+    on_event: OnEvent,
 ) -> Tensor:
     check_batch(batch)
     check_through(through)
-    own_null = _differ(codes, NULL)
-    mixed = combine(codes, mix, without=(NULL,) if own_null else ())  # also says what does not fit, before any work
+    own_opposites = _opposites_differ(codes)
+    mixed = combine(codes, mix, without_uncond=own_opposites)  # also says what does not fit, before any work
     kept = sorted(codes[0].extras)
-    if through == "state" and (kept or own_null):
+    if through == "state" and (kept or own_opposites):
         what = next((f"{said} for every step" for key, said in _KEPT.items() if key in kept), "a null embedding each")
         raise InputError(
             f"codes of {codes[0].method!r} keep {what}, which cannot be mixed; use 'ddim'.", parameter="through"
         )
-    if through == "state" or (_plain(codes[0]) and not own_null):
-        return reconstruct(model, mixed, batch=batch, progress=progress, on_batch=on_batch)
-    # each comes back with what is its own; the walk after that has weight 1 and reads no null embedding
-    whole = combine(codes, torch.cat, without=(NULL,))
-    own = {key: torch.cat([c.cond[key] for c in codes]) for key in codes[0].cond}
-    whole = replace(whole, cond=own, extras={k: torch.cat([c.extras[k] for c in codes]) for k in kept})
-    own_steps = steps_of_code(make_solver(whole.solver, whole.options), whole.grid)
-    walks = ((len(whole), own_steps), (len(whole), whole.grid.steps), (len(mixed), whole.grid.steps))
-    part = _parts(progress, [-(-count // batch) * steps for count, steps in walks])
-    images = reconstruct(model, whole, batch=batch, progress=part(0))
-    cond = {k: v.to(model.device) for k, v in whole.cond.items() if k != NULL}
-    plain = walk_back(model, DDIMInversion(), images, whole.grid, cond, batch, part(1), hold=hold_of(whole))
+    if through == "state" or (_plain(codes[0]) and not own_opposites):
+        return reconstruct(model, mixed, batch=batch, on_event=on_event)
+    # each comes back with what is its own; the inversion after that has weight 1 and asks for no opposite
+    wholes, grid = _of_one_kind(codes), codes[0].grid
+    own_steps = grid.steps - make_solver(codes[0].solver, codes[0].options).first(grid)
+    made = [len(calls.rebuilt(c.calls)) if c.calls else -(-len(c) // batch) for c in wholes]
+    there, between = -(-sum(map(len, wholes)) // batch), -(-len(mixed) // batch)
+    part = _parts(on_event, [*(n * own_steps for n in made), there * grid.steps, between * grid.steps])
+    images = torch.cat([reconstruct(model, c, batch=batch, on_event=part(k)) for k, c in enumerate(wholes)])
+    conditions = PromptConditioning(Conditioning.cat(c.conditions.cond for c in wholes).to(model.device))
+    plain = invert_batches(
+        model,
+        DDIMInversion(),
+        images,
+        grid,
+        conditions,
+        batch,
+        Guidance(),
+        hold=hold_of(codes[0]),
+        on_event=part(len(wholes)),
+    )
 
     def with_ends(first: int, frames: Tensor) -> Tensor:
         for at, image in zip(ends, images, strict=True):
@@ -130,12 +140,31 @@ def _between(
                 frames[at - first] = image
         return frames
 
-    def told(first: int, frames: Tensor) -> None:
-        if on_batch is not None:
-            on_batch(first, with_ends(first, frames.clone()))
+    def told(event: Event) -> None:
+        if isinstance(event, ImagesEvent):
+            on_event(ImagesEvent(event.first, with_ends(event.first, event.images.clone())))
+        else:
+            part(len(wholes) + 1)(event)
 
-    out = reconstruct(model, combine([plain], mix), batch=batch, progress=part(2), on_batch=told)
+    out = reconstruct(model, combine([plain], mix), batch=batch, on_event=told)
     return with_ends(0, out)
+
+
+def _of_one_kind(codes: Sequence[LatentCode]) -> list[LatentCode]:
+    """The codes in their order, joined where they can come back in the same calls: made on one machine, kept alike."""
+    alike = groupby(codes, lambda c: (dict(c.machine), set(c.calls), c.state["x"].dtype))
+    return [joined(list(group)) for _, group in alike]
+
+
+def joined(codes: Sequence[LatentCode]) -> LatentCode:
+    """One code of the images of several that belong together, each with all that is its own."""
+    one = codes[0]
+    groups = {
+        group: {key: torch.cat([getattr(c, group)[key] for c in codes]) for key in getattr(one, group)}
+        for group in ("state", "extras", "calls")
+    }
+    conditions = PromptConditioning.cat([c.conditions for c in codes])
+    return replace(one, **groups, conditions=conditions, prompts=tuple(p for c in codes for p in c.prompts))
 
 
 def check_through(through: str) -> None:
@@ -148,35 +177,38 @@ def _plain(code: LatentCode) -> bool:
     return code.method == DDIMInversion.name and code.settings.get("iterations", 1) == 1
 
 
-def _parts(progress: Progress | None, lengths: Sequence[int]) -> Callable[[int], Progress | None]:
-    """One progress for several walks: each reports as its part of the whole."""
+def _parts(on_event: OnEvent, lengths: Sequence[int]) -> Callable[[int], OnEvent]:
+    """One progress for several runs: each reports its steps as its part of the whole, and nothing else."""
 
-    def part(k: int) -> Progress | None:
-        tell = progress
-        if tell is None:
-            return None
+    def part(k: int) -> OnEvent:
         before, total = sum(lengths[:k]), sum(lengths)
-        return lambda done, _: tell(before + done, total)
+
+        def told(event: Event) -> None:
+            if isinstance(event, StepEvent):
+                on_event(StepEvent(before + event.done, total))
+
+        return told
 
     return part
 
 
-def _differ(codes: Sequence[LatentCode], key: str) -> bool:
-    """Whether the pictures have different ``cond[key]``, of one shape."""
-    values = [c.cond[key] for c in codes if key in c.cond]
-    if len({v.shape[1:] for v in values}) != 1:
+def _opposites_differ(codes: Sequence[LatentCode]) -> bool:
+    """Whether the pictures have different unconditional branches, of one shape."""
+    opposites = [c.conditions.uncond for c in codes if c.conditions.uncond is not None]
+    shapes = [{k: v.shape[1:] for k, v in o.tensors.items()} for o in opposites]
+    if not opposites or any(s != shapes[0] for s in shapes):
         return False
-    rows = torch.cat(values)
-    return bool((rows != rows[:1]).any())
+    rows = Conditioning.cat(opposites).tensors.values()
+    return any(bool((v != v[:1]).any()) for v in rows)
 
 
-def combine(codes: Sequence[LatentCode], mix: Mix, without: Sequence[str] = ()) -> LatentCode:
+def combine(codes: Sequence[LatentCode], mix: Mix, without_uncond: bool = False) -> LatentCode:
     """One code whose states are a mix of others', every tensor of a state mixed alike; without their extras.
 
     Args:
         codes: at least one.
         mix: from a list of tensors [1, ...], one an image, to one tensor [M, ...].
-        without: of ``cond``, what is left out.
+        without_uncond: leave the unconditional branches out.
 
     Raises:
         InputError: codes of another method, model, grid, guidance or size, or with different labels or prompts.
@@ -189,13 +221,27 @@ def combine(codes: Sequence[LatentCode], mix: Mix, without: Sequence[str] = ()) 
     states = [c.floats for c in codes]
     state = {key: mix([s[key][k : k + 1] for s in states for k in range(len(s[key]))]) for key in one.state}
     size = len(state["x"])
-    cond = {}
-    for key in (k for k in one.cond if k not in without):
-        values = torch.cat([c.cond[key] for c in codes])
+    cond = _one_for_all([c.conditions.cond for c in codes], size)
+    opposites = [] if without_uncond else [c.conditions.uncond for c in codes if c.conditions.uncond is not None]
+    uncond = _one_for_all(opposites, size) if opposites else None
+    return replace(
+        one,
+        state=state,
+        conditions=PromptConditioning(cond, uncond),
+        extras={},
+        calls={},
+        machine={},
+        prompts=one.prompts[:1] * size,
+    )
+
+
+def _one_for_all(conditions: Sequence[Conditioning], size: int) -> Conditioning:
+    """The condition that all rows share, ``size`` times. Raises InputError where they differ."""
+    whole = Conditioning.cat(conditions)
+    for key, values in whole.tensors.items():
         if bool((values != values[:1]).any()):
             raise InputError(f"they have different {key}; there is nothing between classes.", parameter="codes")
-        cond[key] = values[:1].expand(size, *values.shape[1:]).contiguous()
-    return replace(one, state=state, cond=cond, extras={}, prompts=one.prompts[:1] * size)
+    return whole[:1].repeat(size)
 
 
 def check_together(codes: Sequence[LatentCode]) -> None:

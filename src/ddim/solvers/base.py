@@ -1,79 +1,12 @@
-"""What a solver is: one step between two nodes of a grid, on a state that is a value."""
+"""What solvers share: steps between two nodes from what a network said."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import fields
-from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from ..core.denoiser import Denoiser
-from ..core.grid import Grid
 from ..core.path import Node
 from ..core.prediction import Pair
-
-State = Mapping[str, Tensor]
-"""A solver's state: named tensors of one shape [N, ...]; ``x`` is the sample itself. Nothing else is kept anywhere."""
-
-Noise = Callable[[Tensor], Tensor]
-"""Standard normal numbers of the shape, dtype and device of its argument, new ones each call."""
-
-
-@runtime_checkable
-class Solver(Protocol):
-    """How one step is made. Frozen; options are its fields.
-
-    Attributes:
-        name: as in the registry.
-        order: of the endpoint's error in the step, fitted by ``tests/laws``; 0 for a solver with injected noise only.
-        nfe: network calls a step.
-        paper: where the formula comes from.
-        stochastic: whether it draws noise.
-    """
-
-    name: ClassVar[str]
-    order: ClassVar[int]
-    nfe: ClassVar[int]
-    paper: ClassVar[str]
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether a step draws noise."""
-        ...
-
-    def init(self, x: Tensor, grid: Grid) -> State:
-        """The state at ``grid[0]`` from a lone x, [N, ...]."""
-        ...
-
-    def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
-        """From ``grid[i]`` to ``grid[i + 1]``."""
-        ...
-
-    def read(self, state: State) -> Tensor:
-        """The sample in a state, [N, ...]."""
-        ...
-
-
-def options_of(method: Any) -> dict[str, Any]:
-    """What a solver or an inversion was set to: the fields that its constructor takes."""
-    return {f.name: getattr(method, f.name) for f in fields(method) if f.init}
-
-
-class Deterministic:
-    """The parts that all one-state solvers without noise share."""
-
-    @property
-    def stochastic(self) -> bool:
-        """Never draws noise."""
-        return False
-
-    def init(self, x: Tensor, grid: Grid) -> State:
-        """x alone."""
-        return {"x": x}
-
-    def read(self, state: State) -> Tensor:
-        """x."""
-        return state["x"]
 
 
 def move(pair: Pair, node: Node, std: float = 0.0, z: Tensor | None = None) -> Tensor:

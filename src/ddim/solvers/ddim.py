@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from .._utils.errors import InputError
+from ..core.contracts import Noise, Solver, State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
 from ..core.process import eta_std
-from .base import Noise, State, move
+from .base import move
 
 
 @dataclass(frozen=True)
-class DDIM:
+class DDIM(Solver):
     """The family of Eq. 12 and 16 of Song et al. 2021 (arXiv 2010.02502).
 
     Args:
@@ -36,17 +35,9 @@ class DDIM:
         """Whether eta is above 0."""
         return self.eta > 0
 
-    def init(self, x: Tensor, grid: Grid) -> State:
-        """x alone."""
-        return {"x": x}
-
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
         """Eq. 12 from node i to its own next node."""
         x, t, s = state["x"], grid[i], grid[i + 1]
         pair = denoise(x, t)
         std = eta_std(self.eta, t, s)
         return {"x": move(pair, s, std, noise(x) if std and noise else None)}
-
-    def read(self, state: State) -> Tensor:
-        """x."""
-        return state["x"]

@@ -3,16 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
+from ..core.contracts import Noise, Solver, State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
 from ..core.process import eta_std, sigma_hat
-from .base import Noise, State
 
 
 @dataclass(frozen=True)
-class DDPM:
+class DDPM(Solver):
     """sigma-hat: the direction of eta = 1 with more noise than it leaves room for (section 5 of arXiv 2010.02502).
 
     The last step draws no noise, as in algorithm 2 of Ho et al. 2020. eta = 1 with the posterior's variance is
@@ -29,10 +27,6 @@ class DDPM:
         """Always draws noise."""
         return True
 
-    def init(self, x: Tensor, grid: Grid) -> State:
-        """x alone."""
-        return {"x": x}
-
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
         """The mean of eta = 1, and sigma-hat noise."""
         x, t, s = state["x"], grid[i], grid[i + 1]
@@ -44,7 +38,3 @@ class DDPM:
         if noise is None:
             raise ValueError("ddpm needs a source of noise")
         return {"x": mean + sigma_hat(t, s) * noise(x)}
-
-    def read(self, state: State) -> Tensor:
-        """x."""
-        return state["x"]

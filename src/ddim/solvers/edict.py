@@ -10,7 +10,7 @@ from .._utils.errors import InputError
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
 from .base import power
-from .lattice import Lift, ReversibleSolver
+from .lattice import Add, Lift, ReversibleSolver
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,18 @@ class EDICT(ReversibleSolver):
         first, second = ("x", "y") if i % 2 == 0 else ("y", "x")
         ratio = s.alpha / t.alpha
         slope = s.sigma - ratio * t.sigma
+
+        def stepped(other: str) -> Add:
+            return lambda denoise, others: slope * denoise(others[other], t).eps
+
+        def mixed(other: str) -> Add:
+            return lambda denoise, others: rest * others[other]
+
         return (
-            Lift(first, ratio, lambda denoise, others: slope * denoise(others[second], t).eps),
-            Lift(second, ratio, lambda denoise, others: slope * denoise(others[first], t).eps),
-            Lift("x", self.p, lambda denoise, others: rest * others["y"]),
-            Lift("y", self.p, lambda denoise, others: rest * others["x"]),
+            Lift(first, ratio, stepped(second)),
+            Lift(second, ratio, stepped(first)),
+            Lift("x", self.p, mixed("y")),
+            Lift("y", self.p, mixed("x")),
         )
 
     def amplification(self, grid: Grid) -> float:

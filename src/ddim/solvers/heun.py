@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..core.contracts import Noise, Solver, State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
-from .base import Deterministic, Noise, State, shift
+from .base import shift
 
 
 @dataclass(frozen=True)
-class Heun(Deterministic):
+class Heun(Solver):
     """The trapezoid rule in x / alpha against sigma / alpha: algorithm 1 of Karras et al. 2022 (arXiv 2206.00364).
 
     A network says nothing certain at sigma = 0: the step that ends there is Euler's, and the step that starts there

@@ -11,7 +11,8 @@ Tamayo 2018, MNRAS 473, 3351.
 """
 
 import math
-from abc import ABC, abstractmethod
+import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,10 +21,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError, NotFinite
+from .._utils.errors import DDIMWarning, InputError, NotFinite
+from ..core.contracts import Inversion, InversionProblem, InversionResult, Noise, OnStep, Solver, State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
-from .base import Noise, State, move
+from ..core.solve import solve_back
+from .base import move
 
 BITS = 40
 """k: an entry of weight 1 lies on multiples of 2**-40."""
@@ -32,6 +35,9 @@ LARGEST = 2.0**61
 COARSEST, FINEST = 2.0**20, 2.0**18
 """The largest weight, with which an entry lies on multiples of 2**-20; and one over the least, with which an entry of 8
 still has a place."""
+
+Add = Callable[[Denoiser, Mapping[str, Tensor]], Tensor]
+"""What a lift adds to its entry, from the denoiser and the other entries."""
 
 
 class Lift(NamedTuple):
@@ -45,7 +51,7 @@ class Lift(NamedTuple):
 
     key: str
     scale: float
-    add: Callable[[Denoiser, Mapping[str, Tensor]], Tensor]
+    add: Add
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +89,9 @@ class LatticeState(Mapping[str, Tensor]):
         return LatticeState(self.node, integers, self.spacing, self.dtype)
 
 
-class ReversibleSolver(ABC):
-    """A solver whose step can be undone to the bit. Subclasses are frozen dataclasses and state a few things only.
+class ReversibleSolver(Solver, Inversion):
+    """A solver whose step can be undone to the bit, and so an inversion too: it takes the image to a whole state at the
+    data end and undoes every step. Subclasses are frozen dataclasses and state a few things only.
 
     Attributes:
         keys: the entries of the state; ``x``, the sample, among them.
@@ -94,19 +101,12 @@ class ReversibleSolver(ABC):
             back, but is no latent of the prior.
     """
 
-    name: ClassVar[str]
-    order: ClassVar[int]
-    nfe: ClassVar[int]
-    paper: ClassVar[str]
     keys: ClassVar[tuple[str, ...]]
     rotate: ClassVar[tuple[str, ...]] = ()
     remedy: ClassVar[str] = "use fewer steps"
     spread: ClassVar[tuple[float, float]] = (0.02, 10.0)
-
-    @property
-    def stochastic(self) -> bool:
-        """Never draws noise."""
-        return False
+    exact: ClassVar[bool] = True
+    floor_db: ClassVar[float] = math.inf
 
     @abstractmethod
     def amplification(self, grid: Grid) -> float:
@@ -132,6 +132,19 @@ class ReversibleSolver(ABC):
     def init(self, x: Tensor, grid: Grid) -> State:
         """The state at ``grid[0]`` from a lone x [N, ...]."""
         return {"x": x} if self.first(grid) else self.on_lattice(dict.fromkeys(self.keys, x), grid, 0)
+
+    def solver(self) -> "ReversibleSolver":
+        """Itself."""
+        return self
+
+    def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
+        """The whole state at ``grid[first]``; a DDIMWarning where it comes back but is no latent of the prior."""
+        denoise = problem.denoiser(problem.inversion_guidance)
+        with torch.no_grad():
+            state = self.from_image(denoise, x0, grid)
+        state = solve_back(denoise, self, state, grid, on_step=on_step)
+        self._check_spread(state, grid)
+        return InversionResult(state, grid, problem.prompts, {})
 
     def from_image(self, denoise: Denoiser, x0: Tensor, grid: Grid) -> State:
         """The state at the data end from a lone image [N, ...], which goes to the nearest point of the lattice.
@@ -174,7 +187,8 @@ class ReversibleSolver(ABC):
         """
         spacing = _spacings(self, grid)[i - self.first(grid)][0]
         dtype = dtype or (torch.float64 if entries["x"].dtype == torch.float64 else torch.float32)
-        whole, fine = {}, []
+        whole: dict[str, Tensor] = {}
+        fine: list[Tensor] = []
         for key in self.keys:
             points = entries[key]
             if points.is_floating_point():
@@ -191,7 +205,8 @@ class ReversibleSolver(ABC):
         stages, steps = table[k], self.lifts(grid, i)
         turned = _turned(self.rotate)
         whole = {turned.get(key, key) if way < 0 else key: state[key] for key in state}
-        fine, numbers = [], []
+        fine: list[Tensor] = []
+        numbers: list[Tensor] = []
         for j in range(len(steps))[::way]:
             lift = steps[j]
             reader = LatticeState(state.node, whole, stages[j], state.dtype)
@@ -206,6 +221,18 @@ class ReversibleSolver(ABC):
         turned_whole = {key: whole[names.get(key, key)] for key in self.keys}
         return LatticeState(state.node + way, turned_whole, spacing, state.dtype)
 
+    def _check_spread(self, state: State, grid: Grid) -> None:
+        node = grid[self.first(grid)]
+        spread = float(self.read(state).double().square().mean().sqrt()) / math.hypot(node.alpha, node.sigma)
+        low, high = self.spread
+        if not low <= spread <= high:
+            warnings.warn(
+                f"The code of {self.name} in {grid.steps} steps comes back to the bit, but it is no latent to edit or "
+                f"to mix: its spread is {spread:.2g} times that of noise; {self.remedy}.",
+                DDIMWarning,
+                stacklevel=3,
+            )
+
     def _check(self, fine: Sequence[Tensor], grid: Grid, step: int, numbers: Sequence[Tensor]) -> None:
         """Raises where numbers have no place on the lattice, NaN among them: as an integer it would come back equal."""
         if not fine or bool(torch.stack(list(fine)).all()):
@@ -219,16 +246,6 @@ class ReversibleSolver(ABC):
             f"The numbers of {self.name!r} grow beyond its lattice in step {step} of {grid.steps}; {self.remedy}.",
             step=step,
         )
-
-
-def first_step(solver: object, grid: Grid) -> int:
-    """The step that the way forward from a code begins with; a reversible solver's code may lie past ``grid[0]``."""
-    return solver.first(grid) if isinstance(solver, ReversibleSolver) else 0
-
-
-def steps_of_code(solver: object, grid: Grid) -> int:
-    """How many steps lie between a code of this solver and the data."""
-    return grid.steps - first_step(solver, grid)
 
 
 def _turned(rotate: Sequence[str]) -> dict[str, str]:
@@ -253,7 +270,8 @@ def _spacings(solver: ReversibleSolver, grid: Grid) -> list[list[dict[str, float
     Raises:
         InputError: the scales' product spans more than a lattice has room for.
     """
-    weight, table = dict.fromkeys(solver.keys, 1.0), []
+    weight = dict.fromkeys(solver.keys, 1.0)
+    table: list[list[dict[str, float]]] = []
     turn = _turned(solver.rotate)
     for i in range(solver.first(grid), grid.steps):
         stages = [weight]

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..core.contracts import Noise, Solver, State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
 from ..core.path import Node
-from .base import Deterministic, Noise, State, move, shift
+from .base import move, shift
 
 
 @dataclass(frozen=True)
-class AdamsBashforth(Deterministic):
+class AdamsBashforth(Solver):
     """Two-step Adams-Bashforth with the true, uneven steps, in x / alpha against sigma / alpha.
 
     These are the variables of Eq. 14 of Song et al. 2021, whose section 7 proposes multistep methods for it; with
@@ -41,7 +42,7 @@ def adams_bashforth_weights(step: float, last: float) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class DPMSolverPP(Deterministic):
+class DPMSolverPP(Solver):
     """DPM-Solver++ (2M): the data prediction, extrapolated in half the log-SNR.
 
     Source: Lu et al. 2022, algorithm 2 (arXiv 2211.01095). The first step and a last one to sigma = 0, whose length in

@@ -15,6 +15,7 @@ _LIMITS: Sequence[tuple[str, str, Any, str]] = (
     ("data", "background", lambda v: 0 <= v <= 255, "from 0 to 255"),
     ("data", "memory_gib", lambda v: v >= 0, "at least 0"),
     ("data", "workers", lambda v: v >= 0, "at least 0"),
+    ("pixel", "label_dropout", lambda v: 0 <= v <= 1, "from 0 to 1"),
     ("autoencoder", "kl", lambda v: v >= 0, "at least 0"),
     ("autoencoder", "gradient", lambda v: v >= 0, "at least 0"),
     ("text", "vocabulary", lambda v: v >= 300, "at least 300 (256 are single bytes)"),
@@ -50,11 +51,22 @@ def check(config: "TrainConfig") -> None:
         value = getattr(getattr(config, section), key)
         if not holds(value):
             raise InputError(f"it must be {wanted}, not {value!r}.", parameter=f"{section}.{key}")
-    for section, task in (("autoencoder", "autoencoder"), ("text", "text"), ("classifier", "classifier")):
-        if config.task != task and getattr(config, section) != type(getattr(config, section))():
+    for section in ("pixel", "autoencoder", "text", "classifier"):  # each for the task of its name
+        if config.task != section and getattr(config, section) != type(getattr(config, section))():
             raise InputError(
-                f"it says nothing to task = {config.task!r}; remove it, or set task = {task!r}.", parameter=section
+                f"it says nothing to task = {config.task!r}; remove it, or set task = {section!r}.", parameter=section
             )
+    labels = config.pixel.condition == "labels"
+    for key in ("label_dropout", "classes"):
+        value = getattr(config.pixel, key)
+        if value and not labels:
+            raise InputError(
+                f"{_plain(value)!r} is for a network with labels; remove it, or set pixel.condition = 'labels'.",
+                parameter=f"pixel.{key}",
+            )
+    for name in config.pixel.classes:
+        if not name.strip() or config.pixel.classes.count(name) > 1:
+            raise InputError(f"each class has a name of its own, and {name!r} is not one.", parameter="pixel.classes")
     for place, source in zip(("data", *["data.more"] * len(config.data.more)), config.data.sources, strict=True):
         _check_source(place, source)
     if config.train.decay and config.train.lr_schedule != "constant":
@@ -78,10 +90,23 @@ def check(config: "TrainConfig") -> None:
     fixed = {"sample_size": config.data.size, "in_channels": config.data.channels}
     fixed["out_channels"] = fixed["in_channels"]
     for key, value in config.model.items():
-        if key in ("class_embed_type", "num_class_embeds") and value is not None:
-            raise InputError("it asks for labels; training is unconditional.", parameter=f"model.{key}")
+        if key == "class_embed_type" and value is not None:
+            raise InputError(
+                f"{value!r} is no table of labels, the only kind that is trained; remove it.",
+                parameter="model.class_embed_type",
+            )
+        if key == "num_class_embeds" and value is not None and not labels:
+            raise InputError(
+                f"{value!r} asks for labels and training is unconditional; remove it, or set task = 'pixel' and "
+                "pixel.condition = 'labels'.",
+                parameter="model.num_class_embeds",
+            )
         if key in fixed and value != fixed[key]:
             raise InputError(f"{value!r} contradicts [data], which gives {fixed[key]}.", parameter=f"model.{key}")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _check_source(place: str, source: "SourceConfig") -> None:

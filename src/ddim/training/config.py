@@ -124,6 +124,24 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class PixelConfig:
+    """What a denoiser of images is told beside the noise level.
+
+    Attributes:
+        condition: ``none``, or ``labels``: the class of each image, from the column ``data.label``.
+        label_dropout: share of the labels that are replaced by the null class, for classifier-free guidance (Ho &
+            Salimans 2022, arXiv 2207.12598). Above 0 the network has one label more than there are classes: the last
+            one is the null class, which stands for no label. At 0 there is no null class.
+        classes: the names of the classes, in the order of their numbers. Empty: the names that the data set itself
+            gives its label column, where it does.
+    """
+
+    condition: Literal["none", "labels"] = "none"
+    label_dropout: float = 0.0
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class AutoencoderConfig:
     """What an autoencoder is trained for: |e| + gradient * |differences of e| + kl * KL, e the error of a pixel.
 
@@ -243,6 +261,7 @@ class TrainConfig:
             of an autoencoder's codes under a prompt (CLIPTextModel and UNet2DConditionModel, trained together); or
             ``classifier``, of noisy images or clean ones (ResNetForImageClassification).
         model: options of that class of diffusers, or of transformers' ResNetConfig; ``train`` asks them for the names.
+        pixel, autoencoder, text, classifier: what only the task of that name reads.
     """
 
     data: DataConfig
@@ -251,6 +270,7 @@ class TrainConfig:
     task: Literal["pixel", "autoencoder", "text", "classifier"] = "pixel"
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    pixel: PixelConfig = field(default_factory=PixelConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     text: TextConfig = field(default_factory=TextConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)

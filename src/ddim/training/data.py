@@ -35,6 +35,11 @@ class Images(Protocol):
         """1 + the highest label; 0 where an image has none."""
         ...
 
+    @property
+    def class_names(self) -> Sequence[str]:
+        """What the data set itself calls the labels 0, 1, ...; empty where it does not say."""
+        ...
+
     def __len__(self) -> int: ...
 
     def stream(self, batches: Iterable[list[int]]) -> Iterator[Batch]:
@@ -51,6 +56,7 @@ class MemoryImages:
         visits: which image an index means, so that an image may be met more than once an epoch.
         skipped: names of the broken ones.
         labels: as many as images, or none.
+        class_names: of the labels 0, 1, ..., where they are known.
     """
 
     def __init__(
@@ -60,9 +66,10 @@ class MemoryImages:
         visits: Sequence[int],
         skipped: list[str],
         labels: Sequence[int] = (),
+        class_names: Sequence[str] = (),
     ) -> None:
         self.pixels, self.prompts, self.visits, self.skipped = pixels, prompts, np.asarray(visits), skipped
-        self.labels, self.classes = labels, 1 + max(labels, default=-1)
+        self.labels, self.classes, self.class_names = labels, 1 + max(labels, default=-1), class_names
 
     def __len__(self) -> int:
         return len(self.visits)
@@ -81,7 +88,7 @@ class LazyImages(torch.utils.data.Dataset[tuple[Tensor, int, list[int]]]):
     def __init__(self, rows: "Rows", config: DataConfig) -> None:
         self.rows, self.config = rows, config
         self.skipped: list[str] = []
-        self.classes = rows.classes
+        self.classes, self.class_names = rows.classes, rows.class_names
 
     def __len__(self) -> int:
         return len(self.rows.visits)
@@ -157,6 +164,12 @@ class Rows:
         """1 + the highest label; 0 where an image has none."""
         return 1 + max(self.labels(range(len(self))), default=-1)
 
+    @property
+    def class_names(self) -> Sequence[str]:
+        """What the sources call the labels 0, 1, ...; empty unless all of them agree."""
+        first, *others = (part.class_names for part in self.parts)
+        return first if all(list(other) == list(first) for other in others) else ()
+
     def decode(self, index: int, config: DataConfig) -> np.ndarray:
         """One image as ``square`` makes it. Raises InputError where it cannot be decoded."""
         part, row = self._at(index)
@@ -215,7 +228,8 @@ def _decode_all(rows: Rows, config: DataConfig) -> MemoryImages:
         )
     visits = [place[row] for row in rows.visits if row in place]
     prompts, labels = [rows.prompt(row) for row in place], rows.labels(place)
-    return MemoryImages(torch.from_numpy(pixels[: len(place)]), prompts, visits, skipped, labels)
+    decoded = torch.from_numpy(pixels[: len(place)])
+    return MemoryImages(decoded, prompts, visits, skipped, labels, rows.class_names)
 
 
 def _places(config: DataConfig) -> str:

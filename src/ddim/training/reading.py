@@ -17,6 +17,7 @@ from .config import (
     LossConfig,
     OptimConfig,
     OutputConfig,
+    PixelConfig,
     ScheduleConfig,
     TextConfig,
     TrainConfig,
@@ -62,6 +63,7 @@ def config_from_dict(table: Mapping[str, Any]) -> TrainConfig:
         output=_section("output", OutputConfig, table.get("output", {})),
         schedule=_section("schedule", ScheduleConfig, table.get("schedule", {})),
         loss=_section("loss", LossConfig, table.get("loss", {})),
+        pixel=_section("pixel", PixelConfig, table.get("pixel", {})),
         autoencoder=_section("autoencoder", AutoencoderConfig, table.get("autoencoder", {})),
         text=_section("text", TextConfig, table.get("text", {})),
         classifier=_section("classifier", ClassifierConfig, table.get("classifier", {})),
@@ -126,9 +128,13 @@ def _frozen(value: Any) -> Any:
 # May change between the parts of a resumed run without changing a number in the weights. (That data.path still
 # leads to the same images is seen to by their fingerprint.)
 FREE_KEYS = frozenset(
-    {"data.path", "data.memory_gib", "data.workers", "text.autoencoder"}
+    {"data.path", "data.memory_gib", "data.workers", "text.autoencoder", "pixel.classes"}
     | {f"output.{f.name}" for f in dataclasses.fields(OutputConfig)}
 )
+
+
+# A key that an older run lacks is taken to be what it is now, unless it is here: with what all of those runs did.
+_BEFORE = {"pixel.condition": "none"}
 
 
 def _same_source(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
@@ -147,7 +153,7 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             continue
         for key in sorted({*before, *after}):
             name = f"{section}.{key}"
-            old_value, value = before.get(key, after.get(key)), after.get(key)
+            old_value, value = before.get(key, _BEFORE.get(name, after.get(key))), after.get(key)
             if name == "data.more" and value and len(old_value) == len(value):
                 if all(map(_same_source, old_value, value)):
                     continue

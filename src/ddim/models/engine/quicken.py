@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ..._utils.errors import InputError
-from ..pixel import PixelModel
-from ..sd import LatentTextModel
+from ..base import Model
 from .winograd import BYTES, Quick
 
 
-def quicken(model: PixelModel | LatentTextModel, *, compile: bool = False) -> None:
+def quicken(model: Model, *, compile: bool = False) -> None:
     """Gives the parts of a loaded model a quicker ``forward``.
 
     Weights, configs and classes stay; in training, with gradients or hooks, under autocast and on another device each
@@ -28,13 +27,14 @@ def quicken(model: PixelModel | LatentTextModel, *, compile: bool = False) -> No
         model: its weights are not to change any more.
         compile: torch.compile the U-Net instead.
     """
+    network: Any = getattr(model, "network", None)
     if compile:
-        model.network.compile()
-        model.threads = False  # the compiled code has threads of its own
+        network.compile()
+        model.threads = False  # type: ignore[attr-defined]  # the compiled code has threads of its own
     else:
-        quick_blocks(model.network)
-    if isinstance(model, LatentTextModel):
-        quick_blocks(model.vae)
+        quick_blocks(network)
+    if (vae := getattr(model, "vae", None)) is not None:
+        quick_blocks(vae)
 
 
 def need_compiler(device: torch.device) -> None:

@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ...core.denoiser import Layout
+
 MOST = 4
 """Parts of a batch: Python itself runs one thread at a time, and a call's Python takes milliseconds."""
 LEAST_WORK = 48e6
@@ -26,30 +28,48 @@ def least_rows(network: nn.Module) -> int:
     return math.ceil(LEAST_WORK / max(1, sum(p.numel() for p in network.parameters())))
 
 
-def parts_of(x: Tensor, least: int) -> int:
-    """Into how many parts of ``least`` rows a batch goes; 1 with gradients, under autocast, and on another device."""
+def parts_of(x: Tensor, least: int | None, layout: Layout | None = None) -> tuple[int, int]:
+    """Into how many parts a batch goes, and with how many threads each; (1, 0) is the calling thread as it is.
+
+    Args:
+        x: [N, ...].
+        least: rows that make a part worth while; None does not cut.
+        layout: decides where it is given; elsewhere the machine's threads do.
+    """
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return 1
-    return max(1, min(torch.get_num_threads(), MOST, len(x) // least))
+        return 1, 0
+    if layout is not None:
+        parts = 1 if least is None else min(layout.workers, MOST, len(x))
+        return parts, layout.threads or max(1, layout.workers // parts)
+    parts = 1 if least is None else max(1, min(torch.get_num_threads(), MOST, len(x) // least))
+    return parts, 0 if parts == 1 else torch.get_num_threads() // parts
 
 
-def side_by_side(work: Callable[..., Tensor], x: Tensor, *others: "Tensor | None", least: int) -> Tensor:
+def side_by_side(
+    work: Callable[..., Tensor],
+    x: Tensor,
+    *others: "Tensor | None",
+    least: int | None,
+    layout: Layout | None = None,
+) -> Tensor:
     """``work(x, *others)`` with the rows of the batch in parts of nearly equal size, a thread each.
 
-    The threads that torch may use (``torch.set_num_threads``) are shared out among the parts. Which part a row is in
-    depends only on their number and the batch's size, so the same call gives the same bits.
+    The threads that torch may use (``torch.set_num_threads``) are shared out among the parts, unless a layout says how
+    many each has. Which part a row is in depends only on their number and the batch's size, so the same call gives the
+    same bits; with a layout it does so on a machine of any number of cores.
 
     Args:
         work: of rows alone: a row of what it returns depends on no other row. Called from several threads at once.
         x: [N, ...].
         others: [N, ...] each, [1, ...] for all rows, or None.
-        least: rows of a part, from ``least_rows``.
+        least: rows of a part, from ``least_rows``; None keeps the batch in one piece.
+        layout: of a call whose bits must come again.
 
     Returns:
         What ``work`` returns, [N, ...].
     """
-    parts = parts_of(x, least)
-    if parts == 1:
+    parts, threads = parts_of(x, least, layout)
+    if threads == 0:
         return work(x, *others)
     inference = torch.is_inference_mode_enabled()
 
@@ -58,7 +78,7 @@ def side_by_side(work: Callable[..., Tensor], x: Tensor, *others: "Tensor | None
             return work(*rows)
 
     cut = [[t] * parts if t is None or len(t) < len(x) else t.tensor_split(parts) for t in (x, *others)]
-    return torch.cat(list(_pool(parts, torch.get_num_threads() // parts).map(part, *cut)))
+    return torch.cat(list(_pool(parts, threads).map(part, *cut)))
 
 
 def _pool(parts: int, threads: int) -> ThreadPoolExecutor:

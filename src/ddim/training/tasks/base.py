@@ -49,6 +49,11 @@ class Draw:
         """Uniform in [0, 1), float64 [N]."""
         return draws.chances(self.seed, self.step, self.places)
 
+    def dropped(self, share: float) -> Tensor:
+        """Which images go without their condition, for classifier-free guidance: bool [N], each True with probability
+        ``share``."""
+        return self.chances() < share
+
 
 class Task(ABC):
     """A network, its loss, its sheets and what is exported. One object lives as long as its run.
@@ -118,6 +123,21 @@ def asked(network: Callable[[], Tensor], takes: str) -> Tensor:
             return network()
     except Exception as error:  # diffusers and torch raise what comes up
         raise InputError(f"the network does not take {takes}: {ended(one_line(error))}", parameter="model") from error
+
+
+def check_labelled(config: TrainConfig, who: str) -> None:
+    """Raises InputError unless every source of images says which column holds their classes."""
+    if not all(source.label for source in config.data.sources):
+        raise InputError(
+            f"{who} needs it, the column of the classes, for every source of images.", parameter="data.label"
+        )
+
+
+def count_classes(images: Images, who: str) -> int:
+    """How many classes the images have. Raises InputError for fewer than two."""
+    if images.classes < 2:
+        raise InputError(f"{who} needs images of two classes or more, not {images.classes}.", parameter="data.label")
+    return images.classes
 
 
 def as_dtype(network: nn.Module, copy: nn.Module, config: TrainConfig) -> Any:

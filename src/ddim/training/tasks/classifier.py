@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from ..._utils.errors import InputError, UnknownName
+from ..._utils.errors import UnknownName
 from ..._utils.silence import quiet
 from ...data.images import sheet
 from ...models.classifier import NoisyResNet
@@ -18,7 +18,7 @@ from .. import draws
 from ..config import TrainConfig
 from ..data import Batch, Images
 from ..loss import path_of
-from .base import Draw, Task, as_dtype, asked, built, scaled, scheduler_options, widened
+from .base import Draw, Task, as_dtype, asked, built, check_labelled, count_classes, scaled, scheduler_options, widened
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,10 +44,7 @@ class ClassifierTask(Task):
         for key in config.model:
             if key not in OPTIONS:
                 raise UnknownName("key in [model]", key, OPTIONS, parameter=f"model.{key}")
-        if not all(source.label for source in config.data.sources):
-            raise InputError(
-                "a classifier needs it, the column of the classes, for every source of images.", parameter="data.label"
-            )
+        check_labelled(config, "a classifier")
         self.noise = config.classifier.noise
         path = path_of(config.schedule)
         t = torch.arange(1, path.levels + 1, dtype=torch.float64)
@@ -55,10 +52,7 @@ class ClassifierTask(Task):
 
     def prepare(self, images: Images, device: torch.device) -> Images:
         """Counts the classes; keeps the images for sheets and for what batch norm must know."""
-        if images.classes < 2:
-            raise InputError(
-                f"a classifier needs images of two classes or more, not {images.classes}.", parameter="data.label"
-            )
+        count_classes(images, "a classifier")
         self.images = images
         return super().prepare(images, device)
 

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from ..._utils.errors import InputError
 from ..._utils.silence import loading, quiet
-from ...core.denoiser import Cond, bound
+from ...core.conditioning import TEXT, Conditioning, PromptConditioning
+from ...core.denoiser import PLAIN, Call, told
+from ...core.denoiser import asked as batches
 from ...core.grid import make_grid
-from ...core.guidance import NULL, WORDS, Guidance, classifier_free
+from ...core.guidance import Guidance, combine, guided
 from ...core.path import Node
-from ...core.prediction import Pair, to_pair
+from ...core.schedule import Schedule
 from ...core.solve import solve
 from ...data.images import sheet
-from ...models.schedule import timestep
-from ...models.sd import code_of, read_autoencoder, scale_of
+from ...models.latent import code_of, read_autoencoder, scale_of
 from ...solvers.ddim import DDIM
 from .. import draws
 from ..config import TextConfig, TrainConfig
@@ -47,6 +48,26 @@ class TextToImage(nn.Module):
         return self.unet(x, timestep, encoder_hidden_states=words).sample
 
 
+class _Shown:
+    """A ``TextToImage`` in training as guidance asks it; its text is token ids."""
+
+    def __init__(self, network: nn.Module, schedule: Schedule) -> None:
+        self.network, self.schedule = network, schedule
+
+    def ask(self, x: Tensor, node: Node, /, *conditionings: Conditioning, call: Call = PLAIN) -> Sequence[Tensor]:
+        """Each condition in a call of its own or all in one, as the call says."""
+
+        def forward(rows: Tensor, cond: Conditioning, _: Call) -> Tensor:
+            label = told(self.schedule.timestep(node), rows, looked_up=True)
+            return self.network(rows, label, cond.tensors[TEXT]).float()
+
+        return batches(forward, x, conditionings, call)
+
+    def combine(self, cond: Tensor, uncond: Tensor, guidance: Guidance, node: Node) -> Tensor:
+        """uncond + w (cond - uncond)."""
+        return combine(cond, uncond, guidance)
+
+
 class Codes:
     """The images as an autoencoder's scaled codes (their mean), made once and kept in memory.
 
@@ -57,7 +78,7 @@ class Codes:
     """
 
     def __init__(self, images: Images, encode: Callable[[Tensor], Tensor], flip: bool) -> None:
-        self.skipped, self.classes = images.skipped, images.classes
+        self.skipped, self.classes, self.class_names = images.skipped, images.classes, images.class_names
         self.prompts: list[str] = []
         self.rows: list[int] = []
         known: dict[bytes, int] = {}  # an epoch may visit an image more than once
@@ -169,7 +190,7 @@ class TextTask(Task):
         flips, noise = draw.flips_and_noise(batch.pixels.shape[2:])
         which = flips.long() if batch.pixels.shape[1] == 2 else torch.zeros(len(flips), dtype=torch.int64)
         x0 = batch.pixels[torch.arange(len(which)), which].to(self.device)
-        empty = draw.chances() < self.config.text.empty
+        empty = draw.dropped(self.config.text.empty)
         words = ["" if gone else prompt for gone, prompt in zip(empty.tolist(), batch.prompts, strict=True)]
         tokens = torch.stack([self.tokens[prompt] for prompt in words]).to(self.device)
         t = draw.times(len(self.levels.alpha), self.config.loss.times).to(self.device)
@@ -186,18 +207,13 @@ class TextTask(Task):
     def sheet(self, network: nn.Module) -> "Image.Image":
         """Samples for prompts of the training set, guidance 3 (DDIM, eta = 0, trailing), from the same noise always."""
         output, path = self.config.output, path_of(self.config.schedule)
-        kind = self.config.loss.prediction
         words = torch.stack([self.tokens[prompt] for prompt in self.shown]).to(self.device)
-        cond = {WORDS: words, NULL: self.tokens[""].to(self.device).expand_as(words)}
-
-        def denoise(x: Tensor, node: Node, cond: Cond | None = None) -> Pair:
-            assert cond is not None
-            return to_pair(kind, network(x, timestep(path, node, x.device), cond[WORDS]).float(), x, node)
-
+        empty = self.tokens[""].to(self.device).expand_as(words)
+        prompts = PromptConditioning(Conditioning({TEXT: words}), Conditioning({TEXT: empty}))
+        shown = _Shown(network, Schedule(path, self.config.loss.prediction))
         noise = draws.sheet_noise(self.config.train.seed, output.samples, self.code_shape).to(self.device)
         solver, grid = DDIM(), make_grid(path, output.sample_steps, "trailing")
-        guided = bound(classifier_free(denoise, Guidance(SHEET_GUIDANCE)), cond)
-        state = solve(guided, solver, {"x": noise}, grid)
+        state = solve(guided(shown, Guidance(SHEET_GUIDANCE), prompts), solver, {"x": noise}, grid)
         images = [self.autoencoder.decode(part / self.scale).sample for part in solver.read(state).split(16)]
         return sheet((torch.cat(images).clamp(-1, 1) + 1) / 2)
 

@@ -1,0 +1,75 @@
+"""Names to classes, each imported when it is first asked for: a registry is read without torch."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from importlib import import_module
+from typing import Any, Generic, TypeVar, cast
+
+from .errors import InputError, UnknownName
+
+T = TypeVar("T")
+PACKAGE = __name__.split(".", maxsplit=1)[0]
+
+
+class Registry(Mapping[str, type[T]], Generic[T]):
+    """A mapping from names to classes.
+
+    Args:
+        lines: name -> ``"module:Class"``, the module counted from the package.
+    """
+
+    def __init__(self, lines: Mapping[str, str]) -> None:
+        self.lines = dict(lines)
+        self._added: dict[str, type[T]] = {}
+
+    def add(self, kind: type[T]) -> type[T]:
+        """Makes a class known in this process under its ``name``, in place of one that had it; also as a decorator."""
+        self._added[str(kind.name)] = kind  # type: ignore[attr-defined]
+        return kind
+
+    def __getitem__(self, name: str) -> type[T]:
+        if name in self._added:
+            return self._added[name]
+        module, _, kind = self.lines[name].partition(":")
+        return cast("type[T]", getattr(import_module(f"{PACKAGE}.{module}"), kind))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.lines or name in self._added
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self.lines, **self._added})
+
+    def __len__(self) -> int:
+        return len({**self.lines, **self._added})
+
+
+def build(kind: type[T], name: str, options: Mapping[str, Any] | None) -> T:
+    """An instance of a frozen dataclass from options, each checked against its fields and their defaults' types.
+
+    Raises:
+        InputError: an unknown option, or a value of another type or out of range.
+    """
+    known = {f.name: f for f in fields(cast(Any, kind)) if f.init}
+    values = {}
+    for key, value in (options or {}).items():
+        if key not in known:
+            if not known:
+                raise InputError(f"{name!r} takes no options, but {key!r} was given.", parameter=key)
+            raise UnknownName(f"option of {name!r}", key, known, parameter="options")
+        values[key] = _as_type(name, key, value, type(known[key].default))
+    return kind(**values)
+
+
+def _as_type(name: str, key: str, value: Any, wanted: type) -> Any:
+    """The value as the option's type, when nothing is lost by it."""
+    if isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
+        return value
+    try:
+        if wanted is bool:
+            return {"true": True, "false": False}[str(value).lower()]
+        converted = wanted(value)
+        if wanted is int and float(value) != converted:
+            raise ValueError
+        return converted
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise InputError(f"{value!r} of {name!r} is not a {wanted.__name__}.", parameter=key) from None

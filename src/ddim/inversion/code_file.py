@@ -1,0 +1,334 @@
+"""A code's file: safetensors, its settings as JSON metadata, and a checksum over both."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .._utils.errors import InputError, is_dict, is_number, is_range, is_texts, is_whole
+from .._utils.files import write_whole
+from .._utils.foreign import first_line
+from .._utils.tensors import rows_of
+from ..core.conditioning import LABELS, TEXT, Conditioning, PromptConditioning
+from ..core.grid import Grid
+from ..core.path import MOST_LEVELS, Node, description, path_from
+from .latent_code import HOLD, LatentCode
+from .replay import TUNED
+
+FORMAT = "ddim.latent-code"
+VERSION = 3
+READABLE = (1, 2, 3)
+MOST_ROWS = 2**16
+"""Of a call that a code may ask for again."""
+MOST_THREADS = 2**10
+"""Of a machine that a code may ask for again."""
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_GROUPS = ("state", "cond", "uncond", "extras", "calls")
+_ONCE = {
+    "cond.words": "cond.text",
+    "cond.null": "uncond.text",
+    "extras.null": f"extras.{TUNED}",
+    "extras.resume.null": f"extras.resume.{TUNED}",
+}
+"""Names of tensors in versions 1 and 2, and what they are called since."""
+
+
+def write_code(code: LatentCode, path: str | os.PathLike[str]) -> Path:
+    """Writes a code; see ``LatentCode.save``."""
+    from safetensors.torch import save
+
+    uncond = code.conditions.uncond
+    groups: dict[str, Mapping[str, Tensor]] = {
+        "state": code.state,
+        "cond": code.conditions.cond.tensors,
+        "uncond": {} if uncond is None else uncond.tensors,
+        "extras": code.extras,
+        "calls": code.calls,
+    }
+    tensors = _apart({f"{g}.{k}": v.detach().cpu().contiguous() for g, kv in groups.items() for k, v in kv.items()})
+    tensors["grid"] = torch.tensor([[n.t, n.alpha, n.sigma] for n in code.grid], dtype=torch.float64)
+    if code.grid.inner:
+        inner = [[i, part, n.t, n.alpha, n.sigma] for (i, part), n in sorted(code.grid.inner.items())]
+        tensors["inner"] = torch.tensor(inner, dtype=torch.float64)
+    path_about, path_tensors = ({}, {}) if code.grid.path is None else description(code.grid.path)
+    tensors |= {f"path.{key}": tensor for key, tensor in path_tensors.items()}
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "spacing": code.grid.spacing,
+        "path": path_about,
+        "method": code.method,
+        "solver": code.solver,
+        "options": dict(code.options),
+        "settings": dict(code.settings),
+        "model": code.model,
+        "fingerprint": code.fingerprint,
+        "dtype": code.dtype,
+        "machine": dict(code.machine),
+        "numbers": dict(code.conditions.cond.numbers),
+        "prompts": list(code.prompts),
+        "negative": code.negative,
+        "guidance": dict(code.guidance),
+    }
+    about["checksum"] = checksum(about, tensors)
+    return write_whole(path, save(tensors, metadata={"ddim": json.dumps(about)}))
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same, none in the memory of another, which safetensors does not take: two branches may share a tensor."""
+    seen, out = set[int](), dict[str, Tensor]()
+    for name, tensor in tensors.items():
+        where = tensor.untyped_storage().data_ptr()
+        out[name] = tensor.clone() if where in seen else tensor
+        seen.add(where)
+    return out
+
+
+def checksum(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the settings, the checksum itself left out, and every tensor's name, type, shape and bytes."""
+    said = {key: value for key, value in about.items() if key != "checksum"}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        flat = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {flat.dtype} {tuple(flat.shape)}".encode())
+        digest.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_code(path: str | os.PathLike[str]) -> LatentCode:
+    """A code from its file; see ``LatentCode.load``."""
+    about, tensors = _read(Path(path))
+    grid = _grid(path, tensors, about)
+    groups = _grouped(path, tensors)
+    _need_whole(path, about, groups, grid)
+    numbers = about.get("numbers", {})
+    uncond = Conditioning(groups["uncond"], numbers) if groups["uncond"] else None
+    return LatentCode(
+        state=groups["state"],
+        grid=grid,
+        method=about["method"],
+        solver=about["solver"],
+        options=about["options"],
+        settings=about["settings"],
+        model=about["model"],
+        fingerprint=about["fingerprint"],
+        dtype=about["dtype"],
+        conditions=PromptConditioning(Conditioning(groups["cond"], numbers), uncond),
+        extras=groups["extras"],
+        calls=groups["calls"],
+        machine=about.get("machine", {}),
+        prompts=tuple(about.get("prompts", ())),
+        negative=about.get("negative"),
+        guidance=about.get("guidance", {}),
+    )
+
+
+def _grouped(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors by group; of versions 1 and 2 under the names of version 3."""
+    groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
+    for name, tensor in tensors.items():
+        group, _, key = _ONCE.get(name, name).partition(".")
+        if group not in groups or not key:
+            raise InputError(f"{path} holds a tensor {name!r}, which no latent code has.", parameter="path")
+        groups[group][key] = tensor
+    state = groups["state"]
+    if {"x", "ahead"} <= set(state):  # versions 1 and 2 kept a two-node solver's state a node earlier
+        groups["state"] = {"x": state["ahead"], "before": state["x"]}
+    return groups
+
+
+def _need_whole(
+    path: str | os.PathLike[str], about: Mapping[str, Any], groups: Mapping[str, Mapping[str, Tensor]], grid: Grid
+) -> None:
+    """Raises InputError unless the tensors fit together, the grid and the settings."""
+    state, cond, uncond, extras, calls = (groups[name] for name in _GROUPS)
+    if "x" not in state:
+        raise InputError(f"{path} holds no latent; it is not a code that ddim can replay.", parameter="path")
+    shape = state["x"].shape
+    if shape[:1] == (0,):
+        raise InputError(f"{path} is of no image; it is not a code that ddim can replay.", parameter="path")
+    every = [v for group in groups.values() for v in group.values()]
+    counts = {TUNED: grid.steps, "noise": grid.steps, "pivot": grid.steps, "end": 1}
+    texts = [group[TEXT] for group in (cond, uncond) if TEXT in group]
+    sizes = {t.shape[-2:] for t in [*texts, *([extras[TUNED]] if TUNED in extras else [])]}
+    fine = (
+        all(v.shape == shape for v in state.values()) and _one_kind(state, about["solver"]),
+        len(shape) > 1 and 0 not in shape and all(v.shape[:1] == shape[:1] for v in every),
+        all(v.shape[1:2] == (counts[k],) for k, v in extras.items() if k in counts),
+        all(v.shape[2:] == shape[1:] for k, v in extras.items() if k in ("noise", "pivot", "end")),
+        all(t.ndim == 3 for t in texts) and len(sizes) < 2,
+        not uncond or {k: v.shape for k, v in uncond.items()} == {k: v.shape for k, v in cond.items()},
+        TUNED not in extras or TEXT in uncond,
+        _are_calls(calls),
+    )
+    if not all(fine):
+        raise InputError(
+            f"{path} holds tensors that do not fit together; it is not a whole latent code.", parameter="path"
+        )
+    if len(about.get("prompts", ())) not in (0, *shape[:1]):
+        raise InputError(
+            f"{path} has {len(about['prompts'])} prompts for {shape[0]} images; it is not whole.", parameter="path"
+        )
+    begun = about["settings"].get("partial")
+    if begun is not None and shape[0] not in (begun["done"], min(begun["done"] + begun["batch"], begun["images"])):
+        raise InputError(f"{path} has another number of images than its 'partial' says.", parameter="path")
+
+
+def _are_calls(calls: Mapping[str, Tensor]) -> bool:
+    """Whether these say of each image in which place of how many rows it was asked."""
+    if not calls:
+        return True
+    if set(calls) != {"rows", "place"} or any(v.ndim != 1 or v.dtype != torch.int64 for v in calls.values()):
+        return False
+    rows, place = calls["rows"], calls["place"]
+    return rows.shape == place.shape and bool(((place >= 0) & (place < rows) & (rows <= MOST_ROWS)).all())
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import safe_open
+
+    if not path.is_file():
+        raise InputError(f"there is no file {path}.", parameter="path")
+    try:
+        with cast("AbstractContextManager[Any]", safe_open(str(path), framework="pt")) as f:
+            metadata: dict[str, str] = f.metadata() or {}
+            if "ddim" not in metadata:
+                raise InputError(
+                    f"{path} is a safetensors file, but not a latent code that ddim wrote.", parameter="path"
+                )
+            about: Any = json.loads(metadata["ddim"])
+            tensors: dict[str, Tensor] = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+    except InputError:
+        raise
+    except Exception as error:  # a format inside a format, each with errors of its own
+        raise InputError(
+            f"{path} cannot be read as a latent code, which invert makes of a picture ({first_line(error)}).",
+            parameter="path",
+        ) from None
+    if not is_dict(about) or about.get("format") != FORMAT:
+        raise InputError(f"{path} is a safetensors file, but not a latent code that ddim wrote.", parameter="path")
+    if not is_whole(about.get("version")) or about["version"] not in READABLE:
+        raise InputError(
+            f"{path} has format version {about.get('version')}; this ddim reads versions 1 to 3.", parameter="path"
+        )
+    keys = {"spacing", "method", "solver", "options", "settings", "model", "fingerprint", "dtype"}
+    if about["version"] == VERSION:
+        keys |= {"checksum"}
+    if missing := sorted(keys - set(about)) or (["grid"] if "grid" not in tensors else []):
+        raise InputError(f"{path} lacks {', '.join(missing)}; it is not a whole latent code.", parameter="path")
+    if about["version"] == VERSION and about["checksum"] != checksum(about, tensors):
+        raise InputError(
+            f"{path} has been changed since it was written, or is damaged: its checksum differs; copy it anew from "
+            "where it was made.",
+            parameter="path",
+        )
+    wrong = [k for k in keys if not isinstance(about[k], dict if k in ("options", "settings") else str)]
+    good = {
+        "prompts": isinstance(about.get("prompts", []), list) and is_texts(about.get("prompts", [])),
+        "negative": isinstance(about.get("negative"), (str, type(None))),
+        "machine": _is_machine(about.get("machine", {})),
+        "path": is_dict(about.get("path", {})) and all(map(_is_plain, about.get("path", {}).values())),
+        "numbers": is_dict(about.get("numbers", {})) and all(map(is_whole, about.get("numbers", {}).values())),
+        "guidance": _is_guidance(about.get("guidance", {})),
+        "dtype": isinstance(about["dtype"], str) and isinstance(getattr(torch, about["dtype"], None), torch.dtype),
+        "options": is_dict(about["options"]) and all(map(_is_plain, about["options"].values())),
+        "settings": is_dict(about["settings"]) and _are_settings(about["settings"]),
+    }
+    wrong += [key for key, fine in good.items() if not fine]
+    wrong += [f"tensor {name}" for name, tensor in tensors.items() if not _is_sound(name, tensor)]
+    if wrong:
+        raise InputError(
+            f"{path} has a {wrong[0]} that cannot be read; it is not a whole latent code.", parameter="path"
+        )
+    return about, tensors
+
+
+def _grid(path: str | os.PathLike[str], tensors: dict[str, Tensor], about: Mapping[str, Any]) -> Grid:
+    """A file's grid with its path and inner nodes, taken out of ``tensors``; raises InputError where it is none."""
+    rows, inner = tensors.pop("grid"), tensors.pop("inner", torch.zeros(0, 5, dtype=torch.float64))
+    described = {name.removeprefix("path."): tensors.pop(name) for name in list(tensors) if name.startswith("path.")}
+    if rows.ndim != 2 or rows.shape[1] != 3 or not bool((rows >= 0).all()):
+        raise InputError(f"{path} has a grid that is no list of (t, alpha, sigma), none below 0.", parameter="path")
+    if inner.ndim != 2 or inner.shape[1] != 5 or not bool((inner >= 0).all()):
+        raise InputError(f"{path} has nodes within its steps that cannot be read.", parameter="path")
+    nodes = {(int(i), part): Node(*node) for i, part, *node in rows_of(inner)}
+    try:
+        own = path_from(about["path"], described) if about.get("path") and about["version"] == VERSION else None
+        return Grid(tuple(Node(*row) for row in rows_of(rows)), about["spacing"], own, nodes)
+    except InputError as error:
+        raise InputError(f"{path} has a grid that cannot be followed: {error.message}", parameter="path") from None
+
+
+def _one_kind(state: Mapping[str, Tensor], solver: str) -> bool:
+    """Whether a state is of floats, or of the integers of a reversible solver's lattice."""
+    from ..solvers import SOLVERS
+    from ..solvers.lattice import ReversibleSolver
+
+    if all(v.is_floating_point() for v in state.values()):
+        return True
+    kind = SOLVERS.get(solver)
+    keys = kind.keys if kind is not None and issubclass(kind, ReversibleSolver) else ()
+    return set(state) == set(keys) and {v.dtype for v in state.values()} == {torch.int64}
+
+
+def _is_sound(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor's numbers can be what they stand for: whole for labels, and finite floats for all else."""
+    if name in (f"cond.{LABELS}", f"uncond.{LABELS}"):
+        return tensor.dtype == torch.int64 and tensor.ndim == 1
+    if name == "path.alpha_bar":
+        return tensor.dtype == torch.float64 and tensor.ndim == 1 and len(tensor) <= MOST_LEVELS
+    if tensor.dtype in _FLOATS:
+        # while a method tunes, the least loss so far may be infinite
+        return name.startswith("extras.resume.") or bool(torch.isfinite(tensor).all())
+    if name.startswith("state."):  # on a reversible solver's lattice
+        from ..solvers.lattice import LARGEST
+
+        return tensor.dtype == torch.int64 and bool(((tensor > -LARGEST) & (tensor < LARGEST)).all())
+    return tensor.dtype in (torch.int64, torch.bool) and name.startswith(
+        ("cond.", "uncond.", "calls.", "extras.resume.")
+    )
+
+
+def _is_guidance(value: Any) -> bool:
+    """Whether ``Guidance.of`` can read it."""
+    if not is_dict(value) or not set(value) <= {"weight", "rescale", "interval", "embedded"}:
+        return False
+    low, high = value["interval"] if is_range(value.get("interval")) else (0.0, 1.0)
+    return not value or (
+        is_number(value.get("weight"))
+        and is_number(value.get("rescale", 0.0))
+        and 0 <= value.get("rescale", 0.0) <= 1
+        and is_range(value.get("interval", (0.0, 1.0)))
+        and 0 <= low < high <= 1
+        and (value.get("embedded") is None or is_number(value["embedded"]))
+    )
+
+
+def _is_machine(value: Any) -> bool:
+    """Whether ``inversion.calls`` can lay calls out by it."""
+    if not is_dict(value) or not all(map(_is_plain, value.values())):
+        return False
+    counts = [value.get(key, 0) for key in ("workers", "threads")]
+    laid_out = all(is_whole(n) and 0 < n <= MOST_THREADS for n in counts) and isinstance(value.get("batched_cfg"), bool)
+    return laid_out or "workers" not in value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be an option: a number, a text, yes or no, or nothing."""
+    return value is None or isinstance(value, (str, bool)) or is_number(value)
+
+
+def _are_settings(value: Mapping[str, Any]) -> bool:
+    """Whether these can be an inversion's, with how far an interrupted run came."""
+    begun = value.get("partial", dict.fromkeys(("images", "done", "steps", "batch"), 1))
+    counted = is_dict(begun) and set(begun) == {"images", "done", "steps", "batch"}
+    counted = counted and all(is_whole(v) and v >= 0 for v in begun.values())
+    if counted and "partial" in value:
+        counted = begun["done"] < begun["images"] and begun["batch"] > 0
+    return counted and all(_is_plain(v) for k, v in value.items() if k not in ("partial", HOLD))

@@ -1,0 +1,1 @@
+"""Where each architecture's attention can be controlled, and the processors that heed a controller."""

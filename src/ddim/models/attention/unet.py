@@ -1,0 +1,136 @@
+"""A U-Net's attention: the layers of its transformer blocks, and a processor that heeds a controller."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ..._utils.errors import InputError
+from ...core.denoiser import Call
+from ...editing.attention import AttentionController
+from ...editing.plan import AttentionSite
+from ..live import PLAIN, is_compiled
+
+__all__ = ["ControlledAttention", "controlled", "is_compiled", "sites", "told"]
+
+
+def told(call: Call) -> dict[str, Any] | None:
+    """What the processors are handed: the controller and which branch of guidance the rows are of."""
+    if call.controller is None:
+        return None
+    return {"control": call.controller, "cfg_branch": call.branches[0] if len(call.branches) == 1 else "both"}
+
+
+class ControlledAttention:
+    """A processor for diffusers' ``Attention``: without a control the plain attention of its own ``AttnProcessor2_0``.
+
+    Args:
+        layer: where it is set.
+    """
+
+    def __init__(self, layer: AttentionSite) -> None:
+        self.layer = layer
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        control: AttentionController | None = None,
+        cfg_branch: str | None = None,
+    ) -> Tensor:
+        """From [B, Q, C] to the same; ``control`` and ``cfg_branch`` come through ``cross_attention_kwargs``."""
+        x, context = hidden_states, encoder_hidden_states
+        if attn.spatial_norm is not None:
+            x = attn.spatial_norm(x, temb)
+        picture = x.shape if x.ndim == 4 else None
+        if picture is not None:
+            x = x.flatten(2).transpose(1, 2)
+        mask = attention_mask
+        if mask is not None:
+            mask = attn.prepare_attention_mask(mask, (x if context is None else context).shape[1], len(x))
+            mask = mask.view(len(x), attn.heads, -1, mask.shape[-1])
+        if attn.group_norm is not None:
+            x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
+        if context is None:
+            context = x
+        elif attn.norm_cross:
+            context = attn.norm_encoder_hidden_states(context)
+        query, key, value = (
+            y.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for y in (attn.to_q(x), attn.to_k(context), attn.to_v(context))
+        )
+        query = query if attn.norm_q is None else attn.norm_q(query)
+        key = key if attn.norm_k is None else attn.norm_k(key)
+        if control is None:
+            out = scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        else:
+            out = control.attend(self.layer, query, key, value, mask, cfg_branch)
+        out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2).to(query.dtype)))
+        if picture is not None:
+            out = out.transpose(-1, -2).reshape(picture)
+        if attn.residual_connection:
+            out = out + hidden_states
+        return out / attn.rescale_output_factor
+
+
+def sites(unet: Any) -> tuple[AttentionSite, ...]:
+    """The attention layers of a UNet2DConditionModel's transformer blocks, in the order in which they are named.
+
+    Raises:
+        InputError: a U-Net without cross attention, or with processors that do more than plain attention.
+    """
+    found = [site for site, _ in _layers(unet)]
+    for site, attention in _layers(unet):
+        if (kind := type(attention.processor).__name__) not in PLAIN:
+            raise InputError(
+                f"the attention processor {kind} of {site.name} does more than attend, and attention control cannot "
+                "stand in for it; call unet.set_default_attn_processor() first, or use attention = 'none'.",
+                parameter="attention",
+            )
+    if not any(site.cross for site in found):
+        raise InputError(
+            "the U-Net has no cross-attention layers in transformer blocks; there is nothing to control.",
+            parameter="attention",
+        )
+    return tuple(found)
+
+
+@contextmanager
+def controlled(unet: Any) -> Iterator[None]:
+    """Inside, the layers have our processor; afterwards each has its own again."""
+    layers = [(attention, attention.processor, site) for site, attention in _layers(unet)]
+    try:
+        for attention, _, site in layers:
+            attention.set_processor(ControlledAttention(site))
+        yield
+    finally:
+        for attention, before, _ in layers:
+            attention.set_processor(before)
+
+
+def _layers(unet: Any) -> Iterator[tuple[AttentionSite, Any]]:
+    depth = len(unet.down_blocks)
+    for name, block in unet.named_modules():
+        if type(block).__name__ != "BasicTransformerBlock":
+            continue
+        for part in ("attn1", "attn2"):
+            attention = getattr(block, part, None)
+            if attention is not None:
+                yield (
+                    AttentionSite(f"{name}.{part}", bool(attention.is_cross_attention), _level(name, depth)),
+                    attention,
+                )
+
+
+def _level(name: str, depth: int) -> int:
+    """How often the map is halved at a block of a U-Net with ``depth`` down blocks."""
+    found = re.match(r"(down|up)_blocks\.(\d+)\.", name)
+    if found is None:
+        return depth - 1
+    return int(found[2]) if found[1] == "down" else depth - 1 - int(found[2])

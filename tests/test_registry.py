@@ -1,0 +1,114 @@
+"""Names to classes that are imported when they are asked for, and options checked against a class's fields."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+
+from ddim._utils.errors import InputError, UnknownName
+from ddim._utils.registry import Registry, build
+from ddim.inversion import INVERSIONS
+from ddim.models.families import FAMILIES
+from ddim.solvers import REVERSIBLE, SOLVERS
+
+REGISTRIES = {"solvers": SOLVERS, "reversible": REVERSIBLE, "inversions": INVERSIONS, "families": FAMILIES}
+
+
+@dataclass(frozen=True)
+class Options:
+    whole: int = 3
+    real: float = 0.5
+    text: str = "a"
+    switch: bool = False
+    derived: int = field(default=7, init=False)
+
+
+@dataclass(frozen=True)
+class Bare:
+    pass
+
+
+@pytest.mark.parametrize("name", REGISTRIES)
+def test_every_line_leads_to_a_class(name):
+    registry = REGISTRIES[name]
+    assert list(registry) == list(registry.lines)
+    assert len(registry) == len(list(registry.items())) > 0
+    for key, kind in registry.items():
+        assert isinstance(kind, type)
+        assert registry.lines[key].endswith(f":{kind.__name__}")
+
+
+@pytest.mark.parametrize("name", ["solvers", "inversions"])
+def test_a_class_answers_to_the_name_it_is_registered_under(name):
+    assert {key: kind.name for key, kind in REGISTRIES[name].items()} == {key: key for key in REGISTRIES[name]}
+
+
+def test_it_is_a_mapping():
+    registry: Registry[Options] = Registry({"one": "_utils.registry:Registry", "two": "no.such.module:Thing"})
+    assert "one" in registry
+    assert "three" not in registry
+    assert 3 not in registry
+    assert registry["one"] is Registry
+    assert registry.get("three") is None
+    with pytest.raises(KeyError):
+        registry["three"]
+    with pytest.raises(ModuleNotFoundError):
+        registry["two"]  # only now
+
+
+def test_a_registry_is_read_without_torch():
+    script = (
+        "import sys\n"
+        "from ddim.solvers import SOLVERS, REVERSIBLE\n"
+        "from ddim.inversion import INVERSIONS, inversion_names\n"
+        "from ddim.models.families import FAMILIES\n"
+        "assert 'bdia' in SOLVERS and len(INVERSIONS) == len(inversion_names()) and list(FAMILIES)\n"
+        "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "made"),
+    [
+        (None, Options()),
+        ({}, Options()),
+        ({"whole": "4", "real": "0.25", "switch": "True"}, Options(4, 0.25, switch=True)),  # of a command line
+        ({"real": 1, "whole": 2.0, "text": "b", "switch": True}, Options(2, 1.0, "b", True)),
+    ],
+)
+def test_options_become_what_the_fields_are(options, made):
+    built = build(Options, "options", options)
+    assert built == made
+    assert [type(v) for v in vars(built).values()] == [type(v) for v in vars(made).values()]
+
+
+@pytest.mark.parametrize(
+    ("options", "parameter"),
+    [
+        ({"whole": 2.5}, "whole"),
+        ({"whole": "many"}, "whole"),
+        ({"whole": float("inf")}, "whole"),
+        ({"whole": None}, "whole"),
+        ({"real": "high"}, "real"),
+        ({"real": []}, "real"),
+        ({"switch": 2}, "switch"),
+    ],
+)
+def test_a_value_of_another_kind_is_one_sentence(options, parameter):
+    with pytest.raises(InputError) as caught:
+        build(Options, "options", options)
+    assert caught.value.parameter == parameter
+
+
+def test_an_unknown_option_names_the_nearest():
+    with pytest.raises(UnknownName, match="Did you mean 'whole'") as caught:
+        build(Options, "options", {"hole": 1})
+    assert caught.value.parameter == "options"
+    with pytest.raises(UnknownName):
+        build(Options, "options", {"derived": 1})  # no option
+    with pytest.raises(InputError, match="'bare' takes no options, but 'eta' was given") as bare:
+        build(Bare, "bare", {"eta": 1})
+    assert bare.value.parameter == "eta"

@@ -1,0 +1,175 @@
+"""How the modules stand to each other: no circles, and packages that import one way."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import diffusers
+import pytest
+
+import ddim
+from ddim.inversion import INVERSIONS
+from ddim.models.families import FAMILIES
+from ddim.models.kind import refuse_pipeline
+from ddim.solvers import REVERSIBLE, SOLVERS
+
+ROOT = Path(ddim.__file__).parent
+LAYERS = (
+    *("_utils", "core", "solvers", "inversion", "data", "editing", "models", "pipelines", "training", "evaluation"),
+    "cli",
+    "demo",
+)
+"""Each imports those before it only."""
+UPWARDS = {
+    ("cli.demo", "demo.run"),  # the command starts the page, which uses the command's own parts
+}
+CIRCLES = {
+    ("inversion.code_file", "inversion.latent_code"),  # a code saves and loads itself
+    ("models.base", "models.network"),  # Model.from_network makes one of its own kinds
+}
+"""Of two modules, one of which imports the other inside a function."""
+
+
+def name_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {name_of(file): file for file in ROOT.rglob("*.py")}
+
+
+def statements(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Every import that is made at run time, at once or inside a function."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for other in node.orelse:
+                yield from statements(ast.Module([other], []))
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        else:
+            yield from statements(node)
+
+
+def imported(name: str) -> set[str]:
+    """The modules of the package that one imports, the root left out."""
+    file, found = FILES[name], set()
+    for node in statements(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("ddim.") for a in node.names if a.name.startswith("ddim.")}
+            continue
+        own = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
+        own = [part for part in own if part]
+        if node.level:
+            base = own[: len(own) - node.level + 1] + (node.module.split(".") if node.module else [])
+        elif (node.module or "").split(".")[0] == "ddim":
+            base = (node.module or "").split(".")[1:]
+        else:
+            continue
+        for alias in node.names:
+            whole = ".".join([*base, alias.name])
+            found.add(whole if whole in FILES else ".".join(base))
+    return found & (set(FILES) - {name, ""})
+
+
+EDGES = {name: imported(name) for name in FILES}
+
+
+def circles() -> list[set[str]]:
+    """Sets of modules each of which leads to every other of its set."""
+
+    def reached(start: str) -> set[str]:
+        seen, waiting = set(), [start]
+        while waiting:
+            for name in EDGES[waiting.pop()] - seen:
+                seen.add(name)
+                waiting.append(name)
+        return seen
+
+    ways = {name: reached(name) for name in EDGES}
+    found = []
+    for name in sorted(EDGES):
+        circle = {other for other in ways[name] if name in ways[other]} | {name}
+        if len(circle) > 1 and circle not in found:
+            found.append(circle)
+    return found
+
+
+def test_imports_are_found():
+    assert "core.guidance" in EDGES["models.base"]
+    assert "editing.plan" not in EDGES["models.base"]  # for the type checker only
+    assert "models.network" in EDGES["models.base"]  # inside a function
+    assert "models.place" in EDGES["models"]
+    assert sum(map(len, EDGES.values())) > 300
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert not [circle for circle in circles() if tuple(sorted(circle)) not in CIRCLES]
+
+
+def test_packages_import_one_way():
+    def layer(name: str) -> int:
+        return LAYERS.index(name.split(".")[0])
+
+    inner = [name for name in FILES if name.split(".")[0] in LAYERS]
+    assert {name.split(".")[0] for name in FILES} - set(LAYERS) == {"", "__main__"}
+    upwards = {(name, other) for name in inner for other in EDGES[name] if layer(other) > layer(name)}
+    assert not upwards - UPWARDS
+
+
+def test_each_module_may_be_imported_first():
+    """A circle that only one order of imports gets through would fail here."""
+    names = sorted(name for name in FILES if name.split(".")[0] in LAYERS[:8])
+    code = f"""
+import importlib, sys
+for name in {names}:
+    for known in [m for m in sys.modules if m.partition(".")[0] == "ddim"]:
+        del sys.modules[known]
+    importlib.import_module("ddim." + name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# --- registries ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("registry", [FAMILIES, SOLVERS, INVERSIONS, REVERSIBLE], ids=["f", "s", "i", "r"])
+def test_every_line_of_a_registry_leads_to_its_class(registry):
+    for name, line in registry.lines.items():
+        module, _, kind = line.partition(":")
+        assert registry[name].__name__ == kind
+        assert registry[name].__module__ == f"ddim.{module}"
+
+
+def test_registries_are_read_without_torch():
+    code = (
+        "import sys; from ddim.models.families import FAMILIES; from ddim.solvers import SOLVERS; "
+        "from ddim.inversion import INVERSIONS; from ddim.models.kind import refuse_pipeline; "
+        "print(len(list(FAMILIES)) * len(list(SOLVERS)) * len(list(INVERSIONS)) > 0, 'DDIMPipeline' in FAMILIES, "
+        "[m for m in ('torch', 'diffusers', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "True True []", done.stderr
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_family_is_a_pipeline_of_diffusers(kind: str):
+    assert issubclass(getattr(diffusers, kind), diffusers.DiffusionPipeline)
+
+
+PIPELINES = sorted(
+    name
+    for name in dir(diffusers)
+    if name.endswith("Pipeline") and "StableDiffusion" in name and not name.startswith(("Onnx", "Flax"))
+)
+
+
+@pytest.mark.parametrize("kind", [name for name in PIPELINES if name not in FAMILIES])
+def test_other_pipelines_of_stable_diffusion_are_refused_knowingly(kind: str):
+    with pytest.raises(ddim.InputError, match=f"a {kind}, which this version does not take") as caught:
+        refuse_pipeline(kind, f"it is a {kind}")
+    assert "\n" not in str(caught.value)
+    for part in ("ControlNet", "Inpaint", "Adapter", "Upscale", "Depth2Img", "Pix2Pix"):
+        assert (part not in kind) or ": " in str(caught.value).partition("does not take")[2]
