@@ -13,7 +13,7 @@ solver's ``start`` gave:
 - bare: ``code[0]`` without its record of calls. This one need not come back, and shows that the record is needed.
 
 Beside it stands what would make the law trivially true: how far the code is from the image, its spread against the
-noise's, and how many of its integers a changed condition changes at the data end.
+noise's, and how many integers at the data end another condition changes (of a model without one, another code).
 """
 
 import argparse
@@ -43,12 +43,7 @@ from ddim.inversion.replay import resumed
 
 SOLVERS = ("bdia", "bdia gamma=0.96", "belm", "edict")
 PROMPT, OTHER = "noto dog face", "twemoji rabbit face"
-COMPANIES = ("same", "alone", "threads", "bare")
-HEADS = {
-    **{"model": "model", "dtype": "dtype", "w": "w", "solver": "solver", "S": "S", "batch": "batch"},
-    **{"same": "same call", "alone": "code[0]", "threads": "other threads", "bare": "no record, dB"},
-    **{"spread": "spread of x_T", "far": "image to code, dB", "changed": "other condition"},
-}
+COMPANIES = {"same": "bit for bit", "alone": "code[0] alone", "threads": "other threads"}
 
 
 def made_by(solver: str) -> ddim.ReversibleSolver:
@@ -163,16 +158,30 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[k] for k in ("model", "dtype", "w", "solver", "S", "batch"))
 
 
-def shown(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows as the table has them."""
-    forms = {"spread": "{:.2f}", "far": "{:.1f}", "changed": "{:.0%}", "w": "{:g}", "bare": "{:.0f}"}
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each model, dtype, weight and solver, over every S and batch."""
     out = []
-    for row in rows:
-        cells = {k: forms[k].format(v) if k in forms and v is not None else v for k, v in row.items()}
-        cells |= {k: "bit for bit" if row[k] else "NO" for k in COMPANIES[:3]}
-        cells["bare"] = cells["bare"] if row["bare"] is not None else "bit for bit"
-        out.append({head: str(cells[key]) for key, head in HEADS.items()})
-    return out
+    for key in dict.fromkeys((row["model"], row["dtype"], row["w"], row["solver"]) for row in rows):
+        own = [row for row in rows if (row["model"], row["dtype"], row["w"], row["solver"]) == key]
+        bare = [row["bare"] for row in own if row["bare"] is not None]
+        least = "bit for bit" if not bare else f"{min(bare):.0f} dB"
+        out.append(
+            {
+                **dict(zip(("model", "dtype", "w", "solver"), (key[0], key[1], f"{key[2]:g}", key[3]), strict=True)),
+                "S": ", ".join(map(str, sorted({row["S"] for row in own}))),
+                **{f"{head}": f"{sum(row[k] for row in own)} of {len(own)}" for k, head in COMPANIES.items()},
+                "alone, without the record": least,
+                "spread of x_T": _range([row["spread"] for row in own], ".2g"),
+                "x_T to image": f"{max(row['far'] for row in own):.1f} dB",
+                "another condition changes": f"{min(row['changed'] for row in own):.0%}",
+            }
+        )
+    return markdown(out, dict.fromkeys(out[0], ""))
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
 
 
 def main() -> None:
@@ -208,8 +217,7 @@ def main() -> None:
             file.writelines(f"{json.dumps(row)}\n" for row in found)
         print(*found, sep="\n", flush=True)
     about = f"{machine()}; torch {torch.__version__}; {args.device}"
-    table = markdown(shown(rows), dict.fromkeys(HEADS.values(), ""))
-    (args.out / "bit-law.md").write_text(f"{table}\n\ncommand: python benchmarks/bit_law.py\n{about}\n")
+    (args.out / "bit-law.md").write_text(f"{table(rows)}\n\ncommand: python benchmarks/bit_law.py\n{about}\n")
     with (args.out / "bit-law.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()

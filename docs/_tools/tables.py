@@ -24,6 +24,8 @@ EXPECTED = (
     "table2-fashion",
     "table2-long-fashion",
     "table2-exact-fashion",
+    "bit-law",
+    "bit-law-h200",
     "consistency-fashion",
     "interpolation-fashion",
     "leaderboard-fashion",

@@ -97,9 +97,11 @@ def _machine(model: Model, code: LatentCode) -> Mapping[str, Any]:
     layout = calls.layout_of(machine)
     if layout is None:
         return machine
-    unlike = calls.differences(machine, calls.machine_now(model.device, layout, bool(machine["batched_cfg"])))
+    now = calls.machine_now(model.device, layout, bool(machine["batched_cfg"]))
+    unlike = calls.differences(machine, now)
     if unlike:
-        near = "19 to 23 dB" if code.dtype in ("bfloat16", "float16") else "85 to 97 dB"
+        half, tf32 = code.dtype in ("bfloat16", "float16"), machine.get("tf32") or now.get("tf32")
+        near = "19 to 23 dB" if half else "18 to 84 dB" if tf32 else "85 to 97 dB"
         warnings.warn(
             f"This code was made {', '.join(unlike)}; here the network answers with other last bits, and a picture "
             f"comes back to {near} or so, not to the bit.",
