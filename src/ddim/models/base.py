@@ -281,33 +281,35 @@ class Model(ABC):
         )
 
 
-def class_conditions(model: Model, labels: Any, count: int) -> PromptConditioning:
-    """The conditions of a class-conditional model: labels, and its null class; of an unconditional one nothing.
+class ClassModel(Model):
+    """A model without text: of some classes, or unconditional."""
 
-    Raises:
-        InputError: no labels where they are needed, labels where there are no classes, or ones that are none.
-    """
-    info = model.info
-    if labels is None:
-        if info.classes:
-            raise InputError(
-                f"the model {info.name!r} needs a class, from 0 to {info.classes - 1}.", parameter="labels"
-            )
-        return PromptConditioning()
-    if not info.classes:
-        raise InputError(f"the model {info.name!r} is unconditional; it takes no class labels.", parameter="labels")
-    cond = Conditioning({"labels": class_labels(labels, count, info.classes, info.name).to(info.device)})
-    if info.null_class is None:
-        return PromptConditioning(cond)
-    null = torch.full_like(cond.tensors["labels"], info.null_class)
-    return PromptConditioning(cond, cond.replace(labels=null))
-
-
-def refuse_prompts(model: Model, prompts: object, negative: object) -> None:
-    """Raises InputError where a model without text is given prompts."""
-    for key, words in (("prompt", prompts), ("negative", negative)):
-        if words:
-            raise InputError(f"the model {model.name!r} has no text encoder, so it takes no prompt.", parameter=key)
+    def condition(
+        self,
+        labels: int | Sequence[int] | None,
+        count: int,
+        prompts: str | Sequence[str] | None = None,
+        negative: str | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> PromptConditioning:
+        """Class labels [count], one for all or one each, and the null class; of an unconditional model nothing."""
+        for key, words in (("prompt", prompts), ("negative", negative)):
+            if words:
+                raise InputError(f"the model {self.name!r} has no text encoder, so it takes no prompt.", parameter=key)
+        info = self.info
+        if labels is None:
+            if info.classes:
+                raise InputError(
+                    f"the model {info.name!r} needs a class, from 0 to {info.classes - 1}.", parameter="labels"
+                )
+            return PromptConditioning()
+        if not info.classes:
+            raise InputError(f"the model {info.name!r} is unconditional; it takes no class labels.", parameter="labels")
+        cond = Conditioning({"labels": class_labels(labels, count, info.classes, info.name).to(info.device)})
+        if info.null_class is None:
+            return PromptConditioning(cond)
+        null = torch.full_like(cond.tensors["labels"], info.null_class)
+        return PromptConditioning(cond, cond.replace(labels=null))
 
 
 def scalar(timestep: float, device: torch.device) -> Tensor:

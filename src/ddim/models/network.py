@@ -1,7 +1,7 @@
 """A network of one's own as a model: what ``ddim.Model.from_network`` makes."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.errors import InputError, is_range, is_whole
-from ..core.conditioning import LABELS, Conditioning, PromptConditioning
+from ..core.conditioning import LABELS, Conditioning
 from ..core.denoiser import Call
 from ..core.denoiser import told as timesteps
 from ..core.path import Node, TablePath
 from ..core.schedule import Schedule
-from .base import Model, class_conditions, refuse_prompts
+from .base import ClassModel
 from .fingerprint import fingerprint as fingerprint_of
 from .info import ModelInfo
 from .place import where_and_what
 
 
-class NetworkModel(Model):
+class NetworkModel(ClassModel):
     """See ``Model.from_network``."""
 
     def __init__(
@@ -110,18 +110,6 @@ class NetworkModel(Model):
             said = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise InputError(f"it answered {said} to x of shape {tuple(x.shape)}.", parameter="network")
         return output.to(x.dtype)
-
-    def condition(
-        self,
-        labels: int | Sequence[int] | None,
-        count: int,
-        prompts: str | Sequence[str] | None = None,
-        negative: str | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> PromptConditioning:
-        """Class labels [count], and the null class; one label serves for all."""
-        refuse_prompts(self, prompts, negative)
-        return class_conditions(self, labels, count)
 
     def encode(self, images: Tensor) -> Tensor:
         """[0, 1] to the network's range."""

@@ -1,6 +1,6 @@
 """Pixel models: a diffusers UNet2DModel with its scheduler's config, unconditional or class-conditional."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from .._utils.errors import InputError, is_whole
 from .._utils.foreign import read_json
-from ..core.conditioning import LABELS, Conditioning, PromptConditioning
+from ..core.conditioning import LABELS, Conditioning
 from ..core.denoiser import Call
 from ..core.path import Node, VEPath
-from .base import Model, class_conditions, refuse_prompts, scalar
+from .base import ClassModel, scalar
 from .engine.side_by_side import least_rows, side_by_side
 from .fingerprint import fingerprint
 from .info import ModelInfo
@@ -25,7 +25,7 @@ CLASSES = "ddim.json"
 _LONGEST = 2**14  # of a side that a config may name; a mistyped one would take all memory
 
 
-class PixelModel(Model):
+class PixelModel(ClassModel):
     """A UNet2DModel behind the library's interface; made by ``ddim.load``.
 
     Args:
@@ -168,18 +168,6 @@ class PixelModel(Model):
             ask, x.to(self.dtype), labels, least=self.least if self.threads else None, layout=call.layout
         )
         return output[:, : self.shape[0]].to(x.dtype)
-
-    def condition(
-        self,
-        labels: int | Sequence[int] | None,
-        count: int,
-        prompts: str | Sequence[str] | None = None,
-        negative: str | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> PromptConditioning:
-        """Class labels [count], and the null class; one label serves for all."""
-        refuse_prompts(self, prompts, negative)
-        return class_conditions(self, labels, count)
 
     def encode(self, images: Tensor) -> Tensor:
         """[0, 1] to [-1, 1]."""
