@@ -1,6 +1,7 @@
 """The options that commands share, and how their values are read. Imports nothing heavy.
 
-The names below are what ``--help`` shows; a test holds them to the registries, which are what is asked at run time.
+Names of solvers and inversions are the registries', which are read without torch. The other names below are what
+``--help`` shows; a test holds them to what is asked at run time.
 """
 
 import re
@@ -9,11 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import inversion, solvers
 from .._utils.errors import InputError
 from .._utils.texts import check_text
 
-SOLVERS = ("ddim", "ddpm", "heun", "adams-bashforth", "dpm++2m", "edict", "bdia", "belm")
-METHODS = ("ddim", "heun", "null-text", "negative-prompt", "direct", "edit-friendly", "edict", "bdia", "belm")
+SOLVERS = tuple(solvers.SOLVERS)
+METHODS = tuple(inversion.INVERSIONS)
 ATTENTIONS = ("refine", "replace", "none")
 SPACINGS = ("leading", "trailing", "linspace", "quadratic", "karras")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
