@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddim import Grid, Guidance, Node, Pair, ddpm_linear
+from ddim import Grid, Guidance, Node, Pair, RectifiedFlow, ddpm_linear
 from ddim.core.conditioning import Conditioning, PromptConditioning
 from ddim.core.denoiser import PLAIN, Call, asked
 from ddim.core.guidance import combine
+from ddim.core.path import GaussianPath
 from ddim.core.schedule import Schedule
 
 
@@ -170,21 +171,44 @@ def noise_like(shape: tuple[int, ...], seed: int = 3) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+class Arc(GaussianPath):
+    """alpha = cos t, sigma = sin t: variance-preserving, and smooth in t."""
+
+    t_max, levels, train_levels, discrete = math.pi / 2, 1000, 1000, False
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """cos t."""
+        return torch.as_tensor(t).to(torch.float64).cos()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """sin t."""
+        return torch.as_tensor(t).to(torch.float64).sin()
+
+    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        """The angle whose tangent is sigma / alpha."""
+        return torch.as_tensor(log_snr).to(torch.float64).div(-2).exp().atan()
+
+    def label(self, t: float) -> float:
+        """t itself."""
+        return t
+
+
 def arc(steps: int, start: float = 1.35, end: float = 0.35) -> Grid:
     """A smooth variance-preserving grid: alpha = cos t, sigma = sin t, even in t, ending at finite noise.
 
     Orders are fitted here, not on a table's grid: rounding to a table's levels makes the steps uneven in a way that
     does not shrink with them, and at sigma = 0 the log-SNR is infinite, where several methods drop to first order for
-    one step. On a smooth map of even steps the textbook expansion of the error holds.
+    one step. On a smooth map of even steps the textbook expansion of the error holds. The grid knows its path, for
+    solvers that ask between two nodes.
     """
     times = torch.linspace(start, end, steps + 1, dtype=torch.float64).tolist()
-    return Grid(tuple(Node(t, math.cos(t), math.sin(t)) for t in times), "arc")
+    return Grid(tuple(Node(t, math.cos(t), math.sin(t)) for t in times), "arc", Arc())
 
 
 def straight(steps: int, start: float = 0.9, end: float = 0.2) -> Grid:
     """The same on the path of rectified flow: alpha = 1 - t, sigma = t."""
     times = torch.linspace(start, end, steps + 1, dtype=torch.float64).tolist()
-    return Grid(tuple(Node(t, 1 - t, t) for t in times), "straight")
+    return Grid(tuple(Node(t, 1 - t, t) for t in times), "straight", RectifiedFlow())
 
 
 def fitted_order(steps: list[int], errors: list[float]) -> float:

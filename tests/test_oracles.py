@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from oracles import Gaussian, Mixture, arc, fitted_order, gaussian, mixture, noise_like
+from oracles import Gaussian, Mixture, arc, fitted_order, gaussian, mixture, noise_like, straight
 
 import ddim
 
@@ -63,3 +63,14 @@ def test_fitted_order_of_a_power():
 
 def test_the_arc_preserves_variance():
     assert all(math.isclose(n.alpha**2 + n.sigma**2, 1) for n in arc(7))
+
+
+@pytest.mark.parametrize("grid", [arc(4), straight(4)], ids=lambda g: g.spacing)
+def test_the_grids_of_the_laws_know_a_node_between_two_of_theirs(grid):
+    for i in range(4):
+        t, node, s = grid[i], grid.between(i, 0.5), grid[i + 1]
+        assert s.t < node.t < t.t
+        assert grid.path is not None
+        on_path = grid.path.node(node.t)
+        assert (node.alpha, node.sigma) == (on_path.alpha, on_path.sigma)
+        assert grid.path.node(t.t) == pytest.approx(t, abs=1e-12)
