@@ -50,9 +50,9 @@ def start_of(name: str, x0: torch.Tensor, grid: ddim.Grid) -> tuple[ReversibleSo
 @pytest.mark.parametrize("steps", [5, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_the_integers_at_the_data_end_come_back(name, path, steps, dtype):
-    if (name, path) == ("edict", "ve"):
-        steps = min(steps, 100)  # its numbers outgrow the lattice beyond: sigma = 50 times p^-2S
     grid = ddim.make_grid(PATHS[path], steps, "trailing")
+    if ddim.make_solver(name).amplification(grid) * grid[0].sigma > 1e13:  # such numbers outgrow the lattice
+        grid = ddim.make_grid(PATHS[path], min(steps, 100), "trailing")
     solver, state = start_of(name, DATA.draw(5).to(dtype), grid)
     code = ddim.solve_back(DATA, solver, state, grid)
     assert not same(code, state)
