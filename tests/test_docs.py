@@ -53,6 +53,7 @@ def test_every_bracket_pair_is_one_that_the_site_knows(page: Path):
         "[[file examples/no_such_file.py]]",
         "[[results no-such-table]]",
         "[[methods no-such-registry]]",
+        "[[reference no-such-registry]]",
         "[[measured no-such-table]]",
         "[[notebook no_such_notebook]]",
     ],
@@ -145,9 +146,26 @@ def test_every_page_is_in_the_table_of_contents():
     assert listed == {page.relative_to(DOCS).as_posix() for page in PAGES}
 
 
+def reference(page: Path) -> list[str]:
+    """What a page of the reference names, its registries among it."""
+    text = text_of(page)
+    for macro in reading.macros(text):
+        text += tables.text(macro, "") if macro.kind == "reference" else ""
+    return re.findall(r"^::: ddim\.(\S+)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["SOLVERS", "INVERSIONS"])
+def test_the_reference_has_everything_registered_once(name: str):
+    import ddim
+
+    named = [name for page in (DOCS / "reference").glob("*.md") for name in reference(page)]
+    for line in set(getattr(ddim, name).lines.values()):
+        assert named.count(line.replace(":", ".")) == 1
+
+
 def test_references_name_what_the_package_has():
     for page in (DOCS / "reference").glob("*.md"):
-        for name in re.findall(r"^::: ddim\.(\S+)$", text_of(page), re.MULTILINE):
+        for name in reference(page):
             whole = reading.PACKAGE.joinpath(*name.split("."))
             if whole.with_suffix(".py").is_file() or (whole / "__init__.py").is_file():
                 continue

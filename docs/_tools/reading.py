@@ -11,6 +11,7 @@ Plain Python, so that the tests read the pages as the site does. A page says ``[
 - ``[[file examples/round_trip.py]]``: a whole file.
 - ``[[results table1-fashion]]``: the table ``results/table1-fashion.md`` as it was generated, with its plot.
 - ``[[methods inversions]]``, ``[[methods solvers]]``: what the registry knows of each.
+- ``[[reference inversions]]``, ``[[reference solvers]]``: the reference of every class of it.
 - ``[[measured leaderboard-emoji]]``: every inversion, with what ``results/leaderboard-emoji.csv`` says of it.
 - ``[[notebook first_steps]]``: ``notebooks/first_steps.ipynb`` with its outputs.
 """
@@ -26,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "src" / "ddim"
-KINDS = ("code", "figure", "number", "section", "file", "results", "methods", "measured", "notebook")
+KINDS = ("code", "figure", "number", "section", "file", "results", "methods", "reference", "measured", "notebook")
 CUTS = ("test", "from", "to", "line")
 _MACRO = re.compile(r"\[\[(" + "|".join(KINDS) + r") (.+?)\]\]")
 
@@ -183,7 +184,7 @@ def check(macro: Macro) -> None:
         import notebooks
 
         notebooks.page(macro.name)
-    elif macro.kind in ("results", "methods", "measured"):
+    elif macro.kind in ("results", "methods", "reference", "measured"):
         import tables
 
         tables.text(macro, "")

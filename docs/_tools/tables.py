@@ -39,14 +39,18 @@ _HEADS = {"nfe": "calls a step"}
 
 
 def text(macro: Macro, up: str) -> str:
-    """What a ``results``, ``methods`` or ``measured`` macro stands for; ``up`` leads from the page to ``docs/``.
+    """What a macro of ``results``, ``methods``, ``reference`` or ``measured`` stands for.
+
+    Args:
+        macro: of one of these kinds.
+        up: leads from the page to ``docs/``.
 
     Raises:
         Missing: no such table, or one that cannot be read.
     """
     if macro.kind == "results":
         return results(macro.name, up)
-    return methods(macro.name) if macro.kind == "methods" else measured(macro.name)
+    return {"methods": methods, "reference": reference, "measured": measured}[macro.kind](macro.name)
 
 
 def results(name: str, up: str) -> str:
@@ -83,6 +87,23 @@ def methods(kind: str) -> str:
     facts = _FACTS if kind == "inversions" else (*_FACTS[:3], "stochastic", *_FACTS[3:])
     heads = ["name", *("noise" if f == "stochastic" else _HEADS.get(f, f) for f in facts)]
     return _markdown(heads, [[f"`{m['name']}`", *(_cell(m[f]) for f in facts)] for m in known[kind]])
+
+
+def reference(kind: str) -> str:
+    """The reference of every class of a registry, as MkDocs is told of it; reversible solvers among the solvers alone.
+
+    Raises:
+        Missing: another kind than ``"solvers"`` and ``"inversions"``.
+    """
+    from ddim.inversion import INVERSIONS
+    from ddim.solvers import SOLVERS
+
+    reversible = SOLVERS.lines.items() & INVERSIONS.lines.items()
+    own = {name: line for name, line in INVERSIONS.lines.items() if (name, line) not in reversible}
+    known = {"solvers": SOLVERS.lines, "inversions": own}
+    if kind not in known:
+        raise Missing(f"there is no registry of {kind!r}; there are solvers and inversions")
+    return "\n\n".join(f"::: ddim.{line.replace(':', '.')}" for line in known[kind].values()) + "\n"
 
 
 def measured(name: str) -> str:
