@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,12 @@ def test_describe_tells_what_the_command_shows(model: StableDiffusion):
     assert facts["prompt_tokens"] == model.tokenizer.model_max_length - 2
     assert facts["parameters"] == sum(p.numel() for part in PARTS for p in getattr(model.pipeline, part).parameters())
     assert [s // model.multiple for s in model.picture[1:]] == list(model.shape[1:])
+
+
+def test_a_latent_model_of_one_size_tells_its_pictures_too():
+    model = tiny_text.model()
+    model.info = replace(model.info, multiple=0)
+    assert model.describe()["picture"] == list(model.picture)
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------

@@ -200,7 +200,7 @@ class Model(ABC):
             "name": info.name,
             "kind": info.family,
             "shape": list(info.shape),
-            **({"picture": list(info.picture)} if info.multiple else {}),
+            **({"picture": list(info.picture)} if info.picture != info.shape else {}),
             **text,
             "classes": info.classes,
             **null,
