@@ -19,7 +19,8 @@ def fresh(code: str) -> str:
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    assert fresh(f"import ddim, sys; print([m for m in {HEAVY} if m in sys.modules])") == "[]"
+    slow = [*HEAVY, "dataclasses", "inspect"]  # of the standard library
+    assert fresh(f"import ddim, sys; print([m for m in {slow} if m in sys.modules])") == "[]"
 
 
 def test_the_maths_needs_torch_and_nothing_else():
