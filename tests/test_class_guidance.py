@@ -283,3 +283,23 @@ def test_guidance_of_classes_in_a_batch_is_that_of_each(model, pictures):
     for k in range(2):
         alone = ddim.invert(model, pictures[k : k + 1], steps=STEPS, labels=SOURCE[k], guidance=W)
         assert torch.allclose(alone.x, code.x[k : k + 1], rtol=0, atol=1e-9)
+
+
+def test_an_edit_holds_x0_as_it_is_told(model, pictures):
+    settings = {"source_labels": 0, "labels": 1, "steps": 4, "method": "ddim"}
+    free = ddim.edit(model, pictures, **settings)
+    held = ddim.edit(model, pictures, **settings, clip_x0=0.2)
+    assert held.code.settings["hold"] == {"clip_x0": 0.2}
+    assert not torch.equal(free.edits, held.edits)
+    assert ddim.edit(model, pictures, **settings, threshold=0.9).code.settings["hold"] == {"threshold": 0.9}
+    for name, value in {"clip_x0": 1.0, "threshold": 0.9}.items():
+        with pytest.raises(ddim.InputError) as caught:
+            ddim.edit(model, free.code, labels=1, **{name: value})
+        assert caught.value.parameter == name
+
+
+def test_an_edit_of_a_code_takes_no_number_that_the_network_is_not_told(model, pictures):
+    code = ddim.invert(model, pictures, steps=3, labels=0, guidance=2.0)
+    with pytest.raises(ddim.InputError) as caught:
+        ddim.edit(model, code, labels=1, guidance=ddim.Guidance(2.0, embedded=3.5))
+    assert caught.value.parameter == "embedded"

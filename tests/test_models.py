@@ -443,3 +443,9 @@ def test_describe_is_json(pristine):
     about = json.loads(json.dumps(load(pristine).describe()))
     assert about["kind"] == "pixel"
     assert about["parameters"] == sum(p.numel() for p in tiny.unet().parameters())
+
+
+def test_a_grid_that_depends_on_the_size_is_of_the_models_own_where_none_is_given():
+    model = tiny.model(_class_name="FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True)
+    assert grid_for(model, 4, None).nodes == grid_for(model, 4, None, (8, 8)).nodes
+    assert grid_for(model, 4, None).nodes != grid_for(model, 4, None, (16, 16)).nodes

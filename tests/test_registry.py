@@ -3,12 +3,18 @@
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+import tiny
+import torch
 
+import ddim
 from ddim._utils.errors import InputError, UnknownName
 from ddim._utils.registry import Registry, build
 from ddim.inversion import INVERSIONS
+from ddim.inversion.ddim import DDIMInversion
 from ddim.models.families import FAMILIES
 from ddim.solvers import REVERSIBLE, SOLVERS
 
@@ -112,3 +118,56 @@ def test_an_unknown_option_names_the_nearest():
     with pytest.raises(InputError, match="'bare' takes no options, but 'eta' was given") as bare:
         build(Bare, "bare", {"eta": 1})
     assert bare.value.parameter == "eta"
+
+
+def test_a_method_whose_code_could_not_be_read_again_is_refused_before_the_work():
+    @dataclass(frozen=True)
+    class Unknown(ddim.BDIA):
+        name: ClassVar[str] = "unknown"
+
+    @dataclass(frozen=True)
+    class Disguised(ddim.BDIA):
+        """Under the name of another."""
+
+    @dataclass(frozen=True)
+    class Odd(DDIMInversion):
+        extra: object = None
+
+    asked = list[Any]()
+    model = tiny.model()
+    model.network.register_forward_pre_hook(lambda *_: asked.append(0))
+    for method, word in ((Unknown(), "SOLVERS.add"), (Disguised(), "another one"), (Odd(extra=[1]), "extra = ")):
+        with pytest.raises(InputError, match=word) as caught:
+            ddim.invert(model, torch.rand(1, 1, 8, 8), steps=3, method=method)
+        assert caught.value.parameter == "method"
+    assert not asked
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, torch.tensor, float])
+def test_numbers_of_every_kind_are_written_into_codes(number, tmp_path):
+    guidance = ddim.Guidance(number(2.0), interval=(number(0.0), number(0.5)))
+    model = tiny.model(classes=3)
+    for method, weight in ((ddim.BDIA(gamma=number(0.9)), None), (DDIMInversion(), number(1.0))):
+        code = ddim.invert(
+            model,
+            torch.rand(1, 1, 8, 8),
+            steps=3,
+            method=method,
+            labels=1,
+            guidance=guidance,
+            inversion_guidance=weight,
+        )
+        again = ddim.LatentCode.load(code.save(tmp_path / "code.safetensors"))
+        assert (dict(again.options), dict(again.settings)) == (dict(code.options), dict(code.settings))
+
+
+def test_a_weight_of_the_way_back_that_is_no_number():
+    for weight in (float("nan"), "much"):
+        with pytest.raises(InputError) as caught:
+            ddim.invert(
+                tiny.model(classes=3),
+                torch.rand(1, 1, 8, 8),
+                labels=0,
+                inversion_guidance=weight,  # type: ignore[arg-type]
+            )
+        assert caught.value.parameter == "inversion_guidance"

@@ -402,3 +402,59 @@ def test_any_number_of_entries_change_places_and_one_may_be_lifted_twice():
     code = ddim.solve_back(DATA, solver, state, grid)
     assert not same(code, state)
     assert same(ddim.solve(DATA, solver, code, grid), state)
+
+
+def test_a_network_that_computes_another_way_is_told():
+    """The same weights, loaded by us and as a live pipeline: other convolutions, and so other last bits."""
+    import diffusers
+
+    from ddim.models import bundled_models
+
+    loaded = ddim.load("fashion")
+    pipeline = diffusers.DDPMPipeline.from_pretrained(str(bundled_models()["fashion"]))
+    pipeline.unet.eval()
+    live = ddim.load(pipeline)
+    assert loaded.fingerprint == live.fingerprint
+    code = ddim.invert(loaded, torch.rand(1, *loaded.picture), steps=2, method="bdia")
+    ddim.reconstruct(loaded, code, strict=True)
+    with pytest.raises(ddim.InputError, match="'quick'") as caught:
+        ddim.reconstruct(live, code, strict=True)
+    assert caught.value.parameter == "strict"
+
+
+def test_a_network_in_one_piece_is_told_from_one_in_parts():
+    model = tiny.model()
+    code = ddim.invert(model, torch.rand(1, 1, 8, 8), steps=3, method="bdia")
+    model.threads = False
+    with pytest.warns(DDIMWarning, match="'plain'"):
+        ddim.reconstruct(model, code)
+
+
+def test_exact_calls_do_not_let_cudnn_choose_by_a_stopwatch(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    model, seen = tiny.model(), list[bool]()
+    model.network.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    code = ddim.invert(model, torch.rand(1, 1, 8, 8), steps=3, method="bdia")
+    ddim.reconstruct(model, code)
+    assert seen
+    assert not any(seen)
+    assert torch.backends.cudnn.benchmark
+
+
+def test_strict_refuses_what_comes_back_nearly_and_takes_what_is_put_on_its_pivot():
+    model, picture = tiny.model(), torch.rand(1, 1, 8, 8)
+    with pytest.raises(ddim.InputError, match="'ddim'") as caught:
+        ddim.reconstruct(model, ddim.invert(model, picture, steps=3), strict=True)
+    assert caught.value.parameter == "strict"
+    for method in ("direct", "edit-friendly"):
+        ddim.reconstruct(model, ddim.invert(model, picture, steps=3, method=method), strict=True)
+
+
+def test_strict_refuses_an_exact_code_whose_ways_have_different_weights():
+    model = tiny.model(classes=3)
+    settings = {"steps": 3, "method": "bdia", "labels": 1, "guidance": 2.0}
+    ddim.reconstruct(model, ddim.invert(model, torch.rand(1, 1, 8, 8), **settings), strict=True)
+    code = ddim.invert(model, torch.rand(1, 1, 8, 8), **settings, inversion_guidance=1.0)
+    with pytest.raises(ddim.InputError, match="guidance 1 ") as caught:
+        ddim.reconstruct(model, code, strict=True)
+    assert caught.value.parameter == "strict"

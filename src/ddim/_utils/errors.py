@@ -142,6 +142,18 @@ def is_number(value: Any) -> bool:
         return False
 
 
+def is_plain(value: object) -> bool:
+    """Whether a value can be an option in a file: a number, a text, yes or no, or nothing."""
+    return value is None or isinstance(value, (str, bool)) or is_number(value)
+
+
+def as_plain(value: Any) -> Any:
+    """A number of numpy or torch as Python's own; anything else as it is."""
+    if isinstance(value, (int, float)) or not is_number(value):  # numpy's float64 is a float
+        return value
+    return int(value) if is_whole(value) else float(value)
+
+
 def _is_truth(value: object) -> bool:
     """Whether a value is True or False, of Python, numpy or torch."""
     return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from .._utils.errors import InputError
+from .._utils.errors import InputError, as_plain
 from .conditioning import TEXT, PromptConditioning
 from .denoiser import PLAIN, Call, Denoiser, Network, held
 from .grid import Grid
@@ -30,7 +30,7 @@ OnStep = Callable[[int, State], None]
 
 def options_of(method: Any) -> dict[str, Any]:
     """What a solver or an inversion was set to: the fields that its constructor takes."""
-    return {f.name: getattr(method, f.name) for f in fields(method) if f.init}
+    return {f.name: as_plain(getattr(method, f.name)) for f in fields(method) if f.init}
 
 
 class Solver(ABC):

@@ -69,7 +69,9 @@ class Guidance:
     def options(self) -> dict[str, Any]:
         """Plain values, as a ``LatentCode`` keeps them."""
         told = {} if self.embedded is None else {"embedded": float(self.embedded)}
-        return {"weight": float(self.weight), "rescale": float(self.rescale), "interval": list(self.interval), **told}
+        low, high = self.interval
+        interval = [float(low), float(high)]
+        return {"weight": float(self.weight), "rescale": float(self.rescale), "interval": interval, **told}
 
     @staticmethod
     def of(options: Mapping[str, Any] | None, batched_cfg: bool = True) -> "Guidance":

@@ -6,7 +6,8 @@ as the network answers the same bits keeps all of this in its code, and the way 
 """
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +25,12 @@ def exact_layout() -> Layout:
     return Layout(torch.get_num_threads(), 1)
 
 
-def machine_now(device: torch.device, layout: Layout, batched_cfg: bool) -> dict[str, Any]:
+def machine_now(device: torch.device, engine: str, layout: Layout, batched_cfg: bool) -> dict[str, Any]:
     """What decides bits beside a call's rows, as a code keeps it: plain values.
 
     Args:
         device: where the network computes.
+        engine: how; see ``Model.engine``.
         layout: of its calls.
         batched_cfg: whether both branches of guidance are one batch.
     """
@@ -37,6 +39,8 @@ def machine_now(device: torch.device, layout: Layout, batched_cfg: bool) -> dict
         "device": torch.cuda.get_device_name(device) if cuda else f"{device.type} {_kernels()}".strip(),
         "torch": torch.__version__.partition("+")[0],
         "tf32": bool(cuda and torch.backends.cudnn.allow_tf32),
+        "matmul": torch.get_float32_matmul_precision(),
+        "engine": engine,
         "workers": layout.workers,
         "threads": layout.threads,
         "batched_cfg": batched_cfg,
@@ -53,9 +57,21 @@ def layout_of(machine: Mapping[str, Any]) -> Layout | None:
     return Layout(int(machine["workers"]), int(machine["threads"])) if machine.get("workers") else None
 
 
+@contextmanager
+def untimed() -> Generator[None]:
+    """Inside, cuDNN chooses its ways by shape alone: by a stopwatch it might choose another one on the way forward."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def differences(had: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What cannot be rebuilt here, in words: another device, another version, other kernels."""
+    """What cannot be rebuilt here, in words: another device or version, other kernels, another engine."""
     named = {"device": "on {}", "torch": "with torch {}", "tf32": "with TF32 {}"}
+    named |= {"matmul": "with matrix products of {} precision", "engine": "by a network that computes the way {!r}"}
     return [said.format(had[key]) for key, said in named.items() if key in had and had[key] != now.get(key)]
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError, is_dict, is_number, is_range, is_texts, is_whole
+from .._utils.errors import InputError, is_dict, is_number, is_plain, is_range, is_texts, is_whole
 from .._utils.files import write_whole
 from .._utils.foreign import first_line
 from .._utils.tensors import rows_of
@@ -233,11 +233,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "prompts": isinstance(about.get("prompts", []), list) and is_texts(about.get("prompts", [])),
         "negative": isinstance(about.get("negative"), (str, type(None))),
         "machine": _is_machine(about.get("machine", {})),
-        "path": is_dict(about.get("path", {})) and all(map(_is_plain, about.get("path", {}).values())),
+        "path": is_dict(about.get("path", {})) and all(map(is_plain, about.get("path", {}).values())),
         "numbers": is_dict(about.get("numbers", {})) and all(map(is_whole, about.get("numbers", {}).values())),
         "guidance": _is_guidance(about.get("guidance", {})),
         "dtype": isinstance(about["dtype"], str) and isinstance(getattr(torch, about["dtype"], None), torch.dtype),
-        "options": is_dict(about["options"]) and all(map(_is_plain, about["options"].values())),
+        "options": is_dict(about["options"]) and all(map(is_plain, about["options"].values())),
         "settings": is_dict(about["settings"]) and _are_settings(about["settings"]),
     }
     wrong += [key for key, fine in good.items() if not fine]
@@ -312,16 +312,11 @@ def _is_guidance(value: Any) -> bool:
 
 def _is_machine(value: Any) -> bool:
     """Whether ``inversion.calls`` can lay calls out by it."""
-    if not is_dict(value) or not all(map(_is_plain, value.values())):
+    if not is_dict(value) or not all(map(is_plain, value.values())):
         return False
     counts = [value.get(key, 0) for key in ("workers", "threads")]
     laid_out = all(is_whole(n) and 0 < n <= MOST_THREADS for n in counts) and isinstance(value.get("batched_cfg"), bool)
     return laid_out or "workers" not in value
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value can be an option: a number, a text, yes or no, or nothing."""
-    return value is None or isinstance(value, (str, bool)) or is_number(value)
 
 
 def _are_settings(value: Mapping[str, Any]) -> bool:
@@ -331,4 +326,4 @@ def _are_settings(value: Mapping[str, Any]) -> bool:
     counted = counted and all(is_whole(v) and v >= 0 for v in begun.values())
     if counted and "partial" in value:
         counted = begun["done"] < begun["images"] and begun["batch"] > 0
-    return counted and all(_is_plain(v) for k, v in value.items() if k not in ("partial", HOLD))
+    return counted and all(is_plain(v) for k, v in value.items() if k not in ("partial", HOLD))

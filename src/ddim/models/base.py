@@ -94,6 +94,11 @@ class Model(ABC):
         """The LoRA adapters that act and their scales, as ``style 0.8``; empty without."""
         return ""
 
+    @property
+    def engine(self) -> str:
+        """How its network computes, where that decides last bits: a code's machine keeps it. Empty says nothing."""
+        return ""
+
     # --- the network ------------------------------------------------------------------------------------------------
 
     @abstractmethod

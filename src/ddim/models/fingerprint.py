@@ -27,15 +27,19 @@ def fingerprint(network: nn.Module, path: GaussianPath | None, prediction: str) 
     config: Any = getattr(network, "config", {})
     if isinstance(config, Mapping):  # of diffusers
         usual = _defaults(type(network))
-        entries = {k: v for k, v in config.items() if not k.startswith("_")}
-    else:  # of transformers: what its own class adds to the parameters that every config has
-        base = next(c for c in reversed(type(config).__mro__) if c.__name__.startswith("PreTrained"))
+        entries = {k: v for k, v in config.items() if not str(k).startswith("_")}
+    elif base := next((c for c in reversed(type(config).__mro__) if c.__name__.startswith("PreTrained")), None):
+        # of transformers: what its own class adds to the parameters that every config has
         usual = {k: v for k, v in _defaults(type(config)).items() if k not in _defaults(base)}
         entries = {k: getattr(config, k) for k in usual if k != "self"}
+    else:  # of somebody's own network: what its printed form would say is not the same on every machine
+        usual, entries = {}, {}
     options = {k: v for k, v in entries.items() if _plain(v) != _plain(usual.get(k))}
     about = json.dumps([prediction, table, options], sort_keys=True, default=str)
     digest = hashlib.sha256(about.encode())
     for name, tensor in sorted(network.state_dict().items()):
+        if not isinstance(tensor, torch.Tensor):  # a module's extra state may be anything
+            continue
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         stored = _stored(network, name) if tensor.is_meta else tensor
         if stored is None:

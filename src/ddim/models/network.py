@@ -15,6 +15,8 @@ from ..core.denoiser import told as timesteps
 from ..core.path import Node, TablePath
 from ..core.schedule import Schedule
 from .base import ClassModel
+from .engine.quicken import engine_of
+from .engine.side_by_side import side_by_side
 from .fingerprint import fingerprint as fingerprint_of
 from .info import ModelInfo
 from .place import where_and_what
@@ -93,7 +95,13 @@ class NetworkModel(ClassModel):
         if not isinstance(self.network, nn.Module):
             return ""
         whole = fingerprint_of(self.network, self.schedule.path, self.schedule.prediction)
-        return hashlib.sha256(f"{whole}{self.values}".encode()).hexdigest()
+        clock = "" if self.schedule.clock == "path" else self.schedule.clock
+        return hashlib.sha256(f"{whole}{self.values}{clock}".encode()).hexdigest()
+
+    @property
+    def engine(self) -> str:
+        """See ``Model``."""
+        return engine_of(self.network, cut=False) if isinstance(self.network, nn.Module) else ""
 
     def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:
         """See ``Model``."""
@@ -104,12 +112,17 @@ class NetworkModel(ClassModel):
             if LABELS not in cond:
                 raise InputError(f"the model {self.name!r} needs a class.", parameter="labels")
             labels = (cond.tensors[LABELS],)
-        output: Any = self.network(x.to(self.dtype), t, *labels)
+        # In one piece, since it need not bear several threads at once; a layout still says how many threads torch has.
+        return side_by_side(self._asked, x.to(self.dtype), t, *labels, least=None, layout=call.layout).to(x.dtype)
+
+    def _asked(self, x: Tensor, *told: Tensor) -> Tensor:
+        """What the network answers. Raises InputError for what is no tensor of x's shape."""
+        output: Any = self.network(x, *told)
         output = getattr(output, "sample", output)
         if not isinstance(output, Tensor) or output.shape != x.shape:
             said = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise InputError(f"it answered {said} to x of shape {tuple(x.shape)}.", parameter="network")
-        return output.to(x.dtype)
+        return output
 
     def encode(self, images: Tensor) -> Tensor:
         """[0, 1] to the network's range."""

@@ -13,6 +13,7 @@ from ..core.conditioning import LABELS, Conditioning
 from ..core.denoiser import Call
 from ..core.path import Node, VEPath
 from .base import ClassModel, scalar
+from .engine.quicken import engine_of
 from .engine.side_by_side import least_rows, side_by_side
 from .fingerprint import fingerprint
 from .info import ModelInfo
@@ -138,6 +139,11 @@ class PixelModel(ClassModel):
         if self._fingerprint is not None:
             return self._fingerprint
         return fingerprint(self.network, self.schedule.path, self.schedule.prediction)
+
+    @property
+    def engine(self) -> str:
+        """See ``Model``."""
+        return engine_of(self.network, cut=self.threads)
 
     def try_out(self) -> None:
         """Asks the network what it makes of its own shape, without numbers.

@@ -22,6 +22,7 @@ from ..editing.plan import AttentionSite
 from ..editing.tokens import Tokens, tokens_of
 from .attention import unet as attention
 from .base import scalar
+from .engine.quicken import engine_of
 from .engine.side_by_side import least_rows, side_by_side
 from .fingerprint import fingerprint
 from .info import ModelInfo
@@ -175,6 +176,11 @@ class StableDiffusion(LatentModel):
         """The LoRA adapters that act, each with the scales of its layers: ``style 0.8``."""
         acting = adapters_of(self.networks().values()).items()
         return ", ".join(" ".join([name, *(f"{s:g}" for s in dict.fromkeys(scales))]) for name, scales in acting)
+
+    @property
+    def engine(self) -> str:
+        """See ``Model``."""
+        return engine_of(self.network, cut=self.threads)
 
     def _fingerprint_now(self) -> str:
         schedule = self.schedule

@@ -36,6 +36,11 @@ class ModelWrapper(Model):
         """The model's."""
         return self.model.adapters
 
+    @property
+    def engine(self) -> str:
+        """The model's."""
+        return self.model.engine
+
     def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:
         """The model's."""
         return self.model.forward(x, node, cond, call)

@@ -1,13 +1,13 @@
 """What the pipelines share: grids, conditions, inversion in batches, and what is checked before any work."""
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError, NotFinite, is_whole
+from .._utils.errors import InputError, NotFinite, as_plain, is_number, is_plain, is_whole
 from .._utils.texts import check_text, texts_for, unweighted
 from ..core.conditioning import PromptConditioning
 from ..core.contracts import (
@@ -27,7 +27,7 @@ from ..inversion import calls
 from ..inversion import partial as partials
 from ..inversion.latent_code import ADAPTERS, HOLD, LatentCode
 from ..models.base import Model
-from ..solvers import make_solver
+from ..solvers import SOLVERS, make_solver
 from ..solvers.lattice import ReversibleSolver
 from .events import CodeEvent, LossEvent, OnEvent, StepEvent, silent
 
@@ -87,7 +87,7 @@ def invert_batches(
         steps = int(resume.settings[partials.KEY]["steps"]) if resume and begun is not None else 0
         report.begin(begin // batch, steps)
         try:
-            with half_precision_hint(model):
+            with half_precision_hint(model), calls.untimed() if layout else nullcontext():
                 x0 = model.encode(part)
                 if begun is not None:
                     partials.check_images(begun, x0)
@@ -117,9 +117,11 @@ def empty_code(
     """What is known of a code before the inversion: all but tensors and prompts; as for ``invert_batches``.
 
     Raises:
-        InputError: a weight of the way to noise, or a grid, that the method does not take.
+        InputError: a weight of the way to noise, or a grid, that the method does not take; a method that no code can
+            name.
     """
     weight, solver = weight_of(inversion, guidance, inversion_guidance), inversion.solver()
+    need_writable(inversion, solver)
     acts = conditioned(model)
     bits = isinstance(solver, ReversibleSolver)
     return LatentCode(
@@ -137,18 +139,42 @@ def empty_code(
         model=model.name,
         fingerprint=model.fingerprint,
         dtype=str(model.dtype).removeprefix("torch."),
-        machine=calls.machine_now(model.device, calls.exact_layout(), guidance.batched_cfg) if bits else {},
+        machine=calls.machine_now(model.device, model.engine, calls.exact_layout(), guidance.batched_cfg)
+        if bits
+        else {},
         guidance=guidance.options if acts else {},
     )
+
+
+def need_writable(inversion: Inversion, solver: Solver) -> None:
+    """Raises InputError for a method whose code could not be read again: a solver that its name does not find, or
+    options that are no plain values."""
+    found = SOLVERS.get(solver.name)
+    if found is not type(solver):
+        other = "no solver" if found is None else "another one"
+        raise InputError(
+            f"its code would name the solver {solver.name!r}, which is {other} of ddim.SOLVERS, so that it could not "
+            f"come back; give it a name of its own and call ddim.SOLVERS.add({type(solver).__name__}) first.",
+            parameter="method",
+        )
+    for key, value in {**inversion.options, **solver.options}.items():
+        if not is_plain(value):
+            raise InputError(
+                f"its option {key} = {value!r} cannot be written into a code; use a finite number, a text, true, false "
+                "or None.",
+                parameter="method",
+            )
 
 
 def weight_of(inversion: Inversion, forward: Guidance, asked: float | None) -> float:
     """The weight of the way to noise: the method's own, what is asked for, or what suits the method.
 
     Raises:
-        InputError: one is asked for, and the method has another of its own.
+        InputError: one is asked for that is no number, or the method has another of its own.
     """
     own = inversion.inversion_guidance
+    if asked is not None and not is_number(asked):
+        raise InputError(f"{asked!r} is not a number; 1 is the conditional model.", parameter="inversion_guidance")
     if own is not None:
         if asked not in (None, own):
             raise InputError(
@@ -156,7 +182,7 @@ def weight_of(inversion: Inversion, forward: Guidance, asked: float | None) -> f
                 parameter="inversion_guidance",
             )
         return own
-    return asked if asked is not None else (forward.weight if inversion.exact else 1.0)
+    return as_plain(asked) if asked is not None else (float(forward.weight) if inversion.exact else 1.0)
 
 
 def solver_of(model: Model, code: LatentCode) -> Solver:
@@ -232,13 +258,18 @@ def guidance_for(model: Model, given: float | Guidance | None, usual: float) -> 
         raise InputError(f"it leads towards {towards.format(model.name)}; leave it out.", parameter="guidance")
     own = usual if model.text else 1.0
     guidance = given if isinstance(given, Guidance) else Guidance(own if given is None else given)
+    check_embedded(model, guidance)
+    return guidance
+
+
+def check_embedded(model: Model, guidance: Guidance) -> None:
+    """Raises InputError for a number that the network is to be told, and it is told none."""
     if guidance.embedded is not None and not model.info.embedded:
         raise InputError(
             f"{guidance.embedded:g} is a number that guidance-distilled networks are told, and {model.name!r} is told "
             "none; leave it out.",
             parameter="embedded",
         )
-    return guidance
 
 
 def need_model(model: object) -> None:
@@ -307,9 +338,9 @@ def grid_for(model: Model, steps: int, spacing: Spacing | None, size: tuple[int,
 
     Args:
         model, steps, spacing: as for the pipelines.
-        size: (height, width) of what is diffused, for schedules that depend on it.
+        size: (height, width) of what is diffused, for schedules that depend on it; the model's own by default.
     """
-    return model.schedule.grid(steps, spacing, size)
+    return model.schedule.grid(steps, spacing, model.shape[1:] if size is None else size)
 
 
 def latent_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:

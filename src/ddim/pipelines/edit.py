@@ -31,6 +31,7 @@ from .common import (
     Report,
     Spacing,
     check_batch,
+    check_embedded,
     grid_for,
     half_precision_hint,
     hold_of,
@@ -87,11 +88,11 @@ def edit(
     mask: MaskLike | None = None,
     negative: str | None = None,
     options: Mapping[str, Any] | None = None,
+    clip_x0: float | None = None,
+    threshold: float | None = None,
     inversion_guidance: float | None = None,
     seed: int | None = None,
     spacing: Spacing | None = None,
-    clip_x0: float | None = None,
-    threshold: float | None = None,
     resize: bool = False,
     batch: int = 64,
     batched_cfg: bool = True,
@@ -113,6 +114,7 @@ def edit(
         source_labels: the pictures' own classes, one for all or one each; a code knows its own.
         method, steps, options, inversion_guidance, seed, spacing: of the inversion, as in ``invert``; by default
             ``"direct"`` with 50 steps and seed 0. Not for a code, which was inverted already.
+        clip_x0, threshold: of both ways, as in ``invert``. Not for a code, which keeps how its x0 were held.
         guidance: w of the way forward; by default the code's own; for pictures the model's usual one
             (``ModelInfo.guidance``: 7.5 for Stable Diffusion, 5 for SDXL), or 1 where classes edit.
         attention: ``"refine"`` (the default), ``"replace"``, ``"none"``, or an ``AttentionEdit`` with windows.
@@ -122,7 +124,6 @@ def edit(
         mask: of the pictures' size: 1, or white, may change, 0, black and what is transparent stay the source's; see
             ``MaskLike``. With ``blend``, only where both say so.
         negative: the prompt that guidance leads away from, for pictures; a code has its own.
-        clip_x0, threshold: as for ``sample``, on the way back and forward; a code knows its own.
         resize: fit pictures of another size; not for a code.
         batch: sources and targets a network call, each picture with all its targets at the least.
         batched_cfg: on the way forward, ask for both branches of guidance in one batch; False asks one after the other,
@@ -145,12 +146,14 @@ def edit(
     classes = by_class(model, prompt, labels)
     if source_labels is not None and not classes:
         raise InputError("they go with classes, and words edit here; leave them out.", parameter="source_labels")
+    if isinstance(guidance, Guidance):
+        check_embedded(model, guidance)
     how = _attention(attention, classes)
     pixels = None
     if isinstance(source, LatentCode):
         asked = {"method": method, "steps": steps, "options": options or None}
-        asked |= {"inversion_guidance": inversion_guidance, "seed": seed, "spacing": spacing, "resize": resize or None}
         asked |= {"clip_x0": clip_x0, "threshold": threshold}
+        asked |= {"inversion_guidance": inversion_guidance, "seed": seed, "spacing": spacing, "resize": resize or None}
         if given_too := [name for name, value in asked.items() if value is not None]:
             raise InputError(
                 f"{', '.join(given_too)} cannot be set for a code, which was inverted already; leave that out, or "

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from ..inversion import calls
 from ..inversion.latent_code import LatentCode
 from ..inversion.replay import prompts_of, replay, resumed
 from ..models.base import Model
-from .common import Report, check_batch, half_precision_hint, hold_of, need_code, need_model, solver_of
+from .common import SETTING, Report, check_batch, half_precision_hint, hold_of, need_code, need_model, solver_of
 from .events import ImagesEvent, OnEvent, silent
 
 
@@ -45,8 +46,8 @@ def reconstruct(
         float tensor [N, C, H, W] in [0, 1].
 
     Raises:
-        InputError: a code of another shape, or without all that its solver needs; with ``strict``, one that this
-            device or these libraries cannot bring back to the bit.
+        InputError: a code of another shape, or without all that its solver needs; with ``strict``, one of a method that
+            is not exact, or one that this device or these libraries cannot bring back to the bit.
     """
     need_model(model)
     need_code(code)
@@ -59,6 +60,8 @@ def reconstruct(
             machine = _machine(model, code)
         except DDIMWarning as unlike:
             raise InputError(f"{unlike} That is what strict forbids.", parameter="strict") from None
+    if strict:
+        _need_exact(code)
     layout = calls.layout_of(machine)
     guidance = Guidance.of(code.guidance, bool(machine.get("batched_cfg", batched_cfg)))
     asked = calls.rebuilt(code.calls) if code.calls else calls.plain_calls(len(code), batch)
@@ -71,12 +74,29 @@ def reconstruct(
         prompts = prompts_of(part.conditions.to(model.device), code.grid, extras)
         told = Call(layout=layout) if layout else PLAIN
         denoise = model.guided(guidance, prompts, hold=hold_of(code), call=told)
-        with half_precision_hint(model):
+        with half_precision_hint(model), calls.untimed() if layout else nullcontext():
             end = replay(denoise, solver, state, code.grid, extras, on_step=report)
         images = model.decode(solver.read(end))
         parts.append((call, images))
         _tell(on_event, call, images)
     return calls.images_in_order(parts, len(code))
+
+
+def _need_exact(code: LatentCode) -> None:
+    """Raises InputError for a code that does not come back to the bit anywhere."""
+    if not code.machine and not {"pivot", "end"} & set(code.extras):
+        raise InputError(
+            f"a code of {code.method!r} without a record of its calls comes back nearly, not to the bit; leave it out, "
+            "or invert the picture by an exact method, such as 'bdia'.",
+            parameter="strict",
+        )
+    forward, back = code.guidance.get("weight", 1.0), code.settings.get(SETTING)
+    if code.machine and back not in (None, forward):
+        raise InputError(
+            f"the code was made at the guidance {back:g} and comes forward at {forward:g}, so that it does not come "
+            "back; invert the picture without inversion_guidance, or leave strict out.",
+            parameter="strict",
+        )
 
 
 def _tell(on_event: OnEvent, call: calls.Rebuilt, images: Tensor) -> None:
@@ -97,7 +117,7 @@ def _machine(model: Model, code: LatentCode) -> Mapping[str, Any]:
     layout = calls.layout_of(machine)
     if layout is None:
         return machine
-    now = calls.machine_now(model.device, layout, bool(machine["batched_cfg"]))
+    now = calls.machine_now(model.device, model.engine, layout, bool(machine["batched_cfg"]))
     unlike = calls.differences(machine, now)
     if unlike:
         half, tf32 = code.dtype in ("bfloat16", "float16"), machine.get("tf32") or now.get("tf32")

@@ -6,18 +6,21 @@ Winograd's way, and, on request, torch.compile in place of both.
 
 import os
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ..._utils.errors import InputError
-from ..base import Model
+from ..live import is_compiled
 from .winograd import BYTES, Quick
 
+if TYPE_CHECKING:
+    from ..base import Model
 
-def quicken(model: Model, *, compile: bool = False) -> None:
+
+def quicken(model: "Model", *, compile: bool = False) -> None:
     """Gives the parts of a loaded model a quicker ``forward``.
 
     Weights, configs and classes stay; in training, with gradients or hooks, under autocast and on another device each
@@ -35,6 +38,18 @@ def quicken(model: Model, *, compile: bool = False) -> None:
         quick_blocks(network)
     if (vae := getattr(model, "vae", None)) is not None:
         quick_blocks(vae)
+
+
+def engine_of(network: nn.Module, *, cut: bool = True) -> str:
+    """How a network computes, in the words of a code's machine: other ways give other last bits.
+
+    Args:
+        network: as it is now.
+        cut: whether a large batch is cut into parts.
+    """
+    own = any(isinstance(module.__dict__.get("forward"), (Block, Quick)) for module in network.modules())
+    kind = "compiled" if is_compiled(network) else "quick" if own else "plain"
+    return kind if cut else f"{kind}, in one piece"
 
 
 def need_compiler(device: torch.device) -> None:
