@@ -6,9 +6,6 @@ Nothing heavy is imported until a name is used: torch and diffusers load with th
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .inversion import INVERSIONS
-from .solvers import SOLVERS
-
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -36,7 +33,7 @@ if TYPE_CHECKING:
     from .core.solve import solve, solve_back
     from .data.images import save_image, sheet, to_pil
     from .editing.plan import AttentionEdit
-    from .inversion import inversion_names, make_inversion
+    from .inversion import INVERSIONS, inversion_names, make_inversion
     from .inversion.ddim import DDIMInversion
     from .inversion.direct import DirectInversion
     from .inversion.edit_friendly import EditFriendly
@@ -56,7 +53,7 @@ if TYPE_CHECKING:
     from .pipelines.invert import invert
     from .pipelines.reconstruct import reconstruct
     from .pipelines.sample import sample
-    from .solvers import make_solver
+    from .solvers import SOLVERS, make_solver
     from .solvers.bdia import BDIA
     from .solvers.belm import BELM
     from .solvers.ddim import DDIM
@@ -83,7 +80,7 @@ _WHERE = {
     "core.solve": ["solve", "solve_back"],
     "data.images": ["save_image", "sheet", "to_pil"],
     "editing.plan": ["AttentionEdit"],
-    "inversion": ["inversion_names", "make_inversion"],
+    "inversion": ["INVERSIONS", "inversion_names", "make_inversion"],
     "inversion.latent_code": ["LatentCode"],
     "models": ["bundled_models", "bundled_test_images", "load", "load_classifier", "load_features"],
     "models.base": ["Model"],
@@ -97,14 +94,10 @@ _WHERE = {
     "pipelines.invert": ["invert"],
     "pipelines.reconstruct": ["reconstruct"],
     "pipelines.sample": ["sample"],
-    "solvers": ["make_solver"],
+    "solvers": ["SOLVERS", "make_solver"],
     "solvers.lattice": ["LatticeState", "Lift", "ReversibleSolver"],
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
-# every solver and inversion by its class's name too, as the registries list them
-_MODULE_OF |= {
-    line.partition(":")[2]: line.partition(":")[0] for r in (SOLVERS, INVERSIONS) for line in r.lines.values()
-}
 
 __all__ = [
     "BDIA",
@@ -199,11 +192,23 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
+    module = _MODULE_OF.get(name) or _registered(name)
+    if module is None:
         raise AttributeError(f"module 'ddim' has no attribute {name!r}")
-    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    value = getattr(import_module(f".{module}", __name__), name)
     globals()[name] = value
     return value
+
+
+def _registered(name: str) -> str | None:
+    """The module of a solver or an inversion by its class's name, as the registries list them."""
+    if name.startswith("_"):
+        return None
+    from .inversion import INVERSIONS
+    from .solvers import SOLVERS
+
+    lines = [line.partition(":") for registry in (SOLVERS, INVERSIONS) for line in registry.lines.values()]
+    return next((module for module, _, kind in lines if kind == name), None)
 
 
 def __dir__() -> list[str]:

@@ -194,9 +194,7 @@ def edit(
             labels=own if classes else None,  # type: ignore[arg-type]
             prompt=None if classes else source_prompt,
             negative=negative,
-            guidance=(usual if model.info.null_class is not None or model.text else None)
-            if guidance is None
-            else guidance,
+            guidance=usual if guidance is None else guidance,
             clip_x0=clip_x0,
             threshold=threshold,
             inversion_guidance=inversion_guidance,
