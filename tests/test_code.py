@@ -607,3 +607,13 @@ def test_codes_of_reversible_solvers_of_earlier_versions_come_back_as_floats_did
     frames = ddim.interpolate(model, old[0], made[1], frames=3)  # each end as its own code has it
     assert torch.equal(frames[2], exact[1])
     assert (frames[0] - back[0]).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("which", [[], [2], [-3], [0.5]])
+def test_images_that_are_not_there_are_not_taken(which):
+    import tiny
+
+    code = ddim.invert(tiny.model(), torch.rand(2, 1, 8, 8), steps=2)
+    with pytest.raises(ddim.InputError) as caught:
+        code.take(which)
+    assert caught.value.parameter == "which"

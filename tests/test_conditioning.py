@@ -171,3 +171,11 @@ def test_without_an_opposite_there_is_none():
     with pytest.raises(ddim.InputError) as caught:
         PromptConditioning.cat([lone, both()])
     assert caught.value.parameter == "conditioning"
+
+
+def test_what_cannot_stand_in_one_batch_is_one_sentence():
+    wide, narrow = (Conditioning({"text": torch.zeros(1, 3, width)}) for width in (4, 5))
+    for parts in ([], [wide, narrow]):
+        with pytest.raises(ddim.InputError) as caught:
+            Conditioning.cat(parts)
+        assert caught.value.parameter == "conditioning"

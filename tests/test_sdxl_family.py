@@ -575,3 +575,14 @@ def test_a_prompt_that_is_cut_warns_once(model):
         warnings.simplefilter("always")
         model.encode_prompt(["a" * 40])
     assert sum(issubclass(w.category, ddim.DDIMWarning) for w in seen) == 1
+
+
+def test_nothing_is_drawn_between_pictures_of_different_size_ids(images):
+    model = tiny_sdxl.model()
+    codes = list[ddim.LatentCode]()
+    for sizes in (None, ddim.SizeIds(original=(64, 64))):
+        model.size_ids = sizes
+        codes.append(ddim.invert(model, images[:1], steps=2, prompt="a cat"))
+    with pytest.raises(ddim.InputError, match="different size_ids; an interpolation") as caught:
+        ddim.interpolate(model, *codes, frames=3)
+    assert caught.value.parameter == "codes"

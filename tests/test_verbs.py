@@ -319,7 +319,7 @@ def test_codes_that_do_not_belong_together(model, pictures):
     code = ddim.invert(model, pictures[:1], steps=3)
     others = {
         "methods": ddim.invert(model, pictures[:1], steps=3, method="heun"),
-        "one walked 3 leading steps, the other 4 leading": ddim.invert(model, pictures[:1], steps=4),
+        "one has 3 leading steps, the other 4 leading": ddim.invert(model, pictures[:1], steps=4),
         "3 leading steps, the other 3 trailing": ddim.invert(model, pictures[:1], steps=3, spacing="trailing"),
         "fingerprints": ddim.invert(tiny.model(), pictures[:1], steps=3),
     }

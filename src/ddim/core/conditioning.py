@@ -66,9 +66,11 @@ class Conditioning:
         """The rows of several, one after the other; shorter texts are padded with zeros, which their mask leaves out.
 
         Raises:
-            InputError: conditions of different structure.
+            InputError: no condition, or some of different structure or sizes; only the length of texts may differ.
         """
         several = list(parts)
+        if not several:
+            raise InputError("no condition at all; give at least one.", parameter="conditioning")
         first = several[0]
         if any(set(p.tensors) - {TEXT_MASK} != set(first.tensors) - {TEXT_MASK} for p in several) or any(
             dict(p.numbers) != dict(first.numbers) for p in several
@@ -80,6 +82,13 @@ class Conditioning:
         if len(several) == 1:
             return first
         several = _padded(several)
+        for name in several[0].tensors:
+            if len(shapes := {tuple(p.tensors[name].shape[1:]) for p in several}) > 1:
+                raise InputError(
+                    f"{name} of shapes {' and '.join(map(str, sorted(shapes)))} cannot stand in one batch; they must "
+                    "be of one model.",
+                    parameter="conditioning",
+                )
         return first._with({name: torch.cat([p.tensors[name] for p in several]) for name in several[0].tensors})
 
 

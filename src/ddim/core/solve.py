@@ -55,7 +55,7 @@ def solve(
     """
     begin = getattr(state, "node", 0) if first is None else first
     end = grid.steps if last is None else last
-    return _walk(
+    return _along(
         range(begin, end),
         lambda s, i: solver.step(denoise, s, grid, i, noise),
         solver.read,
@@ -83,7 +83,7 @@ def solve_back(
     start = grid.steps if first is None else first
     if last is None:
         last = solver.first(grid)
-    return _walk(
+    return _along(
         range(start - 1, last - 1, -1),
         lambda s, i: solver.unstep(denoise, s, grid, i),
         solver.read,
@@ -94,7 +94,7 @@ def solve_back(
     )
 
 
-def _walk(
+def _along(
     indices: Iterable[int],
     step: Callable[[State, int], State],
     read: Callable[[State], Tensor],

@@ -1,1 +1,1 @@
-"""Editing by words: prompts and their tokens, attention control (prompt-to-prompt), local blend, the verb ``edit``."""
+"""Editing by words: prompts and their tokens, attention control (prompt-to-prompt), local blend."""

@@ -73,7 +73,7 @@ class EditFriendly(Inversion):
         return first
 
     def part(self, grid: Grid) -> Grid:
-        """The part of ``grid`` that is walked; raises InputError where no step would be left."""
+        """The part of ``grid`` that the way forward takes; raises InputError where no step would be left."""
         return grid.rest(self.begin(grid))
 
     def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:

@@ -28,7 +28,7 @@ class LatentCode:
     Attributes:
         state: the solver's whole state: named tensors [N, ...]. Exactness belongs to all of it. Floats at ``grid[0]``;
             of a reversible solver int64 at its ``first`` node, on its lattice.
-        grid: the nodes that were walked.
+        grid: the nodes of the way forward.
         method: the inversion's name.
         solver: the name of the solver that comes forward again.
         options: the solver's options.
@@ -114,8 +114,14 @@ class LatentCode:
         return self._rows(rows, self.prompts[which])
 
     def take(self, which: Sequence[int]) -> "LatentCode":
-        """The code of the images of these numbers, in this order; a number may stand several times."""
+        """The code of the images of these numbers, in this order; a number may stand several times.
+
+        Raises:
+            InputError: no number at all, or one of an image that is not there.
+        """
         rows = list(which)
+        if not rows or not all(is_whole(k) and -len(self) <= k < len(self) for k in rows):
+            raise InputError(f"{rows} are not numbers of images in a code of {len(self)}.", parameter="which")
         return self._rows(rows, tuple(self.prompts[k] for k in rows) if self.prompts else ())
 
     def _rows(self, rows: slice | list[int], prompts: tuple[str, ...]) -> "LatentCode":

@@ -388,11 +388,11 @@ def _forward_with_targets(
     prompts = prompts_of(conditions, code.grid, repeated_extras)
     denoise = model.guided(guidance, prompts, hold=hold_of(code))
     noise = KeptNoise(repeated_extras["noise"]) if "noise" in kept else None
-    walker = Controlled(PinnedSolver(solver, kept, rows=list(range(0, n * (1 + k), 1 + k))), plan, mask)
+    controlled = Controlled(PinnedSolver(solver, kept, rows=list(range(0, n * (1 + k), 1 + k))), plan, mask)
     with half_precision_hint(model):
-        end = solve(denoise, walker, state, code.grid, noise=noise, on_step=report)
-    x = walker.read(end)
-    last = walker.mask(end, code.grid.steps - 1, code.grid.steps, x)
+        end = solve(denoise, controlled, state, code.grid, noise=noise, on_step=report)
+    x = controlled.read(end)
+    last = controlled.mask(end, code.grid.steps - 1, code.grid.steps, x)
     pictures = in_groups(model.decode(x), n, 1 + k)
     return pictures, None if last is None else last.expand(n, k, -1, -1)
 

@@ -1,4 +1,4 @@
-"""The verbs that go between images: along arcs of latents, with the codes' own images at the ends."""
+"""The pipelines ``interpolate`` and ``interpolate_grid``: arcs of latents, with the codes' own images at the ends."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, UnknownName
-from ..core.conditioning import Conditioning, PromptConditioning
+from ..core.conditioning import LABELS, Conditioning, PromptConditioning
 from ..core.guidance import Guidance
 from ..core.slerp import chain, four_corners
 from ..inversion import calls
@@ -44,7 +44,7 @@ def interpolate(
         codes: two or more, of one method, grid and model; a code of several images counts as that many.
         frames: from each to the next, ends included; at least 2. The ends are the codes' own reconstructions.
         through: ``"ddim"``: the frames between lie on arcs of plain DDIM latents. Codes of another method come back
-            to their images first, which are walked back again (with text at guidance 1): an exact code holds what its
+            to their images first, which are inverted again (with text at guidance 1): an exact code holds what its
             own way forward needs, a parasitic mode and all, and an arc between two such codes leaves what the model
             has seen. ``"state"``: every tensor of the states is mixed as it is.
         batch, on_event: as for ``reconstruct``.
@@ -240,7 +240,8 @@ def _one_for_all(conditions: Sequence[Conditioning], size: int) -> Conditioning:
     whole = Conditioning.cat(conditions)
     for key, values in whole.tensors.items():
         if bool((values != values[:1]).any()):
-            raise InputError(f"they have different {key}; there is nothing between classes.", parameter="codes")
+            why = "there is nothing between classes" if key == LABELS else "an interpolation needs one for all"
+            raise InputError(f"they have different {key}; {why}.", parameter="codes")
     return whole[:1].repeat(size)
 
 
@@ -266,7 +267,7 @@ def check_together(codes: Sequence[LatentCode]) -> None:
             )
         if not _same_grid(one, other):
             raise InputError(
-                f"they do not belong together: one walked {one.grid.steps} {one.grid.spacing} steps, "
+                f"they do not belong together: one has {one.grid.steps} {one.grid.spacing} steps, "
                 f"the other {other.grid.steps} {other.grid.spacing} steps.",
                 parameter="codes",
             )
@@ -281,7 +282,7 @@ def check_together(codes: Sequence[LatentCode]) -> None:
 
 
 def _same_grid(a: LatentCode, b: LatentCode) -> bool:
-    """Whether two codes walked the same nodes, up to the last bits of another machine's cosine."""
+    """Whether two codes have the same nodes, up to the last bits of another machine's cosine."""
     return len(a.grid) == len(b.grid) and all(
         m.t == n.t and abs(m.alpha - n.alpha) < 1e-12 and abs(m.sigma - n.sigma) < 1e-12
         for m, n in zip(a.grid, b.grid, strict=True)
