@@ -1,6 +1,6 @@
 """Edits by class, and guidance by class, on real garments: how often a classifier sees the class that was asked for.
 
-    python benchmarks/class_edits.py --images 100 --out runs/class-edits
+    python benchmarks/class_edits.py --out runs/class-edits
 
 Test pictures of Fashion-MNIST that the model never saw, each brought to another class, three classes on: by ``direct``,
 whose source comes back whatever the guidance. The judge is the carried classifier `fashion-features`. Beside the edits
@@ -9,6 +9,8 @@ from the source, and the reconstruction. The sheet is unselected: the first pict
 """
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
 import torch
@@ -34,8 +36,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="fashion-classes")
     parser.add_argument("--data", type=Path, default=Path("../shared/data/fashion-mnist"))
-    parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--images", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--weights", nargs="+", type=float, default=[1.0, 2.0, 3.0, 5.0])
     parser.add_argument("--out", type=Path, default=Path("runs/class-edits"))
     args = parser.parse_args()
@@ -66,9 +68,10 @@ def main() -> None:
         if weight == 3.0:
             sheet = torch.stack([pictures, made.reconstruction, made.edits[:, 0]], 1)[first].flatten(0, 1)
     args.out.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["python", "benchmarks/class_edits.py", *sys.argv[1:]])
     about = f"{args.images} test pictures, S = {args.steps}, direct; {machine()}"
     (args.out / "class-edits.md").write_text(
-        f"{markdown(rows, dict.fromkeys(rows[0], ''))}\n\ncommand: python benchmarks/class_edits.py\n{about}\n"
+        f"{markdown(rows, dict.fromkeys(rows[0], ''))}\n\ncommand: {command}\n{about}\n"
     )
     if sheet is not None:
         ddim.save_image(ddim.sheet(sheet, columns=15, scale=2, gap=3), args.out / "class_edits.png")

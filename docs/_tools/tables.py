@@ -26,6 +26,7 @@ EXPECTED = (
     "table2-exact-fashion",
     "bit-law",
     "bit-law-h200",
+    "class-edits",
     "consistency-fashion",
     "interpolation-fashion",
     "leaderboard-fashion",

@@ -26,10 +26,12 @@ def bundled_models() -> dict[str, Path]:
 
 
 def bundled_test_images(name: str) -> list[Path]:
-    """Real pictures, never trained on, that the package carries beside a bundled model."""
+    """Real pictures that a bundled model was never trained on; `fashion-classes` has those of `fashion`."""
     if name not in bundled_models():
         raise UnknownName("bundled model", name, bundled_models(), parameter="name")
-    return sorted((bundled_models()[name] / "test_images").glob("*.png"))
+    bundled, first = bundled_models(), name.partition("-")[0]
+    own = name if (bundled[name] / "test_images").is_dir() else first
+    return sorted((bundled[own] / "test_images").glob("*.png"))
 
 
 def load(
