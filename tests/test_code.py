@@ -617,3 +617,14 @@ def test_images_that_are_not_there_are_not_taken(which):
     with pytest.raises(ddim.InputError) as caught:
         code.take(which)
     assert caught.value.parameter == "which"
+
+
+def test_nodes_within_steps_are_kept_in_a_file(tmp_path):
+    import tiny
+
+    code = ddim.invert(tiny.model(), torch.rand(1, 1, 8, 8), steps=4)
+    asked = {(i, part): code.grid.between(i, part) for i, part in ((2, 0.5), (0, 0.25))}
+    again = ddim.LatentCode.load(code.save(tmp_path / "code.safetensors"))
+    assert dict(again.grid.inner) == asked
+    assert again.grid.between(2, 0.5) == asked[2, 0.5]
+    assert again.grid.between(1, 0.5) == code.grid.between(1, 0.5)  # by the path, which the file describes

@@ -458,3 +458,24 @@ def test_strict_refuses_an_exact_code_whose_ways_have_different_weights():
     with pytest.raises(ddim.InputError, match="guidance 1 ") as caught:
         ddim.reconstruct(model, code, strict=True)
     assert caught.value.parameter == "strict"
+
+
+@reversible
+def test_interval_and_rescale_are_of_both_ways(name):
+    model, picture = tiny.model(classes=3), torch.rand(2, 1, 8, 8)
+    model.network.class_embedding.weight.mul_(20)  # a random network hardly looks at its class
+    plain, narrow = (ddim.Guidance(3.0, rescale=phi, interval=ends) for phi, ends in ((0, (0, 1)), (0.5, (0.2, 0.7))))
+    codes = [inverted(model, picture, steps=6, method=name, labels=[0, 1], guidance=g) for g in (plain, narrow)]
+    assert not torch.equal(codes[0][0].x, codes[1][0].x)
+    for code, begun in codes:
+        assert same(returned(model, code)[1], begun)
+
+
+@reversible
+def test_a_number_that_is_none_never_enters_the_lattice(name):
+    """As an integer it would be -2^63, and come back equal."""
+    grid, solver = ddim.make_grid(PATHS["zero-snr"], 5), ddim.make_solver(name)
+    assert isinstance(solver, ReversibleSolver)
+    nan = torch.full((1, 4), torch.nan)
+    with pytest.raises(NotFinite):
+        solver.on_lattice(dict.fromkeys(solver.keys, nan), grid, solver.first(grid))
