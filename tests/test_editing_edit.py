@@ -597,3 +597,29 @@ def test_processors_stand_in_for_the_time_of_a_planned_edit_only(model, code, at
     assert all((a is b) == (attention == "none") for a, b in zip(during[0], own, strict=True))
     after = list(model.network.attn_processors.values())
     assert all(a is b for a, b in zip(after, own, strict=True))
+
+
+@pytest.mark.parametrize("method", ["bdia", "edict", "negative-prompt"])
+@pytest.mark.parametrize("attention", ["refine", "none"])
+def test_an_edit_to_the_same_words_is_the_source_and_one_to_others_is_not(method: str, attention: str):
+    own = tiny_text.model()
+    code = ddim.invert(own, tiny_text.pictures(2), steps=4, method=method, prompt=["a cat", "a dog"], guidance=4.0)
+    edited = ddim.edit(own, code, [["a cat", "a tiger"], ["a mat", "a dog"]], attention=attention)
+    for image, (same, other) in enumerate([(0, 1), (1, 0)]):
+        assert torch.equal(edited.edits[image, same], edited.reconstruction[image])
+        assert float((edited.edits[image, other] - edited.reconstruction[image]).abs().max()) > 1e-3
+
+
+def test_weighted_words_are_another_target_than_the_source():
+    own = tiny_text.model()
+    code = ddim.invert(own, tiny_text.pictures(1), steps=4, method="bdia", prompt="a cat", guidance=4.0)
+    edited = ddim.edit(own, code, ["a (cat:3)"], attention=AttentionEdit(weight_steps=(0, 1)))
+    assert float((edited.edits[0, 0] - edited.reconstruction[0]).abs().max()) > 1e-4
+
+
+def test_weights_that_no_step_of_a_reversible_solver_scales_are_refused():
+    own = tiny_text.model()
+    code = ddim.invert(own, tiny_text.pictures(1), steps=4, method="bdia", prompt="a cat", guidance=4.0)
+    with pytest.raises(ddim.InputError) as caught:  # its code begins at step 1, and the window ends there
+        ddim.edit(own, code, ["a (cat:3)"])
+    assert caught.value.parameter == "weights"

@@ -171,7 +171,8 @@ def test_every_bundled_model_loads_and_its_test_images_fit():
         model = load(name)
         pictures = ddim.bundled_test_images(name)
         assert pictures
-        code = ddim.invert(model, pictures[:1], steps=2, method="bdia", prompt="" if model.text else None)
+        told = {"prompt": ""} if model.text else {"labels": 0} if model.classes else {}
+        code = ddim.invert(model, pictures[:1], steps=2, method="bdia", **told)
         assert ddim.reconstruct(model, code).shape == (1, *model.picture)
 
 

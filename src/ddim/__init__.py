@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ._utils.errors import DDIMError, DDIMWarning, InputError, Interrupted, NotFinite, UnknownName
     from .core.conditioning import Conditioning, PromptConditioning
-    from .core.contracts import Inversion, InversionProblem, InversionResult, Solver
+    from .core.contracts import Inversion, InversionInterrupted, InversionProblem, InversionResult, Solver
     from .core.denoiser import Call, Denoiser, from_network
     from .core.grid import SPACINGS, Grid, make_grid
     from .core.guidance import Guidance
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
         ddpm_linear,
         linear_alpha_bar,
         scaled_linear_alpha_bar,
+        sigmoid_alpha_bar,
         zero_terminal_snr,
     )
-    from .core.prediction import Pair, from_pair, to_pair
-    from .core.schedule import DynamicShift, Schedule, StaticShift
+    from .core.prediction import Hold, Pair, from_pair, to_pair
+    from .core.schedule import DynamicShift, Flux2Shift, Schedule, StaticShift
     from .core.slerp import slerp
     from .core.solve import solve, solve_back
     from .data.images import save_image, sheet, to_pil
@@ -66,16 +67,16 @@ if TYPE_CHECKING:
 _WHERE = {
     "_utils.errors": ["DDIMError", "DDIMWarning", "InputError", "Interrupted", "NotFinite", "UnknownName"],
     "core.conditioning": ["Conditioning", "PromptConditioning"],
-    "core.contracts": ["Inversion", "InversionProblem", "InversionResult", "Solver"],
+    "core.contracts": ["Inversion", "InversionInterrupted", "InversionProblem", "InversionResult", "Solver"],
     "core.denoiser": ["Call", "Denoiser", "from_network"],
     "core.grid": ["SPACINGS", "Grid", "make_grid"],
     "core.guidance": ["Guidance"],
     "core.path": [
         *("GaussianPath", "Node", "RectifiedFlow", "TablePath", "VEPath", "cosine_alpha_bar", "ddpm_linear"),
-        *("linear_alpha_bar", "scaled_linear_alpha_bar", "zero_terminal_snr"),
+        *("linear_alpha_bar", "scaled_linear_alpha_bar", "sigmoid_alpha_bar", "zero_terminal_snr"),
     ],
-    "core.prediction": ["Pair", "from_pair", "to_pair"],
-    "core.schedule": ["DynamicShift", "Schedule", "StaticShift"],
+    "core.prediction": ["Hold", "Pair", "from_pair", "to_pair"],
+    "core.schedule": ["DynamicShift", "Flux2Shift", "Schedule", "StaticShift"],
     "core.slerp": ["slerp"],
     "core.solve": ["solve", "solve_back"],
     "data.images": ["save_image", "sheet", "to_pil"],
@@ -124,15 +125,18 @@ __all__ = [
     "EditFriendly",
     "Edited",
     "Event",
+    "Flux2Shift",
     "GaussianPath",
     "Grid",
     "Guidance",
     "Heun",
     "HeunInversion",
+    "Hold",
     "ImagesEvent",
     "InputError",
     "Interrupted",
     "Inversion",
+    "InversionInterrupted",
     "InversionProblem",
     "InversionResult",
     "LatentCode",
@@ -182,6 +186,7 @@ __all__ = [
     "save_image",
     "scaled_linear_alpha_bar",
     "sheet",
+    "sigmoid_alpha_bar",
     "slerp",
     "solve",
     "solve_back",

@@ -202,8 +202,9 @@ def edit(
             size = (pixels.shape[2], pixels.shape[3])
             # what is wrong with the words is better known before the inversion than after
             if to:
+                taken = range(inversion.solver().first(grid), grid.steps)
                 own, where = source_prompts(from_, 1), _one_or_each(blend)
-                planned(counted, own, to, size, how, where, factors or None, mask, grid.steps)
+                planned(counted, own, to, size, how, where, factors or None, mask, taken)
             with terminal.bar("inverting", 1) as report:
                 try:
                     code = invert(

@@ -24,9 +24,11 @@ from ..editing.controlled import Controlled
 from ..editing.plan import KINDS, AttentionEdit, AttentionPlan, within
 from ..editing.prompts import Weights, blend_words, per_target, scales, target_prompts, token_mask
 from ..editing.tokens import Tokens
+from ..inversion import make_inversion
 from ..inversion.latent_code import LatentCode
 from ..inversion.replay import KeptNoise, PinnedSolver, prompts_of, resumed
 from ..models.base import Model, class_labels
+from ..solvers import make_solver
 from .common import (
     Report,
     Spacing,
@@ -160,11 +162,13 @@ def edit(
                 "edit the picture.",
                 parameter=given_too[0],
             )
-        count, forward_steps, size = len(source), source.grid.steps, picture_shape(model, source)[1:]
+        count, size = len(source), picture_shape(model, source)[1:]
+        grid, solver = source.grid, make_solver(source.solver, source.options)
     else:
         pixels = read_images(source, model.picture, resize=resize, multiple=model.multiple)
         count, size = len(pixels), (pixels.shape[2], pixels.shape[3])
-        forward_steps = grid_for(model, 50 if steps is None else steps, spacing, latent_size(model, size)).steps
+        grid = grid_for(model, 50 if steps is None else steps, spacing, latent_size(model, size))
+        solver = make_inversion("direct" if method is None else method, options).solver()
     code = source if isinstance(source, LatentCode) else None
     if classes:
         words = {"source_prompt": source_prompt, "blend": blend, "weights": weights, "negative": negative}
@@ -178,7 +182,8 @@ def edit(
     else:
         own = source_prompts(source_prompt, count) if code is None else _prompts_of(code, source_prompt, negative)
         assert prompt is not None
-        targets, given, plan = planned(model, own, prompt, size, how, blend, weights, mask, forward_steps)
+        taken = range(solver.first(grid), grid.steps)
+        targets, given, plan = planned(model, own, prompt, size, how, blend, weights, mask, taken)
         conditions = _embedded(model, [p for row in targets for p in row], size)
     phases = _Phases(on_event, 1 if code is not None else 2)
     if code is None:
@@ -323,7 +328,7 @@ def planned(
     blend: Blend | list[Any] = None,
     weights: Weights | list[Any] | None = None,
     mask: MaskLike | None = None,
-    steps: int | None = None,
+    steps: range | None = None,
 ) -> tuple[tuple[tuple[str, ...], ...], Tensor | None, AttentionPlan | None]:
     """Targets as the model reads them, [N][K], the mask and the plan of an edit: all that can be wrong before the work.
 
@@ -332,7 +337,8 @@ def planned(
         sources: what the pictures show, one each.
         size: (height, width) of the pictures.
         how: attention control.
-        steps: of the way forward; None leaves unasked whether a step lies in the window of the weights.
+        steps: those that the way forward takes, up to S; None leaves unasked whether one lies in the window of the
+            weights.
 
     Raises:
         InputError: what ``edit`` raises of words and mask.
@@ -345,11 +351,11 @@ def planned(
         how.refuse(("blend_start", "blend_threshold", "blend_side"), "since no words blend")
     if plan is None or plan.scales is None:
         how.refuse(("weight_steps",), "since no word has a weight")
-    elif how.weight_steps is None and steps and not any(within(how.weight_window, i, steps) for i in range(steps)):
+    elif how.weight_steps is None and steps and not any(within(how.weight_window, i, steps.stop) for i in steps):
         begin, end = how.weight_window
         raise InputError(
-            f"they are scaled where cross maps are taken over, ({begin:g}, {end:g}) of the steps, where none of "
-            f"{steps} lies; give weight_steps.",
+            f"they are scaled in the part ({begin:g}, {end:g}) of the steps, where none of {len(steps)} lies; give "
+            "weight_steps.",
             parameter="weights",
         )
     return targets, given, plan
@@ -391,10 +397,32 @@ def _forward_with_targets(
     controlled = Controlled(PinnedSolver(solver, kept, rows=list(range(0, n * (1 + k), 1 + k))), plan, mask)
     with half_precision_hint(model):
         end = solve(denoise, controlled, state, code.grid, noise=noise, on_step=report)
-    x = controlled.read(end)
+    x = _sources_where_equal(controlled.read(end), own.cond, targets, code, plan)
     last = controlled.mask(end, code.grid.steps - 1, code.grid.steps, x)
     pictures = in_groups(model.decode(x), n, 1 + k)
     return pictures, None if last is None else last.expand(n, k, -1, -1)
+
+
+def _sources_where_equal(
+    x: Tensor, sources: Conditioning, targets: Conditioning, code: LatentCode, plan: AttentionPlan | None
+) -> Tensor:
+    """The samples [N (1 + K), ...] with the source's own in place of each target that is asked the very same.
+
+    Rows of one batch need not agree to the bit, and what they differ by grows under guidance. A source that is put back
+    on its trajectory goes another way than a target with its prompt; weighted words make another target.
+    """
+    n = len(code)
+    k = (targets.rows or n) // n
+    if {"pivot", "end"} & set(code.extras):
+        return x
+    rows = in_groups(x, n, 1 + k).clone()
+    for i in range(n):
+        for j in range(k):
+            at = i * k + j
+            same = all(bool(torch.equal(targets.tensors[t][at], sources.tensors[t][i])) for t in targets.tensors)
+            if same and (plan is None or plan.scales is None or bool((plan.scales[i, j] == 1).all())):
+                rows[i, 1 + j] = rows[i, 0]
+    return torch.flatten(rows, 0, 1)
 
 
 def _plan(
