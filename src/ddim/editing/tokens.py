@@ -44,7 +44,7 @@ class Tokens:
         return self.row[self.first : self.stop]
 
     def find(self, word: str, parameter: str = "word") -> list[int]:
-        """Which words of the prompt are ``word``: case and punctuation at the edges are of no account.
+        """Which words of the prompt are ``word``: case and punctuation at the edges are ignored.
 
         Raises:
             InputError: none is; the prompt's words are named.

@@ -1,6 +1,6 @@
 """What a diffusers scheduler's config says: the path, what the network predicts, the grid, and how x0 is held.
 
-Every field of every known class is taken, or is of no account here, or is refused where its value would change results.
+Every field of every known class is taken, changes nothing here, or is refused where its value would change results.
 """
 
 import math
