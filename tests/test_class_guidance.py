@@ -303,3 +303,29 @@ def test_an_edit_of_a_code_takes_no_number_that_the_network_is_not_told(model, p
     with pytest.raises(ddim.InputError) as caught:
         ddim.edit(model, code, labels=1, guidance=ddim.Guidance(2.0, embedded=3.5))
     assert caught.value.parameter == "embedded"
+
+
+def test_a_folder_that_names_no_null_class_has_none(tmp_path):
+    folder = tiny.pipeline_folder(tmp_path / "m", tiny.unet(classes=3))
+    assert ddim.load(folder, device="cpu").info.null_class == 2  # the last label, where nothing is said
+    (folder / "ddim.json").write_text("{}")
+    model = ddim.load(folder, device="cpu")
+    assert (model.classes, model.info.null_class) == (3, None)
+    with pytest.raises(ddim.InputError) as caught:
+        ddim.sample(model, 1, steps=2, labels=0, guidance=3.0)
+    assert caught.value.parameter == "guidance"
+    (folder / "ddim.json").write_text('{"null_class": 2}')
+    model = ddim.load(folder, device="cpu")
+    assert (model.classes, model.info.null_class) == (2, 2)
+
+
+def test_what_is_wrong_with_classes_is_told_before_the_work():
+    model = tiny.model(classes=4)
+    for given, parameter in (
+        ({"labels": 9}, "labels"),
+        ({"labels": 1, "source_labels": 9}, "source_labels"),
+        ({"labels": 1, "on_event": 3}, "on_event"),
+    ):
+        with pytest.raises(ddim.InputError) as caught:
+            ddim.edit(model, torch.rand(1, 1, 8, 8), steps=2, **{"source_labels": 0, **given})
+        assert caught.value.parameter == parameter

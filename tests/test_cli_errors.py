@@ -55,7 +55,7 @@ BAD_VALUES = [
     (["sample", "--spacing", "2000,1"], ["2000"]),
     (["sample", "-o", "gama=1", "--solver", "bdia"], ["'gama'", "gamma"]),
     (["sample", "-o", "gamma", "--solver", "bdia"], ["KEY=VALUE"]),
-    (["sample", "-o", "gamma=big", "--solver", "bdia"], ["gamma", "'big'", "float"]),
+    (["sample", "-o", "gamma=big", "--solver", "bdia"], ["gamma", "'big'", "number"]),
     (["sample", "-o", "gamma=1", "-o", "gamma=2", "--solver", "bdia"], ["twice"]),
     (["sample", "--clip", "1", "--threshold", "0.9"], ["--threshold"]),
     (["sample", "--count", "0"], ["--count: 0"]),

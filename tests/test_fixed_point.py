@@ -175,7 +175,7 @@ def test_the_implicit_steps_order():
     ("options", "says"),
     [
         ({"iterations": 0}, "iterations: 0 is too few"),
-        ({"iterations": 1.5}, "iterations: 1.5 of 'ddim' is not a int"),
+        ({"iterations": 1.5}, "iterations: 1.5 of 'ddim' is not a whole number"),
         ({"iterations": float("inf")}, "iterations: inf"),
         ({"anderson": -1}, "anderson: -1 is negative"),
         ({"label": "surce"}, "Did you mean 'source'"),

@@ -143,7 +143,7 @@ def test_inverting_a_sample_finds_the_noise_it_came_from():
 def test_a_code_keeps_what_made_it(model, pictures):
     code = ddim.invert(model, pictures, steps=5, method="edict", options={"p": 0.9}, spacing="karras")
     assert (code.method, code.solver, dict(code.options)) == ("edict", "edict", {"p": 0.9})
-    assert dict(code.settings) == {}  # the solver's own options say it all
+    assert dict(code.settings) == {"p": 0.9}
     assert ddim.invert(model, pictures, steps=2, options={"iterations": 2}).settings["iterations"] == 2
     assert (code.grid.steps, code.grid.spacing) == (5, "karras")
     assert (code.model, code.fingerprint) == ("tiny", model.fingerprint)
@@ -362,7 +362,7 @@ def test_too_few_codes(model, pictures):
         ({"spacing": [2000]}, "t: 2000 cannot be a step's start"),
         ({"solver": "bdia", "options": {"gama": 1}}, "Unknown option of 'bdia' 'gama'. Did you mean 'gamma'"),
         ({"solver": "bdia", "options": {"gamma": 0}}, r"gamma: 0 lies outside \(0, 1\]"),
-        ({"solver": "bdia", "options": {"gamma": "high"}}, "gamma: 'high' of 'bdia' is not a float"),
+        ({"solver": "bdia", "options": {"gamma": "high"}}, "gamma: 'high' of 'bdia' is not a number"),
         ({"solver": "edict", "options": {"p": 1.2}}, r"p: 1.2 lies outside \(0, 1\]"),
         ({"solver": "heun", "options": {"rho": 1}}, "'heun' takes no options, but 'rho' was given"),
         ({"options": {"eta": 2.0}}, "eta: 2 lies outside"),

@@ -417,7 +417,7 @@ def test_a_network_that_computes_another_way_is_told():
     assert loaded.fingerprint == live.fingerprint
     code = ddim.invert(loaded, torch.rand(1, *loaded.picture), steps=2, method="bdia")
     ddim.reconstruct(loaded, code, strict=True)
-    with pytest.raises(ddim.InputError, match="'quick'") as caught:
+    with pytest.raises(ddim.InputError, match="'quick") as caught:
         ddim.reconstruct(live, code, strict=True)
     assert caught.value.parameter == "strict"
 
@@ -426,7 +426,7 @@ def test_a_network_in_one_piece_is_told_from_one_in_parts():
     model = tiny.model()
     code = ddim.invert(model, torch.rand(1, 1, 8, 8), steps=3, method="bdia")
     model.threads = False
-    with pytest.warns(DDIMWarning, match="'plain'"):
+    with pytest.warns(DDIMWarning, match="'plain"):
         ddim.reconstruct(model, code)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar, cast
 from .errors import InputError, UnknownName
 
 T = TypeVar("T")
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 PACKAGE = __name__.split(".", maxsplit=1)[0]
 
 
@@ -73,4 +74,4 @@ def _as_type(name: str, key: str, value: Any, wanted: type) -> Any:
             raise ValueError
         return converted
     except (KeyError, TypeError, ValueError, OverflowError):
-        raise InputError(f"{value!r} of {name!r} is not a {wanted.__name__}.", parameter=key) from None
+        raise InputError(f"{value!r} of {name!r} is not {KINDS[wanted]}.", parameter=key) from None

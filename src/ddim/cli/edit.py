@@ -72,6 +72,12 @@ def edit(
     with Terminal(json, quiet) as terminal:
         if to and to_label:
             raise InputError("it goes without --to: words edit, or classes.", parameter="to_label")
+        if from_label is not None and not to_label:
+            raise InputError(
+                "it goes with --to-label, the class that the picture is to become.", parameter="from_label"
+            )
+        if from_ is not None and to_label:
+            raise InputError("it goes with --to; classes edit here, so leave it out.", parameter="source_prompt")
         if not to and not to_label:
             raise InputError(
                 'it is missing; say what the picture is to show, such as "noto cat face".', parameter="target"
@@ -123,7 +129,7 @@ def edit(
         from ..inversion import make_inversion
         from ..inversion.latent_code import LatentCode
         from ..pipelines import common as walks
-        from ..pipelines.edit import by_class, planned, source_prompts
+        from ..pipelines.edit import by_class, planned, planned_classes, source_prompts
         from ..pipelines.edit import edit as edit_pictures
         from ..pipelines.invert import invert
         from .pictures import check_page, write_each, write_page
@@ -201,6 +207,9 @@ def edit(
             pixels = read_images(source, counted.picture, resize=resize, multiple=counted.multiple)
             size = (pixels.shape[2], pixels.shape[3])
             # what is wrong with the words is better known before the inversion than after
+            if to_label:
+                words = {"blend": blend, "weight": weight, "negative": negative, **windows}
+                planned_classes(counted, None, from_label, to_label, 1, size, words, mask)
             if to:
                 taken = range(inversion.solver().first(grid), grid.steps)
                 own, where = source_prompts(from_, 1), _one_or_each(blend)
@@ -338,6 +347,8 @@ def _kept(
         aims = [("--to", target) for target in to or []] + [("--to-label", k) for k in labels or []]
         command = quoted("ddim", "edit", file, *(word for aim in aims for word in aim))
         kept = f"The walk back is in {file}: {command} goes on."
+        if isinstance(error, InputError):
+            kept = f"The inverted code is in {file}."
         if isinstance(error, DDIMError):
             error.hint = " ".join(part for part in (error.hint, kept) if part)
             raise

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 # what commands call a parameter of the library, where it is not its own name with dashes; the first that there is
 _FLAGS = {
     "clip_x0": ("--clip",),
-    "labels": ("--label",),
+    "labels": ("--label", "--to-label"),
+    "source_labels": ("--from-label",),
     "prompt": ("--prompt", "--to"),
     "target": ("--to",),
     "source_prompt": ("--from",),

@@ -86,6 +86,10 @@ def interpolate(
             raise InputError(
                 f"{len(prompt)} were given; an interpolation needs one for all its pictures.", parameter="prompt"
             )
+        if label and len(set(label)) > 1:
+            raise InputError(
+                f"{len(label)} were given; an interpolation needs one for all its pictures.", parameter="label"
+            )
         words = prompt[0] if prompt else None
         way = cast(Any, through)  # the library knows the names, and says the nearest
         o.check_bounds(clip, threshold)
@@ -156,7 +160,7 @@ def interpolate(
                     steps=steps,
                     method=inversion,
                     spacing=walk,
-                    labels=label,
+                    labels=label[0] if label else None,
                     prompt=words,
                     negative=negative,
                     guidance=guided if walks.conditioned(counted) else None,

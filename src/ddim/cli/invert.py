@@ -125,6 +125,7 @@ def invert(
         rest = {
             **words_text(guided, 1.0, negative),
             "back": None if back is None else float(back),
+            "label": "-".join(map(str, label)) if label else None,
             "seed": seed or None,
             "clip": clip,
             "threshold": threshold,

@@ -44,6 +44,7 @@ def train(
         model = train(settings, resume=resume, on_event=listen if json or quiet else None)
         if os.environ.get("RANK", "0") != "0":
             return  # one process of several speaks
+        by_class = settings.task == "pixel" and settings.pixel.condition == "labels"
         terminal.result(
             {
                 "command": "train",
@@ -55,5 +56,5 @@ def train(
             },
             f"[bold]{escaped(model)}[/bold]",
             f"[dim]{settings.train.steps} steps · {terminal.seconds / 60:.1f} min · next: "
-            f"{escaped(_NEXT[settings.task].format(model))}[/dim]",
+            f"{escaped(_NEXT[settings.task].format(model))}{' --label 0' * by_class}[/dim]",
         )

@@ -134,7 +134,7 @@ def words_text(guidance: "Guidance", usual: float, negative: str | None = None) 
         "w": float(guidance.weight) if guidance.weight != usual else None,
         "rescale": guidance.rescale or None,
         "interval": "-".join(f"{v:g}" for v in guidance.interval) if unusual else None,
-        "not-": words_slug([negative or ""]) or None,
+        "not-": words_slug([negative or ""]) or ("empty" if negative == "" else None),
     }
 
 

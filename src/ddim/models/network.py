@@ -60,6 +60,12 @@ class NetworkModel(ClassModel):
                 f"{null_label!r} is not the label of no class; it goes with labels, the number of classes.",
                 parameter="null_label",
             )
+        if null_label is not None and null_label < labels:
+            raise InputError(
+                f"{null_label} is one of the {labels} classes, which labels counts without the null class; use "
+                f"{labels} or more, or fewer labels.",
+                parameter="null_label",
+            )
         if timestep_dtype is not None and not isinstance(timestep_dtype, torch.dtype):
             raise InputError(f"{timestep_dtype!r} is no dtype; torch.int64 is one.", parameter="timestep_dtype")
         self.network, self.schedule, self.values, self.timestep_dtype = network, schedule, values, timestep_dtype

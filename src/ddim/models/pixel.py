@@ -23,6 +23,8 @@ from .trial import answered
 
 CLASSES = "ddim.json"
 """Beside a pipeline that was trained with dropped labels: ``{"classes": [...], "null_class": 10}``."""
+LAST = "last"
+"""In place of a null class: the last label, as networks with one have it; a folder that we trained says otherwise."""
 _LONGEST = 2**14  # of a side that a config may name; a mistyped one would take all memory
 
 
@@ -35,7 +37,7 @@ class PixelModel(ClassModel):
         scheduler: the scheduler config it was trained with.
         device: where it computes.
         dtype: what it computes in; the sampler's state is float32, or float64 when this is.
-        null_class: the label that stands for no class; by default the last one.
+        null_class: the label that stands for no class: by default the last one; None where there is none.
         owned: move, cast and freeze the network, and lay it out as convolutions are fastest; False leaves a live one as
             it is.
 
@@ -51,7 +53,7 @@ class PixelModel(ClassModel):
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        null_class: int | None = None,
+        null_class: int | str | None = LAST,
         owned: bool = True,
     ) -> None:
         config: Any = network.config  # type: ignore[attr-defined]
@@ -80,8 +82,8 @@ class PixelModel(ClassModel):
             parameters=sum(p.numel() for p in network.parameters()),
             dtype=what,
             device=where,
-            classes=embedded if null_class is None else null_class,
-            null_class=embedded - 1 if embedded and null_class is None else null_class,
+            classes=null_class if isinstance(null_class, int) else embedded,
+            null_class=null_class if isinstance(null_class, int) else embedded - 1 if embedded and null_class else None,
         )
         self._fingerprint = fingerprint(network, self.schedule.path, self.schedule.prediction) if owned else None
         if owned:
@@ -109,7 +111,7 @@ class PixelModel(ClassModel):
         network = folder / unet_folder(folder)
         unet, scheduler, null = diffusers_part(UNet2DModel, network), scheduler_of(network), null_class_of(folder)
         embedded = unet.config.num_class_embeds
-        if null is not None and null != (embedded or 0) - 1:
+        if isinstance(null, int) and null != (embedded or 0) - 1:
             raise InputError(
                 f"{folder / CLASSES} names {null} as the null class, but the network has {embedded or 0} classes, of "
                 "which it must be the last.",
@@ -184,10 +186,11 @@ class PixelModel(ClassModel):
         return ((x0 + 1) / 2).clamp(0, 1)
 
 
-def null_class_of(folder: Path) -> int | None:
-    """The null class that a folder's training left beside it; None where it says nothing. InputError for no number."""
+def null_class_of(folder: Path) -> int | str | None:
+    """The null class that a folder's training left beside it: None where it says that there is none, ``LAST`` where it
+    says nothing. Raises InputError for what is no label."""
     if not (folder / CLASSES).is_file():
-        return None
+        return LAST
     null = read_json(folder / CLASSES).get("null_class")
     if null is not None and not (is_whole(null) and null > 0):
         raise InputError(f"{folder / CLASSES} names {null!r} as the null class, which is no label.", parameter="model")

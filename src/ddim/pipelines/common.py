@@ -349,6 +349,16 @@ def latent_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:
     return size[0] // per, size[1] // per
 
 
+def check_run(batch: int, on_event: object) -> None:
+    """Raises InputError for a batch of less than one image, or a listener that cannot be called."""
+    check_batch(batch)
+    if not callable(on_event):
+        raise InputError(
+            f"a {type(on_event).__name__} cannot be called; give a function of one event, or leave it out.",
+            parameter="on_event",
+        )
+
+
 def check_batch(batch: int) -> None:
     """Raises InputError for a batch of less than one image."""
     if not is_whole(batch) or batch < 1:

@@ -32,8 +32,8 @@ from ..solvers import make_solver
 from .common import (
     Report,
     Spacing,
-    check_batch,
     check_embedded,
+    check_run,
     grid_for,
     half_precision_hint,
     hold_of,
@@ -144,7 +144,7 @@ def edit(
         DDIMError: the network returned NaN, or its attention layers are not what was expected.
     """
     need_model(model)
-    check_batch(batch)
+    check_run(batch, on_event)
     classes = by_class(model, prompt, labels)
     if source_labels is not None and not classes:
         raise InputError("they go with classes, and words edit here; leave them out.", parameter="source_labels")
@@ -172,12 +172,8 @@ def edit(
     code = source if isinstance(source, LatentCode) else None
     if classes:
         words = {"source_prompt": source_prompt, "blend": blend, "weights": weights, "negative": negative}
-        for name, value in words.items():
-            if value is not None:
-                raise InputError("it goes with words, and classes edit here; leave it out.", parameter=name)
-        own = _labels_of(model, code, source_labels, count)
-        targets = _target_labels(model, labels, count)
-        given, plan = None if mask is None else read_mask(mask, count, size), None
+        own, targets, given = planned_classes(model, code, source_labels, labels, count, size, words, mask)
+        plan = None
         conditions = model.condition([k for row in targets for k in row], count * len(targets[0]), size=size).cond
     else:
         own = source_prompts(source_prompt, count) if code is None else _prompts_of(code, source_prompt, negative)
@@ -278,6 +274,34 @@ def _attention(given: object, by_class: bool) -> AttentionEdit:
             f"{how.kind!r} follows the attention to words, and classes have none; use 'none'.", parameter="attention"
         )
     return how
+
+
+def planned_classes(
+    model: Model,
+    code: LatentCode | None,
+    source_labels: Any,
+    labels: Any,
+    count: int,
+    size: tuple[int, int],
+    words: Mapping[str, object],
+    mask: MaskLike | None,
+) -> tuple[list[int], tuple[tuple[int, ...], ...], Tensor | None]:
+    """The sources' classes, the targets' [N][K], and the mask: all that can be wrong before the work.
+
+    Args:
+        model, source_labels, labels, mask: as for ``edit``.
+        code: the sources', where they are no pictures.
+        count, size: how many they are, and their (height, width).
+        words: settings that go with words alone, by name; None where they were not given.
+
+    Raises:
+        InputError: what ``edit`` raises of classes, words and mask.
+    """
+    for name, value in words.items():
+        if value is not None:
+            raise InputError("it goes with words, and classes edit here; leave it out.", parameter=name)
+    own = _labels_of(model, code, source_labels, count)
+    return own, _target_labels(model, labels, count), None if mask is None else read_mask(mask, count, size)
 
 
 def _labels_of(model: Model, code: LatentCode | None, given: Any, count: int) -> list[int]:

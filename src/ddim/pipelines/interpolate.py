@@ -18,7 +18,7 @@ from ..inversion.latent_code import HOLD, LatentCode
 from ..inversion.replay import TUNED
 from ..models.base import Model
 from ..solvers import make_solver
-from .common import check_batch, hold_of, invert_batches, need_code, need_model
+from .common import check_run, hold_of, invert_batches, need_code, need_model
 from .events import Event, ImagesEvent, OnEvent, StepEvent, silent
 from .reconstruct import reconstruct
 
@@ -102,7 +102,7 @@ def _between(
     batch: int,
     on_event: OnEvent,
 ) -> Tensor:
-    check_batch(batch)
+    check_run(batch, on_event)
     check_through(through)
     own_opposites = _opposites_differ(codes)
     mixed = combine(codes, mix, without_uncond=own_opposites)  # also says what does not fit, before any work

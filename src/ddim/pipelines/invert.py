@@ -15,7 +15,7 @@ from ..inversion.latent_code import LatentCode
 from ..models.base import Model
 from .common import (
     Spacing,
-    check_batch,
+    check_run,
     conditioned,
     grid_for,
     guidance_for,
@@ -86,7 +86,7 @@ def invert(
             whom does not ask.
     """
     need_model(model)
-    check_batch(batch)
+    check_run(batch, on_event)
     inversion = make_inversion(method, options)
     forward, hold = guidance_for(model, guidance, 1.0), hold_for(model, clip_x0, threshold)
     if inversion_guidance is not None and not conditioned(model):

@@ -14,7 +14,7 @@ from ..inversion import calls
 from ..inversion.latent_code import LatentCode
 from ..inversion.replay import prompts_of, replay, resumed
 from ..models.base import Model
-from .common import SETTING, Report, check_batch, half_precision_hint, hold_of, need_code, need_model, solver_of
+from .common import SETTING, Report, check_run, half_precision_hint, hold_of, need_code, need_model, solver_of
 from .events import ImagesEvent, OnEvent, silent
 
 
@@ -51,7 +51,7 @@ def reconstruct(
     """
     need_model(model)
     need_code(code)
-    check_batch(batch)
+    check_run(batch, on_event)
     with warnings.catch_warnings():
         if strict:
             warnings.simplefilter("error", DDIMWarning)

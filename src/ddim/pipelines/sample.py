@@ -19,7 +19,7 @@ from ..solvers import make_solver
 from .common import (
     Report,
     Spacing,
-    check_batch,
+    check_run,
     grid_for,
     guidance_for,
     half_precision_hint,
@@ -94,7 +94,7 @@ def sample(
     need_model(model)
     if not is_whole(count) or count < 1:
         raise InputError(f"{count} is not a number of images; use 1 or more.", parameter="count")
-    check_batch(batch)
+    check_run(batch, on_event)
     checked_seed(seed, count)
     made = solver_with_eta(solver, eta, options)
     shape = _shape_of(model, size)
@@ -140,6 +140,8 @@ def solver_with_eta(solver: str | Solver, eta: float, options: Mapping[str, Any]
             )
         return make_solver("ddim", {"eta": float(eta), **(options or {})})
     made = make_solver(solver, options)
+    if eta > 0 and made.name == "ddim":
+        raise InputError(f"{eta:g} stands beside a solver that has its own; give DDIM(eta={eta:g}).", parameter="eta")
     if eta > 0:
         why = "always draws sigma-hat noise" if made.stochastic else "is deterministic"
         raise InputError(

@@ -49,7 +49,9 @@ def engine_of(network: nn.Module, *, cut: bool = True) -> str:
     """
     own = any(isinstance(module.__dict__.get("forward"), (Block, Quick)) for module in network.modules())
     kind = "compiled" if is_compiled(network) else "quick" if own else "plain"
-    return kind if cut else f"{kind}, in one piece"
+    wide = next((p for p in network.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1), None)
+    last = wide is not None and wide.is_contiguous(memory_format=torch.channels_last)
+    return ", ".join([kind, *(["channels last"] if last else []), *([] if cut else ["in one piece"])])
 
 
 def need_compiler(device: torch.device) -> None:
