@@ -345,13 +345,18 @@ def test_a_signal_does_as_ctrl_c_and_handlers_are_back_afterwards(
     monkeypatch.setattr(NullText, "_tune", stopping)
     command = ["invert", str(colour("cat.png")), "-m", words, "-p", "a cat", "-w", "5", "--method", "null-text"]
     monkeypatch.setattr("sys.argv", ["ddim", *command, "-S", "4", "-o", "inner=2"])
-    with pytest.raises(SystemExit) as end:
-        main()
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup it would be ignored, and rightly
+    try:
+        with pytest.raises(SystemExit) as end:
+            main()
+        after = signal.getsignal(number)
+    finally:
+        signal.signal(number, before)
     assert end.value.code == code
     assert "goes on" in capsys.readouterr().err
     (partial,) = Path().glob("*.partial")
     assert ddim.LatentCode.load(partial).settings["partial"]["steps"] == 2
-    assert signal.getsignal(number) is signal.SIG_DFL
+    assert after is signal.SIG_DFL
 
 
 def test_a_second_signal_ends_at_once_and_an_ignored_one_stays_ignored():
