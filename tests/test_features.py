@@ -25,9 +25,7 @@ from ddim.training.tasks.classifier import shifted
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture

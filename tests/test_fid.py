@@ -58,9 +58,8 @@ def eye() -> Inception:
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, datasets_cache: None):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def grey(folder: Path, count: int = 12) -> DataConfig:

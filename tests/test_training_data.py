@@ -17,10 +17,7 @@ from ddim.data.sources import TablePart, square
 from ddim.training.config import DataConfig
 from ddim.training.data import LazyImages, MemoryImages, Rows, _decode_all, fingerprint, load_images
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def pixels_of(folder):

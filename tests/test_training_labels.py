@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from test_training_loss import SCHEDULE, Guess
-from training_helpers import labelled, make_images, make_labels, make_parquet, png, tables, tiny
+from training_helpers import Stop, labelled, make_images, make_labels, make_parquet, png, stop_after, tables, tiny
 
 from ddim._utils.errors import InputError
 from ddim.training import config_from_dict, train
@@ -21,21 +21,7 @@ from ddim.training.tasks.pixel import PixelTask, class_rows
 CPU = torch.device("cpu")
 
 
-class Stop(Exception):
-    pass
-
-
-def stop_after(step):
-    def listen(event):
-        if event.kind == "step" and event.step == step:
-            raise Stop
-
-    return listen
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from killing import dead_file
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from training_helpers import labelled, make_images, make_labels, state, tables, tiny, write_toml
+from training_helpers import Stop, labelled, make_images, make_labels, state, stop_after, tables, tiny, write_toml
 
 import ddim
 from ddim._utils.errors import DDIMError, InputError
@@ -30,20 +30,6 @@ from ddim.training.loss import path_of
 from ddim.training.tasks.pixel import PixelTask
 
 HELPER = Path(__file__).with_name("training_helpers.py")
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_after(step):
-    """An ``on_event`` that breaks the run off in the middle, as a crash would."""
-
-    def listen(event):
-        if event.kind == "step" and event.step == step:
-            raise Stop
-
-    return listen
 
 
 @pytest.fixture

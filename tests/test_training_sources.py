@@ -18,10 +18,7 @@ from ddim.training.config import DataConfig, SourceConfig
 from ddim.training.data import LazyImages, MemoryImages, fingerprint, load_images
 from ddim.training.reading import differing_keys
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_helpers import make_autoencoder, make_images, make_words, state, task_config
+from training_helpers import Stop, make_autoencoder, make_images, make_words, state, stop_after, task_config
 
 from ddim._utils.errors import InputError
 from ddim.training import train
@@ -21,21 +21,7 @@ from ddim.training.tasks.text import Codes, train_tokenizer
 CPU = torch.device("cpu")
 
 
-class Stop(Exception):
-    pass
-
-
-def stop_after(step):
-    def listen(event):
-        if event.kind == "step" and event.step == step:
-            raise Stop
-
-    return listen
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from tiny_text import autoencoder
 
 from ddim.models.sdxl import StableDiffusionXL
 
@@ -49,21 +50,6 @@ def encoder(words: Any, width: int, projection: int | None = None, length: int =
         if "q_proj.weight" in name or "k_proj.weight" in name or "text_projection" in name:
             weight.data *= 4
     return made.eval()
-
-
-def autoencoder(size: int = 16, **config: Any) -> Any:
-    """An AutoencoderKL that makes latents of ``size`` of pictures twice as wide."""
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=2 * size,
-        **{"scaling_factor": 0.13025, **config},
-    ).eval()
 
 
 def unet(size: int = 16, **config: Any) -> Any:
@@ -123,7 +109,7 @@ def pipeline(kind: str = "ddim", seed: int = 0, *, size: int = 16, zeros: bool =
         torch.manual_seed(seed)
         made = StableDiffusionXLPipeline(
             unet=unet(size),
-            vae=autoencoder(size),
+            vae=autoencoder(size, scaling_factor=0.13025),
             text_encoder=encoder(one, 12),
             text_encoder_2=encoder(two, 16, 10),
             tokenizer=one,

@@ -33,6 +33,21 @@ def tokenizer(length: int = LENGTH) -> Any:
     return made
 
 
+def autoencoder(size: int = 16, **config: Any) -> Any:
+    """An AutoencoderKL that makes latents of ``size`` of pictures twice as wide."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=2 * size,
+        **config,
+    ).eval()
+
+
 def pipeline(
     prediction: str = "epsilon", seed: int = 0, *, size: int = 16, length: int = LENGTH, **scheduler: Any
 ) -> Any:
@@ -47,7 +62,7 @@ def pipeline(
         length: tokens of the text encoder.
         scheduler: what its config has otherwise than Stable Diffusion's.
     """
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     words = tokenizer(length)
@@ -65,14 +80,7 @@ def pipeline(
             cross_attention_dim=12,
             attention_head_dim=2,  # what diffusers calls so is the number of heads
         )
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=2 * size,
-        )
+        vae = autoencoder(size)
         text = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(words),
@@ -103,7 +111,7 @@ def pipeline(
     }
     made = StableDiffusionPipeline(
         unet=unet.eval(),
-        vae=vae.eval(),
+        vae=vae,
         text_encoder=text.eval(),
         tokenizer=words,
         scheduler=DDIMScheduler(**{**config, **scheduler}),

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,20 @@ import torch
 from PIL import Image
 
 from ddim.training import TrainConfig, config_from_dict, load_config, train
+
+
+class Stop(Exception):
+    """What a crash is in a test."""
+
+
+def stop_after(step: int) -> Callable[[Any], None]:
+    """An ``on_event`` that breaks the run off in the middle, as a crash would."""
+
+    def listen(event: Any) -> None:
+        if event.kind == "step" and event.step == step:
+            raise Stop
+
+    return listen
 
 
 def make_images(folder: Path, count: int = 10, size: int = 8) -> Path:

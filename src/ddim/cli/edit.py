@@ -129,8 +129,8 @@ def edit(
         from ..inversion import make_inversion
         from ..inversion.latent_code import LatentCode
         from ..pipelines import common as walks
-        from ..pipelines.edit import by_class, planned, planned_classes, source_prompts
         from ..pipelines.edit import edit as edit_pictures
+        from ..pipelines.edit_plan import by_class, planned, planned_classes, source_prompts
         from ..pipelines.invert import invert
         from .pictures import check_page, write_each, write_page
         from .work import (

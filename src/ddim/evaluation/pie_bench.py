@@ -20,7 +20,7 @@ from .._utils.foreign import read_json
 from ..data.images import open_image
 from ..editing.plan import AttentionEdit
 from ..pipelines.common import need_text
-from ..pipelines.edit import planned
+from ..pipelines.edit_plan import planned
 
 MAPPING, PICTURES = "mapping_file.json", "annotation_images"
 CATEGORIES = (

@@ -17,8 +17,6 @@ from ..core.solve import solve
 from ..solvers.lattice import ReversibleSolver
 
 TUNED = "uncond_text"
-KEYS = (TUNED, "noise", "pivot", "end")
-"""What ``LatentCode.extras`` may hold; see there."""
 
 
 def replay(
@@ -43,8 +41,7 @@ def replay(
     Raises:
         DDIMError: the sample stopped being numbers; the step is named.
     """
-    noise = KeptNoise(extras["noise"]) if "noise" in extras else None
-    return solve(denoise, PinnedSolver(solver, extras), state, grid, noise=noise, on_step=on_step)
+    return solve(denoise, PinnedSolver(solver, extras), state, grid, noise=kept_noise(extras), on_step=on_step)
 
 
 def resumed(solver: Solver, state: State, grid: Grid, device: torch.device, dtype: torch.dtype) -> State:
@@ -90,6 +87,11 @@ class KeptNoise:
             raise DDIMError(f"The code keeps {self.maps.shape[1]} noise maps; its solver asked for more.")
         self.next += 1
         return self.maps[:, self.next - 1].to(like)
+
+
+def kept_noise(extras: Mapping[str, Tensor]) -> KeptNoise | None:
+    """The noise maps among a code's ``extras``, one a step; None where there are none."""
+    return KeptNoise(extras["noise"]) if "noise" in extras else None
 
 
 class SolverWrapper(Solver):

@@ -223,9 +223,9 @@ class Model(ABC):
     # --- how one is made --------------------------------------------------------------------------------------------
 
     @classmethod
-    @abstractmethod
     def from_folder(cls, name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> "Model":
-        """From a folder in the diffusers format, each part held against its config first."""
+        """From a folder in the diffusers format, each part held against its config first; a family says how."""
+        raise InputError(f"a {cls.__name__} is not read from a folder.", parameter="model")
 
     @classmethod
     def from_pipeline(cls, pipeline: Any, name: str | None = None) -> "Model":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._utils.errors import InputError, UnknownName
 from .._utils.foreign import read_json
 from .classifier import SCHEDULE, read_resnet
-from .pixel import fingerprint
+from .fingerprint import fingerprint
 from .place import where_and_what
 
 

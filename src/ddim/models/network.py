@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,11 +86,6 @@ class NetworkModel(ClassModel):
             null_class=null_label,
         )
         self._fingerprint = fingerprint
-
-    @classmethod
-    def from_folder(cls, name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> "NetworkModel":
-        """There is no folder of one's own network. Raises InputError."""
-        raise InputError("a network of one's own has no folder; use Model.from_network.", parameter="model")
 
     @property
     def fingerprint(self) -> str:

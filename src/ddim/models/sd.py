@@ -351,8 +351,8 @@ class StableDiffusion(LatentModel):
         return "" if negative is None else check_text(negative, "negative")
 
     def nothing(self, cond: Conditioning) -> Conditioning:
-        """The unconditional branch of a family whose pipeline does not encode an empty prompt for it."""
-        raise NotImplementedError
+        """The unconditional branch where no text stands for it: zeros for the words."""
+        return cond.replace(**{TEXT: torch.zeros_like(cond.tensors[TEXT])})
 
     def tokens(self, prompt: str) -> Tokens:
         """A prompt as this model reads it: what the text encoder is handed, and where its words are in that.

@@ -145,7 +145,7 @@ class StableDiffusionXL(StableDiffusion):
 
     def nothing(self, cond: Conditioning) -> Conditioning:
         """Zeros for the words and for the prompt as a whole; the sizes stay."""
-        return cond.replace(**{name: torch.zeros_like(cond.tensors[name]) for name in (TEXT, POOLED)})
+        return super().nothing(cond).replace(**{POOLED: torch.zeros_like(cond.tensors[POOLED])})
 
     def encode_prompt(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
         """``text`` [N, L, D], ``pooled`` [N, P], ``size_ids`` [N, 6]. Warns of a prompt that is cut, and where."""

@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..core.conditioning import Conditioning, PromptConditioning
@@ -89,8 +87,3 @@ class ModelWrapper(Model):
     def describe(self) -> dict[str, Any]:
         """The model's."""
         return self.model.describe()
-
-    @classmethod
-    def from_folder(cls, name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> "ModelWrapper":
-        """A wrapper is made around a model, never read."""
-        raise NotImplementedError

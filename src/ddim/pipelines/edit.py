@@ -1,33 +1,29 @@
 """The pipeline ``edit``: from a real picture, or its code, to what other words or another class make of it."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._utils.errors import DDIMWarning, InputError, is_whole
-from .._utils.tensors import in_groups, whole_numbers
-from .._utils.texts import check_text, parse_weights, texts_for, unweighted
+from .._utils.errors import DDIMWarning, InputError
+from .._utils.tensors import in_groups
 from ..core.conditioning import ASKED_FOR, Conditioning, PromptConditioning
 from ..core.contracts import Inversion, OnStep, Solver
 from ..core.guidance import Guidance
 from ..core.solve import solve
 from ..data.images import ImageLike, read_images
-from ..editing.align import refine
-from ..editing.align import replace as swap
-from ..editing.blend import MaskLike, read_mask, to_latent
+from ..editing.blend import MaskLike, to_latent
 from ..editing.controlled import Controlled
-from ..editing.plan import KINDS, AttentionEdit, AttentionPlan, within
-from ..editing.prompts import Weights, blend_words, per_target, scales, target_prompts, token_mask
-from ..editing.tokens import Tokens
+from ..editing.plan import AttentionEdit, AttentionPlan
+from ..editing.prompts import Weights
 from ..inversion import make_inversion
 from ..inversion.latent_code import LatentCode
-from ..inversion.replay import KeptNoise, PinnedSolver, prompts_of, resumed
-from ..models.base import Model, class_labels
+from ..inversion.replay import PinnedSolver, kept_noise, prompts_of, resumed
+from ..models.base import Model
 from ..solvers import make_solver
 from .common import (
     Report,
@@ -42,10 +38,10 @@ from .common import (
     picture_shape,
     solver_of,
 )
+from .edit_plan import Blend, attention_asked, by_class, planned, planned_classes, prompts_of_code, source_prompts
 from .events import Event, ImagesEvent, LossEvent, OnEvent, StepEvent, silent
 from .invert import invert
 
-Blend = str | tuple[str, str] | None
 FREE = ("direct", "edit-friendly")
 """Methods that put the source back where it was, whatever the guidance."""
 
@@ -150,8 +146,9 @@ def edit(
         raise InputError("they go with classes, and words edit here; leave them out.", parameter="source_labels")
     if isinstance(guidance, Guidance):
         check_embedded(model, guidance)
-    how = _attention(attention, classes)
+    how = attention_asked(attention, classes)
     pixels = None
+    count_of_steps, way_back = 50 if steps is None else steps, "direct" if method is None else method
     if isinstance(source, LatentCode):
         asked = {"method": method, "steps": steps, "options": options or None}
         asked |= {"clip_x0": clip_x0, "threshold": threshold}
@@ -167,8 +164,8 @@ def edit(
     else:
         pixels = read_images(source, model.picture, resize=resize, multiple=model.multiple)
         count, size = len(pixels), (pixels.shape[2], pixels.shape[3])
-        grid = grid_for(model, 50 if steps is None else steps, spacing, latent_size(model, size))
-        solver = make_inversion("direct" if method is None else method, options).solver()
+        grid = grid_for(model, count_of_steps, spacing, latent_size(model, size))
+        solver = make_inversion(way_back, options).solver()
     code = source if isinstance(source, LatentCode) else None
     if classes:
         words = {"source_prompt": source_prompt, "blend": blend, "weights": weights, "negative": negative}
@@ -176,7 +173,7 @@ def edit(
         plan = None
         conditions = model.condition([k for row in targets for k in row], count * len(targets[0]), size=size).cond
     else:
-        own = source_prompts(source_prompt, count) if code is None else _prompts_of(code, source_prompt, negative)
+        own = source_prompts(source_prompt, count) if code is None else prompts_of_code(code, source_prompt, negative)
         assert prompt is not None
         taken = range(solver.first(grid), grid.steps)
         targets, given, plan = planned(model, own, prompt, size, how, blend, weights, mask, taken)
@@ -188,8 +185,8 @@ def edit(
         code = invert(
             model,
             pixels,
-            steps=50 if steps is None else steps,
-            method="direct" if method is None else method,
+            steps=count_of_steps,
+            method=way_back,
             spacing=spacing,
             options=options,
             labels=own if classes else None,  # type: ignore[arg-type]
@@ -201,7 +198,7 @@ def edit(
             inversion_guidance=inversion_guidance,
             seed=0 if seed is None else seed,
             batch=batch,
-            on_event=phases.report(0),
+            on_event=phases.back(),
         )
     forward = _forward(code, guidance)
     if not batched_cfg:
@@ -234,155 +231,10 @@ def edit(
     return Edited(pixels, images[:, 0], images[:, 1:], targets, code, shown)
 
 
-def by_class(model: Model, prompt: object, labels: object) -> bool:
-    """Whether classes edit, and not words. Raises InputError where the model takes neither, or is given the other."""
-    if model.text:
-        if labels is not None:
-            raise InputError(f"the model {model.name!r} takes prompts, not class labels.", parameter="labels")
-        if prompt is None:
-            raise InputError("an edit needs what the picture is to become; give a prompt.", parameter="prompt")
-        return False
-    if not model.classes:
-        raise InputError(
-            f"{model.name!r} takes no prompts, so that words cannot edit, and no classes; use a text model.",
-            parameter="model",
-        )
-    if prompt is not None:
-        raise InputError(
-            f"{model.name!r} takes no prompts, so that words cannot edit; give labels, or use a text model.",
-            parameter="model",
-        )
-    if labels is None:
-        raise InputError(
-            f"an edit needs what the picture is to become; give a class, from 0 to {model.classes - 1}.",
-            parameter="labels",
-        )
-    return True
-
-
-def _attention(given: object, by_class: bool) -> AttentionEdit:
-    """How attention follows the source's. Raises InputError for what does not go with classes, or is no setting."""
-    if given is None:
-        return AttentionEdit("none" if by_class else "refine")
-    how = AttentionEdit(given) if isinstance(given, str) else given
-    if not isinstance(how, AttentionEdit):
-        raise InputError(
-            f"{given!r} is neither an AttentionEdit nor one of: {', '.join(KINDS)}.", parameter="attention"
-        )
-    if by_class and how.kind != "none":
-        raise InputError(
-            f"{how.kind!r} follows the attention to words, and classes have none; use 'none'.", parameter="attention"
-        )
-    return how
-
-
-def planned_classes(
-    model: Model,
-    code: LatentCode | None,
-    source_labels: Any,
-    labels: Any,
-    count: int,
-    size: tuple[int, int],
-    words: Mapping[str, object],
-    mask: MaskLike | None,
-) -> tuple[list[int], tuple[tuple[int, ...], ...], Tensor | None]:
-    """The sources' classes, the targets' [N][K], and the mask: all that can be wrong before the work.
-
-    Args:
-        model, source_labels, labels, mask: as for ``edit``.
-        code: the sources', where they are no pictures.
-        count, size: how many they are, and their (height, width).
-        words: settings that go with words alone, by name; None where they were not given.
-
-    Raises:
-        InputError: what ``edit`` raises of classes, words and mask.
-    """
-    for name, value in words.items():
-        if value is not None:
-            raise InputError("it goes with words, and classes edit here; leave it out.", parameter=name)
-    own = _labels_of(model, code, source_labels, count)
-    return own, _target_labels(model, labels, count), None if mask is None else read_mask(mask, count, size)
-
-
-def _labels_of(model: Model, code: LatentCode | None, given: Any, count: int) -> list[int]:
-    """The sources' classes: a code's own, or as they are given. Raises InputError for none, or for others."""
-    own = None if code is None else code.conditions.cond.tensors.get("labels")
-    if own is None:
-        if given is None:
-            raise InputError(
-                f"an edit needs the picture's own class, from 0 to {model.classes - 1}.", parameter="source_labels"
-            )
-        return whole_numbers(class_labels(given, count, model.classes, model.name, parameter="source_labels"))
-    if given is not None:
-        told = class_labels(given, count, model.classes, model.name, parameter="source_labels")
-        if whole_numbers(told) != whole_numbers(own):
-            raise InputError(
-                f"{given}, but the code was made with {whole_numbers(own)}; leave it.", parameter="source_labels"
-            )
-    return whole_numbers(own)
-
-
-def _target_labels(model: Model, labels: Any, count: int) -> tuple[tuple[int, ...], ...]:
-    """The targets' classes, ``[N][K]``: one or several for all images, or a list for each image.
-
-    Raises:
-        InputError: what is no class, or not one list an image.
-    """
-    several: list[Any] = (
-        [labels] if is_whole(labels) or not isinstance(labels, Iterable) else list(cast("Iterable[Any]", labels))
-    )
-    rows = several if several and all(isinstance(row, (list, tuple)) for row in several) else [several] * count
-    if len(rows) != count or len({len(row) for row in rows}) != 1 or not rows[0]:
-        raise InputError(f"{labels!r} is no class, nor a list of them, nor one list an image.", parameter="labels")
-    return tuple(tuple(whole_numbers(class_labels(list(r), len(r), model.classes, model.name))) for r in rows)
-
-
 def _embedded(model: Model, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
     """One condition a prompt; each text is encoded once."""
     texts = list(dict.fromkeys(prompts))
     return model.encode_prompt(texts, size)[[texts.index(p) for p in prompts]]
-
-
-def planned(
-    model: Model,
-    sources: Sequence[str],
-    prompt: str | Sequence[str] | Sequence[Sequence[str]],
-    size: tuple[int, int],
-    how: AttentionEdit,
-    blend: Blend | list[Any] = None,
-    weights: Weights | list[Any] | None = None,
-    mask: MaskLike | None = None,
-    steps: range | None = None,
-) -> tuple[tuple[tuple[str, ...], ...], Tensor | None, AttentionPlan | None]:
-    """Targets as the model reads them, [N][K], the mask and the plan of an edit: all that can be wrong before the work.
-
-    Args:
-        model, prompt, blend, weights, mask: as for ``edit``.
-        sources: what the pictures show, one each.
-        size: (height, width) of the pictures.
-        how: attention control.
-        steps: those that the way forward takes, up to S; None leaves unasked whether one lies in the window of the
-            weights.
-
-    Raises:
-        InputError: what ``edit`` raises of words and mask.
-    """
-    wanted = [[parse_weights(p) for p in row] for row in target_prompts(prompt, len(sources))]
-    targets = tuple(tuple(p for p, _ in row) for row in wanted)
-    given = None if mask is None else read_mask(mask, len(sources), size)
-    plan = _plan(model, how, sources, wanted, blend, weights, size)
-    if plan is None or plan.blend is None:
-        how.refuse(("blend_start", "blend_threshold", "blend_side"), "since no words blend")
-    if plan is None or plan.scales is None:
-        how.refuse(("weight_steps",), "since no word has a weight")
-    elif how.weight_steps is None and steps and not any(within(how.weight_window, i, steps.stop) for i in steps):
-        begin, end = how.weight_window
-        raise InputError(
-            f"they are scaled in the part ({begin:g}, {end:g}) of the steps, where none of {len(steps)} lies; give "
-            "weight_steps.",
-            parameter="weights",
-        )
-    return targets, given, plan
 
 
 def _forward_with_targets(
@@ -417,10 +269,9 @@ def _forward_with_targets(
     conditions = PromptConditioning(cond, None if own.uncond is None else own.uncond.repeat(1 + k))
     prompts = prompts_of(conditions, code.grid, repeated_extras)
     denoise = model.guided(guidance, prompts, hold=hold_of(code))
-    noise = KeptNoise(repeated_extras["noise"]) if "noise" in kept else None
     controlled = Controlled(PinnedSolver(solver, kept, rows=list(range(0, n * (1 + k), 1 + k))), plan, mask)
     with half_precision_hint(model):
-        end = solve(denoise, controlled, state, code.grid, noise=noise, on_step=report)
+        end = solve(denoise, controlled, state, code.grid, noise=kept_noise(repeated_extras), on_step=report)
     x = _sources_where_equal(controlled.read(end), own.cond, targets, code, plan)
     last = controlled.mask(end, code.grid.steps - 1, code.grid.steps, x)
     pictures = in_groups(model.decode(x), n, 1 + k)
@@ -449,57 +300,6 @@ def _sources_where_equal(
     return torch.flatten(rows, 0, 1)
 
 
-def _plan(
-    model: Model,
-    how: AttentionEdit,
-    sources: Sequence[str],
-    wanted: Sequence[Sequence[tuple[str, dict[int, float]]]],
-    blend: Any,
-    weights: Any,
-    size: tuple[int, int],
-) -> AttentionPlan | None:
-    """What attention control needs to know; None where there is nothing to control."""
-    n, k = len(wanted), len(wanted[0])
-    cuts = {p: model.tokens(p) for p in {*sources, *(p for row in wanted for p, _ in row)}}
-    length = cuts[sources[0]].length
-    blends, weighted = per_target("blend", blend, n, k), per_target("weights", weights, n, k)
-    mappings: list[Tensor] = []
-    news: list[Tensor] = []
-    factors: list[Tensor | None] = []
-    places: list[Tensor | None] = []
-    for i, source in enumerate(sources):
-        for j, (target, inline) in enumerate(wanted[i]):
-            mapping, new = (swap if how.kind == "replace" else refine)(cuts[source], cuts[target])
-            mappings.append(mapping)
-            news.append(new)
-            factors.append(scales(cuts[target], inline, weighted[i][j]))
-            places.append(_places(cuts[source], cuts[target], blends[i][j]))
-    some_factors, some_places = any(f is not None for f in factors), any(p is not None for p in places)
-    if how.kind == "none" and not some_factors and not some_places:
-        return None
-    everywhere, ones = torch.zeros(2, length), torch.ones(length)
-
-    def grouped(rows: list[Tensor]) -> Tensor:
-        return in_groups(torch.stack(rows), n, k).to(model.device)
-
-    return AttentionPlan(
-        how,
-        model.attention_sites(),
-        (size[0] // model.multiple, size[1] // model.multiple),
-        grouped(mappings),
-        grouped(news),
-        grouped([ones if f is None else f for f in factors]) if some_factors else None,
-        grouped([everywhere if p is None else p for p in places]) if some_places else None,
-    )
-
-
-def _places(source: Tokens, target: Tokens, blend: Blend) -> Tensor | None:
-    """The tokens to blend by, of source and target, [2, L]."""
-    if blend is None:
-        return None
-    return torch.stack([token_mask(t, words) for t, words in zip((source, target), blend_words(blend), strict=True)])
-
-
 def _forward(code: LatentCode, guidance: float | Guidance | None) -> Guidance:
     """The guidance of the way forward; warns where the code was made for another and nothing holds the source."""
     own = Guidance.of(code.guidance)
@@ -522,37 +322,6 @@ def _told(guidance: Guidance, other: Guidance) -> str:
     return f"{guidance.weight:g}{rescale}{interval}"
 
 
-def _prompts_of(code: LatentCode, source_prompt: str | Sequence[str] | None, negative: str | None) -> list[str]:
-    """The source prompts that a code keeps."""
-    if not code.prompts:
-        raise InputError(
-            "it keeps no prompt, so that words cannot edit it; invert the picture with its prompt.", parameter="code"
-        )
-    if source_prompt is not None and source_prompts(source_prompt, len(code)) != list(code.prompts):
-        raise InputError(
-            f"{source_prompt!r}, but the code was made with {code.prompts[0]!r}; leave it.", parameter="source_prompt"
-        )
-    if negative and unweighted(check_text(negative, "negative"), "negative") != code.negative:
-        raise InputError(
-            f"{negative!r}, but the code was made with {code.negative or ''!r}; leave it out.", parameter="negative"
-        )
-    return list(code.prompts)
-
-
-def source_prompts(given: str | Sequence[str] | None, count: int) -> list[str]:
-    """What each of some pictures shows, as the model is to read it.
-
-    Raises:
-        InputError: nothing, no texts or none that can be read, another number of them, weighted words.
-    """
-    if given is None:
-        raise InputError(
-            "an edit of a picture needs to know what the picture shows; an empty one will do.",
-            parameter="source_prompt",
-        )
-    return [unweighted(text, "source_prompt") for text in texts_for(given, count, "source_prompt")]
-
-
 class _Phases:
     """One progress for the way back and the way forward, each taken as the same share of the whole.
 
@@ -562,7 +331,7 @@ class _Phases:
     def __init__(self, on_event: OnEvent, count: int) -> None:
         self.on_event, self.before, self.count = on_event, 0, count
 
-    def report(self, phase: int) -> OnEvent:
+    def back(self) -> OnEvent:
         """What the inversion reports to; its codes are an edit's own affair."""
 
         def told(event: Event) -> None:
