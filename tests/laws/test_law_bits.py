@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import bits
 import pytest
 import tiny
 import tiny_text
@@ -130,7 +131,7 @@ def trips(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Trip]:
         settings = {"steps": 5, "method": name, "prompt": "a cat", "guidance": guidance}
         made[k] = (pictures, *inverted(model, pictures, **settings))
         made[k][1].save(folder / f"{k}.code")
-    here = Path(__file__).parents[1]
+    here = Path(bits.__file__).parent
     path = os.pathsep.join([str(here), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "2"}
     ran = subprocess.run(

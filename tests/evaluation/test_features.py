@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import run_json
+from commands import run_json
+from tiny_features import features_folder
 from training_helpers import make_words, task_config
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import ResNetForImageClassification
 
 import ddim
 from ddim._utils.errors import DDIMError, InputError
@@ -22,7 +23,7 @@ from ddim.training.tasks import make_task
 from ddim.training.tasks.base import Draw
 from ddim.training.tasks.classifier import shifted
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -31,16 +32,6 @@ pytestmark = pytest.mark.usefixtures("datasets_cache")
 @pytest.fixture
 def words(tmp_path):
     return make_words(tmp_path / "words.parquet")
-
-
-def tiny_features(folder: Path, channels: int = 1, size: int = 8, seed: int = 0) -> Path:
-    """A random classifier of three classes with six features."""
-    torch.manual_seed(seed)
-    options = {"layer_type": "basic", "embedding_size": 4, "hidden_sizes": [4, 6], "depths": [1, 1]}
-    config = ResNetConfig(num_channels=channels, num_labels=3, **options)
-    config.image_size = size
-    ResNetForImageClassification(config).save_pretrained(folder)
-    return folder
 
 
 def clean(words: Path, folder: Path, **changes):
@@ -127,7 +118,7 @@ def test_clean_or_noisy_says_nothing_to_other_tasks(words, tmp_path):
 
 
 def test_the_fingerprint_is_the_weights(tmp_path):
-    folders = [tiny_features(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    folders = [features_folder(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
     a, b, c = (load_features(folder).fingerprint for folder in folders)
     assert a == b != c
 
@@ -140,7 +131,7 @@ def test_what_is_no_feature_classifier_is_refused(words, tmp_path):
     noisy = train(task_config("classifier", words, tmp_path / "noisy"))
     with pytest.raises(InputError, match="is a classifier of noisy images"):
         load_features(noisy)
-    folder = tiny_features(tmp_path / "tiny")
+    folder = features_folder(tmp_path / "tiny")
     with pytest.raises(InputError, match="tiny knows images of 1x8x8, not of 3x8x8"):
         load_features(folder).features(torch.zeros(1, 3, 8, 8))
     weights = folder / "model.safetensors"
@@ -184,7 +175,7 @@ def test_the_carried_statistics_are_of_the_carried_weights():
 
 
 def test_statistics_of_other_weights_and_none_are_refused(tmp_path):
-    judge = load_features(tiny_features(tmp_path / "tiny"))
+    judge = load_features(features_folder(tmp_path / "tiny"))
     with pytest.raises(InputError, match="data: no statistics of a data set lie in"):
         carried_statistics(judge)
     Statistics.of(torch.rand(9, 6)).save(judge.folder / "test_statistics.safetensors", {"fingerprint": "another"})

@@ -1,10 +1,10 @@
 import os
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from exif import exif_of
 from PIL import Image, ImageOps
 
 import ddim
@@ -19,20 +19,6 @@ def pixels(shape=COLOUR, seed: int = 0) -> np.ndarray:
     c, h, w = shape
     values = np.random.default_rng(seed).integers(0, 256, (h, w, c), dtype=np.uint8)
     return values[..., 0] if c == 1 else values
-
-
-def exif_of(tags: dict[int, tuple[int, object]]) -> bytes:
-    """EXIF data with tags of any type: 2 is ASCII, 3 is SHORT, 5 is RATIONAL."""
-    entries, after = b"", b""
-    at = 8 + 2 + 12 * len(tags) + 4
-    for tag, (kind, value) in sorted(tags.items()):
-        if isinstance(value, int):
-            entries += struct.pack("<HHIHH", tag, kind, 1, value, 0)
-            continue
-        data = struct.pack("<II", *value) if isinstance(value, tuple) else f"{value}\0".encode()
-        entries += struct.pack("<HHII", tag, kind, 1 if kind == 5 else len(data), at + len(after))
-        after += data
-    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + after
 
 
 def tensor_of(values: np.ndarray) -> torch.Tensor:

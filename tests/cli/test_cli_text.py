@@ -10,9 +10,8 @@ import pytest
 import tiny
 import tiny_text
 import torch
+from commands import about, fails, run, run_json
 from PIL import Image
-from test_cli import about, run, run_json
-from test_cli_errors import fails
 from typer.testing import CliRunner
 
 import ddim

@@ -10,9 +10,9 @@ import pytest
 import tiny
 import tiny_text
 import torch
+from commands import fails
 from PIL import Image
-from test_cli_errors import fails
-from test_features import tiny_features
+from tiny_features import features_folder
 from torch import Tensor, nn
 from training_helpers import make_images, make_words
 from typer.testing import CliRunner
@@ -256,7 +256,7 @@ def test_the_command_measures_writes_and_goes_on(eye, tmp_path, monkeypatch):
 
 
 def test_in_other_features_it_is_never_called_fid(tmp_path):
-    model, judge = tiny.pipeline_folder(tmp_path / "small"), tiny_features(tmp_path / "judge")
+    model, judge = tiny.pipeline_folder(tmp_path / "small"), features_folder(tmp_path / "judge")
     make_images(tmp_path / "data", 12)
     found = evaluate("--model", model, "--data", "data", "--images", 6, "--features", judge)
     (row,) = found["rows"]
@@ -270,7 +270,7 @@ def test_in_other_features_it_is_never_called_fid(tmp_path):
 
 def test_what_cannot_be_measured_is_one_sentence(tmp_path, monkeypatch):
     model = ("evaluate", "fid", "--model", tiny.pipeline_folder(tmp_path / "small"))
-    judge = ("--features", tiny_features(tmp_path / "judge"))
+    judge = ("--features", features_folder(tmp_path / "judge"))
     make_images(tmp_path / "data", 3)
     assert "--data FOLDER and --recipe" in fails(*model, *judge, code=2)
     assert "--data FOLDER and --recipe" in fails(*model, *judge, "--data", "data", "--recipe", "r.toml", code=2)
@@ -287,7 +287,7 @@ def test_what_cannot_be_measured_is_one_sentence(tmp_path, monkeypatch):
     assert "file is no folder" in fails(*model, *judge, "--data", "data", "--out", "file/there", code=2)
     # before anything is loaded
     assert "no file w.pth" in fails("evaluate", "fid", "--model", "nowhere", "--weights", "w.pth", code=2)
-    other = tiny_features(tmp_path / "other", channels=3)
+    other = features_folder(tmp_path / "other", channels=3)
     sentence = fails(*model, "--data", "data", "--images", "20", "--features", other, code=2)
     assert "other knows images of 3x8x8, not of 1x8x8" in sentence
     assert not list(Path().rglob("*.parquet"))

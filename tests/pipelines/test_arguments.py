@@ -20,7 +20,7 @@ from ddim.solvers.heun import Heun
 
 def fails(*words: object, code: int) -> str:
     """As the commands' own tests have it; only those that need a command import it."""
-    from test_cli_errors import fails
+    from commands import fails
 
     return fails(*words, code=code)
 

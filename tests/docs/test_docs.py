@@ -12,7 +12,7 @@ import pytest
 import reading
 import tables
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(set(DOCS.rglob("*.md")) - set((DOCS / "results").glob("*.md")))
 TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]

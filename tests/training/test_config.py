@@ -11,7 +11,7 @@ from ddim._utils.errors import InputError
 from ddim.training import load_config
 from ddim.training.reading import differing_keys
 
-RECIPES = sorted(Path(__file__, "../../recipes").resolve().glob("*.toml"))
+RECIPES = sorted(Path(__file__, "../../../recipes").resolve().glob("*.toml"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)

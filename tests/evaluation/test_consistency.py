@@ -9,7 +9,7 @@ import pytest
 import tiny
 import tiny_features
 import torch
-from test_cli_errors import fails
+from commands import fails
 from test_table1 import Flat
 from typer.testing import CliRunner
 

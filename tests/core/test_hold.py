@@ -245,7 +245,7 @@ def test_a_denoiser_of_a_model_is_held_as_its_config_says(clipped):
 
 
 def test_the_commands_flags(tmp_path, monkeypatch):
-    from test_cli_errors import fails
+    from commands import fails
     from typer.testing import CliRunner
 
     from ddim.cli.app import app

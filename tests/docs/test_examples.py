@@ -13,7 +13,7 @@ from oracles import fitted_order, mixture, noise_like
 import ddim
 from ddim.core.contracts import Solver
 
-FOLDER = Path(__file__).parent.parent / "examples"
+FOLDER = Path(__file__).parents[2] / "examples"
 
 
 def example(name: str) -> ModuleType:

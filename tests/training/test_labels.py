@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from test_training_loss import SCHEDULE, Guess
+from test_loss import SCHEDULE, Guess
 from training_helpers import Stop, labelled, make_images, make_labels, make_parquet, png, stop_after, tables, tiny
 
 from ddim._utils.errors import InputError

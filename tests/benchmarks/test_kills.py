@@ -12,7 +12,7 @@ KINDS = ["invert", "invert --together", "edit", "train", "evaluate table2"]
 
 
 def test_kills_lose_nothing_and_leave_nothing(monkeypatch: pytest.MonkeyPatch, capsys: Any):
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     monkeypatch.setattr("sys.argv", ["benchmarks/kills.py", "--kills", str(len(KINDS)), "--only", *KINDS])
     code = importlib.import_module("kills").main()
     said = capsys.readouterr().out

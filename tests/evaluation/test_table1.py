@@ -15,8 +15,8 @@ import pytest
 import tiny
 import tiny_features
 import torch
+from commands import fails
 from oracles import Gaussian
-from test_cli_errors import fails
 from typer.testing import CliRunner
 
 import ddim

@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from commands import about, picture, python, run, run_json
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -33,38 +32,10 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
 
-def picture(path: Path, seed: int = 0, size: int = 8) -> Path:
-    pixels = torch.randint(0, 256, (size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    Image.frombytes("L", (size, size), pixels.numpy().tobytes()).save(path)
-    return path
-
-
-def run(*words: object) -> Any:
-    result = CliRunner().invoke(app, [str(w) for w in words])
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def run_json(*words: object) -> dict[str, Any]:
-    result = run(*words, "--json")
-    assert result.stdout.count("\n") == 1
-    return json.loads(result.stdout)
-
-
 def pixels(path: str | Path) -> torch.Tensor:
     with Image.open(path) as image:
         data = torch.frombuffer(bytearray(image.convert("L").tobytes()), dtype=torch.uint8)
         return data.view(image.height, image.width)
-
-
-def about(path: str | Path) -> dict[str, Any]:
-    with Image.open(path) as image:
-        return json.loads(image.info["Description"])
-
-
-def python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env, timeout=120)
 
 
 def test_help_names_every_command_and_imports_nothing_heavy():

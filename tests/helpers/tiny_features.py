@@ -10,9 +10,9 @@ from transformers import ResNetConfig, ResNetForImageClassification
 DIM = 6
 
 
-def features_folder(folder: Path, channels: int = 1, size: int = 8) -> Path:
+def features_folder(folder: Path, channels: int = 1, size: int = 8, seed: int = 0) -> Path:
     """A random classifier of three classes with ``DIM`` features."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     shape: dict[str, Any] = {"num_channels": channels, "num_labels": 3, "embedding_size": 4}
     config = ResNetConfig(**shape, layer_type="basic", hidden_sizes=[4, DIM], depths=[1, 1])
     config.image_size = size

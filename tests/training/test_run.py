@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import training_helpers
 from killing import dead_file
 from PIL import Image
 from safetensors import SafetensorError
@@ -29,7 +30,7 @@ from ddim.training.checkpoint import Checkpoints, clean, whole_folder
 from ddim.training.loss import path_of
 from ddim.training.tasks.pixel import PixelTask
 
-HELPER = Path(__file__).with_name("training_helpers.py")
+HELPER = Path(training_helpers.__file__)
 
 
 @pytest.fixture
@@ -548,7 +549,7 @@ def test_checkpoints_sheets_and_tensorboard(images, tmp_path):
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 def test_a_sheet_shows_what_a_network_that_knows_the_picture_predicts(prediction):
-    from test_training_loss import SCHEDULE, Guess
+    from test_loss import SCHEDULE, Guess
 
     picture = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
     changes = {"schedule": {"steps": SCHEDULE.steps}, "loss": {"prediction": prediction}}

@@ -100,7 +100,7 @@ def test_stray_parquet_files_among_pictures_are_said(folder):
 
 
 def test_a_photo_whose_exif_pillow_cannot_write_ends_no_training(folder, tmp_path):
-    from test_images import exif_of
+    from exif import exif_of
 
     for k, strange in enumerate([{0x0128: (5, (2, 1))}, {0x011A: (2, "72 dpi")}]):
         pixels = np.zeros((8, 8), dtype=np.uint8)

@@ -10,8 +10,7 @@ import tiny
 import tiny_text
 import torch
 import training_helpers
-from test_cli import picture, run_json
-from test_cli_errors import fails
+from commands import fails, picture, run_json
 from typer.testing import CliRunner
 
 import ddim

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from commands import fails, picture, python
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_cli import picture, python
 from typer.testing import CliRunner
 
 from ddim.cli.app import app
@@ -27,19 +27,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-
-
-def fails(*words: object, code: int) -> str:
-    """The sentence on stderr of a command that must fail so."""
-    result = CliRunner().invoke(app, [str(w) for w in words])
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("Error: ")
-    return lines[0]
 
 
 BAD_VALUES = [

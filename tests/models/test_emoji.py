@@ -49,7 +49,7 @@ def test_plain_diffusers_loads_the_folder_and_draws_the_same(model: Any):
 
 
 def test_every_carried_picture_is_listed_and_was_held_out():
-    file = Path(__file__).parent.parent / "recipes" / "emoji-held-out.csv"
+    file = Path(__file__).parents[2] / "recipes" / "emoji-held-out.csv"
     held = set(file.read_text(encoding="utf-8").splitlines())
 
     def entry(prompt: str) -> str:
