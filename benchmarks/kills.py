@@ -95,7 +95,7 @@ def start(words: Sequence[str], log: Path) -> Any:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
         from ddim.cli.app import main as command
-        from ddim.cli.counted import Counted
+        from ddim.models.counted import Counted
 
         forward = Counted.forward
 

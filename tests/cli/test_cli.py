@@ -241,12 +241,12 @@ def test_quiet_says_nothing(model: str):
 def test_progress_is_drawn_on_a_terminal_only(model: str, monkeypatch: pytest.MonkeyPatch):
     words = ["sample", "-m", model, "-n", "2", "--steps", "3"]
     assert "steps/s" not in CliRunner().invoke(app, words).stderr
-    from ddim.cli import terminal
+    from ddim.cli import output
 
     made: list[Any] = []
-    progress = terminal.progress
-    monkeypatch.setattr(terminal, "progress", lambda *a: made.append(progress(*a)) or made[-1])
-    talking = terminal.Terminal()
+    progress = output.progress
+    monkeypatch.setattr(output, "progress", lambda *a: made.append(progress(*a)) or made[-1])
+    talking = output.Terminal()
     talking.live = True
     with talking, talking.bar("sampling", 2) as report:
         assert report is not None
@@ -261,7 +261,7 @@ def test_progress_is_drawn_on_a_terminal_only(model: str, monkeypatch: pytest.Mo
 def test_a_warning_of_every_batch_is_told_once(capsys: pytest.CaptureFixture[str]):
     import warnings
 
-    from ddim.cli.terminal import Terminal
+    from ddim.cli.output import Terminal
 
     with Terminal(as_json=True) as talking:
         for _ in range(3):

@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from ddim._utils.errors import NetworkMemory
 from ddim.cli.app import app
-from ddim.cli.failure import NetworkMemory
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import ddim
-from ddim.cli import options, terminal
+from ddim.cli import options, output
 from ddim.cli.app import app
 from ddim.cli.files import phrase, phrases, short_hash
 from ddim.editing.plan import KINDS, AttentionEdit
@@ -145,7 +145,7 @@ def test_invert_takes_sizes_seeds_and_the_way_back(model: str):
 
 def test_null_text_tells_the_loss_as_it_falls(model: str, monkeypatch: pytest.MonkeyPatch):
     made: list[Any] = []
-    progress = terminal.progress
+    progress = output.progress
 
     def watched(*a: Any) -> Any:
         bar = progress(*a)
@@ -153,11 +153,9 @@ def test_null_text_tells_the_loss_as_it_falls(model: str, monkeypatch: pytest.Mo
         monkeypatch.setattr(bar, "update", lambda task, **k: (made.append(k["rate"]), update(task, **k)))
         return bar
 
-    monkeypatch.setattr(terminal, "progress", watched)
-    start = terminal.Terminal.__init__
-    monkeypatch.setattr(
-        terminal.Terminal, "__init__", lambda self, *a: (start(self, *a), setattr(self, "live", True))[0]
-    )
+    monkeypatch.setattr(output, "progress", watched)
+    start = output.Terminal.__init__
+    monkeypatch.setattr(output.Terminal, "__init__", lambda self, *a: (start(self, *a), setattr(self, "live", True))[0])
     run("invert", picture(), "-m", model, "-p", CAT, "-w", 5, "--method", "null-text", "-S", 3, "-o", "inner=2")
     told = [rate for rate in made if "loss" in rate]
     assert [rate.partition(":")[0] for rate in dict.fromkeys(told)] == ["step 1", "step 2", "step 3"]

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 import ddim
 from ddim.cli import signals
 from ddim.cli.app import app, main
-from ddim.cli.counted import Counted
 from ddim.cli.files import LONGEST, PNG, phrase, protect, shortened, slug, target
 from ddim.data.images import MOST_PIXELS, sheet_size
 from ddim.inversion import partial as partials
+from ddim.models.counted import Counted
 from ddim.pipelines.events import CodeEvent, StepEvent
 
 JAPANESE = "帽子をかぶった犬の顔がこちらを見ているとても大きな絵を描いてくださいお願いします"

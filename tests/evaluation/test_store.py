@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import ddim
 from ddim._utils.errors import DDIMError, InputError
 from ddim.cli.app import app
-from ddim.cli.terminal import Terminal
+from ddim.cli.output import Terminal
 from ddim.evaluation import store
 from ddim.evaluation.store import Columns, Processes, Rows, open_rows
 
@@ -197,9 +197,9 @@ def test_a_process_knows_its_place_before_it_loads_and_only_the_first_speaks(
         asked.append("load")
         raise InputError("No model.")
 
-    def began(self: Terminal, as_json: bool = False, silent: bool = False) -> None:
-        quiet.append(silent)
-        init(self, as_json, silent)
+    def began(self: Terminal) -> None:
+        init(self)
+        quiet.append(self.quiet)
 
     for module in ("evaluation", "cli"):  # each keeps what it has once imported: not what stands in for it below
         for found in pkgutil.iter_modules([str(Path(str(ddim.__file__)).with_name(module))]):

@@ -119,6 +119,24 @@ class Interrupted(KeyboardInterrupt):
         self.partial = partial
 
 
+class NetworkMemory(MemoryError):
+    """The memory does not hold one call of a network; a smaller batch needs less.
+
+    Attributes:
+        rows: images in that call.
+    """
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether Python, torch or a device ran out of memory; on a CPU torch says so by its words alone."""
+    kinds = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+    return kinds or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
 class DDIMWarning(UserWarning):
     """Something the user should know although the work goes on."""
 

@@ -25,6 +25,7 @@ from . import (
     tables,
     train,
 )
+from .command import Command
 from .failure import Commands
 from .options import remember_debug
 from .signals import as_ctrl_c, exit_code
@@ -56,23 +57,23 @@ def root(
     """Diffusion that runs both ways: sample, invert real images, come back to them, and go between them."""
 
 
-app.command("sample")(sample.sample)
-app.command("invert")(invert.invert)
-app.command("reconstruct")(invert.reconstruct)
-app.command("interpolate")(interpolate.interpolate)
-app.command("edit")(edit.edit)
-app.command("train")(train.train)
-app.command("models")(tables.models)
-app.command("methods")(tables.methods)
-app.command("demo")(demo.demo)
-evaluate.evaluate.command("table1")(table1.table1)
-evaluate.evaluate.command("table2")(table2.table2)
-evaluate.evaluate.command("consistency")(consistency.consistency)
-evaluate.evaluate.command("interpolation")(interpolation.interpolation)
-evaluate.evaluate.command("leaderboard")(leaderboard.leaderboard)
-evaluate.evaluate.command("edits")(edits.edits)
-evaluate.evaluate.command("pie-bench")(pie_bench.pie_bench)
-evaluate.evaluate.command("fid")(fid.fid)
+app.command("sample", cls=Command)(sample.sample)
+app.command("invert", cls=Command)(invert.invert)
+app.command("reconstruct", cls=Command)(invert.reconstruct)
+app.command("interpolate", cls=Command)(interpolate.interpolate)
+app.command("edit", cls=Command)(edit.edit)
+app.command("train", cls=Command)(train.train)
+app.command("models", cls=Command)(tables.models)
+app.command("methods", cls=Command)(tables.methods)
+app.command("demo", cls=Command)(demo.demo)
+evaluate.evaluate.command("table1", cls=Command)(table1.table1)
+evaluate.evaluate.command("table2", cls=Command)(table2.table2)
+evaluate.evaluate.command("consistency", cls=Command)(consistency.consistency)
+evaluate.evaluate.command("interpolation", cls=Command)(interpolation.interpolation)
+evaluate.evaluate.command("leaderboard", cls=Command)(leaderboard.leaderboard)
+evaluate.evaluate.command("edits", cls=Command)(edits.edits)
+evaluate.evaluate.command("pie-bench", cls=Command)(pie_bench.pie_bench)
+evaluate.evaluate.command("fid", cls=Command)(fid.fid)
 app.add_typer(evaluate.evaluate)
 
 

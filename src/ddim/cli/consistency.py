@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .evaluate import MANY, Folder, about_run, flags_of, tell, usable_folder, usable_seeds, voice
+from .evaluate import MANY, Folder, about_run, flags_of, tell, usable_folder, usable_seeds
 from .files import slug
+from .output import Terminal
 from .table1 import Features
 
 if TYPE_CHECKING:
@@ -39,9 +40,6 @@ def consistency(
     batch: o.Batch = 50,
     out: Folder = Path("evaluation/consistency"),
     device: o.Device = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """One x_T at many S: how like the image of S = 1000 each is, in pixels and in features.
 
@@ -50,7 +48,7 @@ def consistency(
 
     ddim evaluate consistency --model fashion
     """
-    with voice(json, quiet) as terminal:
+    with Terminal() as terminal:
         from .._utils.lock import only_process
         from ..evaluation import consistency as c
         from ..evaluation.fitting import fitting_or_none
@@ -58,7 +56,7 @@ def consistency(
         from ..evaluation.store import open_rows, processes
         from ..evaluation.tables import write_table
         from ..pipelines.common import check_batch
-        from .work import open_model
+        from .session import open_model
 
         check_batch(batch)
         among = processes()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from . import options as o
-from .terminal import Terminal, escaped
+from .output import Terminal, escaped
 
 _Out = Annotated[Path, typer.Option("--out", help="The folder for the page and its pictures.")]
 _Images = Annotated[
@@ -34,12 +34,9 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help=_QuickHelp)] = False,
     editor: _Editor = None,
     device: o.Device = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Run the main job on the carried models and leave a page that shows it: index.html and results.json."""
-    with Terminal(json, quiet) as terminal:
+    with Terminal() as terminal:
         from ..demo import run
 
         results = run(terminal, out, model=model, images=images, seed=seed, quick=quick, editor=editor, device=device)

@@ -11,7 +11,7 @@ from . import edit_options as e
 from . import options as o
 from .failure import code_and_sentence
 from .files import CODE, PNG, is_code, phrase, phrases, protect, settings_text, stem, target, value_text
-from .terminal import Terminal, escaped, listening
+from .output import Terminal, escaped, listening
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,9 +55,6 @@ def edit(
     one_by_one: o.OneByOne = False,
     device: o.Device = None,
     dtype: o.DType = "float32",
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Change a real picture with words, or to another class.
 
@@ -69,7 +66,7 @@ def edit(
 
     Example: ddim edit cat.png --from "a cat on a mat" --to "a tiger on a mat" --blend cat/tiger --method null-text
     """
-    with Terminal(json, quiet) as terminal:
+    with Terminal() as terminal:
         if to and to_label:
             raise InputError("it goes without --to: words edit, or classes.", parameter="to_label")
         if from_label is not None and not to_label:
@@ -133,7 +130,7 @@ def edit(
         from ..pipelines.edit_plan import by_class, planned, planned_classes, source_prompts
         from ..pipelines.invert import invert
         from .pictures import check_page, write_each, write_page
-        from .work import (
+        from .session import (
             about_model,
             error_text,
             errors,
@@ -342,7 +339,7 @@ def _kept(
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        from .work import quoted
+        from .session import quoted
 
         aims = [("--to", target) for target in to or []] + [("--to-label", k) for k in labels or []]
         command = quoted("ddim", "edit", file, *(word for aim in aims for word in aim))
@@ -359,7 +356,7 @@ def _kept(
 
 def _invert_command(source: Path, options: Mapping[str, Any]) -> str:
     """``ddim invert`` as it can be typed; what is None is left out."""
-    from .work import quoted
+    from .session import quoted
 
     words: list[object] = ["ddim", "invert", source]
     for flag, value in options.items():

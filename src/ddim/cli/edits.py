@@ -22,10 +22,10 @@ from .evaluate import (
     tell,
     telling,
     usable_folder,
-    voice,
     ways_from,
 )
 from .files import slug
+from .output import Terminal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,15 +73,12 @@ def edits(
     limit: Limit = None,
     out: Folder = Path("evaluation/edits"),
     device: o.Device = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Edits whose answer is known: held-out drawings to another word, or to another style.
 
     ddim evaluate edits recipes/emoji.toml --method direct --method null-text
     """
-    with voice(json, quiet) as terminal:
+    with Terminal() as terminal:
         from ..evaluation.edits import COLUMNS, EditBenchmark, edit_pairs, read_pictures
         from ..evaluation.methods import way_of
         from ..evaluation.plots import line_plot
@@ -89,7 +86,7 @@ def edits(
         from ..evaluation.tables import write_table
         from ..inversion import inversion_names
         from ..training import load_config
-        from .work import open_model
+        from .session import open_model
 
         among = processes()
         ways = ways_from(method, option) or [way_of(name) for name in inversion_names()]

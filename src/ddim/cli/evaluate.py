@@ -1,6 +1,5 @@
 """``ddim evaluate``: measured tables. What its commands share; each is a module of its own, registered in ``app``."""
 
-import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from .._utils.errors import InputError
 from . import options as o
 from .failure import Commands
 from .files import protect, settings_text
-from .terminal import Terminal, escaped
+from .output import Terminal, escaped
 
 if TYPE_CHECKING:
     from ..evaluation.edits import Setting
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from ..evaluation.store import Row, Rows
     from ..evaluation.table2 import Reconstructions
     from ..evaluation.trips import Trip
-    from .counted import Counted
+    from ..models.counted import Counted
 
 evaluate = typer.Typer(
     name="evaluate", cls=Commands, no_args_is_help=True, help="Measure: tables, with the command under each."
@@ -76,16 +75,6 @@ Batch = Annotated[int, typer.Option("--batch", min=1, help="Pictures a network c
 
 MANY = 10_000_000
 """The most images that a measurement is asked for; each has a row, and all rows are held in memory."""
-
-
-def main_process() -> bool:
-    """Whether this process speaks, of those that Accelerate or torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def voice(as_json: bool, quiet: bool) -> Terminal:
-    """The main process's terminal; silence in the others, but for warnings."""
-    return Terminal(as_json and main_process(), quiet or not main_process())
 
 
 def usable_folder(out: Path, name: str) -> None:
@@ -162,7 +151,7 @@ def flags_of(**given: object) -> list[str]:
 def about_run(name: str, words: Sequence[str], counted: "Counted", rest: Mapping[str, Any]) -> dict[str, Any]:
     """What stands under a table: the command, the model, what else there is to say, machine and versions."""
     from ..evaluation.tables import machine, versions
-    from .work import about_model
+    from .session import about_model
 
     command = shlex.join(["ddim", "evaluate", name, *words])
     return {"command": command, **about_model(counted), **rest, "machine": machine(), "versions": versions()}

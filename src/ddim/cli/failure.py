@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
-from .._utils.errors import DDIMError, InputError, Interrupted
+from .._utils.errors import DDIMError, InputError, Interrupted, NetworkMemory, out_of_memory
 from .._utils.foreign import first_line, told
 from .signals import exit_code
 
@@ -29,14 +29,6 @@ _FLAGS = {
     "self_steps": ("--self",),
     "weights": ("--weight", "--weights"),
 }
-
-
-class NetworkMemory(MemoryError):
-    """The memory does not suffice for so many ``rows`` in one call of a network."""
-
-    def __init__(self, rows: int) -> None:
-        super().__init__()
-        self.rows = rows
 
 
 def speller(command: "click.Command | None") -> Callable[[str], str]:
@@ -70,12 +62,6 @@ def code_and_sentence(error: BaseException, command: "click.Command | None" = No
         return 1, f"{where}{told(error)}"
     said = f": {first_line(error)}" if str(error).strip() else ""
     return 1, f"Unexpected {type(error).__name__}{said} (--debug shows where)."
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether Python, torch or a device had no more memory; torch says so on a CPU by its words alone."""
-    kinds = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
-    return kinds or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def say(kind: str, sentence: str) -> None:

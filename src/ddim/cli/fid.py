@@ -7,9 +7,9 @@ import typer
 
 from .._utils.errors import InputError
 from . import options as o
-from .evaluate import MANY, Folder, about_run, flags_of, usable_folder, usable_seeds, voice
+from .evaluate import MANY, Folder, about_run, flags_of, usable_folder, usable_seeds
 from .files import slug
-from .terminal import escaped
+from .output import Terminal, escaped
 
 if TYPE_CHECKING:
     from ..training.config import DataConfig
@@ -69,9 +69,6 @@ def fid(
     out: Folder = Path("evaluation/fid"),
     batch: o.Batch = 64,
     device: o.Device = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """FID: the Fréchet distance of drawn pictures from a data set, in Inception's features.
 
@@ -80,7 +77,7 @@ def fid(
     With --features it is the distance in another network's, under its name. A run resumes, and Accelerate's processes
     share it.
     """
-    with voice(json, quiet) as terminal:
+    with Terminal() as terminal:
         from ..evaluation.fid import COLUMNS, Walk, draw_features, items_of, words_of
         from ..evaluation.frechet import Statistics, bootstrap_interval, frechet_distance, title
         from ..evaluation.reference import data_statistics
@@ -88,7 +85,7 @@ def fid(
         from ..evaluation.tables import write_table
         from ..models import where_and_what
         from ..training.data import load_images
-        from .work import guidance_for, open_model
+        from .session import guidance_for, open_model
 
         among = processes()
         where, _ = where_and_what(device, "float32")

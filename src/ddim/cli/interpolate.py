@@ -9,7 +9,7 @@ import typer
 from .._utils.errors import InputError
 from . import options as o
 from .files import PNG, is_code, protect, settings_text, stem, target
-from .terminal import Terminal, escaped, listening
+from .output import Terminal, escaped, listening
 
 if TYPE_CHECKING:
     from ..inversion.latent_code import LatentCode
@@ -70,9 +70,6 @@ def interpolate(
     batch: o.Batch = 64,
     device: o.Device = None,
     dtype: o.DType = "float32",
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Go from picture to picture along the arcs between their latent codes.
 
@@ -81,7 +78,7 @@ def interpolate(
 
     Example: ddim interpolate shirt.png coat.png --frames 11
     """
-    with Terminal(json, quiet) as terminal:
+    with Terminal() as terminal:
         if prompt and len(set(prompt)) > 1:
             raise InputError(
                 f"{len(prompt)} were given; an interpolation needs one for all its pictures.", parameter="prompt"
@@ -107,7 +104,7 @@ def interpolate(
         from ..pipelines import interpolate as between
         from ..pipelines.invert import invert
         from .pictures import check_page, write_each, write_page
-        from .work import about_model, guidance_for, open_for_code, open_model
+        from .session import about_model, guidance_for, open_for_code, open_model
 
         check_corners(*corners) if corners else check_frames(frames)
         between.check_through(through)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .evaluate import MANY, Folder, about_run, flags_of, tell, usable_folder, usable_seeds, voice
+from .evaluate import MANY, Folder, about_run, flags_of, tell, usable_folder, usable_seeds
 from .files import slug
+from .output import Terminal
 from .table1 import Data, Features, Split
 
 if TYPE_CHECKING:
@@ -38,9 +39,6 @@ def interpolation(
     batch: o.Batch = 52,
     out: Folder = Path("evaluation/interpolation"),
     device: o.Device = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Paths between x_T: how even they are, how long, and whether their middles are images.
 
@@ -48,7 +46,7 @@ def interpolation(
 
     ddim evaluate interpolation --model fashion
     """
-    with voice(json, quiet) as terminal:
+    with Terminal() as terminal:
         from .._utils.errors import UnknownName
         from .._utils.lock import only_process
         from ..data.images import sheet_size
@@ -58,7 +56,7 @@ def interpolation(
         from ..evaluation.store import open_rows, processes
         from ..evaluation.tables import write_table
         from ..pipelines.common import check_batch
-        from .work import open_model
+        from .session import open_model
 
         ways = list(dict.fromkeys(way or i.WAYS))
         for one in ways:

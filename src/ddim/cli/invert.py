@@ -9,13 +9,13 @@ import typer
 from .._utils.errors import InputError
 from . import options as o
 from .files import CODE, PNG, folder, protect, settings_text, stem, target
-from .terminal import Terminal, escaped, listening
+from .output import Terminal, escaped, listening
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..inversion.latent_code import LatentCode
-    from .counted import Counted
+    from ..models.counted import Counted
 
 _Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.", show_default=False)]
 _Codes = Annotated[
@@ -75,9 +75,6 @@ def invert(
     one_by_one: o.OneByOne = False,
     device: o.Device = None,
     dtype: o.DType = "float32",
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Walk real pictures back to their latent codes.
 
@@ -86,7 +83,7 @@ def invert(
 
     Example: ddim invert face.png --model emoji --prompt "noto dog face" --method null-text --guidance 7.5
     """
-    with Terminal(json, quiet) as terminal:
+    with Terminal() as terminal:
         o.check_bounds(clip, threshold)
         options, walk = o.options_from(option), o.spacing_from(spacing)
         one_file = together or len(images) == 1
@@ -101,7 +98,7 @@ def invert(
         from ..pipelines import common as walks
         from ..pipelines.invert import invert as invert_pictures
         from ..pipelines.reconstruct import reconstruct as come_back
-        from .work import (
+        from .session import (
             about_model,
             about_words,
             error_text,
@@ -239,15 +236,12 @@ def reconstruct(
     one_by_one: o.OneByOne = False,
     device: o.Device = None,
     dtype: o.DType = "float32",
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Come forward from latent codes to pictures.
 
     Solver, grid and settings are those that the code was made with.
     """
-    with Terminal(json, quiet) as terminal:
+    with Terminal() as terminal:
         protect([target(out, "x", PNG)])
 
         import torch
@@ -257,7 +251,7 @@ def reconstruct(
         from ..pipelines import common as walks
         from ..pipelines.reconstruct import reconstruct as come_back
         from .pictures import check_page, write_each, write_page
-        from .work import about_model, error_text, errors, open_for_code
+        from .session import about_model, error_text, errors, open_for_code
 
         loaded = [LatentCode.load(path) for path in codes]
         total = sum(map(len, loaded))

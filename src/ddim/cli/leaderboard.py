@@ -19,15 +19,13 @@ from .evaluate import (
     Words,
     about_run,
     flags_of,
-    main_process,
     tell,
     usable_folder,
-    voice,
     walk_trips,
     ways_from,
 )
 from .files import slug
-from .terminal import Terminal
+from .output import Terminal, main_process
 
 if TYPE_CHECKING:
     from ..evaluation.networks import Lpips
@@ -58,9 +56,6 @@ def leaderboard(
     out: Folder = Path("evaluation/leaderboard"),
     device: o.Device = None,
     dtype: o.DType = "float32",
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Every inversion under guidance: PSNR, SSIM, LPIPS, network calls, seconds, memory, and edits of the same codes.
 
@@ -69,7 +64,7 @@ def leaderboard(
 
     ddim evaluate leaderboard --model emoji --recipe recipes/emoji.toml --images 50
     """
-    with voice(json, quiet) as terminal:
+    with Terminal() as terminal:
         from ..evaluation.leaderboard import COLUMNS, FORMATS, STEPS, WEIGHTS, Leaderboard, lines, ranked, summary
         from ..evaluation.material import about as about_pictures
         from ..evaluation.material import material
@@ -78,7 +73,7 @@ def leaderboard(
         from ..evaluation.store import open_rows, processes
         from ..evaluation.tables import write_table
         from ..training import load_config
-        from .work import open_model
+        from .session import open_model
 
         among = processes()
         ways = ways_from(method, option)

@@ -20,10 +20,10 @@ from .evaluate import (
     tell,
     telling,
     usable_folder,
-    voice,
     ways_from,
 )
 from .files import slug, value_text
+from .output import Terminal
 
 if TYPE_CHECKING:
     from ..evaluation.plots import Point
@@ -73,15 +73,12 @@ def pie_bench(
     dino: Annotated[str, typer.Option("--dino", help="The DINO ViT: a folder or a hub id.")] = o.DINO,
     out: Folder = Path("evaluation/pie-bench"),
     device: o.Device = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """PIE-Bench: edits by words on 700 pictures, their backgrounds, structure and CLIP scores.
 
     ddim evaluate pie-bench --model stable-diffusion-v1-5/stable-diffusion-v1-5 --data PIE-Bench_v1
     """
-    with voice(json, quiet) as terminal:
+    with Terminal() as terminal:
         from ..editing.plan import AttentionEdit
         from ..evaluation.pie_bench import fitted, read_entries
         from ..evaluation.pie_run import COLUMNS, PieBench, summary
@@ -90,7 +87,7 @@ def pie_bench(
         from ..evaluation.store import open_rows, processes
         from ..evaluation.tables import write_table
         from ..models import where_and_what
-        from .work import open_model
+        from .session import open_model
 
         among = processes()
         ways = ways_from(method or ["direct"], option)

@@ -9,7 +9,7 @@ import typer
 from .._utils.errors import InputError
 from . import options as o
 from .files import PNG, protect, settings_text, slug, target, value_text
-from .terminal import Terminal, escaped, listening
+from .output import Terminal, escaped, listening
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,9 +77,6 @@ def sample(
     device: o.Device = None,
     dtype: o.DType = "float32",
     compile: _Compile = False,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Draw pictures from noise.
 
@@ -88,7 +85,7 @@ def sample(
 
     Example: ddim sample --model emoji --prompt "twemoji dog face" -n 8
     """
-    with Terminal(json, quiet) as terminal:
+    with Terminal() as terminal:
         if classifier is None and classifier_weight is not None:
             raise InputError("it goes with --classifier FOLDER.", parameter="classifier_weight")
         led = 1.0 if classifier_weight is None else classifier_weight
@@ -108,7 +105,7 @@ def sample(
         from ..pipelines.sample import solver_with_eta
         from ..solvers import SOLVERS
         from .pictures import check_page, write_each, write_page
-        from .work import about_model, about_words, guidance_for, open_model, words_slug, words_text
+        from .session import about_model, about_words, guidance_for, open_model, words_slug, words_text
 
         Hold(clip, threshold)  # which says what is wrong with them
         known = options_of(solver_with_eta(solver, eta, options))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .evaluate import MANY, Folder, about_run, flags_of, tell, usable_folder, usable_seeds, voice
+from .evaluate import MANY, Folder, about_run, flags_of, tell, usable_folder, usable_seeds
 from .files import slug
-from .terminal import Terminal
+from .output import Terminal
 
 if TYPE_CHECKING:
     from ..evaluation.table1 import Cell
@@ -81,9 +81,6 @@ def table1(
     batch: o.Batch = 50,
     out: Folder = Path("evaluation/table1"),
     device: o.Device = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Quality against S and eta, as in Table 1 of Song et al. 2021, with higher-order solvers beside it.
 
@@ -92,14 +89,14 @@ def table1(
 
     ddim evaluate table1 --model fashion --samples 2000 --steps 10 --steps 20
     """
-    with voice(json, quiet) as terminal:
+    with Terminal() as terminal:
         from .._utils.lock import only_process
         from ..evaluation import table1 as t
         from ..evaluation.fitting import enough, fitting, reference, reference_text
         from ..evaluation.frechet import title
         from ..evaluation.store import open_rows, processes
         from ..pipelines.common import check_batch
-        from .work import open_model
+        from .session import open_model
 
         check_batch(batch)
         among = processes()

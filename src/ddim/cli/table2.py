@@ -18,11 +18,11 @@ from .evaluate import (
     flags_of,
     tell,
     usable_folder,
-    voice,
     walk_trips,
     ways_from,
 )
 from .files import slug
+from .output import Terminal
 
 Steps = Annotated[
     list[int] | None,
@@ -44,9 +44,6 @@ def table2(
     out: Folder = Path("evaluation/table2"),
     device: o.Device = None,
     dtype: o.DType = "float32",
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Reconstruction error against S, every inversion: Table 2 of Song et al. 2021.
 
@@ -55,7 +52,7 @@ def table2(
 
     ddim evaluate table2 --model fashion --steps 10 --steps 50 --method ddim --method belm
     """
-    with voice(json, quiet) as terminal:
+    with Terminal() as terminal:
         from ..evaluation.material import about as about_pictures
         from ..evaluation.material import material
         from ..evaluation.methods import taken
@@ -65,7 +62,7 @@ def table2(
         from ..evaluation.tables import write_table
         from ..evaluation.trips import Trip
         from ..training import load_config
-        from .work import guidance_for, open_model
+        from .session import guidance_for, open_model
 
         among = processes()
         ways, walk = ways_from(method, option), o.spacing_from(spacing)

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._utils.errors import InputError
-from . import options as o
-from .terminal import Terminal, escaped, stdout
+from .output import Terminal, escaped, stdout
 
 if TYPE_CHECKING:
-    from .counted import Counted
+    from ..models.counted import Counted
 
 _Name = Annotated[
     str | None,
@@ -21,22 +20,22 @@ _GROWTH_STEPS = 50
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
 
-def models(name: _Name = None, json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False) -> None:
+def models(name: _Name = None) -> None:
     """List the models that are carried along, or tell all about one, wherever it is."""
-    with Terminal(json, quiet) as terminal:
+    with Terminal() as terminal:
         if name is not None:
-            from .work import open_model
+            from .session import open_model
 
             facts = describe(open_model(terminal, name, None, "float32", labels=[]), name)
             terminal.result({"command": "models", **facts})
-            if not (json or quiet):
+            if not (terminal.as_json or terminal.quiet):
                 _show("", [("", ""), ("", "")], [[k.replace("_", " "), _text(v)] for k, v in facts.items()], head=False)
             return
         from ..models import bundled_models
 
         rows = [_listed(key, folder) for key, folder in bundled_models().items()]
         terminal.result({"command": "models", "models": rows})
-        if not (json or quiet):
+        if not (terminal.as_json or terminal.quiet):
             heads = [("name", "bold"), ("pictures", ""), ("prompts", ""), ("prediction", ""), ("spacing", "")]
             heads.append(("licence", "dim"))
             _show("Carried along", heads, [[_text(row[head]) for head, _ in heads] for row in rows])
@@ -47,12 +46,12 @@ def models(name: _Name = None, json: o.Json = False, quiet: o.Quiet = False, deb
             )
 
 
-def methods(json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False) -> None:
+def methods() -> None:
     """List solvers, inversions and spacings, with their options."""
-    with Terminal(json, quiet) as terminal:
+    with Terminal() as terminal:
         facts = registries()
         terminal.result({"command": "methods", **facts})
-        if json or quiet:
+        if terminal.as_json or terminal.quiet:
             return
         common = [("name", "bold"), ("order", ""), ("calls/step", ""), ("exact", ""), ("options", "")]
         amplification = ("amplification", "")

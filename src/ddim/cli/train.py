@@ -1,14 +1,12 @@
 """``ddim train``: a model from a folder of pictures and a TOML file."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from . import options as o
 from .files import protect
-from .terminal import Terminal, escaped
+from .output import Terminal, escaped, main_process
 
 _Config = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="See recipes/fashion.toml.", show_default=False)]
 _NEXT = {  # what a trained model is for
@@ -23,12 +21,9 @@ _Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest c
 def train(
     config: _Config,
     resume: _Resume = False,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Train a model as a TOML file says; under accelerate launch, on all of its processes."""
-    with Terminal(json, quiet) as terminal:
+    with Terminal() as terminal:
         from ..training import Event, load_config, train
 
         settings = load_config(config)
@@ -41,8 +36,8 @@ def train(
             last = event
 
         # on its own the run draws its bar, or writes its log; with a listener it is silent
-        model = train(settings, resume=resume, on_event=listen if json or quiet else None)
-        if os.environ.get("RANK", "0") != "0":
+        model = train(settings, resume=resume, on_event=listen if terminal.as_json or terminal.quiet else None)
+        if not main_process():
             return  # one process of several speaks
         by_class = settings.task == "pixel" and settings.pixel.condition == "labels"
         terminal.result(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError
-from ..cli.counted import Counted
-from ..cli.work import errors
+from ..cli.session import errors
 from ..data.images import read_images
 from ..models import bundled_models
+from ..models.counted import Counted
 from ..pipelines.events import steps_of
 from ..pipelines.sample import sample
 from .pictures import tiles

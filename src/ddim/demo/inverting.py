@@ -4,10 +4,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from ..cli.counted import Counted
-from ..cli.work import errors, psnr
+from ..cli.session import errors, psnr
 from ..inversion import make_inversion
 from ..inversion.latent_code import LatentCode
+from ..models.counted import Counted
 from ..pipelines import interpolate as between
 from ..pipelines.events import steps_of
 from ..pipelines.invert import invert

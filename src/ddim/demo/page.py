@@ -5,7 +5,7 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from ..cli.work import psnr
+from ..cli.session import psnr
 from .markup import command, db, duration, image, last_part, settings, small, subject, table, whole
 from .pictures import span
 from .plot import ROUNDING, psnr_plot

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import torch
 
-from ..cli.terminal import Report, Terminal, progress
+from ..cli.output import Report, Terminal, progress
 from .studio import Job
 
 MOST = 4

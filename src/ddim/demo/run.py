@@ -14,9 +14,9 @@ from .._utils.errors import InputError
 from .._utils.files import write_whole
 from .._utils.foreign import readable
 from ..cli.files import folder, protect, slug
+from ..cli.output import Terminal
+from ..cli.session import open_model
 from ..cli.tables import describe
-from ..cli.terminal import Terminal
-from ..cli.work import open_model
 from ..core.noise import checked_seed
 from ..data.images import read_images
 from ..models import bundled_models, bundled_test_images

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cli.terminal import Report
-from ..cli.work import errors
+from ..cli.output import Report
+from ..cli.session import errors
 from .pictures import tiles
 from .studio import Job, Studio, plain
 

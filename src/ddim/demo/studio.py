@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..cli.counted import Counted
-from ..cli.terminal import Report
-from ..cli.work import about_model
+from ..cli.output import Report
+from ..cli.session import about_model
 from ..data.images import save_image
+from ..models.counted import Counted
 from ..pipelines.events import steps_of
 from ..pipelines.sample import sample
 

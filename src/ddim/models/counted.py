@@ -5,12 +5,12 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from .._utils.errors import NetworkMemory, out_of_memory
 from ..core.conditioning import Conditioning
 from ..core.denoiser import Call
 from ..core.path import Node
-from ..models.base import Model
-from ..models.wrapped import ModelWrapper
-from .failure import NetworkMemory, out_of_memory
+from .base import Model
+from .wrapped import ModelWrapper
 
 
 class Counted(ModelWrapper):

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .._utils.errors import DDIMWarning
+from .command import Running, running
 from .failure import say
 
 if TYPE_CHECKING:
@@ -56,16 +57,25 @@ def listening(meter: Meter | None, keep: "Callable[[int, Any], None] | None" = N
     return heard
 
 
+def main_process() -> bool:
+    """Whether this process is the main one of those that Accelerate or torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Terminal:
     """One command's voice. Use as a context: inside it, warnings are one line each, and only those one can act on.
 
+    Of several processes that Accelerate or torchrun started, only the main one prints; warnings are printed by each.
+
     Args:
-        as_json: one JSON object on stdout and no progress.
-        quiet: neither progress nor a report.
+        as_json: print one JSON object on stdout and no progress; by default as the running command was asked to.
+        quiet: print neither progress nor a report; by default as the running command was asked to.
     """
 
-    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
-        self.as_json, self.quiet = as_json, quiet
+    def __init__(self, as_json: bool | None = None, quiet: bool | None = None) -> None:
+        asked = running() or Running(None)
+        self.as_json = main_process() and (asked.as_json if as_json is None else as_json)
+        self.quiet = not main_process() or (asked.quiet if quiet is None else quiet)
         self.live = not (as_json or quiet) and sys.stderr.isatty()
         self.warned: list[str] = []
         self.began = time.perf_counter()

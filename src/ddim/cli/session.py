@@ -9,7 +9,7 @@ from .. import __version__
 from .._utils.errors import InputError, UnknownName
 from .files import phrases
 from .options import range_from
-from .terminal import Terminal
+from .output import Terminal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..core.guidance import Guidance
     from ..inversion.latent_code import LatentCode
     from ..models.base import Model
-    from .counted import Counted
+    from ..models.counted import Counted
 
 
 def open_model(
@@ -44,7 +44,7 @@ def open_model(
         raise InputError(
             f"the model {name!r} is conditional; give a class from 0 to {model.classes - 1}.", parameter="label"
         )
-    from .counted import Counted
+    from ..models.counted import Counted
 
     return Counted(model)
 

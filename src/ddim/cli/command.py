@@ -1,0 +1,71 @@
+"""A command of ``ddim``: it takes the output flags by itself, and is known while it runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from . import options as o
+
+
+@dataclass(frozen=True)
+class Running:
+    """The command that runs now.
+
+    Args:
+        context: click's: the command, its parameters, their values and where each came from.
+        as_json: whether the command prints one JSON object and no progress.
+        quiet: whether it prints neither progress nor a report.
+    """
+
+    context: Any
+    as_json: bool = False
+    quiet: bool = False
+
+
+_running: ContextVar[Running | None] = ContextVar("running", default=None)
+
+
+def running() -> Running | None:
+    """The command that runs now; None outside of one, as in a test that calls a part of it."""
+    return _running.get()
+
+
+def _flags(json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False) -> None:
+    """Declares the flags that every command takes."""
+
+
+def _flag_parameters() -> list[Any]:
+    """The flags as click's parameters, made anew for each command."""
+    declared = typer.Typer(add_completion=False)
+    declared.command()(_flags)
+    return list(typer.main.get_command(declared).params)
+
+
+class Command(TyperCommand):
+    """A command with ``--json``, ``--quiet`` and ``--debug``, of which its function sees nothing.
+
+    ``Terminal`` reads the first two from ``running()``; ``--debug`` is read by the group, which reports errors.
+    """
+
+    def __init__(self, *args: Any, params: list[Any] | None = None, **rest: Any) -> None:
+        super().__init__(*args, params=[*(params or []), *_flag_parameters()], **rest)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command's function with the command's own parameters."""
+        flags = {name: bool(ctx.params.pop(name, False)) for name in ("json", "quiet", "debug")}
+        with _known(Running(ctx, flags["json"], flags["quiet"])):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _known(now: Running) -> Iterator[None]:
+    token = _running.set(now)
+    try:
+        yield
+    finally:
+        _running.reset(token)
