@@ -381,12 +381,12 @@ def test_v_prediction_and_float32():
         ({"source_prompt": 3}, "source_prompt: 3 is neither a text nor a list of texts"),
         ({"guidance": "a"}, "guidance: a is not a number"),
         # what is of the inversion, which a code has behind it
-        ({"method": "ddim"}, "method cannot be set for a code, which was inverted already"),
-        ({"steps": 50, "seed": 0}, "steps, seed cannot be set for a code"),
-        ({"options": {"iterations": 5}}, "options cannot be set"),
-        ({"inversion_guidance": 1.0}, "inversion_guidance cannot be set"),
-        ({"spacing": "leading"}, "spacing cannot be set"),
-        ({"resize": True}, "resize cannot be set"),
+        ({"method": "ddim"}, "method: it goes with images"),
+        ({"steps": 50, "seed": 0}, "steps: it goes with images"),
+        ({"options": {"iterations": 5}}, "options: it goes with images"),
+        ({"inversion_guidance": 1.0}, "inversion_guidance: it goes with images"),
+        ({"spacing": "leading"}, "spacing: it goes with images"),
+        ({"resize": True}, "resize: it goes with images"),
     ],
 )
 def test_bad_input(model, code, options, sentence):

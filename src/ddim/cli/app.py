@@ -19,15 +19,16 @@ from . import (
     invert,
     leaderboard,
     pie_bench,
+    reconstruct,
     sample,
     table1,
     table2,
     tables,
     train,
 )
-from .command import Command
+from .command import DEBUG, Command, remember_debug
 from .failure import Commands
-from .options import remember_debug
+from .groups import grouped
 from .signals import as_ctrl_c, exit_code
 
 app = typer.Typer(
@@ -49,31 +50,34 @@ def _version(value: bool) -> None:
 @app.callback(epilog="[dim]ddim COMMAND --help tells more; try: ddim sample, then ddim demo[/dim]")
 def root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
-    debug: Annotated[
-        bool,
-        typer.Option("--debug", callback=remember_debug, help="Show where an error came from (or set DDIM_DEBUG=1)."),
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", callback=remember_debug, help=DEBUG)] = False,
 ) -> None:
     """Diffusion that runs both ways: sample, invert real images, come back to them, and go between them."""
 
 
-app.command("sample", cls=Command)(sample.sample)
-app.command("invert", cls=Command)(invert.invert)
-app.command("reconstruct", cls=Command)(invert.reconstruct)
-app.command("interpolate", cls=Command)(interpolate.interpolate)
-app.command("edit", cls=Command)(edit.edit)
-app.command("train", cls=Command)(train.train)
-app.command("models", cls=Command)(tables.models)
-app.command("methods", cls=Command)(tables.methods)
-app.command("demo", cls=Command)(demo.demo)
-evaluate.evaluate.command("table1", cls=Command)(table1.table1)
-evaluate.evaluate.command("table2", cls=Command)(table2.table2)
-evaluate.evaluate.command("consistency", cls=Command)(consistency.consistency)
-evaluate.evaluate.command("interpolation", cls=Command)(interpolation.interpolation)
-evaluate.evaluate.command("leaderboard", cls=Command)(leaderboard.leaderboard)
-evaluate.evaluate.command("edits", cls=Command)(edits.edits)
-evaluate.evaluate.command("pie-bench", cls=Command)(pie_bench.pie_bench)
-evaluate.evaluate.command("fid", cls=Command)(fid.fid)
+for function in (
+    sample.sample,
+    invert.invert,
+    reconstruct.reconstruct,
+    interpolate.interpolate,
+    edit.edit,
+    train.train,
+    tables.models,
+    tables.methods,
+    demo.demo,
+):
+    app.command(function.__name__, cls=Command)(grouped(function))
+for function in (
+    table1.table1,
+    table2.table2,
+    consistency.consistency,
+    interpolation.interpolation,
+    leaderboard.leaderboard,
+    edits.edits,
+    pie_bench.pie_bench,
+    fid.fid,
+):
+    evaluate.evaluate.command(function.__name__.replace("_", "-"), cls=Command)(grouped(function))
 app.add_typer(evaluate.evaluate)
 
 

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from . import options as o
+MACHINE = "Machine and output"
+DEBUG = "Show where an error came from (or set DDIM_DEBUG=1)."
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,42 @@ def running() -> Running | None:
     return _running.get()
 
 
-def _flags(json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False) -> None:
+def typed() -> frozenset[str]:
+    """The parameters of the running command that were typed, or set by the environment; none outside of a command."""
+    now = running()
+    if now is None:
+        return frozenset()
+    sources = {name: now.context.get_parameter_source(name) for name in now.context.params}
+    return frozenset(name for name, source in sources.items() if source is not None and source.name != "DEFAULT")
+
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout and no progress.", rich_help_panel=MACHINE)
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print neither progress nor a report.", rich_help_panel=MACHINE)
+]
+
+
+def remember_debug(ctx: typer.Context, value: bool) -> bool:
+    """Tells the group, which catches errors, to let them through."""
+    if value:
+        ctx.meta["ddim.debug"] = True
+    return value
+
+
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        help=DEBUG,
+        callback=remember_debug,
+        rich_help_panel=MACHINE,
+    ),
+]
+
+
+def _flags(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """Declares the flags that every command takes."""
 
 

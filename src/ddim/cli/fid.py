@@ -93,7 +93,7 @@ def fid(
         usable_seeds(seed, images)
         _check(features, weights, images)
         counted = open_model(terminal, model, device, "float32", labels=[])
-        weight = guidance_for(counted, guidance, usual=counted.info.guidance).weight
+        weight = guidance_for(counted, o.Guiding(guidance=guidance), usual=counted.info.guidance).weight
         walk = Walk(steps, solver, eta, o.spacing_from(spacing), o.options_from(option), weight)
         drawn = walk.about(counted)  # says what is wrong before any work
         config = _data(data, recipe, split, fit, counted.picture)

@@ -7,9 +7,12 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._utils.errors import InputError
+
+if TYPE_CHECKING:
+    from ..core.guidance import Guidance
 
 CODE = ".code.safetensors"
 PNG = ".png"
@@ -90,6 +93,25 @@ def settings_text(
         parts.append("t" + "-".join(f"{t:g}" for t in spacing) if len(spacing) <= 6 else "explicit")
     parts += [f"{k}{value_text(v)}" for k, v in (rest or {}).items() if v is not None]
     return "_".join(parts)
+
+
+def prompts_slug(prompts: Sequence[str] | None) -> str:
+    """The prompt in a file's name; of several prompts, their number and a hash; empty without a prompt."""
+    distinct = list(prompts or [])
+    if len(set(distinct)) == 1:
+        distinct = distinct[:1]
+    return phrases(distinct, "prompts") if any(p.strip() for p in distinct) else ""
+
+
+def guidance_tags(guidance: "Guidance", usual: float, negative: str | None = None) -> dict[str, Any]:
+    """What a file's name says of the guidance, as far as it is unusual; for ``files.settings_text``."""
+    unusual = guidance.interval != (0.0, 1.0)
+    return {
+        "w": float(guidance.weight) if guidance.weight != usual else None,
+        "rescale": guidance.rescale or None,
+        "interval": "-".join(f"{v:g}" for v in guidance.interval) if unusual else None,
+        "not-": prompts_slug([negative or ""]) or ("empty" if negative == "" else None),
+    }
 
 
 def target(out: Path | None, name: str, suffix: str) -> Path:

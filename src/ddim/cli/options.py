@@ -1,42 +1,37 @@
-"""The options that commands share, and how their values are read. Imports nothing heavy.
+"""The options that commands share, each declared once, and how their values are read. Imports nothing heavy.
 
-Names of solvers and inversions are the registries', which are read without torch. The other names below are what
-``--help`` shows; a test holds them to what is asked at run time.
+Solvers, inversions and other names come from the registries and from ``_utils/choices.py``, which need no torch.
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .. import inversion, solvers
+from .._utils.choices import DTYPES, SPACINGS
 from .._utils.errors import InputError
 from .._utils.texts import check_text
+from .command import MACHINE
+from .groups import Options, option
 
 SOLVERS = tuple(solvers.SOLVERS)
 METHODS = tuple(inversion.INVERSIONS)
-ATTENTIONS = ("refine", "replace", "none")
-SPACINGS = ("leading", "trailing", "linspace", "quadratic", "karras")
-DTYPES = ("float32", "float64", "bfloat16", "float16")
 METRICS = ("structure", "psnr", "lpips", "mse", "ssim", "clip", "clip-edited")
 CLIP, DINO = "openai/clip-vit-large-patch14", "facebook/dino-vitb8"
 
-WORDS = "Words, for models with text"
-WORK = "The walk"
-FILES = "Files and pictures"
-MACHINE = "Machine and output"
+PROMPTS = "Prompts and guidance"
+SAMPLING = "Sampling and inversion"
+FILES = "Files and images"
 
 
-def remember_debug(ctx: typer.Context, value: bool) -> bool:
-    """Tells the group, which catches the errors, to let them through."""
-    if value:
-        ctx.meta["ddim.debug"] = True
-    return value
+# --- reading values -------------------------------------------------------------------------------------------------
 
 
-def readable(param: typer.CallbackParam, value: Any) -> Any:
-    """Words as they came, once each is seen to be text.
+def check_utf8(param: typer.CallbackParam, value: Any) -> Any:
+    """The texts as they were typed.
 
     Raises:
         InputError: bytes that are not UTF-8.
@@ -46,194 +41,11 @@ def readable(param: typer.CallbackParam, value: Any) -> Any:
     return value
 
 
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="A bundled model, a folder in the diffusers format, or a hub id.")
-]
-CodeModel = Annotated[
-    str | None, typer.Option("--model", "-m", help="By default the one that made the code.", show_default=False)
-]
-Steps = Annotated[int, typer.Option("--steps", "-S", help="S, from 1 to the model's T.", rich_help_panel=WORK)]
-Spacing = Annotated[
-    str | None,
-    typer.Option(
-        "--spacing",
-        help=f"{', '.join(SPACINGS)}; or a list of t such as 900,500,100. By default the model's own.",
-        autocompletion=lambda: list(SPACINGS),
-        rich_help_panel=WORK,
-        show_default=False,
-    ),
-]
-Solver = Annotated[
-    str,
-    typer.Option("--solver", help=f"{', '.join(SOLVERS)}.", autocompletion=lambda: list(SOLVERS), rich_help_panel=WORK),
-]
-Method = Annotated[
-    str,
-    typer.Option("--method", help=f"{', '.join(METHODS)}.", autocompletion=lambda: list(METHODS), rich_help_panel=WORK),
-]
-MethodOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--option",
-        "-o",
-        metavar="KEY=VALUE",
-        help="An option of the method, such as gamma=0.96; repeatable. ddim methods lists them.",
-        rich_help_panel=WORK,
-        show_default=False,
-    ),
-]
-Clip = Annotated[
-    float | None,
-    typer.Option(
-        "--clip",
-        help="Hold the predicted x0 to ±CLIP; by default as the model's config says, and inf holds nothing.",
-        rich_help_panel=WORK,
-        show_default=False,
-    ),
-]
-Threshold = Annotated[
-    float | None,
-    typer.Option(
-        "--threshold", help="Dynamic thresholding at this percentile.", rich_help_panel=WORK, show_default=False
-    ),
-]
-Labels = Annotated[
-    list[int] | None,
-    typer.Option(
-        "--label",
-        help="Class label for a conditional model; repeatable: one an image, or one for all.",
-        rich_help_panel=WORK,
-        show_default=False,
-    ),
-]
-Prompts = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--prompt",
-        "-p",
-        callback=readable,
-        help="What the pictures show; repeatable: one a picture, or one for all.",
-        rich_help_panel=WORDS,
-        show_default=False,
-    ),
-]
-Negative = Annotated[
-    str | None,
-    typer.Option(
-        "--negative",
-        callback=readable,
-        help="What guidance leads away from.",
-        rich_help_panel=WORDS,
-        show_default=False,
-    ),
-]
-GuidanceWeight = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance",
-        "-w",
-        help="w of classifier-free guidance; 1 is the prompt alone, 7.5 is usual.",
-        rich_help_panel=WORDS,
-        show_default=False,
-    ),
-]
-Back = Annotated[
-    float | None,
-    typer.Option(
-        "--inversion-guidance",
-        help="w of the way back, where the method leaves it free; by default as --guidance if exact, else 1.",
-        rich_help_panel=WORDS,
-        show_default=False,
-    ),
-]
-Rescale = Annotated[
-    float | None,
-    typer.Option(
-        "--rescale",
-        help="0 to 1: how far the guided prediction gets the plain one's spread back.",
-        rich_help_panel=WORDS,
-        show_default=False,
-    ),
-]
-Interval = Annotated[
-    str | None,
-    typer.Option(
-        "--interval",
-        metavar="LOW,HIGH",
-        help="Guide only where t / T lies between, such as 0.2,0.8.",
-        rich_help_panel=WORDS,
-        show_default=False,
-    ),
-]
-OneByOne = Annotated[
-    bool,
-    typer.Option(
-        "--one-by-one",
-        help="Under guidance, ask for both predictions one after the other: half the memory.",
-        rich_help_panel=MACHINE,
-    ),
-]
-Size = Annotated[
-    str | None,
-    typer.Option(
-        "--size",
-        metavar="WIDTHxHEIGHT",
-        help="Pixels, of a model that takes several sizes.",
-        rich_help_panel=WORDS,
-        show_default=False,
-    ),
-]
-Seed = Annotated[int, typer.Option("--seed", help="The k-th picture has seed + k.", rich_help_panel=WORK)]
-Batch = Annotated[int, typer.Option("--batch", help="Images a network call.", rich_help_panel=MACHINE)]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        help="cpu, cuda, cuda:1; by default cuda where there is one.",
-        rich_help_panel=MACHINE,
-        show_default=False,
-    ),
-]
-DType = Annotated[str, typer.Option("--dtype", help=f"{', '.join(DTYPES)}: of the network.", rich_help_panel=MACHINE)]
-Resize = Annotated[
-    bool,
-    typer.Option("--resize", help="Fit images of another size or number of channels.", rich_help_panel=FILES),
-]
-Columns = Annotated[
-    int | None,
-    typer.Option("--columns", min=1, help="Images a row of the sheet.", rich_help_panel=FILES, show_default=False),
-]
-Scale = Annotated[int, typer.Option("--scale", min=1, help="Pixels a pixel.", rich_help_panel=FILES)]
-Each = Annotated[
-    bool, typer.Option("--each", help="One file a picture too, in a folder beside the sheet.", rich_help_panel=FILES)
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        help="A folder, or a file; by default a file here that names its settings.",
-        rich_help_panel=FILES,
-        show_default=False,
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines.", rich_help_panel=MACHINE)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no report.", rich_help_panel=MACHINE)]
-Debug = Annotated[
-    bool,
-    typer.Option(
-        "--debug",
-        help="Show where an error came from (or set DDIM_DEBUG=1).",
-        callback=remember_debug,
-        rich_help_panel=MACHINE,
-    ),
-]
-
-
 def options_from(pairs: list[str] | None) -> dict[str, Any]:
     """``["gamma=0.96"]`` as a dict; the values stay text, the method knows their types.
 
     Raises:
-        InputError: something that is not KEY=VALUE, or a key given twice.
+        InputError: something that is not KEY=VALUE, or a key that appears twice.
     """
     out: dict[str, Any] = {}
     for pair in pairs or []:
@@ -242,31 +54,8 @@ def options_from(pairs: list[str] | None) -> dict[str, Any]:
         if not equals or not key or not value:
             raise InputError(f"{pair!r} is not KEY=VALUE; write for example gamma=0.96.", parameter="option")
         if key in out:
-            raise InputError(f"{key} was given twice: {out[key]} and {value}.", parameter="option")
+            raise InputError(f"{key} appears twice: {out[key]} and {value}.", parameter="option")
         out[key] = value
-    return out
-
-
-def check_bounds(clip: float | None, threshold: float | None) -> None:
-    """Raises InputError where both ways to hold x0 are given."""
-    if clip is not None and threshold is not None:
-        raise InputError("it does not go with --threshold; give one of the two.", parameter="clip")
-
-
-def weights_from(pairs: list[str] | None) -> dict[str, float]:
-    """``["tiger=2"]`` as a dict.
-
-    Raises:
-        InputError: something that is not WORD=FACTOR, or a word given twice.
-    """
-    out: dict[str, float] = {}
-    for pair in pairs or []:
-        word, _, factor = (part.strip() for part in pair.rpartition("="))
-        if not word or not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)", factor):
-            raise InputError(f"{pair!r} is not WORD=FACTOR; write for example tiger=2.", parameter="weight")
-        if word in out:
-            raise InputError(f"{word} was given twice.", parameter="weight")
-        out[word] = float(factor)
     return out
 
 
@@ -278,7 +67,7 @@ def spacing_from(text: str | None) -> str | list[float] | None:
     """
     if text is None or not re.match(r"\s*[-+.\d]", text):
         return text
-    out = []
+    out: list[float] = []
     for part in text.split(","):
         try:
             out.append(float(part))
@@ -295,7 +84,7 @@ def grid_from(text: str) -> tuple[int, int]:
     Raises:
         InputError: anything else.
     """
-    return _by(text, "grid", f"{text!r} is not ROWSxCOLUMNS; write for example 7x7.")
+    return _two_numbers(text, "grid", f"{text!r} is not ROWSxCOLUMNS; write for example 7x7.")
 
 
 def size_from(text: str | None) -> tuple[int, int] | None:
@@ -306,19 +95,19 @@ def size_from(text: str | None) -> tuple[int, int] | None:
     """
     if text is None:
         return None
-    width, height = _by(text, "size", f"{text!r} is not WIDTHxHEIGHT; write for example 768x512.")
+    width, height = _two_numbers(text, "size", f"{text!r} is not WIDTHxHEIGHT; write for example 768x512.")
     return height, width
 
 
-def _by(text: str, parameter: str, sentence: str) -> tuple[int, int]:
+def _two_numbers(text: str, parameter: str, sentence: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)\s*[xX×]\s*(\d+)", text.strip())
     if not match:
         raise InputError(sentence, parameter=parameter)
     return int(match[1]), int(match[2])
 
 
-def range_from(text: str, option: str) -> tuple[float, float]:
-    """(low, high) of ``0.2,0.8``; one number is the end of a range from 0.
+def range_from(text: str, parameter: str) -> tuple[float, float]:
+    """(low, high) of ``0.2,0.8``; one number is the end of a range that begins at 0.
 
     Raises:
         InputError: anything else.
@@ -328,7 +117,217 @@ def range_from(text: str, option: str) -> tuple[float, float]:
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 2):
-        raise InputError(
-            f"{text!r} is not a range; write for example 0,0.8.", parameter=option.removeprefix("--").replace("-", "_")
-        )
+        raise InputError(f"{text!r} is not a range; write for example 0,0.8.", parameter=parameter)
     return (0.0, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+# --- options of one command or two ----------------------------------------------------------------------------------
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="A bundled model, a folder in the diffusers format, or a hub id.")
+]
+CodeModel = Annotated[
+    str | None, typer.Option("--model", "-m", help="By default the one that made the code.", show_default=False)
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help=f"The inversion: {', '.join(METHODS)}.",
+        autocompletion=lambda: list(METHODS),
+        rich_help_panel=SAMPLING,
+    ),
+]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt",
+        "-p",
+        callback=check_utf8,
+        help="What the images show; repeatable: one for each image, or one for all.",
+        rich_help_panel=PROMPTS,
+        show_default=False,
+    ),
+]
+Labels = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--label",
+        help="The class, for a class-conditional model; repeatable: one for each image, or one for all.",
+        rich_help_panel=SAMPLING,
+        show_default=False,
+    ),
+]
+Resize = Annotated[
+    bool,
+    typer.Option("--resize", help="Fit images of another size or number of channels.", rich_help_panel=FILES),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="A folder or a file; by default a file in this folder, named after its settings.",
+        rich_help_panel=FILES,
+        show_default=False,
+    ),
+]
+Each = Annotated[
+    bool,
+    typer.Option(
+        "--each", help="Also write one file for each image, in a folder beside the sheet.", rich_help_panel=FILES
+    ),
+]
+Columns = Annotated[
+    int | None,
+    typer.Option("--columns", min=1, help="Images in a row of the sheet.", rich_help_panel=FILES, show_default=False),
+]
+Scale = Annotated[
+    int,
+    typer.Option(
+        "--scale", min=1, help="Enlarge the sheet: each pixel becomes SCALE x SCALE pixels.", rich_help_panel=FILES
+    ),
+]
+Batch = Annotated[int, typer.Option("--batch", help="Images in one network call.", rich_help_panel=MACHINE)]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="cpu, cuda or cuda:1; by default cuda where there is one.",
+        rich_help_panel=MACHINE,
+        show_default=False,
+    ),
+]
+# options of `ddim evaluate`, until each is a benchmark's own
+WORK = SAMPLING
+Steps = Annotated[int, typer.Option("--steps", "-S", help="S, from 1 to the model's T.", rich_help_panel=WORK)]
+Spacing = Annotated[str | None, typer.Option("--spacing", rich_help_panel=WORK, show_default=False)]
+Solver = Annotated[str, typer.Option("--solver", help=f"{', '.join(SOLVERS)}.", rich_help_panel=WORK)]
+MethodOptions = Annotated[
+    list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", rich_help_panel=WORK, show_default=False)
+]
+GuidanceWeight = Annotated[float | None, typer.Option("--guidance", "-w", rich_help_panel=PROMPTS, show_default=False)]
+Seed = Annotated[int, typer.Option("--seed", help="Image k has seed + k.", rich_help_panel=WORK)]
+DType = Annotated[str, typer.Option("--dtype", help=f"{', '.join(DTYPES)}: of the network.", rich_help_panel=MACHINE)]
+
+
+# --- groups of options ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Grid(Options):
+    """The time grid, the solver's or method's own options, and the seed."""
+
+    steps: int = option(50, "--steps -S", "S, from 1 to the model's T.", SAMPLING)
+    spacing: str | None = option(
+        None,
+        "--spacing",
+        f"{', '.join(SPACINGS)}; or a list of t such as 900,500,100. By default the model's own.",
+        SAMPLING,
+        parse=spacing_from,
+        autocompletion=lambda: list(SPACINGS),
+    )
+    options: list[str] | None = option(
+        None,
+        "--option -o",
+        "An option of the solver or method, such as gamma=0.96; repeatable. ddim methods lists them.",
+        SAMPLING,
+        parse=options_from,
+        metavar="KEY=VALUE",
+    )
+    seed: int = option(0, "--seed", "Of the noise that is drawn: image k has seed + k.", SAMPLING, tag="seed")
+
+    @property
+    def count(self) -> int:
+        """S: the number of steps, also where the grid is a list of t."""
+        spacing = spacing_from(self.spacing)
+        return len(spacing) if isinstance(spacing, list) else self.steps
+
+
+@dataclass(frozen=True)
+class Guiding(Options):
+    """Classifier-free guidance."""
+
+    negative: str | None = option(
+        None, "--negative", "The prompt that guidance leads away from.", PROMPTS, callback=check_utf8
+    )
+    guidance: float | None = option(
+        None,
+        "--guidance -w",
+        "w of classifier-free guidance: 1 is the prompt alone, 7.5 is usual; by default the model's or the code's.",
+        PROMPTS,
+    )
+    rescale: float | None = option(
+        None,
+        "--rescale",
+        "0 to 1: how far the guided prediction is scaled back to the standard deviation of the conditional one.",
+        PROMPTS,
+    )
+    interval: str | None = option(
+        None, "--interval", "Guide only where t / T lies between, such as 0.2,0.8.", PROMPTS, metavar="LOW,HIGH"
+    )
+
+
+@dataclass(frozen=True)
+class InversionGuiding(Guiding):
+    """Classifier-free guidance of an inversion and of the sampling that follows it."""
+
+    inversion_guidance: float | None = option(
+        None,
+        "--inversion-guidance",
+        "w of the inversion, where the method leaves it free; by default --guidance for exact methods, else 1.",
+        PROMPTS,
+    )
+
+
+@dataclass(frozen=True)
+class Holding(Options):
+    """How the predicted x0 is kept in range."""
+
+    clip: float | None = option(
+        None,
+        "--clip",
+        "Clip the predicted x0 to ±CLIP; by default as the model's config says, and inf does not clip.",
+        SAMPLING,
+        verb="clip_x0",
+        tag="clip",
+    )
+    threshold: float | None = option(
+        None, "--threshold", "Dynamic thresholding of x0 at this percentile.", SAMPLING, tag="threshold"
+    )
+
+    def check(self) -> None:
+        """Raises InputError for values out of range, or for both at once; before a model is loaded."""
+        if self.clip is not None and self.threshold is not None:
+            raise InputError("it does not go with --threshold; use one of the two.", parameter="clip")
+        from ..core.prediction import Hold
+
+        Hold(self.clip, self.threshold)
+
+
+@dataclass(frozen=True)
+class Machine(Options):
+    """Where the network computes, and in what numbers."""
+
+    batch: int = option(64, "--batch", "Images in one network call.", MACHINE)
+    device: str | None = option(
+        None, "--device", "cpu, cuda or cuda:1; by default cuda where there is one.", MACHINE, verb=None
+    )
+    dtype: str = option("float32", "--dtype", f"Of the network: {', '.join(DTYPES)}.", MACHINE, verb=None, tag="")
+
+
+@dataclass(frozen=True)
+class GuidedMachine(Machine):
+    """The same, of a command that samples under guidance."""
+
+    one_by_one: bool = option(
+        False,
+        "--one-by-one",
+        "Under guidance, ask the network for both predictions one after the other: half the memory.",
+        MACHINE,
+        verb=None,
+    )
+
+    @property
+    def batched_cfg(self) -> bool:
+        """Whether both branches of guidance are asked in one batch."""
+        return not self.one_by_one

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .._utils.choices import ATTENTIONS
 from .._utils.errors import InputError, is_number
 from . import options as o
 from .evaluate import (
@@ -33,7 +34,7 @@ _Methods = Annotated[
     list[str] | None, typer.Option("--method", help=f"{', '.join(o.METHODS)}; repeatable. By default direct.")
 ]
 _Attentions = Annotated[
-    list[str] | None, typer.Option("--attention", help=f"{', '.join(o.ATTENTIONS)}; repeatable. By default refine.")
+    list[str] | None, typer.Option("--attention", help=f"{', '.join(ATTENTIONS)}; repeatable. By default refine.")
 ]
 _Categories = Annotated[
     list[str] | None,

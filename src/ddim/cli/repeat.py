@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from .command import running
+from .command import running, typed
 
 
 def repeat(command: str | None = None, **changes: object) -> str:
@@ -26,7 +26,7 @@ def repeat_words(command: str | None = None, **changes: object) -> list[str]:
     assert now is not None, "no command is running"
     words = command.split() if command else now.context.command_path.split()
     kind = now.context.command if command is None else _found(now.context, words)
-    values = {name: value for name, value in now.context.params.items() if _typed(now.context, name)} | changes
+    values = {name: now.context.params[name] for name in typed()} | changes
     for parameter in kind.params:
         words += _words(parameter, values.get(parameter.name))
     return words
@@ -38,11 +38,6 @@ def _found(context: Any, words: list[str]) -> Any:
     for word in words[1:]:
         found = found.commands[word]
     return found
-
-
-def _typed(context: Any, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
 
 
 def _words(parameter: Any, value: object) -> list[str]:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from .._utils.errors import InputError, UnknownName
-from .files import phrases
-from .options import range_from
+from .options import Guiding, range_from
 from .output import Terminal
 
 if TYPE_CHECKING:
@@ -30,10 +29,17 @@ def open_model(
     *,
     compile: bool = False,
 ) -> "Counted":
-    """A model by name, with the spinner that this deserves.
+    """Loads a model by name, behind a spinner.
+
+    Args:
+        terminal: where the spinner is drawn.
+        name: a bundled model, a folder or a hub id.
+        device, dtype: as for ``ddim.load``.
+        labels: the classes that were asked for; None where there are none.
+        compile: whether torch.compile translates the network.
 
     Raises:
-        InputError: no such model or device, or a conditional one without a label.
+        InputError: no such model or device, or a class-conditional model without a label.
         DDIMError: its files are broken, or the hub cannot be reached.
     """
     with terminal.status(f"loading {name}"):
@@ -42,7 +48,7 @@ def open_model(
         model = load(name, device=device, dtype=dtype, compile=compile)
     if model.classes and labels is None:
         raise InputError(
-            f"the model {name!r} is conditional; give a class from 0 to {model.classes - 1}.", parameter="label"
+            f"the model {name!r} is class-conditional; name a class from 0 to {model.classes - 1}.", parameter="label"
         )
     from ..models.counted import Counted
 
@@ -52,10 +58,10 @@ def open_model(
 def open_for_code(
     terminal: Terminal, name: str | None, code: "LatentCode", device: str | None, dtype: str
 ) -> "Counted":
-    """The model of that name, or the one that made the code; a conditional one takes its labels from the code.
+    """Loads the model of that name, or by default the one that made the code; classes come from the code.
 
     Raises:
-        InputError: neither is to be had.
+        InputError: there is no such model.
         DDIMError: its files are broken.
     """
     try:
@@ -64,103 +70,78 @@ def open_for_code(
         if name is not None or error.kind != "model":
             raise
         raise InputError(
-            f"the code was made by {code.model!r}, which is not to be found from here; give the model.",
+            f"the code was made by {code.model!r}, which cannot be found from here; name the model.",
             parameter="model",
         ) from None
 
 
 def guidance_for(
-    model: "Counted",
-    weight: float | None,
-    rescale: float | None = None,
-    interval: str | None = None,
-    *,
-    usual: "float | Guidance",
-    negative: str | None = None,
-    one_by_one: bool = False,
+    model: "Counted", asked: Guiding, *, usual: "float | Guidance", batched_cfg: bool = True
 ) -> "Guidance":
     """The guidance that the options describe.
 
     Args:
-        model: of which the words are.
-        weight, rescale, interval: the options; None where they were not given.
-        usual: w where none was given; or what a code says, of which each option changes its own part.
-        negative: the negative prompt.
-        one_by_one: whether to ask for both predictions one after the other.
+        model: the model that will be guided.
+        asked: the options.
+        usual: the weight where none was typed; or a code's own guidance, of which each option replaces its part.
+        batched_cfg: whether both branches are asked in one batch.
 
     Raises:
-        InputError: a number out of its range, or any of these for a model without text.
+        InputError: a number out of its range, or any of these options for a model that takes neither prompts nor
+            classes.
     """
     from ..core.guidance import Guidance
     from ..pipelines.common import conditioned
 
-    given: dict[str, Any] = {"guidance": weight, "rescale": rescale, "interval": interval, "negative": negative}
-    if conditioned(model) and not model.text:
-        given = {"negative": negative}
-    if not model.text and (flags := [flag for flag, value in given.items() if value is not None]):
-        raise InputError(f"it goes with prompts, and the model {model.name!r} has no text encoder.", parameter=flags[0])
+    names = ("negative",) if conditioned(model) else ("guidance", "rescale", "interval", "negative")
+    if not model.text and (idle := [name for name in names if getattr(asked, name) is not None]):
+        raise InputError(f"it goes with prompts, and the model {model.name!r} has no text encoder.", parameter=idle[0])
     own = usual if isinstance(usual, Guidance) else Guidance(usual if model.text else 1.0)
     return Guidance(
-        own.weight if weight is None else weight,
-        own.rescale if rescale is None else rescale,
-        own.interval if interval is None else range_from(interval, "--interval"),
+        own.weight if asked.guidance is None else asked.guidance,
+        own.rescale if asked.rescale is None else asked.rescale,
+        own.interval if asked.interval is None else range_from(asked.interval, "interval"),
         own.embedded,
-        not one_by_one,
+        batched_cfg,
     )
 
 
-def about_words(
+def if_it_acts(model: "Counted", guidance: "Guidance") -> "Guidance | None":
+    """The guidance as the library's argument: None for a model that takes neither prompts nor classes."""
+    from ..pipelines.common import conditioned
+
+    return guidance if conditioned(model) else None
+
+
+def about_prompts(
     model: "Counted", prompts: Sequence[str] | None, negative: str | None, guidance: "Guidance"
 ) -> dict[str, Any]:
-    """What a file says of its words; nothing for a model without text."""
+    """What a file's metadata says of prompts and guidance; of a model without text, only a weight other than 1."""
     if not model.text:
         return {"guidance": guidance.options} if guidance.weight != 1 else {}
-    several = list(prompts or [""])
-    return {"prompts": several, "negative": negative, "guidance": guidance.options}
-
-
-def words_slug(prompts: Sequence[str] | None) -> str:
-    """The prompt in a file's name, or how many there are and which; empty without one."""
-    several = list(prompts or [])
-    if len(set(several)) == 1:
-        several = several[:1]
-    return phrases(several, "prompts") if any(p.strip() for p in several) else ""
-
-
-def words_text(guidance: "Guidance", usual: float, negative: str | None = None) -> dict[str, Any]:
-    """What else is not as usual about the words, for ``files.settings_text``."""
-    unusual = guidance.interval != (0.0, 1.0)
-    return {
-        "w": float(guidance.weight) if guidance.weight != usual else None,
-        "rescale": guidance.rescale or None,
-        "interval": "-".join(f"{v:g}" for v in guidance.interval) if unusual else None,
-        "not-": words_slug([negative or ""]) or ("empty" if negative == "" else None),
-    }
+    return {"prompts": list(prompts or [""]), "negative": negative, "guidance": guidance.options}
 
 
 def partial_beside(file: Path) -> Path:
-    """Where that lies which an interrupted run left of ``file``."""
+    """The file that an interrupted run leaves beside the code file ``file``."""
     return file.with_name(f"{file.name}.partial")
 
 
-def keep_partial(stopped: "Interrupted", path: Path, how: str) -> KeyboardInterrupt:
-    """Writes what was done; the Ctrl-C to raise, which says how to go on.
+def keep_partial(stopped: "Interrupted", path: Path, command: str) -> KeyboardInterrupt:
+    """Saves what an interrupted inversion had done, and returns the KeyboardInterrupt that says how to go on.
 
     Args:
-        stopped: what ``invert`` raised.
-        path: where to.
-        how: the command that goes on.
+        stopped: the exception that ``invert`` raised.
+        path: the file to write.
+        command: the shell line that goes on, without ``--resume``.
 
     Raises:
         DDIMError: the file cannot be written.
     """
     stopped.partial.save(path)
-    return KeyboardInterrupt(f"Interrupted; what is done lies in {path}: {how} --resume {quoted(path)} goes on.")
-
-
-def quoted(*words: object) -> str:
-    """Words as a shell takes them."""
-    return shlex.join([str(word) for word in words])
+    return KeyboardInterrupt(
+        f"Interrupted; what is done lies in {path}: {command} --resume {shlex.quote(str(path))} goes on."
+    )
 
 
 def about_model(model: "Model | Counted") -> dict[str, Any]:

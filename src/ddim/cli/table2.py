@@ -74,7 +74,7 @@ def table2(
                 steps or [s for s in STEPS if s <= counted.schedule.path.levels] or [counted.schedule.path.levels]
             )
         )
-        weight = guidance_for(counted, guidance, usual=1.0).weight
+        weight = guidance_for(counted, o.Guiding(guidance=guidance), usual=1.0).weight
         found = taken(counted, ways, asked, [weight], walk)
         trips = [Trip(way, s, w if counted.text else None, walk) for way, w, s in found]
         with terminal.status("reading the pictures"):

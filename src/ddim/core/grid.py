@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import torch
 
+from .._utils import choices
 from .._utils.errors import InputError, UnknownName, is_number, is_whole
 from .._utils.tensors import numbers
 from .path import GaussianPath, Node
@@ -220,13 +221,9 @@ def karras(path: GaussianPath, steps: int, rho: float = 7.0) -> Grid:
     return grid_at(path, times, "karras")
 
 
-SPACINGS: dict[str, Callable[[GaussianPath, int], Grid]] = {
-    "leading": leading,
-    "trailing": trailing,
-    "linspace": linspace,
-    "quadratic": quadratic,
-    "karras": karras,
-}
+SPACINGS: dict[str, Callable[[GaussianPath, int], Grid]] = dict(
+    zip(choices.SPACINGS, (leading, trailing, linspace, quadratic, karras), strict=True)
+)
 
 
 def explicit(path: GaussianPath, times: Sequence[float]) -> Grid:

@@ -2,14 +2,12 @@
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
 
 from torch import Tensor
 
+from .._utils.choices import ATTENTIONS
 from .._utils.errors import InputError, UnknownName, is_number, is_range, is_whole
 
-Kind = Literal["refine", "replace", "none"]
-KINDS: tuple[str, ...] = get_args(Kind)
 Window = tuple[float, float]
 Size = tuple[int, int]
 
@@ -48,8 +46,8 @@ class AttentionEdit:
     blend_threshold: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UnknownName("attention", str(self.kind), KINDS)
+        if self.kind not in ATTENTIONS:
+            raise UnknownName("attention", str(self.kind), ATTENTIONS)
         for name in ("cross_steps", "self_steps", "weight_steps"):
             window = getattr(self, name)
             if name == "weight_steps" and window is None:

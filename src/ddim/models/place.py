@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+from .._utils.choices import DTYPES
 from .._utils.errors import InputError, UnknownName
 
 if TYPE_CHECKING:
     import torch
-
-DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def where_and_what(

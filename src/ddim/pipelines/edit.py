@@ -1,7 +1,7 @@
 """The pipeline ``edit``: from a real picture, or its code, to what other words or another class make of it."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -94,6 +94,7 @@ def edit(
     resize: bool = False,
     batch: int = 64,
     batched_cfg: bool = True,
+    on_code: Callable[[LatentCode], None] | None = None,
     on_event: OnEvent = silent,
 ) -> Edited:
     """Edits real pictures with words (prompt-to-prompt, Hertz et al. 2022, arXiv 2208.01626), or by another class.
@@ -126,6 +127,7 @@ def edit(
         batch: sources and targets a network call, each picture with all its targets at the least.
         batched_cfg: on the way forward, ask for both branches of guidance in one batch; False asks one after the other,
             with half the memory. A ``Guidance`` that says so is heeded too, and on the way back.
+        on_code: called once with the sources' code, before sampling begins: to save what took time to invert.
         on_event: called with a ``StepEvent`` after each step, of the way back and forward together, with a
             ``LossEvent`` while a method tunes, and with an ``ImagesEvent`` when a batch is done, its images [n, 1 + K,
             C, H, W].
@@ -153,12 +155,8 @@ def edit(
         asked = {"method": method, "steps": steps, "options": options or None}
         asked |= {"clip_x0": clip_x0, "threshold": threshold}
         asked |= {"inversion_guidance": inversion_guidance, "seed": seed, "spacing": spacing, "resize": resize or None}
-        if given_too := [name for name, value in asked.items() if value is not None]:
-            raise InputError(
-                f"{', '.join(given_too)} cannot be set for a code, which was inverted already; leave that out, or "
-                "edit the picture.",
-                parameter=given_too[0],
-            )
+        if idle := [name for name, value in asked.items() if value is not None]:
+            raise InputError("it goes with images; the code is inverted already, so leave it out.", parameter=idle[0])
         count, size = len(source), picture_shape(model, source)[1:]
         grid, solver = source.grid, make_solver(source.solver, source.options)
     else:
@@ -200,6 +198,8 @@ def edit(
             batch=batch,
             on_event=phases.back(),
         )
+    if on_code is not None:
+        on_code(code)
     forward = _forward(code, guidance)
     if not batched_cfg:
         forward = replace(forward, batched_cfg=False)

@@ -6,13 +6,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from .._utils.choices import ATTENTIONS
 from .._utils.errors import InputError, is_whole
 from .._utils.tensors import in_groups, whole_numbers
 from .._utils.texts import check_text, parse_weights, texts_for, unweighted
 from ..editing.align import refine
 from ..editing.align import replace as swap
 from ..editing.blend import MaskLike, read_mask
-from ..editing.plan import KINDS, AttentionEdit, AttentionPlan, within
+from ..editing.plan import AttentionEdit, AttentionPlan, within
 from ..editing.prompts import Weights, blend_words, per_target, scales, target_prompts, token_mask
 from ..editing.tokens import Tokens
 from ..inversion.latent_code import LatentCode
@@ -54,7 +55,7 @@ def attention_asked(given: object, by_class: bool) -> AttentionEdit:
     how = AttentionEdit(given) if isinstance(given, str) else given
     if not isinstance(how, AttentionEdit):
         raise InputError(
-            f"{given!r} is neither an AttentionEdit nor one of: {', '.join(KINDS)}.", parameter="attention"
+            f"{given!r} is neither an AttentionEdit nor one of: {', '.join(ATTENTIONS)}.", parameter="attention"
         )
     if by_class and how.kind != "none":
         raise InputError(

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from .._utils.choices import THROUGH, Through
 from .._utils.errors import InputError, UnknownName
 from ..core.conditioning import LABELS, Conditioning, PromptConditioning
 from ..core.guidance import Guidance
@@ -22,7 +22,6 @@ from .common import check_run, hold_of, invert_batches, need_code, need_model
 from .events import Event, ImagesEvent, OnEvent, StepEvent, silent
 from .reconstruct import reconstruct
 
-Through = Literal["ddim", "state"]
 Mix = Callable[[list[Tensor]], Tensor]
 
 _KEPT = {TUNED: "a null embedding", "noise": "a noise map", "pivot": "a pivot"}
@@ -169,8 +168,8 @@ def joined(codes: Sequence[LatentCode]) -> LatentCode:
 
 def check_through(through: str) -> None:
     """Raises InputError for a ``through`` that there is not."""
-    if through not in get_args(Through):
-        raise UnknownName("through", through, get_args(Through))
+    if through not in THROUGH:
+        raise UnknownName("through", through, THROUGH)
 
 
 def _plain(code: LatentCode) -> bool:
