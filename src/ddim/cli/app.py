@@ -1,4 +1,4 @@
-"""``ddim``: the commands in one place. Nothing heavy is imported until a command runs."""
+"""``ddim``: the command with all its subcommands. Nothing heavy is imported until one of them runs."""
 
 import io
 import sys
@@ -47,12 +47,14 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="[dim]ddim COMMAND --help tells more; try: ddim sample, then ddim demo[/dim]")
+@app.callback(epilog="[dim]ddim COMMAND --help describes a command. To begin: ddim sample, then ddim demo.[/dim]")
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", callback=remember_debug, help=DEBUG)] = False,
 ) -> None:
-    """Diffusion that runs both ways: sample, invert real images, come back to them, and go between them."""
+    """Diffusion that runs both ways: sample images, invert real ones, reconstruct, edit and interpolate them."""
 
 
 for function in (
@@ -82,7 +84,7 @@ app.add_typer(evaluate.evaluate)
 
 
 def main() -> None:
-    """The entry point of the console script."""
+    """Runs the command line; the entry point of the console script."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Greek letters still gets an answer

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,6 @@ import typer
 from .._utils.choices import ATTENTIONS
 from .._utils.errors import DDIMError, InputError, Interrupted
 from . import options as o
-from .command import typed
 from .failure import code_and_sentence
 from .files import CODE, PNG, guidance_tags, is_code, phrase, phrases, protect, settings_text, stem, target
 from .groups import Options, option
@@ -32,33 +31,6 @@ MODEL = "emoji"
 
 _Source = Annotated[
     Path, typer.Argument(metavar="IMAGE|CODE", help="An image, or a code that ddim invert wrote.", show_default=False)
-]
-_From = Annotated[
-    str | None,
-    typer.Option(
-        "--from", callback=o.check_utf8, help="What the image shows; a code knows its own.", show_default=False
-    ),
-]
-_To = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--to",
-        callback=o.check_utf8,
-        help="What the image is to show; (word:2) gives a word more weight; repeatable.",
-        show_default=False,
-    ),
-]
-_FromLabel = Annotated[
-    int | None,
-    typer.Option(
-        "--from-label",
-        help="The image's own class, for a class-conditional model; a code knows its own.",
-        show_default=False,
-    ),
-]
-_ToLabel = Annotated[
-    list[int] | None,
-    typer.Option("--to-label", help="The class to edit to, instead of --to; repeatable.", show_default=False),
 ]
 _Model = Annotated[
     str | None,
@@ -96,6 +68,59 @@ def weights_from(pairs: list[str] | None) -> dict[str, float] | None:
 def _one_or_each(blend: list[str] | None) -> str | list[str] | None:
     """One pair of words for all targets, or a list with one pair for each target."""
     return blend[0] if blend and len(blend) == 1 else blend or None
+
+
+@dataclass(frozen=True)
+class Targets(Options):
+    """What the image shows, and what it is to show: in words, or as classes."""
+
+    from_: str | None = option(
+        None, "--from", "What the image shows; a code knows its own.", verb="source_prompt", callback=o.check_utf8
+    )
+    to: list[str] | None = option(
+        None,
+        "--to",
+        "What the image is to show; (word:2) gives a word more weight; repeatable.",
+        verb="prompt",
+        callback=o.check_utf8,
+    )
+    from_label: int | None = option(
+        None,
+        "--from-label",
+        "The image's own class, for a class-conditional model; a code knows its own.",
+        verb="source_labels",
+    )
+    to_label: list[int] | None = option(
+        None, "--to-label", "The class to edit to, instead of --to; repeatable.", verb="labels"
+    )
+
+    @property
+    def names(self) -> list[str]:
+        """Each target in a few words."""
+        return list(self.to or [f"class {k}" for k in self.to_label or []])
+
+    def check(self, inverted: bool) -> None:
+        """Raises InputError, before a model is loaded, where they do not say what to edit to.
+
+        Args:
+            inverted: whether the source is a code, which knows its own prompt or class.
+        """
+        if self.to and self.to_label:
+            raise InputError("it goes without --to: either prompts edit, or classes.", parameter="to_label")
+        if self.from_label is not None and not self.to_label:
+            raise InputError("it goes with --to-label, the class to edit to.", parameter="from_label")
+        if self.from_ is not None and self.to_label:
+            raise InputError("it goes with --to; here classes edit, so leave it out.", parameter="source_prompt")
+        if not self.to and not self.to_label:
+            raise InputError(
+                'it is missing; say what the image is to show, such as "noto cat face".', parameter="target"
+            )
+        if not inverted and self.to_label and self.from_label is None:
+            raise InputError("it is missing; name the class of the image, such as 0.", parameter="from_label")
+        if not inverted and self.to and self.from_ is None:
+            raise InputError(
+                'it is missing; say what the image shows, such as "noto dog face".', parameter="source_prompt"
+            )
 
 
 @dataclass(frozen=True)
@@ -201,15 +226,11 @@ class Where(Options):
 
 def edit(
     source: _Source,
-    from_: _From = None,
-    to: _To = None,
-    from_label: _FromLabel = None,
-    to_label: _ToLabel = None,
+    targets: Targets = Targets(),
     model: _Model = None,
     attention: Attention = Attention(),
     where: Where = Where(),
-    method: o.Method = "direct",
-    run: o.Grid = o.Grid(),
+    inverting: o.Inverting = o.Inverting(method="direct"),
     guiding: o.InversionGuiding = o.InversionGuiding(),
     holding: o.Holding = o.Holding(),
     resize: o.Resize = False,
@@ -229,13 +250,12 @@ def edit(
     Example: ddim edit cat.png --from "a cat on a mat" --to "a tiger on a mat" --blend cat/tiger --method null-text
     """
     with Terminal() as terminal:
-        inverted = is_code(source)
-        _check_targets(inverted, from_, to, from_label, to_label)
+        inverted, by_class = is_code(source), bool(targets.to_label)
+        targets.check(inverted)
         holding.check()
-        arguments = {**run.arguments, **holding.arguments, **where.arguments, **machine.arguments}
-        if "method" in typed():
-            arguments["method"] = method
-        how = attention.edit(by_class=bool(to_label))
+        groups = (targets, where, inverting, guiding, holding, machine)
+        arguments = {name: value for group in groups for name, value in group.arguments.items()}
+        how = attention.edit(by_class)
         inputs = [source, *([where.mask] if where.mask else [])]
         protect([target(out, "x", PNG)], inputs)
 
@@ -248,7 +268,7 @@ def edit(
         from ..inversion.latent_code import LatentCode
         from ..pipelines.common import picture_shape
         from ..pipelines.edit import edit as edit_images
-        from ..pipelines.edit_plan import by_class
+        from ..pipelines.edit_plan import by_class as need_conditions
         from .pictures import check_page, write_each, write_page
         from .session import about_model, error_text, errors, guidance_for, if_it_acts, open_for_code, open_model
 
@@ -259,31 +279,28 @@ def edit(
         else:
             counted = open_for_code(terminal, model, code, machine.device, machine.dtype)
             usual, size = Guidance.of(code.guidance), picture_shape(counted, code)
-        by_class(counted, to, to_label)
+        need_conditions(counted, targets.to, targets.to_label)
         guidance = guidance_for(counted, guiding, usual=usual, batched_cfg=machine.batched_cfg)
         tags = {
-            "from-": phrase(from_) if from_ is not None and not inverted else None,
-            "label": from_label if to_label and not inverted else None,
+            "from-": phrase(targets.from_) if targets.from_ is not None and not inverted else None,
+            "label": targets.from_label if not inverted else None,
             **guidance_tags(guidance, usual.weight, guiding.negative),
-            "back": guiding.inversion_guidance,
-            **attention.tags,
-            **where.tags,
-            **holding.tags,
-            **run.tags,
-            **machine.tags,
+            **{
+                tag: text
+                for group in (guiding, attention, where, holding, inverting, machine)
+                for tag, text in group.tags.items()
+            },
         }
         name = settings_text(
-            method if code is None else code.method,
-            run.count if code is None else code.grid.steps,
+            inverting.method if code is None else code.method,
+            inverting.count if code is None else code.grid.steps,
             arguments.get("options", {}),
             arguments.get("spacing"),
             tags,
         )
-        aims = list(to or [f"class {k}" for k in to_label or []])
-        page = target(out, f"{stem(source)}_to_{phrases(aims, 'targets')}_{name}", PNG)
-        strip = [*(["source"] if code is None else []), "reconstruction", *map(phrase, aims)]
-        beside = None if inverted else page.with_name(f"{page.with_suffix('').name}{CODE}")
-        files = _Files(page, strip, 1 if code is None else len(code), each, beside)
+        page = target(out, f"{stem(source)}_to_{phrases(targets.names, 'targets')}_{name}", PNG)
+        strip = [*(["source"] if code is None else []), "reconstruction", *map(phrase, targets.names)]
+        files = _Files(page, strip, 1 if code is None else len(code), each, inverted)
         protect(files.written, inputs)
         check_page(files.rows * len(strip), size[1:], len(strip), scale, of="target")
         pixels = None
@@ -293,32 +310,30 @@ def edit(
 
         def on_code(made: "LatentCode") -> None:
             files.save(made)
-            targets = list(to_label) if to_label else [parse_weights(text)[0] for text in to or []]
+            aims = list(targets.to_label or [parse_weights(text)[0] for text in targets.to or []])
+            about["from"] = made.conditions.cond.tensors["labels"].tolist() if by_class else list(made.prompts)
+            about["to"] = [aims] * len(made)
             about.update(
-                {
-                    "from": list(made.prompts) if to else made.conditions.cond.tensors["labels"].tolist(),
-                    "to": [targets] * len(made),
-                    "negative": made.negative,
-                    "guidance": guidance.options,
-                    "method": made.method,
-                    "solver": made.solver,
-                    "options": dict(made.settings),
-                    "steps": made.grid.steps,
-                    "spacing": arguments.get("spacing", made.grid.spacing),
-                    "seed": run.seed,
-                    "attention": {"kind": how.kind, "cross": list(how.cross_steps), "self": list(how.self_steps)},
-                    "blend": where.blend,
-                    "blend_start": how.blend_start,
-                    "blend_threshold": how.blend_threshold,
-                    "weights": arguments.get("weights") or {},
-                    "weight_steps": list(how.weight_window),
-                    "mask": str(where.mask) if where.mask else None,
-                    "resize": resize,
-                    "clip": holding.clip,
-                    "hold": holding.threshold,
-                    "dtype": machine.dtype,
-                    "strip": strip,
-                }
+                negative=made.negative,
+                guidance=guidance.options,
+                method=made.method,
+                solver=made.solver,
+                options=dict(made.settings),
+                steps=made.grid.steps,
+                spacing=arguments.get("spacing", made.grid.spacing),
+                seed=inverting.seed,
+                attention={"kind": how.kind, "cross": list(how.cross_steps), "self": list(how.self_steps)},
+                blend=where.blend,
+                blend_start=how.blend_start,
+                blend_threshold=how.blend_threshold,
+                weights=arguments.get("weights") or {},
+                weight_steps=list(how.weight_window),
+                mask=str(where.mask) if where.mask else None,
+                resize=resize,
+                clip=holding.clip,
+                hold=holding.threshold,
+                dtype=machine.dtype,
+                strip=strip,
             )
 
         def on_images(first: int, part: "Tensor") -> None:
@@ -327,21 +342,15 @@ def edit(
             singles = files.singles[at : at + len(tiles)]
             write_each(tiles, singles, [{**about, "shows": what} for what in strip * len(part)])
 
-        invert_words = {"images": source, "prompt": from_, "label": from_label, "model": counted.name, "method": method}
-        with files.kept_code({**invert_words, "guidance": float(guidance.weight)}):
-            with terminal.bar("editing", len(aims)) as report:
+        invert_words = {"prompt": targets.from_, "label": targets.from_label, "guidance": float(guidance.weight)}
+        with files.kept_code(images=source, model=counted.name, method=inverting.method, **invert_words):
+            with terminal.bar("editing", len(targets.names)) as report:
                 edited = edit_images(
                     counted,
                     pixels if code is None else code,
-                    to,
-                    source_prompt=from_,
-                    labels=to_label,
-                    source_labels=from_label,
                     guidance=if_it_acts(counted, guidance),
                     attention=how,
-                    negative=guiding.negative,
-                    inversion_guidance=guiding.inversion_guidance,
-                    resize=resize and inverted,  # pixels fit already, and a code does not take it
+                    resize=resize and inverted,  # which a code does not take; the pixels fit already
                     batched_cfg=machine.batched_cfg,
                     on_code=on_code,
                     on_event=listening(report, on_images if each else None),
@@ -364,28 +373,6 @@ def edit(
         )
 
 
-def _check_targets(
-    inverted: bool,
-    from_: str | None,
-    to: Sequence[str] | None,
-    from_label: int | None,
-    to_label: Sequence[int] | None,
-) -> None:
-    """Raises InputError, before a model is loaded, where prompts and classes do not say what to edit to."""
-    if to and to_label:
-        raise InputError("it goes without --to: either prompts edit, or classes.", parameter="to_label")
-    if from_label is not None and not to_label:
-        raise InputError("it goes with --to-label, the class to edit to.", parameter="from_label")
-    if from_ is not None and to_label:
-        raise InputError("it goes with --to; here classes edit, so leave it out.", parameter="source_prompt")
-    if not to and not to_label:
-        raise InputError('it is missing; say what the image is to show, such as "noto cat face".', parameter="target")
-    if not inverted and to_label and from_label is None:
-        raise InputError("it is missing; name the class of the image, such as 0.", parameter="from_label")
-    if not inverted and to and from_ is None:
-        raise InputError('it is missing; say what the image shows, such as "noto dog face".', parameter="source_prompt")
-
-
 _OF_THE_CODE = ("from_", "from_label", "method", "steps", "spacing", "options", "seed", "inversion_guidance")
 """Parameters of the inversion, which a code has already."""
 
@@ -398,11 +385,12 @@ class _Files:
         strip: what each image of the strip shows.
         rows: images that are edited.
         each: whether every image of the strip gets its own file.
-        code: the file for the inverted code while the edit runs; None where the source is a code.
+        inverted: whether the source is a code; an image's code is saved while the edit runs.
     """
 
-    def __init__(self, page: Path, strip: Sequence[str], rows: int, each: bool, code: Path | None) -> None:
-        self.page, self.rows, self.code = page, rows, code
+    def __init__(self, page: Path, strip: Sequence[str], rows: int, each: bool, inverted: bool) -> None:
+        self.page, self.rows = page, rows
+        self.code = None if inverted else page.with_name(f"{page.with_suffix('').name}{CODE}")
         self.about = page.with_suffix(".json")
         self.saved = False
         digits = len(str(rows))
@@ -421,7 +409,7 @@ class _Files:
             self.saved = True
 
     @contextmanager
-    def kept_code(self, invert_words: Mapping[str, object]) -> Iterator[None]:
+    def kept_code(self, **invert_words: object) -> Iterator[None]:
         """Around the edit: removes the code's file at the end; after an error, keeps it and says how to go on.
 
         Args:

@@ -52,8 +52,7 @@ def interpolate(
     model: o.CodeModel = None,
     frames: _Frames = 11,
     grid: _Corners = None,
-    method: o.Method = "bdia",
-    run: o.Grid = o.Grid(),
+    inverting: o.Inverting = o.Inverting(method="bdia"),
     through: _Through = "ddim",
     prompt: o.Prompts = None,
     guiding: o.InversionGuiding = o.InversionGuiding(),
@@ -79,7 +78,7 @@ def interpolate(
                 raise InputError(f"{len(values)} of them; all images need the same one.", parameter=name)
         words = prompt[0] if prompt else None
         holding.check()
-        arguments, corners = run.arguments, o.grid_from(grid) if grid else None
+        arguments, corners = inverting.arguments, o.grid_from(grid) if grid else None
         spacing = arguments.get("spacing")
         protect([target(out, "x", PNG)], ends)
 
@@ -97,7 +96,7 @@ def interpolate(
 
         check_corners(*corners) if corners else check_frames(frames)
         between.check_through(through)
-        inversion = make_inversion(method, arguments.pop("options", None))
+        arguments["method"] = inversion = make_inversion(inverting.method, arguments.pop("options", None))
         saved = {path: LatentCode.load(path) for path in ends if is_code(path)}
         idle = [name for name in _OF_IMAGES if name in typed()]
         if len(saved) == len(ends) and idle:
@@ -113,7 +112,7 @@ def interpolate(
         blank = common.empty_code(
             counted,
             inversion,
-            common.grid_for(counted, run.steps, spacing),
+            common.grid_for(counted, inverting.steps, spacing),
             guidance,
             guiding.inversion_guidance,
             common.hold_for(counted, holding.clip, holding.threshold),
@@ -148,14 +147,12 @@ def interpolate(
                 codes[path] = invert(
                     counted,
                     pixels,
-                    method=inversion,
                     labels=label[0] if label else None,
                     prompt=words,
-                    negative=guiding.negative,
                     guidance=if_it_acts(counted, guidance),
-                    inversion_guidance=guiding.inversion_guidance,
                     on_event=listening(report),
                     **arguments,
+                    **guiding.arguments,
                     **holding.arguments,
                 )
         points = [codes[path] for path in ends]

@@ -38,8 +38,7 @@ _Check = Annotated[
 def invert(
     images: _Images,
     model: o.Model = "fashion",
-    method: o.Method = "ddim",
-    run: o.Grid = o.Grid(),
+    inverting: o.Inverting = o.Inverting(),
     prompt: o.Prompts = None,
     guiding: o.InversionGuiding = o.InversionGuiding(),
     label: o.Labels = None,
@@ -60,7 +59,7 @@ def invert(
     """
     with Terminal() as terminal:
         holding.check()
-        arguments = run.arguments
+        arguments = inverting.arguments
         one_file = together or len(images) == 1
         protect([target(out, "x", CODE) if one_file else folder(out, CODE) / "x"])
 
@@ -85,19 +84,20 @@ def invert(
             partial_beside,
         )
 
-        inversion = make_inversion(method, arguments.pop("options", None))
+        method = inverting.method
+        arguments["method"] = inversion = make_inversion(method, arguments.pop("options", None))
         counted = open_model(terminal, model, machine.device, machine.dtype, label)
         guidance = guidance_for(counted, guiding, usual=1.0, batched_cfg=machine.batched_cfg)
         if counted.text and prompt is None:
             terminal.warn("There is no --prompt, so the images are inverted under the empty prompt.")
-        grid = grid_for(counted, run.steps, arguments.get("spacing"))
+        grid = grid_for(counted, inverting.steps, arguments.get("spacing"))
         usual = make_inversion(method).options
         changed = {k: v for k, v in inversion.options.items() if v != usual.get(k)}
         tags = {
             **guidance_tags(guidance, 1.0, guiding.negative),
-            "back": guiding.inversion_guidance,
+            **guiding.tags,
             "label": "-".join(map(str, label)) if label else None,
-            **run.tags,
+            **inverting.tags,
             **holding.tags,
             **machine.tags,
         }
@@ -130,15 +130,13 @@ def invert(
                 code = invert_images(
                     counted,
                     pixels,
-                    method=inversion,
                     labels=label,
                     prompt=prompt,
-                    negative=guiding.negative,
                     guidance=if_it_acts(counted, guidance),
-                    inversion_guidance=guiding.inversion_guidance,
                     resume=kept,
                     on_event=listening(report, keep),
                     **arguments,
+                    **guiding.arguments,
                     **holding.arguments,
                     **machine.arguments,
                 )

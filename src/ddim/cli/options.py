@@ -129,15 +129,6 @@ Model = Annotated[
 CodeModel = Annotated[
     str | None, typer.Option("--model", "-m", help="By default the one that made the code.", show_default=False)
 ]
-Method = Annotated[
-    str,
-    typer.Option(
-        "--method",
-        help=f"The inversion: {', '.join(METHODS)}.",
-        autocompletion=lambda: list(METHODS),
-        rich_help_panel=SAMPLING,
-    ),
-]
 Prompts = Annotated[
     list[str] | None,
     typer.Option(
@@ -244,8 +235,22 @@ class Grid(Options):
 
 
 @dataclass(frozen=True)
+class Method(Options):
+    """The inversion."""
+
+    method: str = option(
+        "ddim", "--method", f"The inversion: {', '.join(METHODS)}.", SAMPLING, autocompletion=lambda: list(METHODS)
+    )
+
+
+@dataclass(frozen=True)
+class Inverting(Grid, Method):
+    """The inversion, its options, its grid and its seed."""
+
+
+@dataclass(frozen=True)
 class Guiding(Options):
-    """Classifier-free guidance."""
+    """Classifier-free guidance. The command puts weight, rescale and interval together, as one ``Guidance``."""
 
     negative: str | None = option(
         None, "--negative", "The prompt that guidance leads away from.", PROMPTS, callback=check_utf8
@@ -255,15 +260,22 @@ class Guiding(Options):
         "--guidance -w",
         "w of classifier-free guidance: 1 is the prompt alone, 7.5 is usual; by default the model's or the code's.",
         PROMPTS,
+        verb=None,
     )
     rescale: float | None = option(
         None,
         "--rescale",
         "0 to 1: how far the guided prediction is scaled back to the standard deviation of the conditional one.",
         PROMPTS,
+        verb=None,
     )
     interval: str | None = option(
-        None, "--interval", "Guide only where t / T lies between, such as 0.2,0.8.", PROMPTS, metavar="LOW,HIGH"
+        None,
+        "--interval",
+        "Guide only where t / T lies between, such as 0.2,0.8.",
+        PROMPTS,
+        verb=None,
+        metavar="LOW,HIGH",
     )
 
 
@@ -276,6 +288,7 @@ class InversionGuiding(Guiding):
         "--inversion-guidance",
         "w of the inversion, where the method leaves it free; by default --guidance for exact methods, else 1.",
         PROMPTS,
+        tag="back",
     )
 
 

@@ -1,4 +1,4 @@
-"""``ddim models`` and ``ddim methods``: what there is to choose from, read from the registries."""
+"""``ddim models`` and ``ddim methods``: the models, solvers, inversions and spacings that can be chosen."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 _Name = Annotated[
     str | None,
-    typer.Argument(metavar="[NAME]", help="A bundled model, a folder or a hub id: all about it.", show_default=False),
+    typer.Argument(metavar="[NAME]", help="A bundled model, a folder or a hub id to describe.", show_default=False),
 ]
-_GROWTH_STEPS = 50
+_STEPS = 50
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
 
 def models(name: _Name = None) -> None:
-    """List the models that are carried along, or tell all about one, wherever it is."""
+    """List the bundled models, or describe one model."""
     with Terminal() as terminal:
         if name is not None:
             from .session import open_model
@@ -38,10 +38,10 @@ def models(name: _Name = None) -> None:
         if not (terminal.as_json or terminal.quiet):
             heads = [("name", "bold"), ("pictures", ""), ("prompts", ""), ("prediction", ""), ("spacing", "")]
             heads.append(("licence", "dim"))
-            _show("Carried along", heads, [[_text(row[head]) for head, _ in heads] for row in rows])
+            _show("Bundled models", heads, [[_text(row[head]) for head, _ in heads] for row in rows])
             stdout().print(
-                "[dim]A folder in the diffusers format or a hub id (owner/name) will do wherever a model is asked for; "
-                "[/dim]ddim models NAME[dim] tells all about one.[/dim]",
+                "[dim]Every --model also takes a folder in the diffusers format or a hub id (owner/name); "
+                "[/dim]ddim models NAME[dim] describes one model.[/dim]",
                 soft_wrap=True,
             )
 
@@ -70,16 +70,16 @@ def methods() -> None:
         )
         _show("Spacings (--spacing)", [common[0], ("what", "")], [_row(s, "what") for s in facts["spacings"]])
         stdout().print(
-            "[dim]order: of the error in the step; for an inversion of the way there and back. exact: algebra, or "
-            f"what is kept, brings the picture back. amplification: how much a disturbance grows on the way back over "
-            f"S = {_GROWTH_STEPS} steps of DDPM's linear schedule; 1 is neutral. Options go with [/dim]-o KEY=VALUE"
-            "[dim] (eta with [/dim]--eta[dim]).[/dim]",
+            "[dim]order: of the error in the step size; for an inversion, of the round trip. exact: the image is "
+            "reconstructed to rounding, by algebra or by what the code stores. amplification: how much the inversion "
+            f"enlarges a disturbance over S = {_STEPS} steps of DDPM's linear schedule; 1 is neutral. Options are "
+            "typed as [/dim]-o KEY=VALUE[dim] (eta as [/dim]--eta[dim]).[/dim]",
             soft_wrap=True,
         )
 
 
 def registries() -> dict[str, list[dict[str, Any]]]:
-    """Every solver, inversion and spacing as plain values."""
+    """The properties of every solver, inversion and spacing, as plain values."""
     from ..core.contracts import options_of
     from ..core.grid import SPACINGS, make_grid
     from ..core.path import ddpm_linear
@@ -87,7 +87,7 @@ def registries() -> dict[str, list[dict[str, Any]]]:
     from ..solvers import SOLVERS
     from ..solvers.lattice import ReversibleSolver
 
-    grid = make_grid(ddpm_linear(), _GROWTH_STEPS)
+    grid = make_grid(ddpm_linear(), _STEPS)
     solvers, inversions = [], []
     for name, kind in SOLVERS.items():
         solver = kind()
@@ -127,7 +127,7 @@ def registries() -> dict[str, list[dict[str, Any]]]:
 
 
 def describe(model: "Counted", name: str) -> dict[str, Any]:
-    """All about one model: what ``Model.describe`` says, its schedule, and the licence on its card."""
+    """What ``Model.describe`` says of a model, its schedule, and the licence on its card."""
     from ..models import bundled_models
 
     source = bundled_models().get(name, Path(name))
@@ -144,7 +144,7 @@ def describe(model: "Counted", name: str) -> dict[str, Any]:
 
 
 def _listed(name: str, folder: Path) -> dict[str, Any]:
-    """A bundled model's row, from its configs alone."""
+    """A bundled model's row, read from its config files without loading it."""
     unet, scheduler = _json(folder / "unet/config.json"), _json(folder / "scheduler/scheduler_config.json")
     vae, text = _json(folder / "vae/config.json"), _json(folder / "text_encoder/config.json")
     factor = 2 ** (len(vae.get("block_out_channels", [0])) - 1)
@@ -166,7 +166,7 @@ def _schedule(source: Path) -> dict[str, Any] | None:
 
 
 def _licence(folder: Path) -> str | None:
-    """What the front matter of a model card says."""
+    """The licence in the front matter of a model card; None where there is no card or no licence."""
     try:
         lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -175,7 +175,7 @@ def _licence(folder: Path) -> str | None:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """A config, or nothing where there is none."""
+    """A config file as a dict; empty where it is missing or broken."""
     from .._utils.foreign import read_json
 
     try:

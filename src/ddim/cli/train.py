@@ -1,4 +1,4 @@
-"""``ddim train``: a model from a folder of pictures and a TOML file."""
+"""``ddim train``: a model from a folder of images and a TOML file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,21 +8,23 @@ import typer
 from .files import protect
 from .output import Terminal, escaped, main_process
 
-_Config = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="See recipes/fashion.toml.", show_default=False)]
-_NEXT = {  # what a trained model is for
+_Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG.toml", help="The run; see recipes/fashion.toml.", show_default=False)
+]
+_NEXT = {  # the command that uses a trained model of each task
     "pixel": "ddim sample --model {}",
     "autoencoder": 'a recipe with task = "text" and text.autoencoder = "{}"',
     "text": 'ddim sample --model {} --prompt "..."',
     "classifier": "ddim sample --classifier {} --label 0",
 }
-_Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
+_Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
 
 
 def train(
     config: _Config,
     resume: _Resume = False,
 ) -> None:
-    """Train a model as a TOML file says; under accelerate launch, on all of its processes."""
+    """Train a model from a TOML file. Under `accelerate launch`, all of its processes train it together."""
     with Terminal() as terminal:
         from ..training import Event, load_config, train
 
@@ -35,10 +37,10 @@ def train(
             nonlocal last
             last = event
 
-        # on its own the run draws its bar, or writes its log; with a listener it is silent
+        # without a listener the run prints its own progress
         model = train(settings, resume=resume, on_event=listen if terminal.as_json or terminal.quiet else None)
         if not main_process():
-            return  # one process of several speaks
+            return
         by_class = settings.task == "pixel" and settings.pixel.condition == "labels"
         terminal.result(
             {
