@@ -1,19 +1,23 @@
-"""Draws the README's pictures with the carried models: ``python docs/make_pictures.py``.
+"""Draws the pictures of the README and the site with the bundled models: ``python docs/make_pictures.py``.
 
-With a folder of ``ddim evaluate edits``, writes its sheets small for docs/edits.md instead.
+``python docs/make_pictures.py FOLDER`` converts the sheets that ``ddim evaluate edits`` wrote to FOLDER for
+docs/edits.md instead.
 """
 
+import csv
 import sys
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 import ddim
 from ddim.data.images import read_images
-from ddim.demo.editing import Gallery
 
 FOLDER = Path(__file__).parent / "images"
+SIDE, GAP, HEAD = 96, 8, 26
+"""Pixels of a drawing, between two drawings, and of the line of headings above them."""
 
 
 def main() -> None:
@@ -34,19 +38,42 @@ def main() -> None:
 
 
 def edits() -> None:
-    """Three held-out drawings: the source, what comes back of it, its edit, and the drawing that was the answer."""
-    model = ddim.load("emoji")
-    gallery = Gallery("emoji", model.picture)
-    count, targets = len(gallery.targets), [[target] for target in gallery.targets]
-    sources, prompts = gallery.pixels[:count], gallery.prompts[:count]
-    made = ddim.edit(model, sources, targets, source_prompt=prompts, method="direct", guidance=3, steps=50)
-    strip = torch.stack([sources, made.reconstruction, made.edits[:, 0], gallery.answers], 1).flatten(0, 1)
-    owners = "; ".join(sorted(set(gallery.owners)))
-    ddim.save_image(ddim.sheet(strip, columns=12, scale=1, gap=4), FOLDER / "edits.png", about=owners)
+    """Three held-out drawings, a row each: the drawing, its reconstruction, its edit, and the real target drawing."""
+    root, model = ddim.bundled_models()["emoji"], ddim.load("emoji")
+    with (root / "pictures.csv").open(encoding="utf-8", newline="") as file:
+        listed = list(csv.DictReader(file))
+    answers = [row for row in listed if row["file"].startswith("answers/")]
+    sources = [row for row in listed if row["file"].startswith("test_images/")][: len(answers)]
+    drawn, wanted = (read_images([root / row["file"] for row in rows], model.picture) for rows in (sources, answers))
+    made = ddim.edit(
+        model,
+        drawn,
+        [[row["prompt"]] for row in answers],
+        source_prompt=[row["prompt"] for row in sources],
+        method="direct",
+        guidance=3,
+        steps=50,
+    )
+    columns = {"drawing": drawn, "reconstruction": made.reconstruction, "edit": made.edits[:, 0], "real target": wanted}
+    owners = "; ".join(sorted({row["source"] for row in sources}))
+    ddim.save_image(_with_headings(columns), FOLDER / "edits.png", about=owners)
+
+
+def _with_headings(columns: dict[str, Tensor]) -> Image.Image:
+    """Columns of images [N, C, H, W], each under its heading."""
+    images = torch.stack(list(columns.values()), 1).flatten(0, 1)
+    images = torch.nn.functional.interpolate(images, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)
+    body = ddim.sheet(images, columns=len(columns), gap=GAP)
+    page = Image.new("RGB", (body.width, body.height + HEAD), "white")
+    page.paste(body, (0, HEAD))
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(14)
+    for k, heading in enumerate(columns):
+        draw.text((GAP + k * (SIDE + GAP) + SIDE / 2, HEAD / 2 + 3), heading, fill="#333", font=font, anchor="mm")
+    return page
 
 
 def sheets(folder: Path) -> None:
-    """Every sheet of edits in ``folder`` as a WebP of its name, without the model's fingerprint."""
+    """Saves every sheet of edits in ``folder`` as a WebP of the same name, without the model's fingerprint."""
     for file in sorted(folder.glob("*_w*_*.png")):  # and not the plot
         name = "_".join(file.stem.split("_")[:-1])
         with Image.open(file) as image:
