@@ -112,7 +112,7 @@ def _text(macro: reading.Macro, page: Any, link: Any) -> str:
     if macro.kind == "code":
         lines = reading.code(macro)
         held = ", ".join(link(t, t.text.split("(")[0].removeprefix("def ")) for t in reading.tests(macro))
-        note = link(lines, f"{lines.name}:{lines.first}") + (f" · held by {held}" if held else "")
+        note = link(lines, f"{lines.name}:{lines.first}") + (f" · tested by {held}" if held else "")
         return f'\n```python\n{lines.text}\n```\n\n<p class="held">{note}</p>\n'
     if macro.kind == "figure":
         picture, script = reading.figure(macro)

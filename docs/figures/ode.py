@@ -10,7 +10,7 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.8))
 x, fine = torch.linspace(-2.2, 2.2, 9, dtype=torch.float64).unsqueeze(1), smooth(200)
 
 
-def walk(name: str, grid: ddim.Grid, x: torch.Tensor) -> torch.Tensor:
+def trajectory(name: str, grid: ddim.Grid, x: torch.Tensor) -> torch.Tensor:
     """x at every node, [N, S + 1]."""
     solver, nodes = ddim.make_solver(name), [x]
     ddim.solve(mixture, solver, solver.init(x, grid), grid, on_step=lambda i, state: nodes.append(state["x"]))
@@ -22,13 +22,13 @@ for name, grid, style in (
     ("ddim", smooth(6), {"color": "C0", "marker": "o", "markersize": 2}),
 ):
     ratio, alpha = torch.tensor([n.ratio for n in grid]), torch.tensor([n.alpha for n in grid])
-    left.plot(ratio, (walk(name, grid, x) / alpha).T, **style)
+    left.plot(ratio, (trajectory(name, grid, x) / alpha).T, **style)
 left.set(xlabel="sigma / alpha", ylabel="x / alpha", title="the ODE (grey) and DDIM in 6 steps", xscale="log")
 
 steps, x = [16, 32, 64, 128, 256], noise(50)
-truth, numbers = walk("heun", smooth(2000), x)[:, -1], {}
+truth, numbers = trajectory("heun", smooth(2000), x)[:, -1], {}
 for name in ("ddim", "heun", "adams-bashforth", "dpm++2m"):
-    errors = [float((walk(name, smooth(s), x)[:, -1] - truth).abs().max()) for s in steps]
+    errors = [float((trajectory(name, smooth(s), x)[:, -1] - truth).abs().max()) for s in steps]
     right.loglog(steps, errors, marker="o", markersize=3, label=f"{name}: order {slope(steps, errors):.2f}")
     numbers[name] = f"{slope(steps, errors):.2f}"
 right.set(xlabel="steps S", xticks=steps, xticklabels=steps, title="largest error of the endpoint")
