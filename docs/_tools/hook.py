@@ -1,6 +1,6 @@
 """MkDocs hook: puts code, figures and numbers into the pages, and turns formulas into MathML.
 
-A name that does not exist stops the build. What is read, and how a page says it, is in ``reading.py``.
+A name that does not exist stops the build. ``reading.py`` describes what a page can include.
 """
 
 import html
@@ -73,7 +73,7 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
 
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:
-    """Formulas as MathML, which browsers draw without a script."""
+    """Turns formulas into MathML, which browsers draw without a script."""
 
     def drawn(match: re.Match[str]) -> str:
         block = match[1] == "div"
@@ -86,12 +86,12 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """Search in a folder without a server needs a shim, which the theme takes from another address: ours is here."""
+    """Replaces the shim that the search needs without a server: the theme loads it from another address."""
     return _offline(output, get_relative_url("assets/iframe-worker.js", page.url), page.file.src_uri)
 
 
 def on_post_template(output_content: str, template_name: str, **_: Any) -> str:
-    """The same for the pages that are not made from Markdown."""
+    """Does the same for pages that are not made from Markdown."""
     return _offline(output_content, "/assets/iframe-worker.js", template_name)
 
 

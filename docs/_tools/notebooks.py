@@ -1,8 +1,8 @@
-"""Notebooks: run without Jupyter, and turned into pages.
+"""Runs notebooks without Jupyter, and turns them into pages.
 
-``python docs/_tools/notebooks.py`` runs each notebook of ``docs/notebooks/`` from an empty folder and writes what it
-printed and drew back into it. What counts as output is what Jupyter shows: printed text, the value of a cell's last
-expression (a picture as a picture), and open matplotlib figures.
+``python docs/_tools/notebooks.py`` runs each notebook of ``docs/notebooks/`` from an empty folder and writes its
+outputs into it. The outputs are those that Jupyter shows: printed text, the value of a cell's last expression (an image
+as an image), and open matplotlib figures.
 """
 
 import ast
@@ -46,7 +46,7 @@ def source(cell: dict[str, Any]) -> str:
 
 
 def run(notebook: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """Runs the code cells in order, in the current folder, and gives each one's outputs in the notebook format."""
+    """Runs the code cells in order, in the current folder, and yields the outputs of each in the notebook format."""
     names: dict[str, Any] = {"__name__": "__main__"}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
@@ -54,12 +54,12 @@ def run(notebook: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
 
 
 def text_of(outputs: list[dict[str, Any]]) -> str:
-    """What a cell printed, and its value where that is text."""
+    """The printed text of a cell, and its value if that is text."""
     return "\n".join("".join(o.get("text", o.get("data", {}).get("text/plain", ""))) for o in outputs)
 
 
 def same_text(one: str, other: str, tolerance: float = 0.05) -> bool:
-    """Whether two outputs say the same: words alike, numbers within this part of each other."""
+    """Whether two outputs agree: equal words, and numbers within a relative tolerance."""
     if _NUMBER.sub("#", one) != _NUMBER.sub("#", other):
         return False
     pairs = zip(_NUMBER.findall(one), _NUMBER.findall(other), strict=True)
@@ -67,13 +67,13 @@ def same_text(one: str, other: str, tolerance: float = 0.05) -> bool:
 
 
 def pictures(name: str) -> dict[str, bytes]:
-    """Every picture that a notebook shows, as PNG, by the file name that its page gives it."""
+    """Every image in a notebook, as PNG, by its file name on the page."""
     shown = [p for cell in read(name)["cells"] for o in cell.get("outputs", []) if (p := _picture(o))]
     return {f"{name}-{k}.png": p for k, p in enumerate(shown, 1)}
 
 
 def page(name: str) -> str:
-    """The notebook as Markdown; its pictures lie beside the page, as ``pictures`` names them."""
+    """The notebook as Markdown. Its images lie beside the page under the names of ``pictures``."""
     out, drawn = [], 0
     for cell in read(name)["cells"]:
         if cell["cell_type"] == "markdown":
@@ -117,7 +117,7 @@ def _png(image: Any) -> dict[str, Any]:
 
 
 def _figures() -> Iterator[dict[str, Any]]:
-    """The open figures of pyplot, which are then closed: as Jupyter's inline backend does at the end of a cell."""
+    """Saves the open figures of pyplot and closes them, as Jupyter's inline backend does at the end of a cell."""
     if "matplotlib.pyplot" not in sys.modules:
         return
     import matplotlib.pyplot as plt
@@ -131,7 +131,7 @@ def _figures() -> Iterator[dict[str, Any]]:
 
 
 def main(names: list[str]) -> None:
-    """Runs these notebooks, or all, and writes their outputs."""
+    """Runs the named notebooks, or all of them, and writes their outputs."""
     from ddim._utils.files import write_whole
 
     os.environ["MPLBACKEND"] = "Agg"

@@ -1,18 +1,19 @@
-"""What the pages include, read from the files themselves: code by name, figures by script, sections of other texts.
+"""Reads what the pages include from the files themselves: code by name, figures by script, sections of other texts.
 
-Plain Python, so that the tests read the pages as the site does. A page says ``[[kind name | key=value | ...]]``:
+It uses only the standard library, so that the tests read the pages as the site does. A page includes something by
+``[[kind name | key=value | ...]]``:
 
 - ``[[code core.process.eta_std | test=laws/test_law_paper.py::test_eq16_std]]``: the function, without its docstring;
   ``from=`` and ``to=`` cut it to the lines from the first that holds one text to the next that holds the other,
   ``line=`` to one line. Several tests are separated by commas.
 - ``[[figure forward | What it shows.]]``: ``images/theory/forward.png``, and the command and script that made it.
 - ``[[number forward.width]]``: a number that the script measured, from ``images/theory/forward.json``.
-- ``[[section README.md | Which method]]``: what stands under a heading of another file.
+- ``[[section README.md | Which method]]``: the text under a heading of another file.
 - ``[[file examples/round_trip.py]]``: a whole file.
 - ``[[results table1-fashion]]``: the table ``results/table1-fashion.md`` as it was generated, with its plot.
-- ``[[methods inversions]]``, ``[[methods solvers]]``: what the registry knows of each.
-- ``[[reference inversions]]``, ``[[reference solvers]]``: the reference of every class of it.
-- ``[[measured leaderboard-emoji]]``: every inversion, with what ``results/leaderboard-emoji.csv`` says of it.
+- ``[[methods inversions]]``, ``[[methods solvers]]``: a table with the properties of each.
+- ``[[reference inversions]]``, ``[[reference solvers]]``: the reference of every class of the registry.
+- ``[[measured leaderboard-emoji]]``: every inversion, with its results in ``results/leaderboard-emoji.csv``.
 - ``[[notebook first_steps]]``: ``notebooks/first_steps.ipynb`` with its outputs.
 """
 
@@ -143,7 +144,7 @@ def number(macro: Macro) -> str:
 
 
 def section(macro: Macro) -> str:
-    """What stands under a heading of another Markdown file, without the heading.
+    """The text under a heading of another Markdown file, without the heading.
 
     Raises:
         Missing: no such file or heading.
@@ -174,7 +175,7 @@ def whole(file: Path) -> Lines:
 
 
 def check(macro: Macro) -> None:
-    """Reads what a macro names. Raises Missing where there is nothing."""
+    """Reads what a macro names. Raises Missing if it does not exist."""
     if macro.kind == "code":
         code(macro)
         tests(macro)
@@ -193,7 +194,7 @@ def check(macro: Macro) -> None:
 
 
 def _module(name: str) -> tuple[Path, list[str]]:
-    """The file of ``package.module.Class.method``, and what is left of the name."""
+    """The file of ``package.module.Class.method``, and the names after the module."""
     parts = name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
         base = PACKAGE.joinpath(*parts[:cut])

@@ -1,7 +1,7 @@
-"""Tables for the pages: results as they were generated, and what the registry knows of each method.
+"""Tables for the pages: results as they were generated, and the properties of each method in the registry.
 
-A result lies in ``docs/results/`` as a command wrote it: NAME.md, NAME.csv, NAME.json, and NAME.png where there is a
-plot. One of ``EXPECTED`` that is not there yet is said to be missing; any other name stops the build.
+A result lies in ``docs/results/`` as a command wrote it: NAME.md, NAME.csv, NAME.json, and NAME.png if there is a plot.
+If a result of ``EXPECTED`` does not exist yet, the page says so. Any other name stops the build.
 """
 
 import csv
@@ -34,20 +34,20 @@ EXPECTED = (
 )
 _KEYS = ("method", "options", "guidance", "steps", "images", "model", "fingerprint", "seed", "failed", "edits")
 FLOOR = "autoencoder"
-"""A row that is no method: what encoding and decoding leave."""
+"""A row that is not a method: encoding and decoding alone."""
 _FACTS = ("exact", "order", "nfe", "amplification", "options", "paper")
 _HEADS = {"nfe": "calls a step"}
 
 
 def text(macro: Macro, up: str) -> str:
-    """What a macro of ``results``, ``methods``, ``reference`` or ``measured`` stands for.
+    """The Markdown for a macro of ``results``, ``methods``, ``reference`` or ``measured``.
 
     Args:
         macro: of one of these kinds.
-        up: leads from the page to ``docs/``.
+        up: the relative path from the page to ``docs/``.
 
     Raises:
-        Missing: no such table, or one that cannot be read.
+        Missing: the table does not exist, or cannot be read.
     """
     if macro.kind == "results":
         return results(macro.name, up)
@@ -55,10 +55,10 @@ def text(macro: Macro, up: str) -> str:
 
 
 def results(name: str, up: str) -> str:
-    """A generated table, its plot above it, and below it how it was made.
+    """A generated table, with its plot above it, and its command, machine and versions below it.
 
     Raises:
-        Missing: a name that is not expected, or a file without a table.
+        Missing: the name is not expected, or the file has no table.
     """
     if not _is_there(name, "md"):
         return f"*`{name}` is not measured yet.*\n"
@@ -77,7 +77,7 @@ def results(name: str, up: str) -> str:
 
 
 def methods(kind: str) -> str:
-    """Every entry of a registry with its facts; ``kind`` is ``"solvers"`` or ``"inversions"``.
+    """A table of a registry with the properties of each entry; ``kind`` is ``"solvers"`` or ``"inversions"``.
 
     Raises:
         Missing: another kind.
@@ -91,10 +91,10 @@ def methods(kind: str) -> str:
 
 
 def reference(kind: str) -> str:
-    """The reference of every class of a registry, as MkDocs is told of it; reversible solvers among the solvers alone.
+    """The reference directives for every class of a registry. Reversible solvers appear among the solvers only.
 
     Raises:
-        Missing: another kind than ``"solvers"`` and ``"inversions"``.
+        Missing: the kind is neither ``"solvers"`` nor ``"inversions"``.
     """
     from ddim.inversion import INVERSIONS
     from ddim.solvers import SOLVERS
@@ -108,15 +108,15 @@ def reference(kind: str) -> str:
 
 
 def measured(name: str) -> str:
-    """Every inversion of the registry beside what a leaderboard measured of it, at the most steps that it has.
+    """A table of every inversion with its results in a leaderboard, at the largest number of steps there.
 
     Args:
-        name: of a result whose CSV has a row for each method, guidance and number of steps; the columns ``method``,
-            ``options``, ``guidance`` and ``steps`` say which, ``images`` is told once, all others with numbers are
-            measures. Only ``method`` has to be there.
+        name: of a result whose CSV has a row for each method, guidance and number of steps. The columns ``method``,
+            ``options``, ``guidance`` and ``steps`` identify a row, ``images`` is printed once, and all other columns
+            with numbers are measurements. Only ``method`` is required.
 
     Raises:
-        Missing: no such result, no column ``method``, or a method that the registry does not have.
+        Missing: the result or its column ``method`` does not exist, or the registry has no such method.
     """
     if not _is_there(name, "csv"):
         return f"*`{name}` is not measured yet.*\n"
@@ -144,10 +144,10 @@ def measured(name: str) -> str:
         facts = known[method.split()[0]]
         cells = [_short(found.get((method, w), {}).get(m)) for m in measures for w in weights]
         body.append([f"`{method}`", _cell(facts["exact"]), _cell(facts["nfe"]) if method in known else "–", *cells])
-    told = [f"S = {most:g}"] if most else []
-    told += [f"{rows[0]['images']} images"] if rows[0].get("images") else []
-    told += [f"the autoencoder alone reaches {_short(row['psnr'])} dB" for row in floors if row.get("psnr")]
-    return _markdown(heads, body) + (f"\n{', '.join(told)}.\n" if told else "")
+    notes = [f"S = {most:g}"] if most else []
+    notes += [f"{rows[0]['images']} images"] if rows[0].get("images") else []
+    notes += [f"the autoencoder alone reaches {_short(row['psnr'])} dB" for row in floors if row.get("psnr")]
+    return _markdown(heads, body) + (f"\n{', '.join(notes)}.\n" if notes else "")
 
 
 def _file(name: str, ending: str) -> Any:
@@ -191,7 +191,7 @@ def _number(value: str | None) -> float | None:
 
 
 def _short(value: str | None) -> str:
-    """A cell of a CSV as it is read: four digits of a number, a dash for none."""
+    """A cell of a CSV for the page: four digits of a number, or a dash if there is none."""
     number = _number(value)
     if number is None:
         return value or "–"

@@ -1,4 +1,4 @@
-"""What the figures share: data whose exact eps is known, and a way to keep a picture and its numbers."""
+"""Shared by the figures: data whose exact eps is known, and functions that save a picture and its numbers."""
 
 import io
 import json

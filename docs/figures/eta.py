@@ -1,4 +1,4 @@
-"""How far samples lie from the data, by eta, sigma-hat and the number of steps."""
+"""The distance of samples from the data, by eta, sigma-hat and the number of steps."""
 
 import matplotlib.pyplot as plt
 from common import PATH, data, keep, mixture, noise

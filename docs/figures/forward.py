@@ -1,4 +1,4 @@
-"""The forward process: the coefficients of four paths, and what two normals become on the way to noise."""
+"""The forward process: the coefficients of four paths, and the density of two normals at four times."""
 
 import matplotlib.pyplot as plt
 import torch

@@ -1,4 +1,4 @@
-"""Inversion under guidance: what comes back of two drawings that `emoji` never saw, by the weight forwards."""
+"""Round trips under guidance: reconstructions of two drawings that `emoji` never saw, by guidance weight."""
 
 import matplotlib.pyplot as plt
 import torch

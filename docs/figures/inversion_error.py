@@ -1,4 +1,4 @@
-"""What plain DDIM inversion loses: on exact eps by the step count, and on real pictures with `fashion`."""
+"""The error of plain DDIM inversion: with exact eps by the number of steps, and on real images with `fashion`."""
 
 import matplotlib.pyplot as plt
 import torch

@@ -1,4 +1,4 @@
-"""The same marginals, another joint: one x0 seen from noise to data through the posterior, at three eta."""
+"""Three processes with the same marginals: trajectories of one x0 from noise to data, at three eta."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Null-text inversion: how far each guided step of `emoji` lands from the pivot, before and after tuning."""
+"""Null-text inversion: the distance of each guided step of `emoji` from the pivot, before and after tuning."""
 
 import matplotlib.pyplot as plt
 import torch

@@ -1,4 +1,4 @@
-"""DDIM is Euler's method in x / alpha against sigma / alpha: its polygon, and the orders of the solvers."""
+"""DDIM is Euler's method in x / alpha against sigma / alpha: its steps, and the orders of the solvers."""
 
 import matplotlib.pyplot as plt
 import torch

@@ -1,4 +1,4 @@
-"""What the model `fashion` says on the way: x at ten of 50 steps, and the x0 that each step aims at."""
+"""Sampling with `fashion`: x at ten of 50 steps, and the x0 that the network predicts there."""
 
 import matplotlib.pyplot as plt
 import torch

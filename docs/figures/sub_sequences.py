@@ -1,4 +1,4 @@
-"""Ten levels of a thousand: the spacings, and where a fixed stride would land."""
+"""The levels of each spacing at S = 10, and where a fixed stride lands."""
 
 import matplotlib.pyplot as plt
 from common import PATH, keep, mixture, noise
