@@ -223,7 +223,7 @@ def test_ctrl_c_in_an_edit_keeps_what_was_tuned(model: str):
     ("error", "code", "said"),
     [
         (KeyboardInterrupt(), 130, "Interrupted."),
-        (MemoryError(), 1, "memory does not suffice"),
+        (MemoryError(), 1, "not enough memory"),
         (ddim.DDIMError("It is no longer finite."), 1, "no longer finite."),
     ],
     ids=["ctrl-c", "memory", "nan"],

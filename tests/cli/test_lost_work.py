@@ -95,8 +95,8 @@ def test_long_prompts_and_a_long_file_name_make_a_name_that_can_be_written(words
     [
         (f"{'y' * 230}.png", "234 bytes"),
         (f"{'y' * 300}/x.png", "300 bytes"),
-        ("file/x.png", "file is no folder"),
-        ("file/deep/x.png", "file is no folder"),
+        ("file/x.png", "file is not a folder"),
+        ("file/deep/x.png", "file is not a folder"),
         ("taken.png", "it is a folder"),
         ("/proc/x.png", "/proc takes no files"),
         ("/proc/none/x.png", "/proc takes no files"),
@@ -157,7 +157,7 @@ def test_training_says_first_what_lies_in_the_way(tmp_path: Path):
     (tmp_path / "run").mkdir()
     for name in ("checkpoints", "samples", "model"):
         (tmp_path / "run" / name).write_text("in the way")
-        assert f"{name} is no folder" in fails("train", toml, code=2)
+        assert f"{name} is not a folder" in fails("train", toml, code=2)
         (tmp_path / "run" / name).unlink()
 
 

@@ -284,7 +284,7 @@ def test_what_cannot_be_measured_is_one_sentence(tmp_path, monkeypatch):
     assert "--steps: 0" in fails(*model, *judge, "--data", "data", "--steps", "0", code=2)
     assert "give one of the two" in fails(*model, *judge, "--data", "data", "--weights", "w.pth", code=2)
     (tmp_path / "file").touch()
-    assert "file is no folder" in fails(*model, *judge, "--data", "data", "--out", "file/there", code=2)
+    assert "file is not a folder" in fails(*model, *judge, "--data", "data", "--out", "file/there", code=2)
     # before anything is loaded
     assert "no file w.pth" in fails("evaluate", "fid", "--model", "nowhere", "--weights", "w.pth", code=2)
     other = features_folder(tmp_path / "other", channels=3)

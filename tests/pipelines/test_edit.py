@@ -320,6 +320,24 @@ def test_a_picture_is_inverted_first(model):
     assert seen[-1][0] == seen[-1][1]
 
 
+@pytest.mark.parametrize("source", ["image", "code"])
+def test_the_code_is_handed_on_before_sampling_begins(model, code, source: str, monkeypatch: pytest.MonkeyPatch):
+    image, seen = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(3)), []
+    options = {"source_prompt": SOURCE, "steps": 3} if source == "image" else {}
+    edited = ddim.edit(model, image if source == "image" else code, TARGET, on_code=seen.append, **options)
+    assert len(seen) == 1
+    assert seen[0] is edited.code
+
+    def stopping(*_: object, **__: object) -> None:
+        raise DDIMError("stop")
+
+    monkeypatch.setattr("ddim.pipelines.edit.solve", stopping)
+    with pytest.raises(DDIMError):
+        ddim.edit(model, image if source == "image" else code, TARGET, on_code=seen.append, **options)
+    assert len(seen) == 2
+    assert torch.equal(seen[1].state["x"], seen[0].state["x"])
+
+
 def test_a_saved_code_edits_as_the_one_that_was_saved(model, tmp_path: Path):
     code = coded(model, "null-text")
     loaded = LatentCode.load(code.save(tmp_path / "code.safetensors"))
@@ -375,7 +393,7 @@ def test_v_prediction_and_float32():
         ({"weights": {"tiger": None}}, "'tiger' is not a number"),
         ({"blend": 3}, "blend: 3 names no words"),
         ({"blend": ("cat", 3)}, r"blend: \('cat', 3\) names no words"),
-        ({"prompt": None}, "prompt: an edit needs what the picture is to become; give a prompt"),
+        ({"prompt": None}, "prompt: an edit needs a prompt"),
         ({"prompt": 3}, "prompt: 3 is not a target prompt"),
         ({"prompt": [3]}, r"prompt: \[3\] is not a target prompt"),
         ({"source_prompt": 3}, "source_prompt: 3 is neither a text nor a list of texts"),
@@ -451,12 +469,12 @@ def test_prompts_that_other_verbs_cannot_read(model, monkeypatch: pytest.MonkeyP
 
 
 def test_a_model_without_text():
-    with pytest.raises(InputError, match="'tiny' takes no prompts"):
+    with pytest.raises(InputError, match="'tiny' takes neither prompts nor classes"):
         ddim.edit(tiny.model(), torch.zeros(1, 1, 8, 8), TARGET, source_prompt=SOURCE)
 
 
 def test_a_code_without_a_prompt(model, code):
-    with pytest.raises(InputError, match="keeps no prompt"):
+    with pytest.raises(InputError, match="has no prompt"):
         ddim.edit(model, replace(code, prompts=()), TARGET)
 
 
@@ -472,7 +490,7 @@ def test_another_guidance_warns_unless_the_source_is_held(model, method):
         edited = ddim.edit(model, code, TARGET, guidance=5.0)  # a warning would be an error here
         assert apart(edited.reconstruction, ddim.reconstruct(model, code)) < TIGHT
         return
-    with pytest.warns(DDIMWarning, match=f"code of '{method}' was made for guidance 3, not for 5: the source need not"):
+    with pytest.warns(DDIMWarning, match=f"code of '{method}' was made for guidance 3, not for 5"):
         ddim.edit(model, code, TARGET, guidance=5.0)
 
 
@@ -572,9 +590,9 @@ def test_bad_classes(classed, options, parameter):
 def test_classes_that_a_model_has_not(classed, model, code):
     with pytest.raises(InputError, match="takes prompts, not class labels"):
         ddim.edit(model, code, labels=1)
-    with pytest.raises(InputError, match="no classes; use a text model"):
+    with pytest.raises(InputError, match="neither prompts nor classes"):
         ddim.edit(tiny.model(), torch.zeros(1, 1, 8, 8), labels=1)
-    with pytest.raises(InputError, match="the picture's own class, from 0 to 3"):
+    with pytest.raises(InputError, match="the image's own class, from 0 to 3"):
         ddim.edit(classed, torch.zeros(1, 1, 8, 8), labels=1)
 
 

@@ -1,4 +1,4 @@
-"""What went wrong, as one sentence in the command's own words, and the exit code that goes with it."""
+"""Turns an error into one sentence with the command's own flags, and into an exit code."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from .signals import exit_code
 if TYPE_CHECKING:
     import click
 
-# what commands call a parameter of the library, where it is not its own name with dashes; the first that there is
+# the flags for a parameter of the library, where they are not its name with dashes; the first that a command has
 _FLAGS = {
     "clip_x0": ("--clip",),
     "labels": ("--label", "--to-label"),
@@ -32,7 +32,7 @@ _FLAGS = {
 
 
 def speller(command: "click.Command | None") -> Callable[[str], str]:
-    """How a command spells the library's parameters: ``steps`` as ``--steps``; what it has no flag for as it is."""
+    """Spells the library's parameters as a command's flags, ``steps`` as ``--steps``; others stay as they are."""
     known = {flag for option in command.params for flag in option.opts} if command else set()
 
     def spell(parameter: str) -> str:
@@ -43,7 +43,12 @@ def speller(command: "click.Command | None") -> Callable[[str], str]:
 
 
 def code_and_sentence(error: BaseException, command: "click.Command | None" = None) -> tuple[int, str]:
-    """The exit code and what to say in the words of ``command``; an empty sentence says nothing."""
+    """The exit code and the sentence for an error; the sentence is empty where there is nothing to print.
+
+    Args:
+        error: what was raised.
+        command: the command whose flags the sentence names.
+    """
     if isinstance(error, DDIMError):
         return 2 if isinstance(error, InputError) else 1, error.sentence(speller(command))
     if isinstance(error, KeyboardInterrupt):
@@ -54,9 +59,9 @@ def code_and_sentence(error: BaseException, command: "click.Command | None" = No
     if isinstance(error, NetworkMemory):
         known = command is None or speller(command)("batch").startswith("--")
         smaller = "; use a smaller --batch" if known else ""
-        return 1, f"The memory does not suffice for {error.rows} in one network call{smaller}."
+        return 1, f"There is not enough memory for {error.rows} images in one network call{smaller}."
     if out_of_memory(error):
-        return 1, "The memory does not suffice for what was asked."
+        return 1, "There is not enough memory."
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return 1, f"{where}{told(error)}"
@@ -65,33 +70,33 @@ def code_and_sentence(error: BaseException, command: "click.Command | None" = No
 
 
 def say(kind: str, sentence: str) -> None:
-    """``Error: ...`` on stderr, in colour on a terminal."""
+    """Prints ``Error: ...`` on stderr, in colour on a terminal."""
     colour = {"Error": typer.colors.RED, "Warning": typer.colors.YELLOW}.get(kind)
     typer.secho(f"{kind}: ", fg=colour, bold=True, nl=False, err=True)
     typer.echo(sentence, err=True)
 
 
 def _let_go_of_stdout() -> None:
-    """What reads us has gone (``| head``): the interpreter's last flush must not complain."""
+    """Points stdout to nothing: its reader has gone (``| head``), and the interpreter's last flush must not fail."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Commands(TyperGroup):
-    """The group that turns every failure into one sentence and an exit code: 2 for wrong input, 1 for the rest."""
+    """A group of commands that prints an error as one sentence; the exit code is 2 for wrong input, 1 otherwise."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that the words name; it is kept, for the spelling of its flags."""
+        """Finds the command that the words name, and remembers it to spell its flags."""
         found = super().resolve_command(ctx, args)
         ctx.meta["ddim.command"] = found[1]  # one mapping serves every nested context
         return found
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command."""
+        """Runs the command, and reports its error."""
         try:
             return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
-            # what the command-line library raises for its own ends: usage errors, exits
+            # the command-line library raises these for usage errors and exits, and prints them itself
             if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "exit_code"):
                 raise
             if ctx.meta.get("ddim.debug") or os.environ.get("DDIM_DEBUG", "") not in ("", "0"):

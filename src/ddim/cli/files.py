@@ -1,4 +1,4 @@
-"""Names of what is written: each says how it was made, none is an input, and all can be written before work begins."""
+"""Names of the files that commands write. A name tells the settings; no file is an input; all can be written."""
 
 import errno
 import hashlib
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 CODE = ".code.safetensors"
 PNG = ".png"
 LONGEST = 180
-"""Bytes of a name that is made here. File systems take 255, and a name grows: ``.code.safetensors``, ``.partial``, and
-what a file is called while it is written."""
+"""The most bytes of a name that is made here. File systems take 255, and a name grows: by ``.code.safetensors``, by
+``.partial``, and by the temporary name while the file is written."""
 ROOM = "x" * 32
-"""As much as a name grows at the most."""
+"""The most that a name grows by."""
 
 
 def is_code(path: Path) -> bool:
@@ -35,7 +35,7 @@ def slug(text: str | Path) -> str:
 
 
 def phrase(words: str) -> str:
-    """Words in a file's name: at most 40 bytes, and a short hash where other words would read the same."""
+    """A prompt in a file's name: at most 40 bytes, with a short hash where another prompt would look the same."""
     letters = re.sub(r"[^\w.+-]+", "-", words).strip("-.")
     if not words.strip():
         return "empty"
@@ -45,25 +45,25 @@ def phrase(words: str) -> str:
 
 
 def shortened(name: str, most: int = LONGEST, whole: str | None = None) -> str:
-    """A name of more than ``most`` bytes cut between two letters, with a short hash of ``whole`` (the name itself) that
-    tells it from others that begin alike."""
+    """Cuts a name of more than ``most`` bytes between two letters, and adds a short hash of ``whole`` (by default the
+    name itself), so that it differs from others that begin alike."""
     if len(os.fsencode(name)) <= most:
         return name
     return f"{_cut(name, most)}-{short_hash(name if whole is None else whole)}"
 
 
 def _cut(name: str, most: int) -> str:
-    """The first ``most`` bytes, without half a letter at the end."""
+    """The first ``most`` bytes, without an incomplete letter at the end."""
     return os.fsencode(name)[:most].decode(errors="ignore").rstrip("-.")
 
 
-def phrases(several: Sequence[str], what: str) -> str:
-    """One in a file's name, or how many there are and which: ``3prompts-1f3a9c``."""
-    return phrase(several[0]) if len(several) == 1 else f"{len(several)}{what}-{short_hash(*several)}"
+def phrases(prompts: Sequence[str], what: str) -> str:
+    """A prompt in a file's name; of more than one their number and a hash: ``3prompts-1f3a9c``."""
+    return phrase(prompts[0]) if len(prompts) == 1 else f"{len(prompts)}{what}-{short_hash(*prompts)}"
 
 
 def short_hash(*texts: str) -> str:
-    """Six letters that tell texts apart."""
+    """Six hexadecimal digits that differ for other texts."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:6]
 
 
@@ -85,7 +85,7 @@ def settings_text(
     spacing: str | Sequence[float] | None = None,
     rest: Mapping[str, Any] | None = None,
 ) -> str:
-    """``ddim_S50_eta0_seed0``: the method, S, options, a spacing that was asked for, and the rest; None is left out."""
+    """``ddim_S50_eta0_seed0``: the method, S, its options, the spacing if one was typed, and the rest without None."""
     parts = [slug(method), f"S{steps}", *(f"{k}{value_text(v)}" for k, v in options.items())]
     if isinstance(spacing, str):
         parts.append(spacing)
@@ -115,15 +115,15 @@ def guidance_tags(guidance: "Guidance", usual: float, negative: str | None = Non
 
 
 def target(out: Path | None, name: str, suffix: str) -> Path:
-    """Where a file goes: ``out`` itself where it ends in ``suffix``, or the default name in the folder ``out``.
+    """The file to write: ``out`` itself where it ends in ``suffix``, or the default name in the folder ``out``.
 
     Args:
-        out: as it was asked for.
+        out: the value of ``--out``.
         name: without its suffix; a long one is shortened.
         suffix: such as ``.png``.
 
     Raises:
-        InputError: a name that is neither.
+        InputError: ``out`` is neither.
     """
     if out is not None and out.name.endswith(suffix) and not out.is_dir():
         return out
@@ -131,7 +131,7 @@ def target(out: Path | None, name: str, suffix: str) -> Path:
 
 
 def folder(out: Path | None, suffix: str = "") -> Path:
-    """``out`` as a folder, for several files.
+    """``out`` as a folder, for more than one file.
 
     Raises:
         InputError: it is a file, or looks like the name of one.
@@ -141,23 +141,22 @@ def folder(out: Path | None, suffix: str = "") -> Path:
     if out.is_dir():
         return out
     if suffix and out.name.endswith(suffix):
-        raise InputError(f"{out} names one file, but there are several to write; give a folder.", parameter="out")
+        raise InputError(f"{out} names one file, but there is more than one to write; name a folder.", parameter="out")
     if out.exists() or re.search(r"\.[A-Za-z][A-Za-z0-9]*$", out.name):
         raise InputError(f"{out} is neither a folder nor a file that ends in {suffix}.", parameter="out")
     return out
 
 
 def protect(targets: Iterable[Path], inputs: Iterable[Path] = (), parameter: str = "out") -> None:
-    """To be asked before the work, of all that it will write.
+    """Checks, before any work, that all files can be written and that none overwrites an input.
 
     Args:
-        targets: the files.
-        inputs: what is read.
-        parameter: what decides where the files go.
+        targets: the files that will be written.
+        inputs: the files that are read.
+        parameter: the option that decides where the files go.
 
     Raises:
-        InputError: something that is read would be written over, one name would serve for two files, or a file could
-            not be written.
+        InputError: an input would be overwritten, two results have one name, or a file cannot be written.
     """
     sources = {p.resolve() for p in inputs}
     seen: set[Path] = set()
@@ -167,19 +166,17 @@ def protect(targets: Iterable[Path], inputs: Iterable[Path] = (), parameter: str
         if path.resolve() in sources:
             raise InputError(f"{path} is an input and is not written over; choose another.", parameter=parameter)
         if path.resolve() in seen:
-            raise InputError(
-                f"two results would both be named {path}; run them apart, each with its own.", parameter=parameter
-            )
+            raise InputError(f"two results would both be named {path}; run them separately.", parameter=parameter)
         seen.add(path.resolve())
 
 
 def _check_writable(path: Path, tried: set[Path], parameter: str) -> None:
-    """Raises InputError where ``path`` cannot be written; ``tried`` are the folders in which a file was made."""
+    """Raises InputError where ``path`` cannot be written; ``tried`` are folders in which a trial file could be made."""
     there = path.parent
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
     if not there.is_dir():
-        raise InputError(f"{path} cannot be written, for {there} is no folder.", parameter=parameter)
+        raise InputError(f"{path} cannot be written, because {there} is not a folder.", parameter=parameter)
     *folders, name = path.relative_to(there).parts
     for part in (*folders, name + ROOM):
         try:
@@ -188,17 +185,18 @@ def _check_writable(path: Path, tried: set[Path], parameter: str) -> None:
             if error.errno == errno.ENAMETOOLONG:
                 shown = part.removesuffix(ROOM)
                 raise InputError(
-                    f"{shown} has {len(os.fsencode(shown))} bytes, too many for a name in {there}; give a shorter one.",
+                    f"{shown} has {len(os.fsencode(shown))} bytes, too many for a name in {there}; use a shorter one.",
                     parameter=parameter,
                 ) from None
     if path.is_dir():
-        raise InputError(f"{path} cannot be written, for it is a folder.", parameter=parameter)
+        raise InputError(f"{path} cannot be written, because it is a folder.", parameter=parameter)
     if there in tried:
         return
-    try:  # asking for permission would not tell of a file system that takes no files
+    try:  # os.access would not notice a file system that takes no files
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written, for {there} takes no files ({error.strerror or error}).", parameter=parameter
+            f"{path} cannot be written, because {there} takes no files ({error.strerror or error}).",
+            parameter=parameter,
         ) from None
     tried.add(there)

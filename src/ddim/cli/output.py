@@ -1,4 +1,4 @@
-"""What a command tells: progress on stderr, the result on stdout, for people or as JSON."""
+"""What a command prints: progress on stderr, and the result on stdout, for people or as JSON."""
 
 import contextlib
 import json
@@ -19,42 +19,51 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ..pipelines.events import OnEvent
+
 Report = Callable[[int, int], None]
 
 
 class Meter:
-    """A bar that is told of steps, and, while a method tunes, of a step and its loss."""
+    """Shows how many steps are done, and the loss while a method optimizes an embedding.
+
+    Args:
+        show: draws the bar, from steps done, steps in all, and a text beside them.
+    """
 
     def __init__(self, show: Callable[[int, int, str], None]) -> None:
-        self._show, self._at, self._said = show, (0, 1), ""
+        self._show, self._at, self._text = show, (0, 1), ""
 
     def __call__(self, done: int, total: int) -> None:
-        """So many steps of so many are done."""
+        """Shows that ``done`` of ``total`` steps are done."""
         self._at = (done, total)
-        self._show(done, total, self._said)
+        self._show(done, total, self._text)
 
-    def tell(self, step: int, loss: float) -> None:
-        """The loss at a step, counted from 0."""
-        self._said = f"step {step + 1}: loss {loss:.2e}"
-        self._show(*self._at, self._said)
+    def show_loss(self, step: int, loss: float) -> None:
+        """Shows the loss at a step, counted from 0."""
+        self._text = f"step {step + 1}: loss {loss:.2e}"
+        self._show(*self._at, self._text)
 
 
 def listening(meter: Meter | None, keep: "Callable[[int, Any], None] | None" = None) -> "OnEvent":
-    """What a pipeline calls: steps and losses go to ``meter``; images or codes of a batch, with the first's place, to
-    ``keep``."""
+    """An ``on_event`` for a pipeline.
+
+    Args:
+        meter: shows steps and losses; None shows nothing.
+        keep: called with the images or the code of a batch, and before it the index of its first image among all.
+    """
     from ..pipelines.events import CodeEvent, Event, ImagesEvent, LossEvent, StepEvent
 
-    def heard(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if isinstance(event, StepEvent) and meter is not None:
             meter(event.done, event.total)
         elif isinstance(event, LossEvent) and meter is not None:
-            meter.tell(event.step, event.loss)
+            meter.show_loss(event.step, event.loss)
         elif isinstance(event, ImagesEvent) and keep is not None:
             keep(event.first, event.images)
         elif isinstance(event, CodeEvent) and keep is not None:
             keep(event.first, event.code)
 
-    return heard
+    return on_event
 
 
 def main_process() -> bool:
@@ -63,7 +72,7 @@ def main_process() -> bool:
 
 
 class Terminal:
-    """One command's voice. Use as a context: inside it, warnings are one line each, and only those one can act on.
+    """What one command prints. Inside its ``with`` block each warning is one line, and only our own are shown.
 
     Of several processes that Accelerate or torchrun started, only the main one prints; warnings are printed by each.
 
@@ -76,7 +85,7 @@ class Terminal:
         asked = running() or Running(None)
         self.as_json = main_process() and (asked.as_json if as_json is None else as_json)
         self.quiet = not main_process() or (asked.quiet if quiet is None else quiet)
-        self.live = not (as_json or quiet) and sys.stderr.isatty()
+        self.live = not (self.as_json or self.quiet) and sys.stderr.isatty()
         self.warned: list[str] = []
         self.began = time.perf_counter()
 
@@ -99,24 +108,24 @@ class Terminal:
         self._caught.__exit__(kind, error, trace)
 
     def warn(self, sentence: str) -> None:
-        """One line on stderr, and an entry in the JSON."""
+        """Prints a warning on stderr, and adds it to the JSON object."""
         self._warn(sentence)
 
     def _warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
         sentence = " ".join(str(message).split())
-        if sentence in self.warned:  # each batch says it again
+        if sentence in self.warned:  # every batch repeats it
             return
         self.warned.append(sentence)
         say("Warning", sentence)
 
     @property
     def seconds(self) -> float:
-        """Since the command began."""
+        """Seconds since the command began."""
         return time.perf_counter() - self.began
 
     @contextlib.contextmanager
     def status(self, what: str) -> Iterator[None]:
-        """A spinner beside something that takes a moment."""
+        """Shows a spinner while something loads."""
         if not self.live:
             yield
             return
@@ -127,22 +136,22 @@ class Terminal:
 
     @contextlib.contextmanager
     def bar(self, what: str, images: int) -> Iterator[Meter | None]:
-        """A progress bar for a run over ``images``; yields what is told of its steps."""
+        """Shows a progress bar for a run over ``images``; yields its ``Meter``, or None without a terminal."""
         if not self.live:
             yield None
             return
         with progress() as bar:
             task, began = bar.add_task(what, total=None, rate=""), time.perf_counter()
 
-            def show(done: int, total: int, said: str) -> None:
+            def show(done: int, total: int, text: str) -> None:
                 spent = max(time.perf_counter() - began, 1e-9)
                 rate = f"{done / spent:.1f} steps/s · {images * done / total / spent:.3g} images/s"
-                bar.update(task, completed=done, total=total if done else None, rate=said or rate)
+                bar.update(task, completed=done, total=total if done else None, rate=text or rate)
 
             yield Meter(show)
 
     def result(self, data: Mapping[str, Any], *lines: str) -> None:
-        """Ends a command: the JSON object, or lines (Rich markup) for people."""
+        """Prints a command's result: ``data`` as a JSON object, or ``lines`` (Rich markup) for people."""
         if self.as_json:
             whole = {**data, "seconds": round(self.seconds, 3), "warnings": self.warned}
             print(json.dumps(whole, allow_nan=False, default=str), flush=True)
@@ -153,14 +162,14 @@ class Terminal:
 
 
 def stdout() -> "Console":
-    """A console on stdout; wide where it is no terminal, so that tables survive a pipe."""
+    """A console on stdout. It is 160 columns wide where stdout is no terminal, so that a pipe gets whole tables."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def progress(transient: bool = True) -> "Progress":
-    """A Rich progress display on stderr with a ``rate`` field and the time that is left; transient ones vanish."""
+    """A Rich progress display on stderr with a ``rate`` field and the time left; a transient one then vanishes."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -176,7 +185,7 @@ def progress(transient: bool = True) -> "Progress":
 
 
 def escaped(text: object) -> str:
-    """Text in which Rich sees no markup."""
+    """The text with Rich's markup escaped."""
     from rich.markup import escape
 
     return escape(str(text))

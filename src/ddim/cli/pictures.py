@@ -1,4 +1,4 @@
-"""Tensors to PNG files that carry their settings."""
+"""Writes tensors as PNG files that contain their settings."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def page_of(images: "Tensor", columns: int | None, scale: int) -> "Image":
-    """A sheet of several pictures; a single one as it is, without a border."""
+    """A sheet of images; a single image stays as it is, without a border."""
     from ..data.images import sheet
 
     return sheet(images, columns, scale=scale, gap=_gap(len(images)))
@@ -20,7 +20,7 @@ def page_of(images: "Tensor", columns: int | None, scale: int) -> "Image":
 def check_page(
     count: int, picture: Sequence[int], columns: int | None = None, scale: int = 1, of: str = "count"
 ) -> None:
-    """Raises InputError, before the work, for a sheet that is too large; as for ``images.sheet_size``."""
+    """Raises InputError for a sheet that would be too large; see ``data.images.sheet_size``. Called before any work."""
     from ..data.images import sheet_size
 
     sheet_size(count, picture, columns, scale=scale, gap=_gap(count), of=of)
@@ -33,13 +33,13 @@ def _gap(count: int) -> int:
 def write_page(
     images: "Tensor", path: Path, about: Mapping[str, Any], *, columns: int | None = None, scale: int = 1
 ) -> Path:
-    """The pictures on one sheet, with ``about`` as JSON in the PNG's ``Description``."""
+    """Writes images on one sheet, with ``about`` as JSON in the PNG's ``Description``; returns the path."""
     from ..data.images import save_image
 
     return save_image(page_of(images, columns, scale), path, about=json.dumps(about, default=str))
 
 
 def write_each(images: "Tensor", paths: Sequence[Path], abouts: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """One file a picture."""
+    """Writes one file for each image, with its own ``about``; returns the paths."""
     pairs = zip(paths, abouts, strict=True)
     return [write_page(images[k : k + 1], path, about) for k, (path, about) in enumerate(pairs)]

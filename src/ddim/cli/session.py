@@ -1,4 +1,4 @@
-"""What the commands share around a model: opening it, counting its calls, measuring what came back."""
+"""What commands share around a model: opening it, its guidance, saving an interrupted run, metadata and errors."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -145,7 +145,7 @@ def keep_partial(stopped: "Interrupted", path: Path, command: str) -> KeyboardIn
 
 
 def about_model(model: "Model | Counted") -> dict[str, Any]:
-    """What every file says of the model that made it."""
+    """The metadata of a file about the model that made it."""
     return {"ddim": __version__, "model": model.name, "fingerprint": model.fingerprint}
 
 

@@ -1,4 +1,4 @@
-"""What asks a command to end from outside, such as a time limit: SIGTERM and SIGHUP do as Ctrl-C does."""
+"""SIGTERM and SIGHUP, which a time limit or a closed terminal sends, interrupt a command as Ctrl-C does."""
 
 import signal
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ _received: list[int] = []
 
 @contextmanager
 def as_ctrl_c() -> Iterator[None]:
-    """Inside, the first SIGTERM or SIGHUP raises KeyboardInterrupt, so that what there is is kept; a second ends the
-    process at once. A signal that is ignored or handled already stays so (``nohup``)."""
+    """Inside, the first SIGTERM or SIGHUP raises KeyboardInterrupt, so that the command can save its work; a second one
+    ends the process at once. A signal that is already ignored or handled stays so, as under ``nohup``."""
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
 
@@ -33,5 +33,5 @@ def as_ctrl_c() -> Iterator[None]:
 
 
 def exit_code() -> int:
-    """Of a command that was interrupted, as shells count it: 143 by SIGTERM, 129 by SIGHUP, 130 by Ctrl-C."""
+    """The exit code of an interrupted command, as shells count it: 143 by SIGTERM, 129 by SIGHUP, 130 by Ctrl-C."""
     return 128 + (_received[0] if _received else signal.SIGINT)

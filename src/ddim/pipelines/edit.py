@@ -1,4 +1,4 @@
-"""The pipeline ``edit``: from a real picture, or its code, to what other words or another class make of it."""
+"""The pipeline ``edit``: changes real images, or their codes, by prompts or by classes."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -43,22 +43,22 @@ from .events import Event, ImagesEvent, LossEvent, OnEvent, StepEvent, silent
 from .invert import invert
 
 FREE = ("direct", "edit-friendly")
-"""Methods that put the source back where it was, whatever the guidance."""
+"""Methods that reconstruct the source at any guidance, also at another than the code was made with."""
 
 
 @dataclass(frozen=True, eq=False)
 class Edited:
-    """What ``edit`` made of N pictures with K targets each.
+    """The result of ``edit`` for N images with K targets each.
 
     Attributes:
-        source: the pictures, [N, C, H, W] in [0, 1]; None where only their code was given.
-        reconstruction: what comes back under the source's own words or class, beside the targets, [N, C, H, W] in [0,
-            1].
-        edits: [N, K, C, H, W] in [0, 1].
-        prompts: the targets as the model read them, ``[N][K]``; the classes, of a model without text.
-        code: that the way forward started from.
-        blend_mask: where an edit may differ from its source at the last step, [N, K, H, W] in [0, 1], the latent's
-            pixels enlarged; None without blending.
+        source: the images, [N, C, H, W] in [0, 1]; None where ``edit`` was called with a code.
+        reconstruction: the images sampled under their own prompts or classes, beside the targets, [N, C, H, W] in
+            [0, 1].
+        edits: the images sampled under the targets, [N, K, C, H, W] in [0, 1].
+        prompts: the targets without their weights, ``[N][K]``; for a model without text, the classes.
+        code: the code that sampling started from.
+        blend_mask: where an edit could differ from its source at the last step, [N, K, H, W] in [0, 1], enlarged from
+            the latent's resolution; None without blending.
     """
 
     source: Tensor | None
@@ -97,60 +97,60 @@ def edit(
     on_code: Callable[[LatentCode], None] | None = None,
     on_event: OnEvent = silent,
 ) -> Edited:
-    """Edits real pictures with words (prompt-to-prompt, Hertz et al. 2022, arXiv 2208.01626), or by another class.
+    """Edits real images by prompts (prompt-to-prompt, Hertz et al. 2022, arXiv 2208.01626) or by classes.
 
-    Each source goes forward under its own words, and beside it its targets, whose attention follows the source's. A
-    class-conditional model goes forward under the source's class and under the targets'.
+    Images are inverted first. Then each source is sampled under its own prompt, together with its targets, whose
+    attention follows the source's. A class-conditional model samples the source's class and the targets' classes.
 
     Args:
         model: from ``ddim.load``: a text-to-image model, or a class-conditional one.
-        source: pictures, as ``invert`` takes them, or the code of some.
-        prompt: what they are to become: one target, a list of targets, or such a list for each picture.
-            ``(word:2.0)`` weighs a word.
-        source_prompt: what the pictures show, one for all or one each; a code knows its own.
-        labels: in place of ``prompt``, for a class-conditional model: one class, a list of them, or such a list for
-            each picture.
-        source_labels: the pictures' own classes, one for all or one each; a code knows its own.
-        method, steps, options, inversion_guidance, seed, spacing: of the inversion, as in ``invert``; by default
-            ``"direct"`` with 50 steps and seed 0. Not for a code, which was inverted already.
-        clip_x0, threshold: of both ways, as in ``invert``. Not for a code, which keeps how its x0 were held.
-        guidance: w of the way forward; by default the code's own; for pictures the model's usual one
-            (``ModelInfo.guidance``: 7.5 for Stable Diffusion, 5 for SDXL), or 1 where classes edit.
+        source: images, as ``invert`` takes them, or a code.
+        prompt: what the images are to show: one target, a list of targets, or such a list for each image.
+            ``(word:2.0)`` gives a word more weight.
+        source_prompt: what the images show: one prompt for all, or one for each. A code knows its own.
+        labels: for a class-conditional model, in place of ``prompt``: one class, a list of classes, or such a list for
+            each image.
+        source_labels: the images' own classes: one for all, or one for each. A code knows its own.
+        method, steps, options, inversion_guidance, seed, spacing: settings of the inversion, as in ``invert``; by
+            default ``"direct"`` with 50 steps and seed 0. Not for a code, which is inverted already.
+        clip_x0, threshold: as in ``invert``, for the inversion and for sampling. Not for a code, which keeps them.
+        guidance: w of sampling. By default a code's own; for images the model's usual one (``ModelInfo.guidance``:
+            7.5 for Stable Diffusion, 5 for SDXL), or 1 where classes edit.
         attention: ``"refine"`` (the default), ``"replace"``, ``"none"``, or an ``AttentionEdit`` with windows.
-        blend: ``"cat/tiger"`` or ``("cat", "tiger")``: only where these words of the source or of the target lie may
-            change. A list has one a target (or one such list a picture); None blends nothing.
-        weights: word -> factor on its attention, as ``(word:2.0)``; lists as for ``blend``.
-        mask: of the pictures' size: 1, or white, may change, 0, black and what is transparent stay the source's; see
-            ``MaskLike``. With ``blend``, only where both say so.
-        negative: the prompt that guidance leads away from, for pictures; a code has its own.
-        resize: fit pictures of another size; not for a code.
-        batch: sources and targets a network call, each picture with all its targets at the least.
-        batched_cfg: on the way forward, ask for both branches of guidance in one batch; False asks one after the other,
-            with half the memory. A ``Guidance`` that says so is heeded too, and on the way back.
+        blend: ``"cat/tiger"`` or ``("cat", "tiger")``: change the image only where these words of the source or of the
+            target lie. A list has one entry for each target (or one such list for each image); None blends nothing.
+        weights: word -> factor on its attention, like ``(word:2.0)``; lists as for ``blend``.
+        mask: of the images' size. Where it is 1 or white the image may change; where it is 0, black or transparent the
+            source stays; see ``MaskLike``. With ``blend``, the image changes only where both allow it.
+        negative: for images, the prompt that guidance leads away from. A code has its own.
+        resize: resize images of another size; not for a code.
+        batch: sources and targets in one network call; at least one image with all its targets.
+        batched_cfg: during sampling, ask for both branches of guidance in one batch; False asks one after the other,
+            with half the memory. A ``Guidance`` with ``batched_cfg=False`` does so during the inversion too.
         on_code: called once with the sources' code, before sampling begins: to save what took time to invert.
-        on_event: called with a ``StepEvent`` after each step, of the way back and forward together, with a
-            ``LossEvent`` while a method tunes, and with an ``ImagesEvent`` when a batch is done, its images [n, 1 + K,
-            C, H, W].
+        on_event: called with a ``StepEvent`` after each step, counted over inversion and sampling together; with a
+            ``LossEvent`` while a method optimizes an embedding; and with an ``ImagesEvent`` when a batch is done, whose
+            images are [n, 1 + K, C, H, W].
 
     Returns:
-        Pictures, reconstructions, edits.
+        The sources, their reconstructions and the edits.
 
     Raises:
         InputError: a model without text or classes, no source prompt or class, a word that is not in its prompt,
             unequal numbers of words for ``"replace"``, a mask of another size, settings of the inversion for a code, a
             setting that would do nothing; and what ``invert`` and ``reconstruct`` raise.
-        DDIMError: the network returned NaN, or its attention layers are not what was expected.
+        DDIMError: the network returned NaN, or its attention layers are of an unknown kind.
     """
     need_model(model)
     check_run(batch, on_event)
     classes = by_class(model, prompt, labels)
     if source_labels is not None and not classes:
-        raise InputError("they go with classes, and words edit here; leave them out.", parameter="source_labels")
+        raise InputError("they go with labels, and here a prompt edits; leave them out.", parameter="source_labels")
     if isinstance(guidance, Guidance):
         check_embedded(model, guidance)
     how = attention_asked(attention, classes)
     pixels = None
-    count_of_steps, way_back = 50 if steps is None else steps, "direct" if method is None else method
+    inversion_steps, inversion_method = 50 if steps is None else steps, "direct" if method is None else method
     if isinstance(source, LatentCode):
         asked = {"method": method, "steps": steps, "options": options or None}
         asked |= {"clip_x0": clip_x0, "threshold": threshold}
@@ -162,19 +162,19 @@ def edit(
     else:
         pixels = read_images(source, model.picture, resize=resize, multiple=model.multiple)
         count, size = len(pixels), (pixels.shape[2], pixels.shape[3])
-        grid = grid_for(model, count_of_steps, spacing, latent_size(model, size))
-        solver = make_inversion(way_back, options).solver()
+        grid = grid_for(model, inversion_steps, spacing, latent_size(model, size))
+        solver = make_inversion(inversion_method, options).solver()
     code = source if isinstance(source, LatentCode) else None
     if classes:
         words = {"source_prompt": source_prompt, "blend": blend, "weights": weights, "negative": negative}
-        own, targets, given = planned_classes(model, code, source_labels, labels, count, size, words, mask)
+        own, targets, pixel_mask = planned_classes(model, code, source_labels, labels, count, size, words, mask)
         plan = None
         conditions = model.condition([k for row in targets for k in row], count * len(targets[0]), size=size).cond
     else:
         own = source_prompts(source_prompt, count) if code is None else prompts_of_code(code, source_prompt, negative)
         assert prompt is not None
         taken = range(solver.first(grid), grid.steps)
-        targets, given, plan = planned(model, own, prompt, size, how, blend, weights, mask, taken)
+        targets, pixel_mask, plan = planned(model, own, prompt, size, how, blend, weights, mask, taken)
         conditions = _embedded(model, [p for row in targets for p in row], size)
     phases = _Phases(on_event, 1 if code is not None else 2)
     if code is None:
@@ -183,8 +183,8 @@ def edit(
         code = invert(
             model,
             pixels,
-            steps=count_of_steps,
-            method=way_back,
+            steps=inversion_steps,
+            method=inversion_method,
             spacing=spacing,
             options=options,
             labels=own if classes else None,  # type: ignore[arg-type]
@@ -196,7 +196,7 @@ def edit(
             inversion_guidance=inversion_guidance,
             seed=0 if seed is None else seed,
             batch=batch,
-            on_event=phases.back(),
+            on_event=phases.inversion(),
         )
     if on_code is not None:
         on_code(code)
@@ -207,10 +207,10 @@ def edit(
     many = len(targets[0])
     per = max(1, batch // (1 + many))
     chunks = [slice(k, k + per) for k in range(0, len(code), per)]
-    report = phases.counted((code.grid.steps - solver.first(code.grid)) * len(chunks))
-    latent_mask = None if given is None else to_latent(given, code.state["x"].shape[-2:]).to(model.device)
+    report = phases.sampling((code.grid.steps - solver.first(code.grid)) * len(chunks))
+    latent_mask = None if pixel_mask is None else to_latent(pixel_mask, code.state["x"].shape[-2:]).to(model.device)
     parts: list[tuple[Tensor, Tensor | None]] = []
-    with nullcontext() if plan is None else model.controlled():  # without a plan nothing of the network is touched
+    with nullcontext() if plan is None else model.controlled():
         for which in chunks:
             rows = slice(which.start * many, which.stop * many)
             part = _forward_with_targets(
@@ -232,7 +232,7 @@ def edit(
 
 
 def _embedded(model: Model, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
-    """One condition a prompt; each text is encoded once."""
+    """The condition of each prompt; equal prompts are encoded once."""
     texts = list(dict.fromkeys(prompts))
     return model.encode_prompt(texts, size)[[texts.index(p) for p in prompts]]
 
@@ -247,9 +247,15 @@ def _forward_with_targets(
     mask: Tensor | None,
     report: OnStep,
 ) -> tuple[Tensor, Tensor | None]:
-    """Pictures [n, 1 + K, C, H, W] of some sources with their targets, and the last step's mask [n, K, h, w].
+    """Samples some sources together with their targets.
 
-    ``targets`` are the conditions of the targets, n * K rows, each image's together.
+    Args:
+        model, solver, code, guidance, plan, report: of these sources.
+        targets: the targets' conditions, n * K rows, those of one image next to each other.
+        mask: the user's mask at the latent's resolution, or None.
+
+    Returns:
+        Images [n, 1 + K, C, H, W] in [0, 1], and the mask of the last step [n, K, h, w], or None.
     """
     n = len(code)
     k = (targets.rows or n) // n
@@ -281,10 +287,16 @@ def _forward_with_targets(
 def _sources_where_equal(
     x: Tensor, sources: Conditioning, targets: Conditioning, code: LatentCode, plan: AttentionPlan | None
 ) -> Tensor:
-    """The samples [N (1 + K), ...] with the source's own in place of each target that is asked the very same.
+    """Replaces each target whose condition equals its source's by the source's sample.
 
-    Rows of one batch need not agree to the bit, and what they differ by grows under guidance. A source that is put back
-    on its trajectory goes another way than a target with its prompt; weighted words make another target.
+    Equal rows of one batch can differ in their last bits, and guidance amplifies the difference. A pinned source is no
+    sample of its own condition, so its targets stay; so do targets with weighted words.
+
+    Args:
+        x: the samples [N (1 + K), ...].
+        sources, targets: conditions, N and N * K rows.
+        code: the sources' code.
+        plan: of attention control, or None.
     """
     n = len(code)
     k = (targets.rows or n) // n
@@ -301,21 +313,21 @@ def _sources_where_equal(
 
 
 def _forward(code: LatentCode, guidance: float | Guidance | None) -> Guidance:
-    """The guidance of the way forward; warns where the code was made for another and nothing holds the source."""
+    """The guidance of sampling; warns where the code was made for another and does not pin the source."""
     own = Guidance.of(code.guidance)
     forward = own if guidance is None else guidance if isinstance(guidance, Guidance) else own.at(guidance)
     if forward.options != own.options and code.method not in FREE:
         warnings.warn(
-            f"The code of {code.method!r} was made for guidance {_told(own, forward)}, not for "
-            f"{_told(forward, own)}: the source need not come back as it was.",
+            f"The code of {code.method!r} was made for guidance {_difference(own, forward)}, not for "
+            f"{_difference(forward, own)}: the reconstruction can differ from the source.",
             DDIMWarning,
             stacklevel=3,
         )
     return forward
 
 
-def _told(guidance: Guidance, other: Guidance) -> str:
-    """Its weight, and what else is not the other's."""
+def _difference(guidance: Guidance, other: Guidance) -> str:
+    """The weight of ``guidance``, and what else of it is not the other's."""
     low, high = guidance.interval
     rescale = f", rescale {guidance.rescale:g}" if guidance.rescale != other.rescale else ""
     interval = f", interval ({low:g}, {high:g})" if tuple(guidance.interval) != tuple(other.interval) else ""
@@ -323,32 +335,33 @@ def _told(guidance: Guidance, other: Guidance) -> str:
 
 
 class _Phases:
-    """One progress for the way back and the way forward, each taken as the same share of the whole.
+    """Counts the steps of inversion and sampling together.
 
-    The total is known only when the inversion has told its own, and grows then by the steps to come.
+    The number of sampling steps is known only after the inversion. Until then the inversion counts as one of ``count``
+    equal phases.
     """
 
     def __init__(self, on_event: OnEvent, count: int) -> None:
         self.on_event, self.before, self.count = on_event, 0, count
 
-    def back(self) -> OnEvent:
-        """What the inversion reports to; its codes are an edit's own affair."""
+    def inversion(self) -> OnEvent:
+        """The ``on_event`` of the inversion. Its codes are not passed on; ``on_code`` gets the whole one."""
 
-        def told(event: Event) -> None:
+        def on_event(event: Event) -> None:
             if isinstance(event, StepEvent):
                 self.before = event.total
                 self.on_event(StepEvent(event.done, event.total * self.count))
             elif isinstance(event, LossEvent):
                 self.on_event(event)
 
-        return told
+        return on_event
 
-    def counted(self, total: int) -> OnStep:
-        """What the way forward reports to."""
+    def sampling(self, total: int) -> OnStep:
+        """What sampling calls after each of its ``total`` steps."""
         before = self.before
 
-        def later(event: Event) -> None:
+        def on_event(event: Event) -> None:
             if isinstance(event, StepEvent):
                 self.on_event(StepEvent(before + event.done, before + event.total))
 
-        return Report(later, total, 1, 1)
+        return Report(on_event, total, 1, 1)

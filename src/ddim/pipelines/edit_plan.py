@@ -1,4 +1,4 @@
-"""What an edit is to do, in words or classes: all of it that can be wrong is told here, before the work."""
+"""Plans an edit: reads prompts, classes, weights, blend words and masks, and refuses wrong ones before any work."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -23,70 +23,71 @@ Blend = str | tuple[str, str] | None
 
 
 def by_class(model: Model, prompt: object, labels: object) -> bool:
-    """Whether classes edit, and not words. Raises InputError where the model takes neither, or is given the other."""
+    """Whether classes edit, not prompts. Raises InputError where the model takes neither, or the other was passed."""
     if model.text:
         if labels is not None:
             raise InputError(f"the model {model.name!r} takes prompts, not class labels.", parameter="labels")
         if prompt is None:
-            raise InputError("an edit needs what the picture is to become; give a prompt.", parameter="prompt")
+            raise InputError("an edit needs a prompt: what the image is to show.", parameter="prompt")
         return False
     if not model.classes:
         raise InputError(
-            f"{model.name!r} takes no prompts, so that words cannot edit, and no classes; use a text model.",
+            f"{model.name!r} takes neither prompts nor classes, so it cannot edit; use a text model.",
             parameter="model",
         )
     if prompt is not None:
         raise InputError(
-            f"{model.name!r} takes no prompts, so that words cannot edit; give labels, or use a text model.",
+            f"{model.name!r} takes no prompts; pass labels, or use a text model.",
             parameter="model",
         )
     if labels is None:
         raise InputError(
-            f"an edit needs what the picture is to become; give a class, from 0 to {model.classes - 1}.",
+            f"an edit needs the class to edit to, from 0 to {model.classes - 1}.",
             parameter="labels",
         )
     return True
 
 
-def attention_asked(given: object, by_class: bool) -> AttentionEdit:
-    """How attention follows the source's. Raises InputError for what does not go with classes, or is no setting."""
-    if given is None:
+def attention_asked(attention: object, by_class: bool) -> AttentionEdit:
+    """The attention control. Raises InputError for another type, and for control of a model without words."""
+    if attention is None:
         return AttentionEdit("none" if by_class else "refine")
-    how = AttentionEdit(given) if isinstance(given, str) else given
+    how = AttentionEdit(attention) if isinstance(attention, str) else attention
     if not isinstance(how, AttentionEdit):
         raise InputError(
-            f"{given!r} is neither an AttentionEdit nor one of: {', '.join(ATTENTIONS)}.", parameter="attention"
+            f"{attention!r} is neither an AttentionEdit nor one of: {', '.join(ATTENTIONS)}.", parameter="attention"
         )
     if by_class and how.kind != "none":
         raise InputError(
-            f"{how.kind!r} follows the attention to words, and classes have none; use 'none'.", parameter="attention"
+            f"{how.kind!r} controls attention to words, and classes have none; use 'none'.",
+            parameter="attention",
         )
     return how
 
 
-def source_prompts(given: str | Sequence[str] | None, count: int) -> list[str]:
-    """What each of some pictures shows, as the model is to read it.
+def source_prompts(prompts: str | Sequence[str] | None, count: int) -> list[str]:
+    """The source prompt of each of ``count`` images.
 
     Raises:
-        InputError: nothing, no texts or none that can be read, another number of them, weighted words.
+        InputError: None, values that are not text, another number of prompts, weighted words.
     """
-    if given is None:
+    if prompts is None:
         raise InputError(
-            "an edit of a picture needs to know what the picture shows; an empty one will do.",
-            parameter="source_prompt",
+            "an edit of an image needs a prompt of what the image shows; it may be empty.", parameter="source_prompt"
         )
-    return [unweighted(text, "source_prompt") for text in texts_for(given, count, "source_prompt")]
+    return [unweighted(text, "source_prompt") for text in texts_for(prompts, count, "source_prompt")]
 
 
 def prompts_of_code(code: LatentCode, source_prompt: str | Sequence[str] | None, negative: str | None) -> list[str]:
-    """The source prompts that a code keeps."""
+    """The source prompts of a code. Raises InputError where it has none, or others were passed."""
     if not code.prompts:
         raise InputError(
-            "it keeps no prompt, so that words cannot edit it; invert the picture with its prompt.", parameter="code"
+            "it has no prompt, so a prompt cannot edit it; invert the image with its prompt.", parameter="code"
         )
     if source_prompt is not None and source_prompts(source_prompt, len(code)) != list(code.prompts):
         raise InputError(
-            f"{source_prompt!r}, but the code was made with {code.prompts[0]!r}; leave it.", parameter="source_prompt"
+            f"{source_prompt!r}, but the code was made with {code.prompts[0]!r}; leave it out.",
+            parameter="source_prompt",
         )
     if negative and unweighted(check_text(negative, "negative"), "negative") != code.negative:
         raise InputError(
@@ -106,22 +107,25 @@ def planned(
     mask: MaskLike | None = None,
     steps: range | None = None,
 ) -> tuple[tuple[tuple[str, ...], ...], Tensor | None, AttentionPlan | None]:
-    """Targets as the model reads them, [N][K], the mask and the plan of an edit: all that can be wrong before the work.
+    """Plans an edit by prompts.
 
     Args:
         model, prompt, blend, weights, mask: as for ``edit``.
-        sources: what the pictures show, one each.
-        size: (height, width) of the pictures.
+        sources: the source prompts, one for each image.
+        size: (height, width) of the images.
         how: attention control.
-        steps: those that the way forward takes, up to S; None leaves unasked whether one lies in the window of the
-            weights.
+        steps: the steps that sampling takes, up to S, to check that one lies in the window of the weights; None skips
+            the check.
+
+    Returns:
+        The targets without their weights, [N][K]; the mask, or None; the plan for attention, or None.
 
     Raises:
-        InputError: what ``edit`` raises of words and mask.
+        InputError: what ``edit`` raises about prompts, words and masks.
     """
     wanted = [[parse_weights(p) for p in row] for row in target_prompts(prompt, len(sources))]
     targets = tuple(tuple(p for p, _ in row) for row in wanted)
-    given = None if mask is None else read_mask(mask, len(sources), size)
+    pixel_mask = None if mask is None else read_mask(mask, len(sources), size)
     plan = _plan(model, how, sources, wanted, blend, weights, size)
     if plan is None or plan.blend is None:
         how.refuse(("blend_start", "blend_threshold", "blend_side"), "since no words blend")
@@ -130,11 +134,11 @@ def planned(
     elif how.weight_steps is None and steps and not any(within(how.weight_window, i, steps.stop) for i in steps):
         begin, end = how.weight_window
         raise InputError(
-            f"they are scaled in the part ({begin:g}, {end:g}) of the steps, where none of {len(steps)} lies; give "
+            f"they act in the part ({begin:g}, {end:g}) of the steps, and none of {len(steps)} steps lies there; set "
             "weight_steps.",
             parameter="weights",
         )
-    return targets, given, plan
+    return targets, pixel_mask, plan
 
 
 def _plan(
@@ -146,7 +150,7 @@ def _plan(
     weights: Any,
     size: tuple[int, int],
 ) -> AttentionPlan | None:
-    """What attention control needs to know; None where there is nothing to control."""
+    """The plan for attention control; None where nothing is controlled."""
     n, k = len(wanted), len(wanted[0])
     cuts = {p: model.tokens(p) for p in {*sources, *(p for row in wanted for p, _ in row)}}
     length = cuts[sources[0]].length
@@ -182,7 +186,7 @@ def _plan(
 
 
 def _places(source: Tokens, target: Tokens, blend: Blend) -> Tensor | None:
-    """The tokens to blend by, of source and target, [2, L]."""
+    """The tokens of the blend words in source and target, [2, L]; None without blend words."""
     if blend is None:
         return None
     return torch.stack([token_mask(t, words) for t, words in zip((source, target), blend_words(blend), strict=True)])
@@ -198,52 +202,56 @@ def planned_classes(
     words: Mapping[str, object],
     mask: MaskLike | None,
 ) -> tuple[list[int], tuple[tuple[int, ...], ...], Tensor | None]:
-    """The sources' classes, the targets' [N][K], and the mask: all that can be wrong before the work.
+    """Plans an edit by classes.
 
     Args:
         model, source_labels, labels, mask: as for ``edit``.
-        code: the sources', where they are no pictures.
-        count, size: how many they are, and their (height, width).
-        words: settings that go with words alone, by name; None where they were not given.
+        code: the sources' code; None for images.
+        count, size: the number of sources, and their (height, width).
+        words: settings that only go with prompts, by name; None where they were not passed.
+
+    Returns:
+        The sources' classes, the targets' classes [N][K], and the mask or None.
 
     Raises:
-        InputError: what ``edit`` raises of classes, words and mask.
+        InputError: what ``edit`` raises about classes, prompts and masks.
     """
     for name, value in words.items():
         if value is not None:
-            raise InputError("it goes with words, and classes edit here; leave it out.", parameter=name)
+            raise InputError("it goes with prompts, and here classes edit; leave it out.", parameter=name)
     own = _labels_of(model, code, source_labels, count)
     return own, _target_labels(model, labels, count), None if mask is None else read_mask(mask, count, size)
 
 
-def _labels_of(model: Model, code: LatentCode | None, given: Any, count: int) -> list[int]:
-    """The sources' classes: a code's own, or as they are given. Raises InputError for none, or for others."""
+def _labels_of(model: Model, code: LatentCode | None, labels: Any, count: int) -> list[int]:
+    """The sources' classes: a code's own, or those passed. Raises InputError for none, or for others."""
     own = None if code is None else code.conditions.cond.tensors.get("labels")
-    if own is None:
-        if given is None:
-            raise InputError(
-                f"an edit needs the picture's own class, from 0 to {model.classes - 1}.", parameter="source_labels"
-            )
-        return whole_numbers(class_labels(given, count, model.classes, model.name, parameter="source_labels"))
-    if given is not None:
-        told = class_labels(given, count, model.classes, model.name, parameter="source_labels")
-        if whole_numbers(told) != whole_numbers(own):
-            raise InputError(
-                f"{given}, but the code was made with {whole_numbers(own)}; leave it.", parameter="source_labels"
-            )
-    return whole_numbers(own)
+    if labels is None and own is None:
+        raise InputError(
+            f"an edit needs the image's own class, from 0 to {model.classes - 1}.", parameter="source_labels"
+        )
+    passed = None
+    if labels is not None:
+        passed = whole_numbers(class_labels(labels, count, model.classes, model.name, parameter="source_labels"))
+    kept = passed if own is None else whole_numbers(own)
+    if passed is not None and passed != kept:
+        raise InputError(f"{labels}, but the code was made with {kept}; leave it out.", parameter="source_labels")
+    assert kept is not None
+    return kept
 
 
 def _target_labels(model: Model, labels: Any, count: int) -> tuple[tuple[int, ...], ...]:
-    """The targets' classes, ``[N][K]``: one or several for all images, or a list for each image.
+    """The targets' classes, ``[N][K]``: one class or a list for all images, or a list for each image.
 
     Raises:
-        InputError: what is no class, or not one list an image.
+        InputError: a value that is no class, or another number of lists than images.
     """
-    several: list[Any] = (
+    listed: list[Any] = (
         [labels] if is_whole(labels) or not isinstance(labels, Iterable) else list(cast("Iterable[Any]", labels))
     )
-    rows = several if several and all(isinstance(row, (list, tuple)) for row in several) else [several] * count
+    rows = listed if listed and all(isinstance(row, (list, tuple)) for row in listed) else [listed] * count
     if len(rows) != count or len({len(row) for row in rows}) != 1 or not rows[0]:
-        raise InputError(f"{labels!r} is no class, nor a list of them, nor one list an image.", parameter="labels")
+        raise InputError(
+            f"{labels!r} is not a class, a list of classes, or one list for each image.", parameter="labels"
+        )
     return tuple(tuple(whole_numbers(class_labels(list(r), len(r), model.classes, model.name))) for r in rows)
