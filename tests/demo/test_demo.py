@@ -181,7 +181,7 @@ def test_quick_leaves_the_longest_out(folder: Path, monkeypatch: pytest.MonkeyPa
     found = said["results"]
     assert [one["steps"] for one in found["samples"]] == [20]
     assert found["samples"][0]["seeds"][0] == 5
-    assert found["command"] == "ddim demo --model small --out 'quick demo' --seed 5 --quick --editor ''"
+    assert found["command"] == "ddim demo --out 'quick demo' --model small --seed 5 --quick --editor ''"
 
 
 @pytest.fixture(scope="module")

@@ -1,48 +1,142 @@
-"""``ddim demo``: the main job on the carried models, and a page that shows it."""
+"""``ddim demo``: samples, round trips, interpolations and edits of two models, on one page."""
 
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options as o
-from .output import Terminal, escaped
+from .files import folder, protect, slug
+from .output import Terminal, escaped, progress
+from .repeat import repeat
+from .session import open_model
+from .tables import describe
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from ..demo import DemoModel
 
 _Out = Annotated[Path, typer.Option("--out", help="The folder for the page and its pictures.")]
 _Images = Annotated[
     Path | None,
     typer.Option(
         "--images",
-        help="A folder with four or more PNGs to invert; by default those beside the model.",
+        help="A folder with at least four PNG files to invert; by default the model's own test pictures.",
         show_default=False,
     ),
 ]
 _Editor = Annotated[
     str | None,
     typer.Option(
-        "--editor", help="The text model for the edits, emoji by default; '' leaves them out.", show_default=False
+        "--editor",
+        help="The text model for prompts and edits, by default emoji; '' leaves these sections out.",
+        show_default=False,
     ),
 ]
-_QuickHelp = "Leave out all work with S = 1000."
+_Seed = Annotated[int, typer.Option("--seed", help="The k-th sample has the seed SEED + k, counted from 0.")]
+_Quick = Annotated[
+    bool, typer.Option("--quick", help="Leave out samples with the model's largest S, such as S = 1000.")
+]
 
 
 def demo(
     out: _Out = Path("demo"),
     model: o.Model = "fashion",
     images: _Images = None,
-    seed: Annotated[int, typer.Option("--seed", help="The k-th sample has seed + k.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help=_QuickHelp)] = False,
+    seed: _Seed = 0,
+    quick: _Quick = False,
     editor: _Editor = None,
     device: o.Device = None,
 ) -> None:
-    """Run the main job on the carried models and leave a page that shows it: index.html and results.json."""
-    with Terminal() as terminal:
-        from ..demo import run
+    """Sample, invert, interpolate and edit with the bundled models, and write a page with the results.
 
-        results = run(terminal, out, model=model, images=images, seed=seed, quick=quick, editor=editor, device=device)
-        page = out / "index.html"
+    The page is index.html; its numbers are also in results.json.
+    """
+    with Terminal() as terminal:
+        from ..demo import output_files, run, source_pictures
+        from ..models import bundled_models
+
+        protect(output_files(folder(out), ["x"]))
+        shown = _open(terminal, model, device)
+        paths = source_pictures(model, images)
+        names = [slug(path.stem) for path in paths]
+        protect(output_files(out, names), paths)
+        if editor is None and "emoji" in bundled_models():
+            editor = "emoji"
+        text_model = _open(terminal, editor, device) if editor else None
+        with _Bars(terminal) as bars:
+            results = run(
+                out,
+                shown,
+                dict(zip(names, paths, strict=True)),
+                bars,
+                editor=text_model,
+                resize=images is not None,
+                seed=seed,
+                quick=quick,
+                command=repeat(),
+            )
+        page, numbers = out / "index.html", out / "results.json"
         terminal.result(
-            {"command": "demo", "files": [str(page), str(out / "results.json")], "results": results},
+            {"command": "demo", "files": [str(page), str(numbers)], "results": results},
             f"[bold]{escaped(page)}[/bold]  [dim]{terminal.seconds:.0f} s · the numbers are in "
-            f"{escaped(out / 'results.json')}[/dim]",
+            f"{escaped(numbers)}[/dim]",
         )
+
+
+def _open(terminal: Terminal, name: str, device: str | None) -> "DemoModel":
+    from ..demo import DemoModel
+
+    counted = open_model(terminal, name, device, "float32", labels=[])
+    return DemoModel(name, counted.model, describe(counted, name))
+
+
+class _Bars:
+    """A progress bar for each section and one for the whole demo; a line for each section if there is no terminal."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self.lines = not (terminal.live or terminal.as_json or terminal.quiet)
+        self.bars = progress(transient=False) if terminal.live else None
+        self.running: list[tuple[TaskID, float]] = []  # each with the time when it began
+
+    def __enter__(self) -> "_Bars":
+        if self.bars is not None:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+
+    def start(self, calls: int) -> None:
+        """Adds the bar of the whole demo."""
+        self._add("[bold]the whole demo", calls)
+
+    @contextmanager
+    def section(self, title: str, calls: int) -> Iterator[None]:
+        """Adds the bar of a section, or prints a line when the section is done."""
+        began = time.perf_counter()
+        self._add(title, calls)
+        yield
+        if self.bars is not None:
+            self.running.pop()
+        if self.lines:
+            spent = time.perf_counter() - began
+            print(f"{title}: {spent:.1f} s, {calls} network calls", file=sys.stderr, flush=True)
+
+    def advance(self, calls: float) -> None:
+        """Moves the bars of the section and of the whole demo."""
+        for task, began in self.running:
+            assert self.bars is not None
+            self.bars.advance(task, calls)
+            rate = self.bars.tasks[task].completed / max(time.perf_counter() - began, 1e-9)
+            self.bars.update(task, rate=f"{rate:.0f} images/s")
+
+    def _add(self, title: str, calls: int) -> None:
+        if self.bars is not None:
+            self.running.append((self.bars.add_task(title, total=calls, rate=""), time.perf_counter()))

@@ -1,5 +1,11 @@
-"""The demo: the main job on one model, as a static page with its pictures and numbers."""
+"""The demo: samples, round trips, interpolations and edits of two models, as a static page with pictures and numbers.
 
-from .run import run
+It is written as a user of the library would write it: on ``import ddim``. The command ``ddim demo`` opens the models,
+checks the files, draws the progress bars, and calls ``run``.
+"""
 
-__all__ = ["run"]
+from .context import DemoModel
+from .jobs import Progress
+from .run import output_files, run, source_pictures
+
+__all__ = ["DemoModel", "Progress", "output_files", "run", "source_pictures"]

@@ -1,207 +1,189 @@
-"""The sections of the demo that work with words: prompts to pictures, and edits of real pictures."""
+"""The sections with prompts: samples of prompts, and edits of real pictures."""
 
 import csv
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError
-from ..cli.session import errors
+import ddim
+
 from ..data.images import read_images
-from ..models import bundled_models
-from ..models.counted import Counted
-from ..pipelines.events import steps_of
-from ..pipelines.sample import sample
-from .pictures import tiles
-from .studio import Job, Studio, plain
+from .context import Context, Section
+from .jobs import Job, Listen
+from .pictures import errors, tiles
 
 STEPS = 50
-DRAWN, EDITED = 5.0, 3.0
-"""Guidance. At 7.5, usual for larger models, edits against a source's own prompt lose their colours on `emoji`."""
+SAMPLE_GUIDANCE, EDIT_GUIDANCE = 5.0, 3.0
+"""At 7.5, the usual guidance of larger models, edits of ``emoji`` lose the colours of their source."""
 EDITS = 3
 DRAWINGS = "drawings"
-"""The folder of the real ones; not ``originals``, all of which the page's commands invert with the pixel model."""
+"""The folder of the real pictures, below the output folder. It is not ``originals``: the page's commands invert
+everything there with the pixel model."""
 
 
 @dataclass(frozen=True)
-class How:
-    """An inversion and an attention control, as the page shows them."""
+class EditMethod:
+    """An inversion with a kind of attention control, as the page shows it."""
 
     key: str
     label: str
     method: str
-    attention: str
+    attention: Literal["refine", "none"]
 
 
-HOWS = [
-    How("direct_refine", "Direct, attention refined", "direct", "refine"),
-    How("null_refine", "Null-text, attention refined", "null-text", "refine"),
-    How("negative_refine", "Negative prompt, attention refined", "negative-prompt", "refine"),
-    How("edit_friendly", "Edit-friendly DDPM", "edit-friendly", "none"),
-    How("direct_plain", "Direct, attention free", "direct", "none"),
-    How("ddim_plain", "Plain DDIM", "ddim", "none"),
-]
+EDIT_METHODS = (
+    EditMethod("direct_refine", "Direct, refined attention", "direct", "refine"),
+    EditMethod("null_refine", "Null-text, refined attention", "null-text", "refine"),
+    EditMethod("negative_refine", "Negative prompt, refined attention", "negative-prompt", "refine"),
+    EditMethod("edit_friendly", "Edit-friendly DDPM", "edit-friendly", "none"),
+    EditMethod("direct_plain", "Direct, no attention control", "direct", "none"),
+    EditMethod("ddim_plain", "Plain DDIM", "ddim", "none"),
+)
 
 
 class Gallery:
-    """The real pictures beside a text model, from its ``pictures.csv``: k-th held-out picture, k-th answer; and prompts
-    without a picture, which it was trained on.
+    """The prompts and real pictures that ``pictures.csv`` lists beside a text model.
+
+    The k-th picture of ``answers/`` shows what the edit of the k-th picture of ``test_images/`` should give. Rows
+    without a file are prompts of the training set.
 
     Args:
         name: a bundled model, or a folder.
         shape: (C, H, W) of the model's pictures.
 
+    Attributes:
+        pixels, names, prompts, owners: the real pictures [N, C, H, W] in [0, 1], their file names without suffix,
+            their prompts, and who owns them (empty if the list does not say).
+        answers, targets: the first three answers [3, C, H, W], and their prompts.
+        known: the prompts of the training set.
+
     Raises:
-        InputError: no such list, or fewer than three edits in it.
+        InputError: there is no such list, or it has fewer than three sources or answers.
     """
 
     def __init__(self, name: str, shape: tuple[int, int, int]) -> None:
-        root = bundled_models().get(name, Path(name))
+        root = ddim.bundled_models().get(name, Path(name))
         listed = root / "pictures.csv"
         if not listed.is_file():
-            raise InputError(f"{root} has no pictures.csv; the demo's edits need one beside the model.")
+            raise ddim.InputError(f"{root} has no pictures.csv. The demo's edits need one beside the model.")
         with listed.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         sources = [row for row in rows if row["file"].startswith("test_images/")]
-        answers = [row for row in rows if row["file"].startswith("answers/")]
+        answers = [row for row in rows if row["file"].startswith("answers/")][:EDITS]
         if len(answers) < EDITS or len(sources) < EDITS:
-            raise InputError(f"{listed} lists {len(answers)} answers and {len(sources)} sources; {EDITS} are needed.")
+            raise ddim.InputError(
+                f"{listed} lists {len(sources)} sources and {len(answers)} answers. The demo needs {EDITS} of each."
+            )
         self.prompts = [row["prompt"] for row in sources]
         self.known = [row["prompt"] for row in rows if not row["file"]]
         self.names = [Path(row["file"]).stem for row in sources]
         self.owners = [row.get("source") or "" for row in sources]
-        self.targets = [row["prompt"] for row in answers[:EDITS]]
+        self.targets = [row["prompt"] for row in answers]
         self.pixels = read_images([root / row["file"] for row in sources], shape)
-        self.answers = read_images([root / row["file"] for row in answers[:EDITS]], shape)
+        self.answers = read_images([root / row["file"] for row in answers], shape)
+
+    @property
+    def credits(self) -> list[str]:
+        """The owners of the pictures, each once."""
+        return sorted({*self.owners} - {""})
 
 
-class Words:
-    """Prompts that the model was trained on, and those of real pictures, none of which it saw."""
+def text_to_image(context: Context, gallery: Gallery) -> Section:
+    """Samples for prompts of the training set, and for the prompts of real pictures that the model never saw."""
+    lists = [prompts for prompts in (gallery.known, gallery.prompts) if prompts]
 
-    title = "Words to pictures"
+    def run(prompts: list[str], listen: Listen) -> tuple[Tensor, float, float]:
+        """The images, network calls per image, and seconds."""
+        began, model, count = time.perf_counter(), context.counted(), len(prompts)
+        settings = {"prompt": prompts, "steps": STEPS, "guidance": SAMPLE_GUIDANCE, "seed": context.seed}
+        images = ddim.sample(model, count, **settings, on_event=listen(1)).cpu()
+        return images, model.calls(count), time.perf_counter() - began
 
-    def __init__(self, studio: Studio, gallery: Gallery) -> None:
-        self.studio, self.gallery = studio, gallery
-        self.asked = {"known": gallery.known, "held": gallery.prompts}
-        self.drawn: dict[str, Tensor] = {}
-        self.seconds, self.nfe = 0.0, 0.0
+    def command(prompt: str) -> str:
+        guidance = f"{SAMPLE_GUIDANCE:g}"
+        return context.command("sample", prompt=prompt, guidance=guidance, steps=STEPS, seed=context.seed, n=1)
 
-    def stages(self) -> list[list[Job]]:
-        """One a list of prompts."""
-        lists = [(which, 2 * STEPS * len(prompts)) for which, prompts in self.asked.items() if prompts]
-        return [[Job(weight, lambda report, w=which: self._draw(w, report)) for which, weight in lists]]
-
-    def _draw(self, which: str, report: Any) -> None:
-        began, counted = time.perf_counter(), Counted(self.studio.model.model)
-        prompts = self.asked[which]
-        self.drawn[which] = sample(
-            counted,
-            len(prompts),
-            prompt=prompts,
-            steps=STEPS,
-            guidance=DRAWN,
-            seed=self.studio.seed,
-            on_event=steps_of(report),
-        ).cpu()
-        self.seconds += time.perf_counter() - began
-        self.nfe = counted.calls(len(prompts))
-
-    def result(self) -> dict[str, Any]:
-        """Saves two sheets: of known prompts; and real pictures, each above what was drawn from its prompt."""
-        gallery, columns = self.gallery, -(-len(self.gallery.prompts) // 2)
-        rows = torch.stack([gallery.pixels.cpu(), self.drawn["held"]], 1)
-        order = torch.cat([part.transpose(0, 1).flatten(0, 1) for part in rows.split(columns)])
+    def finish(results: list[list[tuple[Tensor, float, float]]]) -> dict[str, Any]:
+        """Saves two sheets: samples for known prompts; and real pictures, each above the sample for its prompt."""
+        columns, (images, nfe, _) = -(-len(gallery.prompts) // 2), results[0][-1]
+        pairs = torch.stack([gallery.pixels, images], 1)
+        sheet = torch.cat([part.transpose(0, 1).flatten(0, 1) for part in pairs.split(columns)])
         about: dict[str, Any] = {
             "prompts": gallery.prompts,
             "known": gallery.known,
             "steps": STEPS,
-            "guidance": DRAWN,
-            "nfe": self.nfe,
-            "owners": sorted({*gallery.owners} - {""}),
-            "seconds": round(self.seconds, 2),
-            "command": self._command(gallery.prompts[0]),
+            "guidance": SAMPLE_GUIDANCE,
+            "nfe": nfe,
+            "owners": gallery.credits,
+            "seconds": round(sum(seconds for *_, seconds in results[0]), 2),
+            "command": command(gallery.prompts[0]),
         }
-        if "known" in self.drawn:
-            about["known_command"] = self._command(gallery.known[0])
-            about["known_file"] = self.studio.save(
-                tiles(self.drawn["known"], columns, scale=1, gap=4), "words_known", about
-            )
-        about["file"] = self.studio.save(tiles(order, columns, scale=1, gap=4), "words", about)
+        if gallery.known:
+            about["known_command"] = command(gallery.known[0])
+            about["known_file"] = context.save(tiles(results[0][0][0], columns, scale=1), "words_known", about)
+        about["file"] = context.save(tiles(sheet, columns, scale=1), "words", about)
         return about
 
-    def _command(self, prompt: str) -> str:
-        return self.studio.command(
-            "sample", prompt=prompt, guidance=f"{DRAWN:g}", steps=STEPS, seed=self.studio.seed, n=1
-        )
+    return Section([[Job(2 * STEPS * len(prompts), partial(run, prompts)) for prompts in lists]], finish)
 
 
-class Edits:
-    """Three edits of real pictures, by several inversions and with attention control or without."""
+def edits(context: Context, gallery: Gallery) -> Section:
+    """Three edits of real pictures by several inversions, with attention control and without it."""
+    sources, prompts = gallery.pixels[:EDITS], gallery.prompts[:EDITS]
 
-    title = "Edits of real pictures"
-
-    def __init__(self, studio: Studio, gallery: Gallery) -> None:
-        self.studio, self.gallery = studio, gallery
-        self.shown: dict[str, dict[str, Any]] = {}
-
-    def stages(self) -> list[list[Job]]:
-        """One a way."""
-        return [[Job(self._weight(how), lambda report, h=how: self._edit(h, report)) for how in HOWS]]
-
-    def _weight(self, how: How) -> int:
-        tuning = 20 if how.method == "null-text" else 0  # at most; it stops when it is near enough
+    def calls(how: EditMethod) -> int:
+        tuning = 20 if how.method == "null-text" else 0  # at most: tuning stops early once the loss is small
         return EDITS * STEPS * (1 + 4 + tuning)
 
-    def _edit(self, how: How, report: Any) -> None:
-        from ..pipelines.edit import edit
-
-        gallery, began, counted = self.gallery, time.perf_counter(), Counted(self.studio.model.model)
-        sources = gallery.pixels[:EDITS]
-        made = edit(
-            counted,
+    def run(how: EditMethod, listen: Listen) -> tuple[ddim.Edited, float, float]:
+        """The edits, network calls per picture, and seconds."""
+        began, model = time.perf_counter(), context.counted()
+        edited = ddim.edit(
+            model,
             sources,
             [[target] for target in gallery.targets],
-            source_prompt=gallery.prompts[:EDITS],
+            source_prompt=prompts,
             method=how.method,
-            attention=how.attention,  # type: ignore[arg-type]
+            attention=how.attention,
             steps=STEPS,
-            guidance=EDITED,
-            on_event=steps_of(report),
+            guidance=EDIT_GUIDANCE,
+            on_event=listen(1),
         )
-        back, edits = made.reconstruction.cpu().float(), made.edits[:, 0].cpu().float()
-        found = errors(sources, back)
-        rows = torch.stack([sources, back, edits, gallery.answers], 1).flatten(0, 1)
+        return edited, model.calls(EDITS), time.perf_counter() - began
+
+    def command(how: EditMethod) -> str:
+        picture = str(context.out / DRAWINGS / f"{gallery.names[0]}.png")
+        words = {"from": prompts[0], "to": gallery.targets[0], "method": how.method, "guidance": f"{EDIT_GUIDANCE:g}"}
+        return context.command("edit", picture, **words, attention=how.attention)
+
+    def save(how: EditMethod, edited: ddim.Edited, nfe: float, seconds: float) -> dict[str, Any]:
+        reconstruction = edited.reconstruction.cpu().float()
         about: dict[str, Any] = {
             "key": how.key,
             "label": how.label,
             "method": how.method,
             "attention": how.attention,
             "steps": STEPS,
-            "guidance": EDITED,
-            "edits": list(zip(gallery.prompts, gallery.targets, strict=False)),
-            "psnr": [e["psnr"] for e in found],
-            "owners": sorted({*gallery.owners} - {""}),
-            "nfe": counted.calls(EDITS),
-            "seconds": round(time.perf_counter() - began, 2),
-            "command": self._command(how),
+            "guidance": EDIT_GUIDANCE,
+            "edits": list(zip(prompts, gallery.targets, strict=True)),
+            "psnr": [error["psnr"] for error in errors(sources, reconstruction)],
+            "owners": gallery.credits,
+            "nfe": nfe,
+            "seconds": round(seconds, 2),
+            "command": command(how),
         }
-        about["file"] = self.studio.save(tiles(rows, 4, scale=2), f"edits_{how.key}", about)
-        self.shown[how.key] = about
+        rows = torch.stack([sources, reconstruction, edited.edits[:, 0].cpu().float(), gallery.answers], 1)
+        return {**about, "file": context.save(tiles(rows.flatten(0, 1), 4, scale=2), f"edits_{how.key}", about)}
 
-    def _command(self, how: How) -> str:
-        words = {"from": self.gallery.prompts[0], "to": self.gallery.targets[0], "method": how.method}
-        words["guidance"] = f"{EDITED:g}"
-        picture = str(self.studio.out / DRAWINGS / f"{self.gallery.names[0]}.png")
-        return self.studio.command("edit", picture, **words, attention=how.attention)
+    def finish(results: list[list[tuple[ddim.Edited, float, float]]]) -> list[dict[str, Any]]:
+        for k, name in enumerate(gallery.names):
+            about = {"prompt": gallery.prompts[k], "owner": gallery.owners[k]}
+            context.save(tiles(gallery.pixels[k : k + 1], 1, scale=1), f"{DRAWINGS}/{name}", about)
+        return [save(how, *made) for how, made in zip(EDIT_METHODS, results[0], strict=True)]
 
-    def result(self) -> list[dict[str, Any]]:
-        """Saves the real drawings, one file each."""
-        for k, name in enumerate(self.gallery.names):
-            pixels = self.gallery.pixels[k : k + 1]
-            about = {"prompt": self.gallery.prompts[k], "owner": self.gallery.owners[k]}
-            self.studio.save(tiles(pixels, 1, scale=1), f"{DRAWINGS}/{name}", about)
-        return [plain(self.shown[how.key]) for how in HOWS]
+    return Section([[Job(calls(how), partial(run, how)) for how in EDIT_METHODS]], finish)

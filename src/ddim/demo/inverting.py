@@ -1,211 +1,197 @@
-"""The sections of the demo that start from real pictures: there and back, and the way between two of them."""
+"""The sections that start from real pictures: round trips by several methods, and interpolations."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
-from ..cli.session import errors, psnr
-from ..inversion import make_inversion
-from ..inversion.latent_code import LatentCode
-from ..models.counted import Counted
-from ..pipelines import interpolate as between
-from ..pipelines.events import steps_of
-from ..pipelines.invert import invert
-from ..pipelines.reconstruct import reconstruct
-from .pictures import AMPLIFIED, difference, latent, same_as_png, tiles
-from .studio import Job, Studio
+from torch import Tensor
 
+import ddim
+
+from .context import Context, Section
+from .jobs import Job, Listen
+from .pictures import AMPLIFIED, difference, errors, latent, mean_mse, psnr, same_as_png, tiles
+
+ORIGINALS = "originals"
+"""The folder of the pictures, below the output folder."""
 COLUMNS = 4
-EXACT = "bdia"
-
-
-@dataclass(frozen=True)
-class Method:
-    """An inversion as the page shows it."""
-
-    key: str
-    label: str
-    name: str
-    options: dict[str, Any]
-
-
-METHODS = [
-    Method("ddim", "DDIM", "ddim", {}),
-    Method("ddim5", "DDIM ×5", "ddim", {"iterations": 5}),
-    Method("heun", "Heun", "heun", {}),
-    Method("edict", "EDICT", "edict", {}),
-    Method("bdia", "BDIA", "bdia", {}),
-    Method("belm", "BELM", "belm", {}),
+METHODS: list[tuple[str, str, str, dict[str, Any]]] = [
+    ("ddim", "DDIM", "ddim", {}),
+    ("ddim5", "DDIM ×5", "ddim", {"iterations": 5}),
+    ("heun", "Heun", "heun", {}),
+    ("edict", "EDICT", "edict", {}),
+    ("bdia", "BDIA", "bdia", {}),
+    ("belm", "BELM", "belm", {}),
 ]
+"""Each with its key in ``results.json``, its label on the page, its name and its options."""
+EXACT = "bdia"
+"""The key of the method whose codes are interpolated."""
 
 
-class Inversion:
-    """Every method on every test picture at S = 10, 20, 50; pictures of the largest."""
+class Sources(NamedTuple):
+    """The real pictures to invert: file names without their suffix, and pixels [N, C, H, W] in [0, 1]."""
 
-    title = "There and back"
+    names: Sequence[str]
+    pixels: Tensor
 
-    def __init__(self, studio: Studio) -> None:
-        self.studio = studio
-        top = studio.model.schedule.path.levels
-        self.steps = [s for s in (10, 20, 50) if s <= top] or [top]
-        self.curve: dict[tuple[str, int], dict[str, Any]] = {}
-        self.shown: dict[str, dict[str, Any]] = {}
-        self.codes: dict[str, LatentCode] = {}
 
-    def stages(self) -> list[list[Job]]:
-        """A job for each method and S."""
-        out = []
-        for method in METHODS:
-            made = make_inversion(method.name, method.options)
-            for s in self.steps:
-                weight = (made.nfe + made.solver().nfe) * s * len(self.studio.pixels)
-                out.append(Job(weight, lambda report, m=method, s=s: self._walk(m, s, report)))
-        return [out]
+class RoundTrip(NamedTuple):
+    """The codes and reconstructions of the pictures, and the numbers for ``results.json``."""
 
-    def _walk(self, method: Method, steps: int, report: Any) -> None:
-        studio, began = self.studio, time.perf_counter()
-        pixels, counted = studio.pixels, Counted(studio.model.model)
-        model = counted
-        made = make_inversion(method.name, method.options)
-        there = made.nfe / (made.nfe + made.solver().nfe)  # its share of the way, for the bar
+    code: ddim.LatentCode
+    reconstruction: Tensor
+    numbers: dict[str, Any]
 
-        def half(begin: float, share: float) -> Any:
-            return report and (lambda done, total: report(round(1000 * (begin + share * done / total)), 1000))
 
-        code = invert(model, pixels, steps=steps, method=made, on_event=steps_of(half(0, there)))
-        nfe = {"invert": counted.calls(len(pixels))}
-        back = reconstruct(model, code, on_event=steps_of(half(there, 1 - there))).cpu()
-        nfe["reconstruct"] = counted.calls(len(pixels))
-        found = errors(pixels, back)
-        mse = sum(e["mse"] or 0.0 for e in found) / len(found)
+def round_trip_steps(context: Context) -> list[int]:
+    """S = 10, 20 and 50, as far as the model has levels for them."""
+    levels = context.model.schedule.path.levels
+    return [s for s in (10, 20, 50) if s <= levels] or [levels]
+
+
+def round_trips(context: Context, sources: Sources) -> Section:
+    """Every method on every picture at several S; the pictures of the largest S are shown."""
+    (names, pixels), steps = sources, round_trip_steps(context)
+
+    def run(key: str, label: str, method: ddim.Inversion, s: int, listen: Listen) -> RoundTrip:
+        began, model = time.perf_counter(), context.counted()
+        share = method.nfe / _calls_per_step(method)
+        code = ddim.invert(model, pixels, steps=s, method=method, on_event=listen(share))
+        nfe = {"invert": model.calls(len(names))}
+        reconstruction = ddim.reconstruct(model, code, on_event=listen(1 - share)).cpu()
+        nfe["reconstruct"] = model.calls(len(names))
+        mse = mean_mse(pixels, reconstruction)
         numbers = {
-            "method": method.key,
-            "label": method.label,
-            "exact": made.exact,
-            "steps": steps,
-            "options": dict(made.options),
+            "method": key,
+            "label": label,
+            "exact": method.exact,
+            "steps": s,
+            "options": dict(method.options),
             "mse": mse,
             "psnr": psnr(mse),
-            "max": max(e["max"] or 0.0 for e in found),
-            "same_png": same_as_png(pixels, back),
-            "pictures": len(pixels),
+            "max": max(error["max"] or 0.0 for error in errors(pixels, reconstruction)),
+            "same_png": same_as_png(pixels, reconstruction),
+            "pictures": len(names),
             "nfe": nfe,
             "seconds": round(time.perf_counter() - began, 2),
         }
-        self.curve[method.key, steps] = numbers
-        if steps == self.steps[-1]:
-            set_to = [f"-o {k}={v}" for k, v in method.options.items()]
-            self.codes[method.key] = code
-            words = [str(studio.out / "originals" / "*.png")]
-            about = {
-                **numbers,
-                "paper": made.paper,
-                "latent_mean": float(code.x.mean()),
-                "latent_std": float(code.x.std()),
-                "each": [{"image": n, **e} for n, e in zip(studio.sources, found, strict=True)],
-                "command": " ".join([studio.command("invert", *words, method=method.name, steps=steps), *set_to]),
-            }
-            views = {"latent": latent(code.x), "reconstruction": back, "difference": difference(pixels, back)}
-            brief = {k: v for k, v in about.items() if k != "each"}
-            about["files"] = {
-                what: studio.save(tiles(view, COLUMNS), f"inversion_{method.key}_{what}", {**brief, "shows": what})
-                for what, view in views.items()
-            }
-            self.shown[method.key] = about
+        return RoundTrip(code, reconstruction, numbers)
 
-    def result(self) -> dict[str, Any]:
-        """Saves the originals, one file each and all on a sheet."""
-        studio = self.studio
-        for k, name in enumerate(studio.sources):
-            studio.save(tiles(studio.pixels[k : k + 1], 1, scale=1), f"originals/{name}", {"shows": "original"})
-        sheet = studio.save(tiles(studio.pixels, COLUMNS), "inversion_originals", {"shows": "originals"})
+    def save(name: str, options: dict[str, Any], trip: RoundTrip) -> dict[str, Any]:
+        key, x = trip.numbers["method"], trip.code.x
+        command = context.command("invert", str(context.out / ORIGINALS / "*.png"), method=name, steps=steps[-1])
+        about: dict[str, Any] = {
+            **trip.numbers,
+            "paper": ddim.make_inversion(name).paper,
+            "latent_mean": float(x.mean()),
+            "latent_std": float(x.std()),
+            "command": command + "".join(f" -o {option}={value}" for option, value in options.items()),
+        }
+        views = {
+            "latent": latent(x),
+            "reconstruction": trip.reconstruction,
+            "difference": difference(pixels, trip.reconstruction),
+        }
+        files = {
+            what: context.save(tiles(view, COLUMNS), f"inversion_{key}_{what}", {**about, "shows": what})
+            for what, view in views.items()
+        }
+        found = errors(pixels, trip.reconstruction)
+        return {**about, "each": [{"image": n, **e} for n, e in zip(names, found, strict=True)], "files": files}
+
+    def finish(results: list[list[RoundTrip]]) -> dict[str, Any]:
+        shown = results[0][len(steps) - 1 :: len(steps)]
+        context.codes.update({trip.numbers["method"]: trip.code for trip in shown})
+        for k, name in enumerate(names):
+            context.save(tiles(pixels[k : k + 1], 1, scale=1), f"{ORIGINALS}/{name}", {"shows": "original"})
         return {
-            "originals": sheet,
-            "images": studio.sources,
+            "originals": context.save(tiles(pixels, COLUMNS), "inversion_originals", {"shows": "originals"}),
+            "images": list(names),
             "amplified": AMPLIFIED,
-            "steps": self.steps[-1],
-            "methods": [self.shown[m.key] for m in METHODS],
-            "curve": [self.curve[m.key, s] for m in METHODS for s in self.steps],
+            "steps": steps[-1],
+            "methods": [save(name, options, trip) for (*_, name, options), trip in zip(METHODS, shown, strict=True)],
+            "curve": [trip.numbers for trip in results[0]],
         }
 
+    jobs: list[Job] = []
+    for key, label, name, options in METHODS:
+        method = ddim.make_inversion(name, options)
+        jobs += [Job(_calls_per_step(method) * s * len(names), partial(run, key, label, method, s)) for s in steps]
+    return Section([jobs], finish)
 
-class Between:
-    """From picture to picture: a row, a chain and four corners, on the codes of an exact method."""
 
-    title = "Between"
-    frames, stops, grid = 11, 5, (7, 7)
+def _calls_per_step(method: ddim.Inversion) -> int:
+    """Network calls of a step in both directions."""
+    return method.nfe + method.solver().nfe
 
-    def __init__(self, studio: Studio, inversion: Inversion) -> None:
-        self.studio, self.inversion = studio, inversion
-        self.pair = self._pick("sneaker", "ankle-boot")
-        self.chain = self._pick("t-shirt", "pullover", "coat", "dress")
-        self.corners = self._pick("trouser", "dress", "sandal", "bag")
-        self.done: dict[str, Any] = {}
 
-    def _pick(self, *kinds: str) -> list[int]:
-        """The first picture of each kind by its file name, or else the first that are left."""
-        names, chosen = self.studio.sources, []
+@dataclass(frozen=True)
+class Figure:
+    """An interpolation, as the page shows it.
+
+    Attributes:
+        which: the numbers of its pictures.
+        rows, columns: of its images.
+        ends: the numbers of the images that are reconstructions of the pictures.
+        option: the option of ``ddim interpolate`` that asks for it.
+    """
+
+    which: list[int]
+    rows: int
+    columns: int
+    ends: list[int]
+    option: dict[str, Any]
+
+
+def interpolations(context: Context, sources: Sources) -> Section:
+    """A row between two pictures, a chain through four, and a grid between four corners, on codes of ``EXACT``."""
+    (names, pixels), steps = sources, round_trip_steps(context)[-1]
+
+    def pick(*kinds: str) -> list[int]:
+        """For each kind the first picture whose name ends with it, or else the first that is not taken yet."""
+        chosen: list[int] = []
         for kind in kinds:
             rest = [k for k in range(len(names)) if k not in chosen]
             chosen.append(next((k for k in rest if names[k].endswith(kind)), rest[0]))
         return chosen
 
-    def stages(self) -> list[list[Job]]:
-        """A job for each figure."""
-        s, (rows, columns) = self.inversion.steps[-1], self.grid
-        chain = (len(self.chain) - 1) * (self.stops - 1) + 1
+    figures = {
+        "row": Figure(pick("sneaker", "ankle-boot"), 1, 11, [0, 10], {"frames": 11}),
+        "chain": Figure(pick("t-shirt", "pullover", "coat", "dress"), 1, 13, [0, 4, 8, 12], {"frames": 5}),
+        "corners": Figure(pick("trouser", "dress", "sandal", "bag"), 7, 7, [0, 6, 42, 48], {"grid": "7x7"}),
+    }
 
-        def weight(frames: int, ends: list[int]) -> int:  # the ends come back and are walked back once more
-            return (frames + 2 * len(ends)) * s
+    def calls(figure: Figure) -> int:  # the pictures are also reconstructed, and inverted again by plain DDIM
+        return (figure.rows * figure.columns + 2 * len(figure.which)) * steps
 
-        return [
-            [
-                Job(weight(self.frames, self.pair), lambda r: self._row("row", self.pair, self.frames, r)),
-                Job(weight(chain, self.chain), lambda r: self._row("chain", self.chain, self.stops, r)),
-                Job(weight(rows * columns, self.corners), self._grid),
-            ]
-        ]
+    def run(figure: Figure, listen: Listen) -> tuple[Tensor, float]:
+        began, codes = time.perf_counter(), [context.codes[EXACT][k] for k in figure.which]
+        if figure.rows == 1:
+            images = ddim.interpolate(context.model, *codes, frames=figure.option["frames"], on_event=listen(1))
+        else:
+            rows, columns = figure.rows, figure.columns
+            images = ddim.interpolate_grid(context.model, *codes, rows=rows, columns=columns, on_event=listen(1))
+        return images.cpu(), time.perf_counter() - began
 
-    def _row(self, what: str, which: list[int], frames: int, report: Any) -> None:
-        began = time.perf_counter()
-        images = between.interpolate(self.studio.model, *self._codes(which), frames=frames, on_event=steps_of(report))
-        self._keep(what, which, images.cpu(), len(images), began, {"frames": frames})
-
-    def _grid(self, report: Any) -> None:
-        began, (rows, columns) = time.perf_counter(), self.grid
-        images = between.interpolate_grid(
-            self.studio.model, *self._codes(self.corners), rows=rows, columns=columns, on_event=steps_of(report)
-        )
-        self._keep("corners", self.corners, images.cpu(), columns, began, {"grid": f"{rows}x{columns}"})
-
-    def _codes(self, which: list[int]) -> list[LatentCode]:
-        return [self.inversion.codes[EXACT][k] for k in which]
-
-    def _keep(
-        self, what: str, which: list[int], images: Any, columns: int, began: float, shape: dict[str, Any]
-    ) -> None:
-        names = [self.studio.sources[k] for k in which]
-        steps = self.inversion.steps[-1]
-        count = len(images)
+    def save(key: str, figure: Figure, images: Tensor, seconds: float) -> dict[str, Any]:
+        between = [names[k] for k in figure.which]
+        files = [str(context.out / ORIGINALS / f"{name}.png") for name in between]
         about: dict[str, Any] = {
-            "between": names,
+            "between": between,
             "method": EXACT,
             "steps": steps,
-            **shape,
-            "count": count,
-            "seconds": round(time.perf_counter() - began, 2),
-            "command": self.studio.command("interpolate", *map(self.studio.original, names), steps=steps, **shape),
+            **figure.option,
+            "count": len(images),
+            "seconds": round(seconds, 2),
+            "command": context.command("interpolate", *files, steps=steps, **figure.option),
+            "mse_at_ends": mean_mse(pixels[figure.which], images[figure.ends]),
         }
-        ends = [k * (shape["frames"] - 1) for k in range(len(which))] if "frames" in shape else self._corner_places()
-        found = errors(self.studio.pixels[which], images[ends])
-        about["mse_at_ends"] = sum(e["mse"] or 0.0 for e in found) / len(found)
-        about["file"] = self.studio.save(tiles(images, columns), f"between_{what}", about)
-        self.done[what] = about
+        return {**about, "file": context.save(tiles(images, figure.columns), f"between_{key}", about)}
 
-    def _corner_places(self) -> list[int]:
-        rows, columns = self.grid
-        return [0, columns - 1, (rows - 1) * columns, rows * columns - 1]
+    def finish(results: list[list[tuple[Tensor, float]]]) -> dict[str, Any]:
+        made = zip(figures.items(), results[0], strict=True)
+        return {key: save(key, figure, *images_and_seconds) for (key, figure), images_and_seconds in made}
 
-    def result(self) -> dict[str, Any]:
-        """The three figures."""
-        return {key: self.done[key] for key in ("row", "chain", "corners")}
+    return Section([[Job(calls(figure), partial(run, figure)) for figure in figures.values()]], finish)

@@ -1,44 +1,47 @@
-"""The demo's page: plain string templates, one style sheet, pictures in files beside it."""
+"""The demo's page: HTML in string templates, with one style sheet and the pictures in files beside it."""
 
 from collections.abc import Mapping
 from html import escape
 from importlib import resources
+from shlex import quote
 from typing import Any
 
-from ..cli.session import psnr
 from .markup import command, db, duration, image, last_part, settings, small, subject, table, whole
-from .pictures import span
+from .pictures import psnr, span
 from .plot import ROUNDING, psnr_plot
 
 Results = Mapping[str, Any]
 
-_TITLES = {
+TITLES = {
     "samples": "Samples",
     "noise": "Steps and noise",
-    "consistency": "One noise, many S",
-    "inversion": "There and back",
-    "between": "Between pictures",
-    "words": "Words to pictures",
+    "consistency": "The same noise",
+    "inversion": "Round trips",
+    "between": "Interpolation",
+    "words": "Text to image",
     "edits": "Edits of real pictures",
-    "next": "What to type next",
+    "next": "What to try next",
 }
+"""The title of each section, by its name in ``results.json``."""
 _METHODS = {
-    "ddim": "The plain way back: each step takes the ε of the point before it, and so leaves a small error.",
-    "ddim5": "The same step, solved as the implicit equation that it is by five fixed-point iterations.",
-    "heun": "A second-order step in both directions: the error shrinks faster with S.",
-    "edict": "Two coupled sequences, each stepped with the other’s ε; algebra undoes it.",
-    "bdia": "Each step is corrected by the one before it, so that it can be undone.",
-    "belm": "Leapfrog with the true, uneven steps: second order, and undone by algebra.",
+    "ddim": "A DDIM step in the opposite direction. The exact inverse of a step needs the ε of its result. This method "
+    "uses the ε of its start instead, which leaves a small error.",
+    "ddim5": "The exact inverse of a DDIM step solves an implicit equation. Here five fixed-point iterations solve it "
+    "approximately.",
+    "heun": "A second-order step in both directions. Its error falls faster as S grows.",
+    "edict": "Two coupled sequences, each of which steps with the ε of the other. Algebra undoes each step.",
+    "bdia": "Each step also uses the step before it, so that algebra can undo it.",
+    "belm": "A leapfrog method for steps of unequal size. It is of second order, and algebra undoes each step.",
 }
-_TOLD = ("iterations", "p", "gamma")
+_SHOWN_OPTIONS = ("iterations", "p", "gamma")
 
 
 def render(results: Results, out: str) -> str:
     """The page as one string of HTML.
 
     Args:
-        results: what ``results.json`` holds.
-        out: the folder as it was typed, for the commands at the end.
+        results: the content of ``results.json``.
+        out: the output folder as it was typed, for the commands at the end of the page.
     """
     style = resources.files("ddim.demo").joinpath("page.css").read_text(encoding="utf-8")
     sections = [_samples, _noise, _consistency, _inversion, _between]
@@ -83,13 +86,14 @@ def _header(results: Results) -> str:
     cells = "".join(
         f"<div><dt>{escape(a)}</dt><dd>{escape(str(b))}<small>{escape(str(c))}</small></dd></div>" for a, b, c in facts
     )
-    here = {key: title for key, title in _TITLES.items() if key in results or key == "next"}
+    here = {key: title for key, title in TITLES.items() if key in results or key == "next"}
     links = "".join(f'<a href="#{key}">{title}</a>' for key, title in here.items())
     return f"""<header>
 <h1>Diffusion that runs both ways</h1>
-<p class="lede">A diffusion model turns noise into pictures. With DDIM the same network also walks the other way: from a
-real picture back to the noise it would have come from, and forward again. Everything below was made by small models
-and one command, with the error measured wherever there is something to compare with.</p>
+<p class="lede">A diffusion model turns noise into pictures. With DDIM the same network also runs in the opposite
+direction: it turns a real picture into the noise that would produce it, and that noise back into the picture. One
+command made everything on this page with small models. Where there is something to compare with, the page states the
+measured error.</p>
 {command(results["command"])}
 <dl class="facts">{cells}</dl>
 <nav>{links}</nav>
@@ -97,7 +101,7 @@ and one command, with the error measured wherever there is something to compare 
 
 
 def _section(key: str, lead: str, *parts: str) -> str:
-    return "\n".join([f'<section id="{key}">', f"<h2>{_TITLES[key]}</h2>", f"<p>{lead}</p>", *parts, "</section>"])
+    return "\n".join([f'<section id="{key}">', f"<h2>{TITLES[key]}</h2>", f"<p>{lead}</p>", *parts, "</section>"])
 
 
 def _samples(results: Results) -> str:
@@ -109,7 +113,7 @@ def _samples(results: Results) -> str:
             f"<b>S = {one['steps']}</b>",
             "η = 0",
             f"seeds {span(one['seeds'])}",
-            f"{one['nfe']:g} calls a picture",
+            f"{one['nfe']:g} network calls per picture",
             f"{duration(one['seconds'])}, {count / one['seconds']:.3g} pictures/s" if one["seconds"] else "",
             _to_longest(one, longest),
         )
@@ -117,8 +121,8 @@ def _samples(results: Results) -> str:
         figures.append(f"<figure>{picture}<figcaption>{about}</figcaption>{command(one['command'])}</figure>")
     return _section(
         "samples",
-        f"{len(results['samples'][0]['seeds'])} pictures from noise, none of them chosen, with the same seeds on every "
-        "sheet. Fewer steps give mostly the same pictures, much sooner.",
+        f"Each sheet shows {len(results['samples'][0]['seeds'])} samples from the same seeds, without any selection. "
+        "Fewer steps give mostly the same pictures in much less time.",
         f'<div class="three">{"".join(figures)}</div>',
     )
 
@@ -133,19 +137,20 @@ def _noise(results: Results) -> str:
         pictures = []
         for one in row:
             alt = f"{len(one['seeds'])} samples at S = {steps}, {_noise_name(one['noise'])}"
-            pictures.append(image(one["file"], alt) + settings(duration(one["seconds"]) or "from the sheet"))
+            pictures.append(image(one["file"], alt) + settings(duration(one["seconds"]) or "from the sheet above"))
         rows.append([f"S = {steps}", *pictures])
     shown = [next((o for o in results["noise"] if o["noise"] == kind), first[0]) for kind in ("0.5", "sigma-hat")]
+    threads = results["machine"]["threads"]
     return _section(
         "noise",
-        "η scales the fresh noise of each step: 0 is DDIM, 1 is DDPM, and σ̂ is DDPM with its larger variance. In Table "
-        "1 of the paper (Song et al. 2021) noise costs quality where steps are few, σ̂ most of all. This is the same "
-        "table, to look at.",
+        "η scales the noise that each step adds: η = 0 is DDIM, η = 1 is DDPM, and σ̂ is DDPM with a larger variance. "
+        "Table 1 of the DDIM paper (Song et al. 2021) shows that added noise lowers the quality when there are few "
+        "steps, and that σ̂ lowers it most. This table shows pictures for the same settings.",
         f'<div class="wide">{table(["", *(_noise_name(o["noise"]) for o in first)], rows, "cells")}</div>',
         settings(
-            f"seeds {span(first[0]['seeds'])} in every cell, so the same x<sub>T</sub>",
-            "one call a step",
-            "times on one thread",
+            f"seeds {span(first[0]['seeds'])} in every cell, so every cell starts from the same x<sub>T</sub>",
+            "one network call per step",
+            f"times on {threads} {'thread' if threads == 1 else 'threads'}",
         ),
         *(command(one["command"]) for one in shown),
     )
@@ -155,14 +160,14 @@ def _consistency(results: Results) -> str:
     last = results["consistency"][-1]["steps"]
     rows = []
     for one in results["consistency"]:
-        label = f"<h3>S = {one['steps']}</h3>{settings(_to_longest(one, last) or 'the yardstick')}"
+        label = f"<h3>S = {one['steps']}</h3>{settings(_to_longest(one, last) or 'the reference')}"
         picture = image(one["file"], f"{len(one['seeds'])} samples at S = {one['steps']}")
         rows.append(f'<div><div class="label">{label}</div>{picture}</div>')
     return _section(
         "consistency",
-        "Each row starts from the same eight x<sub>T</sub> and takes another number of steps. What a picture shows is "
-        "mostly settled by its x<sub>T</sub>; more steps add detail, now and then another reading. So x<sub>T</sub> "
-        "is a code for the picture, and the rest of this page uses it as one.",
+        "Each row starts from the same eight noise images x<sub>T</sub> and takes a different number of steps. "
+        "x<sub>T</sub> determines most of what a picture shows. More steps add detail, and sometimes change the "
+        "subject. So x<sub>T</sub> is a code for the picture, and the following sections use it as one.",
         f'<div class="rows">{"".join(rows)}</div>',
         settings("η = 0", f"seeds {span(results['consistency'][0]['seeds'])}", f"PSNR against S = {last}"),
         command(results["consistency"][0]["command"]),
@@ -182,40 +187,40 @@ def _inversion(results: Results) -> str:
     ]
     numbers = table(["PSNR in dB", *(f"S = {s}" for s in grid)], rows, "numbers-table")
     exact = [value for _, kind, points in lines for value in points.values() if kind and value is not None]
-    below = ", and lies below that of a picture’s 8 bits" if min(exact, default=ROUNDING) >= ROUNDING else ""
-    plot = psnr_plot(lines, f"PSNR of what came back against S = {', '.join(map(str, grid))}, a line a method")
+    smaller = min(exact, default=ROUNDING) >= ROUNDING
+    below = ", and is smaller than the error of rounding a picture to 8 bits" if smaller else ""
+    plot = psnr_plot(
+        lines, f"PSNR of the reconstructions at S = {', '.join(map(str, grid))}, with one line for each method"
+    )
+    note = settings("PSNR = −10 log<sub>10</sub> MSE", f"MSE over all {len(data['images'])} pictures")
     return _section(
         "inversion",
-        f"{len(data['images'])} pictures that the model has never seen, walked back to noise in S = {data['steps']} "
-        "steps and forward again in as many. Errors are over values from 0 to 1. The latent is drawn from −3 (black) "
-        f"to 3 (white), the difference {data['amplified']} times as strong as it is. Plain areas leave latents that "
-        "are smoother than noise: a known limit of every deterministic way back.",
+        f"Each method inverts {len(data['images'])} pictures that the model has never seen, in S = {data['steps']} "
+        "steps, and reconstructs them from the result in as many steps. Errors are for pixel values from 0 to 1. "
+        f"Latents are shown with −3 as black and 3 as white, and differences are multiplied by {data['amplified']}. "
+        "Flat areas of a picture give latents that are smoother than noise, which is a known limit of every "
+        "deterministic inversion.",
         *(_method(k, one, data) for k, one in enumerate(data["methods"])),
-        '<h3 class="later">How near, for how many steps</h3>',
-        "<p>The approximate ways back (dashed) need many steps. The exact ones (solid) do not: what error is left "
-        f"comes from the rounding of the machine’s own numbers{below}.</p>",
-        f'<div class="curve"><div>{plot}</div><div>{numbers}{_psnr_note(len(data["images"]))}</div></div>',
+        '<h3 class="later">Error against the number of steps</h3>',
+        "<p>The approximate methods (dashed) need many steps. The exact methods (solid) do not: their remaining error "
+        f"comes from the rounding of floating-point numbers{below}.</p>",
+        f'<div class="curve"><div>{plot}</div><div>{numbers}{note}</div></div>',
     )
 
 
-def _psnr_note(count: int) -> str:
-    return settings("PSNR = −10 log<sub>10</sub> MSE", f"MSE over all {count} pictures")
-
-
 def _method(k: int, one: Results, data: Results) -> str:
-    count, files, label = one["pictures"], one["files"], one["label"]
-    same = "all" if one["same_png"] == count else "none" if one["same_png"] == 0 else str(one["same_png"])
+    files, label = one["files"], one["label"]
     about = settings(
         f"S = {one['steps']}",
-        escape(", ".join(f"{key} = {value:g}" for key, value in one["options"].items() if key in _TOLD)),
-        f"{one['nfe']['invert']:g} + {one['nfe']['reconstruct']:g} calls a picture",
+        escape(", ".join(f"{key} = {value:g}" for key, value in one["options"].items() if key in _SHOWN_OPTIONS)),
+        f"{one['nfe']['invert']:g} + {one['nfe']['reconstruct']:g} network calls per picture",
         duration(one["seconds"]),
         escape(one["paper"]),
     )
     views = [
         ("original", data["originals"], "the real pictures"),
-        ("latent", files["latent"], f"standard deviation {one['latent_std']:.2f}, that of noise is 1"),
-        ("reconstruction", files["reconstruction"], f"{same} of {count} the same PNG to the bit"),
+        ("latent", files["latent"], f"standard deviation {one['latent_std']:.2f}; that of noise is 1"),
+        ("reconstruction", files["reconstruction"], f"{one['same_png']} of {one['pictures']} are the same 8-bit image"),
         ("difference", files["difference"], f"× {data['amplified']}; the largest is {small(one['max'])}"),
     ]
     figures = "".join(
@@ -224,7 +229,7 @@ def _method(k: int, one: Results, data: Results) -> str:
     )
     kind = "exact" if one["exact"] else "approximate"
     return f"""<div class="method">
-<h3><span class="dot s{k}"></span>{escape(one["label"])} <span class="set">{kind}</span></h3>
+<h3><span class="dot s{k}"></span>{escape(label)} <span class="set">{kind}</span></h3>
 <p>{_METHODS.get(one["method"], "")}</p>
 <div class="numbers"><strong>{db(one["psnr"])} dB</strong><span>MSE {small(one["mse"])}</span></div>
 {about}
@@ -243,18 +248,18 @@ def _between(results: Results) -> str:
             f"{one['method']}, S = {one['steps']}",
             f"{one['count']} pictures",
             duration(one["seconds"]),
-            f"MSE {small(one['mse_at_ends'])} where the real pictures are",
+            f"MSE {small(one['mse_at_ends'])} at the real pictures",
         )
         caption = f"<figcaption>{text}{about}</figcaption>{command(one['command'])}"
         return f'<figure class="{kind}">{image(one["file"], text)}{caption}</figure>'
 
     return _section(
         "between",
-        "Codes can be mixed. Every point on the arc between the DDIM latents of two real pictures (slerp) comes "
-        "forward to a picture. The ends are the real pictures themselves, brought back by an exact method.",
+        "Codes can be mixed. Every point on the arc between the DDIM latents of two real pictures (slerp) gives a "
+        "picture. At the ends of an arc are the real pictures, reconstructed by an exact method.",
         figure("row", "From one real picture to another in eleven frames."),
-        figure("chain", "A chain through four of them."),
-        figure("corners", "Four in the corners, and what lies between.", "square"),
+        figure("chain", "A chain through four real pictures."),
+        figure("corners", "Four real pictures in the corners, and mixtures of them between.", "square"),
     )
 
 
@@ -263,7 +268,7 @@ def _words(results: Results) -> str:
     about = settings(
         f"<b>{escape(last_part(model['name']))}</b>, {model['parameters'] / 1e6:.1f} million weights",
         f"S = {one['steps']}, guidance {one['guidance']:g}",
-        f"{one['nfe']:g} calls a picture",
+        f"{one['nfe']:g} network calls per picture",
         duration(one["seconds"]),
     )
 
@@ -273,17 +278,17 @@ def _words(results: Results) -> str:
 
     parts = []
     if one.get("known_file"):
-        what = "what the model draws from prompts that it knows"
+        what = "samples for prompts of the training set"
         parts.append(figure(one["known_file"], one["known"], what, one["known_command"]))
         parts.append(
-            "<p>Prompts that it was never trained on: the real drawing, and below it what the model makes of the "
-            "words. Some carry over, some do not.</p>"
+            "<p>The model was not trained on the following prompts. Each pair of rows shows real drawings, and below "
+            "them the samples for their prompts. Some samples match their prompt, and some do not.</p>"
         )
-    what = "real drawings, and what the model draws from their prompts"
+    what = "real drawings, each above a sample for its prompt"
     parts.append(figure(one["file"], one["prompts"], what, one["command"]))
     return _section(
         "words",
-        "A small Stable Diffusion draws what a prompt says: a drawing style, and the name of a thing.",
+        "A small Stable Diffusion model draws what a prompt names: a style, and a thing.",
         "".join(parts),
     )
 
@@ -295,8 +300,8 @@ def _edits(results: Results) -> str:
         about = settings(
             f"<b>{escape(one['label'])}</b>",
             f"S = {one['steps']}, guidance {one['guidance']:g}",
-            f"source back at {near} dB",
-            f"{one['nfe']:g} calls a picture",
+            f"reconstructions at {near} dB",
+            f"{one['nfe']:g} network calls per picture",
             duration(one["seconds"]),
         )
         picture = image(one["file"], f"three edits by {one['label']}: source, reconstruction, edit, answer")
@@ -304,37 +309,40 @@ def _edits(results: Results) -> str:
     asked = "; ".join(f"{a} → {b}" for a, b in results["edits"][0]["edits"])
     return _section(
         "edits",
-        f"Real pictures, changed by words: {escape(asked)}. In each row the source, what comes back of it, the edit, "
-        "and the real drawing that would have been the answer; the model saw none of the sources.",
+        f"A new prompt changes a real picture: {escape(asked)}. Each row shows the source, its reconstruction, the "
+        "edit, and a real drawing of the new prompt. The model was not trained on any of the sources.",
         f'<div class="three">{"".join(figures)}</div>',
     )
 
 
 def _next(results: Results, out: str) -> str:
     name = results["model"]["name"]
-    model = "" if name == "fashion" else f" --model {name}"
-    one = results["inversion"]["images"][0]
-    steps = results["inversion"]["steps"]
-    original = f"{out}/originals/{one}.png"
+    model = "" if name == "fashion" else f" --model {quote(name)}"
+    one, steps = results["inversion"]["images"][0], results["inversion"]["steps"]
+    original = quote(f"{out}/originals/{one}.png")
     lines = [
-        ("Sixteen pictures with another seed.", f"ddim sample --seed 42 --scale 4{model}"),
+        ("Draw sixteen pictures with another seed.", f"ddim sample --seed 42 --scale 4{model}"),
         (
-            "A real picture to its code; the command says how near it comes back.",
+            "Invert a real picture to its code. The command prints the error of the reconstruction.",
             f"ddim invert {original} --method bdia --steps {steps}{model}",
         ),
         (
-            "The code back to a picture, compared with the original.",
-            f"ddim reconstruct {one}_bdia_S{steps}.code.safetensors --original {original}",
+            "Reconstruct the picture from its code, and compare it with the original.",
+            f"ddim reconstruct {quote(f'{one}_bdia_S{steps}.code.safetensors')} --original {original}",
         ),
-        ("A folder of your own pictures, fitted to the model.", f"ddim invert photos/*.png --resize{model}"),
-        ("A pixel model from the hub, in ten steps.", "ddim sample --model google/ddpm-cifar10-32 --steps 10"),
-        ("Every solver, inversion and spacing, with its options.", "ddim methods"),
-        ("A model of your own, from a folder of pictures.", "ddim train recipes/fashion.toml"),
+        ("Invert a folder of your own pictures, resized for the model.", f"ddim invert photos/*.png --resize{model}"),
+        (
+            "Sample from a pixel model on the Hugging Face hub in ten steps.",
+            "ddim sample --model google/ddpm-cifar10-32 --steps 10",
+        ),
+        ("List every solver, inversion and spacing with its options.", "ddim methods"),
+        ("Train a model of your own on a folder of pictures.", "ddim train recipes/fashion.toml"),
     ]
     items = "".join(f"<li><p>{escape(text)}</p>{command(line)}</li>" for text, line in lines)
     return _section(
         "next",
-        "Every file names its settings and carries them inside; <code>--json</code> prints them for machines.",
+        "Every file has its settings in its name and in its metadata. With <code>--json</code> a command prints them "
+        "for programs to read.",
         f'<ol class="next">{items}</ol>',
     )
 
@@ -343,9 +351,10 @@ def _footer(results: Results) -> str:
     machine, model = results["machine"], results["model"]
     spent = ", ".join(
         f"{title.lower()} {duration(results['seconds'][key])}"
-        for key, title in _TITLES.items()
+        for key, title in TITLES.items()
         if results["seconds"].get(key)
     )
+    jobs = "1 job" if machine["workers"] == 1 else f"{machine['workers']} jobs"
     licence = f" Model: {escape(model['licence'])}." if model.get("licence") else ""
     if last_part(model["name"]) == "fashion":
         licence += " Test pictures: Fashion-MNIST, © 2017 Zalando SE, MIT."
@@ -353,8 +362,8 @@ def _footer(results: Results) -> str:
         owners = "; ".join(owner.partition("; ")[0] for owner in results["edits"][0]["owners"])
         licence += f" Drawings, resized: {escape(owners)}." if owners else ""
     return (
-        f"<footer><p>ddim {escape(results['ddim'])}, Python {escape(machine['python'])}, {escape(machine['system'])}, "
-        f"{machine['workers']} jobs at once: {spent}. "
+        f"<footer><p>Made by ddim {escape(results['ddim'])} with Python {escape(machine['python'])} on "
+        f"{escape(machine['system'])}, with {jobs} at a time. Time: {spent}. "
         f'All numbers are in <a href="results.json">results.json</a>.{licence}</p></footer>'
     )
 

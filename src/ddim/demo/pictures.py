@@ -1,22 +1,33 @@
-"""Tensors as pictures for a page that may be light or dark: what lies between the tiles is transparent."""
+"""Tensors as pictures, and the errors between them."""
 
 from collections.abc import Sequence
+from math import log10
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..data.images import MOST_PIXELS, to_pil
+import ddim
+
+from ..data.images import MOST_PIXELS
+from ..evaluation.pairs import mse
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 AMPLIFIED = 8
-"""How many times a difference is shown."""
+"""The factor by which a difference is multiplied before it is shown."""
 
 
 def tiles(images: Tensor, columns: int, *, scale: int = 4, gap: int = 4) -> "Image":
-    """Images [N, C, H, W] in [0, 1], row by row, each pixel ``scale`` wide (less where that would be more than
-    ``MOST_PIXELS``), with transparent gaps."""
+    """Images on one sheet with transparent gaps, for a page that may be light or dark.
+
+    Args:
+        images: [N, C, H, W] in [0, 1], laid out row by row.
+        columns: images per row.
+        scale: the width of a pixel of an image on the sheet. A smaller one is used if the sheet would have more than
+            ``MOST_PIXELS`` pixels.
+        gap: pixels between images, after scaling.
+    """
     from PIL import Image
 
     n, channels, h, w = images.shape
@@ -26,28 +37,45 @@ def tiles(images: Tensor, columns: int, *, scale: int = 4, gap: int = 4) -> "Ima
     mode = "LA" if channels == 1 else "RGBA"
     page = Image.new(mode, (columns * (w + gap) - gap, rows * (h + gap) - gap), (0,) * len(mode))
     for k in range(n):
-        tile = to_pil(images[k]).resize((w, h), Image.Resampling.NEAREST).convert(mode)
+        tile = ddim.to_pil(images[k]).resize((w, h), Image.Resampling.NEAREST).convert(mode)
         page.paste(tile, ((k % columns) * (w + gap), (k // columns) * (h + gap)))
     return page
 
 
 def latent(x: Tensor) -> Tensor:
-    """Standard normal numbers, -3 to 3 shown as black to white."""
+    """Standard normal numbers as grey values: -3 is black and 3 is white."""
     return (x.float().cpu() / 6 + 0.5).clamp(0, 1)
 
 
 def difference(images: Tensor, others: Tensor) -> Tensor:
-    """``AMPLIFIED`` times the absolute difference; black is none."""
+    """The absolute difference times ``AMPLIFIED``; equal pixels are black."""
     return ((images.cpu() - others.cpu()).abs() * AMPLIFIED).clamp(0, 1)
 
 
 def same_as_png(images: Tensor, others: Tensor) -> int:
-    """How many of the images are the same to the bit once rounded to 8 bits."""
-    from ..data.images import to_uint8
+    """How many of the pairs are identical after rounding to 8 bits."""
+    pairs = zip(images, others, strict=True)
+    return sum(ddim.to_pil(a).tobytes() == ddim.to_pil(b).tobytes() for a, b in pairs)
 
-    return int((to_uint8(images) == to_uint8(others)).flatten(1).all(1).sum())
+
+def errors(images: Tensor, others: Tensor) -> list[dict[str, float | None]]:
+    """For each pair of images [N, C, H, W] in [0, 1]: ``mse``, ``psnr`` in dB, and the largest difference ``max``."""
+    images, others = images.cpu(), others.cpu()
+    largest = (images.double() - others.double()).abs().flatten(1).amax(1).tolist()
+    return [{"mse": m, "psnr": psnr(m), "max": d} for m, d in zip(mse(images, others).tolist(), largest, strict=True)]
+
+
+def mean_mse(images: Tensor, others: Tensor) -> float:
+    """The mean squared error over all pairs of images."""
+    each = mse(images.cpu(), others.cpu()).tolist()
+    return sum(each) / len(each)
+
+
+def psnr(mse: float) -> float | None:
+    """The PSNR in dB of a mean squared error between values in [0, 1]; None if there is no error."""
+    return -10 * log10(mse) if mse > 0 else None
 
 
 def span(values: Sequence[int]) -> str:
-    """``0–7`` of a run of seeds."""
+    """The range of consecutive numbers, such as ``0–7``."""
     return str(values[0]) if len(values) == 1 else f"{values[0]}–{values[-1]}"

@@ -1,120 +1,141 @@
-"""Runs the demo's sections one after the other and writes the page."""
+"""Runs the sections one after the other and writes the page."""
 
 import json
 import os
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .. import __version__
-from .._utils.errors import InputError
+import ddim
+
 from .._utils.files import write_whole
 from .._utils.foreign import readable
-from ..cli.files import folder, protect, slug
-from ..cli.output import Terminal
-from ..cli.session import open_model
-from ..cli.tables import describe
 from ..core.noise import checked_seed
 from ..data.images import read_images
-from ..models import bundled_models, bundled_test_images
-from .editing import DRAWINGS, Edits, Gallery, Words
-from .inverting import Between, Inversion
-from .page import render
-from .pool import Bars, work_off, workers
-from .sampling import SHEET, Consistency, Noise, Sheets
-from .studio import Studio
+from .context import Context, DemoModel
+from .editing import DRAWINGS, Gallery, edits, text_to_image
+from .inverting import ORIGINALS, Sources, interpolations, round_trips
+from .jobs import Progress, run_jobs, worker_threads
+from .page import TITLES, render
+from .sampling import SHEET, consistency, sheets, steps_and_noise
 
-MOST, USUAL = 16, "emoji"
+LEAST, MOST = 4, 16
+"""How many pictures the demo inverts."""
+
+
+def source_pictures(model: str, images: Path | None) -> list[Path]:
+    """The pictures to invert, at most 16.
+
+    Args:
+        model: the bundled model or the folder whose own test pictures are used.
+        images: a folder to use instead.
+
+    Raises:
+        InputError: ``images`` is not a folder, or there are fewer than four PNG files.
+    """
+    if images is not None:
+        if not images.is_dir():
+            raise ddim.InputError(f"{images} is not a folder.", parameter="images")
+        found, where = sorted(images.glob("*.png")), str(images)
+    elif model in ddim.bundled_models():
+        found, where = ddim.bundled_test_images(model), "the bundled model"
+    else:
+        found, where = sorted(Path(model, "test_images").glob("*.png")), f"{model}/test_images"
+    if len(found) < LEAST:
+        raise ddim.InputError(
+            f"the demo inverts at least four PNG files, but {where} has {len(found)}; name another folder.",
+            parameter="images",
+        )
+    return found[:MOST]
+
+
+def output_files(out: Path, names: Sequence[str]) -> list[Path]:
+    """Files that ``run`` writes: the page, its numbers, the named pictures, and one in each folder."""
+    pictures = [out / ORIGINALS / f"{name}.png" for name in names]
+    return [out / "index.html", out / "results.json", out / DRAWINGS / "x.png", *pictures]
 
 
 def run(
-    terminal: Terminal,
     out: Path,
+    model: DemoModel,
+    pictures: Mapping[str, Path],
+    progress: Progress,
     *,
-    model: str = "fashion",
-    images: Path | None = None,
+    editor: DemoModel | None = None,
+    resize: bool = False,
     seed: int = 0,
     quick: bool = False,
-    editor: str | None = None,
-    device: str | None = None,
+    command: str = "",
 ) -> dict[str, Any]:
-    """The whole demo.
+    """Runs the demo and writes ``index.html``, ``results.json`` and the pictures.
 
     Args:
-        terminal: where progress goes.
-        out: the folder for ``index.html``, ``results.json`` and the pictures.
-        model: a bundled model, a folder or a hub id; unconditional.
-        images: a folder with at least four pictures to invert; by default those beside the model.
-        seed: the k-th sample has seed + k.
-        quick: leave out all work at the largest S.
-        editor: the text model for the sections with words, with its ``pictures.csv``; by default ``emoji``, where the
-            package carries it. An empty name leaves them out.
-        device: by default cuda where there is one.
+        out: the output folder.
+        model: an unconditional model, for all sections without prompts.
+        pictures: at least four real pictures to invert, by the names of their copies in ``out``.
+        progress: called as the work proceeds.
+        editor: a text model with a ``pictures.csv``, for the sections with prompts. None leaves these sections out.
+        resize: fit pictures of another size or number of channels to the model.
+        seed: the k-th sample has the seed ``seed + k``.
+        quick: leave out the work at the model's largest S.
+        command: the line that the page shows as its own.
 
     Returns:
-        What ``results.json`` holds.
+        The content of ``results.json``.
 
     Raises:
-        InputError: a conditional model, too few pictures, or a folder that cannot be used.
+        InputError: a conditional model, an editor without prompts or ``pictures.csv``, a picture or a seed that does
+            not fit.
+        DDIMError: a network returned NaN, or a file cannot be written.
     """
-    began = time.perf_counter()
-    places = ("originals/x.png", f"{DRAWINGS}/x.png", "index.html", "results.json")
-    protect([folder(out) / place for place in places])
-    counted = open_model(terminal, model, device, "float32", labels=[])
-    if counted.classes:
-        raise InputError(
-            f"the demo needs an unconditional model; {model!r} has {counted.classes} classes.", parameter="model"
+    began, network = time.perf_counter(), model.model
+    if network.classes:
+        raise ddim.InputError(
+            f"the demo needs an unconditional model; {model.name!r} has {network.classes} classes.", parameter="model"
+        )
+    if editor is not None and not editor.model.text:
+        raise ddim.InputError(
+            f"the demo's editor needs a text model; {editor.name!r} takes no prompts.", parameter="editor"
         )
     checked_seed(seed, SHEET)
-    paths = _pictures(model, images)
-    names = [slug(p.stem) for p in paths]
-    protect([out / "originals" / f"{n}.png" for n in names], paths)
-    pixels = read_images(paths, counted.shape, resize=images is not None)
-    long = None if quick else counted.schedule.path.levels
-    studio = Studio(counted, model, out, seed, names, pixels, long)
-    inversion = Inversion(studio)
-    sections: dict[str, Any] = {
-        "samples": Sheets(studio),
-        "noise": Noise(studio),
-        "consistency": Consistency(studio),
-        "inversion": inversion,
-        "between": Between(studio, inversion),
+    sources = Sources(list(pictures), read_images(list(pictures.values()), network.shape, resize=resize))
+    context = Context(model.name, network, out, seed, None if quick else network.schedule.path.levels)
+    sections = {
+        "samples": sheets(context),
+        "noise": steps_and_noise(context),
+        "consistency": consistency(context),
+        "inversion": round_trips(context, sources),
+        "between": interpolations(context, sources),
     }
-    asked = editor
-    editor = editor if editor is not None else USUAL if USUAL in bundled_models() else ""
-    drawer = open_model(terminal, editor, device, "float32") if editor else None
-    if drawer is not None:
-        if not drawer.text:
-            raise InputError(f"the demo's editor needs a text model; {editor!r} takes no prompts.", parameter="editor")
-        gallery, easel = Gallery(editor, drawer.picture), Studio(drawer, editor, out, seed, [], pixels, long)
-        sections |= {"words": Words(easel, gallery), "edits": Edits(easel, gallery)}
-    plan = {key: section.stages() for key, section in sections.items()}
-    weights = {key: sum(job.weight for stage in stages for job in stage) for key, stages in plan.items()}
+    if editor is not None:
+        gallery = Gallery(editor.name, editor.model.picture)
+        context = Context(editor.name, editor.model, out, seed)
+        sections |= {"words": text_to_image(context, gallery), "edits": edits(context, gallery)}
+    calls = {key: sum(job.calls for stage in section.stages for job in stage) for key, section in sections.items()}
     results: dict[str, Any] = {}
     seconds: dict[str, float] = {}
-    with workers(counted.device.type) as count, Bars(terminal, list(weights.values())) as bars:
+    progress.start(sum(calls.values()))
+    with worker_threads(network.device.type) as workers:
         for key, section in sections.items():
             since = time.perf_counter()
-            with bars.section(section.title, weights[key]):
-                for stage in plan[key]:
-                    work_off(stage, count, bars)
-                results[key] = section.result()
+            with progress.section(TITLES[key], calls[key]):
+                results[key] = section.finish([run_jobs(stage, workers, progress) for stage in section.stages])
             seconds[key] = round(time.perf_counter() - since, 2)
+        machine = {**_machine(network.device), "workers": workers}
     whole = {
-        "ddim": __version__,
-        "command": studio.command(
-            "demo", **({} if out == Path("demo") else {"out": out}), **_asked(seed, quick, asked)
-        ),
-        "model": describe(counted, model),
-        "editor": describe(drawer, editor) if drawer is not None else None,
-        "machine": {**_machine(str(counted.device)), "workers": count},
+        "ddim": ddim.__version__,
+        "command": command,
+        "model": dict(model.facts),
+        "editor": dict(editor.facts) if editor else None,
+        "machine": machine,
         "seed": seed,
         "quick": quick,
         "seconds": {**seconds, "all": round(time.perf_counter() - began, 1)},
-        "network_calls": sum(weights.values()),
+        "network_calls": sum(calls.values()),
         **results,
     }
     write_whole(out / "results.json", (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode())
@@ -122,31 +143,8 @@ def run(
     return whole
 
 
-def _pictures(model: str, images: Path | None) -> list[Path]:
-    """Up to 16 pictures to invert."""
-    if images is not None:
-        if not images.is_dir():
-            raise InputError(f"{images} is not a folder.", parameter="images")
-        found, where = sorted(images.glob("*.png")), str(images)
-    elif model in bundled_models():
-        found, where = bundled_test_images(model), "the bundled model"
-    else:
-        found, where = sorted(Path(model, "test_images").glob("*.png")), f"{model}/test_images"
-    if len(found) < 4:
-        raise InputError(
-            f"the demo inverts four PNGs or more, but {where} has {len(found)}; name another folder.",
-            parameter="images",
-        )
-    return found[:MOST]
-
-
-def _asked(seed: int, quick: bool, editor: str | None) -> dict[str, Any]:
-    other = {} if editor is None else {"editor": editor}
-    return {**({"seed": seed} if seed else {}), **({"quick": True} if quick else {}), **other}
-
-
-def _machine(device: str) -> dict[str, Any]:
-    """What it ran on."""
+def _machine(device: torch.device) -> dict[str, Any]:
+    """The machine that the demo runs on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = {
         "processor": _processor(),
@@ -156,12 +154,13 @@ def _machine(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    if device.startswith("cuda"):
+    if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
     return facts
 
 
 def _processor() -> str:
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
