@@ -66,6 +66,8 @@ class Page(HTMLParser):
         if tag == "img":
             assert given.get("alt")
             self.images.append(given["src"] or "")
+        if tag == "pre":
+            self.commands.append("")
         if tag not in ("img", "meta", "line", "polyline", "circle", "br", "link"):
             self.open.append(tag)
 
@@ -76,8 +78,8 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "pre":
-            self.commands.append(data)
+        if "pre" in self.open:
+            self.commands[-1] += data
 
 
 @pytest.fixture(scope="module")

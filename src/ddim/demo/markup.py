@@ -1,4 +1,4 @@
-"""Small pieces of HTML, and numbers as people read them."""
+"""Small pieces of HTML, and numbers as text."""
 
 from collections.abc import Iterable
 from html import escape
@@ -7,8 +7,9 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def command(text: str) -> str:
-    """A line to type."""
-    return f"<pre>{escape(text)}</pre>"
+    """A shell command. Lines do not break inside an option's name."""
+    words = (f"<span>{escape(word)}</span>" if word.startswith("-") else escape(word) for word in text.split(" "))
+    return f"<pre>{' '.join(words)}</pre>"
 
 
 def image(file: str, alt: str) -> str:
@@ -17,12 +18,12 @@ def image(file: str, alt: str) -> str:
 
 
 def settings(*parts: str) -> str:
-    """Ready HTML, joined by dots; empty parts are left out."""
+    """A line of settings: pieces of HTML joined by dots. Empty pieces are left out."""
     return f'<p class="set">{" · ".join(filter(None, parts))}</p>'
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], kind: str) -> str:
-    """A table of ready HTML whose first column is a head too."""
+    """A table whose cells are pieces of HTML. The first cell of each row is a heading."""
     top = "".join(f"<th>{cell}</th>" for cell in head)
     body = ""
     for first, *rest in rows:
@@ -31,22 +32,22 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]], kind: str) -> str:
 
 
 def subject(name: str) -> str:
-    """``ankle-boot`` of ``00_ankle-boot``."""
+    """What a picture shows, by its file name: ``00_ankle-boot`` gives ``ankle-boot``."""
     return escape(name.partition("_")[2] or name)
 
 
 def last_part(name: str) -> str:
-    """A folder's own name."""
+    """The last part of a path."""
     return name.rstrip("/").rpartition("/")[2]
 
 
 def db(value: float | None) -> str:
-    """PSNR; None is no error at all."""
+    """A PSNR in dB. None, which means no error, gives ``∞``."""
     return "∞" if value is None else f"{value:.1f}"
 
 
 def small(value: float) -> str:
-    """0.0123 as it is; 1.2e-10 as 1.2 × 10⁻¹⁰."""
+    """A number of two digits, such as ``0.012`` or ``1.2 × 10⁻¹⁰``."""
     if value == 0 or value >= 1e-3:
         return f"{value:.2g}"
     mantissa, _, power = f"{value:.1e}".partition("e")
@@ -54,7 +55,7 @@ def small(value: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``4.1 s`` or ``5 min 02 s``; empty for what took none."""
+    """A duration such as ``4.1 s`` or ``5 min 02 s``. None gives an empty text."""
     if seconds is None:
         return ""
     if seconds >= 90:
@@ -63,5 +64,5 @@ def duration(seconds: float | None) -> str:
 
 
 def whole(value: int) -> str:
-    """176 000 with a thin space."""
+    """A whole number with thin spaces between thousands, such as ``176 000``."""
     return f"{value:,}".replace(",", "\u202f")

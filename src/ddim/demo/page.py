@@ -15,7 +15,7 @@ Results = Mapping[str, Any]
 TITLES = {
     "samples": "Samples",
     "noise": "Steps and noise",
-    "consistency": "The same noise",
+    "consistency": "Same noise, more steps",
     "inversion": "Round trips",
     "between": "Interpolation",
     "words": "Text to image",
@@ -24,8 +24,8 @@ TITLES = {
 }
 """The title of each section, by its name in ``results.json``."""
 _METHODS = {
-    "ddim": "A DDIM step in the opposite direction. The exact inverse of a step needs the ε of its result. This method "
-    "uses the ε of its start instead, which leaves a small error.",
+    "ddim": "A DDIM step in the opposite direction. The exact inverse of a step needs ε at the image that it ends "
+    "with. This method uses ε at the image that it starts from, which leaves a small error.",
     "ddim5": "The exact inverse of a DDIM step solves an implicit equation. Here five fixed-point iterations solve it "
     "approximately.",
     "heun": "A second-order step in both directions. Its error falls faster as S grows.",
@@ -115,7 +115,7 @@ def _samples(results: Results) -> str:
             f"seeds {span(one['seeds'])}",
             f"{one['nfe']:g} network calls per picture",
             f"{duration(one['seconds'])}, {count / one['seconds']:.3g} pictures/s" if one["seconds"] else "",
-            _to_longest(one, longest),
+            f"PSNR {to_longest}" if (to_longest := _to_longest(one, longest)) else "",
         )
         picture = image(one["file"], f"{count} samples at S = {one['steps']}")
         figures.append(f"<figure>{picture}<figcaption>{about}</figcaption>{command(one['command'])}</figure>")
@@ -217,10 +217,15 @@ def _method(k: int, one: Results, data: Results) -> str:
         duration(one["seconds"]),
         escape(one["paper"]),
     )
+    same = f"{one['same_png']} of {one['pictures']}"
     views = [
         ("original", data["originals"], "the real pictures"),
         ("latent", files["latent"], f"standard deviation {one['latent_std']:.2f}; that of noise is 1"),
-        ("reconstruction", files["reconstruction"], f"{one['same_png']} of {one['pictures']} are the same 8-bit image"),
+        (
+            "reconstruction",
+            files["reconstruction"],
+            f"{same} equal the original in 8 bits",
+        ),
         ("difference", files["difference"], f"× {data['amplified']}; the largest is {small(one['max'])}"),
     ]
     figures = "".join(

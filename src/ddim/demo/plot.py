@@ -1,21 +1,25 @@
-"""PSNR against S as an inline SVG: log S across, dB up, a line a method, named at its end."""
+"""PSNR against S as an inline SVG, with S on a logarithmic axis and one named line for each method."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 from math import log
 
 WIDTH, HEIGHT = 560, 400
-LEFT, RIGHT, TOP, BOTTOM = 56, 112, 20, 52
-ROUNDING = 58.9  # 10 log10(12 * 255^2): the error of rounding to 8 bits
+LEFT, RIGHT, TOP, BOTTOM = 56, 112, 44, 52
+"""The width of the margins."""
+ROUNDING = 58.9
+"""The PSNR in dB of a picture that is rounded to 8 bits: 10 log10(12 * 255^2)."""
+NAME_GAP = 20
+"""The least distance between the names of two lines."""
 
 
 def psnr_plot(lines: Sequence[tuple[str, bool, Mapping[int, float | None]]], title: str) -> str:
-    """The plot.
+    """The plot as an ``<svg>`` element.
 
     Args:
-        lines: for each method its label, whether it is exact (drawn solid; the others dashed), and PSNR by S;
-            None, no error at all, is drawn at the top.
-        title: read to those who cannot see it.
+        lines: for each method its label, whether it is exact (the line is solid, otherwise dashed), and its PSNR by S.
+            A PSNR of None, which means no error, is drawn at the top.
+        title: for screen readers.
     """
     values = [v for _, _, points in lines for v in points.values() if v is not None]
     steps = sorted({s for _, _, points in lines for s in points})
@@ -38,10 +42,9 @@ def psnr_plot(lines: Sequence[tuple[str, bool, Mapping[int, float | None]]], tit
         f'<line class="bound" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(ROUNDING):.1f}" y2="{y(ROUNDING):.1f}"/>'
         f'<text class="tick" x="{LEFT + 6}" y="{y(ROUNDING) - 6:.1f}">rounding to 8 bits: {ROUNDING} dB</text>'
         f'<text class="tick" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">steps S</text>'
-        f'<text class="tick" x="14" y="{(TOP + HEIGHT - BOTTOM) / 2:.0f}" text-anchor="middle" '
-        f'transform="rotate(-90 14 {(TOP + HEIGHT - BOTTOM) / 2:.0f})">PSNR in dB</text>'
+        f'<text class="tick" x="{LEFT - 42}" y="16">PSNR in dB</text>'
     )
-    ends = _apart([y(points[max(points)]) for _, _, points in lines], 17, TOP + 6, HEIGHT - BOTTOM)
+    ends = _apart([y(points[max(points)]) for _, _, points in lines], NAME_GAP, TOP + 6, HEIGHT - BOTTOM)
     for k, (label, exact, points) in enumerate(lines):
         at = [(x(s), y(points[s])) for s in sorted(points)]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in at)
@@ -56,7 +59,7 @@ def psnr_plot(lines: Sequence[tuple[str, bool, Mapping[int, float | None]]], tit
 
 
 def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The same places moved so that none is nearer than ``gap`` to another, in their order, within low..high."""
+    """Moves places apart so that no two are closer than ``gap``, in the same order and between low and high."""
     order = sorted(range(len(places)), key=lambda k: places[k])
     out = list(places)
     floor = low
