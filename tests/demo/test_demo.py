@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+from contextlib import nullcontext
+from functools import partial
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -16,8 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+import ddim
 from ddim.cli.app import app
+from ddim.cli.demo import _Bars
+from ddim.cli.output import Terminal
 from ddim.data.images import save_image, to_pil
+from ddim.demo.jobs import Job, run_jobs
 from ddim.demo.pictures import difference, latent, same_as_png, tiles
 from ddim.demo.plot import psnr_plot
 
@@ -285,3 +291,52 @@ def test_the_plot_names_every_line_and_keeps_the_names_apart():
     places = sorted(float(y) for y in re.findall(r'class="name" x="[\d.]+" y="([\d.]+)"', svg))
     assert len(places) == 4
     assert min(b - a for a, b in pairwise(places)) >= 16.9
+
+
+class Recorded:
+    """Progress that adds up."""
+
+    def __init__(self) -> None:
+        self.calls = 0.0
+
+    def start(self, calls: int) -> None:
+        pass
+
+    def section(self, title: str, calls: int) -> Any:
+        return nullcontext()
+
+    def advance(self, calls: float) -> None:
+        self.calls += calls
+
+
+def test_jobs_give_their_results_in_order_and_advance_by_their_calls():
+    def job(name: str, listen: Any) -> str:
+        for share in (0.25, 0.75):
+            on_event = listen(share)
+            for done in range(1, 4):
+                on_event(ddim.StepEvent(done, 3))
+                on_event(ddim.LossEvent(done, 0.1))
+        return name
+
+    progress = Recorded()
+    jobs = [Job(calls, partial(job, name)) for name, calls in (("short", 1), ("long", 8), ("middle", 3))]
+    assert run_jobs(jobs, 2, progress) == ["short", "long", "middle"]
+    assert progress.calls == pytest.approx(12)
+
+
+def test_a_terminal_shows_a_bar_for_each_section_and_one_for_all(capsys: pytest.CaptureFixture[str]):
+    with _Bars(Terminal()) as silent:  # no terminal: a line when a section is done
+        silent.start(5)
+        with silent.section("Samples", 5):
+            silent.advance(5)
+    assert capsys.readouterr().err.endswith(" s, 5 network calls\n")
+    terminal = Terminal()
+    terminal.live = True
+    with _Bars(terminal) as bars:
+        bars.start(10)
+        for title, calls in (("Samples", 4), ("Round trips", 6)):
+            with bars.section(title, calls):
+                bars.advance(calls / 2)
+                bars.advance(calls / 4)
+        assert bars.bars is not None
+        assert [(task.completed, task.total) for task in bars.bars.tasks] == [(7.5, 10), (3, 4), (4.5, 6)]
