@@ -140,8 +140,8 @@ def edits(context: Context, gallery: Gallery) -> Section:
         tuning = 20 if how.method == "null-text" else 0  # at most: tuning stops early once the loss is small
         return EDITS * STEPS * (1 + 4 + tuning)
 
-    def run(how: EditMethod, listen: Listen) -> tuple[ddim.Edited, float, float]:
-        """The edits, network calls per picture, and seconds."""
+    def run(how: EditMethod, listen: Listen) -> dict[str, Any]:
+        """Edits the pictures and saves them on a sheet."""
         began, model = time.perf_counter(), context.counted()
         edited = ddim.edit(
             model,
@@ -154,14 +154,6 @@ def edits(context: Context, gallery: Gallery) -> Section:
             guidance=EDIT_GUIDANCE,
             on_event=listen(1),
         )
-        return edited, model.calls(EDITS), time.perf_counter() - began
-
-    def command(how: EditMethod) -> str:
-        picture = str(context.out / DRAWINGS / f"{gallery.names[0]}.png")
-        words = {"from": prompts[0], "to": gallery.targets[0], "method": how.method, "guidance": f"{EDIT_GUIDANCE:g}"}
-        return context.command("edit", picture, **words, attention=how.attention)
-
-    def save(how: EditMethod, edited: ddim.Edited, nfe: float, seconds: float) -> dict[str, Any]:
         reconstruction = edited.reconstruction.cpu().float()
         about: dict[str, Any] = {
             "key": how.key,
@@ -173,17 +165,22 @@ def edits(context: Context, gallery: Gallery) -> Section:
             "edits": list(zip(prompts, gallery.targets, strict=True)),
             "psnr": [error["psnr"] for error in errors(sources, reconstruction)],
             "owners": gallery.credits,
-            "nfe": nfe,
-            "seconds": round(seconds, 2),
+            "nfe": model.calls(EDITS),
+            "seconds": round(time.perf_counter() - began, 2),
             "command": command(how),
         }
         rows = torch.stack([sources, reconstruction, edited.edits[:, 0].cpu().float(), gallery.answers], 1)
         return {**about, "file": context.save(tiles(rows.flatten(0, 1), 4, scale=2), f"edits_{how.key}", about)}
 
-    def finish(results: list[list[tuple[ddim.Edited, float, float]]]) -> list[dict[str, Any]]:
+    def command(how: EditMethod) -> str:
+        picture = str(context.out / DRAWINGS / f"{gallery.names[0]}.png")
+        words = {"from": prompts[0], "to": gallery.targets[0], "method": how.method, "guidance": f"{EDIT_GUIDANCE:g}"}
+        return context.command("edit", picture, **words, attention=how.attention)
+
+    def finish(results: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         for k, name in enumerate(gallery.names):
             about = {"prompt": gallery.prompts[k], "owner": gallery.owners[k]}
             context.save(tiles(gallery.pixels[k : k + 1], 1, scale=1), f"{DRAWINGS}/{name}", about)
-        return [save(how, *made) for how, made in zip(EDIT_METHODS, results[0], strict=True)]
+        return results[0]
 
     return Section([[Job(calls(how), partial(run, how)) for how in EDIT_METHODS]], finish)

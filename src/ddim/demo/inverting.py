@@ -37,14 +37,6 @@ class Sources(NamedTuple):
     pixels: Tensor
 
 
-class RoundTrip(NamedTuple):
-    """The codes and reconstructions of the pictures, and the numbers for ``results.json``."""
-
-    code: ddim.LatentCode
-    reconstruction: Tensor
-    numbers: dict[str, Any]
-
-
 def round_trip_steps(context: Context) -> list[int]:
     """S = 10, 20 and 50, as far as the model has levels for them."""
     levels = context.model.schedule.path.levels
@@ -55,15 +47,16 @@ def round_trips(context: Context, sources: Sources) -> Section:
     """Every method on every picture at several S; the pictures of the largest S are shown."""
     (names, pixels), steps = sources, round_trip_steps(context)
 
-    def run(key: str, label: str, method: ddim.Inversion, s: int, listen: Listen) -> RoundTrip:
-        began, model = time.perf_counter(), context.counted()
+    def run(key: str, label: str, name: str, options: dict[str, Any], s: int, listen: Listen) -> dict[str, Any]:
+        """Inverts and reconstructs the pictures, and saves the results of the largest S."""
+        began, model, method = time.perf_counter(), context.counted(), ddim.make_inversion(name, options)
         share = method.nfe / _calls_per_step(method)
         code = ddim.invert(model, pixels, steps=s, method=method, on_event=listen(share))
         nfe = {"invert": model.calls(len(names))}
         reconstruction = ddim.reconstruct(model, code, on_event=listen(1 - share)).cpu()
         nfe["reconstruct"] = model.calls(len(names))
-        mse = mean_mse(pixels, reconstruction)
-        numbers = {
+        mse, found = mean_mse(pixels, reconstruction), errors(pixels, reconstruction)
+        numbers: dict[str, Any] = {
             "method": key,
             "label": label,
             "exact": method.exact,
@@ -71,39 +64,36 @@ def round_trips(context: Context, sources: Sources) -> Section:
             "options": dict(method.options),
             "mse": mse,
             "psnr": psnr(mse),
-            "max": max(error["max"] or 0.0 for error in errors(pixels, reconstruction)),
+            "max": max(error["max"] or 0.0 for error in found),
             "same_png": same_as_png(pixels, reconstruction),
             "pictures": len(names),
             "nfe": nfe,
             "seconds": round(time.perf_counter() - began, 2),
         }
-        return RoundTrip(code, reconstruction, numbers)
-
-    def save(name: str, options: dict[str, Any], trip: RoundTrip) -> dict[str, Any]:
-        key, x = trip.numbers["method"], trip.code.x
-        command = context.command("invert", str(context.out / ORIGINALS / "*.png"), method=name, steps=steps[-1])
-        about: dict[str, Any] = {
-            **trip.numbers,
-            "paper": ddim.make_inversion(name).paper,
-            "latent_mean": float(x.mean()),
-            "latent_std": float(x.std()),
+        if s < steps[-1]:
+            return {"numbers": numbers}
+        context.codes[key] = code
+        command = context.command("invert", str(context.out / ORIGINALS / "*.png"), method=name, steps=s)
+        shown = {
+            **numbers,
+            "paper": method.paper,
+            "latent_mean": float(code.x.mean()),
+            "latent_std": float(code.x.std()),
             "command": command + "".join(f" -o {option}={value}" for option, value in options.items()),
         }
         views = {
-            "latent": latent(x),
-            "reconstruction": trip.reconstruction,
-            "difference": difference(pixels, trip.reconstruction),
+            "latent": latent(code.x),
+            "reconstruction": reconstruction,
+            "difference": difference(pixels, reconstruction),
         }
         files = {
-            what: context.save(tiles(view, COLUMNS), f"inversion_{key}_{what}", {**about, "shows": what})
+            what: context.save(tiles(view, COLUMNS), f"inversion_{key}_{what}", {**shown, "shows": what})
             for what, view in views.items()
         }
-        found = errors(pixels, trip.reconstruction)
-        return {**about, "each": [{"image": n, **e} for n, e in zip(names, found, strict=True)], "files": files}
+        each = [{"image": image, **error} for image, error in zip(names, found, strict=True)]
+        return {"numbers": numbers, "shown": {**shown, "each": each, "files": files}}
 
-    def finish(results: list[list[RoundTrip]]) -> dict[str, Any]:
-        shown = results[0][len(steps) - 1 :: len(steps)]
-        context.codes.update({trip.numbers["method"]: trip.code for trip in shown})
+    def finish(results: list[list[dict[str, Any]]]) -> dict[str, Any]:
         for k, name in enumerate(names):
             context.save(tiles(pixels[k : k + 1], 1, scale=1), f"{ORIGINALS}/{name}", {"shows": "original"})
         return {
@@ -111,14 +101,14 @@ def round_trips(context: Context, sources: Sources) -> Section:
             "images": list(names),
             "amplified": AMPLIFIED,
             "steps": steps[-1],
-            "methods": [save(name, options, trip) for (*_, name, options), trip in zip(METHODS, shown, strict=True)],
-            "curve": [trip.numbers for trip in results[0]],
+            "methods": [result["shown"] for result in results[0] if "shown" in result],
+            "curve": [result["numbers"] for result in results[0]],
         }
 
     jobs: list[Job] = []
     for key, label, name, options in METHODS:
-        method = ddim.make_inversion(name, options)
-        jobs += [Job(_calls_per_step(method) * s * len(names), partial(run, key, label, method, s)) for s in steps]
+        calls = _calls_per_step(ddim.make_inversion(name, options)) * len(names)
+        jobs += [Job(calls * s, partial(run, key, label, name, options, s)) for s in steps]
     return Section([jobs], finish)
 
 

@@ -65,11 +65,11 @@ def run(
     pictures: Mapping[str, Path],
     progress: Progress,
     *,
+    command: str,
     editor: DemoModel | None = None,
     resize: bool = False,
     seed: int = 0,
     quick: bool = False,
-    command: str = "",
 ) -> dict[str, Any]:
     """Runs the demo and writes ``index.html``, ``results.json`` and the pictures.
 
@@ -77,12 +77,12 @@ def run(
         out: the output folder.
         model: an unconditional model, for all sections without prompts.
         pictures: at least four real pictures to invert, by the names of their copies in ``out``.
-        progress: called as the work proceeds.
+        progress: called after each step and around each section.
+        command: the line that the page shows as its own.
         editor: a text model with a ``pictures.csv``, for the sections with prompts. None leaves these sections out.
         resize: fit pictures of another size or number of channels to the model.
         seed: the k-th sample has the seed ``seed + k``.
-        quick: leave out the work at the model's largest S.
-        command: the line that the page shows as its own.
+        quick: leave out samples with the model's largest S.
 
     Returns:
         The content of ``results.json``.
