@@ -19,8 +19,8 @@ from torch import Tensor
 
 import ddim
 from ddim.models import winograd
-from ddim.models.engine.quicken import quick_blocks
-from ddim.models.engine.side_by_side import least_rows, side_by_side
+from ddim.models.engine.optimize import optimize_network
+from ddim.models.engine.threads import min_rows, run_in_threads
 
 
 def variants(network: Network, args: Namespace) -> dict[str, Callable[[], Tensor]]:
@@ -31,8 +31,8 @@ def variants(network: Network, args: Namespace) -> dict[str, Callable[[], Tensor
     def unet(layout: torch.memory_format, least: int | None = None) -> Any:
         made = pipeline_of(network).unet.requires_grad_(False).to(memory_format=layout)
         if least is not None:
-            with mock.patch.object(winograd, "LEAST_CHANNELS", least):
-                quick_blocks(made)
+            with mock.patch.object(winograd, "MIN_CHANNELS", least):
+                optimize_network(made)
         return made
 
     def call(which: Any, rows: Tensor, told: Tensor | None) -> Tensor:
@@ -45,13 +45,13 @@ def variants(network: Network, args: Namespace) -> dict[str, Callable[[], Tensor
 
     plain, last = unet(torch.contiguous_format), unet(torch.channels_last)
     blocks = unet(torch.channels_last, least=2**40)
-    wide = unet(torch.channels_last, least=winograd.LEAST_CHANNELS)
+    wide = unet(torch.channels_last, least=winograd.MIN_CHANNELS)
     return {
         "as diffusers loads it": lambda: call(plain, x, words),
         "channels-last": lambda: call(last, x, words),
         "+ blocks in place": lambda: call(blocks, x, words),
         "+ Winograd": lambda: call(wide, x, words),
-        "+ rows side by side": lambda: side_by_side(lambda *rows: call(wide, *rows), x, words, least=least_rows(wide)),
+        "+ rows side by side": lambda: run_in_threads(lambda *rows: call(wide, *rows), x, words, least=min_rows(wide)),
         "channels-last, bfloat16": lambda: half(last),
     }
 

@@ -12,7 +12,7 @@ import pytest
 import ddim
 from ddim.inversion import INVERSIONS
 from ddim.models.families import FAMILIES
-from ddim.models.kind import refuse_pipeline
+from ddim.models.model_folder import refuse_pipeline
 from ddim.solvers import REVERSIBLE, SOLVERS
 
 ROOT = Path(ddim.__file__).parent
@@ -105,7 +105,7 @@ def test_imports_are_found():
     assert "core.guidance" in EDGES["models.base"]
     assert "editing.plan" not in EDGES["models.base"]  # for the type checker only
     assert "models.network" in EDGES["models.base"]  # inside a function
-    assert "models.place" in EDGES["models"]
+    assert "models.device" in EDGES["models"]
     assert sum(map(len, EDGES.values())) > 300
 
 
@@ -155,7 +155,7 @@ def test_every_line_of_a_registry_leads_to_its_class(registry):
 def test_registries_are_read_without_torch():
     code = (
         "import sys; from ddim.models.families import FAMILIES; from ddim.solvers import SOLVERS; "
-        "from ddim.inversion import INVERSIONS; from ddim.models.kind import refuse_pipeline; "
+        "from ddim.inversion import INVERSIONS; from ddim.models.model_folder import refuse_pipeline; "
         "print(len(list(FAMILIES)) * len(list(SOLVERS)) * len(list(INVERSIONS)) > 0, 'DDIMPipeline' in FAMILIES, "
         "[m for m in ('torch', 'diffusers', 'transformers', 'numpy') if m in sys.modules])"
     )

@@ -72,16 +72,16 @@ def test_saving_and_reading_eight_bits_is_lossless(tmp_path, dtype):
     ("source", "says"),
     [
         ("missing.png", "missing.png"),
-        ([], "none was given"),
+        ([], "the list is empty"),
         (3.0, "float is not an image"),
         (None, "NoneType is not an image"),
         (torch.rand(4, 6), r"shape \(4, 6\) is not a batch"),
         (torch.rand(0, *COLOUR), "is not a batch"),
-        (torch.rand(COLOUR) * 2, r"values run from .* to .*must lie in \[0, 1\]"),
+        (torch.rand(COLOUR) * 2, r"values range from .* to .*must lie in \[0, 1\]"),
         (torch.rand(COLOUR) - 1, r"must lie in \[0, 1\]"),
         (torch.full(COLOUR, float("nan")), r"must lie in \[0, 1\]"),
         (torch.ones(COLOUR, dtype=torch.int64), "use floats in .* or uint8"),
-        (torch.rand(GREY), r"shape \(1, 4, 6\) does not fit, the model takes \(3, 4, 6\); resize fits it"),
+        (torch.rand(GREY), r"shape \(1, 4, 6\), but the model takes \(3, 4, 6\)"),
         (torch.rand(3, 9, 9), r"the model takes \(3, 4, 6\)"),
     ],
     ids=lambda v: str(v)[:24] if isinstance(v, str) else type(v).__name__,
@@ -93,7 +93,7 @@ def test_what_is_no_image(source, says):
 
 def test_a_truncated_file(picture):
     picture.write_bytes(picture.read_bytes()[:-30])
-    with pytest.raises(ddim.InputError, match="broken or truncated"):
+    with pytest.raises(ddim.InputError, match="damaged or truncated"):
         read_images(picture, COLOUR)
 
 
@@ -110,14 +110,14 @@ def test_a_folder_is_no_image(tmp_path):
 
 
 def test_wrong_channels_say_what_would_fit():
-    with pytest.raises(ddim.InputError, match=r"has 1 colour channel\(s\), the model takes 3; resize"):
+    with pytest.raises(ddim.InputError, match=r"has 1 colour channel\(s\), but the model takes 3; resize"):
         read_images(Image.fromarray(pixels(GREY)), COLOUR)
-    with pytest.raises(ddim.InputError, match=r"has 3 colour channel\(s\), the model takes 1; resize"):
+    with pytest.raises(ddim.InputError, match=r"has 3 colour channel\(s\), but the model takes 1; resize"):
         read_images(Image.fromarray(pixels()), GREY)
 
 
 def test_a_wrong_size_says_what_would_fit():
-    with pytest.raises(ddim.InputError, match="is 9x5, the model takes 6x4; resize fits it"):
+    with pytest.raises(ddim.InputError, match="is 9x5, but the model takes 6x4"):
         read_images(Image.new("RGB", (9, 5)), COLOUR)
 
 

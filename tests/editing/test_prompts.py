@@ -5,7 +5,7 @@ import tiny_text
 import torch
 
 from ddim._utils.errors import InputError
-from ddim._utils.texts import parse_weights, texts_for, unweighted
+from ddim._utils.texts import parse_weights, refuse_weights, texts_for
 from ddim.editing.prompts import blend_words, per_target, scales, target_prompts, token_mask
 from ddim.editing.tokens import Tokens, tokens_of
 
@@ -42,10 +42,10 @@ def test_brackets_with_a_number_and_no_word():
 
 
 def test_weights_where_no_word_can_be_weighed():
-    assert unweighted("a (cat) on a mat", "negative") == "a (cat) on a mat"
-    assert unweighted(r"a \(cat:2)", "negative") == "a (cat:2)"
+    assert refuse_weights("a (cat) on a mat", "negative") == "a (cat) on a mat"
+    assert refuse_weights(r"a \(cat:2)", "negative") == "a (cat:2)"
     with pytest.raises(InputError) as caught:
-        unweighted(r"\(a:2) (cat:2)", "negative")
+        refuse_weights(r"\(a:2) (cat:2)", "negative")
     assert caught.value.parameter == "negative"
     assert r"\(cat:2)" in caught.value.message
 

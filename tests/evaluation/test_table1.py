@@ -30,7 +30,7 @@ from ddim.evaluation.reference import as_saved
 from ddim.evaluation.store import open_rows
 from ddim.evaluation.table1 import COLUMNS, Place, items, layout, measure, places, summary
 from ddim.models.base import Model
-from ddim.models.wrapped import ModelWrapper
+from ddim.models.wrapper import ModelWrapper
 from ddim.pipelines.common import grid_for
 from ddim.pipelines.sample import solver_with_eta
 from ddim.solvers import make_solver

@@ -22,7 +22,7 @@ import ddim
 from ddim._utils.errors import DDIMWarning, NotFinite
 from ddim.core.conditioning import PromptConditioning
 from ddim.inversion import calls, make_inversion
-from ddim.models.engine import side_by_side
+from ddim.models.engine import threads as engine_threads
 from ddim.models.pixel import PixelModel
 from ddim.pipelines.events import StepEvent
 from ddim.pipelines.interpolate import joined
@@ -236,7 +236,7 @@ def test_without_its_calls_a_code_does_not_come_back_to_the_bit(way):
 @pytest.mark.parametrize("name", REVERSIBLE)
 def test_batches_that_the_engine_cuts_by_itself_do_not_disturb_it(name, monkeypatch):
     """Without a layout a large batch is cut by the threads there are; a code's own layout decides in its place."""
-    monkeypatch.setattr(side_by_side, "LEAST_WORK", 1.0)
+    monkeypatch.setattr(engine_threads, "MIN_WORK", 1.0)
     model = tiny.model(channels=3)
     assert model.least == 1
     with threads(3):

@@ -399,7 +399,7 @@ def test_weights_that_accelerate_keeps_elsewhere_are_found():
 
 def test_hooks_see_whole_batches_in_one_thread(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.get_num_threads", lambda: 4)  # parts of a batch would go to threads of their own
-    monkeypatch.setattr("ddim.models.engine.side_by_side.LEAST_WORK", 1.0)
+    monkeypatch.setattr("ddim.models.engine.threads.MIN_WORK", 1.0)
     pipeline, rows = tiny_text.pipeline(), []
     pipeline.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     pipeline.vae.decoder.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))

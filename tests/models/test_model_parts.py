@@ -19,7 +19,7 @@ from transformers import CLIPConfig, CLIPModel, ResNetConfig, ResNetForImageClas
 import ddim
 from ddim._utils.errors import DDIMError, InputError, UnknownName
 from ddim.evaluation.networks import Clip, Dino
-from ddim.models import where_and_what
+from ddim.models import device_and_dtype
 from ddim.models.features import load_features
 from ddim.models.sd import StableDiffusion
 from ddim.training.tasks.text import load_autoencoder
@@ -590,7 +590,7 @@ def test_a_fingerprint_is_of_the_weights_as_stored(
 )
 def test_a_device_that_is_not_here_is_one_sentence(device: Any, made: dict[str, Path]):
     loads = [
-        lambda: where_and_what(device, "float32"),
+        lambda: device_and_dtype(device, "float32"),
         lambda: ddim.load(made["pixel"], device=device),
         lambda: ddim.load_classifier(made["classifier"], device=device),
         lambda: load_features(made["features"], device=device),
@@ -608,7 +608,7 @@ def test_a_device_that_is_not_here_is_one_sentence(device: Any, made: dict[str, 
     "dtype", ["int8", "complex64", "", "torch.float32", torch.int8, torch.complex64, torch.float8_e4m3fn, None, 32]
 )
 def test_a_dtype_that_no_network_computes_in_is_one_sentence(dtype: Any, made: dict[str, Path]):
-    loads = [lambda: ddim.load_classifier(made["classifier"], dtype=dtype), lambda: where_and_what("cpu", dtype)]
+    loads = [lambda: ddim.load_classifier(made["classifier"], dtype=dtype), lambda: device_and_dtype("cpu", dtype)]
     if dtype is None:  # of a model, what is not said
         assert ddim.load(made["pixel"], device="cpu", dtype=dtype).dtype == torch.float32
     else:

@@ -9,7 +9,7 @@ from training_helpers import tables, tiny, write_toml
 
 from ddim._utils.errors import InputError
 from ddim.training import load_config
-from ddim.training.reading import differing_keys
+from ddim.training.config_file import differing_keys
 
 RECIPES = sorted(Path(__file__, "../../../recipes").resolve().glob("*.toml"))
 

@@ -87,7 +87,7 @@ def test_idx_files_are_padded_in_the_middle(tmp_path):
 def test_a_cut_off_idx_file_is_one_sentence(tmp_path):
     head = struct.pack(">IIII", 2051, 9, 6, 6)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(head + b"x" * 100)
-    with pytest.raises(InputError, match="not a whole idx file"):
+    with pytest.raises(InputError, match="not a complete idx file"):
         load_images(DataConfig(str(tmp_path), 8))
 
 

@@ -13,8 +13,8 @@ from training_helpers import Stop, labelled, make_images, make_labels, make_parq
 
 from ddim._utils.errors import InputError
 from ddim.training import config_from_dict, train
+from ddim.training.config_file import differing_keys
 from ddim.training.data import Batch, MemoryImages, load_images
-from ddim.training.reading import differing_keys
 from ddim.training.tasks.base import Draw
 from ddim.training.tasks.pixel import PixelTask, class_rows
 

@@ -15,8 +15,8 @@ from training_helpers import make_images, make_parquet, make_words, png
 from ddim._utils.errors import DDIMWarning, InputError
 from ddim.training import load_config
 from ddim.training.config import DataConfig, SourceConfig
+from ddim.training.config_file import differing_keys
 from ddim.training.data import LazyImages, MemoryImages, fingerprint, load_images
-from ddim.training.reading import differing_keys
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
@@ -102,8 +102,8 @@ def test_without_leaves_out_listed_rows_and_their_pictures_under_other_names(tmp
     ("text", "says"),
     [
         ("vendor,txt\nnoto,dog\n", r"Unknown column in .*out\.csv 'txt'\. Did you mean 'text'"),
-        ("vendor,text\nnoto,unicorn\n", r"out\.csv names no row of .*words\.parquet"),
-        ("vendor,text\nnoto\n", r"out\.csv must hold a line of column names, then rows with as many values"),
+        ("vendor,text\nnoto,unicorn\n", r"out\.csv does not match any row of .*words\.parquet"),
+        ("vendor,text\nnoto\n", r"out\.csv must hold a line of column names, followed by rows with as many values"),
         ("vendor,text\n", r"out\.csv must hold a line of column names"),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_list_that_does_not_fit_is_one_sentence(words, tmp_path, text, says):
         ({"rewrite": (("(", "x"),)}, "data.rewrite", "'('"),
         ({"rewrite": (("dog", r"\2"),)}, "data.rewrite", "'dog'"),
         ({"rewrite": (("dog", r"\g<x>"),)}, "data.rewrite", "'dog'"),
-        ({"rewrite": ((".*", ""),)}, "data.prompt", "no words"),
+        ({"rewrite": ((".*", ""),)}, "data.prompt", "empty prompt"),
         ({"label": "lable"}, "data.label", "Did you mean 'label'"),
         ({"label": "text"}, "data.label", "'dog'"),
         ({"column": "imag"}, "data.column", "Did you mean 'image'"),
@@ -274,7 +274,7 @@ def test_a_broken_file_of_labels_is_one_sentence(tmp_path):
     file = folder / "train-labels-idx1-ubyte"
     for broken in (file.read_bytes()[:-1], file.read_bytes()[:6], b""):
         file.write_bytes(broken)
-        with pytest.raises(InputError, match=r"labels-idx1-ubyte is not a whole idx file of labels"):
+        with pytest.raises(InputError, match=r"labels-idx1-ubyte is not a complete idx file of labels"):
             load_images(config(folder, label="label"))
 
 

@@ -49,7 +49,7 @@ def test_a_live_process_keeps_its_file(tmp_path):
 @pytest.mark.parametrize(("age", "kept"), [(DAY - 60, True), (DAY + 60, False)])
 def test_of_another_machine_only_the_age_is_known(tmp_path, monkeypatch, age, kept):
     with monkeypatch.context() as patch:
-        patch.setattr(temporary, "_place", lambda: "0123456789ab")
+        patch.setattr(temporary, "_machine_id", lambda: "0123456789ab")
         file = dead_file(tmp_path)
     os.utime(file, (time.time() - age,) * 2)
     remove_stale(tmp_path)

@@ -1,1 +1,1 @@
-"""What every part may use: errors as data, files that appear whole, libraries kept quiet."""
+"""Helpers that every part of the package may use: errors, error texts, atomic files, locks, quiet libraries."""

@@ -1,4 +1,4 @@
-"""What goes wrong, as data: the parameter that was wrong, a sentence that names its value, and what would do."""
+"""The package's exceptions, which carry data (the parameter at fault, a message, a hint), and tests of value types."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -13,15 +13,15 @@ _E = TypeVar("_E", bound="DDIMError")
 
 
 class DDIMError(Exception):
-    """A failure that is not the caller's mistake (a NaN from a network, a full disk). The command exits with 1.
+    """A failure that the caller did not cause, such as a full disk or NaN from a network. The command exits with 1.
 
     Args:
         message: one sentence, without the parameter's name.
-        parameter: the argument or config key that it is about, as the library names it (``steps``, ``data.size``).
-        hint: a second sentence that says what would do, where the first does not.
+        parameter: the argument or config key at fault, as the library names it (``steps``, ``data.size``).
+        hint: a second sentence that says what to do, if the message does not.
 
     Attributes:
-        message, parameter, hint: as given. ``str(error)`` puts them together.
+        message, parameter, hint: the arguments. ``str(error)`` joins all three.
     """
 
     def __init__(self, message: str, *, parameter: str | None = None, hint: str | None = None) -> None:
@@ -29,10 +29,10 @@ class DDIMError(Exception):
         self.message, self.parameter, self.hint = message, parameter, hint
 
     def sentence(self, spell: Callable[[str], str] = str) -> str:
-        """What to tell a person.
+        """Returns the full text of the error: parameter, message and hint.
 
         Args:
-            spell: the parameter's name as the person knows it; the command makes ``--steps`` of ``steps``.
+            spell: translates the parameter's name for the reader; the command turns ``steps`` into ``--steps``.
         """
         whole = self.message if self.parameter is None else f"{spell(self.parameter)}: {self.message}"
         return f"{whole} {self.hint}" if self.hint else whole
@@ -40,34 +40,38 @@ class DDIMError(Exception):
     def __str__(self) -> str:
         return self.sentence()
 
-    def __reduce__(self) -> tuple[Any, ...]:  # an exception is otherwise made anew from its message alone
+    def __reduce__(self) -> tuple[Any, ...]:  # copy and pickle would call __init__ with the message alone
         return _rebuilt, (type(self), self.args, self.__dict__)
 
 
 def _rebuilt(kind: type[_E], args: tuple[Any, ...], attributes: dict[str, Any]) -> _E:
+    """Restores a copied or unpickled error without calling its ``__init__``."""
     error = kind.__new__(kind, *args)
     error.__dict__.update(attributes)
     return error
 
 
 class InputError(DDIMError, ValueError):
-    """A value that cannot be used. The sentence names it and says what would do. The command exits with 2."""
+    """The caller gave a value that cannot be used. The message names the value and what is accepted instead.
+
+    The command exits with 2.
+    """
 
 
 class UnknownName(InputError):
-    """A name that is in no registry. The sentence offers the nearest known one, then all of them.
+    """The caller gave a name that is not registered. The message suggests the most similar name and lists them all.
 
     Args:
-        kind: what the name is of, such as ``"method"``.
-        name: the name that was given.
-        known: those that there are.
+        kind: what the name should denote, such as ``"method"``.
+        name: the unknown name.
+        known: the names that exist.
         parameter: as for ``DDIMError``; ``kind`` by default.
         hint: as for ``DDIMError``.
 
     Attributes:
-        kind, name: as given.
-        known: sorted.
-        nearest: the known name that is most like the one given, or None.
+        kind, name: the arguments.
+        known: the known names, sorted.
+        nearest: the known name most similar to ``name``, or None if none is similar.
 
     Example: ``UnknownName("method", "bdai", ["bdia", "ddim"])``.
     """
@@ -85,20 +89,20 @@ class UnknownName(InputError):
         self.kind, self.name, self.known, self.nearest = kind, name, tuple(names), nearest
 
     def sentence(self, spell: Callable[[str], str] = str) -> str:
-        """As ``DDIMError.sentence``; the message says already what the name is of."""
+        """Like ``DDIMError.sentence``, without the parameter: the message already says what the name should denote."""
         return f"{self.message} {self.hint}" if self.hint else self.message
 
 
 class NotFinite(DDIMError):
-    """Numbers stopped being finite: the network returned NaN or infinity, or a method diverged.
+    """Numbers are no longer finite: the network returned NaN or infinity, or a method diverged.
 
     Args:
-        message: one sentence that says where.
-        step: the step it happened in, counted from 1 in the direction of the work.
+        message: one sentence that says where it happened.
+        step: the step in which it happened, counted from 1 in the order in which the steps are computed.
         hint: as for ``DDIMError``.
 
     Attributes:
-        step: as given.
+        step: the argument.
     """
 
     def __init__(self, message: str, *, step: int, hint: str | None = None) -> None:
@@ -107,11 +111,13 @@ class NotFinite(DDIMError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in ``ddim.invert``, with the batches that are done and what a method had tuned. It is no ``Exception``, so
-    that nothing takes it for a failure.
+    """Ctrl-C stopped ``ddim.invert``; the work done so far is kept.
+
+    Like KeyboardInterrupt it is not an ``Exception``, so ``except Exception`` does not catch it.
 
     Attributes:
-        partial: save it, and hand it to ``ddim.invert(..., resume=partial)`` with the same images and settings.
+        partial: the finished batches and what the method has tuned. To continue, save it and pass it to
+            ``ddim.invert(..., resume=partial)`` with the same images and settings.
     """
 
     def __init__(self, sentence: str, partial: "LatentCode") -> None:
@@ -138,60 +144,60 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class DDIMWarning(UserWarning):
-    """Something the user should know although the work goes on."""
+    """A warning from this package: the result may not be what the user expects, but the computation continues."""
 
 
 def is_whole(value: object) -> bool:
-    """Whether a value can count things: one integer of Python, numpy or torch, and no bool."""
+    """Whether a value is one integer of Python, numpy or torch; bools do not count."""
     try:
         index(value)  # type: ignore[arg-type]
-    except (TypeError, RuntimeError):  # every array and tensor has the method, also of fractions
+    except (TypeError, RuntimeError):  # float arrays and tensors have __index__ too, and raise
         return False
-    return not _is_truth(value)
+    return not _is_bool(value)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is one finite number, of Python, numpy or torch; no text and no bool."""
-    if isinstance(value, (str, bytes)) or _is_truth(value):
+    """Whether a value is one finite number of Python, numpy or torch; strings and bools do not count."""
+    if isinstance(value, (str, bytes)) or _is_bool(value):
         return False
     try:
         return isfinite(float(value))
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor with several elements
         return False
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value can be an option in a file: a number, a text, yes or no, or nothing."""
+    """Whether a value can be stored as an option in a file: a finite number, a string, a bool or None."""
     return value is None or isinstance(value, (str, bool)) or is_number(value)
 
 
 def as_plain(value: Any) -> Any:
-    """A number of numpy or torch as Python's own; anything else as it is."""
-    if isinstance(value, (int, float)) or not is_number(value):  # numpy's float64 is a float
+    """Converts a number of numpy or torch to a Python number; returns anything else unchanged."""
+    if isinstance(value, (int, float)) or not is_number(value):  # numpy's float64 is a subclass of float
         return value
     return int(value) if is_whole(value) else float(value)
 
 
-def _is_truth(value: object) -> bool:
-    """Whether a value is True or False, of Python, numpy or torch."""
+def _is_bool(value: object) -> bool:
+    """Whether a value is a bool of Python, numpy or torch."""
     return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
 
 
 def is_range(value: Any) -> bool:
-    """Whether a value is a pair of numbers."""
+    """Whether a value is a tuple or list of two finite numbers."""
     return isinstance(value, (tuple, list)) and len(value) == 2 and all(is_number(v) for v in value)
 
 
 def is_dict(value: object) -> TypeGuard[dict[Any, Any]]:
-    """Whether a value is a dict, of whatever."""
+    """Whether a value is a dict; its keys and values may be of any type."""
     return isinstance(value, dict)
 
 
 def is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
-    """Whether a value is a mapping, of whatever."""
+    """Whether a value is a Mapping; its keys and values may be of any type."""
     return isinstance(value, Mapping)
 
 
 def is_texts(value: Any) -> bool:
-    """Whether a value is a sequence of texts, such as a list; no single text."""
+    """Whether a value is a sequence of strings, such as a list; a single string does not count."""
     return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) for v in value)

@@ -1,4 +1,4 @@
-"""One process, or one group of them, writes into a folder at a time."""
+"""A lock file, so that only one process (or one group of processes) writes into a folder at a time."""
 
 import errno
 import os
@@ -6,51 +6,53 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .error_text import reason_of
 from .errors import InputError
-from .foreign import told
 
 LOCK = ".ddim-lock"
 
 
 @contextmanager
 def only_process(folder: Path, doing: str = "training into", setting: str = "output.folder") -> Iterator[None]:
-    """Keeps other processes from writing into ``folder`` while the block runs.
+    """Locks ``folder`` against other processes that use this function, while the block runs.
 
-    The folder is made if there is none, and is gone again where the block wrote nothing.
+    A missing folder is created, and is removed again if the block wrote nothing into it.
 
     Args:
-        folder: where to.
-        doing: what the other process is then said to be doing.
-        setting: what to change for another folder.
+        folder: the folder to lock.
+        doing: what the other process does with the folder, for the error message.
+        setting: the parameter that chooses the folder, for the error message.
 
     Raises:
-        InputError: another process is in such a block, or the folder cannot be written.
+        InputError: another process holds the lock, or the folder cannot be written.
     """
     new, file = not folder.exists(), folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise InputError(f"Cannot write into {folder}: {told(error)}") from None
+        raise InputError(f"Cannot write into {folder}: {reason_of(error)}") from None
     try:
         if not _locked(handle):
-            raise InputError(f"Another process is {doing} {folder}; wait for its end or choose another {setting}.")
+            raise InputError(
+                f"Another process is {doing} {folder}; wait until it has finished, or choose another {setting}."
+            )
         try:
             yield
         finally:
             with suppress(OSError):
                 file.unlink()
                 if new:
-                    folder.rmdir()  # only if it is empty
+                    folder.rmdir()  # fails, and is ignored, if the folder is not empty
     finally:
         os.close(handle)
 
 
 def _locked(handle: int) -> bool:
-    """Whether the lock is ours, or cannot be had on this platform or file system.
+    """Tries to lock an open file. Also True if this platform or file system has no locks.
 
-    It is a POSIX lock: it ends with this process, even by SIGKILL, whereas a worker that outlives its parent by
-    some seconds would go on holding one of flock's.
+    A POSIX lock (``lockf``) belongs to this process alone and ends with it, even after SIGKILL. A ``flock`` lock would
+    be inherited by worker processes, and stay held while a worker outlives its parent by some seconds.
     """
     try:
         import fcntl
@@ -60,4 +62,5 @@ def _locked(handle: int) -> bool:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno not in (errno.EACCES, errno.EAGAIN)
-    return os.fstat(handle).st_nlink > 0  # 0: the process that had it removed it just now
+    # No links: the previous holder deleted the file after we had opened it, so others may lock a new file of that name.
+    return os.fstat(handle).st_nlink > 0

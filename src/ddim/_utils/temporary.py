@@ -1,4 +1,4 @@
-"""Names under which files are written before they take their own, and what dead processes left under such names."""
+"""Names for temporary files, and the removal of temporary files whose process has died."""
 
 import hashlib
 import os
@@ -15,15 +15,15 @@ DAY = 24 * 3600.0
 
 
 def temporary_beside(target: Path) -> Path:
-    """A name that nothing has yet, in the target's folder; it says which process it is of, and is short."""
-    return target.with_name(f".ddim-{_place()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    """Returns a new, short name in the target's folder; it encodes this machine and process for ``remove_stale``."""
+    return target.with_name(f".ddim-{_machine_id()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
 
 
 def remove_stale(folder: Path) -> None:
-    """Removes files in ``folder`` with names of ``temporary_beside`` whose process is dead.
+    """Removes temporary files of ``temporary_beside`` from ``folder`` if the process that made them is dead.
 
-    Of a process on another machine, in another container, or before the last start of this one nothing is known: its
-    file goes when it is a day old. Nothing else is touched, and what cannot be removed stays.
+    Whether a process on another machine, in another container or before the last reboot still runs cannot be known;
+    its files are removed once they are a day old. No other files are touched, and errors are ignored.
     """
     with suppress(OSError):
         for entry in os.scandir(folder):
@@ -35,21 +35,22 @@ def remove_stale(folder: Path) -> None:
                     os.unlink(entry.path)
 
 
-def _is_dead(place: str, pid: int, age: float) -> bool:
-    if place != _place() or os.name != "posix":  # elsewhere than there, signal 0 is a real one
+def _is_dead(machine: str, pid: int, age: float) -> bool:
+    """Whether the process is dead, as far as can be known; ``age`` is the file's age in seconds."""
+    if machine != _machine_id() or os.name != "posix":  # on Windows, os.kill(pid, 0) would send a real signal
         return age > DAY
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except (OSError, OverflowError):  # it lives, and is another user's; or it is no number of a process
+    except (OSError, OverflowError):  # it is alive but belongs to another user, or the number is no process id
         return False
     return False
 
 
 @cache
-def _place() -> str:
-    """Where process numbers mean the same processes: this machine since it was started, this container."""
+def _machine_id() -> str:
+    """Identifies the scope in which process ids are unique: this machine since its last boot, and this container."""
     parts = [platform.node()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())

@@ -1,34 +1,34 @@
-"""What torch's own types leave open, said once: of what type the answer is."""
+"""Typed wrappers for torch calls whose return types torch itself leaves open, for strict type checking."""
 
 import torch
 from torch import Tensor
 
 
 def numbers(tensor: Tensor) -> list[float]:
-    """A tensor [N] of floats as Python's numbers."""
+    """Converts a float tensor [N] to a list of Python floats."""
     return tensor.tolist()
 
 
 def whole_numbers(tensor: Tensor) -> list[int]:
-    """A tensor [N] of integers as Python's numbers."""
+    """Converts an integer tensor [N] to a list of Python ints."""
     return tensor.tolist()
 
 
 def rows_of(tensor: Tensor) -> list[list[float]]:
-    """A tensor [N, M] of floats as Python's numbers, row by row."""
+    """Converts a float tensor [N, M] to a list of N lists of Python floats."""
     return tensor.tolist()
 
 
 def lengths(vectors: Tensor) -> Tensor:
-    """The Euclidean norms of vectors [N, M], [N, 1]."""
+    """Returns the Euclidean norm of each vector: [N, M] -> [N, 1]."""
     return vectors.norm(dim=1, keepdim=True)
 
 
 def in_groups(tensor: Tensor, groups: int, each: int) -> Tensor:
-    """[groups * each, ...] as [groups, each, ...]."""
+    """Splits the first dimension: [groups * each, ...] -> [groups, each, ...]."""
     return tensor.unflatten(0, (groups, each))
 
 
 def solved(matrix: Tensor, right: Tensor) -> Tensor:
-    """x with ``matrix @ x = right``, for every matrix of a batch."""
+    """Solves ``matrix @ x = right`` for x, for each matrix of a batch: [..., N, N] and [..., N, M] -> [..., N, M]."""
     return torch.linalg.solve(matrix, right)

@@ -83,12 +83,12 @@ def fid(
         from ..evaluation.reference import data_statistics
         from ..evaluation.store import open_rows, processes
         from ..evaluation.tables import write_table
-        from ..models import where_and_what
+        from ..models import device_and_dtype
         from ..training.data import load_images
         from .session import guidance_for, open_model
 
         among = processes()
-        where, _ = where_and_what(device, "float32")
+        where, _ = device_and_dtype(device, "float32")
         usable_folder(out, f"fid-{slug(model)}")
         usable_seeds(seed, images)
         _check(features, weights, images)

@@ -1,1 +1,1 @@
-"""Pictures in and out: files, folders, archives."""
+"""Reads and writes images: single files, folders, idx files, parquet files and data sets of the Hugging Face hub."""

@@ -1,4 +1,7 @@
-"""Folders of pictures as people have them: hidden ones left out, one a split, words in a list or beside a picture."""
+"""Reads folders of pictures for training.
+
+Hidden files are ignored, subfolders may be splits, and captions come from metadata files or text files.
+"""
 
 import csv
 import json
@@ -12,8 +15,8 @@ from typing import Any
 
 from PIL import Image
 
+from .._utils.error_text import printable, reason_of
 from .._utils.errors import DDIMWarning, InputError, UnknownName
-from .._utils.foreign import readable, told
 
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -22,12 +25,13 @@ _NAME, _CAPTION = "file_name", "text"
 
 
 class FolderTable:
-    """Pictures by their files, with columns beside them; see ``sources.Table``.
+    """A ``sources.Table`` of picture files, with columns from metadata files.
 
     Args:
-        files: one a row.
-        columns: of the lists of metadata, as many values as rows.
-        captions: the text file beside each picture, or None; they are the column ``text`` where no list has one.
+        files: one picture file for each row.
+        columns: the columns of the metadata files: name -> one value for each row.
+        captions: for each row the text file beside the picture, or None. If no metadata file has a column ``text``,
+            they become that column.
     """
 
     def __init__(
@@ -41,29 +45,36 @@ class FolderTable:
         return len(self.files)
 
     def column(self, name: str) -> list[Any]:
-        """See ``sources.Table``. Raises InputError for a caption that is no text."""
+        """Returns one value for each row. Raises InputError if a caption file cannot be read as text."""
         if name in self._columns:
             return self._columns[name]
         return [None if file is None else _caption(file) for file in self._captions]
 
     def class_names(self, name: str) -> list[str]:
-        """See ``sources.Table``; lists of metadata have none."""
+        """Returns no names: metadata files do not name the numbers of a column."""
         return []
 
     def cell(self, row: int) -> str:
-        """See ``sources.Table``."""
+        """Returns the path of the row's picture."""
         return self.files[row]
 
     def select(self, rows: Sequence[int]) -> "FolderTable":
-        """See ``sources.Table``."""
+        """Returns a table of these rows alone."""
         columns = {name: [cells[row] for row in rows] for name, cells in self._columns.items()}
         return FolderTable([self.files[r] for r in rows], columns, [self._captions[r] for r in rows if self._captions])
 
 
 @dataclass
 class Listing:
-    """What lies in a folder: pictures in the order of their names, lists of metadata, other parquet files, the names
-    of text files, and pictures of kinds that Pillow does not read."""
+    """What a folder and its subfolders contain.
+
+    Attributes:
+        pictures: files that Pillow reads, sorted by path.
+        metadata: files with a name in ``METADATA``.
+        parquet: other parquet files.
+        texts: paths of text files.
+        unread: pictures in formats that Pillow does not read.
+    """
 
     pictures: list[Path] = field(default_factory=list)
     metadata: list[Path] = field(default_factory=list)
@@ -73,10 +84,10 @@ class Listing:
 
 
 def listing(folder: Path) -> Listing:
-    """All of a folder. Hidden files and folders are left out; links are followed, and no folder is taken twice.
+    """Lists a folder and its subfolders, without hidden ones. Links are followed; no folder is listed twice.
 
     Raises:
-        InputError: a folder in it that cannot be read.
+        InputError: a subfolder cannot be read.
     """
     found, known = Listing(), _suffixes()
     for file in _files(folder):
@@ -96,26 +107,29 @@ def listing(folder: Path) -> Listing:
 
 
 def _suffixes() -> set[str]:
-    """Of the kinds of pictures that Pillow reads."""
-    opened = {*Image.OPEN, "MPO"}  # which Pillow opens as JPEG
+    """File name endings of the picture formats that Pillow reads."""
+    opened = {*Image.OPEN, "MPO"}  # Pillow has no opener of its own for MPO, but opens it as JPEG
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in opened}
 
 
 def _hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or made by an operating system or a NAS rather than by a person."""
     return name[0] == "." or name in _HIDDEN
 
 
 def _files(folder: Path) -> Iterator[Path]:
+    """Yields all files beneath a folder that are not hidden, in sorted order within each folder."""
+
     def failed(error: OSError) -> None:
-        raise InputError(f"{readable(error.filename)} cannot be read: {told(error)}", parameter="data.path")
+        raise InputError(f"{printable(error.filename)} cannot be read: {reason_of(error)}", parameter="data.path")
 
     seen: set[tuple[int, int]] = set()
     for root, folders, files in os.walk(folder, followlinks=True, onerror=failed):
-        place = os.stat(root)
-        if (place.st_dev, place.st_ino) in seen:  # a link to where we have been
+        status = os.stat(root)
+        if (status.st_dev, status.st_ino) in seen:  # a link leads back here; without this check it could never end
             folders.clear()
             continue
-        seen.add((place.st_dev, place.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not _hidden(name))
         yield from (Path(root, name) for name in sorted(files) if not _hidden(name))
 
@@ -123,67 +137,72 @@ def _files(folder: Path) -> Iterator[Path]:
 # --- splits ---------------------------------------------------------------------------------------------------------
 
 
-def _inside(folder: Path) -> list[str]:
-    """The folders in ``folder`` that hold pictures."""
+def _picture_folders(folder: Path) -> list[str]:
+    """Names of the subfolders of ``folder`` that contain pictures."""
     known = _suffixes()
     folders = (path for path in sorted(folder.iterdir()) if path.is_dir() and not _hidden(path.name))
     return [path.name for path in folders if any(file.suffix.lower() in known for file in _files(path))]
 
 
-def _parted(inside: Iterable[str]) -> bool:
-    """Whether folders of these names are splits: two are named like one, or all are. One alone is a class."""
-    named = [name in SPLITS for name in inside]
+def _are_splits(names: Iterable[str]) -> bool:
+    """Whether subfolders of these names are splits: all of them, or at least two, are named like splits.
+
+    One folder named ``test`` among others is taken for a class.
+    """
+    named = [name in SPLITS for name in names]
     return any(named) and (all(named) or sum(named) > 1)
 
 
 def has_split(folder: Path, split: str) -> bool:
-    """Whether ``folder`` holds folders of pictures that are splits, and one of them is ``split``."""
-    inside = _inside(folder)
-    return split in inside and _parted(inside)
+    """Whether the subfolders of ``folder`` are splits, and one of them is ``split``."""
+    names = _picture_folders(folder)
+    return split in names and _are_splits(names)
 
 
 def split_folder(folder: Path, split: str) -> Path:
-    """Where the pictures of ``split`` lie: in the folder of that name, or, of ``train``, in all where none is a split.
+    """Returns the folder that holds the pictures of ``split``: the subfolder of that name.
+
+    If the subfolders are not splits, the whole folder is the split ``train``.
 
     Raises:
         InputError: there is no such split.
     """
-    inside = _inside(folder)
-    if split in inside and (split not in SPLITS or _parted(inside)):
+    names = _picture_folders(folder)
+    if split in names and (split not in SPLITS or _are_splits(names)):
         return folder / split
-    if split == "train" and not _parted(inside):
-        for name in (name for name in inside if name in SPLITS):
+    if split == "train" and not _are_splits(names):
+        for name in (name for name in names if name in SPLITS):
             warnings.warn(
-                f"{readable(folder / name)} is taken for a class among others, not for a split; data.path = "
-                f"{readable(folder / name)!r} takes it alone.",
+                f"{printable(folder / name)} is taken for a class like the folders beside it, not for a split; to use "
+                f"it alone, set data.path = {printable(folder / name)!r}.",
                 DDIMWarning,
                 stacklevel=2,
             )
         return folder
-    if _parted(inside):
-        raise UnknownName("data.split", split, map(readable, inside))
-    raise InputError(f"{readable(folder)} has no folder {split!r} with pictures.", parameter="data.split")
+    if _are_splits(names):
+        raise UnknownName("data.split", split, map(printable, names))
+    raise InputError(f"{printable(folder)} has no folder {split!r} with pictures.", parameter="data.split")
 
 
-# --- words ----------------------------------------------------------------------------------------------------------
+# --- metadata -------------------------------------------------------------------------------------------------------
 
 
 def read_folder(folder: Path, split: str) -> FolderTable:
-    """The pictures of a folder's split, and their columns.
+    """Reads the pictures of a folder's split and their metadata.
 
     Raises:
-        InputError: no pictures, no such split, a list that names others or is broken.
+        InputError: there are no pictures or no such split, or a metadata file is damaged or names other pictures.
     """
     chosen = split_folder(folder, split)
     found = listing(chosen)
     if not found.pictures:
         others = sorted({file.suffix.lower() for file in found.unread})
-        kinds = f", only files of kinds that Pillow does not read ({', '.join(others)})" if others else ""
-        raise InputError(f"there are no images in {readable(folder)}{kinds}.", parameter="data.path")
+        kinds = f", only files in formats that Pillow does not read ({', '.join(others)})" if others else ""
+        raise InputError(f"there are no images in {printable(folder)}{kinds}.", parameter="data.path")
     if found.unread:
         warnings.warn(
-            f"{len(found.unread)} pictures in {readable(chosen)} are of kinds that Pillow does not read, and left out "
-            f"(the first: {readable(found.unread[0].name)}).",
+            f"{len(found.unread)} pictures in {printable(chosen)} are left out, because Pillow does not read their "
+            f"format (the first: {printable(found.unread[0].name)}).",
             DDIMWarning,
             stacklevel=2,
         )
@@ -191,7 +210,8 @@ def read_folder(folder: Path, split: str) -> FolderTable:
     records = _records([*above, *found.metadata], set(map(os.path.normpath, found.pictures)), chosen)
     files, rows = [], []
     for file in map(os.fspath, found.pictures):
-        for record in records.get(os.path.normpath(file), [{}]):  # a picture may have several
+        # A picture with several lines of metadata, such as several captions, becomes several rows.
+        for record in records.get(os.path.normpath(file), [{}]):
             files.append(file)
             rows.append(record)
     names = dict.fromkeys(name for row in rows for name in row)
@@ -201,12 +221,12 @@ def read_folder(folder: Path, split: str) -> FolderTable:
 
 
 def _records(lists: Sequence[Path], pictures: set[str], chosen: Path) -> dict[str, list[dict[str, Any]]]:
-    """What the lists of metadata say of each picture."""
+    """Reads metadata files: path of a picture -> its lines, each a dict from column to value."""
     out: dict[str, list[dict[str, Any]]] = {}
     for file in lists:
         if other := next((o for o in lists if o != file and o.parent == file.parent), None):
             raise InputError(
-                f"{readable(file)} and {readable(other.name)} say the same thing twice; remove one.",
+                f"{printable(file)} and {printable(other.name)} both describe the same folder; remove one.",
                 parameter="data.path",
             )
         within = chosen == file.parent or chosen in file.parents
@@ -214,18 +234,22 @@ def _records(lists: Sequence[Path], pictures: set[str], chosen: Path) -> dict[st
             name = record.get(_NAME)
             if not isinstance(name, str) or not name:
                 raise InputError(
-                    f"{readable(file)} must say the picture of each line as {_NAME}; one has {name!r}.",
+                    f"{printable(file)} must name the picture of each line in the column {_NAME}; one line has "
+                    f"{name!r}.",
                     parameter="data.path",
                 )
             picture = os.path.normpath(file.parent / name)
             if picture in pictures:
                 out.setdefault(picture, []).append(record)
-            elif within:  # a list above the splits names the other splits' too
-                raise InputError(f"{readable(file)} names {name!r}, which is no picture there.", parameter="data.path")
+            elif within:  # metadata above the split's folder may name the pictures of other splits too
+                raise InputError(
+                    f"{printable(file)} names {name!r}, but there is no such picture.", parameter="data.path"
+                )
     return out
 
 
 def _read_list(file: Path) -> list[dict[str, Any]]:
+    """Reads a metadata file: one dict, from column to value, for each line."""
     try:
         if file.suffix == ".parquet":
             import pyarrow.parquet
@@ -235,41 +259,43 @@ def _read_list(file: Path) -> list[dict[str, Any]]:
             if file.suffix == ".csv":
                 return _with_whole_numbers(_csv_rows(lines))
             rows = [json.loads(line) for line in lines if line.strip()]
-    except Exception as error:  # csv, json, pyarrow and the file system have errors of their own
-        raise InputError(f"{readable(file)} cannot be read: {told(error)}", parameter="data.path") from None
+    except Exception as error:  # csv, json, pyarrow and the file system each raise their own types
+        raise InputError(f"{printable(file)} cannot be read: {reason_of(error)}", parameter="data.path") from None
     for row in rows:
         if not isinstance(row, dict):
             raise InputError(
-                f"{readable(file)} must hold a JSON object a line, not {row!r:.40}.", parameter="data.path"
+                f"{printable(file)} must hold one JSON object on each line, not {row!r:.40}.", parameter="data.path"
             )
     return rows
 
 
 def _csv_rows(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """Parses CSV with a header line; an empty cell becomes None."""
     every = [row for row in csv.reader(lines, strict=True) if row]
     if not every:
         raise ValueError("it is empty")
     head, *rows = every
     if twice := next((name for name in head if head.count(name) > 1), None):
-        raise ValueError(f"two of its columns are named {twice!r}")
+        raise ValueError(f"two columns are named {twice!r}")
     if wrong := next((row for row in rows if len(row) != len(head)), None):
-        raise ValueError(f"{wrong} has {len(wrong)} values under {len(head)} names")
+        raise ValueError(f"{wrong} has {len(wrong)} values for {len(head)} columns")
     return [{name: cell or None for name, cell in zip(head, row, strict=True)} for row in rows]
 
 
 def _with_whole_numbers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A column of digits alone holds numbers, such as classes; "007" is none."""
+    """Converts columns in which every cell is a whole number, such as class labels, to int; "007" does not count."""
     whole = [n for n in (rows[0] if rows else ()) if n != _NAME and all(_is_digits(row[n]) for row in rows)]
     return [{**row, **{name: int(row[name]) for name in whole}} for row in rows]
 
 
 def _is_digits(cell: str | None) -> bool:
+    """Whether a cell is a whole number, written as Python writes it."""
     return cell is not None and cell.isascii() and cell.isdigit() and str(int(cell)) == cell
 
 
 def _caption(file: str) -> str:
-    """A text file's words on one line."""
+    """Reads a caption file; line breaks and runs of white space become single spaces."""
     try:
         return " ".join(Path(file).read_text(encoding="utf-8-sig").split())
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{readable(file)} cannot be read: {told(error)}", parameter="data.path") from None
+        raise InputError(f"{printable(file)} cannot be read: {reason_of(error)}", parameter="data.path") from None

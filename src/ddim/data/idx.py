@@ -1,4 +1,4 @@
-"""The idx files of MNIST-type sets: images, and their labels beside them (http://yann.lecun.com/exdb/mnist)."""
+"""Reads the idx files of MNIST-like data sets: images and their labels (http://yann.lecun.com/exdb/mnist)."""
 
 import gzip
 import zlib
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from .._utils.error_text import reason_of
 from .._utils.errors import InputError, UnknownName
-from .._utils.foreign import told
 
 if TYPE_CHECKING:
     from ..training.config import SourceConfig
@@ -19,34 +19,47 @@ _LABELS, _IMAGES = 2049, 2051  # the magic numbers
 
 
 class IdxPart:
-    """Images of an idx file, uint8 [N, H, W], their labels [N], and a prompt for all; see ``sources.Part``."""
+    """The images of an idx file as a ``sources.Part``.
+
+    Args:
+        images: uint8 [N, H, W].
+        labels: [N], or None.
+        prompt: the prompt of every image.
+    """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, prompt: str = "") -> None:
-        self.images, self.labels, self.words = images, labels, prompt
-        self.class_names: Sequence[str] = ()  # an idx file has none
+        self.images, self.labels, self.text = images, labels, prompt
+        self.class_names: Sequence[str] = ()  # idx files do not name their classes
 
     def __len__(self) -> int:
         return len(self.images)
 
     def name(self, row: int) -> str:
-        """See ``Part``."""
+        """Returns the row's number, because its image has no file of its own."""
         return f"row {row}"
 
     def prompt(self, row: int) -> str:
-        """See ``Part``."""
-        return self.words
+        """Returns the prompt, which is the same for every row."""
+        return self.text
 
     def label(self, row: int) -> int | None:
-        """See ``Part``."""
+        """Returns the class of the image, or None without labels."""
         return None if self.labels is None else int(self.labels[row])
 
     def open(self, row: int) -> Image.Image:
-        """See ``Part``."""
+        """Returns the image as a grey PIL image."""
         return Image.fromarray(self.images[row])
 
 
 def idx_file(source: "SourceConfig") -> Path | None:
-    """The file of images, if ``path`` is one or a folder with them. Raises InputError for a split that is not there."""
+    """Finds the idx file of images that a source means.
+
+    Returns:
+        The file, if ``source.path`` is one, or is a folder that holds one for the split; None for other sources.
+
+    Raises:
+        InputError: the folder holds idx files, but none for the split.
+    """
     path = Path(source.path)
     if "-idx3-ubyte" in path.name and path.is_file():
         return path
@@ -65,7 +78,7 @@ def idx_file(source: "SourceConfig") -> Path | None:
 
 
 def read_images(path: Path) -> np.ndarray:
-    """All images of an idx file, uint8 [N, H, W]. Raises InputError for one that is empty, broken or cut off."""
+    """Reads all images of an idx file, uint8 [N, H, W]. Raises InputError if it is empty, damaged or truncated."""
     images = _read(path, _IMAGES, 3, "images")
     if not len(images):
         raise InputError(f"there are no images in {path}.", parameter="data.path")
@@ -73,16 +86,16 @@ def read_images(path: Path) -> np.ndarray:
 
 
 def read_labels(path: Path, count: int) -> np.ndarray:
-    """The labels, uint8 [count], that lie beside the file of images ``path``.
+    """Reads the labels, uint8 [count], from the idx file that lies beside the idx file of images ``path``.
 
     Raises:
-        InputError: there is no such file, it is broken, or it holds another number of labels.
+        InputError: there is no such file, it is damaged, or it holds another number of labels.
     """
     name = path.name.replace("-images-idx3-", "-labels-idx1-")
     found = [path.with_name(other) for other in (name, name.removesuffix(".gz"), f"{name}.gz")]
     file = next((file for file in found if file != path and file.is_file()), None)
     if file is None:
-        raise InputError(f"{path} has no labels beside it, no {name}.", parameter="data.label")
+        raise InputError(f"{path} needs a file of labels beside it; there is no {name}.", parameter="data.label")
     labels = _read(file, _LABELS, 1, "labels")
     if len(labels) != count:
         raise InputError(f"{file} holds {len(labels)} labels for {count} images.", parameter="data.label")
@@ -90,13 +103,13 @@ def read_labels(path: Path, count: int) -> np.ndarray:
 
 
 def _read(path: Path, magic: int, sides: int, what: str) -> np.ndarray:
-    """The bytes of an idx file in their shape: big-endian magic, then as many sizes as there are sides."""
+    """Reads an idx file: a big-endian magic number, ``sides`` big-endian sizes, then one byte for each number."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {told(error)}", parameter="data.path") from None
+        raise InputError(f"{path} cannot be read: {reason_of(error)}", parameter="data.path") from None
     start = 4 * (1 + sides)
     head = [int.from_bytes(raw[at : at + 4], "big") for at in range(0, start, 4)]
     if len(raw) < start or head[0] != magic or len(raw) != start + int(np.prod(head[1:], dtype=object)):
-        raise InputError(f"{path} is not a whole idx file of {what}.", parameter="data.path")
+        raise InputError(f"{path} is not a complete idx file of {what}.", parameter="data.path")
     return np.frombuffer(raw, dtype=np.uint8, offset=start).reshape(head[1:])

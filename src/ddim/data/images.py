@@ -1,4 +1,4 @@
-"""Pictures in and out: files, PIL images and tensors to [N, C, H, W] in [0, 1], and back."""
+"""Converts image files, PIL images and tensors to tensors [N, C, H, W] in [0, 1], and back."""
 
 import io
 import os
@@ -11,61 +11,64 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._utils.error_text import first_line, printable, reason_of
 from .._utils.errors import InputError, is_whole
 from .._utils.files import write_whole
-from .._utils.foreign import first_line, hush_decoders, readable, told
+from .._utils.silence import silence_libtiff
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
 _ORIENTATION = 0x0112  # the EXIF tag
-_SIXTEEN = ("PNG", "PPM")  # formats whose numbers Pillow may hand out as mode I though they have 16 bits
+_16_BIT_FORMATS = ("PNG", "PPM")  # Pillow may open their 16-bit images as mode I, which usually means 32 bits
 MOST_PIXELS = 178_956_970
-"""Of a sheet: what Pillow opens again before it takes a picture for an attack."""
+"""Largest sheet, in pixels: Pillow refuses to open larger images, since they may be decompression bombs."""
 
 ImageLike = Any
-"""A path, a PIL image, a tensor [C, H, W] or [N, C, H, W] in [0, 1], or a list of these."""
+"""A path, a PIL image, a tensor [C, H, W] or [N, C, H, W] in [0, 1] (or uint8), or a list of these."""
 
 
 def read_images(source: ImageLike, shape: Sequence[int], *, resize: bool = False, multiple: int = 0) -> Tensor:
-    """Images as one float32 tensor [N, C, H, W] in [0, 1] (a float64 tensor stays float64).
+    """Reads images into one float32 tensor [N, C, H, W] in [0, 1]; a float64 tensor stays float64.
 
     Args:
-        source: a path, a PIL image, a tensor in [0, 1], or a list of these.
+        source: a path, a PIL image, a tensor in [0, 1] or of uint8, or a list of these.
         shape: (C, H, W) that the model takes, C in {1, 3}.
-        resize: crop to the model's aspect ratio, scale and convert the channels where an image does not fit.
-        multiple: of a model that takes any size whose sides are multiples of this; then (H, W) is only what ``resize``
-            makes of an image.
+        resize: make every image fit: crop it to the aspect ratio of ``shape``, scale it, and convert its channels.
+        multiple: for a model that takes any size whose sides are multiples of this number; ``shape`` is then only the
+            size that ``resize`` produces. 0: ``shape`` is the only size.
 
     Raises:
-        InputError: missing or broken files, wrong channels or size (and what would fit), values outside [0, 1].
+        InputError: a file is missing or damaged, the channels or the size do not fit (the message says what would), or
+            values lie outside [0, 1].
     """
     if isinstance(source, (list, tuple)):
         if not source:
-            raise InputError("none was given.", parameter="images")
+            raise InputError("the list is empty.", parameter="images")
         read = [read_images(s, shape, resize=resize, multiple=multiple) for s in source]
         other = next((r for r in read if r.shape[1:] != read[0].shape[1:]), None)
         if other is not None:
             (h, w), (a, b) = read[0].shape[2:], other.shape[2:]
             raise InputError(
-                f"{w}x{h} and {b}x{a} do not go together; give one size, or resize them.", parameter="images"
+                f"the images have different sizes, {w}x{h} and {b}x{a}; give one size, or resize them.",
+                parameter="images",
             )
         return torch.cat(read)
     if isinstance(source, Tensor):
-        return _from_tensor(source, _taken(shape, source.shape[-2:], multiple, resize, "An image"), resize)
+        return _from_tensor(source, _required_shape(shape, source.shape[-2:], multiple, resize, "An image"), resize)
     if isinstance(source, (str, os.PathLike)):
-        image, name = open_image(Path(source)), readable(source)
-        return _from_pil(image, _taken(shape, image.size[::-1], multiple, resize, name), resize, name)
+        image, name = open_image(Path(source)), printable(source)
+        return _from_pil(image, _required_shape(shape, image.size[::-1], multiple, resize, name), resize, name)
     if hasattr(source, "convert") and hasattr(source, "getbands"):
         name = "The image"
-        return _from_pil(source, _taken(shape, source.size[::-1], multiple, resize, name), resize, name)
+        return _from_pil(source, _required_shape(shape, source.size[::-1], multiple, resize, name), resize, name)
     raise InputError(
         f"{type(source).__name__} is not an image; give a path, a PIL image or a tensor.", parameter="images"
     )
 
 
-def _taken(shape: Sequence[int], size: Sequence[int], multiple: int, resize: bool, name: str) -> Sequence[int]:
-    """(C, H, W) that an image of (height, width) ``size`` must have."""
+def _required_shape(shape: Sequence[int], size: Sequence[int], multiple: int, resize: bool, name: str) -> Sequence[int]:
+    """Returns the (C, H, W) that an image of (height, width) ``size`` must have; arguments as for ``read_images``."""
     if not multiple or resize or len(size) != 2:
         return shape
     near = [max(multiple, round(side / multiple) * multiple) for side in size]
@@ -79,31 +82,35 @@ def _taken(shape: Sequence[int], size: Sequence[int], multiple: int, resize: boo
 
 
 def open_image(path: Path, parameter: str = "images") -> "PILImage.Image":
-    """A picture from a file, decoded and upright; see ``decode``. InputError where there is no such file.
+    """Opens an image file and decodes it; see ``decode``.
 
     Args:
         path: the file.
-        parameter: what the error is about.
+        parameter: the argument that an error names.
+
+    Raises:
+        InputError: there is no such file, or ``decode`` refuses it.
     """
     if not path.is_file():
-        raise InputError(f"there is no file {readable(path)}.", parameter=parameter)
-    return decode(path, readable(path), parameter)
+        raise InputError(f"there is no file {printable(path)}.", parameter=parameter)
+    return decode(path, printable(path), parameter)
 
 
 def decode(source: str | Path | BinaryIO, name: str, parameter: str = "images") -> "PILImage.Image":
-    """A picture, decoded whole and turned as its EXIF data says. Whatever fails in it is one InputError.
+    """Decodes an image completely, and turns it upright as its EXIF data says.
 
     Args:
-        source: a file, or an open one.
-        name: what the error calls it.
-        parameter: what the error is about.
+        source: a path, or an open binary file.
+        name: the image's name in an error message.
+        parameter: the argument that an error names.
 
     Raises:
-        InputError: it is no picture, damaged, empty, or has more pixels than Pillow decodes.
+        InputError: the file is not an image, is damaged, has no pixels, or has more than Pillow decodes. Every error
+            inside Pillow becomes this one.
     """
     from PIL import Image
 
-    hush_decoders()
+    silence_libtiff()
     with _decoding(name, parameter), Image.open(source) as image:
         image.load()
         if not all(image.size):
@@ -113,7 +120,7 @@ def decode(source: str | Path | BinaryIO, name: str, parameter: str = "images") 
 
 @contextmanager
 def _decoding(name: str, parameter: str) -> Iterator[None]:
-    """Pillow's errors inside as one InputError about ``name``."""
+    """Turns every error of Pillow inside the block into an InputError about ``name``."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -122,18 +129,21 @@ def _decoding(name: str, parameter: str) -> Iterator[None]:
         raise InputError(f"{name} is not an image that can be read.", parameter=parameter) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
-            f"{name} is too large: {told(error)}",
+            f"{name} is too large: {reason_of(error)}",
             parameter=parameter,
-            hint="Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS, half of the limit.",
+            hint="Make it smaller, or increase PIL.Image.MAX_IMAGE_PIXELS, which is half of the limit.",
         ) from None
-    except MemoryError:  # more often a damaged header than a machine too small
-        raise InputError(f"{name} asks for more memory than there is; is it damaged?", parameter=parameter) from None
-    except Exception as error:  # each format's decoder raises what comes up, from AttributeError to ZeroDivisionError
-        raise InputError(f"{name} is broken or truncated: {told(error)}", parameter=parameter) from None
+    except MemoryError:  # usually a damaged header that claims a huge size, rather than a machine with little memory
+        raise InputError(f"{name} needs more memory than there is; it may be damaged.", parameter=parameter) from None
+    except Exception as error:  # decoders raise errors of any type, from AttributeError to ZeroDivisionError
+        raise InputError(f"{name} is damaged or truncated: {reason_of(error)}", parameter=parameter) from None
 
 
 def _upright(image: "PILImage.Image") -> "PILImage.Image":
-    """The picture turned as its EXIF data says; without that data then, which Pillow cannot always write anew."""
+    """Turns an image as its EXIF data says, and drops that data.
+
+    Otherwise a reader would turn it a second time, and Pillow cannot always rewrite the data.
+    """
     from PIL import Image
 
     turns = {
@@ -147,7 +157,7 @@ def _upright(image: "PILImage.Image") -> "PILImage.Image":
     }
     try:
         turn = turns.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF data says nothing of the turn, and nothing against the pixels
+    except Exception:  # the EXIF data is damaged, but the pixels may still be fine
         turn = None
     if turn is None:
         return image
@@ -158,6 +168,7 @@ def _upright(image: "PILImage.Image") -> "PILImage.Image":
 
 
 def _from_pil(image: "PILImage.Image", shape: Sequence[int], resize: bool, name: str) -> Tensor:
+    """Converts a PIL image to float32 [1, C, H, W] in [0, 1]."""
     from PIL import Image, ImageOps
 
     channels, height, width = shape
@@ -167,12 +178,12 @@ def _from_pil(image: "PILImage.Image", shape: Sequence[int], resize: bool, name:
         have = 1 if grey else 3
         if have != channels:
             raise InputError(
-                f"{name} has {have} colour channel(s), the model takes {channels}; resize converts it.",
+                f"{name} has {have} colour channel(s), but the model takes {channels}; resize converts it.",
                 parameter="images",
             )
         if image.size != (width, height):
             raise InputError(
-                f"{name} is {image.width}x{image.height}, the model takes {width}x{height}; resize fits it.",
+                f"{name} is {image.width}x{image.height}, but the model takes {width}x{height}; resize makes it fit.",
                 parameter="images",
             )
     image = flatten(image, mode, name=name)
@@ -189,34 +200,35 @@ def flatten(
     parameter: str = "images",
     name: str = "an image",
 ) -> "PILImage.Image":
-    """An image of any PIL mode in ``mode`` (L or RGB): 16 bits become 8, what is transparent lies on ``background``.
+    """Converts an image to 8 bits per channel in ``mode`` (L or RGB), on an opaque background.
 
     Args:
-        image: any PIL image of 1, 8 or 16 bits a channel. Floats and integers of 32 bits (PIL modes F and I) have no
-            agreed white and are refused; of mode I, PNG and PGM files are taken, whose numbers have 16 bits.
+        image: a PIL image with 1, 8 or 16 bits per channel. Images of floats and of 32-bit integers (PIL modes F and I)
+            are refused, because no value of theirs is agreed to be white; PNG and PGM files of mode I are accepted,
+            because their values have 16 bits.
         mode: ``L`` or ``RGB``.
-        background: grey value 0..255.
-        parameter: what the error is about.
-        name: what the error calls the image.
+        background: grey value (0..255) that shows through transparent pixels.
+        parameter: the argument that an error names.
+        name: the image's name in an error message.
 
     Raises:
-        InputError: floats, integers of 32 bits, colours that Pillow does not convert, a damaged image.
+        InputError: the image holds floats or 32-bit integers, is damaged, or has colours that Pillow cannot convert.
     """
     from PIL import Image
 
     with _decoding("the image", parameter):
-        image.load()  # of a file that was opened and not yet read
-    if image.mode == "F" or (image.mode == "I" and image.format not in _SIXTEEN):
-        kind = "floats (PIL mode F)" if image.mode == "F" else "integers of 32 bits (PIL mode I)"
+        image.load()  # Pillow reads a file lazily, so an error in it may only appear here
+    if image.mode == "F" or (image.mode == "I" and image.format not in _16_BIT_FORMATS):
+        kind = "floats (PIL mode F)" if image.mode == "F" else "32-bit integers (PIL mode I)"
         raise InputError(
-            f"{name} is of {kind}, which have no agreed white; use 8 or 16 bits, or a tensor in [0, 1].",
+            f"{name} holds {kind}, for which no value is agreed to be white; use 8 or 16 bits, or a tensor in [0, 1].",
             parameter=parameter,
         )
     try:
-        if image.mode.startswith("I"):  # 16 bits, in either byte order
+        if image.mode.startswith("I"):  # 16 bits, in either byte order; 65535 / 257 = 255
             wide, clear = image.convert("I"), image.info.get("transparency")
             image = wide.point(lambda v: v / 257).convert("L")
-            if clear is not None:  # the one value that a PNG may declare transparent
+            if clear is not None:  # a 16-bit grey PNG may declare one value transparent
                 image.paste(background, mask=Image.fromarray(np.asarray(wide) == clear))
         elif image.has_transparency_data:
             image = image.convert("RGBA")
@@ -225,14 +237,16 @@ def flatten(
         return image.convert(mode)
     except MemoryError:
         raise
-    except Exception as error:  # no way from its colours, such as LAB, or damaged transparency
+    except Exception as error:  # Pillow cannot convert its colours (such as LAB), or the transparency is damaged
         raise InputError(
-            f"{name} is of PIL mode {image.mode}, which does not become {mode} ({first_line(error)}); make it RGB.",
+            f"{name} has PIL mode {image.mode}, which cannot be converted to {mode} ({first_line(error)}); convert it "
+            "to RGB.",
             parameter=parameter,
         ) from None
 
 
 def _from_tensor(x: Tensor, shape: Sequence[int], resize: bool) -> Tensor:
+    """Checks a tensor of images, and converts it to floats [N, C, H, W]."""
     if x.ndim == 3:
         x = x.unsqueeze(0)
     if x.ndim != 4 or not len(x):
@@ -245,7 +259,7 @@ def _from_tensor(x: Tensor, shape: Sequence[int], resize: bool) -> Tensor:
     x = x if x.dtype == torch.float64 else x.float()
     if not bool(((x >= 0) & (x <= 1)).all()):
         raise InputError(
-            f"the values run from {float(x.min()):g} to {float(x.max()):g}; they must lie in [0, 1].",
+            f"the values range from {float(x.min()):g} to {float(x.max()):g}; they must lie in [0, 1].",
             parameter="images",
         )
     channels, height, width = shape
@@ -255,18 +269,20 @@ def _from_tensor(x: Tensor, shape: Sequence[int], resize: bool) -> Tensor:
         x = _fit(x, height, width)
     if tuple(x.shape[1:]) != tuple(shape):
         raise InputError(
-            f"an image of shape {tuple(x.shape[1:])} does not fit, the model takes {tuple(shape)}; resize fits it.",
+            f"an image has shape {tuple(x.shape[1:])}, but the model takes {tuple(shape)}; resize makes it fit.",
             parameter="images",
         )
     return x
 
 
 def _luma(x: Tensor) -> Tensor:
+    """Converts RGB [N, 3, H, W] to grey [N, 1, H, W] with the weights of ITU-R BT.601, which Pillow uses too."""
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device)
     return (x * weights.view(1, 3, 1, 1)).sum(1, keepdim=True).clamp(0, 1)
 
 
 def _fit(x: Tensor, height: int, width: int) -> Tensor:
+    """Crops images around their centre to the aspect ratio of (height, width), and scales them to that size."""
     h, w = x.shape[2:]
     scale = min(h / height, w / width)
     ch, cw = max(round(height * scale), 1), max(round(width * scale), 1)
@@ -275,18 +291,19 @@ def _fit(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def _mode(channels: int) -> str:
+    """Returns the PIL mode for a number of channels."""
     if channels not in (1, 3):
-        raise InputError(f"Pictures have 1 or 3 channels; this model has {channels}.")
+        raise InputError(f"Images have 1 or 3 channels; this model has {channels}.")
     return "L" if channels == 1 else "RGB"
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[0, 1] floats to the nearest of 0..255, as uint8; shape kept."""
+    """Rounds floats in [0, 1] to uint8 in 0..255, on the CPU; the shape stays the same."""
     return (images.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def to_pil(image: Tensor) -> "PILImage.Image":
-    """One image [C, H, W] (or [1, C, H, W]) in [0, 1] as a PIL image."""
+    """Converts one image [C, H, W] or [1, C, H, W] in [0, 1] to a PIL image."""
     from PIL import Image
 
     if image.ndim == 4 and len(image) == 1:
@@ -301,20 +318,21 @@ def to_pil(image: Tensor) -> "PILImage.Image":
 def sheet_size(
     count: int, picture: Sequence[int], columns: int | None = None, *, scale: int = 1, gap: int = 2, of: str = "count"
 ) -> tuple[int, int]:
-    """(width, height) in pixels of what ``sheet`` makes of ``count`` images of (height, width) ``picture``.
+    """Returns the (width, height) in pixels of the sheet that ``sheet`` makes.
 
     Args:
-        count, picture: of the images.
+        count: how many images it shows.
+        picture: their (height, width).
         columns, scale, gap: as for ``sheet``.
-        of: the parameter that ``count`` comes from.
+        of: the parameter that ``count`` comes from, for the error.
 
     Raises:
-        InputError: a scale or number of columns that is none, or more than ``MOST_PIXELS``, with the number that is too
-            large.
+        InputError: ``scale`` or ``columns`` is not a positive whole number, or the sheet has more than ``MOST_PIXELS``;
+            the error then names the argument that makes it too large.
     """
     for name, value in (("scale", scale), ("columns", 1 if columns is None else columns)):
         if not is_whole(value) or value < 1:
-            raise InputError(f"{value} is not a number of them; use 1 or more.", parameter=name)
+            raise InputError(f"{value!r} is not a whole number of 1 or more.", parameter=name)
 
     def size(columns: int | None, scale: int) -> tuple[int, int]:
         wide = columns or max(1, round(count**0.5))
@@ -333,22 +351,22 @@ def sheet_size(
         elif columns is not None and columns > count:
             name, value = "columns", columns
         raise InputError(
-            f"{value} makes a sheet of {width:,} x {height:,} pixels; {MOST_PIXELS:,} are the most.", parameter=name
+            f"{value} makes a sheet of {width:,} x {height:,} pixels; the largest has {MOST_PIXELS:,}.", parameter=name
         )
     return width, height
 
 
 def sheet(images: Tensor, columns: int | None = None, *, scale: int = 1, gap: int = 2) -> "PILImage.Image":
-    """Many images [N, C, H, W] on one sheet, row by row on white.
+    """Arranges images on one white sheet, row by row.
 
     Args:
-        images: in [0, 1].
-        columns: images a row; a square sheet by default.
-        scale: whole pixels a pixel.
-        gap: white pixels between images, after scaling.
+        images: [N, C, H, W] in [0, 1].
+        columns: how many images a row has; by default about sqrt(N).
+        scale: each pixel becomes a square of ``scale`` x ``scale`` pixels.
+        gap: width of the white space around each image, in pixels of the sheet.
 
     Raises:
-        InputError: a sheet of more than ``MOST_PIXELS``.
+        InputError: the sheet would have more than ``MOST_PIXELS``.
     """
     from PIL import Image
 
@@ -362,21 +380,31 @@ def sheet(images: Tensor, columns: int | None = None, *, scale: int = 1, gap: in
 
 
 def save_image(image: "Tensor | PILImage.Image", path: str | os.PathLike[str], about: str = "") -> Path:
-    """Writes one image as a PNG, whole or not at all; ``about`` goes into its ``Description``.
+    """Writes one image as a PNG file, atomically.
+
+    Args:
+        image: a PIL image, or a tensor [C, H, W] in [0, 1].
+        path: the file; its name must end in ``.png``.
+        about: a text for the PNG's ``Description``; empty for none.
+
+    Returns:
+        ``path`` as a ``Path``.
 
     Raises:
-        InputError: a name that does not end in .png.
+        InputError: the name does not end in ``.png``.
         DDIMError: the file cannot be written.
     """
     from PIL import PngImagePlugin
 
     target = Path(path)
     if target.suffix.lower() != ".png":
-        raise InputError(f"{target} does not end in .png; pictures are written without loss, as PNG.", parameter="path")
+        raise InputError(
+            f"{target} does not end in .png; images are written as PNG, which is lossless.", parameter="path"
+        )
     picture = to_pil(image) if isinstance(image, Tensor) else image
     info = PngImagePlugin.PngInfo()
     if about:
-        info.add_text("Description", readable(about))
+        info.add_text("Description", printable(about))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", pnginfo=info)
     return write_whole(target, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Where training images come from: idx files, parquet, folders and the hub, and which rows of them are taken."""
+"""Opens the images of a training run (idx files, parquet files, folders or the hub) and selects their rows."""
 
 import csv
 import io
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
+from .._utils.error_text import printable, reason_of
 from .._utils.errors import DDIMWarning, InputError, UnknownName, is_whole
-from .._utils.foreign import readable, told
 from .folders import listing, read_folder
 from .idx import IdxPart, idx_file, read_images, read_labels
 from .images import decode, flatten, open_image
@@ -27,62 +27,62 @@ if TYPE_CHECKING:
 
 
 class Part(Protocol):
-    """The rows of one source, undecoded."""
+    """The rows of one source of images; an image is decoded only when it is opened."""
 
     class_names: Sequence[str]
-    """Of the labels 0, 1, ...; empty where the source does not name them."""
+    """Names of the labels 0, 1, ...; empty if the source does not name them."""
 
     def __len__(self) -> int: ...
 
     def name(self, row: int) -> str:
-        """The file of an image, or its row where there is no file."""
+        """The file of an image, or the number of its row if it has no file."""
         ...
 
     def prompt(self, row: int) -> str:
-        """Its words, or an empty text."""
+        """The prompt of an image, or an empty string."""
         ...
 
     def label(self, row: int) -> int | None:
-        """Its class, a whole number from 0, or None."""
+        """The class of an image, a whole number from 0, or None."""
         ...
 
     def open(self, row: int) -> Image.Image:
-        """The image, decoded and upright. Raises InputError where that fails."""
+        """The image, decoded and upright. Raises InputError if it cannot be decoded."""
         ...
 
 
 class Table(Protocol):
-    """Pictures with columns beside them."""
+    """Pictures, one for each row, with further columns."""
 
     names: list[str]
-    """Of the columns."""
+    """Names of the columns, without that of the pictures."""
 
     def __len__(self) -> int: ...
 
     def column(self, name: str) -> list[Any]:
-        """One value a row; None where there is none."""
+        """The values of a column, one for each row; None for an empty cell."""
         ...
 
     def class_names(self, name: str) -> list[str]:
-        """What the numbers 0, 1, ... in a column stand for; empty where that is not known."""
+        """What the numbers 0, 1, ... in a column stand for; empty if that is not known."""
         ...
 
     def cell(self, row: int) -> Any:
-        """The picture: bytes, a file, or a dict of ``bytes`` and ``path``."""
+        """The undecoded picture of a row: bytes, a file's path, or a dict of ``bytes`` and ``path``."""
         ...
 
     def select(self, rows: Sequence[int]) -> "Table":
-        """These rows alone."""
+        """A table of these rows alone."""
         ...
 
 
 class DatasetTable:
-    """An HF data set; see ``Table``.
+    """A ``Table`` of a data set of Hugging Face's ``datasets``.
 
     Args:
-        data: with ``picture``.
-        picture: the column of the pictures.
-        base: where their relative paths begin.
+        data: the data set.
+        picture: its column of pictures.
+        base: the folder to which paths in that column are relative.
     """
 
     def __init__(self, data: Any, picture: str, base: Path) -> None:
@@ -94,33 +94,33 @@ class DatasetTable:
         return len(self._data)
 
     def column(self, name: str) -> list[Any]:
-        """See ``Table``."""
+        """Returns the values of a column, one for each row."""
         return list(self._data[name])
 
     def class_names(self, name: str) -> list[str]:
-        """See ``Table``; a ``ClassLabel`` of HF datasets has them."""
+        """Returns the names that a ``datasets.ClassLabel`` column has; other columns have none."""
         return list(getattr(self._data.features[name], "names", None) or [])
 
     def cell(self, row: int) -> Any:
-        """See ``Table``."""
+        """Returns the picture of a row as bytes, a path or a dict; a path to an existing file is made absolute."""
         cell = self._pictures[row][self._picture]
         if isinstance(cell, dict) and cell.get("bytes") is None:
             cell = cell.get("path")
         return os.fspath(self._base / cell) if isinstance(cell, str) and (self._base / cell).is_file() else cell
 
     def select(self, rows: Sequence[int]) -> "DatasetTable":
-        """See ``Table``."""
+        """Returns a table of these rows alone."""
         return DatasetTable(self._data.select(rows), self._picture, self._base)
 
 
 class TablePart:
-    """The rows of a table, with a prompt and a label for every row where there are any; see ``Part``.
+    """A ``Part`` made of a table, and of prompts and labels for its rows.
 
     Args:
         table: the pictures.
-        prompts: one a row, or none.
-        labels: one a row, or none.
-        class_names: of the labels 0, 1, ..., or none.
+        prompts: one for each row, or empty.
+        labels: one for each row, or empty.
+        class_names: names of the labels 0, 1, ..., or empty.
     """
 
     def __init__(
@@ -136,27 +136,27 @@ class TablePart:
         return len(self.table)
 
     def name(self, row: int) -> str:
-        """See ``Part``."""
+        """Returns the file of an image, or the number of its row if it has no file."""
         cell = self.table.cell(row)
         path = cell.get("path") if isinstance(cell, dict) else cell
-        return readable(path) if isinstance(path, str) and path else f"row {row}"
+        return printable(path) if isinstance(path, str) and path else f"row {row}"
 
     def prompt(self, row: int) -> str:
-        """See ``Part``."""
+        """Returns the prompt of an image, or an empty string."""
         return self.prompts[row] if self.prompts else ""
 
     def label(self, row: int) -> int | None:
-        """See ``Part``."""
+        """Returns the class of an image, or None."""
         return self.labels[row] if self.labels else None
 
     def values(self, column: str) -> list[str]:
-        """What a column says, one text a row. Raises InputError for one that is not there."""
+        """Returns a column's values as strings, one for each row. Raises InputError if there is no such column."""
         if column not in self.table.names:
             raise UnknownName("column", column, self.table.names, parameter="data.column")
         return [str(value) for value in self.table.column(column)]
 
     def open(self, row: int) -> Image.Image:
-        """See ``Part``."""
+        """Decodes an image and turns it upright. Raises InputError if it cannot be decoded."""
         cell = self.table.cell(row)
         if isinstance(cell, dict):
             cell = cell.get("bytes")
@@ -164,20 +164,25 @@ class TablePart:
             return decode(io.BytesIO(cell), self.name(row), "data.path")
         if isinstance(cell, str):
             return open_image(Path(cell), "data.path")
-        raise InputError(f"{self.name(row)} holds no image, but {cell!r:.40}.", parameter="data.path")
+        raise InputError(f"{self.name(row)} holds {cell!r:.40} instead of an image.", parameter="data.path")
 
 
 def open_source(source: "SourceConfig", config: "DataConfig") -> Part:
-    """The rows that ``source`` takes.
+    """Opens a source of images and selects the rows that its config asks for.
+
+    Args:
+        source: where the images are, and which rows to take.
+        config: how images are made square, by which equal images are recognised (see ``without``).
 
     Raises:
-        InputError: nothing there, no image among it; a column, prompt or list that does not fit.
+        InputError: there is nothing at the path or no image in it, or a column, prompt template or list of held-out
+            rows does not fit the data.
     """
     idx = idx_file(source)
     if idx is not None:
         if list(_fields(source)) or source.where or source.without:
             raise InputError(
-                f"{idx} has no columns for data.prompt, data.where or data.without.",
+                f"{idx} is an idx file, which has no columns for data.prompt, data.where or data.without.",
                 parameter="data.where" if source.where else "data.without" if source.without else "data.prompt",
             )
         if source.label not in ("", "label"):
@@ -195,9 +200,9 @@ def open_source(source: "SourceConfig", config: "DataConfig") -> Part:
     if chosen is not None:
         table = table.select(chosen)
     if not len(table):
-        with_these = " with these values" if source.where else ""
+        with_values = " with the values of data.where" if source.where else ""
         raise InputError(
-            f"there are no images in {source.path}{with_these}.",
+            f"there are no images in {source.path}{with_values}.",
             parameter="data.where" if source.where else "data.path",
         )
     names = table.class_names(source.label) if source.label else []
@@ -205,7 +210,7 @@ def open_source(source: "SourceConfig", config: "DataConfig") -> Part:
 
 
 def _chosen(table: Table, source: "SourceConfig", config: "DataConfig") -> list[int] | None:
-    """The rows that ``where`` and ``without`` leave; None for all."""
+    """Returns the rows that ``where`` and ``without`` leave; None if they leave all."""
     if not (source.where or source.without):
         return None
     rows = list(range(len(table)))
@@ -223,7 +228,7 @@ def _chosen(table: Table, source: "SourceConfig", config: "DataConfig") -> list[
 
 
 def _without(table: Table, rows: list[int], source: "SourceConfig", config: "DataConfig") -> list[int]:
-    """``rows`` less those the file ``without`` lists, and less their pictures under other names."""
+    """Removes the rows that the file ``without`` lists, and all rows with the same picture under another name."""
     names, listed = held_out(source.without)
     for name in names:
         if name not in table.names:
@@ -231,13 +236,13 @@ def _without(table: Table, rows: list[int], source: "SourceConfig", config: "Dat
     cells = zip(*map(table.column, names), strict=True)
     out = {row for row, values in enumerate(cells) if tuple(map(str, values)) in listed}
     if not out:
-        raise InputError(f"{source.without} names no row of {source.path}.", parameter="data.without")
+        raise InputError(f"{source.without} does not match any row of {source.path}.", parameter="data.without")
     part = TablePart(table)
 
     def pixels(row: int) -> bytes:
         try:
             return square(part.open(row), config).tobytes()
-        except InputError:
+        except InputError:  # a picture that cannot be decoded equals no other
             return b""
 
     seen = {pixels(row) for row in out} - {b""}
@@ -245,31 +250,40 @@ def _without(table: Table, rows: list[int], source: "SourceConfig", config: "Dat
 
 
 def held_out(path: str) -> tuple[list[str], set[tuple[str, ...]]]:
-    """A CSV file's header, and its lines. Raises InputError if it cannot be read."""
+    """Reads a CSV file of held-out rows; lines that start with ``#`` are comments.
+
+    Returns:
+        The names of its columns, and the set of its lines.
+
+    Raises:
+        InputError: the file cannot be read, has no line after its header, or has lines of different lengths.
+    """
     try:
         with open(path, encoding="utf-8", newline="") as file:
             lines = [tuple(line) for line in csv.reader(row for row in file if row[0] != "#") if line]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {told(error)}", parameter="data.without") from None
+        raise InputError(f"{path} cannot be read: {reason_of(error)}", parameter="data.without") from None
     if len(lines) < 2 or any(len(line) != len(lines[0]) for line in lines):
         raise InputError(
-            f"{path} must hold a line of column names, then rows with as many values.", parameter="data.without"
+            f"{path} must hold a line of column names, followed by rows with as many values.", parameter="data.without"
         )
     return list(lines[0]), set(lines[1:])
 
 
 def _fields(source: "SourceConfig") -> Iterator[str]:
-    """The columns that a prompt's template names. Raises InputError for no template."""
+    """Yields the columns that the prompt template names. Raises InputError if it is not a valid template."""
     try:
         for _, path, _, _ in Formatter().parse(source.prompt):
             if path is not None:
                 yield re.split(r"[.\[]", path, maxsplit=1)[0]
     except ValueError as error:
-        raise InputError(f"{source.prompt!r} is no template: {told(error)}", parameter="data.prompt") from None
+        raise InputError(
+            f"{source.prompt!r} is not a valid template: {reason_of(error)}", parameter="data.prompt"
+        ) from None
 
 
 def _prompts(table: Table, source: "SourceConfig") -> list[str]:
-    """One a row. What a row lacks is left empty; what all rows lack is refused."""
+    """Fills the prompt template for each row. An empty cell adds nothing; a column that is all empty is refused."""
     if not source.prompt:
         return []
     columns = {name: table.column(name) for name in _fields(source)}
@@ -279,7 +293,7 @@ def _prompts(table: Table, source: "SourceConfig") -> list[str]:
                 f"the column {name!r} of {source.path} is empty in all of its {len(cells)} rows.",
                 parameter="data.prompt",
             )
-    template = _Words()
+    template = _PromptFormatter()
     try:
         prompts = [
             template.vformat(source.prompt, (), {name: cells[row] for name, cells in columns.items()})
@@ -287,21 +301,21 @@ def _prompts(table: Table, source: "SourceConfig") -> list[str]:
         ]
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise InputError(
-            f"{source.prompt!r} does not fit the columns {', '.join(table.names)}: {told(error)}",
+            f"{source.prompt!r} does not fit the columns {', '.join(table.names)}: {reason_of(error)}",
             parameter="data.prompt",
         ) from None
     prompts = _rewritten(prompts, source)
     wordless = [row for row, prompt in enumerate(prompts) if not prompt.strip()]
     if len(wordless) == len(prompts):
         raise InputError(
-            f"{source.prompt!r}, rewritten, leaves no words for any of {len(prompts)} pictures.",
+            f"{source.prompt!r} and data.rewrite leave an empty prompt for all {len(prompts)} pictures.",
             parameter="data.prompt",
         )
     lacking = [row for row in range(len(table)) if columns and all(_is_empty(cells[row]) for cells in columns.values())]
     if wordless or lacking:
         some = wordless or lacking
         warnings.warn(
-            f"{len(some)} of {len(prompts)} pictures in {source.path} have no words for {source.prompt!r} "
+            f"{len(some)} of {len(prompts)} pictures in {source.path} have nothing to fill into {source.prompt!r} "
             f"(the first: {TablePart(table).name(some[0])}).",
             DDIMWarning,
             stacklevel=2,
@@ -309,36 +323,39 @@ def _prompts(table: Table, source: "SourceConfig") -> list[str]:
     return prompts
 
 
-class _Words(Formatter):
-    """A template that puts nothing in place of an empty cell, and takes words and numbers only."""
+class _PromptFormatter(Formatter):
+    """A string formatter for prompts: an empty cell adds nothing, and only strings and numbers are accepted."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        """See ``Formatter``."""
+        """Formats the value of one field of the template."""
         if _is_empty(value):
             return ""
         if not isinstance(value, (str, int, float)):
-            raise ValueError(f"{value!r:.60} is neither words nor a number")
+            raise ValueError(f"{value!r:.60} is neither a text nor a number")
         text = format(value, format_spec)
-        text.encode()  # half of a UTF-16 pair, which JSON may hold, is no text
+        text.encode()  # raises for a lone UTF-16 surrogate, which JSON may contain but no tokenizer reads
         return text
 
 
 def _is_empty(cell: Any) -> bool:
+    """Whether a cell is empty: None, NaN (as pandas writes it) or white space."""
     return cell is None or (isinstance(cell, str) and not cell.strip()) or (isinstance(cell, float) and isnan(cell))
 
 
 def _rewritten(prompts: list[str], source: "SourceConfig") -> list[str]:
+    """Applies the regular expressions of ``rewrite`` to every prompt, in their order."""
     for pattern, replacement in source.rewrite:
         try:
             prompts = [re.sub(pattern, replacement, prompt) for prompt in prompts]
         except (re.error, IndexError) as error:
             raise InputError(
-                f"{pattern!r} to {replacement!r} is no rewriting: {told(error)}", parameter="data.rewrite"
+                f"{pattern!r} cannot be replaced by {replacement!r}: {reason_of(error)}", parameter="data.rewrite"
             ) from None
     return prompts
 
 
 def _labels(table: Table, source: "SourceConfig") -> list[int]:
+    """Returns the class of each row, or an empty list if the source has no label column."""
     if not source.label:
         return []
     labels = table.column(source.label)
@@ -352,10 +369,10 @@ def _labels(table: Table, source: "SourceConfig") -> list[int]:
 
 
 def square(image: Image.Image, config: "DataConfig") -> np.ndarray:
-    """An upright image as uint8 [channels, size, size]: without transparency, fitted as the config says.
+    """Makes an upright image opaque and square, as the config says: uint8 [channels, size, size].
 
     Raises:
-        InputError: an image whose numbers or colours cannot be read; see ``images.flatten``.
+        InputError: the image's values or colours cannot be converted; see ``images.flatten``.
     """
     size, grey = config.size, config.background
     mode, back = ("L", grey) if config.channels == 1 else ("RGB", (grey, grey, grey))
@@ -374,11 +391,11 @@ def square(image: Image.Image, config: "DataConfig") -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-# --- finding them ---------------------------------------------------------------------------------------------------
+# --- opening ---------------------------------------------------------------------------------------------------
 
 
 def _open_table(source: "SourceConfig") -> Table:
-    """The pictures behind ``path``: a parquet file, a folder, or a hub id."""
+    """Opens the pictures at ``source.path``: a parquet file, a folder, or a data set on the hub."""
     path = Path(source.path)
     if not path.exists() and (
         path.is_absolute() or path.suffix in (".parquet", ".gz") or len(path.parts) > 2 or source.path[0] == "."
@@ -391,8 +408,8 @@ def _open_table(source: "SourceConfig") -> Table:
             return read_folder(path, source.split)
         if found.pictures:
             raise InputError(
-                f"{path} holds {len(found.pictures)} pictures and parquet files ({found.parquet[0]}); move one kind "
-                "away, or give the file.",
+                f"{path} holds {len(found.pictures)} pictures, and parquet files ({found.parquet[0]}); move one of "
+                "the two elsewhere, or give the path of the parquet file.",
                 parameter="data.path",
             )
     elif path.exists() and path.suffix != ".parquet":
@@ -405,20 +422,20 @@ def _open_table(source: "SourceConfig") -> Table:
 
 
 def _no_column(source: "SourceConfig") -> None:
-    """Raises InputError for a column of pictures in a folder of picture files, which has none other."""
+    """Raises InputError if a folder of picture files is asked for a picture column other than ``image``."""
     if source.column not in ("", "image"):
         raise UnknownName("data.column", source.column, ["image"])
 
 
 def _open_dataset(source: "SourceConfig", path: Path) -> Any:
-    """The HF data set behind a parquet file, a folder of them, or a hub id."""
+    """Opens a parquet file, a folder of them, or a data set on the hub, as a data set of ``datasets``."""
     try:
         import datasets
     except ImportError:
         raise InputError("Training needs more packages: pip install 'ddim[train]'.") from None
     if path.is_file() and source.split != "train" and source.split not in re.split(r"[\W_]+", path.stem):
         raise InputError(
-            f"{path} is one file, which is not known to be {source.split!r}; leave the split out.",
+            f"{path} is one file, and nothing says that it is the split {source.split!r}; leave out data.split.",
             parameter="data.split",
         )
     try:
@@ -432,14 +449,14 @@ def _open_dataset(source: "SourceConfig", path: Path) -> Any:
             return datasets.load_dataset(source.path, split=source.split)
     except InputError:
         raise
-    except Exception as error:  # datasets raises a dozen types of its own
-        where = "is neither a path here nor a data set that the hub gives us"
-        reason = "cannot be read" if path.exists() else where
-        raise InputError(f"{readable(source.path)!r} {reason}: {told(error)}", parameter="data.path") from error
+    except Exception as error:  # datasets raises errors of a dozen types
+        missing = "is neither an existing path nor a data set that the hub could provide"
+        reason = "cannot be read" if path.exists() else missing
+        raise InputError(f"{printable(source.path)!r} {reason}: {reason_of(error)}", parameter="data.path") from error
 
 
 def _check_split(source: "SourceConfig", known: Iterable[str]) -> None:
-    """Raises InputError for a split, or part of one such as ``train[:100]``, that is not there."""
+    """Raises InputError if a split, or the split of a part such as ``train[:100]``, does not exist."""
     names = list(map(str, known))
     for part in source.split.split("+"):
         if part.partition("[")[0].strip() not in (*names, "all"):
@@ -448,7 +465,7 @@ def _check_split(source: "SourceConfig", known: Iterable[str]) -> None:
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """Without the bars that datasets draws on every stderr, be it a terminal or not."""
+    """Switches off the progress bars of ``datasets``, which it draws even where stderr is not a terminal."""
     import datasets
 
     drawn = not datasets.are_progress_bars_disabled()
@@ -461,19 +478,21 @@ def _no_bars() -> Iterator[None]:
 
 
 def _raw(data: Any, column: str) -> Any:
-    """``data`` with its image column undecoded."""
+    """Keeps the image column of a data set undecoded, so that one damaged image cannot stop the whole set."""
     import datasets
 
     return data.cast_column(column, datasets.Image(decode=False)) if _is_image(data.features[column]) else data
 
 
 def _is_image(feature: Any) -> bool:
+    """Whether a column of a data set has the type ``datasets.Image``."""
     import datasets
 
     return isinstance(feature, datasets.Image)
 
 
 def _image_column(data: Any, source: "SourceConfig") -> str:
+    """Returns the name of the image column: ``source.column``, or else the first column that holds images."""
     if source.column:
         if source.column not in data.column_names:
             raise UnknownName("data.column", source.column, data.column_names)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._utils.error_text import one_line
 from .._utils.errors import DDIMError, InputError
-from .._utils.foreign import one_line
 from ..data.sources import TablePart, held_out, open_source, square
 from ..training.config import TrainConfig
 from .methods import Way

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._utils.error_text import reason_of
 from .._utils.errors import InputError, is_number, is_whole
 from .._utils.files import write_whole
-from .._utils.foreign import told
 
 FORMAT = "ddim-statistics"
 
@@ -99,7 +99,7 @@ def read_statistics(path: str | Path) -> tuple[Statistics, dict[str, Any]]:
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} cannot be read as the statistics of features: {told(error)}") from None
+        raise InputError(f"{path} cannot be read as the statistics of features: {reason_of(error)}") from None
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

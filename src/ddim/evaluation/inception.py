@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._utils.error_text import first_line, reason_of
 from .._utils.errors import InputError
-from .._utils.foreign import first_line, told
-from ..models import where_and_what
+from ..models import device_and_dtype
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 """The file that torch-fidelity fetches: the weights of the original, under the first digits of their SHA-256."""
@@ -36,7 +36,7 @@ class Inception:
     dim = 2048
 
     def __init__(self, network: nn.Module, fingerprint: str, device: str | torch.device = "cpu") -> None:
-        self.device, _ = where_and_what(device, "float32")
+        self.device, _ = device_and_dtype(device, "float32")
         self.network, self.fingerprint = network.eval().requires_grad_(False).to(self.device), fingerprint
         self.original = fingerprint.startswith(WEIGHTS.removesuffix(".pth").rpartition("-")[2])
         self.name = "Inception" if self.original else f"Inception with weights {fingerprint[:8]}"
@@ -57,7 +57,7 @@ def open_inception(weights: Path | None = None, device: str | torch.device = "cp
     Raises:
         InputError: torchmetrics or torch-fidelity is not installed, or the weights cannot be had or read.
     """
-    where, _ = where_and_what(device, "float32")
+    where, _ = device_and_dtype(device, "float32")
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.utilities.imports import _TORCH_FIDELITY_AVAILABLE
@@ -78,7 +78,7 @@ def open_inception(weights: Path | None = None, device: str | torch.device = "cp
     except Exception as error:  # of the network, the disk, the unpickler, or a shape that does not fit
         if chosen is not None:
             raise InputError(
-                f"{chosen} does not hold Inception's weights: {told(error)}", parameter="weights"
+                f"{chosen} does not hold Inception's weights: {reason_of(error)}", parameter="weights"
             ) from None
         raise InputError(
             f"Inception's weights cannot be fetched ({first_line(error)}); put {_WHERE}/{WEIGHTS} "

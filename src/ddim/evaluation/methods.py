@@ -12,7 +12,7 @@ from ..core.denoiser import Call
 from ..core.path import Node
 from ..inversion import inversion_names, make_inversion
 from ..models.base import Model
-from ..models.wrapped import ModelWrapper
+from ..models.wrapper import ModelWrapper
 from ..pipelines.common import Spacing
 from ..pipelines.invert import invert
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._utils.error_text import reason_of
 from .._utils.errors import DDIMError, InputError
-from .._utils.foreign import told
 from ..data.images import to_pil
-from ..models import where_and_what
+from ..models import device_and_dtype
 from ..models.tokens import checked_tokenizer, read_tokenizer
 from ..models.weights import must_be_whole, reported, transformers_part
 
@@ -33,7 +33,7 @@ class Clip:
     """
 
     def __init__(self, name: str = CLIP, device: str | torch.device = "cpu") -> None:
-        where, _ = where_and_what(device, "float32")
+        where, _ = device_and_dtype(device, "float32")
         self.model = _pretrained("CLIPModel", name, "clip").to(where)
         here = Path(name).is_dir()
         self.tokenizer = (
@@ -89,7 +89,7 @@ class Dino:
     """
 
     def __init__(self, name: str = DINO, device: str | torch.device = "cpu") -> None:
-        where, _ = where_and_what(device, "float32")
+        where, _ = device_and_dtype(device, "float32")
         # what comes after the last layer's keys is not asked
         unused = ("pooler.", "classifier.")
         self.model = _pretrained("ViTModel", name, "dino", unused, add_pooling_layer=False).to(where)
@@ -132,7 +132,7 @@ class Lpips:
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
-        where, _ = where_and_what(device, "float32")
+        where, _ = device_and_dtype(device, "float32")
         try:
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
@@ -143,7 +143,7 @@ class Lpips:
             ) from None
         except Exception as error:  # torchvision fetches the weights: any error of a network or a disk
             raise InputError(
-                f"LPIPS cannot be had, SqueezeNet's weights did not load: {told(error)}", parameter="metric"
+                f"LPIPS cannot be had, SqueezeNet's weights did not load: {reason_of(error)}", parameter="metric"
             ) from None
         self.device, self.plain, self.spatial = where, net, copy.copy(net)
         self.spatial.spatial = True

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from .._utils.errors import DDIMWarning, InputError, is_whole
-from .._utils.foreign import read_json
+from .._utils.files import read_json
 from ..data.images import open_image
 from ..editing.plan import AttentionEdit
 from ..pipelines.common import need_text

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .._utils.error_text import one_line
 from .._utils.errors import DDIMError, InputError
-from .._utils.foreign import one_line
 from ..data.images import open_image, read_images, save_image
 from ..pipelines.edit import edit
 from .edits import Setting

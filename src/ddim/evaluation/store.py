@@ -15,9 +15,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .._utils.error_text import one_line, reason_of
 from .._utils.errors import DDIMError, InputError
 from .._utils.files import write_whole
-from .._utils.foreign import one_line, told
 from .._utils.lock import only_process
 
 Row = Mapping[str, Any]
@@ -325,7 +325,7 @@ def _rows_in(part: Path, columns: Columns) -> list[dict[str, Any]]:
     try:
         table = pq.ParquetFile(part).read()
     except Exception as error:  # pyarrow raises several kinds
-        raise DDIMError(f"{part} is no parquet file of results: {told(error)}") from None
+        raise DDIMError(f"{part} is no parquet file of results: {reason_of(error)}") from None
     if not table.schema.equals(_schema(columns)):
         raise InputError(f"{part.parent} holds other columns than this run measures; choose another.", parameter="out")
     return table.to_pylist()

@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
+from .._utils.error_text import printable
 from .._utils.files import write_whole
-from .._utils.foreign import readable
 
 
 def finite_mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
@@ -118,5 +118,5 @@ def write_table(
         "json": json.dumps({"about": about, "rows": rows}, indent=2, default=str),
     }
     return [
-        write_whole(folder / f"{name}.{ending}", readable(content).encode()) for ending, content in contents.items()
+        write_whole(folder / f"{name}.{ending}", printable(content).encode()) for ending, content in contents.items()
     ]

@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from .._utils.error_text import first_line
 from .._utils.errors import InputError, is_dict, is_number, is_plain, is_range, is_texts, is_whole
 from .._utils.files import write_whole
-from .._utils.foreign import first_line
 from .._utils.tensors import rows_of
 from ..core.conditioning import LABELS, TEXT, Conditioning, PromptConditioning
 from ..core.grid import Grid

@@ -7,9 +7,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._utils.error_text import reason_of
 from .._utils.errors import DDIMError, InputError, UnknownName
-from .._utils.foreign import told
-from .place import DTYPES, where_and_what
+from .device import DTYPES, device_and_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -58,15 +58,15 @@ def load(
             where there is no C++ compiler; a device or dtype for a live pipeline.
         DDIMError: the files are broken, or the hub cannot be reached.
     """
-    from .engine.quicken import need_compiler, quicken
+    from .engine.optimize import quicken, require_compiler
     from .families import FAMILIES
-    from .kind import pipeline_class
+    from .model_folder import pipeline_class
 
     if not isinstance(model, (str, PathLike)):
         return _live(model, {"device": device, "dtype": dtype, "compile": compile or None})
-    where, what = where_and_what(device, "float32" if dtype is None else dtype)
+    where, what = device_and_dtype(device, "float32" if dtype is None else dtype)
     if compile:
-        need_compiler(where)
+        require_compiler(where)
     folder = _folder_of(model)
     adapter = FAMILIES[pipeline_class(folder) or "DDPMPipeline"]
     try:
@@ -74,11 +74,11 @@ def load(
     except (ImportError, RuntimeError) as error:  # diffusers raises RuntimeError where transformers is missing
         if find_spec("transformers") is None:
             raise InputError("a model with a text encoder needs transformers: pip install transformers.") from None
-        raise DDIMError(f"{folder} cannot be loaded: {told(error)}", parameter="model") from None
+        raise DDIMError(f"{folder} cannot be loaded: {reason_of(error)}", parameter="model") from None
     except (DDIMError, Warning):
         raise
     except Exception as error:  # a config may hold anything, and each of its values is used somewhere
-        raise DDIMError(f"{folder} cannot be loaded: {told(error)}", parameter="model") from None
+        raise DDIMError(f"{folder} cannot be loaded: {reason_of(error)}", parameter="model") from None
     quicken(made, compile=compile)
     return made
 
@@ -86,7 +86,7 @@ def load(
 def _live(pipeline: object, given: "Mapping[str, object]") -> "Model":
     """The model behind a live pipeline."""
     from .families import FAMILIES
-    from .kind import refuse_pipeline
+    from .model_folder import refuse_pipeline
 
     kind = type(pipeline).__name__
     if not hasattr(pipeline, "components") or not hasattr(pipeline, "scheduler"):
@@ -140,8 +140,8 @@ __all__ = [
     "DTYPES",
     "bundled_models",
     "bundled_test_images",
+    "device_and_dtype",
     "load",
     "load_classifier",
     "load_features",
-    "where_and_what",
 ]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.errors import InputError
-from .._utils.foreign import read_json
+from .._utils.files import read_json
 from .._utils.silence import loading
 from ..core.path import GaussianPath, Node
-from .place import where_and_what
+from .device import device_and_dtype
 from .scheduler_config import from_scheduler_config
 from .weights import transformers_part
 
@@ -66,7 +66,7 @@ class NoisyClassifier:
     ) -> None:
         side = int(resnet.config.image_size)
         self.name, self.path = name, path
-        self.device, self.dtype = where_and_what(device, dtype)
+        self.device, self.dtype = device_and_dtype(device, dtype)
         self.shape = (int(resnet.config.num_channels) - 1, side, side)
         self.classes = int(resnet.config.num_labels)
         ends = path.log_snr(torch.tensor([path.t_max, 1.0]))
@@ -102,7 +102,7 @@ def load_classifier(
         InputError: no such folder, or no such classifier in it; a pickle, which is never loaded.
         DDIMError: the files are broken.
     """
-    where, dtype = where_and_what(device, dtype)
+    where, dtype = device_and_dtype(device, dtype)
     path = Path(folder)
     if not path.is_dir():
         raise InputError(

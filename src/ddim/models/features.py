@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.errors import InputError, UnknownName
-from .._utils.foreign import read_json
+from .._utils.files import read_json
 from .classifier import SCHEDULE, read_resnet
+from .device import device_and_dtype
 from .fingerprint import fingerprint
-from .place import where_and_what
 
 
 class CleanResNet(nn.Module):
@@ -57,7 +57,7 @@ class FeatureClassifier:
     def __init__(self, name: str, folder: Path, resnet: Any, *, device: str | torch.device = "cpu") -> None:
         side = int(resnet.config.image_size)
         self.name, self.folder = name, folder
-        self.device, _ = where_and_what(device, "float32")
+        self.device, _ = device_and_dtype(device, "float32")
         self.shape = (int(resnet.config.num_channels), side, side)
         self.dim, self.classes = int(resnet.config.hidden_sizes[-1]), int(resnet.config.num_labels)
         self.fingerprint = fingerprint(resnet, None, "features")  # of the weights as they come
@@ -107,7 +107,7 @@ def load_features(name: str | Path, *, device: str | torch.device | None = None)
         InputError: no such classifier; a pickle, which is never loaded.
         DDIMError: the files are broken.
     """
-    where, _ = where_and_what(device, "float32")
+    where, _ = device_and_dtype(device, "float32")
     bundled = bundled_features()
     path = Path(bundled.get(str(name), name))
     if not path.is_dir():

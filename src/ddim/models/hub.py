@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from .._utils.error_text import first_line, reason_of
 from .._utils.errors import DDIMError, InputError
-from .._utils.foreign import first_line, told
-from .kind import parts_of, unet_folder
+from .model_folder import parts_of, unet_folder
 from .weights import DIFFUSERS, TRANSFORMERS, weight_files
 
 _FIRST = ("model_index.json", "config.json", "unet/config.json")
@@ -27,7 +27,8 @@ def from_hub(name: str) -> Path:
         folder = cached(name)
         if folder is None:
             raise DDIMError(
-                f"{name!r} is neither bundled nor a folder here, and the hub gave no model of that name: {told(error)}",
+                f"{name!r} is neither a bundled model nor a folder, and it could not be fetched from the hub: "
+                f"{reason_of(error)}",
                 parameter="model",
             ) from None
         _need_weights(name, folder, error)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.errors import DDIMError, InputError, is_number
-from .._utils.foreign import read_json
+from .._utils.files import read_json
 from .base import Model
-from .engine.side_by_side import side_by_side
+from .engine.threads import run_in_threads
 from .weights import diffusers_part
 
 _WIDENING = threading.Lock()
@@ -27,14 +27,14 @@ class LatentModel(Model):
         upcasts: whether the family's pipeline heeds the autoencoder's ``force_upcast``.
         vae: the autoencoder.
         scale, shift: code = (what the autoencoder says - shift) * scale; numbers, or one a channel [1, C, 1, 1].
-        least_pictures: of a thread, in the autoencoder; None keeps a batch in one piece.
+        min_pictures: of a thread, in the autoencoder; None keeps a batch in one piece.
     """
 
     upcasts: ClassVar[bool] = False
     vae: Any
     scale: float | Tensor
     shift: float | Tensor
-    least_pictures: int | None = 4
+    min_pictures: int | None = 4
 
     def encode(self, images: Tensor) -> Tensor:
         """[0, 1] to the mean of the autoencoder's code, shifted and scaled by its config.
@@ -44,7 +44,7 @@ class LatentModel(Model):
         """
         with torch.no_grad(), self.widened():
             x = images.to(device=self.device, dtype=self.vae.dtype) * 2 - 1
-            code = side_by_side(lambda rows: code_of(self.vae, rows), x, least=self.least_pictures)
+            code = run_in_threads(lambda rows: code_of(self.vae, rows), x, least=self.min_pictures)
             code = self._finite(code, "encoded a picture")
         return self.to_code(code.to(self.state_dtype))
 
@@ -56,7 +56,7 @@ class LatentModel(Model):
         """
         with torch.no_grad(), self.widened():
             code = self.from_code(x0).to(self.vae.dtype)
-            image = side_by_side(lambda rows: self.vae.decode(rows).sample, code, least=self.least_pictures)
+            image = run_in_threads(lambda rows: self.vae.decode(rows).sample, code, least=self.min_pictures)
             image = self._finite(image, "decoded a sample")
         return ((image.to(self.state_dtype) + 1) / 2).clamp(0, 1)
 

@@ -14,7 +14,7 @@ PLAIN = (
 """Processors of diffusers that compute plain attention, and that ours may therefore stand in for."""
 
 
-def need_evaluating(network: nn.Module, part: str) -> None:
+def require_eval_mode(network: nn.Module, part: str) -> None:
     """Raises InputError for a network in training, whose dropout would answer each call otherwise."""
     if network.training:
         raise InputError(
@@ -22,7 +22,7 @@ def need_evaluating(network: nn.Module, part: str) -> None:
         )
 
 
-def need_parts(pipeline: Any, parts: Mapping[str, tuple[str, ...]]) -> None:
+def require_parts(pipeline: Any, parts: Mapping[str, tuple[str, ...]]) -> None:
     """Raises InputError for a pipeline that lacks one of these parts, or has one of another class."""
     for part, kinds in parts.items():
         found: Any = getattr(pipeline, part, None)
@@ -39,7 +39,7 @@ def need_parts(pipeline: Any, parts: Mapping[str, tuple[str, ...]]) -> None:
             )
 
 
-def need_plain(pipeline: Any) -> None:
+def refuse_ip_adapter(pipeline: Any) -> None:
     """Raises InputError for a pipeline with parts that a code could not say: IP-Adapters, image encoders in use."""
     unet: Any = pipeline.unet
     if getattr(unet.config, "encoder_hid_dim_type", None) == "ip_image_proj":

@@ -14,11 +14,11 @@ from ..core.denoiser import told as timesteps
 from ..core.path import Node, TablePath
 from ..core.schedule import Schedule
 from .base import ClassModel
-from .engine.quicken import engine_of
-from .engine.side_by_side import side_by_side
+from .device import device_and_dtype
+from .engine.optimize import engine_of
+from .engine.threads import run_in_threads
 from .fingerprint import fingerprint as fingerprint_of
 from .info import ModelInfo
-from .place import where_and_what
 
 
 class NetworkModel(ClassModel):
@@ -73,7 +73,7 @@ class NetworkModel(ClassModel):
             raise InputError("the network is in training; call network.eval() first.", parameter="network")
         first = parameters[0] if parameters else torch.zeros(())
         floats = first.dtype if first.dtype.is_floating_point else torch.float32
-        where, what = where_and_what(device or first.device, dtype or floats)
+        where, what = device_and_dtype(device or first.device, dtype or floats)
         self.info = ModelInfo(
             name=name,
             family="own network",
@@ -113,7 +113,7 @@ class NetworkModel(ClassModel):
                 raise InputError(f"the model {self.name!r} needs a class.", parameter="labels")
             labels = (cond.tensors[LABELS],)
         # In one piece, since it need not bear several threads at once; a layout still says how many threads torch has.
-        return side_by_side(self._asked, x.to(self.dtype), t, *labels, least=None, layout=call.layout).to(x.dtype)
+        return run_in_threads(self._asked, x.to(self.dtype), t, *labels, least=None, layout=call.layout).to(x.dtype)
 
     def _asked(self, x: Tensor, *told: Tensor) -> Tensor:
         """What the network answers. Raises InputError for what is no tensor of x's shape."""

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.errors import InputError, is_whole
-from .._utils.foreign import read_json
+from .._utils.files import read_json
 from ..core.conditioning import LABELS, Conditioning
 from ..core.denoiser import Call
 from ..core.path import Node, VEPath
 from .base import ClassModel, scalar
-from .engine.quicken import engine_of
-from .engine.side_by_side import least_rows, side_by_side
+from .device import device_and_dtype
+from .dry_run import output_shape
+from .engine.optimize import engine_of
+from .engine.threads import min_rows, run_in_threads
 from .fingerprint import fingerprint
 from .info import ModelInfo
-from .place import where_and_what
 from .scheduler_config import read_schedule
-from .trial import answered
 
 CLASSES = "ddim.json"
 """Beside a pipeline that was trained with dropped labels: ``{"classes": [...], "null_class": 10}``."""
@@ -73,7 +73,7 @@ class PixelModel(ClassModel):
                 parameter="model",
             )
         embedded = int(config.num_class_embeds or 0)
-        where, what = where_and_what(device, dtype)
+        where, what = device_and_dtype(device, dtype)
         self.info = ModelInfo(
             name=name,
             family="pixel",
@@ -93,7 +93,7 @@ class PixelModel(ClassModel):
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             network.eval().requires_grad_(False)
         self.network = network
-        self.threads, self.least = True, least_rows(network)
+        self.threads, self.least = True, min_rows(network)
         if int(config.out_channels) not in (shape[0], 2 * shape[0]):
             raise InputError(
                 f"{name!r} has {config.out_channels} output channels for {shape[0]} input channels.",
@@ -105,7 +105,7 @@ class PixelModel(ClassModel):
         """From a DDPM's pipeline or a bare UNet2DModel, each held against its config first."""
         from diffusers.models.unets.unet_2d import UNet2DModel
 
-        from .kind import scheduler_of, unet_folder
+        from .model_folder import scheduler_of, unet_folder
         from .weights import diffusers_part
 
         network = folder / unet_folder(folder)
@@ -118,17 +118,17 @@ class PixelModel(ClassModel):
                 parameter="model",
             )
         model = cls(name, unet, scheduler, device=device, dtype=dtype, null_class=null)
-        model.try_out()
+        model.check_shapes()
         return model
 
     @classmethod
     def from_pipeline(cls, pipeline: Any, name: str | None = None) -> "PixelModel":
         """See ``Model``."""
-        from .live import is_compiled, is_hooked, need_evaluating, need_parts
+        from .live import is_compiled, is_hooked, require_eval_mode, require_parts
 
-        need_parts(pipeline, {"unet": ("UNet2DModel",)})
+        require_parts(pipeline, {"unet": ("UNet2DModel",)})
         unet = pipeline.unet
-        need_evaluating(unet, "unet")
+        require_eval_mode(unet, "unet")
         config = {"_class_name": type(pipeline.scheduler).__name__, **pipeline.scheduler.config}
         where = pipeline._execution_device  # not where the weights lie, which may be offloaded
         model = cls(name or type(pipeline).__name__, unet, config, device=where, dtype=unet.dtype, owned=False)
@@ -147,7 +147,7 @@ class PixelModel(ClassModel):
         """See ``Model``."""
         return engine_of(self.network, cut=self.threads)
 
-    def try_out(self) -> None:
+    def check_shapes(self) -> None:
         """Asks the network what it makes of its own shape, without numbers.
 
         Raises:
@@ -158,7 +158,7 @@ class PixelModel(ClassModel):
         def ask(network: Any, x: Tensor, time: Tensor, *classes: Tensor) -> Tensor:
             return network(x, time, *(labels.long() for labels in classes), return_dict=False)[0]
 
-        answer = answered(self.network, ask, *shapes, takes=f"the pictures of {self.name!r}, {self.shape}")
+        answer = output_shape(self.network, ask, *shapes, takes=f"the pictures of {self.name!r}, {self.shape}")
         if answer[2:] != self.shape[1:]:
             raise InputError(f"{self.name!r} makes {answer[1:]} of pictures of {self.shape}.", parameter="model")
 
@@ -172,7 +172,7 @@ class PixelModel(ClassModel):
         def ask(rows: Tensor, classes: Tensor | None) -> Tensor:
             return network(rows, label, class_labels=classes, return_dict=False)[0]
 
-        output = side_by_side(
+        output = run_in_threads(
             ask, x.to(self.dtype), labels, least=self.least if self.threads else None, layout=call.layout
         )
         return output[:, : self.shape[0]].to(x.dtype)

@@ -148,11 +148,11 @@ TAKEN_BY_FLOWS = frozenset(
         *("base_image_seq_len", "max_image_seq_len"),
     }
 )
-"""Read below where the class is a flow model's; elsewhere they are what ``OF_NO_ACCOUNT`` and ``ONLY`` say."""
+"""Read below where the class is a flow model's; elsewhere they are what ``IGNORED`` and ``ONLY`` say."""
 
 _SOLVERS = "the caller chooses the solver"
 _UNLESS = "it acts only beside another field, which is refused"
-OF_NO_ACCOUNT: dict[str, str] = {
+IGNORED: dict[str, str] = {
     **dict.fromkeys(("solver_order", "solver_type", "solver_p", "algorithm_type", "predict_x0", "tau_func"), _SOLVERS),
     **dict.fromkeys(("lower_order_final", "euler_at_final", "disable_corrector", "skip_prk_steps"), _SOLVERS),
     **dict.fromkeys(("predictor_order", "corrector_order", "snr", "correct_steps", "sampling_eps"), _SOLVERS),
@@ -235,7 +235,7 @@ class Said(NamedTuple):
         return value
 
 
-def taken_by(kind: str) -> frozenset[str]:
+def fields_read_by(kind: str) -> frozenset[str]:
     """The fields that are read below of a config of this class."""
     return TAKEN | TAKEN_BY_FLOWS if kind in _FLOWS else TAKEN
 
@@ -254,11 +254,7 @@ def said_by(config: Mapping[str, Any]) -> Said:
     usual = SCHEDULERS[kind] if kind else _NAMELESS
     for key, value in config.items():
         known = (
-            key in TAKEN | TAKEN_BY_FLOWS
-            or key in OF_NO_ACCOUNT
-            or key in ONLY
-            or key in _ELSEWHERE
-            or key.startswith("_")
+            key in TAKEN | TAKEN_BY_FLOWS or key in IGNORED or key in ONLY or key in _ELSEWHERE or key.startswith("_")
         )
         if not known and value is not None and value is not False:
             raise InputError(
@@ -267,7 +263,7 @@ def said_by(config: Mapping[str, Any]) -> Said:
                 parameter=key,
             )
         fine, means = ONLY.get(key, ((), ""))
-        reads = (key in usual and key not in taken_by(kind)) or key == "predict_epsilon"
+        reads = (key in usual and key not in fields_read_by(kind)) or key == "predict_epsilon"
         if fine and reads and not any(value is v or (_same(value, v)) for v in fine):
             raise InputError(f"{_shown(value)} means {means}; {_shown(fine[0])} is taken.", parameter=key)
     return Said(kind, {key: config.get(key, value) for key, value in usual.items()})

@@ -4,8 +4,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from .._utils.error_text import reason_of
 from .._utils.errors import DDIMWarning, InputError
-from .._utils.foreign import read_json, told
+from .._utils.files import read_json
 from .._utils.silence import loading
 from .scheduler_config import from_scheduler_config
 
@@ -37,4 +38,4 @@ def read_scheduler(folder: Path, kind: str) -> Any:
         try:
             return getattr(diffusers, kind).from_pretrained(folder, local_files_only=True)
         except Exception as error:  # of a config that makes no sense, diffusers raises what comes up
-            raise InputError(f"{folder} cannot be loaded as a {kind}: {told(error)}", parameter="model") from None
+            raise InputError(f"{folder} cannot be loaded as a {kind}: {reason_of(error)}", parameter="model") from None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.errors import DDIMWarning, InputError
-from .._utils.foreign import read_json
+from .._utils.files import read_json
 from .._utils.silence import loading, quiet
 from .._utils.texts import check_text, texts_for
 from ..core.conditioning import TEXT, Conditioning, PromptConditioning
@@ -22,17 +22,17 @@ from ..editing.plan import AttentionSite
 from ..editing.tokens import Tokens, tokens_of
 from .attention import unet as attention
 from .base import scalar
-from .engine.quicken import engine_of
-from .engine.side_by_side import least_rows, side_by_side
+from .device import device_and_dtype
+from .dry_run import output_shape
+from .engine.optimize import engine_of
+from .engine.threads import min_rows, run_in_threads
 from .fingerprint import fingerprint
 from .info import ModelInfo
 from .latent import LatentModel, code_of, read_autoencoder, read_text_unet, statistics_of
-from .live import adapters_of, is_hooked, need_evaluating, need_parts, need_plain, refuse_compiled
+from .live import adapters_of, is_hooked, refuse_compiled, refuse_ip_adapter, require_eval_mode, require_parts
 from .pixel import sides_of
-from .place import where_and_what
 from .scheduler_config import read_schedule
 from .tokens import longest_prompt, read_tokenizer
-from .trial import answered
 
 
 class StableDiffusion(LatentModel):
@@ -84,7 +84,7 @@ class StableDiffusion(LatentModel):
                 "does not take.",
                 parameter="model",
             )
-        self.need_conditions(name, pipeline)
+        self.check_conditions(name, pipeline)
         # The pipelines of diffusers set steps_offset to 1 whatever the config says; so does loading one.
         self.schedule = read_schedule({"_class_name": type(scheduler).__name__, **scheduler.config})
         if isinstance(self.schedule.path, (VEPath, RectifiedFlow)):
@@ -99,7 +99,7 @@ class StableDiffusion(LatentModel):
         self.pipeline, self.network, self.vae = pipeline, unet, vae
         self.tokenizers: tuple[Any, ...] = tuple(getattr(pipeline, part) for part in self.tokenizer_parts())
         self.prompt_length = self._longest_prompt(name)
-        where, what = where_and_what(device, dtype)
+        where, what = device_and_dtype(device, dtype)
         self.info = ModelInfo(
             name=name,
             family=self.family,
@@ -118,8 +118,8 @@ class StableDiffusion(LatentModel):
         # of the weights as they come: a cast would change them
         self._fingerprint = self._fingerprint_now() if owned else None
         if owned:
-            self._take_over(where, what)
-        self.threads, self.least = not attention.is_compiled(unet), least_rows(unet)
+            self._move_and_freeze(where, what)
+        self.threads, self.least = not attention.is_compiled(unet), min_rows(unet)
 
     @classmethod
     def tokenizer_parts(cls) -> tuple[str, ...]:
@@ -157,7 +157,7 @@ class StableDiffusion(LatentModel):
             )
         return lengths[0]
 
-    def _take_over(self, device: torch.device, dtype: torch.dtype) -> None:
+    def _move_and_freeze(self, device: torch.device, dtype: torch.dtype) -> None:
         """Moves and casts the parts, which are the model's own, and lays them out as convolutions are fastest."""
         for part in self.networks().values():
             own = self.autoencoder_dtype(dtype) if part is self.vae else dtype
@@ -189,23 +189,23 @@ class StableDiffusion(LatentModel):
         return hashlib.sha256("".join([*hashes, *adapters]).encode()).hexdigest()
 
     @classmethod
-    def need_conditions(cls, name: str, pipeline: Any) -> None:
+    def check_conditions(cls, name: str, pipeline: Any) -> None:
         """Raises InputError for a U-Net that wants other conditions than these, or answers in other channels."""
-        need_no_more(name, pipeline.unet.config, cls.addition)
+        refuse_other_conditions(name, pipeline.unet.config, cls.addition)
 
     @classmethod
     def from_folder(cls, name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> "StableDiffusion":
         """See ``Model``: parts put together one by one, without those that are not used."""
-        model = cls(name, cls.assembled(folder), device=device, dtype=dtype)
-        model.try_out()
+        model = cls(name, cls.read_pipeline(folder), device=device, dtype=dtype)
+        model.check_shapes()
         return model
 
     @classmethod
-    def assembled(cls, folder: Path) -> Any:
+    def read_pipeline(cls, folder: Path) -> Any:
         """The pipeline in a folder, each part held against its file first."""
         with loading():
             import transformers
-        from .kind import INDEX, part_class
+        from .model_folder import INDEX, part_class
         from .scheduler_file import read_scheduler
         from .weights import transformers_part
 
@@ -216,12 +216,12 @@ class StableDiffusion(LatentModel):
             parts[part] = transformers_part(getattr(transformers, classes[part]), folder / part)
         parts |= {"vae": read_autoencoder(folder / "vae"), "unet": read_text_unet(folder / "unet")}
         with loading():
-            pipeline = cls.put_together(parts, read_json(folder / INDEX))
+            pipeline = cls.make_pipeline(parts, read_json(folder / INDEX))
             pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     @classmethod
-    def put_together(cls, parts: Mapping[str, Any], index: Mapping[str, Any]) -> Any:
+    def make_pipeline(cls, parts: Mapping[str, Any], index: Mapping[str, Any]) -> Any:
         """The pipeline of these parts, with what its index says beside them."""
         from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
@@ -231,8 +231,8 @@ class StableDiffusion(LatentModel):
     @classmethod
     def from_pipeline(cls, pipeline: Any, name: str | None = None) -> "StableDiffusion":
         """See ``Model``."""
-        need_parts(pipeline, cls.parts)
-        need_plain(pipeline)
+        require_parts(pipeline, cls.parts)
+        refuse_ip_adapter(pipeline)
         model = cls(
             name or type(pipeline).__name__,
             pipeline,
@@ -241,20 +241,20 @@ class StableDiffusion(LatentModel):
             owned=False,
         )
         for part, network in model.networks().items():
-            need_evaluating(network, part)
+            require_eval_mode(network, part)
         if is_hooked(model.network) or is_hooked(
             model.vae
         ):  # hooks are called one at a time, each with the whole batch
-            model.threads, model.least_pictures = False, None
+            model.threads, model.min_pictures = False, None
         return model
 
-    def try_out(self) -> None:
+    def check_shapes(self) -> None:
         """Asks every part what it makes of its own shapes, without numbers.
 
         Raises:
             InputError: one does not take what the one before it makes, or answers in another shape.
         """
-        shapes = self.shapes_told()
+        shapes = self.condition_shapes()
         code, picture = (1, *self.shape), (1, *self.picture)
 
         def ask(network: Any, x: Tensor, time: Tensor, *conditions: Tensor) -> Tensor:
@@ -263,9 +263,9 @@ class StableDiffusion(LatentModel):
 
         takes = f"codes of {self.shape} under words of {shapes[TEXT][1:]}"
         made = {
-            "code": answered(self.vae, code_of, picture, takes=f"pictures of {self.picture}"),
-            "picture": answered(self.vae, lambda n, x: n.decode(x).sample, code, takes=f"codes of {self.shape}"),
-            "answer": answered(self.network, ask, code, (1,), *shapes.values(), takes=takes),
+            "code": output_shape(self.vae, code_of, picture, takes=f"pictures of {self.picture}"),
+            "picture": output_shape(self.vae, lambda n, x: n.decode(x).sample, code, takes=f"codes of {self.shape}"),
+            "answer": output_shape(self.network, ask, code, (1,), *shapes.values(), takes=takes),
         }
         for what, expected in (("code", code), ("picture", picture), ("answer", code)):
             if made[what] != expected:
@@ -273,7 +273,7 @@ class StableDiffusion(LatentModel):
                     f"{self.name!r} makes {what}s of {made[what][1:]}, not of {expected[1:]}.", parameter="model"
                 )
 
-    def shapes_told(self) -> dict[str, tuple[int, ...]]:
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each condition of one prompt: what the text encoders make of shapes, without numbers.
 
         Raises:
@@ -286,14 +286,14 @@ class StableDiffusion(LatentModel):
                     f"the tokenizer of {self.name!r} has tokens up to {most}, its text encoder knows {rows}.",
                     parameter="model",
                 )
-        words = [self.shape_said(encoder, TEXT) for encoder in self.encoders]
+        words = [self.condition_shape(encoder, TEXT) for encoder in self.encoders]
         return {TEXT: (*words[0][:2], sum(shape[2] for shape in words))}
 
-    def shape_said(self, encoder: Any, name: str) -> tuple[int, ...]:
+    def condition_shape(self, encoder: Any, name: str) -> tuple[int, ...]:
         """The shape of one condition that an encoder makes of one prompt."""
         length = self.prompt_length
         takes = f"prompts of {length} tokens"
-        return answered(encoder, lambda n, x: self.embed(n, x.long(), None)[name], (1, length), takes=takes)
+        return output_shape(encoder, lambda n, x: self.embed(n, x.long(), None)[name], (1, length), takes=takes)
 
     def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:
         """See ``Model``; a learned variance in the upper half of the network's channels is left aside."""
@@ -319,7 +319,7 @@ class StableDiffusion(LatentModel):
             output = ask(x.to(self.dtype), *parts)
         else:
             least = self.least if self.threads else None
-            output = side_by_side(ask, x.to(self.dtype), *parts, least=least, layout=call.layout)
+            output = run_in_threads(ask, x.to(self.dtype), *parts, least=least, layout=call.layout)
         return output[:, : self.shape[0]].to(x.dtype)
 
     def network_conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -338,19 +338,19 @@ class StableDiffusion(LatentModel):
         if labels is not None:
             raise InputError(f"the model {self.name!r} takes prompts, not class labels.", parameter="labels")
         several = texts_for("" if prompts is None else prompts, count, "prompt")
-        opposite = self.opposite(negative)
+        opposite = self.negative_text(negative)
         texts = list(dict.fromkeys([*several] if opposite is None else [*several, opposite]))
         embedded = self.encode_prompt(texts, size)
         cond = embedded[[texts.index(text) for text in several]]
         if opposite is None:
-            return PromptConditioning(cond, self.nothing(cond))
+            return PromptConditioning(cond, self.zero_conditioning(cond))
         return PromptConditioning(cond, embedded[[texts.index(opposite)] * count])
 
-    def opposite(self, negative: str | None) -> str | None:
+    def negative_text(self, negative: str | None) -> str | None:
         """The text of the unconditional branch; None where that is ``nothing`` and no text."""
         return "" if negative is None else check_text(negative, "negative")
 
-    def nothing(self, cond: Conditioning) -> Conditioning:
+    def zero_conditioning(self, cond: Conditioning) -> Conditioning:
         """The unconditional branch where no text stands for it: zeros for the words."""
         return cond.replace(**{TEXT: torch.zeros_like(cond.tensors[TEXT])})
 
@@ -424,7 +424,7 @@ class StableDiffusion(LatentModel):
             yield
 
 
-def need_no_more(name: str, config: Mapping[str, Any], addition: str | None) -> None:
+def refuse_other_conditions(name: str, config: Mapping[str, Any], addition: str | None) -> None:
     """Raises InputError for a U-Net that wants other conditions than its family's, or answers in other channels.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, is_whole
-from .._utils.foreign import read_json
+from .._utils.files import read_json
 from ..core.conditioning import POOLED, TEXT, Conditioning
 from .sd import StableDiffusion
 
@@ -93,9 +93,9 @@ class StableDiffusionXL(StableDiffusion):
         return super().from_pipeline(pipeline, name)
 
     @classmethod
-    def need_conditions(cls, name: str, pipeline: Any) -> None:
+    def check_conditions(cls, name: str, pipeline: Any) -> None:
         """See ``StableDiffusion``; knows the refiner's U-Net, which is told five numbers beside the prompt, not six."""
-        super().need_conditions(name, pipeline)
+        super().check_conditions(name, pipeline)
         unet = pipeline.unet.config
         wanted = unet.projection_class_embeddings_input_dim
         pooled, each = int(pipeline.text_encoder_2.config.projection_dim), int(unet.addition_time_embed_dim)
@@ -109,17 +109,17 @@ class StableDiffusionXL(StableDiffusion):
             )
 
     @classmethod
-    def assembled(cls, folder: Path) -> Any:
+    def read_pipeline(cls, folder: Path) -> Any:
         """See ``StableDiffusion``."""
-        from .kind import INDEX
+        from .model_folder import INDEX
 
         index = read_json(folder / INDEX)
         if index.get(_AESTHETIC) or index.get("text_encoder") == [None, None]:
             raise refiner(str(folder))
-        return super().assembled(folder)
+        return super().read_pipeline(folder)
 
     @classmethod
-    def put_together(cls, parts: Mapping[str, Any], index: Mapping[str, Any]) -> Any:
+    def make_pipeline(cls, parts: Mapping[str, Any], index: Mapping[str, Any]) -> Any:
         """See ``StableDiffusion``."""
         from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
@@ -128,24 +128,24 @@ class StableDiffusionXL(StableDiffusion):
             raise InputError(f"its {_ZEROS} is {zeros!r}, which is neither true nor false.", parameter="model")
         return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
 
-    def shapes_told(self) -> dict[str, tuple[int, ...]]:
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         """See ``StableDiffusion``."""
-        pooled = self.shape_said(self.pipeline.text_encoder_2, POOLED)
-        return {**super().shapes_told(), POOLED: pooled, SIZE_IDS: (1, _NUMBERS)}
+        pooled = self.condition_shape(self.pipeline.text_encoder_2, POOLED)
+        return {**super().condition_shapes(), POOLED: pooled, SIZE_IDS: (1, _NUMBERS)}
 
     def network_conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """See ``StableDiffusion``."""
         added = {"text_embeds": tensors[POOLED], "time_ids": tensors[SIZE_IDS]}
         return {**super().network_conditions(tensors), "added_cond_kwargs": added}
 
-    def opposite(self, negative: str | None) -> str | None:
+    def negative_text(self, negative: str | None) -> str | None:
         """See ``StableDiffusion``."""
         zeros = negative is None and self.pipeline.config.get(_ZEROS, True)
-        return None if zeros else super().opposite(negative)
+        return None if zeros else super().negative_text(negative)
 
-    def nothing(self, cond: Conditioning) -> Conditioning:
+    def zero_conditioning(self, cond: Conditioning) -> Conditioning:
         """Zeros for the words and for the prompt as a whole; the sizes stay."""
-        return super().nothing(cond).replace(**{POOLED: torch.zeros_like(cond.tensors[POOLED])})
+        return super().zero_conditioning(cond).replace(**{POOLED: torch.zeros_like(cond.tensors[POOLED])})
 
     def encode_prompt(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
         """``text`` [N, L, D], ``pooled`` [N, P], ``size_ids`` [N, 6]. Warns of a prompt that is cut, and where."""

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from .._utils.error_text import reason_of
 from .._utils.errors import InputError, is_whole
-from .._utils.foreign import told
 from .._utils.silence import loading
 
 _ASKED = 8  # words of the vocabulary, the longest
@@ -36,7 +36,7 @@ def checked_tokenizer(source: str, *, parameter: str) -> Any:
             tokenizer = CLIPTokenizer.from_pretrained(source)
             apart = _tells_words_apart(tokenizer)
         except Exception as error:  # tokenizers and transformers raise dozens of kinds
-            raise InputError(f"{source} has no CLIP tokenizer: {told(error)}", parameter=parameter) from None
+            raise InputError(f"{source} has no CLIP tokenizer: {reason_of(error)}", parameter=parameter) from None
     if not apart:
         raise InputError(
             f"{source} has no CLIP tokenizer: its vocabulary and merges do not tell words apart.", parameter=parameter

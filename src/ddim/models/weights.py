@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._utils.error_text import reason_of
 from .._utils.errors import DDIMError, InputError
-from .._utils.foreign import read_json, told
+from .._utils.files import read_json
 from .._utils.silence import loading
 
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
@@ -77,7 +78,9 @@ def transformers_part(
         try:
             config = kind.config_class.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # of a config, transformers raises what comes up
-            raise InputError(f"{folder / 'config.json'} is not taken: {told(error)}", parameter=parameter) from None
+            raise InputError(
+                f"{folder / 'config.json'} is not taken: {reason_of(error)}", parameter=parameter
+            ) from None
         _described(lambda: kind(config, **options), folder, tensors, parameter)
         network, found = reported(
             kind, None, str(folder), parameter=parameter, config=config, state_dict=tensors, dtype=dtype, **options
@@ -98,7 +101,7 @@ def reported(kind: Any, source: "str | None", name: str, *, parameter: str, **op
             return kind.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
         except Exception as error:  # transformers, safetensors and the hub's client raise dozens of kinds
             raise InputError(
-                f"{name} cannot be loaded as a {kind.__name__}: {told(error)}",
+                f"{name} cannot be loaded as a {kind.__name__}: {reason_of(error)}",
                 parameter=parameter,
                 hint="A folder with .safetensors will do.",
             ) from None
@@ -201,7 +204,7 @@ def read_tensors(folder: Path, stem: str, *, parameter: str = "model") -> dict[s
         try:
             tensors |= load_file(folder / file)
         except Exception as error:  # of safetensors and of the disk
-            raise DDIMError(f"{folder / file} cannot be loaded: {told(error)}", parameter=parameter) from None
+            raise DDIMError(f"{folder / file} cannot be loaded: {reason_of(error)}", parameter=parameter) from None
     return tensors
 
 
@@ -269,7 +272,7 @@ def _described(build: Callable[[], Any], folder: Path, tensors: Mapping[str, Ten
         ) from None
     except Exception as error:  # of a config that makes no sense, the libraries raise what comes up
         raise InputError(
-            f"{folder / 'config.json'} describes no network that can be built: {told(error)}",
+            f"{folder / 'config.json'} describes no network that can be built: {reason_of(error)}",
             parameter=parameter,
         ) from None
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, NotFinite, as_plain, is_number, is_plain, is_whole
-from .._utils.texts import check_text, texts_for, unweighted
+from .._utils.texts import check_text, refuse_weights, texts_for
 from ..core.conditioning import PromptConditioning
 from ..core.contracts import (
     Inversion,
@@ -224,8 +224,8 @@ def prompts_asked(
     if not model.text:
         return prompt, negative
     several = texts_for("" if prompt is None else prompt, count, "prompt")
-    plain = None if negative is None else unweighted(check_text(negative, "negative"), "negative")
-    return [unweighted(text, "prompt") for text in several], plain
+    plain = None if negative is None else refuse_weights(check_text(negative, "negative"), "negative")
+    return [refuse_weights(text, "prompt") for text in several], plain
 
 
 def hold_for(model: Model, clip_x0: float | None, threshold: float | None) -> Hold:

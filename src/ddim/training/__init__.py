@@ -4,8 +4,8 @@ model or a classifier."""
 from typing import TYPE_CHECKING, Any
 
 from .config import TrainConfig
+from .config_file import config_from_dict, load_config
 from .progress import Event
-from .reading import config_from_dict, load_config
 
 if TYPE_CHECKING:
     from .loop import train

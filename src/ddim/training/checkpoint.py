@@ -19,12 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .._utils.error_text import first_line
 from .._utils.errors import DDIMError, InputError, is_whole
-from .._utils.foreign import first_line
 from .._utils.temporary import remove_stale
 from ..models.weights import must_fit, unwrapped
+from .config_file import differing_keys
 from .ema import EMA
-from .reading import differing_keys
 
 _T = TypeVar("_T")
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._utils.error_text import reason_of
 from .._utils.errors import InputError, UnknownName
-from .._utils.foreign import told
 from ..core.path import TablePath, cosine_alpha_bar, linear_alpha_bar, scaled_linear_alpha_bar, zero_terminal_snr
 from ..core.prediction import Pair, from_pair
 from .config import LossConfig, ScheduleConfig
@@ -95,7 +95,7 @@ def _user_weights(weight: str | Sequence[float], count: int) -> Tensor:
             values = json.loads(text) if file.suffix == ".json" else text.split()
             table = torch.tensor([float(v) for v in values], dtype=torch.float64)
         except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{file} cannot be read: {told(error)}", parameter="loss.weight") from None
+            raise InputError(f"{file} cannot be read: {reason_of(error)}", parameter="loss.weight") from None
     else:
         table = torch.tensor(weight, dtype=torch.float64)
     if len(table) != count:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .._utils.foreign import told
+from .._utils.error_text import reason_of
 from .config import OutputConfig
 
 EventKind = Literal["start", "step", "checkpoint", "samples", "skipped", "done"]
@@ -94,7 +94,7 @@ class Reporter:
                     self._writer.add_scalar(f"train/{name}", value, step)
             except OSError as error:  # a full disk: not worth the run, the next checkpoint will say more
                 self._writer = None
-                self._line(f"TensorBoard is off from here on: {told(error)}")
+                self._line(f"TensorBoard is off from here on: {reason_of(error)}")
         if self._bar is None:
             self._line(f"step {step}/{self.steps}  loss {loss:.4f}  lr {lr:.2e}  {self.rate:.0f} images/s")
 

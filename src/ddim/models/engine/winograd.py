@@ -13,11 +13,11 @@ from torch import Tensor, nn
 TILE, UNDER = 4, 6
 """Sides of a tile of outputs, and of the inputs under it."""
 
-LEAST_CHANNELS, LEAST_SIDE = 64 * 128, 64
+MIN_CHANNELS, MIN_SIDE = 64 * 128, 64
 """In times out, and each of them: below it, what is saved is spent on the transforms."""
-LEAST_TILES = 16
+MIN_TILES = 16
 """In a call: with fewer, reading the transformed weights takes longer than the convolution."""
-TILES_AT_ONCE = 64
+TILES_PER_BLOCK = 64
 """Of 128 channels, what is in flight is then about as large as a core's second-level cache."""
 BYTES = 2**30
 """Of transformed weights that one network may keep; they take four times as much as the weights."""
@@ -56,8 +56,8 @@ def convolve(x: Tensor, u: Tensor, bias: Tensor | None) -> Tensor:
     pad = (0, 0, 1, 1 + across * TILE - width, 1, 1 + down * TILE - height)
     padded = nn.functional.pad(x.permute(0, 2, 3, 1), pad)
     out = x.new_empty(n, down * TILE, across * TILE, u.shape[2])
-    images = max(1, TILES_AT_ONCE // (down * across))
-    rows = down if images > 1 else max(1, TILES_AT_ONCE // across)
+    images = max(1, TILES_PER_BLOCK // (down * across))
+    rows = down if images > 1 else max(1, TILES_PER_BLOCK // across)
     for k in range(0, n, images):
         for row in range(0, down, rows):
             above, below = row * TILE, min(row + rows, down) * TILE
@@ -101,8 +101,8 @@ class Quick:
             and module.kernel_size == (3, 3)
             and (module.stride, module.padding, module.dilation) == ((1, 1),) * 3
             and (module.groups, module.padding_mode) == (1, "zeros")
-            and module.in_channels * module.out_channels >= LEAST_CHANNELS
-            and min(module.in_channels, module.out_channels) >= LEAST_SIDE
+            and module.in_channels * module.out_channels >= MIN_CHANNELS
+            and min(module.in_channels, module.out_channels) >= MIN_SIDE
         )
 
     @staticmethod
@@ -119,7 +119,7 @@ class Quick:
         weight: Any = self.conv.weight
         if (
             x.dim() != 4
-            or len(x) * -(-x.shape[2] // TILE) * -(-x.shape[3] // TILE) < LEAST_TILES
+            or len(x) * -(-x.shape[2] // TILE) * -(-x.shape[3] // TILE) < MIN_TILES
             or not x.dtype == weight.dtype == torch.float32
             or x.device.type != "cpu"
             or torch.is_grad_enabled()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..._utils.error_text import one_line, with_full_stop
 from ..._utils.errors import InputError, UnknownName
-from ..._utils.foreign import ended, one_line
 from .. import draws
 from ..config import ScheduleConfig, TrainConfig
 from ..data import Batch, Images
@@ -112,7 +112,7 @@ def built(
         return kind(**options)
     except Exception as error:  # diffusers raises what comes up, from ValueError to TypeError
         raise InputError(
-            f"{maker} cannot build the network in [{section}]: {ended(one_line(error))}", parameter=section
+            f"{maker} cannot build the network in [{section}]: {with_full_stop(one_line(error))}", parameter=section
         ) from error
 
 
@@ -122,7 +122,9 @@ def asked(network: Callable[[], Tensor], takes: str) -> Tensor:
         with torch.no_grad():
             return network()
     except Exception as error:  # diffusers and torch raise what comes up
-        raise InputError(f"the network does not take {takes}: {ended(one_line(error))}", parameter="model") from error
+        raise InputError(
+            f"the network does not take {takes}: {with_full_stop(one_line(error))}", parameter="model"
+        ) from error
 
 
 def check_labelled(config: TrainConfig, who: str) -> None:

@@ -35,9 +35,9 @@ def quicken(model: "Model", *, compile: bool = False) -> None:
         network.compile()
         model.threads = False  # type: ignore[attr-defined]  # the compiled code has threads of its own
     else:
-        quick_blocks(network)
+        optimize_network(network)
     if (vae := getattr(model, "vae", None)) is not None:
-        quick_blocks(vae)
+        optimize_network(vae)
 
 
 def engine_of(network: nn.Module, *, cut: bool = True) -> str:
@@ -54,7 +54,7 @@ def engine_of(network: nn.Module, *, cut: bool = True) -> str:
     return ", ".join([kind, *(["channels last"] if last else []), *([] if cut else ["in one piece"])])
 
 
-def need_compiler(device: torch.device) -> None:
+def require_compiler(device: torch.device) -> None:
     """Raises InputError where torch.compile could not compile for a CPU."""
     named = os.environ.get("CXX", "")
     if device.type == "cpu" and not any(shutil.which(c) for c in (named, "g++", "clang++", "c++", "cl") if c):
@@ -63,7 +63,7 @@ def need_compiler(device: torch.device) -> None:
         )
 
 
-def quick_blocks(network: nn.Module) -> None:
+def optimize_network(network: nn.Module) -> None:
     """The same for one network."""
     from diffusers.models.resnet import ResnetBlock2D
 

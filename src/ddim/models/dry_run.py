@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._utils.error_text import reason_of
 from .._utils.errors import InputError
-from .._utils.foreign import told
 
 
-def answered(network: nn.Module, call: Callable[..., Tensor], *shapes: tuple[int, ...], takes: str) -> tuple[int, ...]:
+def output_shape(
+    network: nn.Module, call: Callable[..., Tensor], *shapes: tuple[int, ...], takes: str
+) -> tuple[int, ...]:
     """The shape that ``call(network, *tensors)`` returns for tensors of these shapes.
 
     The network itself stays as it is, and nothing is computed.
@@ -32,7 +34,7 @@ def answered(network: nn.Module, call: Callable[..., Tensor], *shapes: tuple[int
             return tuple(torch.func.functional_call(trial, shapeless, given).shape)
     except Exception as error:  # diffusers and torch raise what comes up
         raise InputError(
-            f"the {type(network).__name__} does not take {takes}: {told(error)}", parameter="model"
+            f"the {type(network).__name__} does not take {takes}: {reason_of(error)}", parameter="model"
         ) from None
 
 

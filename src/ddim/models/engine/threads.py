@@ -14,7 +14,7 @@ from ...core.denoiser import Layout
 
 MOST = 4
 """Parts of a batch: Python itself runs one thread at a time, and a call's Python takes milliseconds."""
-LEAST_WORK = 48e6
+MIN_WORK = 48e6
 """Rows of a part times the network's parameters: with less, the parts wait for each other's Python."""
 
 _T = TypeVar("_T", Tensor, "Tensor | None")
@@ -23,9 +23,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _local.__dict__.clear())  # a fork has no threads
 
 
-def least_rows(network: nn.Module) -> int:
+def min_rows(network: nn.Module) -> int:
     """How many rows of a network's batch make a part of their own worth while."""
-    return math.ceil(LEAST_WORK / max(1, sum(p.numel() for p in network.parameters())))
+    return math.ceil(MIN_WORK / max(1, sum(p.numel() for p in network.parameters())))
 
 
 def parts_of(x: Tensor, least: int | None, layout: Layout | None = None) -> tuple[int, int]:
@@ -45,7 +45,7 @@ def parts_of(x: Tensor, least: int | None, layout: Layout | None = None) -> tupl
     return parts, 0 if parts == 1 else torch.get_num_threads() // parts
 
 
-def side_by_side(
+def run_in_threads(
     work: Callable[..., Tensor],
     x: Tensor,
     *others: "Tensor | None",
@@ -62,7 +62,7 @@ def side_by_side(
         work: of rows alone: a row of what it returns depends on no other row. Called from several threads at once.
         x: [N, ...].
         others: [N, ...] each, [1, ...] for all rows, or None.
-        least: rows of a part, from ``least_rows``; None keeps the batch in one piece.
+        least: rows of a part, from ``min_rows``; None keeps the batch in one piece.
         layout: of a call whose bits must come again.
 
     Returns:

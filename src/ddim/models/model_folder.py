@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .._utils.errors import DDIMWarning, InputError
-from .._utils.foreign import read_json
+from .._utils.files import read_json
 from .families import FAMILIES
 
 INDEX, SCHEDULE = "model_index.json", "scheduler_config.json"

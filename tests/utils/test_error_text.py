@@ -1,4 +1,4 @@
-"""What other libraries say, joined to sentences of ours."""
+"""Texts of other libraries' errors inside our messages."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import ddim
-from ddim._utils.foreign import ended, first_line, told
+from ddim._utils.error_text import first_line, reason_of, with_full_stop
 from ddim.data.images import open_image
 
 
@@ -31,17 +31,17 @@ from ddim.data.images import open_image
     ],
 )
 def test_an_error_ends_a_sentence_with_one_mark(error: Exception, said: str):
-    assert told(error) == said
+    assert reason_of(error) == said
 
 
 def test_a_long_line_is_cut_and_still_ends():
-    assert told(ValueError("word. " * 100), 11) == "word. word."
+    assert reason_of(ValueError("word. " * 100), 11) == "word. word."
     assert first_line(ValueError("word. " * 100), 11) == "word. word"
-    assert ended("as it is") == "as it is."
+    assert with_full_stop("as it is") == "as it is."
 
 
 def test_no_sentence_puts_its_own_stop_behind_anothers():
-    """``told`` joins them; an error pasted before a stop of ours makes two, and one pasted at an end may have none."""
+    """``reason_of`` adds one stop; an error's own text before a stop of ours makes two, and at an end may have none."""
     source = Path(ddim.__file__).parent
     pasted = re.compile(r"\{(error|str\(error\)|error\.strerror|(first|one)_line\(error[^}]*\))\}\.")
     assert not [f"{file}: {m[0]}" for file in source.rglob("*.py") for m in pasted.finditer(file.read_text())]

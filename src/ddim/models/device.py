@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def where_and_what(
+def device_and_dtype(
     device: "str | torch.device | None", dtype: "str | torch.dtype"
 ) -> "tuple[torch.device, torch.dtype]":
     """A device, cuda by default where there is one, and a dtype. Raises InputError for one that is not to be had."""

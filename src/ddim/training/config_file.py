@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from .._utils.error_text import reason_of
 from .._utils.errors import InputError, UnknownName
-from .._utils.foreign import told
 from .config import (
     AutoencoderConfig,
     ClassifierConfig,
@@ -40,11 +40,11 @@ def load_config(path: str | Path) -> TrainConfig:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read the config {path}: {told(error)}") from None
+        raise InputError(f"Cannot read the config {path}: {reason_of(error)}") from None
     try:
         return config_from_dict(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not valid TOML: {told(error)}") from None
+        raise InputError(f"{path} is not valid TOML: {reason_of(error)}") from None
 
 
 def config_from_dict(table: Mapping[str, Any]) -> TrainConfig:

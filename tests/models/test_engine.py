@@ -14,10 +14,10 @@ from torch.nn.functional import conv2d
 import ddim
 from ddim._utils.errors import InputError
 from ddim.core.denoiser import Layout
-from ddim.models.engine import side_by_side as rows
+from ddim.models.engine import threads as rows
 from ddim.models.engine import winograd
-from ddim.models.engine.quicken import Block, quick_blocks
-from ddim.models.engine.side_by_side import side_by_side
+from ddim.models.engine.optimize import Block, optimize_network
+from ddim.models.engine.threads import run_in_threads
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -34,9 +34,9 @@ def two_threads():
 @pytest.fixture
 def every_convolution(monkeypatch: pytest.MonkeyPatch):
     """Winograd's way also for the small ones of the tests."""
-    monkeypatch.setattr(winograd, "LEAST_CHANNELS", 1)
-    monkeypatch.setattr(winograd, "LEAST_SIDE", 1)
-    monkeypatch.setattr(winograd, "LEAST_TILES", 1)
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "MIN_SIDE", 1)
+    monkeypatch.setattr(winograd, "MIN_TILES", 1)
 
 
 # Winograd's convolution
@@ -74,7 +74,7 @@ def test_cut_into_bands_and_groups_it_is_the_same(monkeypatch: pytest.MonkeyPatc
     x, u = torch.randn(5, 4, 24, 16), winograd.transformed(torch.randn(3, 4, 3, 3))
     whole = winograd.convolve(x, u, None)
     for tiles in (1, 5, 24, 48):
-        monkeypatch.setattr(winograd, "TILES_AT_ONCE", tiles)
+        monkeypatch.setattr(winograd, "TILES_PER_BLOCK", tiles)
         torch.testing.assert_close(winograd.convolve(x, u, None), whole)
 
 
@@ -95,13 +95,13 @@ def test_cut_into_bands_and_groups_it_is_the_same(monkeypatch: pytest.MonkeyPatc
 )
 def test_other_convolutions_are_left_alone(options: dict[str, Any]):
     usual = {"in_channels": 128, "out_channels": 128, "kernel_size": 3, "padding": 1}
-    assert winograd.Quick.fits(nn.Conv2d(**usual))  # type: ignore[arg-type]
-    assert not winograd.Quick.fits(nn.Conv2d(**{**usual, **options}))
+    assert winograd.WinogradConv.fits(nn.Conv2d(**usual))  # type: ignore[arg-type]
+    assert not winograd.WinogradConv.fits(nn.Conv2d(**{**usual, **options}))
 
 
 def test_new_weights_are_seen():
     conv = nn.Conv2d(128, 64, 3, padding=1).requires_grad_(False)
-    quick, x = winograd.Quick(conv), torch.randn(1, 128, 16, 16)
+    quick, x = winograd.WinogradConv(conv), torch.randn(1, 128, 16, 16)
     with torch.no_grad():
         before = quick(x)
         conv.weight.mul_(2)
@@ -111,7 +111,7 @@ def test_new_weights_are_seen():
 
 def test_weights_changed_behind_torch_s_back_are_seen():
     conv = nn.Conv2d(128, 64, 3, padding=1).requires_grad_(False)
-    quick, x = winograd.Quick(conv), torch.randn(1, 128, 16, 16)
+    quick, x = winograd.WinogradConv(conv), torch.randn(1, 128, 16, 16)
 
     def replaced() -> None:
         for _ in range(2):  # the second may lie where the first one lay
@@ -128,17 +128,17 @@ def test_a_convolution_made_in_inference_mode_and_one_of_its_own_kind():
     class Own(nn.Conv2d):
         """Its ``forward`` might be another."""
 
-    assert not winograd.Quick.fits(Own(128, 128, 3, padding=1))
+    assert not winograd.WinogradConv.fits(Own(128, 128, 3, padding=1))
     with torch.inference_mode():
         conv = nn.Conv2d(128, 64, 3, padding=1)
-        quick, x = winograd.Quick(conv), torch.randn(1, 128, 16, 16)
+        quick, x = winograd.WinogradConv(conv), torch.randn(1, 128, 16, 16)
         assert relative(quick(x), nn.Conv2d.forward(conv, x)) < 1e-4
         assert torch.equal(quick(input=x[0]), nn.Conv2d.forward(conv, x[0])), "one picture without a batch"
 
 
 def test_small_calls_go_the_usual_way():
     conv = nn.Conv2d(128, 64, 3, padding=1).requires_grad_(False)
-    quick, x = winograd.Quick(conv), torch.randn(1, 128, 16, 16)
+    quick, x = winograd.WinogradConv(conv), torch.randn(1, 128, 16, 16)
     with torch.no_grad():
         assert torch.equal(quick(x[:, :, :8]), conv(x[:, :, :8])), "8 tiles are too few"
         assert not torch.equal(quick(x), conv(x))
@@ -146,11 +146,11 @@ def test_small_calls_go_the_usual_way():
 
 def test_the_budget_is_given_away_in_the_modules_order(monkeypatch: pytest.MonkeyPatch):
     network = nn.Sequential(*(nn.Conv2d(128, 128, 3, padding=1) for _ in range(3)))
-    size = winograd.Quick.size(network[0])
+    size = winograd.WinogradConv.size(network[0])
     assert size == 36 * 128 * 128 * 4
-    monkeypatch.setattr("ddim.models.engine.quicken.BYTES", 2 * size + size // 2)
-    quick_blocks(network)
-    assert [isinstance(conv.forward, winograd.Quick) for conv in network] == [True, True, False]
+    monkeypatch.setattr("ddim.models.engine.optimize.BYTES", 2 * size + size // 2)
+    optimize_network(network)
+    assert [isinstance(conv.forward, winograd.WinogradConv) for conv in network] == [True, True, False]
 
 
 # Blocks, and whole networks
@@ -158,7 +158,7 @@ def test_the_budget_is_given_away_in_the_modules_order(monkeypatch: pytest.Monke
 
 def quickened(network: Any) -> Any:
     network = copy.deepcopy(network).requires_grad_(False)
-    quick_blocks(network)
+    optimize_network(network)
     return network
 
 
@@ -170,7 +170,7 @@ def test_a_network_answers_the_same(classes: int | None):
     labels = None if classes is None else torch.tensor([0, 1, 2, 0, 1])
     kept = x.clone()
     assert sum(isinstance(m.__dict__.get("forward"), Block) for m in quick.modules()) > 5
-    assert sum(isinstance(m.__dict__.get("forward"), winograd.Quick) for m in quick.modules()) > 10
+    assert sum(isinstance(m.__dict__.get("forward"), winograd.WinogradConv) for m in quick.modules()) > 10
     with torch.no_grad():
         assert relative(quick(x, t, labels).sample, plain(x, t, labels).sample) < 2e-5
     assert torch.equal(x, kept)
@@ -250,10 +250,10 @@ def test_rows_come_back_in_their_order_from_several_threads():
 
     x, labels = torch.randn(33, 4), torch.arange(33)
     with torch.no_grad():
-        assert torch.equal(side_by_side(work, x, labels, None, least=16), x * 2 + labels[:, None])
-        assert torch.equal(side_by_side(work, x, labels, None, least=16), x * 2 + labels[:, None])
+        assert torch.equal(run_in_threads(work, x, labels, None, least=16), x * 2 + labels[:, None])
+        assert torch.equal(run_in_threads(work, x, labels, None, least=16), x * 2 + labels[:, None])
     with torch.inference_mode():
-        side_by_side(work, x, labels, None, least=16)
+        run_in_threads(work, x, labels, None, least=16)
     assert sorted(seen) == sorted(
         [(16, 1, False, False), (17, 1, False, False)] * 2 + [(n, 1, False, True) for n in (16, 17)]
     )
@@ -274,13 +274,13 @@ def test_few_rows_gradients_and_autocast_stay_in_one_call():
         return x
 
     with torch.no_grad():
-        side_by_side(work, torch.zeros(31, 1), least=16)
+        run_in_threads(work, torch.zeros(31, 1), least=16)
         with torch.autocast("cpu", torch.bfloat16):
-            side_by_side(work, torch.zeros(64, 1), least=16)
-    side_by_side(work, torch.zeros(64, 1), least=16)
+            run_in_threads(work, torch.zeros(64, 1), least=16)
+    run_in_threads(work, torch.zeros(64, 1), least=16)
     torch.set_num_threads(1)
     with torch.no_grad():
-        side_by_side(work, torch.zeros(64, 1), least=16)
+        run_in_threads(work, torch.zeros(64, 1), least=16)
     assert calls == [31, 64, 64, 64]
 
 
@@ -288,7 +288,7 @@ def test_few_rows_gradients_and_autocast_stay_in_one_call():
 def test_one_row_serves_all_parts():
     x, one = torch.randn(64, 3), torch.randn(1, 3)
     with torch.no_grad():
-        assert torch.equal(side_by_side(torch.add, x, one, least=16), x + one)
+        assert torch.equal(run_in_threads(torch.add, x, one, least=16), x + one)
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -297,16 +297,16 @@ def test_what_a_part_raises_reaches_the_caller():
         raise InputError("no such row")
 
     with torch.no_grad(), pytest.raises(InputError, match="no such row"):
-        side_by_side(work, torch.zeros(64, 1), least=16)
+        run_in_threads(work, torch.zeros(64, 1), least=16)
 
 
 def test_a_large_network_is_worth_a_thread_for_fewer_rows():
-    assert rows.least_rows(nn.Linear(999, 1000)) == 48
-    assert rows.least_rows(nn.Linear(9_999, 10_000)) == 1
+    assert rows.min_rows(nn.Linear(999, 1000)) == 48
+    assert rows.min_rows(nn.Linear(9_999, 10_000)) == 1
 
 
 def test_samples_do_not_depend_on_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rows, "LEAST_WORK", 1)
+    monkeypatch.setattr(rows, "MIN_WORK", 1)
     model = ddim.load(pipeline_folder(tmp_path / "model", unet()))
     alone = ddim.sample(model, 7, steps=3, seed=5)
     try:
@@ -356,10 +356,10 @@ def test_a_layout_gives_each_part_its_threads_and_the_rows_their_order():
 
     x = torch.randn(7, 2)
     with torch.no_grad():
-        assert torch.equal(side_by_side(work, x, least=1000, layout=Layout(3, 1)), x + 1)
+        assert torch.equal(run_in_threads(work, x, least=1000, layout=Layout(3, 1)), x + 1)
         assert sorted(seen) == [(2, 1), (2, 1), (3, 1)]
         seen.clear()
-        assert torch.equal(side_by_side(work, x, least=1000, layout=Layout(1, 2)), x + 1)
+        assert torch.equal(run_in_threads(work, x, least=1000, layout=Layout(1, 2)), x + 1)
     assert seen == [(7, 2)]
     assert torch.get_num_threads() == 1
 
