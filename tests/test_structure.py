@@ -177,8 +177,8 @@ PIPELINES = sorted(
 
 @pytest.mark.parametrize("kind", [name for name in PIPELINES if name not in FAMILIES])
 def test_other_pipelines_of_stable_diffusion_are_refused_knowingly(kind: str):
-    with pytest.raises(ddim.InputError, match=f"a {kind}, which this version does not take") as caught:
+    with pytest.raises(ddim.InputError, match=f"a {kind}, which this version does not support") as caught:
         refuse_pipeline(kind, f"it is a {kind}")
     assert "\n" not in str(caught.value)
     for part in ("ControlNet", "Inpaint", "Adapter", "Upscale", "Depth2Img", "Pix2Pix"):
-        assert (part not in kind) or ": " in str(caught.value).partition("does not take")[2]
+        assert (part not in kind) or ": " in str(caught.value).partition("does not support")[2]

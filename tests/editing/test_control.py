@@ -385,7 +385,7 @@ def test_processors_that_do_more_are_not_thrown_away():
     model = tiny_text.model()
     name = model.attention_sites()[0].name
     dict(model.network.named_modules())[name].set_processor(IPAdapterAttnProcessor())
-    with pytest.raises(InputError, match=r"IPAdapterAttnProcessor of .* does more than attend"):
+    with pytest.raises(InputError, match=r"IPAdapterAttnProcessor of .* does more than plain attention"):
         model.attention_sites()
     assert type(dict(model.network.named_modules())[name].processor) is IPAdapterAttnProcessor
 

@@ -101,7 +101,7 @@ def test_transformers_loads_the_result_and_its_features_are_what_the_last_layer_
     torch.testing.assert_close(judge.log_probs(images), said.logits.log_softmax(1))
     torch.testing.assert_close(network.classifier(found), said.logits)
     assert torch.equal(judge.predict(images), said.logits.argmax(1))
-    with pytest.raises(InputError, match=r"no classifier of noisy images"):
+    with pytest.raises(InputError, match=r"not contain a classifier of noisy images"):
         ddim.load_classifier(result)
 
 
@@ -126,20 +126,20 @@ def test_the_fingerprint_is_the_weights(tmp_path):
 def test_what_is_no_feature_classifier_is_refused(words, tmp_path):
     with pytest.raises(InputError, match=r"Unknown feature classifier 'fashon-features'. Did you mean 'fashion-feat"):
         load_features("fashon-features")
-    with pytest.raises(InputError, match="is no feature classifier"):
+    with pytest.raises(InputError, match="not contain a feature classifier"):
         load_features(tmp_path)
     noisy = train(task_config("classifier", words, tmp_path / "noisy"))
     with pytest.raises(InputError, match="is a classifier of noisy images"):
         load_features(noisy)
     folder = features_folder(tmp_path / "tiny")
-    with pytest.raises(InputError, match="tiny knows images of 1x8x8, not of 3x8x8"):
+    with pytest.raises(InputError, match="tiny takes images of 1x8x8, not of 3x8x8"):
         load_features(folder).features(torch.zeros(1, 3, 8, 8))
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(DDIMError, match="cannot be loaded"):
         load_features(folder)
     weights.unlink()
-    with pytest.raises(InputError, match="holds no weights"):
+    with pytest.raises(InputError, match="contains no weights"):
         load_features(folder)
 
 

@@ -172,8 +172,12 @@ def test_a_folder_loads_with_transformers_and_here(folder, capsys):
     [
         (lambda f: (f / "scheduler_config.json").unlink(), InputError, r"scheduler_config\.json is not readable JSON"),
         (lambda f: (f / "config.json").write_text("{"), InputError, r"config\.json is not readable JSON"),
-        (lambda f: (f / "config.json").write_text("[]"), InputError, r"is JSON, but no config"),
-        (lambda f: (f / "config.json").write_text('{"model_type": "vit"}'), InputError, r"no classifier of noisy"),
+        (lambda f: (f / "config.json").write_text("[]"), InputError, r"is JSON, but not a config"),
+        (
+            lambda f: (f / "config.json").write_text('{"model_type": "vit"}'),
+            InputError,
+            r"a classifier of noisy",
+        ),
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), InputError, r"which is never loaded"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 50), DDIMError, r"cannot be loaded"),
     ],
@@ -191,7 +195,7 @@ def test_what_is_no_folder_or_dtype_is_one_sentence(folder):
         ddim.load_classifier("nowhere")
     with pytest.raises(InputError, match="Did you mean 'float32'"):
         ddim.load_classifier(folder, dtype="float23")
-    with pytest.raises(InputError, match="there is no CUDA device here"):
+    with pytest.raises(InputError, match="this machine has no CUDA device"):
         ddim.load_classifier(folder, device="cuda")
 
 

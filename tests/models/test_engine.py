@@ -16,7 +16,7 @@ from ddim._utils.errors import InputError
 from ddim.core.denoiser import Layout
 from ddim.models.engine import threads as rows
 from ddim.models.engine import winograd
-from ddim.models.engine.optimize import Block, optimize_network
+from ddim.models.engine.optimize import InPlaceResnetBlock, optimize_network
 from ddim.models.engine.threads import run_in_threads
 
 
@@ -47,7 +47,7 @@ def test_the_sums_are_the_convolution_s_in_float64(size: tuple[int, int]):
     x, weight, bias = torch.randn(3, 5, *size).double(), torch.randn(6, 5, 3, 3).double(), torch.randn(6).double()
     for b in (bias, None):
         torch.testing.assert_close(
-            winograd.convolve(x, winograd.transformed(weight), b),
+            winograd.convolve(x, winograd.transform_weights(weight), b),
             conv2d(x, weight, b, padding=1),
             rtol=1e-12,
             atol=1e-12,
@@ -57,7 +57,7 @@ def test_the_sums_are_the_convolution_s_in_float64(size: tuple[int, int]):
 def test_a_lone_impulse_gives_the_kernel_turned_round():
     x, weight = torch.zeros(1, 1, 8, 8), torch.arange(9.0).view(1, 1, 3, 3)
     x[0, 0, 3, 4] = 1
-    out = winograd.convolve(x, winograd.transformed(weight), None)
+    out = winograd.convolve(x, winograd.transform_weights(weight), None)
     torch.testing.assert_close(out[0, 0, 2:5, 3:6], weight[0, 0].flip(0, 1), rtol=1e-5, atol=1e-5)
     assert out.abs().sum() == pytest.approx(36, rel=1e-4)
 
@@ -67,11 +67,11 @@ def test_float32_stays_within_the_stated_error():
     x = torch.randn(2, 128, 16, 16)
     with torch.no_grad():
         exact = conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)  # type: ignore[union-attr]
-        assert relative(winograd.convolve(x, winograd.transformed(conv.weight), conv.bias).double(), exact) < 5e-6
+        assert relative(winograd.convolve(x, winograd.transform_weights(conv.weight), conv.bias).double(), exact) < 5e-6
 
 
 def test_cut_into_bands_and_groups_it_is_the_same(monkeypatch: pytest.MonkeyPatch):
-    x, u = torch.randn(5, 4, 24, 16), winograd.transformed(torch.randn(3, 4, 3, 3))
+    x, u = torch.randn(5, 4, 24, 16), winograd.transform_weights(torch.randn(3, 4, 3, 3))
     whole = winograd.convolve(x, u, None)
     for tiles in (1, 5, 24, 48):
         monkeypatch.setattr(winograd, "TILES_PER_BLOCK", tiles)
@@ -95,8 +95,8 @@ def test_cut_into_bands_and_groups_it_is_the_same(monkeypatch: pytest.MonkeyPatc
 )
 def test_other_convolutions_are_left_alone(options: dict[str, Any]):
     usual = {"in_channels": 128, "out_channels": 128, "kernel_size": 3, "padding": 1}
-    assert winograd.WinogradConv.fits(nn.Conv2d(**usual))  # type: ignore[arg-type]
-    assert not winograd.WinogradConv.fits(nn.Conv2d(**{**usual, **options}))
+    assert winograd.WinogradConv.supports(nn.Conv2d(**usual))  # type: ignore[arg-type]
+    assert not winograd.WinogradConv.supports(nn.Conv2d(**{**usual, **options}))
 
 
 def test_new_weights_are_seen():
@@ -128,7 +128,7 @@ def test_a_convolution_made_in_inference_mode_and_one_of_its_own_kind():
     class Own(nn.Conv2d):
         """Its ``forward`` might be another."""
 
-    assert not winograd.WinogradConv.fits(Own(128, 128, 3, padding=1))
+    assert not winograd.WinogradConv.supports(Own(128, 128, 3, padding=1))
     with torch.inference_mode():
         conv = nn.Conv2d(128, 64, 3, padding=1)
         quick, x = winograd.WinogradConv(conv), torch.randn(1, 128, 16, 16)
@@ -146,7 +146,7 @@ def test_small_calls_go_the_usual_way():
 
 def test_the_budget_is_given_away_in_the_modules_order(monkeypatch: pytest.MonkeyPatch):
     network = nn.Sequential(*(nn.Conv2d(128, 128, 3, padding=1) for _ in range(3)))
-    size = winograd.WinogradConv.size(network[0])
+    size = winograd.WinogradConv.weight_bytes(network[0])
     assert size == 36 * 128 * 128 * 4
     monkeypatch.setattr("ddim.models.engine.optimize.BYTES", 2 * size + size // 2)
     optimize_network(network)
@@ -169,7 +169,7 @@ def test_a_network_answers_the_same(classes: int | None):
     quick, x, t = quickened(plain), torch.randn(5, 1, 8, 8), torch.tensor(400)
     labels = None if classes is None else torch.tensor([0, 1, 2, 0, 1])
     kept = x.clone()
-    assert sum(isinstance(m.__dict__.get("forward"), Block) for m in quick.modules()) > 5
+    assert sum(isinstance(m.__dict__.get("forward"), InPlaceResnetBlock) for m in quick.modules()) > 5
     assert sum(isinstance(m.__dict__.get("forward"), winograd.WinogradConv) for m in quick.modules()) > 10
     with torch.no_grad():
         assert relative(quick(x, t, labels).sample, plain(x, t, labels).sample) < 2e-5
@@ -185,7 +185,7 @@ def test_without_wide_convolutions_it_is_the_same_to_the_bit():
 
 def test_what_a_hook_keeps_is_not_written_over():
     quick, x, t, kept = quickened(unet()), torch.randn(2, 1, 8, 8), torch.tensor(400), []
-    block = next(m for m in quick.modules() if isinstance(m.__dict__.get("forward"), Block))
+    block = next(m for m in quick.modules() if isinstance(m.__dict__.get("forward"), InPlaceResnetBlock))
     for part in block.children():
         part.register_forward_hook(lambda _m, _i, out: kept.append((out, out.clone())))
     with torch.no_grad():
@@ -226,7 +226,7 @@ def test_under_autocast_and_in_training_it_goes_the_usual_way():
 def test_a_loaded_model_is_quick_and_what_it_saves_is_as_it_was(tmp_path: Path):
     folder = pipeline_folder(tmp_path / "model", unet())
     network: Any = ddim.load(folder).network  # type: ignore[attr-defined]
-    assert any(isinstance(m.__dict__.get("forward"), Block) for m in network.modules())
+    assert any(isinstance(m.__dict__.get("forward"), InPlaceResnetBlock) for m in network.modules())
     network.save_pretrained(tmp_path / "again")
     again = type(network).from_pretrained(tmp_path / "again")
     assert all(
@@ -340,11 +340,11 @@ def test_a_layout_decides_whatever_threads_there_are(rows_of: int, layout: Layou
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
             try:
-                assert rows.parts_of(x, 1000, layout) == parts
+                assert rows.split_plan(x, 1000, layout) == parts
             finally:
                 torch.set_num_threads(1)
-        assert rows.parts_of(x, None, layout)[0] == 1  # a network that cannot be cut is not cut
-    assert rows.parts_of(x, 1000, layout) == (1, 0)  # where a gradient is taken all is as it was
+        assert rows.split_plan(x, None, layout)[0] == 1  # a network that cannot be cut is not cut
+    assert rows.split_plan(x, 1000, layout) == (1, 0)  # where a gradient is taken all is as it was
 
 
 def test_a_layout_gives_each_part_its_threads_and_the_rows_their_order():

@@ -277,7 +277,7 @@ def test_an_argument_that_cannot_be(changed, parameter):
 )
 def test_an_answer_that_is_no_picture(answer):
     model = Model.from_network(lambda x, t: answer(x), SCHEDULE, shape=(1, 4, 4))
-    with pytest.raises(ddim.InputError, match="it answered") as caught:
+    with pytest.raises(ddim.InputError, match="it returned") as caught:
         ddim.sample(model, 2, steps=2)
     assert caught.value.parameter == "network"
 

@@ -128,7 +128,7 @@ def test_a_copy_without_its_weights_says_so_and_that_the_hub_was_not_asked(
     cache: Path, made: dict[str, Path], kind: str
 ):
     keep(cache, made[kind], without=["unet/diffusion_pytorch_model.safetensors"], listed=["x.json"])
-    with pytest.raises(DDIMError, match=r"is not whole, and the hub cannot be asked .*unet holds no weights") as caught:
+    with pytest.raises(DDIMError, match=r"is incomplete, and the rest .*unet contains no weights") as caught:
         ddim.load(NAME, device="cpu")
     assert caught.value.parameter == "model"
     assert "\n" not in str(caught.value)
@@ -136,7 +136,7 @@ def test_a_copy_without_its_weights_says_so_and_that_the_hub_was_not_asked(
 
 @pytest.mark.usefixtures("offline", "cache")
 def test_what_is_not_cached_is_one_sentence():
-    with pytest.raises(DDIMError, match=f"'{NAME}' is neither bundled nor a folder here") as caught:
+    with pytest.raises(DDIMError, match=f"'{NAME}' is neither a bundled model nor a folder") as caught:
         ddim.load(NAME, device="cpu")
     assert caught.value.parameter == "model"
 

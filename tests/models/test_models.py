@@ -193,7 +193,7 @@ def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(name):
 
 
 def test_a_hub_id_without_a_network():
-    with pytest.raises(DDIMError, match="'nobody/nothing' is neither bundled nor a folder here"):
+    with pytest.raises(DDIMError, match="'nobody/nothing' is neither a bundled model nor a folder"):
         load("nobody/nothing")
 
 
@@ -226,7 +226,7 @@ def test_a_single_file(tmp_path):
 def test_missing_weights(folder):
     for file in (folder / "unet").glob("*.safetensors"):
         file.unlink()
-    with pytest.raises(ddim.InputError, match="holds no weights"):
+    with pytest.raises(ddim.InputError, match="contains no weights"):
         load(folder)
 
 
@@ -262,7 +262,7 @@ def test_an_empty_folder(tmp_path):
 def test_a_stable_diffusion_folder(folder):
     config = folder / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "UNet2DConditionModel"}))
-    with pytest.raises(ddim.InputError, match="is a UNet2DConditionModel alone; the whole folder of its pipeline"):
+    with pytest.raises(ddim.InputError, match="only a UNet2DConditionModel; give the folder of the whole"):
         load(folder)
 
 
@@ -322,7 +322,7 @@ def test_a_hub_repository_of_another_kind_is_refused_before_its_weights(folder, 
     config.write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
     asked = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: asked.append(name) or folder)
-    with pytest.raises(ddim.InputError, match="is a UNet2DConditionModel"):
+    with pytest.raises(ddim.InputError, match="a UNet2DConditionModel"):
         load("owner/name")
     assert len(asked) == 1
 

@@ -1,4 +1,4 @@
-"""What a scheduler's config says: every field of every known class is taken, of no account, or refused."""
+"""Scheduler configs: every field of every known class is read, ignored or refused."""
 
 import inspect
 import json
@@ -14,7 +14,7 @@ import torch
 import ddim
 from ddim.core.path import MOST_LEVELS
 from ddim.core.prediction import Hold
-from ddim.models.scheduler_config import IGNORED, ONLY, SCHEDULERS, TAKEN, fields_read_by, read_schedule
+from ddim.models.scheduler_config import IGNORED, READ, REQUIRED, SCHEDULERS, fields_read_by, read_schedule
 
 DPM, EULER, FLOW = "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"
 
@@ -35,16 +35,16 @@ def test_the_table_is_diffusers_signature(kind):
 @pytest.mark.parametrize("kind", SCHEDULERS)
 def test_every_field_is_met_in_one_way(kind):
     for key in SCHEDULERS[kind]:
-        assert (key in fields_read_by(kind)) or ((key in IGNORED) + (key in ONLY) == 1), key
+        assert (key in fields_read_by(kind)) or ((key in IGNORED) + (key in REQUIRED) == 1), key
 
 
 def test_every_rule_is_for_a_field_that_some_class_has():
     fields = {key for known in SCHEDULERS.values() for key in known}
     taken = set().union(*map(fields_read_by, SCHEDULERS))
-    assert fields | {"predict_epsilon"} == taken | set(IGNORED) | set(ONLY)
-    assert not TAKEN & set(IGNORED)
-    assert not TAKEN & set(ONLY)
-    assert not set(IGNORED) & set(ONLY)
+    assert fields | {"predict_epsilon"} == taken | set(IGNORED) | set(REQUIRED)
+    assert not READ & set(IGNORED)
+    assert not READ & set(REQUIRED)
+    assert not set(IGNORED) & set(REQUIRED)
 
 
 def without_path(schedule):
@@ -60,7 +60,7 @@ def test_what_a_class_takes_for_granted_is_taken(kind):
 
 
 ANOTHER = {
-    **dict.fromkeys(ONLY, True),
+    **dict.fromkeys(REQUIRED, True),
     **{
         "shift_terminal": 0.02,
         "sigma_schedule": "exponential",
@@ -74,7 +74,12 @@ ANOTHER = {
 
 @pytest.mark.parametrize(
     ("kind", "key"),
-    [(kind, key) for kind in SCHEDULERS for key in ONLY if key in SCHEDULERS[kind] and key not in fields_read_by(kind)],
+    [
+        (kind, key)
+        for kind in SCHEDULERS
+        for key in REQUIRED
+        if key in SCHEDULERS[kind] and key not in fields_read_by(kind)
+    ],
 )
 def test_a_field_that_would_change_results_is_refused_by_name(kind, key):
     with pytest.raises(ddim.InputError) as caught:

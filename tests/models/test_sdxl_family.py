@@ -507,7 +507,7 @@ def refiner(index: dict[str, Any]) -> None:
         (refiner, "refiner"),
         (lambda index: index.update(_class_name="StableDiffusionXLControlNetPipeline"), "ControlNet"),
         (lambda index: index.update(_class_name="StableDiffusionXLInpaintPipeline"), "mask"),
-        (lambda index: index.update(_class_name="StableDiffusionXLInstructPix2PixPipeline"), "source picture"),
+        (lambda index: index.update(_class_name="StableDiffusionXLInstructPix2PixPipeline"), "source image"),
         (lambda index: index.update(text_encoder_2=["transformers", "CLIPTextModel"]), "text_encoder_2"),
     ],
 )
@@ -558,7 +558,7 @@ def test_tokenizers_that_place_a_word_differently_are_told_by_an_edit(images):
     pipeline.text_encoder_2.resize_token_embeddings(len(pipeline.tokenizer_2))
     model = ddim.load(pipeline)
     ddim.sample(model, 1, steps=2, prompt="a cat", guidance=5.0)
-    with pytest.raises(ddim.InputError, match="different places"):
+    with pytest.raises(ddim.InputError, match="differently"):
         ddim.edit(model, images[:1], ["a dog"], source_prompt="a cat", steps=2)
 
 

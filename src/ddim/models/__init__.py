@@ -1,4 +1,4 @@
-"""Adapters from foreign formats; the only folder that imports diffusers at run time."""
+"""Loads models in the formats of diffusers and transformers, behind the library's own interface ``Model``."""
 
 from collections.abc import Mapping
 from importlib import resources
@@ -20,13 +20,20 @@ if TYPE_CHECKING:
 
 
 def bundled_models() -> dict[str, Path]:
-    """The models that the package carries: name to folder."""
+    """Returns the models that the package contains: name -> folder."""
     root = Path(str(resources.files("ddim.models"))) / "bundled"
     return {p.name: p for p in sorted(root.iterdir()) if (p / "model_index.json").is_file()}
 
 
 def bundled_test_images(name: str) -> list[Path]:
-    """Real pictures that a bundled model was never trained on; `fashion-classes` has those of `fashion`."""
+    """Returns the files of real pictures that a bundled model was not trained on.
+
+    Args:
+        name: a bundled model; `fashion-classes` has the same pictures as `fashion`.
+
+    Raises:
+        InputError: there is no bundled model of this name.
+    """
     if name not in bundled_models():
         raise UnknownName("bundled model", name, bundled_models(), parameter="name")
     bundled, first = bundled_models(), name.partition("-")[0]
@@ -41,24 +48,27 @@ def load(
     dtype: "str | torch.dtype | None" = None,
     compile: bool = False,
 ) -> "Model":
-    """A model by the name of a bundled one, a folder in the diffusers format, a hub id, or a live pipeline.
+    """Loads a model: a bundled one, a folder in the diffusers format, a model on the hub, or a pipeline object.
 
     Args:
-        model: ``"fashion"`` or ``"emoji"``; a folder (a pipeline's, or a bare UNet2DModel's); ``owner/name`` on the
-            hub; or a pipeline object of diffusers as its owner set it up, with LoRAs, quantised, offloaded: it is
-            neither loaded anew nor moved nor cast, and stays as it is.
-        device: ``"cpu"``, ``"cuda"`` ...; by default cuda where there is one. Not for a live pipeline.
-        dtype: what the network computes in: float32 (the default), float64, bfloat16 or float16. Not for a live
-            pipeline.
-        compile: have torch.compile translate the U-Net at its first call, which takes a minute or so for each size of
-            batch; in float32 on a CPU it seldom pays (``benchmarks/NOTES.md``).
+        model: the name of a bundled model, such as ``"fashion"`` or ``"emoji"``; a folder (of a pipeline, or of a
+            UNet2DModel alone); ``owner/name`` on the Hugging Face hub; or a pipeline object of diffusers, which may
+            have LoRAs, be quantised or be offloaded. A pipeline object is not reloaded, moved or cast.
+        device: ``"cpu"``, ``"cuda"``, ...; by default cuda if available. Must be None for a pipeline object.
+        dtype: the dtype that the network computes in: float32 (the default), float64, bfloat16 or float16. Must be
+            None for a pipeline object.
+        compile: compile the U-Net with torch.compile at its first call, which takes about a minute for each batch
+            size; in float32 on a CPU it rarely pays (see ``benchmarks/NOTES.md``).
+
+    Returns:
+        The model, ready for ``ddim.sample``, ``ddim.invert`` and the other functions.
 
     Raises:
-        InputError: no such model (the nearest is named), a format this version does not take, a pickle; ``compile``
-            where there is no C++ compiler; a device or dtype for a live pipeline.
-        DDIMError: the files are broken, or the hub cannot be reached.
+        InputError: there is no such model (the most similar name is suggested), its format is not supported, its
+            weights are pickles, ``compile`` finds no C++ compiler, or a pipeline object comes with a device or dtype.
+        DDIMError: the files are damaged, or the hub cannot be reached.
     """
-    from .engine.optimize import quicken, require_compiler
+    from .engine.optimize import optimize, require_compiler
     from .families import FAMILIES
     from .model_folder import pipeline_class
 
@@ -71,39 +81,39 @@ def load(
     adapter = FAMILIES[pipeline_class(folder) or "DDPMPipeline"]
     try:
         made = adapter.from_folder(str(model), folder, where, what)
-    except (ImportError, RuntimeError) as error:  # diffusers raises RuntimeError where transformers is missing
+    except (ImportError, RuntimeError) as error:  # diffusers raises RuntimeError if transformers is not installed
         if find_spec("transformers") is None:
             raise InputError("a model with a text encoder needs transformers: pip install transformers.") from None
         raise DDIMError(f"{folder} cannot be loaded: {reason_of(error)}", parameter="model") from None
     except (DDIMError, Warning):
         raise
-    except Exception as error:  # a config may hold anything, and each of its values is used somewhere
+    except Exception as error:  # a config may hold any value, and diffusers raises errors of any type for it
         raise DDIMError(f"{folder} cannot be loaded: {reason_of(error)}", parameter="model") from None
-    quicken(made, compile=compile)
+    optimize(made, compile=compile)
     return made
 
 
-def _live(pipeline: object, given: "Mapping[str, object]") -> "Model":
-    """The model behind a live pipeline."""
+def _live(pipeline: object, options: "Mapping[str, object]") -> "Model":
+    """Wraps a pipeline object of diffusers. Raises InputError if one of the options of ``load`` is not None."""
     from .families import FAMILIES
     from .model_folder import refuse_pipeline
 
     kind = type(pipeline).__name__
     if not hasattr(pipeline, "components") or not hasattr(pipeline, "scheduler"):
         raise InputError(
-            f"a {kind} is neither the name of a model, nor its folder, nor a pipeline of diffusers.",
+            f"a {kind} is neither the name of a model, nor a folder, nor a diffusers pipeline.",
             parameter="model",
-            hint="For a network of one's own there is ddim.Model.from_network.",
+            hint="To wrap your own network, use ddim.Model.from_network.",
         )
-    if set_too := next((name for name, value in given.items() if value is not None), None):
-        raise InputError(f"a live {kind} stays where and as it is; leave that out.", parameter=set_too)
+    if not_none := next((name for name, value in options.items() if value is not None), None):
+        raise InputError(f"a {kind} object is not moved, cast or compiled; leave it out.", parameter=not_none)
     if kind not in FAMILIES:
         refuse_pipeline(kind, f"the pipeline is a {kind}")
     return FAMILIES[kind].from_pipeline(pipeline)
 
 
 def _folder_of(model: "str | PathLike[str]") -> Path:
-    """Where a model's files lie: bundled, a folder, or the hub's cache."""
+    """Returns the folder with a model's files: a bundled one, a folder of the user's, or one in the hub's cache."""
     from .hub import from_hub
     from .weights import PICKLES
 
@@ -113,13 +123,13 @@ def _folder_of(model: "str | PathLike[str]") -> Path:
     if folder.is_file():
         what = "a pickle, which is never loaded" if folder.suffix.lower() in PICKLES else "a single file"
         raise InputError(
-            f"{source} is {what}; give a folder in the diffusers format (with safetensors weights).", parameter="model"
+            f"{source} is {what}; give a folder in the diffusers format, with safetensors weights.", parameter="model"
         )
     if folder.is_dir():
         return folder
     if source.count("/") != 1 or source.startswith((".", "/")):
         hint = "" if "/" not in source else f"There is no folder {source}. "
-        also = "A folder in the diffusers format or a hub id (owner/name) will do too."
+        also = "A folder in the diffusers format or a hub id (owner/name) is accepted too."
         raise UnknownName("model", str(model), bundled, hint=f"{hint}{also}")
     return from_hub(source)
 

@@ -1,4 +1,4 @@
-"""What the pipelines ask of a model: the class that every family's adapter is."""
+"""``Model``, the interface between this library and a network; the adapter of each model family implements it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
 
 class Model(ABC):
-    """A network with its schedule and its pictures; it works on the pictures themselves, or on their codes.
+    """A diffusion model: a network, its noise schedule, and the conversion between images and the diffused tensor x0.
+
+    x0 is the image itself (pixel models) or its latent (latent models).
 
     Attributes:
-        info: its facts.
-        schedule: its path, what it predicts, its grids.
-        parts: a pipeline's parts that an adapter reads from a folder, and the classes of each that it takes.
+        info: the facts about the model.
+        schedule: its path, its prediction type and its grids.
+        parts: for adapters of diffusers pipelines: name of a part that is read -> names of its supported classes.
     """
 
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -41,97 +43,122 @@ class Model(ABC):
 
     @property
     def name(self) -> str:
-        """As it was asked for."""
+        """The name, path or hub id that the model was loaded by."""
         return self.info.name
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what it diffuses."""
+        """(C, H, W) of the diffused tensor x0."""
         return self.info.shape
 
     @property
     def picture(self) -> tuple[int, int, int]:
-        """(C, H, W) of its pictures, in pixels."""
+        """(C, H, W) of its images in pixels."""
         return self.info.picture
 
     @property
     def multiple(self) -> int:
-        """It takes any picture whose sides are multiples of this; 0 where ``picture`` is the only size."""
+        """Images may have any size whose sides are multiples of this; 0 if ``picture`` is the only size."""
         return self.info.multiple
 
     @property
     def text(self) -> bool:
-        """Whether prompts condition it."""
+        """Whether it is conditioned on prompts."""
         return self.info.text
 
     @property
     def classes(self) -> int:
-        """How many classes it is conditioned on; 0 without."""
+        """How many classes it is conditioned on; 0 for none."""
         return self.info.classes
 
     @property
     def dtype(self) -> torch.dtype:
-        """What its network computes in."""
+        """The dtype that its network computes in."""
         return self.info.dtype
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """The sampler's dtype: float32, or float64 when the network computes in it."""
+        """The dtype of the sampler's state: float64 if the network computes in float64, and otherwise float32."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that it computes on."""
         return self.info.device
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of config and weights, the same on every machine; empty where they cannot be read."""
+        """A hash of config and weights, the same on every machine; empty if they cannot be read."""
 
     @property
     def adapters(self) -> str:
-        """The LoRA adapters that act and their scales, as ``style 0.8``; empty without."""
+        """The active LoRA adapters with their scales, such as ``style 0.8``; empty if there are none."""
         return ""
 
     @property
     def engine(self) -> str:
-        """How its network computes, where that decides last bits: a code's machine keeps it. Empty says nothing."""
+        """How its network computes, as far as it changes the last bits of the output; a latent code records it.
+
+        Empty if nothing is known.
+        """
         return ""
 
     # --- the network ------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:
-        """What the network says of x [N, C, H, W] under N conditions, [N, C, H, W] in x's dtype.
+        """Calls the network once.
+
+        Args:
+            x: [N, C, H, W].
+            node: the noise level of x.
+            cond: N conditions, one for each row of x.
+            call: attention controller, branches of guidance, and layout.
+
+        Returns:
+            The network's output [N, C, H, W], in x's dtype.
 
         Raises:
-            InputError: a condition that it needs is missing.
+            InputError: a condition that the network needs is missing.
         """
 
     def ask(self, x: Tensor, node: Node, /, *conditionings: Conditioning, call: Call = PLAIN) -> Sequence[Tensor]:
-        """What the network says of x [N, ...] under each condition, [N, ...] each: the only way to it.
+        """Calls the network on x under one or more conditions; all of the library's calls go through here.
 
         Args:
-            x: in ``state_dtype``.
-            node: where x lies.
-            conditionings: one for each of ``call.branches``, N rows each.
-            call: controller, branches, one batch or several, layout.
+            x: [N, ...] in ``state_dtype``.
+            node: the noise level of x.
+            conditionings: one for each of ``call.branches``, with N rows each.
+            call: attention controller, branches of guidance, whether the conditions share a batch, and layout.
+
+        Returns:
+            The network's output for each condition, [N, ...] each.
         """
 
-        def one(rows: Tensor, cond: Conditioning, told: Call) -> Tensor:
-            return self.forward(aligned(rows), node, cond, told)
+        def one(rows: Tensor, cond: Conditioning, one_call: Call) -> Tensor:
+            return self.forward(aligned(rows), node, cond, one_call)
 
         return asked(one, x, conditionings, call)
 
     def combine(self, cond: Tensor, uncond: Tensor, guidance: Guidance, node: Node) -> Tensor:
-        """The guided output from the two branches' outputs; uncond + w (cond - uncond) unless a family differs."""
+        """Combines the outputs of the two branches of guidance: uncond + w (cond - uncond).
+
+        Families whose pipeline combines them differently override this.
+        """
         return maths.combine(cond, uncond, guidance)
 
     def guided(
         self, guidance: Guidance, prompts: Prompts, *, hold: Hold | None = None, call: Call = PLAIN
     ) -> ModelDenoiser:
-        """The network under guidance as a denoiser; x0 held, by default as the model's config says."""
+        """Returns a denoiser that calls the network with guidance.
+
+        Args:
+            guidance: weight and further settings.
+            prompts: the conditions of both branches.
+            hold: how x0 is clipped or thresholded; by default as the model's config says.
+            call: see ``ask``.
+        """
         return maths.guided(self, guidance, prompts, hold=self.schedule.hold if hold is None else hold, call=call)
 
     # --- conditions -------------------------------------------------------------------------------------------------
@@ -145,25 +172,29 @@ class Model(ABC):
         negative: str | None = None,
         size: tuple[int, int] | None = None,
     ) -> PromptConditioning:
-        """Both branches of guidance for ``count`` samples, in the state's dtype and on the model's device.
+        """Makes the conditions of both branches of guidance, in ``state_dtype`` and on the model's device.
 
         Args:
-            labels: of a class-conditional model, one or one a sample.
-            count: N.
-            prompts: of a model with text, one or one a sample.
-            negative: what guidance leads away from; None is the family's own unconditional branch.
-            size: (height, width) of the pictures in pixels; the model's own by default.
+            labels: class labels, for a class-conditional model: one for all samples, or one for each.
+            count: the number of samples, N.
+            prompts: prompts, for a model with text: one for all samples, or one for each.
+            negative: the negative prompt; None is the family's own unconditional branch.
+            size: (height, width) of the images in pixels; by default the model's own.
 
         Raises:
-            InputError: labels, prompts and model do not go together.
+            InputError: the model takes no labels or no prompts, lacks one that it needs, or their number is wrong.
         """
 
     def tokens(self, prompt: str) -> Tokens:
-        """A prompt as it is embedded, and where its words are. Raises InputError for a model without text."""
+        """Returns a prompt's tokens and the positions of its words. Raises InputError for a model without text."""
         raise self._no_text()
 
     def encode_prompt(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
-        """One condition a prompt, for pictures of this size. Raises InputError for a model without text."""
+        """Encodes prompts, for images of (height, width) ``size``: one condition for each prompt.
+
+        Raises:
+            InputError: the model has no text encoder.
+        """
         raise self._no_text()
 
     def _no_text(self) -> InputError:
@@ -172,10 +203,10 @@ class Model(ABC):
     # --- attention --------------------------------------------------------------------------------------------------
 
     def attention_sites(self) -> "tuple[AttentionSite, ...]":
-        """Where its attention can be controlled.
+        """Returns the attention layers that can be controlled.
 
         Raises:
-            InputError: nowhere, or processors stand there that do more than attend.
+            InputError: there are none, or a layer has a processor that does more than plain attention.
         """
         raise InputError(
             f"the attention of {self.name!r} cannot be controlled; use attention = 'none'.", parameter="attention"
@@ -183,21 +214,21 @@ class Model(ABC):
 
     @contextmanager
     def controlled(self) -> Iterator[None]:
-        """Inside, attention heeds the controller of a call; afterwards the network is as it was."""
+        """Inside the block, attention layers follow the controller of a call; afterwards the network is restored."""
         yield
 
     # --- pictures ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Images [N, C, H, W] in [0, 1] to x0 in the model's range, ``state_dtype``."""
+        """Converts images [N, C, H, W] in [0, 1] to x0 in ``state_dtype``."""
 
     @abstractmethod
     def decode(self, x0: Tensor) -> Tensor:
-        """x0 to images in [0, 1], as the network made them: float."""
+        """Converts x0 to float images [N, C, H, W] in [0, 1]."""
 
     def describe(self) -> dict[str, Any]:
-        """What it is, for people and for JSON."""
+        """Returns the facts about the model as plain values, for tables and JSON."""
         info, schedule = self.info, self.schedule
         text = {"multiple": info.multiple, "prompt_tokens": info.prompt_tokens} if info.text else {}
         null = {} if info.null_class is None else {"null_class": info.null_class}
@@ -220,18 +251,35 @@ class Model(ABC):
             "fingerprint": self.fingerprint,
         }
 
-    # --- how one is made --------------------------------------------------------------------------------------------
+    # --- construction -----------------------------------------------------------------------------------------------
 
     @classmethod
     def from_folder(cls, name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> "Model":
-        """From a folder in the diffusers format, each part held against its config first; a family says how."""
-        raise InputError(f"a {cls.__name__} is not read from a folder.", parameter="model")
+        """Loads the model from a folder in the diffusers format, and checks every part against its config.
+
+        Args:
+            name: the name that errors and codes call it by.
+            folder: the folder.
+            device, dtype: what its networks compute with.
+
+        Raises:
+            InputError: the folder does not hold such a model.
+        """
+        raise InputError(f"a {cls.__name__} cannot be loaded from a folder.", parameter="model")
 
     @classmethod
     def from_pipeline(cls, pipeline: Any, name: str | None = None) -> "Model":
-        """A live pipeline as its owner set it up: it is neither loaded anew, moved nor cast, and stays as it is."""
+        """Wraps a pipeline object of diffusers, which is not changed: not reloaded, moved, cast or optimized.
+
+        Args:
+            pipeline: the pipeline object.
+            name: the name that errors and codes call it by; by default its class.
+
+        Raises:
+            InputError: the family does not support pipeline objects, or not this one.
+        """
         raise InputError(
-            f"a live {type(pipeline).__name__} is not taken; save it, and give its folder.", parameter="model"
+            f"a {type(pipeline).__name__} object is not supported; save it, and give its folder.", parameter="model"
         )
 
     @staticmethod
@@ -249,25 +297,26 @@ class Model(ABC):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
     ) -> "Model":
-        """A model from a network of one's own, for every pipeline.
+        """Wraps your own network as a model, so that ``ddim.sample``, ``ddim.invert`` and the others can use it.
 
         Args:
-            network: called as ``network(x, t)``, or ``network(x, t, labels)`` with classes; x is [N, C, H, W] in
-                ``dtype``, t [N] what ``schedule.timestep`` gives, labels int64 [N]; it returns what
-                ``schedule.prediction`` names, of x's shape.
-            schedule: path and prediction, ``ddim.Schedule(ddim.ddpm_linear(), "eps")``.
-            shape: (C, H, W) of its pictures; C is 1 or 3.
-            range: what black and white are for it.
-            labels: how many classes it takes, 0 for none, the null class left out.
-            null_label: the label that stands for no class; None where there is none.
-            timestep_dtype: of t; by default int64 for whole timesteps of a table, float32 else.
-            name: for people and codes.
-            fingerprint: of its weights; by default a hash over those of a ``torch.nn.Module``, and nothing for another
-                callable.
-            device, dtype: where and in what it computes; by default its first parameter's, or the CPU and float32.
+            network: called as ``network(x, t)``, or ``network(x, t, labels)`` with classes. x is [N, C, H, W] in
+                ``dtype``, t is ``schedule.timestep(node)`` as [N], and labels are int64 [N]. It returns what
+                ``schedule.prediction`` names, in x's shape.
+            schedule: path and prediction type, such as ``ddim.Schedule(ddim.ddpm_linear(), "eps")``.
+            shape: (C, H, W) of its images; C is 1 or 3.
+            range: the values that black and white have for the network.
+            labels: the number of classes, without the null class; 0 for none.
+            null_label: the label of the null class, which stands for no class; None if there is none.
+            timestep_dtype: the dtype of t; by default int64 for whole timesteps of a table of noise levels, and
+                otherwise float32.
+            name: a name for error messages and latent codes.
+            fingerprint: identifies its weights in latent codes; by default a hash over the weights of a
+                ``torch.nn.Module``, and empty for other callables.
+            device, dtype: what it computes with; by default those of its first parameter, or the CPU and float32.
 
         Raises:
-            InputError: a value out of its range.
+            InputError: an argument has the wrong type or is out of range.
         """
         from .network import NetworkModel
 
@@ -287,7 +336,7 @@ class Model(ABC):
 
 
 class ClassModel(Model):
-    """A model without text: of some classes, or unconditional."""
+    """A model without text: class-conditional or unconditional."""
 
     def condition(
         self,
@@ -297,7 +346,14 @@ class ClassModel(Model):
         negative: str | None = None,
         size: tuple[int, int] | None = None,
     ) -> PromptConditioning:
-        """Class labels [count], one for all or one each, and the null class; of an unconditional model nothing."""
+        """Makes the conditions of both branches: class labels, int64 [count], and the null class if there is one.
+
+        The conditions of an unconditional model are empty.
+
+        Raises:
+            InputError: a prompt was given; a class is missing, unknown, or given to an unconditional model; or the
+                number of labels is neither 1 nor ``count``.
+        """
         for key, words in (("prompt", prompts), ("negative", negative)):
             if words:
                 raise InputError(f"the model {self.name!r} has no text encoder, so it takes no prompt.", parameter=key)
@@ -305,7 +361,7 @@ class ClassModel(Model):
         if labels is None:
             if info.classes:
                 raise InputError(
-                    f"the model {info.name!r} needs a class, from 0 to {info.classes - 1}.", parameter="labels"
+                    f"the model {info.name!r} needs a class label from 0 to {info.classes - 1}.", parameter="labels"
                 )
             return PromptConditioning()
         if not info.classes:
@@ -318,26 +374,31 @@ class ClassModel(Model):
 
 
 def scalar(timestep: float, device: torch.device) -> Tensor:
-    """A timestep as diffusers' networks take it: whole ones as int64, since some look them up, others as float32."""
+    """Converts a timestep for diffusers' networks: int64 if it is whole, since some networks use it as an index.
+
+    Other timesteps become float32.
+    """
     return torch.tensor(int(timestep) if timestep == int(timestep) else timestep, device=device)
 
 
 def class_labels(labels: Any, count: int, classes: int, name: str, *, parameter: str = "labels") -> Tensor:
-    """Class labels as a tensor, int64 [count]; one label serves for all.
+    """Converts class labels to a tensor, int64 [count].
 
     Args:
-        labels: a number, or a sequence of them.
-        count: how many images.
-        classes: how many classes ``name``, a model or a classifier, knows.
+        labels: one label for all images, or a sequence with one for each.
+        count: the number of images.
+        classes: the number of classes of ``name``.
+        name: the model or classifier, for error messages.
+        parameter: the argument that an error names.
 
     Raises:
-        InputError: a number of labels that does not fit, or one that is not a class.
+        InputError: the number of labels is neither 1 nor ``count``, or one of them is not a class.
     """
-    several: list[Any] = list(labels) if isinstance(labels, Iterable) and not is_whole(labels) else [labels]
-    given = several * count if len(several) == 1 else several
-    if len(given) != count:
-        raise InputError(f"{len(given)} were given for {count} images.", parameter=parameter)
-    wrong = [k for k in given if not is_whole(k) or not 0 <= k < classes]
+    listed: list[Any] = list(labels) if isinstance(labels, Iterable) and not is_whole(labels) else [labels]
+    each = listed * count if len(listed) == 1 else listed
+    if len(each) != count:
+        raise InputError(f"{len(each)} were given for {count} images.", parameter=parameter)
+    wrong = [k for k in each if not is_whole(k) or not 0 <= k < classes]
     if wrong:
         raise InputError(f"{wrong[0]!r} is not a class of {name!r}; use 0 to {classes - 1}.", parameter=parameter)
-    return torch.tensor([int(k) for k in given], dtype=torch.long)
+    return torch.tensor([int(k) for k in each], dtype=torch.long)

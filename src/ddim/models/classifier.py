@@ -1,7 +1,8 @@
-"""A classifier of noisy images, p(y | x_t, t): transformers' ResNetForImageClassification, told the noise level.
+"""A classifier of noisy images, p(y | x_t, t), for classifier guidance: a ResNet of transformers with the noise level.
 
-The level comes as one more input channel, the same number everywhere: log(alpha^2 / sigma^2) / 10. A folder holds
-what ``ResNetForImageClassification.from_pretrained`` loads, and ``scheduler_config.json``, the levels it knows.
+The noise level is one more input channel that is constant over the image: log(alpha^2 / sigma^2) / 10. A folder
+contains the files that ``ResNetForImageClassification.from_pretrained`` loads, and ``scheduler_config.json`` with the
+noise levels that the classifier was trained on.
 """
 
 import math
@@ -20,14 +21,14 @@ from .scheduler_config import from_scheduler_config
 from .weights import transformers_part
 
 SCHEDULE = "scheduler_config.json"
-_LIMIT = 20.0  # of log-SNR: keeps levels without noise or signal finite
+_LIMIT = 20.0  # bound of |log-SNR|, so that levels without noise or without signal stay finite
 
 
 class NoisyResNet(nn.Module):
-    """x, log-SNR -> logits.
+    """A ResNet that takes noisy images and their log-SNR.
 
     Args:
-        resnet: a ResNetForImageClassification with one input channel more than the images have.
+        resnet: a ResNetForImageClassification with one more input channel than the images have.
     """
 
     def __init__(self, resnet: Any) -> None:
@@ -35,24 +36,34 @@ class NoisyResNet(nn.Module):
         self.resnet = resnet
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        """Noisy images [N, C, H, W] with alpha^2 + sigma^2 = 1, log(alpha^2 / sigma^2) [N] -> logits [N, K]."""
+        """Classifies noisy images.
+
+        Args:
+            x: alpha x0 + sigma eps with alpha^2 + sigma^2 = 1, [N, C, H, W].
+            log_snr: log(alpha^2 / sigma^2), [N].
+
+        Returns:
+            Logits [N, K].
+        """
         level = (log_snr.clamp(-_LIMIT, _LIMIT) / 10).to(x.dtype).view(-1, 1, 1, 1)
         return self.resnet(torch.cat([x, level.expand(-1, 1, *x.shape[2:])], dim=1)).logits
 
 
 class NoisyClassifier:
-    """log p(y | x) at a node of any Gaussian path; made by ``ddim.load_classifier``. See ``guidance.Classifier``.
+    """Computes log p(y | x) at a node of any Gaussian path; ``ddim.load_classifier`` makes it.
+
+    It implements the protocol ``guidance.Classifier``.
 
     Args:
-        name: as it was asked for.
-        resnet: a ResNetForImageClassification, put into eval mode and moved.
-        path: the noise levels it was trained on; a node beyond them is answered as the nearest one.
-        device: where it computes.
-        dtype: what it computes in.
+        name: the name or path that it was loaded by.
+        resnet: a ResNetForImageClassification, which is moved and put into eval mode.
+        path: the noise levels that it was trained on; a node beyond them is treated as the nearest one.
+        device: the device that it computes on.
+        dtype: the dtype that it computes in.
 
     Attributes:
-        shape: (C, H, W) of the images it knows, values in [-1, 1].
-        classes: K.
+        shape: (C, H, W) of its images; their values lie in [-1, 1].
+        classes: the number of classes, K.
     """
 
     def __init__(
@@ -75,8 +86,13 @@ class NoisyClassifier:
         self.network = NoisyResNet(resnet).eval().requires_grad_(False)
 
     def log_probs(self, x: Tensor, node: Node) -> Tensor:
-        """log p(y | x) of every class, float32 or wider, [N, K], for x = alpha x0 + sigma eps, [N, C, H, W]."""
-        # any Gaussian path is a variance-preserving one, scaled: the level alone says what can be known of x0
+        """Returns log p(y | x) for every class: [N, K] in float32, or in x's dtype if that is wider.
+
+        Args:
+            x: alpha x0 + sigma eps, [N, C, H, W].
+            node: the noise level of x.
+        """
+        # x / sqrt(alpha^2 + sigma^2) is a point of a variance-preserving path with the same SNR, which the ResNet knows
         scaled = x / math.hypot(node.alpha, node.sigma)
         snr = 2 * (math.log(node.alpha) if node.alpha > 0 else -math.inf)
         snr -= 2 * math.log(node.sigma) if node.sigma > 0 else -math.inf
@@ -84,38 +100,39 @@ class NoisyClassifier:
         return self.network(scaled.to(self.dtype), level).to(torch.promote_types(x.dtype, torch.float32)).log_softmax(1)
 
     def __call__(self, x: Tensor, node: Node, labels: Tensor) -> Tensor:
-        """log p(label | x) for each sample's own label, [N]; differentiable in x."""
+        """Returns log p(label | x) for each sample's own label, [N]; it is differentiable in x."""
         return self.log_probs(x, node).gather(1, labels.to(x.device).view(-1, 1))[:, 0]
 
 
 def load_classifier(
     folder: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32"
 ) -> NoisyClassifier:
-    """A classifier that ``ddim train`` made from ``task = "classifier"``.
+    """Loads a classifier of noisy images that ``ddim train`` has made (``task = "classifier"``).
 
     Args:
-        folder: with ``config.json``, ``model.safetensors`` and ``scheduler_config.json``.
-        device: ``"cpu"``, ``"cuda"`` ...; by default cuda where there is one.
-        dtype: what the network computes in: float32, float64, bfloat16 or float16.
+        folder: a folder with ``config.json``, ``model.safetensors`` and ``scheduler_config.json``.
+        device: ``"cpu"``, ``"cuda"``, ...; by default cuda if available.
+        dtype: the dtype that the network computes in: float32, float64, bfloat16 or float16.
 
     Raises:
-        InputError: no such folder, or no such classifier in it; a pickle, which is never loaded.
-        DDIMError: the files are broken.
+        InputError: there is no such folder, it contains no such classifier, or its weights are a pickle (pickles are
+            never loaded).
+        DDIMError: the files are damaged.
     """
     where, dtype = device_and_dtype(device, dtype)
     path = Path(folder)
     if not path.is_dir():
         raise InputError(
-            f"there is no folder {path}; ddim train recipes/fashion-classifier.toml makes a classifier.",
+            f"there is no folder {path}; to make a classifier, run ddim train recipes/fashion-classifier.toml.",
             parameter="classifier",
         )
     try:
         about, schedule = read_json(path / "config.json"), read_json(path / SCHEDULE)
     except InputError as error:
-        raise InputError(f"{path} is no classifier of noisy images: {error}") from None
+        raise InputError(f"{path} does not contain a classifier of noisy images: {error}") from None
     if about.get("model_type") != "resnet" or "image_size" not in about:
         raise InputError(
-            f"{path} is no classifier of noisy images; task = 'classifier' of ddim train makes one.",
+            f"{path} does not contain a classifier of noisy images; ddim train with task = 'classifier' makes one.",
             parameter="classifier",
         )
     network = read_resnet(path, "classifier")
@@ -123,16 +140,16 @@ def load_classifier(
 
 
 def read_resnet(path: Path, parameter: str) -> Any:
-    """The ResNetForImageClassification of a folder, float32 or wider.
+    """Loads the ResNetForImageClassification of a folder, in float32, or in float64 if its file is.
 
     Args:
         path: the folder.
-        parameter: what an error is about.
+        parameter: the argument that an error names.
 
     Raises:
-        InputError: transformers is not installed, there are no safetensors (pickles are never loaded), or they do not
-            fit the config.
-        DDIMError: the files are broken.
+        InputError: transformers is not installed, there are no safetensors weights (pickles are never loaded), or they
+            do not fit the config.
+        DDIMError: the files are damaged.
     """
     try:
         with loading():

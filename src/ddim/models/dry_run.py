@@ -1,4 +1,4 @@
-"""What a network makes of a shape, asked once and without numbers: on torch's meta device, which knows shapes alone."""
+"""Finds the shape of a network's output without computing it, on torch's meta device, which tracks shapes only."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -14,25 +14,27 @@ from .._utils.errors import InputError
 def output_shape(
     network: nn.Module, call: Callable[..., Tensor], *shapes: tuple[int, ...], takes: str
 ) -> tuple[int, ...]:
-    """The shape that ``call(network, *tensors)`` returns for tensors of these shapes.
+    """Returns the shape of ``call(network, *tensors)`` for tensors of the given shapes.
 
-    The network itself stays as it is, and nothing is computed.
+    The network is not changed and nothing is computed.
 
     Args:
-        call: its first argument is the network; what it answers is returned.
-        takes: for the sentence: what the network was asked to take.
+        network: the network.
+        call: calls the network with the tensors and returns its output.
+        shapes: one shape for each tensor.
+        takes: what the network should accept, for the error message.
 
     Raises:
-        InputError: the network cannot be asked so.
+        InputError: the call fails, because the network does not take tensors of these shapes.
     """
-    trial = _Trial(network, call)
-    tensors = chain(trial.named_parameters(), trial.named_buffers())
-    shapeless = {name: tensor.detach().to("meta") for name, tensor in tensors}
-    given = tuple(torch.empty(shape, device="meta", dtype=_dtype(network)) for shape in shapes)
+    module = _CallAsModule(network, call)
+    tensors = chain(module.named_parameters(), module.named_buffers())
+    meta = {name: tensor.detach().to("meta") for name, tensor in tensors}
+    inputs = tuple(torch.empty(shape, device="meta", dtype=_dtype(network)) for shape in shapes)
     try:
         with torch.no_grad():
-            return tuple(torch.func.functional_call(trial, shapeless, given).shape)
-    except Exception as error:  # diffusers and torch raise what comes up
+            return tuple(torch.func.functional_call(module, meta, inputs).shape)
+    except Exception as error:  # diffusers and torch raise errors of any type
         raise InputError(
             f"the {type(network).__name__} does not take {takes}: {reason_of(error)}", parameter="model"
         ) from None
@@ -42,12 +44,12 @@ def _dtype(network: nn.Module) -> torch.dtype:
     return next((p.dtype for p in network.parameters()), torch.float32)
 
 
-class _Trial(nn.Module):
-    """A call of a network's as a module's forward."""
+class _CallAsModule(nn.Module):
+    """A module whose forward is ``call(network, ...)``, because ``functional_call`` needs a module."""
 
     def __init__(self, network: nn.Module, call: Callable[..., Any]) -> None:
         super().__init__()
         self.network, self.call = network, call
 
-    def forward(self, *given: Tensor) -> Any:
-        return self.call(self.network, *given)
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.call(self.network, *tensors)

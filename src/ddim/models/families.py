@@ -1,4 +1,4 @@
-"""The registry of model families: adding one is a file and a line here."""
+"""The registry of model families. To add a family, write its adapter in a file of its own and add a line here."""
 
 from typing import TYPE_CHECKING
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 _PIXEL = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")
 _STABLE_DIFFUSION = (
     *("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
-    # the same networks, which diffusers samples otherwise
+    # pipelines with the same networks, which diffusers samples in other ways
     *("StableDiffusionPanoramaPipeline", "StableDiffusionSAGPipeline", "StableDiffusionAttendAndExcitePipeline"),
     *("StableDiffusionDiffEditPipeline", "StableDiffusionParadigmsPipeline", "StableDiffusionPipelineSafe"),
     *("SemanticStableDiffusionPipeline", "CycleDiffusionPipeline"),
 )
 _SDXL = (
     *("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
-    # the same networks, which diffusers samples otherwise
+    # pipelines with the same networks, which diffusers samples in other ways
     *("StableDiffusionXLPAGPipeline", "StableDiffusionXLPAGImg2ImgPipeline", "LEditsPPPipelineStableDiffusionXL"),
 )
 
@@ -28,4 +28,4 @@ FAMILIES: "Registry[Model]" = Registry(
         **dict.fromkeys(_SDXL, "models.sdxl:StableDiffusionXL"),
     }
 )
-"""A pipeline's class -> the adapter that serves it."""
+"""Name of a pipeline class of diffusers -> the adapter for its models."""

@@ -1,7 +1,7 @@
-"""A classifier of clean images, whose features tell sets of images apart: transformers' ResNetForImageClassification.
+"""A classifier of clean images, whose features are used to compare sets of images (Frechet distance).
 
-A folder holds what ``ResNetForImageClassification.from_pretrained`` loads; its images go in as 2 x - 1. The package
-carries one, ``fashion-features``.
+It is a ResNetForImageClassification of transformers, and its folder contains what ``from_pretrained`` loads. Images x
+in [0, 1] enter as 2 x - 1. The package contains one, ``fashion-features``.
 """
 
 from importlib import resources
@@ -19,7 +19,7 @@ from .fingerprint import fingerprint
 
 
 class CleanResNet(nn.Module):
-    """x -> logits.
+    """A ResNet that classifies clean images.
 
     Args:
         resnet: a ResNetForImageClassification.
@@ -30,27 +30,27 @@ class CleanResNet(nn.Module):
         self.resnet = resnet
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images in [-1, 1], [N, C, H, W] -> logits [N, K]."""
+        """Classifies images [N, C, H, W] in [-1, 1]; returns logits [N, K]."""
         return self.resnet(x).logits
 
     def features(self, x: Tensor) -> Tensor:
-        """Images in [-1, 1], [N, C, H, W] -> what the last layer is given, the mean over the places, [N, D]."""
+        """Returns the input of the last layer, averaged over all positions: [N, C, H, W] in [-1, 1] -> [N, D]."""
         return self.resnet.resnet(x).pooler_output.flatten(1)
 
 
 class FeatureClassifier:
-    """A classifier of images and its features; made by ``load_features``.
+    """A classifier of clean images, and its features; ``load_features`` makes it. It computes in float32.
 
     Args:
-        name: what figures in its features are called by.
-        folder: where it lies.
-        resnet: a ResNetForImageClassification, put into eval mode and moved.
-        device: where it computes, in float32.
+        name: the name that results computed with its features are reported under.
+        folder: its folder.
+        resnet: a ResNetForImageClassification, which is moved and put into eval mode.
+        device: the device that it computes on.
 
     Attributes:
-        shape: (C, H, W) of the images it knows.
-        dim: D, how many features.
-        classes: K.
+        shape: (C, H, W) of its images.
+        dim: the number of features, D.
+        classes: the number of classes, K.
         fingerprint: a hash of config and weights, the same on every machine.
     """
 
@@ -60,70 +60,80 @@ class FeatureClassifier:
         self.device, _ = device_and_dtype(device, "float32")
         self.shape = (int(resnet.config.num_channels), side, side)
         self.dim, self.classes = int(resnet.config.hidden_sizes[-1]), int(resnet.config.num_labels)
-        self.fingerprint = fingerprint(resnet, None, "features")  # of the weights as they come
+        self.fingerprint = fingerprint(resnet, None, "features")  # before the cast below changes the weights
         nn.Module.to(resnet, device=self.device, dtype=torch.float32)
         self.network = CleanResNet(resnet).eval().requires_grad_(False)
 
     def features(self, images: Tensor, batch: int = 250) -> Tensor:
-        """Images [N, C, H, W] in [0, 1] -> features, float32 [N, D].
+        """Computes the features of images.
+
+        Args:
+            images: [N, C, H, W] in [0, 1].
+            batch: how many images are computed at once.
+
+        Returns:
+            float32 [N, D], on the CPU.
 
         Raises:
-            InputError: images of another shape.
+            InputError: the images have another shape than ``shape``.
         """
-        return self._asked(self.network.features, images, batch)
+        return self._in_batches(self.network.features, images, batch)
 
     def log_probs(self, images: Tensor, batch: int = 250) -> Tensor:
-        """log p(y | x) of every class, float32 [N, K]; takes and raises as ``features``."""
-        return self._asked(self.network, images, batch).log_softmax(1)
+        """Returns log p(y | x) for every class, float32 [N, K]; arguments and errors as for ``features``."""
+        return self._in_batches(self.network, images, batch).log_softmax(1)
 
     def predict(self, images: Tensor, batch: int = 250) -> Tensor:
-        """The likeliest class of each image, int64 [N]; takes and raises as ``features``."""
+        """Returns the most likely class of each image, int64 [N]; arguments and errors as for ``features``."""
         return self.log_probs(images, batch).argmax(1)
 
     @torch.no_grad()
-    def _asked(self, network: Any, images: Tensor, batch: int) -> Tensor:
+    def _in_batches(self, network: Any, images: Tensor, batch: int) -> Tensor:
+        """Calls a network on images in [0, 1], batch by batch."""
         if tuple(images.shape[1:]) != self.shape:
             raise InputError(
-                f"{self.name} knows images of {sides(self.shape)}, not of {sides(tuple(images.shape[1:]))}."
+                f"{self.name} takes images of {sides(self.shape)}, not of {sides(tuple(images.shape[1:]))}."
             )
         parts = images.split(batch)
         return torch.cat([network(part.to(self.device, torch.float32) * 2 - 1).cpu() for part in parts])
 
 
 def bundled_features() -> dict[str, Path]:
-    """The feature classifiers that the package carries: name to folder."""
+    """Returns the feature classifiers that the package contains: name -> folder."""
     root = Path(str(resources.files("ddim.models"))) / "bundled"
     return {p.name: p for p in sorted(root.iterdir()) if (p / "config.json").is_file()}
 
 
 def load_features(name: str | Path, *, device: str | torch.device | None = None) -> FeatureClassifier:
-    """A classifier that ``ddim train`` made from ``task = "classifier"`` with ``classifier.noise = false``.
+    """Loads a classifier of clean images: a bundled one, or one that ``ddim train`` has made.
 
     Args:
-        name: ``"fashion-features"``, or a folder with ``config.json`` and ``model.safetensors``.
-        device: ``"cpu"``, ``"cuda"`` ...; by default cuda where there is one.
+        name: ``"fashion-features"``, or a folder with ``config.json`` and ``model.safetensors``, as training with
+            ``task = "classifier"`` and ``classifier.noise = false`` writes it.
+        device: ``"cpu"``, ``"cuda"``, ...; by default cuda if available.
 
     Raises:
-        InputError: no such classifier; a pickle, which is never loaded.
-        DDIMError: the files are broken.
+        InputError: there is no such classifier, or its weights are a pickle (pickles are never loaded).
+        DDIMError: the files are damaged.
     """
     where, _ = device_and_dtype(device, "float32")
     bundled = bundled_features()
     path = Path(bundled.get(str(name), name))
     if not path.is_dir():
-        also = "A folder that ddim train made from recipes/fashion-features.toml will do too."
+        also = "A folder that ddim train made from recipes/fashion-features.toml is accepted too."
         raise UnknownName("feature classifier", str(name), bundled, parameter="features", hint=also)
     try:
         about = read_json(path / "config.json")
     except InputError as error:
-        raise InputError(f"{path} is no feature classifier: {error}") from None
+        raise InputError(f"{path} does not contain a feature classifier: {error}") from None
     if about.get("model_type") != "resnet" or "image_size" not in about:
         raise InputError(
-            f"{path} is no feature classifier; task = 'classifier' of ddim train makes one.", parameter="features"
+            f"{path} does not contain a feature classifier; ddim train with task = 'classifier' makes one.",
+            parameter="features",
         )
     if (path / SCHEDULE).is_file():
         raise InputError(
-            f"{path} is a classifier of noisy images; one with classifier.noise = false is needed.",
+            f"{path} contains a classifier of noisy images; one trained with classifier.noise = false is needed.",
             parameter="features",
         )
     network = read_resnet(path, "features")
@@ -131,5 +141,5 @@ def load_features(name: str | Path, *, device: str | torch.device | None = None)
 
 
 def sides(shape: tuple[int, ...]) -> str:
-    """A shape in a sentence: ``1x32x32``."""
+    """Formats a shape for a message, such as ``1x32x32``."""
     return "x".join(map(str, shape))

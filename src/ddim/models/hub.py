@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: fetched, or taken as they lie in its cache."""
+"""Downloads models from the Hugging Face hub, or uses the copies in its cache."""
 
 from pathlib import Path
 
@@ -8,22 +8,26 @@ from .model_folder import parts_of, unet_folder
 from .weights import DIFFUSERS, TRANSFORMERS, weight_files
 
 _FIRST = ("model_index.json", "config.json", "unet/config.json")
-"""One of them is in every copy that can be loaded."""
+"""Every copy that can be loaded contains at least one of these files."""
 
 
 def from_hub(name: str) -> Path:
-    """The cached copy of a hub repository: its configs, and then the network's weights; as it lies there where the
-    hub cannot be asked.
+    """Downloads a repository's configs and the weights that are needed, and returns its folder in the hub's cache.
+
+    If the hub cannot be reached, a complete copy in the cache is used.
+
+    Args:
+        name: ``owner/name``.
 
     Raises:
-        InputError: a repository of another kind, or one without safetensors.
-        DDIMError: the hub gave nothing, and there is no copy.
+        InputError: the repository is of another kind, or has no safetensors weights.
+        DDIMError: the download failed, and there is no complete copy in the cache.
     """
     try:
         return _fetched(name)
     except InputError:
         raise
-    except Exception as error:  # the hub's client raises a dozen kinds; all of them mean this
+    except Exception as error:  # the hub's client raises errors of a dozen types; all mean that the download failed
         folder = cached(name)
         if folder is None:
             raise DDIMError(
@@ -36,30 +40,31 @@ def from_hub(name: str) -> Path:
 
 
 def _need_weights(name: str, folder: Path, error: Exception) -> None:
-    """Raises DDIMError where a cached copy lacks weights and the hub cannot be asked for them."""
-    parts = _weighed(folder) or (unet_folder(folder).as_posix(),)  # what is not taken says so itself
+    """Raises DDIMError if a cached copy lacks weights; ``error`` is why they could not be downloaded."""
+    parts = _parts_with_weights(folder) or (unet_folder(folder).as_posix(),)  # unet_folder refuses other models
     try:
         for part in parts:
             weight_files(folder / part, {p.name for p in (folder / part).glob("*")}, _stem(part))
     except InputError as lacking:
         raise DDIMError(
-            f"the cached copy of {name!r} is not whole, and the hub cannot be asked ({first_line(error)}): "
-            f"{lacking.message}",
+            f"the cached copy of {name!r} is incomplete, and the rest could not be downloaded "
+            f"({first_line(error)}): {lacking.message}",
             parameter="model",
         ) from None
 
 
-def _weighed(folder: Path) -> list[str]:
-    """The parts of a pipeline that hold weights."""
+def _parts_with_weights(folder: Path) -> list[str]:
+    """Returns the names of a pipeline's parts that have weights."""
     return [part for part in parts_of(folder) if not part.startswith("tokenizer")]
 
 
 def _stem(part: str) -> str:
+    """Returns the base name of a part's weight files."""
     return TRANSFORMERS if part.startswith("text_encoder") else DIFFUSERS
 
 
 def cached(name: str) -> Path | None:
-    """Where the hub's cache keeps a repository's main branch, be it whole or not."""
+    """Returns the folder of a repository's main branch in the hub's cache, complete or not; None if there is none."""
     from huggingface_hub import try_to_load_from_cache
 
     for first in _FIRST:
@@ -70,10 +75,11 @@ def cached(name: str) -> Path | None:
 
 
 def _fetched(name: str) -> Path:
+    """Downloads all configs, then only those weight files that the configs show to be needed."""
     from huggingface_hub import snapshot_download
 
     folder = Path(snapshot_download(name, allow_patterns=["*.json"]))
-    if parts := _weighed(folder):
+    if parts := _parts_with_weights(folder):
         weights = ["tokenizer*/*", *(f"{part}/{file}" for part in parts for file in _offered(name, folder, part))]
     else:
         weights = [(unet_folder(folder) / "*.safetensors").as_posix()]
@@ -81,7 +87,7 @@ def _fetched(name: str) -> Path:
 
 
 def _offered(name: str, folder: Path, part: str) -> list[str]:
-    """Which weights of a pipeline's part to fetch."""
+    """Returns the names of the weight files to download for a part of a pipeline."""
     from huggingface_hub import list_repo_files
 
     files = [f.partition("/")[2] for f in list_repo_files(name) if f.startswith(f"{part}/")]

@@ -1,4 +1,4 @@
-"""The facts of a model, in one place."""
+"""``ModelInfo``: the facts about a model that do not change."""
 
 from dataclasses import dataclass
 
@@ -7,23 +7,25 @@ import torch
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model is.
+    """The facts about a model.
 
     Args:
-        name: as it was asked for.
-        family: which adapter serves it, for people.
-        shape: (C, H, W) of what it diffuses.
-        picture: (C, H, W) of its pictures, in pixels.
-        parameters: numbers in its weights.
-        dtype: what its network computes in.
-        device: where it computes.
-        multiple: it takes any picture whose sides are multiples of this; 0 where ``picture`` is the only size.
-        text: whether prompts condition it.
-        classes: how many classes condition it; 0 without.
-        null_class: the label that stands for no class; None without classes.
-        prompt_tokens: how many tokens a prompt has at most, start and end left out; 0 without text.
-        guidance: the weight that its samples usually have; 1 where nothing else is known.
-        embedded: whether its network is told a guidance of its own, ``Guidance.embedded``.
+        name: the name, path or hub id that it was loaded by.
+        family: the kind of model, as a text for people.
+        shape: (C, H, W) of the diffused tensor: of the image, or of its latent.
+        picture: (C, H, W) of the images in pixels.
+        parameters: the number of its weights.
+        dtype: the dtype that its network computes in.
+        device: the device that it computes on.
+        multiple: the model takes images of any size whose sides are multiples of this; 0 if ``picture`` is the only
+            size.
+        text: whether it is conditioned on prompts.
+        classes: how many classes it is conditioned on; 0 for none.
+        null_class: the label of the null class, which stands for no class in classifier-free guidance; None if there
+            is none.
+        prompt_tokens: the largest number of tokens in a prompt, without start and end token; 0 without text.
+        guidance: the usual guidance weight for its samples; 1 if none is known.
+        embedded: whether its network takes a guidance scale as an input, ``Guidance.embedded``.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What models on an autoencoder's codes share: pictures in and out, and the autoencoder's own numbers."""
+"""The part that latent diffusion models share: images to latents and back, with the autoencoder's scale and shift."""
 
 import threading
 from abc import abstractmethod
@@ -17,17 +17,17 @@ from .base import Model
 from .engine.threads import run_in_threads
 from .weights import diffusers_part
 
-_WIDENING = threading.Lock()
+_UPCASTING = threading.Lock()
 
 
 class LatentModel(Model):
-    """A model on the codes of an AutoencoderKL or AutoencoderTiny.
+    """A model that diffuses the latents of an AutoencoderKL or AutoencoderTiny.
 
     Attributes:
-        upcasts: whether the family's pipeline heeds the autoencoder's ``force_upcast``.
+        upcasts: whether the family's pipeline obeys ``force_upcast`` in the autoencoder's config.
         vae: the autoencoder.
-        scale, shift: code = (what the autoencoder says - shift) * scale; numbers, or one a channel [1, C, 1, 1].
-        min_pictures: of a thread, in the autoencoder; None keeps a batch in one piece.
+        scale, shift: latent = (output of the encoder - shift) * scale; numbers, or tensors [1, C, 1, 1].
+        min_pictures: the smallest number of images for each thread in the autoencoder; None never splits a batch.
     """
 
     upcasts: ClassVar[bool] = False
@@ -37,50 +37,53 @@ class LatentModel(Model):
     min_pictures: int | None = 4
 
     def encode(self, images: Tensor) -> Tensor:
-        """[0, 1] to the mean of the autoencoder's code, shifted and scaled by its config.
+        """Encodes images [N, C, H, W] in [0, 1]: the mean of the autoencoder's posterior, shifted and scaled.
 
         Raises:
             DDIMError: the autoencoder returned NaN or infinity.
         """
-        with torch.no_grad(), self.widened():
+        with torch.no_grad(), self.upcast_vae():
             x = images.to(device=self.device, dtype=self.vae.dtype) * 2 - 1
             code = run_in_threads(lambda rows: code_of(self.vae, rows), x, least=self.min_pictures)
-            code = self._finite(code, "encoded a picture")
+            code = self._finite(code, "encoded an image")
         return self.to_code(code.to(self.state_dtype))
 
     def decode(self, x0: Tensor) -> Tensor:
-        """A code to an image in [0, 1], what lies outside cut.
+        """Decodes latents [N, c, h, w] to images [N, C, H, W], clipped to [0, 1].
 
         Raises:
             DDIMError: the autoencoder returned NaN or infinity.
         """
-        with torch.no_grad(), self.widened():
+        with torch.no_grad(), self.upcast_vae():
             code = self.from_code(x0).to(self.vae.dtype)
             image = run_in_threads(lambda rows: self.vae.decode(rows).sample, code, least=self.min_pictures)
             image = self._finite(image, "decoded a sample")
         return ((image.to(self.state_dtype) + 1) / 2).clamp(0, 1)
 
-    def to_code(self, said: Tensor) -> Tensor:
-        """What the autoencoder says, as the network sees it."""
-        return (said - self.shift) * self.scale
+    def to_code(self, encoded: Tensor) -> Tensor:
+        """Shifts and scales the encoder's output to the latent that the network sees."""
+        return (encoded - self.shift) * self.scale
 
     def from_code(self, code: Tensor) -> Tensor:
-        """The other way."""
+        """Inverts ``to_code``: latent to the decoder's input."""
         return code / self.scale + self.shift
 
     def autoencoder_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """What its autoencoder computes in beside a network in ``dtype``: float32 where its config says that float16
-        overflows, and the family heeds that."""
-        wide = self.upcasts and dtype == torch.float16 and self.vae.config.get("force_upcast")
-        return torch.float32 if wide else dtype
+        """Returns the dtype that the autoencoder should compute in, beside a network in ``dtype``.
+
+        It is ``dtype``, except where that is float16 and the autoencoder's config has ``force_upcast``, which says that
+        float16 overflows. Then it is float32, if the family's pipeline obeys that option.
+        """
+        upcast = self.upcasts and dtype == torch.float16 and self.vae.config.get("force_upcast")
+        return torch.float32 if upcast else dtype
 
     @contextmanager
-    def widened(self) -> Iterator[None]:
-        """Inside, an autoencoder that needs float32 is in it; afterwards it has the very tensors that it had before."""
+    def upcast_vae(self) -> Iterator[None]:
+        """Inside the block, an autoencoder that needs it is in float32; afterwards its own tensors are restored."""
         if self.autoencoder_dtype(self.vae.dtype) == self.vae.dtype:
             yield
             return
-        with _WIDENING:  # a second thread would take the wide tensors for the autoencoder's own
+        with _UPCASTING:  # without the lock, a second thread would take the float32 copies for the original tensors
             tensors = [t for t in chain(self.vae.parameters(), self.vae.buffers()) if t.dtype == torch.float16]
             before = [t.data for t in tensors]
             try:
@@ -92,9 +95,9 @@ class LatentModel(Model):
                     tensor.data = data
 
     def _finite(self, x: Tensor, did: str) -> Tensor:
-        """What the autoencoder returned, once it is seen to be numbers."""
+        """Returns x if all of its numbers are finite; ``did`` completes the error's sentence."""
         if not bool(torch.isfinite(x).all()):
-            half = " float16 overflows above 65504; load the model with bfloat16 or float32."
+            half = " float16 overflows above 65504; load the model in bfloat16 or float32."
             raise DDIMError(
                 f"The autoencoder of {self.name!r} returned NaN or infinity when it {did}."
                 + (half if self.dtype == torch.float16 else "")
@@ -103,15 +106,16 @@ class LatentModel(Model):
 
     @abstractmethod
     def networks(self) -> Mapping[str, nn.Module]:
-        """The parts that hold weights, by name."""
+        """Returns the parts that have weights, by name."""
 
 
 def read_autoencoder(folder: Path, *, parameter: str = "model") -> Any:
-    """The AutoencoderKL or AutoencoderTiny of a folder, on the CPU and in its file's dtype.
+    """Loads the AutoencoderKL or AutoencoderTiny in a folder, on the CPU and in the dtype of its file.
 
     Raises:
-        InputError: another autoencoder, or weights that do not fit; see ``weights.diffusers_part``.
-        DDIMError: the files are broken.
+        InputError: the folder holds another kind of autoencoder, or weights that do not fit its config; see
+            ``weights.diffusers_part``.
+        DDIMError: the files are damaged.
     """
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
@@ -119,37 +123,37 @@ def read_autoencoder(folder: Path, *, parameter: str = "model") -> Any:
     kinds = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny)}
     named = _class_of(folder, parameter)
     if named not in kinds:
-        raise InputError(f"{folder} is a {named}; {' or '.join(kinds)} is taken.", parameter=parameter)
+        raise InputError(f"{folder} is a {named}; it must be {' or '.join(kinds)}.", parameter=parameter)
     return diffusers_part(kinds[named], folder, parameter=parameter)
 
 
 def read_text_unet(folder: Path) -> Any:
-    """The UNet2DConditionModel of a folder; as ``read_autoencoder``."""
+    """Loads the UNet2DConditionModel in a folder, in the dtype of its file; raises as ``read_autoencoder``."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     if (named := _class_of(folder, "model")) != UNet2DConditionModel.__name__:
-        raise InputError(f"{folder} is a {named}; a UNet2DConditionModel is taken.", parameter="model")
+        raise InputError(f"{folder} is a {named}; it must be a UNet2DConditionModel.", parameter="model")
     return diffusers_part(UNet2DConditionModel, folder)
 
 
 def _class_of(folder: Path, parameter: str) -> str:
-    """The class that a network's config names."""
+    """Returns the class name in a network's config."""
     if not (folder / "config.json").is_file():
         raise InputError(
-            f"{folder} holds no weights; a diffusers folder with config.json and .safetensors weights is needed.",
+            f"{folder} has no config.json; a diffusers folder with config.json and .safetensors weights is needed.",
             parameter=parameter,
         )
     return str(read_json(folder / "config.json").get("_class_name"))
 
 
 def code_of(autoencoder: Any, x: Tensor) -> Tensor:
-    """Pictures [N, C, H, W] in [-1, 1] to codes, not yet shifted and scaled; of a distribution the mean."""
-    found = autoencoder.encode(x)
-    return found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
+    """Encodes images [N, C, H, W] in [-1, 1], without shift and scale; an AutoencoderKL gives its posterior's mean."""
+    output = autoencoder.encode(x)
+    return output.latent_dist.mean if hasattr(output, "latent_dist") else output.latents
 
 
 def scale_of(config: Mapping[str, Any], name: str, *, parameter: str = "model") -> float:
-    """An autoencoder's ``scaling_factor``. Raises InputError where it is none."""
+    """Returns an autoencoder's ``scaling_factor``. Raises InputError if it is not a number other than 0."""
     scale = config.get("scaling_factor")
     if not is_number(scale) or float(scale) == 0:  # type: ignore[arg-type]
         raise InputError(
@@ -159,7 +163,7 @@ def scale_of(config: Mapping[str, Any], name: str, *, parameter: str = "model") 
 
 
 def shift_of(config: Mapping[str, Any], name: str) -> float:
-    """An autoencoder's ``shift_factor``; 0 where it has none. Raises InputError where it is no number."""
+    """Returns an autoencoder's ``shift_factor``, or 0 if it has none. Raises InputError if it is not a number."""
     shift = config.get("shift_factor")
     if shift is not None and not is_number(shift):
         raise InputError(f"the shift_factor of {name!r}, {shift!r}, is not a number.", parameter="model")
@@ -167,27 +171,30 @@ def shift_of(config: Mapping[str, Any], name: str) -> float:
 
 
 def statistics_of(config: Mapping[str, Any], name: str, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
-    """An autoencoder's scale and shift: of ``latents_mean`` and ``latents_std``, where it has both, for each channel.
+    """Returns an autoencoder's scale and shift.
+
+    If its config has ``latents_mean`` and ``latents_std``, both results have one number for each channel,
+    [1, C, 1, 1]: ``scaling_factor / latents_std`` and ``latents_mean``.
 
     Args:
-        config: the autoencoder's.
-        name: for the sentence of an error.
-        like: the dtype and device of what is for each channel.
+        config: the autoencoder's config.
+        name: the model's name, for error messages.
+        like: a tensor that has the dtype and device of the results.
 
     Raises:
-        InputError: what is no number, or not one for each channel.
+        InputError: a value is not a number, or a list does not have one number for each channel.
     """
     scale, shift = scale_of(config, name), shift_of(config, name)
     both: list[Any] = [config.get(key) for key in ("latents_mean", "latents_std")]
     if any(numbers is None for numbers in both):
         return scale, shift
     for key, numbers in zip(("latents_mean", "latents_std"), both, strict=True):
-        several = numbers if isinstance(numbers, (list, tuple)) else ()
-        fine = all(is_number(n) and (key == "latents_mean" or n > 0) for n in several)
-        if not fine or len(several) != config.get("latent_channels"):
+        listed = numbers if isinstance(numbers, (list, tuple)) else ()
+        valid = all(is_number(n) and (key == "latents_mean" or n > 0) for n in listed)
+        if not valid or len(listed) != config.get("latent_channels"):
             raise InputError(
-                f"the {key} of {name!r}, {numbers!r}, is not a number for each of "
-                f"{config.get('latent_channels')} channels.",
+                f"the {key} of {name!r} is {numbers!r}; it must be a list with one number for each of "
+                f"{config.get('latent_channels')} channels{', above 0' if key == 'latents_std' else ''}.",
                 parameter="model",
             )
     mean, std = (like.new_tensor(numbers).view(1, -1, 1, 1) for numbers in both)

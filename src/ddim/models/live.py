@@ -1,4 +1,4 @@
-"""Live pipelines, as their owner set them up: what of them is taken, and what is refused by name."""
+"""Checks of pipeline objects that the user has set up, for what this library cannot use."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,62 +11,67 @@ PLAIN = (
     *("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "SlicedAttnProcessor", "FusedAttnProcessor2_0"),
     "ControlledAttention",
 )
-"""Processors of diffusers that compute plain attention, and that ours may therefore stand in for."""
+"""Attention processors of diffusers that compute plain attention, so that ours may replace them."""
 
 
 def require_eval_mode(network: nn.Module, part: str) -> None:
-    """Raises InputError for a network in training, whose dropout would answer each call otherwise."""
+    """Raises InputError for a network in training mode, because dropout would make every call different."""
     if network.training:
         raise InputError(
-            f"the {part} of the pipeline is in training; call pipeline.{part}.eval() first.", parameter="model"
+            f"the {part} of the pipeline is in training mode; call pipeline.{part}.eval() first.", parameter="model"
         )
 
 
 def require_parts(pipeline: Any, parts: Mapping[str, tuple[str, ...]]) -> None:
-    """Raises InputError for a pipeline that lacks one of these parts, or has one of another class."""
+    """Raises InputError if a pipeline lacks one of these parts, or if it has another class.
+
+    Args:
+        pipeline: the pipeline object.
+        parts: name of a part -> names of the classes that are supported; subclasses are accepted too.
+    """
     for part, kinds in parts.items():
         found: Any = getattr(pipeline, part, None)
-        found = getattr(found, "_orig_mod", found)  # compiled
+        found = getattr(found, "_orig_mod", found)  # the module inside the wrapper of torch.compile
         if found is None:
             raise InputError(
-                f"the {type(pipeline).__name__} has no {part}; load it with one, such as a {kinds[0]}.",
+                f"the {type(pipeline).__name__} has no {part}; load the pipeline with a {kinds[0]}.",
                 parameter="model",
             )
         if not {kind.__name__ for kind in type(found).__mro__} & set(kinds):
             raise InputError(
-                f"the {part} of the pipeline is a {type(found).__name__}; {' or '.join(kinds)} is taken.",
+                f"the {part} of the pipeline is a {type(found).__name__}; only {' or '.join(kinds)} is supported.",
                 parameter="model",
             )
 
 
 def refuse_ip_adapter(pipeline: Any) -> None:
-    """Raises InputError for a pipeline with parts that a code could not say: IP-Adapters, image encoders in use."""
+    """Raises InputError for a pipeline with an IP-Adapter, because a latent code cannot store the adapter's image."""
     unet: Any = pipeline.unet
     if getattr(unet.config, "encoder_hid_dim_type", None) == "ip_image_proj":
         raise InputError(
-            "the pipeline has an IP-Adapter, whose picture is no part of a code; call pipeline.unload_ip_adapter() "
-            "first.",
+            "the pipeline has an IP-Adapter, and a latent code cannot store the image that it needs; call "
+            "pipeline.unload_ip_adapter() first.",
             parameter="model",
         )
 
 
 def is_compiled(network: nn.Module) -> bool:
-    """Whether torch.compile stands around a network, or in its own call."""
+    """Whether a network was compiled, by ``torch.compile(network)`` or by ``network.compile()``."""
     return hasattr(network, "_orig_mod") or getattr(network, "_compiled_call_impl", None) is not None
 
 
 def refuse_compiled(network: nn.Module) -> None:
-    """Raises InputError for a compiled network, whose attention cannot be controlled call by call."""
+    """Raises InputError for a compiled network, because compiled code ignores attention controllers."""
     if is_compiled(network):
         raise InputError(
-            "the U-Net is compiled, and compiled code has no place for a controller; load it without compile, or use "
-            "attention = 'none'.",
+            "the U-Net is compiled, and attention in compiled code cannot be controlled; load it without compile, or "
+            "use attention = 'none'.",
             parameter="attention",
         )
 
 
 def is_hooked(network: nn.Module) -> bool:
-    """Whether something of its owner's, or of accelerate's, is called with each call of one of its modules."""
+    """Whether a module of the network has hooks, of the user or of accelerate (offloading)."""
     return any(
         module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
         for module in network.modules()
@@ -74,7 +79,7 @@ def is_hooked(network: nn.Module) -> bool:
 
 
 def adapters_of(networks: Iterable[nn.Module]) -> dict[str, list[float]]:
-    """The LoRA adapters that act in some networks: name to its layers' scales, in order of name."""
+    """Returns the active LoRA adapters of some networks: name -> the scales of its layers, sorted by name."""
     found: dict[str, list[float]] = {}
     for network in networks:
         for module in network.modules():

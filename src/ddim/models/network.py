@@ -1,4 +1,4 @@
-"""A network of one's own as a model: what ``ddim.Model.from_network`` makes."""
+"""The model that ``ddim.Model.from_network`` makes from the user's own network."""
 
 import hashlib
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from .info import ModelInfo
 
 
 class NetworkModel(ClassModel):
-    """See ``Model.from_network``."""
+    """A model around the user's own network; see ``Model.from_network`` for the arguments."""
 
     def __init__(
         self,
@@ -43,34 +43,36 @@ class NetworkModel(ClassModel):
             raise InputError(f"a {type(network).__name__} cannot be called as network(x, t).", parameter="network")
         if not isinstance(schedule, Schedule):
             raise InputError(
-                f"a {type(schedule).__name__} is no schedule; give ddim.Schedule(path, prediction).",
+                f"a {type(schedule).__name__} is not a schedule; use ddim.Schedule(path, prediction).",
                 parameter="schedule",
             )
         if not _is_shape(shape):
             raise InputError(
-                f"{shape!r} is no (channels, height, width) of pictures; channels are 1 or 3.", parameter="shape"
+                f"{shape!r} is not a shape (channels, height, width) of images, with 1 or 3 channels.",
+                parameter="shape",
             )
         if not is_range(values) or not values[0] < values[1]:
-            raise InputError(f"{values} is no range; (-1, 1) is usual.", parameter="range")
+            raise InputError(f"{values} is not a range of values; the usual one is (-1, 1).", parameter="range")
         if not is_whole(labels) or labels < 0:
-            raise InputError(f"{labels!r} is not a number of classes; 0 is none.", parameter="labels")
+            raise InputError(f"{labels!r} is not a number of classes; use 0 for none.", parameter="labels")
         if null_label is not None and (not labels or not is_whole(null_label) or null_label < 0):
             raise InputError(
-                f"{null_label!r} is not the label of no class; it goes with labels, the number of classes.",
+                f"{null_label!r} cannot be the label of the null class; it must be a whole number from 0, and needs "
+                "labels, the number of classes.",
                 parameter="null_label",
             )
         if null_label is not None and null_label < labels:
             raise InputError(
-                f"{null_label} is one of the {labels} classes, which labels counts without the null class; use "
-                f"{labels} or more, or fewer labels.",
+                f"{null_label} is already the label of one of the {labels} classes (labels does not count the null "
+                f"class); use {labels} or more, or fewer labels.",
                 parameter="null_label",
             )
         if timestep_dtype is not None and not isinstance(timestep_dtype, torch.dtype):
-            raise InputError(f"{timestep_dtype!r} is no dtype; torch.int64 is one.", parameter="timestep_dtype")
+            raise InputError(f"{timestep_dtype!r} is not a dtype such as torch.int64.", parameter="timestep_dtype")
         self.network, self.schedule, self.values, self.timestep_dtype = network, schedule, values, timestep_dtype
         parameters = list(network.parameters()) if isinstance(network, nn.Module) else []
         if isinstance(network, nn.Module) and network.training:
-            raise InputError("the network is in training; call network.eval() first.", parameter="network")
+            raise InputError("the network is in training mode; call network.eval() first.", parameter="network")
         first = parameters[0] if parameters else torch.zeros(())
         floats = first.dtype if first.dtype.is_floating_point else torch.float32
         where, what = device_and_dtype(device or first.device, dtype or floats)
@@ -89,7 +91,7 @@ class NetworkModel(ClassModel):
 
     @property
     def fingerprint(self) -> str:
-        """As it was given; else over a module's weights as they are now, and empty for another callable."""
+        """The fingerprint that the user gave, or a hash over a module's current weights; empty for other callables."""
         if self._fingerprint is not None:
             return self._fingerprint
         if not isinstance(self.network, nn.Module):
@@ -100,42 +102,47 @@ class NetworkModel(ClassModel):
 
     @property
     def engine(self) -> str:
-        """See ``Model``."""
-        return engine_of(self.network, cut=False) if isinstance(self.network, nn.Module) else ""
+        """How the network computes, as far as it changes the last bits of its output; empty if it is no module."""
+        return engine_of(self.network, split=False) if isinstance(self.network, nn.Module) else ""
 
     def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:
-        """See ``Model``."""
+        """Calls the network once; see ``Model.forward``.
+
+        Raises:
+            InputError: the model needs a class label and has none, or the network's output has a wrong shape.
+        """
         looked_up = isinstance(self.schedule.path, TablePath)
         t = timesteps(self.schedule.timestep(node), x, looked_up, self.timestep_dtype, "timestep_dtype")
         labels: tuple[Tensor, ...] = ()
         if self.classes:
             if LABELS not in cond:
-                raise InputError(f"the model {self.name!r} needs a class.", parameter="labels")
+                raise InputError(f"the model {self.name!r} needs a class label.", parameter="labels")
             labels = (cond.tensors[LABELS],)
-        # In one piece, since it need not bear several threads at once; a layout still says how many threads torch has.
-        return run_in_threads(self._asked, x.to(self.dtype), t, *labels, least=None, layout=call.layout).to(x.dtype)
+        # The batch is not split, since the user's network may not be thread-safe. A layout still fixes the number of
+        # threads that torch uses, and so the last bits of the output.
+        return run_in_threads(self._checked, x.to(self.dtype), t, *labels, least=None, layout=call.layout).to(x.dtype)
 
-    def _asked(self, x: Tensor, *told: Tensor) -> Tensor:
-        """What the network answers. Raises InputError for what is no tensor of x's shape."""
-        output: Any = self.network(x, *told)
-        output = getattr(output, "sample", output)
+    def _checked(self, x: Tensor, *inputs: Tensor) -> Tensor:
+        """Calls the network. Raises InputError if its output is not a tensor of x's shape."""
+        output: Any = self.network(x, *inputs)
+        output = getattr(output, "sample", output)  # diffusers' networks return an object with this attribute
         if not isinstance(output, Tensor) or output.shape != x.shape:
-            said = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-            raise InputError(f"it answered {said} to x of shape {tuple(x.shape)}.", parameter="network")
+            what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise InputError(f"it returned {what} for x of shape {tuple(x.shape)}.", parameter="network")
         return output
 
     def encode(self, images: Tensor) -> Tensor:
-        """[0, 1] to the network's range."""
+        """Scales images [N, C, H, W] from [0, 1] to the network's range of values."""
         low, high = self.values
         return images.to(device=self.device, dtype=self.state_dtype) * (high - low) + low
 
     def decode(self, x0: Tensor) -> Tensor:
-        """The network's range to [0, 1], what lies outside cut."""
+        """Scales x0 from the network's range to images in [0, 1], and clips values outside."""
         low, high = self.values
         return ((x0 - low) / (high - low)).clamp(0, 1)
 
 
 def _is_shape(shape: Any) -> bool:
-    """Whether it is (C, H, W) of pictures."""
-    several = isinstance(shape, (tuple, list)) and len(shape) == 3
-    return several and all(is_whole(n) and n > 0 for n in shape) and shape[0] in (1, 3)
+    """Whether a value is a shape (C, H, W) of images with 1 or 3 channels."""
+    three = isinstance(shape, (tuple, list)) and len(shape) == 3
+    return three and all(is_whole(n) and n > 0 for n in shape) and shape[0] in (1, 3)

@@ -1,4 +1,4 @@
-"""Pixel models: a diffusers UNet2DModel with its scheduler's config, unconditional or class-conditional."""
+"""The adapter for pixel models: a UNet2DModel of diffusers with a scheduler config, with or without classes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,27 +22,27 @@ from .info import ModelInfo
 from .scheduler_config import read_schedule
 
 CLASSES = "ddim.json"
-"""Beside a pipeline that was trained with dropped labels: ``{"classes": [...], "null_class": 10}``."""
+"""The file that our training writes beside a class-conditional pipeline: ``{"classes": [...], "null_class": 10}``."""
 LAST = "last"
-"""In place of a null class: the last label, as networks with one have it; a folder that we trained says otherwise."""
-_LONGEST = 2**14  # of a side that a config may name; a mistyped one would take all memory
+"""Value of ``null_class`` for networks of unknown training: their null class, if they have one, is the last label."""
+_LONGEST = 2**14  # the longest side of an image that a config may have; a mistyped one could exhaust the memory
 
 
 class PixelModel(ClassModel):
-    """A UNet2DModel behind the library's interface; made by ``ddim.load``.
+    """A pixel diffusion model; ``ddim.load`` makes it from a folder, the hub or a pipeline object.
 
     Args:
-        name: as it was asked for.
-        network: a diffusers UNet2DModel.
-        scheduler: the scheduler config it was trained with.
-        device: where it computes.
-        dtype: what it computes in; the sampler's state is float32, or float64 when this is.
-        null_class: the label that stands for no class: by default the last one; None where there is none.
-        owned: move, cast and freeze the network, and lay it out as convolutions are fastest; False leaves a live one as
-            it is.
+        name: the name that errors and codes call it by.
+        network: a UNet2DModel of diffusers.
+        scheduler: the scheduler config that it was trained with.
+        device: the device that it computes on.
+        dtype: the dtype that it computes in.
+        null_class: the label of the null class: by default the last one; None if there is none.
+        owned: whether the network belongs to this model, which then moves, casts and freezes it and converts it to
+            channels-last layout. False leaves a user's network as it is.
 
     Attributes:
-        threads: on a CPU, share the rows of a large batch out among threads.
+        threads: whether large batches are split among threads on a CPU.
     """
 
     def __init__(
@@ -60,16 +60,16 @@ class PixelModel(ClassModel):
         height, width = sides_of(config.sample_size, name)
         if config.class_embed_type is not None and not config.num_class_embeds:
             raise InputError(
-                f"{name!r} embeds its classes by {config.class_embed_type!r}; this version takes those that "
-                "count them (num_class_embeds).",
+                f"{name!r} embeds its classes by {config.class_embed_type!r}; this version supports only class labels "
+                "(num_class_embeds).",
                 parameter="model",
             )
         shape = (int(config.in_channels), int(height), int(width))
         self.schedule = read_schedule(scheduler, flow_spacing="trailing")
         if isinstance(self.schedule.path, VEPath):
             raise InputError(
-                f"{name!r} has a {scheduler['_class_name']}: such networks want their input scaled or answer "
-                "the score, which this version does not do.",
+                f"{name!r} has a {scheduler['_class_name']}: such networks need scaled inputs or predict the score, "
+                "which this version does not support.",
                 parameter="model",
             )
         embedded = int(config.num_class_embeds or 0)
@@ -87,9 +87,7 @@ class PixelModel(ClassModel):
         )
         self._fingerprint = fingerprint(network, self.schedule.path, self.schedule.prediction) if owned else None
         if owned:
-            # nn.Module.to and not diffusers' own, which warns of casts
-            nn.Module.to(network, device=where, dtype=what)
-            # the layout that convolutions are fastest in; the same numbers
+            nn.Module.to(network, device=where, dtype=what)  # diffusers' own method ``to`` would warn of a cast
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             network.eval().requires_grad_(False)
         self.network = network
@@ -102,7 +100,12 @@ class PixelModel(ClassModel):
 
     @classmethod
     def from_folder(cls, name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> "PixelModel":
-        """From a DDPM's pipeline or a bare UNet2DModel, each held against its config first."""
+        """Loads a DDPM pipeline's folder or a UNet2DModel's folder, and checks the weights against the config.
+
+        Raises:
+            InputError: there is no such network, its weights do not fit, or ``ddim.json`` contradicts its config.
+            DDIMError: a file is damaged.
+        """
         from diffusers.models.unets.unet_2d import UNet2DModel
 
         from .model_folder import scheduler_of, unet_folder
@@ -113,8 +116,8 @@ class PixelModel(ClassModel):
         embedded = unet.config.num_class_embeds
         if isinstance(null, int) and null != (embedded or 0) - 1:
             raise InputError(
-                f"{folder / CLASSES} names {null} as the null class, but the network has {embedded or 0} classes, of "
-                "which it must be the last.",
+                f"{folder / CLASSES} says that {null} is the null class, but that must be the last of the network's "
+                f"{embedded or 0} labels.",
                 parameter="model",
             )
         model = cls(name, unet, scheduler, device=device, dtype=dtype, null_class=null)
@@ -123,51 +126,55 @@ class PixelModel(ClassModel):
 
     @classmethod
     def from_pipeline(cls, pipeline: Any, name: str | None = None) -> "PixelModel":
-        """See ``Model``."""
+        """Wraps a pipeline object, which is not changed.
+
+        Raises:
+            InputError: its network is not a UNet2DModel, or is in training mode.
+        """
         from .live import is_compiled, is_hooked, require_eval_mode, require_parts
 
         require_parts(pipeline, {"unet": ("UNet2DModel",)})
         unet = pipeline.unet
         require_eval_mode(unet, "unet")
         config = {"_class_name": type(pipeline.scheduler).__name__, **pipeline.scheduler.config}
-        where = pipeline._execution_device  # not where the weights lie, which may be offloaded
+        where = pipeline._execution_device  # the weights may be offloaded to another device
         model = cls(name or type(pipeline).__name__, unet, config, device=where, dtype=unet.dtype, owned=False)
         model.threads = not (is_compiled(unet) or is_hooked(unet))
         return model
 
     @property
     def fingerprint(self) -> str:
-        """Of config and weights as they came; of a live network as it is now."""
+        """A hash of config and weights as they were loaded; of a pipeline object, as they are now."""
         if self._fingerprint is not None:
             return self._fingerprint
         return fingerprint(self.network, self.schedule.path, self.schedule.prediction)
 
     @property
     def engine(self) -> str:
-        """See ``Model``."""
-        return engine_of(self.network, cut=self.threads)
+        """How the network computes, as far as it changes the last bits of its output."""
+        return engine_of(self.network, split=self.threads)
 
     def check_shapes(self) -> None:
-        """Asks the network what it makes of its own shape, without numbers.
+        """Checks on the meta device that the network accepts images of its config's size, and returns the same size.
 
         Raises:
-            InputError: it does not take that shape, or answers with another.
+            InputError: it does not.
         """
         shapes = ((1, *self.shape), (1,), *([(1,)] if self.classes else []))
 
         def ask(network: Any, x: Tensor, time: Tensor, *classes: Tensor) -> Tensor:
             return network(x, time, *(labels.long() for labels in classes), return_dict=False)[0]
 
-        answer = output_shape(self.network, ask, *shapes, takes=f"the pictures of {self.name!r}, {self.shape}")
-        if answer[2:] != self.shape[1:]:
-            raise InputError(f"{self.name!r} makes {answer[1:]} of pictures of {self.shape}.", parameter="model")
+        output = output_shape(self.network, ask, *shapes, takes=f"the images of {self.name!r}, {self.shape}")
+        if output[2:] != self.shape[1:]:
+            raise InputError(f"{self.name!r} turns images of shape {self.shape} into {output[1:]}.", parameter="model")
 
     def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:
-        """See ``Model``; a learned variance in the upper half of the network's channels is left aside."""
+        """Calls the network once; see ``Model.forward``. Extra output channels (a learned variance) are ignored."""
         network, label = self.network, scalar(self.schedule.timestep(node), x.device)
         labels = cond.tensors.get(LABELS)
         if self.classes and labels is None:
-            raise InputError(f"the model {self.name!r} needs a class.", parameter="labels")
+            raise InputError(f"the model {self.name!r} needs a class label.", parameter="labels")
 
         def ask(rows: Tensor, classes: Tensor | None) -> Tensor:
             return network(rows, label, class_labels=classes, return_dict=False)[0]
@@ -178,31 +185,43 @@ class PixelModel(ClassModel):
         return output[:, : self.shape[0]].to(x.dtype)
 
     def encode(self, images: Tensor) -> Tensor:
-        """[0, 1] to [-1, 1]."""
+        """Scales images [N, C, H, W] from [0, 1] to [-1, 1]."""
         return images.to(device=self.device, dtype=self.state_dtype) * 2 - 1
 
     def decode(self, x0: Tensor) -> Tensor:
-        """[-1, 1] to [0, 1], what lies outside cut."""
+        """Scales x0 from [-1, 1] to images in [0, 1], and clips values outside."""
         return ((x0 + 1) / 2).clamp(0, 1)
 
 
 def null_class_of(folder: Path) -> int | str | None:
-    """The null class that a folder's training left beside it: None where it says that there is none, ``LAST`` where it
-    says nothing. Raises InputError for what is no label."""
+    """Reads the null class from a folder's ``ddim.json``.
+
+    Returns:
+        The label; None if the file says that there is no null class; ``LAST`` if there is no such file.
+
+    Raises:
+        InputError: the value is not a label.
+    """
     if not (folder / CLASSES).is_file():
         return LAST
     null = read_json(folder / CLASSES).get("null_class")
     if null is not None and not (is_whole(null) and null > 0):
-        raise InputError(f"{folder / CLASSES} names {null!r} as the null class, which is no label.", parameter="model")
+        raise InputError(
+            f"{folder / CLASSES} says that the null class is {null!r}, which is not a label.", parameter="model"
+        )
     return null
 
 
 def sides_of(size: Any, name: str) -> tuple[int, int]:
-    """Height and width by a config's ``sample_size``: a number, or one for each. Raises InputError otherwise."""
+    """Returns (height, width) from a config's ``sample_size``, which is one number or a pair.
+
+    Raises:
+        InputError: it is neither.
+    """
     both = list(size) if isinstance(size, (list, tuple)) else [size, size]
     if len(both) != 2 or not all(is_whole(side) and 0 < side <= _LONGEST for side in both):
         raise InputError(
-            f"the sample_size of {name!r} is {size!r}, which is not one or two sides of up to {_LONGEST}.",
+            f"the sample_size of {name!r} is {size!r}; it must be one or two whole numbers from 1 to {_LONGEST}.",
             parameter="model",
         )
     return int(both[0]), int(both[1])

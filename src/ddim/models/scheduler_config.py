@@ -1,6 +1,7 @@
-"""What a diffusers scheduler's config says: the path, what the network predicts, the grid, and how x0 is held.
+"""Reads a diffusers scheduler's config: the path, the prediction type, the grid, and the clipping of x0.
 
-Every field of every known class is taken, changes nothing here, or is refused where its value would change results.
+Each field of each supported class is either read, ignored because it cannot change the result here, or refused if its
+value would change the result in a way that this library does not support. So no config is misread silently.
 """
 
 import math
@@ -29,6 +30,8 @@ from ..core.prediction import Hold, Prediction, prediction_of
 from ..core.schedule import DynamicShift, Prior, Schedule, Shift, StaticShift
 
 # --- the classes ----------------------------------------------------------------------------------------------------
+
+# Fields of diffusers' schedulers with their default values, in groups that several classes share.
 
 _BETAS = {
     **{"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"},
@@ -61,6 +64,7 @@ _EDM = {
 
 
 def _without(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Returns fields without those of the given names."""
     return {k: v for k, v in fields.items() if k not in names}
 
 
@@ -123,68 +127,80 @@ _VES: dict[str, dict[str, Any]] = {
     },
 }
 SCHEDULERS: dict[str, dict[str, Any]] = {**_TABLES, **_FLOWS, **_VES}
-"""Class -> its fields, with what each is where a config is silent: diffusers' own signatures."""
+"""Scheduler class -> its fields with their default values, as in the signatures of diffusers."""
 
 _NAMELESS = {**{k: v for fields in _TABLES.values() for k, v in fields.items()}, **_DDIM, "clip_sample": False}
-"""A config that names no class says what it says, as DDIM's; what it does not say of clipping is not done."""
+"""The fields of a config that names no class: it is read as a DDIMScheduler's, but clips x0 only if it says so."""
 
 _EULER_KIND = ("Euler", "Heun", "LMS", "KDPM2")
-"""Classes that see x / alpha: their Karras grid runs between the ends of their ``timestep_spacing``, not of the table,
-and their noise has the first sigma of the grid."""
+"""Prefixes of classes that work with x / alpha. Their Karras grid spans the sigmas of their ``timestep_spacing``, not
+those of the whole table, and their initial noise has the standard deviation of the grid's first sigma."""
 
 # --- the fields -----------------------------------------------------------------------------------------------------
 
-TAKEN = frozenset(
+READ = frozenset(
     {
         *_DDIM,
         *("use_karras_sigmas", "sigma_min", "sigma_max"),
     }
 )
-"""Read below: path, prediction, grid and how x0 is held come from these."""
+"""Fields that are read below: they determine path, prediction type, grid and clipping of x0."""
 
-TAKEN_BY_FLOWS = frozenset(
+READ_BY_FLOWS = frozenset(
     {
         *("shift", "use_dynamic_shifting", "time_shift_type", "base_shift", "max_shift", "shift_terminal"),
         *("base_image_seq_len", "max_image_seq_len"),
     }
 )
-"""Read below where the class is a flow model's; elsewhere they are what ``IGNORED`` and ``ONLY`` say."""
+"""Fields that are read below for flow-matching classes; for other classes ``IGNORED`` and ``REQUIRED`` apply."""
 
 _SOLVERS = "the caller chooses the solver"
-_UNLESS = "it acts only beside another field, which is refused"
+_UNLESS = "it has an effect only together with another field, which is refused"
 IGNORED: dict[str, str] = {
     **dict.fromkeys(("solver_order", "solver_type", "solver_p", "algorithm_type", "predict_x0", "tau_func"), _SOLVERS),
     **dict.fromkeys(("lower_order_final", "euler_at_final", "disable_corrector", "skip_prk_steps"), _SOLVERS),
     **dict.fromkeys(("predictor_order", "corrector_order", "snr", "correct_steps", "sampling_eps"), _SOLVERS),
     **dict.fromkeys(("s_noise", "s_churn", "s_min", "s_max"), _SOLVERS),
-    "variance_type": "the noise of a step is the solver's; a learned variance is left aside",
+    "variance_type": "the solver determines the noise of a step; a learned variance is ignored",
     "sigma_data": "it scales the network's input and output, not the path; pixel models on a VE path are refused",
     **dict.fromkeys(("flow_shift", "time_shift_type"), _UNLESS),
 }
-"""Fields whose value changes nothing here, and why."""
+"""Field -> why its value cannot change the result here."""
 
-_OTHER_GRID = "a grid that this version does not make"
-ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
+_OTHER_GRID = "a grid that this version does not support"
+REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_exponential_sigmas": ((False, None), _OTHER_GRID),
     "use_beta_sigmas": ((False, None), _OTHER_GRID),
     "use_lu_lambdas": ((False, None), _OTHER_GRID),
-    "use_flow_sigmas": ((False, None), "a flow model in a scheduler of noise levels, which this version does not take"),
-    "use_dynamic_shifting": ((False, None), "a flow model's grid on a table of noise levels, which no model here has"),
+    "use_flow_sigmas": (
+        (False, None),
+        "a flow model with a scheduler for tables of noise levels, which this version does not support",
+    ),
+    "use_dynamic_shifting": (
+        (False, None),
+        "a flow model's grid on a table of noise levels, which this version does not support",
+    ),
     "shift_terminal": ((None,), _OTHER_GRID),
-    "invert_sigmas": ((False, None), "a time that runs the other way, which this version does not take"),
-    "stochastic_sampling": ((False, None), "a sampler that draws noise anew at each step, which this version lacks"),
+    "invert_sigmas": ((False, None), "a time that runs in the other direction, which this version does not support"),
+    "stochastic_sampling": (
+        (False, None),
+        "a sampler that adds new noise in each step, which this version does not support",
+    ),
     "sigma_schedule": (("karras",), _OTHER_GRID),
     "rho": ((7,), _OTHER_GRID),
-    "final_sigmas_type": (("zero",), "another last step than to the data, which this version does not make"),
-    "interpolation_type": (("linear",), "other noise levels between those of the table, which this version lacks"),
-    "timestep_type": (("discrete",), "a network with another clock, which this version does not take"),
+    "final_sigmas_type": (("zero",), "a last step that stops before the data, which this version does not support"),
+    "interpolation_type": (
+        ("linear",),
+        "another interpolation between the table's noise levels, which this version does not support",
+    ),
+    "timestep_type": (("discrete",), "a network with continuous timesteps, which this version does not support"),
     "lambda_min_clipped": (
         (-math.inf, None),
-        "a grid that leaves out the noisiest levels; give such a list as spacing",
+        "a grid without the noisiest levels (which can be given as a list of timesteps for the spacing)",
     ),
-    "predict_epsilon": ((True, None), "a network that predicts x0; say so by prediction_type = 'sample'"),
+    "predict_epsilon": ((True, None), "a network that predicts x0, which is written prediction_type = 'sample'"),
 }
-"""Fields that are refused unless they have one of these values, and what another one would mean."""
+"""Field -> the values that are accepted (the first is suggested), and what any other value would mean."""
 
 _ELSEWHERE = frozenset(
     {
@@ -192,26 +208,26 @@ _ELSEWHERE = frozenset(
         *("tensor_format", "timestep_values"),
     }
 )
-"""Fields of classes that are not taken here, or of diffusers' first versions: no class above reads them."""
+"""Fields of classes that are not supported, or of diffusers' first versions: no class above reads them."""
 
 
 MOST_TOKENS = 10**7
-"""The longest image that a config may name; a mistyped one is found by it."""
+"""The largest number of image tokens that a config may have; it catches mistyped numbers."""
 
 
-class Said(NamedTuple):
-    """A config as its class reads it.
+class ParsedConfig(NamedTuple):
+    """A scheduler config as its class in diffusers reads it.
 
     Attributes:
-        kind: the class's name; empty where the config names none.
-        fields: every field that the class has, with its value.
+        kind: the name of the class; empty if the config names none.
+        fields: every field of the class, with its value in the config or its default.
     """
 
     kind: str
     fields: Mapping[str, Any]
 
     def whole(self, key: str, low: int, high: int) -> int:
-        """A whole number in [low, high]."""
+        """Returns a field that must be a whole number in [low, high]."""
         value = self.fields[key]
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -220,7 +236,7 @@ class Said(NamedTuple):
         return int(value)
 
     def number(self, key: str, low: float, high: float = math.inf) -> float:
-        """A finite number above ``low`` and at most ``high``."""
+        """Returns a field that must be a finite number above ``low`` and at most ``high``."""
         value = self.fields[key]
         if not is_number(value) or not low < value <= high:
             most = "" if high == math.inf else f" and at most {high:g}"
@@ -228,7 +244,7 @@ class Said(NamedTuple):
         return float(value)
 
     def switch(self, key: str) -> bool:
-        """true or false; false where the class has no such field."""
+        """Returns a field that must be a bool; False if the class has no such field."""
         value = self.fields.get(key, False)
         if not isinstance(value, bool):
             raise InputError(f"{_shown(value)} is neither true nor false.", parameter=key)
@@ -236,17 +252,17 @@ class Said(NamedTuple):
 
 
 def fields_read_by(kind: str) -> frozenset[str]:
-    """The fields that are read below of a config of this class."""
-    return TAKEN | TAKEN_BY_FLOWS if kind in _FLOWS else TAKEN
+    """Returns the names of the fields that this module reads for a scheduler class."""
+    return READ | READ_BY_FLOWS if kind in _FLOWS else READ
 
 
-def said_by(config: Mapping[str, Any]) -> Said:
-    """What a config says to its own class.
+def parse_config(config: Mapping[str, Any]) -> ParsedConfig:
+    """Checks a config, and completes it with the defaults of its class.
 
-    As in diffusers, a field that only other classes have says nothing, and one with an underscore is a note.
+    As in diffusers, fields that only other classes have are ignored, and so are fields that start with an underscore.
 
     Raises:
-        InputError: a class or a field that is not known; a value that would change results and is not taken.
+        InputError: the class or a field is unknown, or a field has a value that is not supported (see ``REQUIRED``).
     """
     kind = config.get("_class_name") or ""
     if kind and (not isinstance(kind, str) or kind not in SCHEDULERS):
@@ -254,31 +270,33 @@ def said_by(config: Mapping[str, Any]) -> Said:
     usual = SCHEDULERS[kind] if kind else _NAMELESS
     for key, value in config.items():
         known = (
-            key in TAKEN | TAKEN_BY_FLOWS or key in IGNORED or key in ONLY or key in _ELSEWHERE or key.startswith("_")
+            key in READ | READ_BY_FLOWS or key in IGNORED or key in REQUIRED or key in _ELSEWHERE or key.startswith("_")
         )
         if not known and value is not None and value is not False:
             raise InputError(
-                f"{_shown(value)}: no scheduler that is known has such a field, so what it changes is not known; "
-                "take it out of the scheduler's config if it changes nothing.",
+                f"{_shown(value)} is the value of a field that no known scheduler has, so its effect is unknown; if it "
+                "has none, remove it from the scheduler's config.",
                 parameter=key,
             )
-        fine, means = ONLY.get(key, ((), ""))
+        fine, means = REQUIRED.get(key, ((), ""))
         reads = (key in usual and key not in fields_read_by(kind)) or key == "predict_epsilon"
         if fine and reads and not any(value is v or (_same(value, v)) for v in fine):
-            raise InputError(f"{_shown(value)} means {means}; {_shown(fine[0])} is taken.", parameter=key)
-    return Said(kind, {key: config.get(key, value) for key, value in usual.items()})
+            raise InputError(f"{_shown(value)} means {means}; use {_shown(fine[0])}.", parameter=key)
+    return ParsedConfig(kind, {key: config.get(key, value) for key, value in usual.items()})
 
 
 def _same(value: Any, other: Any) -> bool:
+    """Whether two values are equal, where a bool never equals a number."""
     return isinstance(value, bool) == isinstance(other, bool) and value == other
 
 
 def _shown(value: Any) -> str:
+    """Returns the repr of a value, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-# --- what they say --------------------------------------------------------------------------------------------------
+# --- the results ----------------------------------------------------------------------------------------------------
 
 _SCHEDULES = {
     "linear": linear_alpha_bar,
@@ -290,143 +308,147 @@ _SCHEDULES = {
 
 
 def read_schedule(config: Mapping[str, Any], *, flow_spacing: str = "linspace") -> Schedule:
-    """The schedule that a diffusers scheduler's config describes.
+    """Makes the schedule that a diffusers scheduler's config describes.
 
     Args:
-        config: the dict in ``scheduler_config.json``. A field that it leaves out is what its class takes for granted.
-        flow_spacing: the spacing of a flow model's own grid, which no config names. ``linspace``: what the scheduler
-            does by itself (SD3, Sana). ``trailing``: sigma = 1, 1 - 1/S, ..., 1/S before the shift, as the pipelines of
-            FLUX, Qwen-Image, Z-Image and Lumina 2 hand it over.
+        config: the content of ``scheduler_config.json``; missing fields have the defaults of their class.
+        flow_spacing: the spacing of a flow model's own grid, which no config contains. ``linspace`` is what the
+            scheduler does by itself (SD3, Sana). ``trailing`` is sigma = 1, 1 - 1/S, ..., 1/S before the shift, which
+            the pipelines of FLUX, Qwen-Image, Z-Image and Lumina 2 pass to their scheduler.
 
     Raises:
-        InputError: a scheduler, prediction type, spacing or field that is not known; a value of the wrong kind, or one
-            that would change results and is not taken.
+        InputError: the scheduler, prediction type, spacing or a field is unknown, or a value has the wrong type or is
+            not supported.
     """
-    said = said_by(config)
+    parsed = parse_config(config)
     return Schedule(
-        path_of(said),
-        prediction_from(said),
-        spacing_from(said, flow_spacing),
-        offset_from(said),
-        hold_from(said),
-        shift=shift_from(said),
-        prior=prior_from(said),
+        path_of(parsed),
+        prediction_from(parsed),
+        spacing_from(parsed, flow_spacing),
+        offset_from(parsed),
+        hold_from(parsed),
+        shift=shift_from(parsed),
+        prior=prior_from(parsed),
     )
 
 
 def from_scheduler_config(config: Mapping[str, Any]) -> GaussianPath:
-    """The path that a diffusers scheduler config describes.
+    """Makes the path (the noise levels) that a diffusers scheduler's config describes.
 
     Args:
-        config: the dict in ``scheduler_config.json``. A field that it leaves out is what its class takes for granted.
+        config: the content of ``scheduler_config.json``; missing fields have the defaults of their class.
 
     Raises:
-        InputError: a scheduler, schedule or field this library does not know, named with the nearest known one; a
-            value of the wrong kind, or one that would change results and is not taken (see ``ONLY``).
+        InputError: the scheduler, beta schedule or a field is unknown (the most similar known name is suggested), or a
+            value has the wrong type or is not supported (see ``REQUIRED``).
     """
-    return path_of(said_by(config))
+    return path_of(parse_config(config))
 
 
-def path_of(said: Said) -> GaussianPath:
-    """As ``from_scheduler_config``."""
-    if said.kind in _FLOWS:
-        return RectifiedFlow(levels=said.whole("num_train_timesteps", 1, MOST_LEVELS))
-    if said.kind in _VES:
-        return VEPath(sigma_max=said.number("sigma_max", 0), sigma_min=said.number("sigma_min", 0))
+def path_of(parsed: ParsedConfig) -> GaussianPath:
+    """Makes the path of a parsed config; raises as ``from_scheduler_config``."""
+    if parsed.kind in _FLOWS:
+        return RectifiedFlow(levels=parsed.whole("num_train_timesteps", 1, MOST_LEVELS))
+    if parsed.kind in _VES:
+        return VEPath(sigma_max=parsed.number("sigma_max", 0), sigma_min=parsed.number("sigma_min", 0))
     for key in ("sigma_min", "sigma_max"):
-        if said.fields.get(key) is not None:
-            raise InputError(f"{_shown(said.fields[key])} means {_OTHER_GRID}; null is taken.", parameter=key)
-    table = _table(said)
-    if said.switch("rescale_betas_zero_snr"):
+        if parsed.fields.get(key) is not None:
+            raise InputError(f"{_shown(parsed.fields[key])} means {_OTHER_GRID}; use null.", parameter=key)
+    table = _table(parsed)
+    if parsed.switch("rescale_betas_zero_snr"):
         table = zero_terminal_snr(table)
-    at_one = said.switch("set_alpha_to_one") if "set_alpha_to_one" in said.fields else True
+    at_one = parsed.switch("set_alpha_to_one") if "set_alpha_to_one" in parsed.fields else True
     return TablePath(table, "one" if at_one else "first")
 
 
-def _table(said: Said) -> Any:
-    steps = said.whole("num_train_timesteps", 2, MOST_LEVELS)
-    if (betas := said.fields["trained_betas"]) is not None:
+def _table(parsed: ParsedConfig) -> Any:
+    """Returns the table of alpha_bar, from ``trained_betas`` or from the beta schedule."""
+    steps = parsed.whole("num_train_timesteps", 2, MOST_LEVELS)
+    if (betas := parsed.fields["trained_betas"]) is not None:
         if not isinstance(betas, (list, tuple)) or not all(is_number(b) and 0 < b < 1 for b in betas):
             raise InputError(f"{_shown(betas)} is not a list of numbers in (0, 1).", parameter="trained_betas")
         if len(betas) != steps:
             raise InputError(f"it has {len(betas)} numbers for {steps} num_train_timesteps.", parameter="trained_betas")
         return alpha_bar_of(tensor(betas).double())
-    schedule = said.fields["beta_schedule"]
+    schedule = parsed.fields["beta_schedule"]
     if not isinstance(schedule, str) or schedule not in _SCHEDULES:
         raise UnknownName("beta schedule", schedule, _SCHEDULES, parameter="beta_schedule")
     if schedule in ("squaredcos_cap_v2", "laplace"):
         return _SCHEDULES[schedule](steps)
-    return _SCHEDULES[schedule](steps, said.fields["beta_start"], said.fields["beta_end"])
+    return _SCHEDULES[schedule](steps, parsed.fields["beta_start"], parsed.fields["beta_end"])
 
 
-def prediction_from(said: Said) -> Prediction:
-    """What the network predicts: ``prediction_type``, and flow for a flow model."""
-    if said.kind in _FLOWS:
+def prediction_from(parsed: ParsedConfig) -> Prediction:
+    """Returns what the network predicts: flow for flow-matching classes, otherwise ``prediction_type``."""
+    if parsed.kind in _FLOWS:
         return "flow"
-    told = said.fields.get("prediction_type", "epsilon")
-    prediction = prediction_of(told if isinstance(told, str) else repr(told))
+    name = parsed.fields.get("prediction_type", "epsilon")
+    prediction = prediction_of(name if isinstance(name, str) else repr(name))
     if prediction == "flow":
         raise InputError(
-            f"{told!r} does not go with {said.kind or 'a table of noise levels'}, which knows no flow.",
+            f"{name!r} does not fit {parsed.kind or 'a table of noise levels'}, which has no flow prediction.",
             parameter="prediction_type",
         )
     return prediction
 
 
-def spacing_from(said: Said, flow_spacing: str = "linspace") -> str:
-    """The spacing that the config asks for, or its class takes for granted; ``flow_spacing`` for flow models."""
-    if said.kind in _FLOWS:
+def spacing_from(parsed: ParsedConfig, flow_spacing: str = "linspace") -> str:
+    """Returns the spacing of the grid, from the config or its class's default; ``flow_spacing`` for flow models."""
+    if parsed.kind in _FLOWS:
         spacing = flow_spacing
-    elif said.kind in _VES:
+    elif parsed.kind in _VES:
         spacing = "karras"
     else:
-        spacing = said.fields.get("timestep_spacing", "linspace")
+        spacing = parsed.fields.get("timestep_spacing", "linspace")
     if not isinstance(spacing, str) or spacing not in SPACINGS:
         raise UnknownName("spacing", spacing, SPACINGS, parameter="timestep_spacing")
-    if not said.switch("use_karras_sigmas"):
+    if not parsed.switch("use_karras_sigmas"):
         return spacing
-    if said.kind in _FLOWS or (spacing != "linspace" and said.kind.startswith(_EULER_KIND)):
+    if parsed.kind in _FLOWS or (spacing != "linspace" and parsed.kind.startswith(_EULER_KIND)):
         raise InputError(
-            f"True means {_OTHER_GRID} for {said.kind} with the spacing {spacing!r}; False is taken.",
+            f"for {parsed.kind} with the spacing {spacing!r}, True means {_OTHER_GRID}; use False.",
             parameter="use_karras_sigmas",
         )
     return "karras"
 
 
-def offset_from(said: Said) -> int:
-    """``steps_offset``, 0 where the class has none."""
-    return said.whole("steps_offset", 0, MOST_LEVELS) if "steps_offset" in said.fields else 0
+def offset_from(parsed: ParsedConfig) -> int:
+    """Returns ``steps_offset``, or 0 if the class has no such field."""
+    return parsed.whole("steps_offset", 0, MOST_LEVELS) if "steps_offset" in parsed.fields else 0
 
 
-def shift_from(said: Said) -> Shift:
-    """How a flow model's grid is shifted: by the picture's size where the config says so, else by its ``shift``."""
-    if said.kind not in _FLOWS:
+def shift_from(parsed: ParsedConfig) -> Shift:
+    """Returns the time shift of a flow model's grid: one that depends on the image size, or the constant ``shift``.
+
+    Other models have no shift.
+    """
+    if parsed.kind not in _FLOWS:
         return StaticShift()
-    stretched = said.fields.get("shift_terminal") not in (None, 0)
-    terminal = said.number("shift_terminal", 0, 1) if stretched else None
-    if not said.switch("use_dynamic_shifting"):
-        return StaticShift(said.number("shift", 0), terminal=terminal)
+    stretched = parsed.fields.get("shift_terminal") not in (None, 0)
+    terminal = parsed.number("shift_terminal", 0, 1) if stretched else None
+    if not parsed.switch("use_dynamic_shifting"):
+        return StaticShift(parsed.number("shift", 0), terminal=terminal)
     return DynamicShift(
-        kind=said.fields["time_shift_type"],
-        base_shift=said.number("base_shift", -math.inf),
-        max_shift=said.number("max_shift", -math.inf),
-        base_image_seq_len=said.whole("base_image_seq_len", 1, MOST_TOKENS),
-        max_image_seq_len=said.whole("max_image_seq_len", 1, MOST_TOKENS),
+        kind=parsed.fields["time_shift_type"],
+        base_shift=parsed.number("base_shift", -math.inf),
+        max_shift=parsed.number("max_shift", -math.inf),
+        base_image_seq_len=parsed.whole("base_image_seq_len", 1, MOST_TOKENS),
+        max_image_seq_len=parsed.whole("max_image_seq_len", 1, MOST_TOKENS),
         terminal=terminal,
     )
 
 
-def prior_from(said: Said) -> Prior:
-    """Which noise the class starts from, its ``init_noise_sigma``."""
-    if said.kind.startswith("EDM"):
+def prior_from(parsed: ParsedConfig) -> Prior:
+    """Returns which initial noise the class samples from (its ``init_noise_sigma``)."""
+    if parsed.kind.startswith("EDM"):
         return "edm"
-    return "euler" if said.kind in _TABLES and said.kind.startswith(_EULER_KIND) else "path"
+    return "euler" if parsed.kind in _TABLES and parsed.kind.startswith(_EULER_KIND) else "path"
 
 
-def hold_from(said: Said) -> Hold:
-    """How x0 is held: dynamic thresholding where the config says so, else clipping where it does."""
-    if said.switch("thresholding"):
+def hold_from(parsed: ParsedConfig) -> Hold:
+    """Returns how x0 is limited: by dynamic thresholding, by clipping, or not at all."""
+    if parsed.switch("thresholding"):
         return Hold(
-            threshold=said.number("dynamic_thresholding_ratio", 0, 1), largest=said.number("sample_max_value", 0)
+            threshold=parsed.number("dynamic_thresholding_ratio", 0, 1), largest=parsed.number("sample_max_value", 0)
         )
-    return Hold(clip_x0=said.number("clip_sample_range", 0)) if said.switch("clip_sample") else Hold()
+    return Hold(clip_x0=parsed.number("clip_sample_range", 0)) if parsed.switch("clip_sample") else Hold()

@@ -1,4 +1,4 @@
-"""A pipeline's scheduler from its folder, as diffusers makes it."""
+"""Loads a pipeline's scheduler from its folder, as diffusers does."""
 
 import warnings
 from pathlib import Path
@@ -12,30 +12,38 @@ from .scheduler_config import from_scheduler_config
 
 
 def read_scheduler(folder: Path, kind: str) -> Any:
-    """A pipeline's scheduler, as diffusers makes it from its config; the pipeline's index says of which class."""
+    """Loads a pipeline's scheduler, and warns of config fields that diffusers' pipeline ignores.
+
+    Args:
+        folder: the scheduler's folder.
+        kind: the scheduler's class, from the pipeline's index.
+
+    Raises:
+        InputError: there is no config, the class is not supported, or diffusers cannot load it.
+    """
     import diffusers
 
     file = folder / "scheduler_config.json"
     if not file.is_file():
-        raise InputError(f"{folder} holds no scheduler_config.json.", parameter="model")
-    from_scheduler_config({"_class_name": kind})
-    said = read_json(file)
-    own = said.get("_class_name", kind)
-    if said.get("clip_sample"):
+        raise InputError(f"{folder} contains no scheduler_config.json.", parameter="model")
+    from_scheduler_config({"_class_name": kind})  # raises for a class that is not supported
+    config = read_json(file)
+    own = config.get("_class_name", kind)
+    if config.get("clip_sample"):
         warnings.warn(
-            f"{file} says clip_sample, which latents are not held to; it is left aside, as diffusers' pipeline does.",
+            f"{file} sets clip_sample, but latents are not clipped; it is ignored, as in diffusers' pipeline.",
             DDIMWarning,
             stacklevel=6,
         )
     if own != kind:
         warnings.warn(
-            f"{file} is of a {own}, but the pipeline says {kind}; it is read as diffusers reads it, as a {kind}, and "
-            "fields that this class does not have say nothing.",
+            f"{file} was written by a {own}, but the pipeline's index names a {kind}; like diffusers, it is read as a "
+            f"{kind}, and fields that this class does not have are ignored.",
             DDIMWarning,
             stacklevel=6,
         )
     with loading():
         try:
             return getattr(diffusers, kind).from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # of a config that makes no sense, diffusers raises what comes up
+        except Exception as error:  # for an invalid config, diffusers raises errors of any type
             raise InputError(f"{folder} cannot be loaded as a {kind}: {reason_of(error)}", parameter="model") from None

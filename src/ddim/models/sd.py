@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: text-to-image in the diffusers format."""
+"""The adapter for Stable Diffusion 1.x and 2.x in the diffusers format."""
 
 import hashlib
 import warnings
@@ -36,30 +36,30 @@ from .tokens import longest_prompt, read_tokenizer
 
 
 class StableDiffusion(LatentModel):
-    """A Stable Diffusion pipeline behind the library's interface; made by ``ddim.load``.
+    """A Stable Diffusion model; ``ddim.load`` makes it from a folder, the hub or a pipeline object.
 
     Args:
-        name: as it was asked for.
-        pipeline: diffusers' StableDiffusionPipeline.
-        device: where it computes; a live pipeline's own by default.
-        dtype: what its networks compute in; the sampler's state is float32, or float64 when this is.
-        owned: move, cast and freeze the parts, and lay them out as convolutions are fastest; False leaves a live
-            pipeline as it is.
+        name: the name that errors and codes call it by.
+        pipeline: a StableDiffusionPipeline of diffusers.
+        device: the device that it computes on.
+        dtype: the dtype that its networks compute in.
+        owned: whether the pipeline belongs to this model, which then moves, casts and freezes its parts and converts
+            them to channels-last layout. False leaves a user's pipeline as it is.
 
     Attributes:
-        threads: on a CPU, share the rows of a large batch of the U-Net out among threads.
-        prompt_length: tokens of a prompt, start and end among them.
+        threads: whether large batches of the U-Net are split among threads on a CPU.
+        prompt_length: the number of tokens of a prompt, with start and end token.
 
     Raises:
-        InputError: a pipeline whose scheduler or U-Net this version does not take.
+        InputError: the pipeline's scheduler or U-Net is not supported.
     """
 
     family: ClassVar[str] = "latent text-to-image"
     usual_guidance: ClassVar[float] = 7.5
-    told: ClassVar[tuple[str, ...]] = (TEXT,)
-    """The conditions that its U-Net is told, by name."""
+    conditions: ClassVar[tuple[str, ...]] = (TEXT,)
+    """Names of the conditions that the U-Net takes."""
     addition: ClassVar[str | None] = None
-    """The ``addition_embed_type`` of its U-Net."""
+    """The ``addition_embed_type`` in the U-Net's config."""
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "unet": ("UNet2DConditionModel",),
         "vae": ("AutoencoderKL", "AutoencoderTiny"),
@@ -79,17 +79,17 @@ class StableDiffusion(LatentModel):
         unet, vae, scheduler = pipeline.unet, pipeline.vae, pipeline.scheduler
         if unet.config.in_channels != vae.config.latent_channels:
             raise InputError(
-                f"the U-Net of {name!r} takes {unet.config.in_channels} channels, its autoencoder gives "
-                f"{vae.config.latent_channels}: an inpainting or depth model, or InstructPix2Pix, which this version "
-                "does not take.",
+                f"the U-Net of {name!r} takes {unet.config.in_channels} channels, but its autoencoder makes "
+                f"{vae.config.latent_channels}: it is an inpainting or depth model or InstructPix2Pix, which this "
+                "version does not support.",
                 parameter="model",
             )
         self.check_conditions(name, pipeline)
-        # The pipelines of diffusers set steps_offset to 1 whatever the config says; so does loading one.
+        # scheduler.config and not the file: diffusers' pipelines set steps_offset to 1 whatever the file says.
         self.schedule = read_schedule({"_class_name": type(scheduler).__name__, **scheduler.config})
         if isinstance(self.schedule.path, (VEPath, RectifiedFlow)):
             raise InputError(
-                f"{name!r} has a {type(scheduler).__name__}, which this version does not take.", parameter="model"
+                f"{name!r} has a {type(scheduler).__name__}, which this version does not support.", parameter="model"
             )
         multiple = 2 ** (len(vae.config.block_out_channels) - 1)
         if unet.config.sample_size is None:
@@ -115,7 +115,7 @@ class StableDiffusion(LatentModel):
         )
         like = torch.empty(0, dtype=self.state_dtype, device=where)
         self.scale, self.shift = statistics_of(vae.config, name, like)
-        # of the weights as they come: a cast would change them
+        # computed before _move_and_freeze, because a cast changes the weights
         self._fingerprint = self._fingerprint_now() if owned else None
         if owned:
             self._move_and_freeze(where, what)
@@ -123,42 +123,42 @@ class StableDiffusion(LatentModel):
 
     @classmethod
     def tokenizer_parts(cls) -> tuple[str, ...]:
-        """The names of its tokenizers; that of each one's text encoder ends alike."""
+        """Names of its tokenizers in the pipeline, such as ``tokenizer`` and ``tokenizer_2``."""
         return tuple(part for part in cls.parts if part.startswith("tokenizer"))
 
     @classmethod
     def encoder_parts(cls) -> tuple[str, ...]:
-        """The names of its text encoders, in the order of their tokenizers."""
+        """Names of its text encoders in the pipeline, in the order of their tokenizers."""
         return tuple(part.replace("tokenizer", "text_encoder") for part in cls.tokenizer_parts())
 
     @property
     def tokenizer(self) -> Any:
-        """Its first tokenizer, whose reading of a prompt is ``tokens``."""
+        """Its first tokenizer, which ``tokens`` uses."""
         return self.tokenizers[0]
 
     @property
     def encoders(self) -> tuple[Any, ...]:
-        """Its text encoders."""
+        """Its text encoders, in the order of their tokenizers."""
         return tuple(getattr(self.pipeline, part) for part in self.encoder_parts())
 
     def networks(self) -> Mapping[str, nn.Module]:
-        """U-Net, autoencoder, text encoders."""
+        """Returns the U-Net, the autoencoder and the text encoders, by their names in the pipeline."""
         return {"unet": self.network, "vae": self.vae, **dict(zip(self.encoder_parts(), self.encoders, strict=True))}
 
     def _longest_prompt(self, name: str) -> int:
-        """How many tokens its text encoders take. Raises InputError where they do not take equally many."""
+        """Returns the largest number of tokens of a prompt. Raises InputError if its text encoders differ in it."""
         both = zip(self.tokenizers, self.encoders, strict=True)
         lengths = [longest_prompt(tokenizer, int(e.config.max_position_embeddings)) for tokenizer, e in both]
         if len({*lengths}) > 1:
             raise InputError(
-                f"the tokenizers of {name!r} cut prompts to {' and '.join(map(str, lengths))} tokens; what their text "
-                "encoders make of them goes together only if they are equally long.",
+                f"the tokenizers of {name!r} cut prompts to {' and '.join(map(str, lengths))} tokens; these lengths "
+                "must be equal, because the outputs of the text encoders are joined.",
                 parameter="model",
             )
         return lengths[0]
 
     def _move_and_freeze(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Moves and casts the parts, which are the model's own, and lays them out as convolutions are fastest."""
+        """Moves, casts and freezes all networks, and converts the convolutional ones to channels-last layout."""
         for part in self.networks().values():
             own = self.autoencoder_dtype(dtype) if part is self.vae else dtype
             nn.Module.to(part, device=device, dtype=own)
@@ -168,19 +168,22 @@ class StableDiffusion(LatentModel):
 
     @property
     def fingerprint(self) -> str:
-        """Of configs and weights as they came; of a live pipeline as it is now, adapters and their scales among it."""
+        """A hash of configs and weights as they were loaded.
+
+        Of a pipeline object: as they are now, with the active LoRA adapters and their scales.
+        """
         return self._fingerprint_now() if self._fingerprint is None else self._fingerprint
 
     @property
     def adapters(self) -> str:
-        """The LoRA adapters that act, each with the scales of its layers: ``style 0.8``."""
+        """The active LoRA adapters, each with the scales of its layers, such as ``style 0.8``; empty without."""
         acting = adapters_of(self.networks().values()).items()
         return ", ".join(" ".join([name, *(f"{s:g}" for s in dict.fromkeys(scales))]) for name, scales in acting)
 
     @property
     def engine(self) -> str:
-        """See ``Model``."""
-        return engine_of(self.network, cut=self.threads)
+        """How the U-Net computes, as far as it changes the last bits of its output."""
+        return engine_of(self.network, split=self.threads)
 
     def _fingerprint_now(self) -> str:
         schedule = self.schedule
@@ -190,19 +193,24 @@ class StableDiffusion(LatentModel):
 
     @classmethod
     def check_conditions(cls, name: str, pipeline: Any) -> None:
-        """Raises InputError for a U-Net that wants other conditions than these, or answers in other channels."""
+        """Raises InputError for a U-Net that needs other conditions, or has an unexpected number of output channels."""
         refuse_other_conditions(name, pipeline.unet.config, cls.addition)
 
     @classmethod
     def from_folder(cls, name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> "StableDiffusion":
-        """See ``Model``: parts put together one by one, without those that are not used."""
+        """Loads the parts that are used, one by one (no safety checker), and checks that they fit together.
+
+        Raises:
+            InputError: a part is missing, unsupported, or does not fit the others.
+            DDIMError: a file is damaged.
+        """
         model = cls(name, cls.read_pipeline(folder), device=device, dtype=dtype)
         model.check_shapes()
         return model
 
     @classmethod
     def read_pipeline(cls, folder: Path) -> Any:
-        """The pipeline in a folder, each part held against its file first."""
+        """Makes the pipeline of a folder, after checking each part's weights against its config."""
         with loading():
             import transformers
         from .model_folder import INDEX, part_class
@@ -222,7 +230,12 @@ class StableDiffusion(LatentModel):
 
     @classmethod
     def make_pipeline(cls, parts: Mapping[str, Any], index: Mapping[str, Any]) -> Any:
-        """The pipeline of these parts, with what its index says beside them."""
+        """Makes a pipeline from its parts.
+
+        Args:
+            parts: name -> part.
+            index: the content of ``model_index.json``, for options of the pipeline.
+        """
         from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
         off: Any = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -230,7 +243,11 @@ class StableDiffusion(LatentModel):
 
     @classmethod
     def from_pipeline(cls, pipeline: Any, name: str | None = None) -> "StableDiffusion":
-        """See ``Model``."""
+        """Wraps a pipeline object, which is not changed.
+
+        Raises:
+            InputError: a part is missing or unsupported, a network is in training mode, or there is an IP-Adapter.
+        """
         require_parts(pipeline, cls.parts)
         refuse_ip_adapter(pipeline)
         model = cls(
@@ -242,17 +259,16 @@ class StableDiffusion(LatentModel):
         )
         for part, network in model.networks().items():
             require_eval_mode(network, part)
-        if is_hooked(model.network) or is_hooked(
-            model.vae
-        ):  # hooks are called one at a time, each with the whole batch
+        if is_hooked(model.network) or is_hooked(model.vae):
+            # Hooks may not be thread-safe, and may expect the whole batch.
             model.threads, model.min_pictures = False, None
         return model
 
     def check_shapes(self) -> None:
-        """Asks every part what it makes of its own shapes, without numbers.
+        """Checks on the meta device, without computing anything, that the parts fit together.
 
         Raises:
-            InputError: one does not take what the one before it makes, or answers in another shape.
+            InputError: a part does not accept the output of the one before it, or returns another shape.
         """
         shapes = self.condition_shapes()
         code, picture = (1, *self.shape), (1, *self.picture)
@@ -261,61 +277,63 @@ class StableDiffusion(LatentModel):
             wanted = self.network_conditions(dict(zip(shapes, conditions, strict=True)))
             return network(x, time, **wanted, return_dict=False)[0][:, : self.shape[0]]
 
-        takes = f"codes of {self.shape} under words of {shapes[TEXT][1:]}"
+        takes = f"latents of {self.shape} with text of {shapes[TEXT][1:]}"
         made = {
-            "code": output_shape(self.vae, code_of, picture, takes=f"pictures of {self.picture}"),
-            "picture": output_shape(self.vae, lambda n, x: n.decode(x).sample, code, takes=f"codes of {self.shape}"),
-            "answer": output_shape(self.network, ask, code, (1,), *shapes.values(), takes=takes),
+            "latent": output_shape(self.vae, code_of, picture, takes=f"images of {self.picture}"),
+            "image": output_shape(self.vae, lambda n, x: n.decode(x).sample, code, takes=f"latents of {self.shape}"),
+            "output": output_shape(self.network, ask, code, (1,), *shapes.values(), takes=takes),
         }
-        for what, expected in (("code", code), ("picture", picture), ("answer", code)):
+        for what, expected in (("latent", code), ("image", picture), ("output", code)):
             if made[what] != expected:
                 raise InputError(
-                    f"{self.name!r} makes {what}s of {made[what][1:]}, not of {expected[1:]}.", parameter="model"
+                    f"{self.name!r} makes {what}s of shape {made[what][1:]} instead of {expected[1:]}.",
+                    parameter="model",
                 )
 
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each condition of one prompt: what the text encoders make of shapes, without numbers.
+        """Returns the shape of each condition for one prompt, found on the meta device.
 
         Raises:
-            InputError: a tokenizer that has more tokens than its encoder.
+            InputError: a tokenizer has more tokens than its text encoder.
         """
         for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
             rows = encoder.get_input_embeddings().num_embeddings
             if (most := max(tokenizer.get_vocab().values())) >= rows:
                 raise InputError(
-                    f"the tokenizer of {self.name!r} has tokens up to {most}, its text encoder knows {rows}.",
+                    f"the tokenizer of {self.name!r} has token ids up to {most}, but its text encoder has only {rows} "
+                    "embeddings.",
                     parameter="model",
                 )
         words = [self.condition_shape(encoder, TEXT) for encoder in self.encoders]
         return {TEXT: (*words[0][:2], sum(shape[2] for shape in words))}
 
     def condition_shape(self, encoder: Any, name: str) -> tuple[int, ...]:
-        """The shape of one condition that an encoder makes of one prompt."""
+        """Returns the shape of the condition ``name`` that a text encoder makes from one prompt."""
         length = self.prompt_length
         takes = f"prompts of {length} tokens"
         return output_shape(encoder, lambda n, x: self.embed(n, x.long(), None)[name], (1, length), takes=takes)
 
     def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:
-        """See ``Model``; a learned variance in the upper half of the network's channels is left aside."""
+        """Calls the U-Net once; see ``Model.forward``. Extra output channels (a learned variance) are ignored."""
         if TEXT not in cond:
-            raise InputError(f"the model {self.name!r} needs a prompt; an empty one will do.", parameter="prompt")
-        if lacking := [name for name in self.told if name not in cond]:
+            raise InputError(f"the model {self.name!r} needs a prompt, which may be empty.", parameter="prompt")
+        if lacking := [name for name in self.conditions if name not in cond]:
             raise InputError(
-                f"the model {self.name!r} is told {', '.join(self.told)}, and {lacking[0]} is missing; give what "
-                "model.condition returns.",
+                f"the model {self.name!r} needs the conditions {', '.join(self.conditions)}, but {lacking[0]} is "
+                "missing; use what model.condition returns.",
                 parameter="conditioning",
             )
         network, label = self.network, scalar(self.schedule.timestep(node), x.device)
-        told = attention.told(call)
-        names = self.told
+        attention_kwargs = attention.attention_kwargs(call)
+        names = self.conditions
         tensors = [cond.tensors[name] for name in names]
         parts = [aligned(t.to(self.dtype) if t.is_floating_point() else t) for t in tensors]
 
         def ask(rows: Tensor, *tensors: Tensor) -> Tensor:
             wanted = self.network_conditions(dict(zip(names, tensors, strict=True)))
-            return network(rows, label, **wanted, cross_attention_kwargs=told, return_dict=False)[0]
+            return network(rows, label, **wanted, cross_attention_kwargs=attention_kwargs, return_dict=False)[0]
 
-        if told is not None:  # attention control looks at the whole batch
+        if attention_kwargs is not None:  # a controller relates rows to each other, so the batch must not be split
             output = ask(x.to(self.dtype), *parts)
         else:
             least = self.least if self.threads else None
@@ -323,7 +341,7 @@ class StableDiffusion(LatentModel):
         return output[:, : self.shape[0]].to(x.dtype)
 
     def network_conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Conditions as the U-Net's own arguments."""
+        """Converts conditions, by name, to keyword arguments of the U-Net."""
         return {"encoder_hidden_states": tensors[TEXT]}
 
     def condition(
@@ -334,54 +352,57 @@ class StableDiffusion(LatentModel):
         negative: str | None = None,
         size: tuple[int, int] | None = None,
     ) -> PromptConditioning:
-        """See ``Model``; encoded as diffusers' own pipeline does."""
+        """Encodes prompts for both branches of guidance as diffusers' own pipeline does; see ``Model.condition``."""
         if labels is not None:
             raise InputError(f"the model {self.name!r} takes prompts, not class labels.", parameter="labels")
-        several = texts_for("" if prompts is None else prompts, count, "prompt")
-        opposite = self.negative_text(negative)
-        texts = list(dict.fromkeys([*several] if opposite is None else [*several, opposite]))
+        positive = texts_for("" if prompts is None else prompts, count, "prompt")
+        negative = self.negative_text(negative)
+        texts = list(dict.fromkeys([*positive] if negative is None else [*positive, negative]))  # each text once
         embedded = self.encode_prompt(texts, size)
-        cond = embedded[[texts.index(text) for text in several]]
-        if opposite is None:
+        cond = embedded[[texts.index(text) for text in positive]]
+        if negative is None:
             return PromptConditioning(cond, self.zero_conditioning(cond))
-        return PromptConditioning(cond, embedded[[texts.index(opposite)] * count])
+        return PromptConditioning(cond, embedded[[texts.index(negative)] * count])
 
     def negative_text(self, negative: str | None) -> str | None:
-        """The text of the unconditional branch; None where that is ``nothing`` and no text."""
+        """Returns the text of the unconditional branch; None if that branch is ``zero_conditioning``, not a text."""
         return "" if negative is None else check_text(negative, "negative")
 
     def zero_conditioning(self, cond: Conditioning) -> Conditioning:
-        """The unconditional branch where no text stands for it: zeros for the words."""
+        """Returns an unconditional branch without text: zeros in place of the text embeddings."""
         return cond.replace(**{TEXT: torch.zeros_like(cond.tensors[TEXT])})
 
     def tokens(self, prompt: str) -> Tokens:
-        """A prompt as this model reads it: what the text encoder is handed, and where its words are in that.
+        """Tokenizes a prompt as diffusers' pipeline does, and finds the positions of its words among the tokens.
 
-        As diffusers' pipeline reads it: learnt words of several vectors are spelled out, what is too long is cut. Of
-        several tokenizers the first one's reading.
+        A word of textual inversion that has several vectors becomes several tokens, and a prompt that is too long is
+        cut. If there are several tokenizers, the tokens are those of the first one.
 
         Raises:
-            InputError: the tokenizers find the words at different places.
+            InputError: the tokenizers put the words at different positions.
         """
         read = [self._read(tokenizer, prompt) for tokenizer in self.tokenizers]
         if any(other.spans != read[0].spans for other in read):
             raise InputError(
-                f"the tokenizers of {self.name!r} cut {prompt!r} at different places, so that its words cannot be "
-                "followed.",
+                f"the tokenizers of {self.name!r} split {prompt!r} differently, so that its words have no common "
+                "positions.",
                 parameter="prompt",
             )
         return read[0]
 
     def _read(self, tokenizer: Any, prompt: str) -> Tokens:
-        """A prompt as one of the tokenizers reads it."""
+        """Tokenizes a prompt with one of the tokenizers."""
         with quiet():
             return tokens_of(
                 tokenizer, prompt, self.prompt_length, partial(self.pipeline.maybe_convert_prompt, tokenizer=tokenizer)
             )
 
     def encode_prompt(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
-        """``text`` [N, L, D], that of several encoders side by side. Warns of a prompt that is cut, and where."""
-        said: dict[str, list[Tensor]] = {}
+        """Encodes prompts to ``text`` [N, L, D]; the outputs of several encoders are joined along D.
+
+        Warns (DDIMWarning) if a prompt is too long, and says where it is cut.
+        """
+        outputs: dict[str, list[Tensor]] = {}
         for k, (tokenizer, encoder) in enumerate(zip(self.tokenizers, self.encoders, strict=True)):
             read = [self._read(tokenizer, prompt) for prompt in prompts]
             for tokens in read if k == 0 else ():
@@ -389,57 +410,58 @@ class StableDiffusion(LatentModel):
             rows = torch.tensor([tokens.row for tokens in read], device=self.device)
             mask = None
             if getattr(encoder.config, "use_attention_mask", False):
-                places = torch.arange(rows.shape[1], device=self.device)
-                mask = torch.stack([(places >= t.first) & (places < t.stop) for t in read]).long()
+                positions = torch.arange(rows.shape[1], device=self.device)
+                mask = torch.stack([(positions >= t.first) & (positions < t.stop) for t in read]).long()
             with torch.no_grad(), quiet():
                 for name, tensor in self.embed(encoder, rows, mask).items():
-                    said.setdefault(name, []).append(tensor.to(self.state_dtype))
-        return Conditioning({name: torch.cat(tensors, -1) for name, tensors in said.items()})
+                    outputs.setdefault(name, []).append(tensor.to(self.state_dtype))
+        return Conditioning({name: torch.cat(tensors, -1) for name, tensors in outputs.items()})
 
     def embed(self, encoder: Any, rows: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """What one text encoder makes of tokens [N, L], by the names of conditions."""
+        """Encodes token ids [N, L] with one text encoder; returns name of a condition -> tensor."""
         return {TEXT: encoder(rows, attention_mask=mask)[0]}
 
     def _warn_if_cut(self, tokens: Tokens) -> None:
+        """Warns if a prompt was too long and had to be cut."""
         if tokens.lost:
             tokenizer, taken = self.tokenizer, tokens.end - tokens.begin
             kept = tokenizer.decode(tokens.row[tokens.begin : tokens.end]).strip()
             where = f"before {kept[:30]!r}" if tokenizer.truncation_side == "left" else f"after {kept[-30:]!r}"
             warnings.warn(
-                f"The prompt has {taken + tokens.lost} tokens, the text encoder of {self.name!r} takes {taken}: "
+                f"The prompt has {taken + tokens.lost} tokens, but the text encoder of {self.name!r} takes {taken}: "
                 f"it was cut {where}.",
                 DDIMWarning,
                 stacklevel=4,
             )
 
     def attention_sites(self) -> tuple[AttentionSite, ...]:
-        """See ``Model``."""
+        """Returns the U-Net's attention layers; see ``Model.attention_sites``."""
         refuse_compiled(self.network)
         return attention.sites(self.network)
 
     @contextmanager
     def controlled(self) -> Iterator[None]:
-        """See ``Model``."""
+        """Inside the block, the U-Net's attention layers follow the controller of a call."""
         with attention.controlled(self.network):
             yield
 
 
 def refuse_other_conditions(name: str, config: Mapping[str, Any], addition: str | None) -> None:
-    """Raises InputError for a U-Net that wants other conditions than its family's, or answers in other channels.
+    """Raises InputError for a U-Net that needs other conditions than its family's, or has other output channels.
 
     Args:
-        name: of the model.
-        config: the U-Net's.
-        addition: what the family's ``addition_embed_type`` is; None is told the words alone.
+        name: the model's name, for error messages.
+        config: the U-Net's config.
+        addition: the family's ``addition_embed_type``; None for U-Nets that take the text embeddings only.
     """
     none = ("num_class_embeds", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
     usual: dict[str, str | None] = {**dict.fromkeys(none), "addition_embed_type": addition}
-    asked = next((key for key, value in usual.items() if config.get(key) != value), None)
-    if asked:
-        kind = " It is a consistency model (LCM)." if asked == "time_cond_proj_dim" else ""
+    other = next((key for key, value in usual.items() if config.get(key) != value), None)
+    if other:
+        kind = " It is a consistency model (LCM)." if other == "time_cond_proj_dim" else ""
         raise InputError(
-            f"the U-Net of {name!r} wants other conditions than a prompt ({asked} = {config.get(asked)!r}), which this "
-            f"version does not take.{kind}",
+            f"the U-Net of {name!r} needs other conditions than a prompt ({other} = {config.get(other)!r}), which this "
+            f"version does not support.{kind}",
             parameter="model",
         )
     if config["out_channels"] not in (config["in_channels"], 2 * config["in_channels"]):

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: text-to-image in the diffusers format (Podell et al. 2023, arXiv 2307.01952)."""
+"""The adapter for Stable Diffusion XL in the diffusers format (Podell et al. 2023, arXiv 2307.01952)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ..core.conditioning import POOLED, TEXT, Conditioning
 from .sd import StableDiffusion
 
 SIZE_IDS = "size_ids"
-"""Name of a condition [N, 6]: original height and width, top and left of the crop, target height and width."""
+"""Name of the condition [N, 6]: original height and width, top and left of the crop, target height and width."""
 _NUMBERS = 6
 _LARGEST = 2**14
 _ZEROS, _AESTHETIC = "force_zeros_for_empty_prompt", "requires_aesthetics_score"
@@ -22,16 +22,19 @@ _ZEROS, _AESTHETIC = "force_zeros_for_empty_prompt", "requires_aesthetics_score"
 
 @dataclass(frozen=True)
 class SizeIds:
-    """What SDXL is told of a picture's size and of what was cut off (section 2.2 of Podell et al. 2023), in pixels.
+    """The size conditioning of SDXL, in pixels (section 2.2 of Podell et al. 2023).
+
+    In training these numbers described how an image was resized and cropped; in sampling they ask for an image that
+    looks as if it had been treated so.
 
     Args:
-        original: (height, width) before a training picture was cut; smaller ones stand for pictures that were enlarged.
-            None is the size of the picture that is made.
-        crop: (top, left) of what was cut off; (0, 0) is what centres a thing in the picture.
-        target: (height, width) after the cut; None is the size of the picture that is made.
+        original: (height, width) of the training image before cropping; small values give the look of an enlarged
+            small image. None is the size of the generated image.
+        crop: (top, left) of the crop; (0, 0) gives images whose subject is centred.
+        target: (height, width) after cropping; None is the size of the generated image.
 
     Raises:
-        InputError: what is no pair of whole numbers in its range.
+        InputError: an argument is not a pair of whole numbers in its range.
     """
 
     original: tuple[int, int] | None = None
@@ -46,24 +49,24 @@ class SizeIds:
             both = pair if isinstance(pair, (tuple, list)) else ()
             if len(both) != 2 or not all(is_whole(n) and least <= n <= _LARGEST for n in both):
                 raise InputError(
-                    f"{name} is {pair!r}, which is not two whole numbers from {least} to {_LARGEST}.",
+                    f"{name} is {pair!r}; it must be two whole numbers from {least} to {_LARGEST}.",
                     parameter="size_ids",
                 )
 
     def numbers(self, size: tuple[int, int]) -> tuple[int, ...]:
-        """The six numbers for a picture of (height, width) ``size``."""
+        """Returns the six numbers for an image of (height, width) ``size``."""
         return (*(self.original or size), *self.crop, *(self.target or size))
 
 
 class StableDiffusionXL(StableDiffusion):
-    """A Stable Diffusion XL pipeline behind the library's interface; made by ``ddim.load``.
+    """A Stable Diffusion XL model; ``ddim.load`` makes it from a folder, the hub or a pipeline object.
 
-    Each prompt is read by two text encoders. Without a negative prompt the unconditional branch is zeros where the
-    pipeline's config has ``force_zeros_for_empty_prompt``, and the encoded empty prompt otherwise.
+    Two text encoders encode each prompt. Without a negative prompt, the unconditional branch consists of zeros if the
+    pipeline's config has ``force_zeros_for_empty_prompt``, and is the encoded empty prompt otherwise.
     """
 
     family: ClassVar[str] = "SDXL text-to-image"
-    told: ClassVar[tuple[str, ...]] = (TEXT, POOLED, SIZE_IDS)
+    conditions: ClassVar[tuple[str, ...]] = (TEXT, POOLED, SIZE_IDS)
     addition: ClassVar[str | None] = "text_time"
     upcasts: ClassVar[bool] = True
     usual_guidance: ClassVar[float] = 5.0
@@ -76,25 +79,30 @@ class StableDiffusionXL(StableDiffusion):
 
     @property
     def size_ids(self) -> SizeIds:
-        """What the network is told of the picture's size, in both branches of guidance; None restores the default."""
+        """The size conditioning of both branches of guidance; set it to None to restore the default."""
         return self._sizes
 
     @size_ids.setter
     def size_ids(self, value: SizeIds | None) -> None:
         if value is not None and not isinstance(value, SizeIds):
-            raise InputError(f"{value!r} is no SizeIds; write SizeIds(original=(1024, 1024)).", parameter="size_ids")
+            raise InputError(
+                f"{value!r} is not a SizeIds; use, for example, SizeIds(original=(1024, 1024)).", parameter="size_ids"
+            )
         self._sizes = SizeIds() if value is None else value
 
     @classmethod
     def from_pipeline(cls, pipeline: Any, name: str | None = None) -> StableDiffusion:
-        """See ``Model``."""
+        """Wraps a pipeline object, which is not changed. Raises InputError for SDXL's refiner."""
         if pipeline.text_encoder is None or pipeline.config.get(_AESTHETIC):
             raise refiner(name or type(pipeline).__name__)
         return super().from_pipeline(pipeline, name)
 
     @classmethod
     def check_conditions(cls, name: str, pipeline: Any) -> None:
-        """See ``StableDiffusion``; knows the refiner's U-Net, which is told five numbers beside the prompt, not six."""
+        """Raises InputError for a U-Net that needs other conditions.
+
+        The refiner's U-Net is recognised by its five additional numbers; the base model's has six.
+        """
         super().check_conditions(name, pipeline)
         unet = pipeline.unet.config
         wanted = unet.projection_class_embeddings_input_dim
@@ -103,14 +111,14 @@ class StableDiffusionXL(StableDiffusion):
             raise refiner(name)
         if wanted != pooled + _NUMBERS * each:
             raise InputError(
-                f"the U-Net of {name!r} wants {wanted} numbers beside the words, and SDXL's pipeline has {pooled} of "
-                f"the prompt and {_NUMBERS} times {each} of the size.",
+                f"the U-Net of {name!r} needs {wanted} numbers beside the text embeddings, but SDXL's pipeline makes "
+                f"{pooled} from the prompt and {_NUMBERS} times {each} from the size.",
                 parameter="model",
             )
 
     @classmethod
     def read_pipeline(cls, folder: Path) -> Any:
-        """See ``StableDiffusion``."""
+        """Makes the pipeline of a folder, after checking its parts. Raises InputError for SDXL's refiner."""
         from .model_folder import INDEX
 
         index = read_json(folder / INDEX)
@@ -120,51 +128,57 @@ class StableDiffusionXL(StableDiffusion):
 
     @classmethod
     def make_pipeline(cls, parts: Mapping[str, Any], index: Mapping[str, Any]) -> Any:
-        """See ``StableDiffusion``."""
+        """Makes a StableDiffusionXLPipeline, with ``force_zeros_for_empty_prompt`` from the index."""
         from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
         zeros = index.get(_ZEROS, True)
         if not isinstance(zeros, bool):
-            raise InputError(f"its {_ZEROS} is {zeros!r}, which is neither true nor false.", parameter="model")
+            raise InputError(f"{_ZEROS} in its index is {zeros!r}; it must be true or false.", parameter="model")
         return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
 
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
-        """See ``StableDiffusion``."""
+        """Returns the shapes of ``text``, ``pooled`` and ``size_ids`` for one prompt."""
         pooled = self.condition_shape(self.pipeline.text_encoder_2, POOLED)
         return {**super().condition_shapes(), POOLED: pooled, SIZE_IDS: (1, _NUMBERS)}
 
     def network_conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """See ``StableDiffusion``."""
+        """Converts conditions to keyword arguments of the U-Net; the added ones go into ``added_cond_kwargs``."""
         added = {"text_embeds": tensors[POOLED], "time_ids": tensors[SIZE_IDS]}
         return {**super().network_conditions(tensors), "added_cond_kwargs": added}
 
     def negative_text(self, negative: str | None) -> str | None:
-        """See ``StableDiffusion``."""
+        """Returns the text of the unconditional branch, or None if that branch consists of zeros."""
         zeros = negative is None and self.pipeline.config.get(_ZEROS, True)
         return None if zeros else super().negative_text(negative)
 
     def zero_conditioning(self, cond: Conditioning) -> Conditioning:
-        """Zeros for the words and for the prompt as a whole; the sizes stay."""
+        """Returns zeros in place of the token and pooled text embeddings; the size conditioning stays the same."""
         return super().zero_conditioning(cond).replace(**{POOLED: torch.zeros_like(cond.tensors[POOLED])})
 
     def encode_prompt(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
-        """``text`` [N, L, D], ``pooled`` [N, P], ``size_ids`` [N, 6]. Warns of a prompt that is cut, and where."""
+        """Encodes prompts to ``text`` [N, L, D], ``pooled`` [N, P] and ``size_ids`` [N, 6].
+
+        Warns (DDIMWarning) if a prompt is too long, and says where it is cut.
+        """
         cond = super().encode_prompt(prompts, size)
         numbers = self.size_ids.numbers(size or self.picture[1:])
         ids = torch.tensor([numbers] * len(prompts), dtype=self.state_dtype, device=self.device)
         return cond.replace(**{SIZE_IDS: ids})
 
     def embed(self, encoder: Any, rows: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """The last layer but one, and of the second encoder its projection; as diffusers', without a mask."""
-        said = encoder(rows, output_hidden_states=True)
-        whole = {POOLED: said.text_embeds} if "text_embeds" in said else {}
-        return {TEXT: said.hidden_states[-2], **whole}
+        """Encodes token ids [N, L]: the second to last layer, and the second encoder's pooled projection.
+
+        Like diffusers' pipeline, it ignores the attention mask.
+        """
+        output = encoder(rows, output_hidden_states=True)
+        pooled = {POOLED: output.text_embeds} if "text_embeds" in output else {}
+        return {TEXT: output.hidden_states[-2], **pooled}
 
 
 def refiner(name: str) -> InputError:
-    """What is said of SDXL's refiner."""
+    """Returns the error for SDXL's refiner, which is not supported."""
     return InputError(
-        f"{name!r} is SDXL's refiner, which has one text encoder and is told an aesthetic score; this version does not "
-        "take it, but the base model.",
+        f"{name!r} is SDXL's refiner, which has only one text encoder and needs an aesthetic score; this version "
+        "supports the base model only.",
         parameter="model",
     )

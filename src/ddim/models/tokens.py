@@ -1,4 +1,4 @@
-"""CLIP's tokenizer from a folder, once it is seen to tell words apart."""
+"""Loads CLIP tokenizers, and checks that they turn different words into different tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -7,17 +7,21 @@ from .._utils.error_text import reason_of
 from .._utils.errors import InputError, is_whole
 from .._utils.silence import loading
 
-_ASKED = 8  # words of the vocabulary, the longest
+_PROBES = 8  # how many words of the vocabulary are tried
 
 
 def read_tokenizer(folder: Path, *, parameter: str = "model") -> Any:
-    """The CLIPTokenizer of a folder.
+    """Loads the CLIPTokenizer of a folder.
+
+    Args:
+        folder: the folder.
+        parameter: the argument that an error names.
 
     Raises:
-        InputError: the folder lacks a part of it, it cannot be read, or it makes the same of different words.
+        InputError: a file is missing or cannot be read, or the tokenizer turns different words into the same tokens.
     """
     names = {p.name for p in folder.glob("*")}
-    if "tokenizer.json" not in names:  # transformers would make an empty one in silence
+    if "tokenizer.json" not in names:  # without these files transformers would silently make an empty tokenizer
         lacking = [name for name in ("vocab.json", "merges.txt") if name not in names]
         if lacking:
             raise InputError(
@@ -28,48 +32,54 @@ def read_tokenizer(folder: Path, *, parameter: str = "model") -> Any:
 
 
 def checked_tokenizer(source: str, *, parameter: str) -> Any:
-    """The CLIPTokenizer of a folder or hub id. Raises InputError as ``read_tokenizer``."""
+    """Loads the CLIPTokenizer of a folder or hub id; raises as ``read_tokenizer``."""
     from transformers import CLIPTokenizer
 
     with loading():
         try:
             tokenizer = CLIPTokenizer.from_pretrained(source)
             apart = _tells_words_apart(tokenizer)
-        except Exception as error:  # tokenizers and transformers raise dozens of kinds
+        except Exception as error:  # tokenizers and transformers raise errors of many types
             raise InputError(f"{source} has no CLIP tokenizer: {reason_of(error)}", parameter=parameter) from None
     if not apart:
         raise InputError(
-            f"{source} has no CLIP tokenizer: its vocabulary and merges do not tell words apart.", parameter=parameter
+            f"{source} has no working CLIP tokenizer: its vocabulary and merges do not match, so that it turns "
+            "different words into the same tokens.",
+            parameter=parameter,
         )
     return tokenizer
 
 
 def _tells_words_apart(tokenizer: Any) -> bool:
-    """Whether any of the longest words that the vocabulary has as one token becomes that token."""
+    """Whether the tokenizer works: at least one of the longest words in its vocabulary becomes its own token.
+
+    A vocabulary without its merges would spell every word letter by letter.
+    """
     ending = "</w>"
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     words = [t.removesuffix(ending) for t in vocabulary if t.endswith(ending)]
     plain = [w for w in words if w.isascii() and (len(w) == 1 or (w.isalpha() and w.islower()))]
-    asked = sorted(plain, key=lambda w: (-len(w), w))[:_ASKED]
-    return any(vocabulary[w + ending] in tokenizer(w).input_ids for w in asked)
+    probes = sorted(plain, key=lambda w: (-len(w), w))[:_PROBES]
+    return any(vocabulary[w + ending] in tokenizer(w).input_ids for w in probes)
 
 
 def longest_prompt(tokenizer: Any, positions: int) -> int:
-    """How many tokens a prompt has at most, start and end among them; the encoder's positions where no limit is set.
+    """Returns the largest number of tokens of a prompt, with start and end token.
 
     Args:
-        positions: those of the text encoder.
+        tokenizer: a tokenizer of transformers; if it has no limit, ``positions`` is the limit.
+        positions: how many positions the text encoder has.
 
     Raises:
-        InputError: the tokenizer's limit is none, or more than the encoder takes.
+        InputError: the tokenizer's limit is not a number of tokens, or exceeds ``positions``.
     """
     limit = tokenizer.model_max_length
-    if is_whole(limit) and limit > 10**20:  # what transformers says where a config says nothing
+    if is_whole(limit) and limit > 10**20:  # the default of transformers if the config sets no limit
         return positions
     if not is_whole(limit) or not 3 <= limit <= positions:
         raise InputError(
-            f"the tokenizer's model_max_length is {limit!r}, and the text encoder has {positions} positions; "
-            f"put {positions} into tokenizer_config.json.",
+            f"the tokenizer's model_max_length is {limit!r}, but the text encoder has {positions} positions; "
+            f"write {positions} into tokenizer_config.json.",
             parameter="model",
         )
     return int(limit)

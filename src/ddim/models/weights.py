@@ -1,4 +1,4 @@
-"""A part of a model from its folder: what its config describes, from safetensors that fit it tensor for tensor."""
+"""Loads a part of a model from its config and safetensors weights, and checks that every tensor fits the config."""
 
 import re
 import threading
@@ -16,38 +16,40 @@ from .._utils.files import read_json
 from .._utils.silence import loading
 
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
-"""How each library names its weights, without the variant and the ending."""
+"""Base names of the two libraries' weight files, without variant and extension."""
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
-_VARIANTS = ("", ".fp16", ".bf16")  # the first whole one is taken
-_WRAPPED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # anywhere in a name
-_DATA_PARALLEL = "module."  # in front of every name
-_COUNTS = ("position_ids", "num_batches_tracked")  # tensors of transformers that are integers by right
-_RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # by diffusers, in 2023
+_VARIANTS = ("", ".fp16", ".bf16")  # the first complete one is used
+_WRAPPER_PREFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # occur anywhere in a name
+_DATA_PARALLEL = "module."  # precedes every name
+_COUNTS = ("position_ids", "num_batches_tracked")  # tensors of transformers that are meant to be integers
+_RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers renamed these in 2023
 
 
 def diffusers_part(kind: Any, folder: Path, *, parameter: str = "model") -> Any:
-    """A network of diffusers, on the CPU and in the dtype that its file has.
+    """Loads a network of diffusers, on the CPU and in the dtype of its file.
 
     Args:
         kind: the class, such as ``UNet2DModel``.
-        folder: with ``config.json`` and safetensors, whole or in shards, in full or as a variant.
-        parameter: what an error is about.
+        folder: a folder with ``config.json`` and safetensors weights: one file or shards, full precision or a variant
+            such as fp16.
+        parameter: the argument that an error names.
 
     Raises:
-        InputError: there are no safetensors (pickles are never loaded), or they do not fit the config; the sentence
-            names the first tensor that is missing, unexpected or misshapen.
-        DDIMError: the files are broken.
+        InputError: there are no safetensors weights (pickles are never loaded), or they do not fit the config; the
+            message names the first tensor that is missing, unexpected or has a wrong shape.
+        DDIMError: the files are damaged.
     """
     config = _config(folder, parameter)
     tensors = read_tensors(folder, DIFFUSERS, parameter=parameter)
     with loading():
-        # built without memory: a config can describe anything
-        network = _described(lambda: kind.from_config(config), folder, tensors, parameter)
+        network = _built_on_meta(lambda: kind.from_config(config), folder, tensors, parameter)
     expected = network.state_dict()
     tensors = {_renamed(name, expected): tensor for name, tensor in unwrapped(tensors).items()}
     must_fit(expected, tensors, str(folder), parameter=parameter)
     network.load_state_dict(tensors, assign=True)
-    if any(t.is_meta for t in network.buffers()):  # those that are in no file, such as a kernel, are made by building
+    # Buffers that no file contains, such as a resampling kernel, are still on the meta device. The constructor computes
+    # them, so they are taken from a second network, which the file has shown to be of a sensible size.
+    if any(t.is_meta for t in network.buffers()):
         with loading():
             made = dict(kind.from_config(config).named_buffers())
         for module_name, module in network.named_modules():
@@ -60,16 +62,25 @@ def diffusers_part(kind: Any, folder: Path, *, parameter: str = "model") -> Any:
 def transformers_part(
     kind: Any, folder: Path, *, parameter: str = "model", spare: Collection[str] = (), **options: Any
 ) -> Any:
-    """A network of transformers, on the CPU; in float32, or in float64 where its file is. As ``diffusers_part``.
+    """Loads a network of transformers, on the CPU, in float32, or in float64 if its file is.
 
     Args:
         kind: the class, such as ``CLIPTextModel``.
-        spare: beginnings of names that the file may hold and that are not used, such as another task's head.
-        options: of the class's constructor.
+        folder: as for ``diffusers_part``.
+        parameter: the argument that an error names.
+        spare: prefixes of tensor names that the file may contain without being used, such as another task's head.
+        options: further arguments of the class's constructor.
+
+    Raises:
+        InputError: as for ``diffusers_part``.
+        DDIMError: the files are damaged.
     """
     about, known = _config(folder, parameter).get("model_type"), kind.config_class.model_type
-    if not isinstance(about, str) or not known.startswith(about):  # a text encoder may have a whole CLIP's config
-        raise InputError(f"{folder} is no {kind.__name__}: its config is of {about!r}.", parameter=parameter)
+    if not isinstance(about, str) or not known.startswith(about):  # "clip" is accepted for "clip_text_model"
+        raise InputError(
+            f"{folder} does not contain a {kind.__name__}: the model_type in its config is {about!r}.",
+            parameter=parameter,
+        )
     tensors = unwrapped(read_tensors(folder, TRANSFORMERS, parameter=parameter))
     _refuse_integers({k: t for k, t in tensors.items() if not k.endswith(_COUNTS)}, str(folder), parameter)
     wide = any(t.dtype == torch.float64 for t in tensors.values())
@@ -77,11 +88,11 @@ def transformers_part(
     with loading():
         try:
             config = kind.config_class.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # of a config, transformers raises what comes up
+        except Exception as error:  # for an invalid config, transformers raises errors of any type
             raise InputError(
-                f"{folder / 'config.json'} is not taken: {reason_of(error)}", parameter=parameter
+                f"{folder / 'config.json'} cannot be used: {reason_of(error)}", parameter=parameter
             ) from None
-        _described(lambda: kind(config, **options), folder, tensors, parameter)
+        _built_on_meta(lambda: kind(config, **options), folder, tensors, parameter)
         network, found = reported(
             kind, None, str(folder), parameter=parameter, config=config, state_dict=tensors, dtype=dtype, **options
         )
@@ -90,55 +101,72 @@ def transformers_part(
 
 
 def reported(kind: Any, source: "str | None", name: str, *, parameter: str, **options: Any) -> tuple[Any, Any]:
-    """A network of transformers, and its report of what was missing, unexpected or misshapen: see ``must_be_whole``.
+    """Loads a network of transformers, together with its report of tensors that do not fit (see ``must_be_whole``).
 
     Args:
-        source: what ``from_pretrained`` is given; None where ``options`` have the tensors.
-        name: what the sentence of an error is about.
+        kind: the class.
+        source: the folder or hub id for ``from_pretrained``; None if ``options`` contain the tensors.
+        name: what error messages call it.
+        parameter: the argument that an error names.
+        options: further arguments of ``from_pretrained``.
+
+    Returns:
+        The network and the report, a dict with ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``.
     """
     with loading():
         try:
             return kind.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-        except Exception as error:  # transformers, safetensors and the hub's client raise dozens of kinds
+        except Exception as error:  # transformers, safetensors and the hub's client raise errors of many types
             raise InputError(
                 f"{name} cannot be loaded as a {kind.__name__}: {reason_of(error)}",
                 parameter=parameter,
-                hint="A folder with .safetensors will do.",
+                hint="Use a folder with .safetensors weights.",
             ) from None
 
 
 def must_be_whole(found: Mapping[str, Any], name: str, *, parameter: str, spare: Collection[str] = ()) -> None:
-    """Raises InputError where transformers' report says that a tensor was missing, unexpected or misshapen: what is
-    missing is made up at random."""
-    shapes = sorted((key, tuple(given), tuple(wanted)) for key, given, wanted in found["mismatched_keys"])
+    """Raises InputError if transformers reports a tensor that is missing, unexpected or has a wrong shape.
+
+    transformers itself would only warn, and fill missing tensors with random numbers.
+
+    Args:
+        found: the report from ``reported``.
+        name: what error messages call the network.
+        parameter: the argument that an error names.
+        spare: prefixes of tensor names that may be unexpected.
+    """
+    shapes = sorted((key, tuple(stored), tuple(wanted)) for key, stored, wanted in found["mismatched_keys"])
     wrong = {key for key, _, _ in shapes}
-    # older transformers kept the positions, which count from 0, in the file
-    passed = (*spare, "rotary_emb.inv_freq")
-    more = [k for k in found["unexpected_keys"] if not k.startswith(passed) and not k.endswith(_COUNTS[0])]
+    # Files of older versions of transformers contain these constants, which are no weights.
+    ignored = (*spare, "rotary_emb.inv_freq")
+    more = [k for k in found["unexpected_keys"] if not k.startswith(ignored) and not k.endswith(_COUNTS[0])]
     _refuse([k for k in found["missing_keys"] if k not in wrong], more, shapes, name, parameter)
 
 
-def must_fit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str, *, parameter: str | None) -> None:
-    """Raises InputError for the first tensor that is missing, unexpected, misshapen or not of numbers as it should be.
+def must_fit(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], name: str, *, parameter: str | None) -> None:
+    """Raises InputError for the first tensor that is missing, unexpected, has a wrong shape, or is quantised.
 
     Args:
-        expected: a module's tensors.
-        given: a file's.
-        name: what the sentence is about.
+        expected: the module's tensors.
+        stored: the file's tensors.
+        name: what error messages call the file.
         parameter: as for ``InputError``.
     """
-    both = sorted(expected.keys() & given.keys())
-    shapes = [(k, tuple(given[k].shape), tuple(expected[k].shape)) for k in both if given[k].shape != expected[k].shape]
-    _refuse(expected.keys() - given.keys(), given.keys() - expected.keys(), shapes, name, parameter)
-    _refuse_integers({k: given[k] for k in both if expected[k].is_floating_point()}, name, parameter)
+    both = sorted(expected.keys() & stored.keys())
+    pairs = [(k, tuple(stored[k].shape), tuple(expected[k].shape)) for k in both]
+    shapes = [(k, has, wanted) for k, has, wanted in pairs if has != wanted]
+    _refuse(expected.keys() - stored.keys(), stored.keys() - expected.keys(), shapes, name, parameter)
+    _refuse_integers({k: stored[k] for k in both if expected[k].is_floating_point()}, name, parameter)
 
 
 def _refuse_integers(tensors: Mapping[str, Tensor], name: str, parameter: str | None) -> None:
+    """Raises InputError if a tensor is stored as integers, which means that it is quantised."""
     wrong = next((key for key, tensor in sorted(tensors.items()) if not tensor.is_floating_point()), None)
     if wrong is not None:
         what = str(tensors[wrong].dtype).removeprefix("torch.")
         raise InputError(
-            f"{name} cannot be loaded: its tensor {wrong!r} is stored as {what}; quantised weights are not taken.",
+            f"{name} cannot be loaded: its tensor {wrong!r} is stored as {what}, and quantised weights are not "
+            "supported.",
             parameter=parameter,
         )
 
@@ -150,40 +178,46 @@ def _refuse(
     name: str,
     parameter: str | None,
 ) -> None:
-    says = None
+    """Raises InputError if one of the lists is not empty; the message names the first tensor and counts the others."""
+    problem = None
     if missing:
-        says = f"the tensor {min(missing)!r} is missing{_others(missing)}"
+        problem = f"the tensor {min(missing)!r} is missing{_others(missing)}"
     elif misshapen:
-        key, given, wanted = min(misshapen)
-        says = f"the tensor {key!r} is {_sides(given)}, not {_sides(wanted)} as its config says{_others(misshapen)}"
+        key, has, wanted = min(misshapen)
+        problem = f"the tensor {key!r} is {_sides(has)}, not {_sides(wanted)} as its config says{_others(misshapen)}"
     elif unexpected:
-        says = f"nothing takes its tensor {min(unexpected)!r}{_others(unexpected)}"
-    if says:
-        raise InputError(f"{name} cannot be loaded: {says}.", parameter=parameter)
+        problem = f"the network has no place for the tensor {min(unexpected)!r}{_others(unexpected)}"
+    if problem:
+        raise InputError(f"{name} cannot be loaded: {problem}.", parameter=parameter)
 
 
 def _others(names: Collection[Any]) -> str:
+    """Returns a note on how many tensors have the same problem, if there are several."""
     return f" (one of {len(names)})" if len(names) > 1 else ""
 
 
 def _sides(shape: tuple[int, ...]) -> str:
+    """Formats a tensor's shape for a message."""
     return "x".join(map(str, shape)) or "one number"
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors without what torch.compile, DataParallel and their kin leave in the names."""
+    """Removes the prefixes that torch.compile, DataParallel and other wrappers add to the names of tensors.
+
+    If two names would become equal, all are left unchanged.
+    """
     names = {name: name for name in tensors}
-    for mark in _WRAPPED:
+    for mark in _WRAPPER_PREFIXES:
         names = {old: new.replace(mark, "") for old, new in names.items()}
     while names and all(new.startswith(_DATA_PARALLEL) for new in names.values()):
         names = {old: new.removeprefix(_DATA_PARALLEL) for old, new in names.items()}
-    if len({*names.values()}) < len(names):  # two would become one
+    if len({*names.values()}) < len(names):
         return dict(tensors)
     return {names[old]: tensor for old, tensor in tensors.items()}
 
 
 def _renamed(name: str, expected: Mapping[str, Tensor]) -> str:
-    """A tensor's name now; diffusers has renamed the parts of its attention."""
+    """Returns the current name of a tensor, because diffusers has renamed the parts of its attention."""
     head, _, leaf = name.rpartition(".")
     block, _, part = head.rpartition(".")
     new = f"{block}.{_RENAMED[part]}.{leaf}" if part in _RENAMED else name
@@ -191,11 +225,16 @@ def _renamed(name: str, expected: Mapping[str, Tensor]) -> str:
 
 
 def read_tensors(folder: Path, stem: str, *, parameter: str = "model") -> dict[str, Tensor]:
-    """All tensors of a folder's weights, in their own dtype.
+    """Reads all tensors of a folder's weights, in their own dtypes.
+
+    Args:
+        folder: the folder.
+        stem: ``DIFFUSERS`` or ``TRANSFORMERS``.
+        parameter: the argument that an error names.
 
     Raises:
-        InputError: there are no safetensors, or a shard is missing.
-        DDIMError: a file is broken.
+        InputError: there are no safetensors weights, or a shard is missing.
+        DDIMError: a file is damaged.
     """
     from safetensors.torch import load_file
 
@@ -203,21 +242,25 @@ def read_tensors(folder: Path, stem: str, *, parameter: str = "model") -> dict[s
     for file in weight_files(folder, {p.name for p in folder.glob("*")}, stem, parameter=parameter):
         try:
             tensors |= load_file(folder / file)
-        except Exception as error:  # of safetensors and of the disk
+        except Exception as error:  # safetensors has an error type of its own, and the disk may fail
             raise DDIMError(f"{folder / file} cannot be loaded: {reason_of(error)}", parameter=parameter) from None
     return tensors
 
 
 def weight_files(folder: Path, names: Collection[str], stem: str, *, parameter: str = "model") -> list[str]:
-    """Which files hold a part's weights: the full ones where they are whole, or a variant's.
+    """Chooses the files with a part's weights: full precision if it is complete, otherwise a variant such as fp16.
 
     Args:
-        folder: where the indices of shards lie.
-        names: the files that there are, perhaps not yet here.
+        folder: the folder, in which the indices of sharded weights must already exist.
+        names: names of all files of the part; the weights may still have to be downloaded.
         stem: ``DIFFUSERS`` or ``TRANSFORMERS``.
+        parameter: the argument that an error names.
+
+    Returns:
+        The names of the files.
 
     Raises:
-        InputError: there are none; a pickle is named.
+        InputError: there are no safetensors weights; the message says if there is a pickle.
     """
     lacking = ""
     for variant in _VARIANTS:
@@ -239,51 +282,60 @@ def weight_files(folder: Path, names: Collection[str], stem: str, *, parameter: 
     else:
         what = f"only the pickle {pickles[0]}, which is never loaded" if pickles else "no weights"
     raise InputError(
-        f"{folder} holds {what}; a diffusers folder with .safetensors weights is needed.", parameter=parameter
+        f"{folder} contains {what}; a diffusers folder with .safetensors weights is needed.", parameter=parameter
     )
 
 
 def _shards(index: Path, parameter: str) -> list[str]:
-    """The files that an index names."""
+    """Returns the names of the shards in an index, sorted. Raises InputError if there are none."""
     named = read_json(index).get("weight_map")
     shards = sorted({*named.values()}, key=str) if isinstance(named, dict) else []
     if not shards or not all(isinstance(s, str) and re.fullmatch(r"[^/\\]+\.safetensors", s) for s in shards):
-        raise InputError(f"{index} is no index of weights: its weight_map names no files.", parameter=parameter)
+        raise InputError(
+            f"{index} is not an index of weights: its weight_map does not list safetensors files.", parameter=parameter
+        )
     return shards
 
 
 def _config(folder: Path, parameter: str) -> dict[str, Any]:
+    """Reads the ``config.json`` of a folder."""
     if not folder.is_dir():
         raise InputError(
-            f"{folder} holds no weights; a diffusers folder with .safetensors weights is needed.", parameter=parameter
+            f"there is no folder {folder}; a diffusers folder with .safetensors weights is needed.",
+            parameter=parameter,
         )
     return read_json(folder / "config.json")
 
 
-def _described(build: Callable[[], Any], folder: Path, tensors: Mapping[str, Tensor], parameter: str) -> Any:
-    """What a config describes, without memory for it; given up where it is far more than the file holds."""
+def _built_on_meta(build: Callable[[], Any], folder: Path, tensors: Mapping[str, Tensor], parameter: str) -> Any:
+    """Builds the network that a config describes on the meta device, which uses no memory for its tensors.
+
+    A config may describe a network of any size, so building stops when the network has far more tensors or numbers than
+    its file.
+    """
     try:
         with torch.device("meta"), _no_more_than(2 * len(tensors) + 1000, 2 * sum(t.numel() for t in tensors.values())):
             return build()
     except _TooMuch:
         raise InputError(
-            f"{folder / 'config.json'} describes far more than the {len(tensors)} tensors that its weights hold.",
+            f"{folder / 'config.json'} describes a network that is far larger than the {len(tensors)} tensors of its "
+            "weights.",
             parameter=parameter,
         ) from None
-    except Exception as error:  # of a config that makes no sense, the libraries raise what comes up
+    except Exception as error:  # for an invalid config, the libraries raise errors of any type
         raise InputError(
-            f"{folder / 'config.json'} describes no network that can be built: {reason_of(error)}",
+            f"{folder / 'config.json'} describes a network that cannot be built: {reason_of(error)}",
             parameter=parameter,
         ) from None
 
 
 class _TooMuch(Exception):
-    """More than a file could fill."""
+    """The network under construction is far larger than its file."""
 
 
 @contextmanager
 def _no_more_than(tensors: int, numbers: int) -> Iterator[None]:
-    """Raises ``_TooMuch`` as soon as this thread's modules have more."""
+    """Inside the block, raises ``_TooMuch`` as soon as this thread registers more than that in modules."""
     from torch.nn.modules import module as hooks
 
     thread, had = threading.get_ident(), [0, 0]

@@ -1,4 +1,4 @@
-"""A model around another: the same in everything but what a subclass changes."""
+"""A base class for models that wrap another model and change some of its methods."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,13 @@ from .base import Model
 
 
 class ModelWrapper(Model):
-    """Delegates to ``model``; a subclass overrides ``forward``, ``encode`` or ``decode`` to watch or to stand in."""
+    """A model that forwards everything to another model.
+
+    A subclass overrides ``forward``, ``encode`` or ``decode``, for example to count calls.
+
+    Args:
+        model: the model to wrap.
+    """
 
     def __init__(self, model: Model) -> None:
         self.model, self.info, self.schedule = model, model.info, model.schedule
@@ -26,25 +32,25 @@ class ModelWrapper(Model):
 
     @property
     def fingerprint(self) -> str:
-        """The model's."""
+        """The wrapped model's fingerprint."""
         return self.model.fingerprint
 
     @property
     def adapters(self) -> str:
-        """The model's."""
+        """The wrapped model's active LoRA adapters."""
         return self.model.adapters
 
     @property
     def engine(self) -> str:
-        """The model's."""
+        """How the wrapped model's network computes."""
         return self.model.engine
 
     def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:
-        """The model's."""
+        """Calls the wrapped model's network."""
         return self.model.forward(x, node, cond, call)
 
     def combine(self, cond: Tensor, uncond: Tensor, guidance: Guidance, node: Node) -> Tensor:
-        """The model's."""
+        """Combines the two branches of guidance as the wrapped model does."""
         return self.model.combine(cond, uncond, guidance, node)
 
     def condition(
@@ -55,35 +61,35 @@ class ModelWrapper(Model):
         negative: str | None = None,
         size: tuple[int, int] | None = None,
     ) -> PromptConditioning:
-        """The model's."""
+        """Makes the conditions with the wrapped model."""
         return self.model.condition(labels, count, prompts, negative, size)
 
     def tokens(self, prompt: str) -> Tokens:
-        """The model's."""
+        """Tokenizes a prompt with the wrapped model."""
         return self.model.tokens(prompt)
 
     def encode_prompt(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
-        """The model's."""
+        """Encodes prompts with the wrapped model."""
         return self.model.encode_prompt(prompts, size)
 
     def attention_sites(self) -> tuple[AttentionSite, ...]:
-        """The model's."""
+        """Lists the wrapped model's attention layers."""
         return self.model.attention_sites()
 
     @contextmanager
     def controlled(self) -> Iterator[None]:
-        """The model's."""
+        """Enables attention control in the wrapped model."""
         with self.model.controlled():
             yield
 
     def encode(self, images: Tensor) -> Tensor:
-        """The model's."""
+        """Encodes images with the wrapped model."""
         return self.model.encode(images)
 
     def decode(self, x0: Tensor) -> Tensor:
-        """The model's."""
+        """Decodes x0 with the wrapped model."""
         return self.model.decode(x0)
 
     def describe(self) -> dict[str, Any]:
-        """The model's."""
+        """Describes the wrapped model."""
         return self.model.describe()

@@ -1,1 +1,1 @@
-"""Where each architecture's attention can be controlled, and the processors that heed a controller."""
+"""Attention control for each network architecture: its attention layers, and a processor that follows a controller."""

@@ -1,4 +1,4 @@
-"""A U-Net's attention: the layers of its transformer blocks, and a processor that heeds a controller."""
+"""Attention control for U-Nets: finds the attention layers, and gives them a processor that follows a controller."""
 
 import re
 from collections.abc import Iterator
@@ -14,21 +14,26 @@ from ...editing.attention import AttentionController
 from ...editing.plan import AttentionSite
 from ..live import PLAIN, is_compiled
 
-__all__ = ["ControlledAttention", "controlled", "is_compiled", "sites", "told"]
+__all__ = ["ControlledAttention", "attention_kwargs", "controlled", "is_compiled", "sites"]
 
 
-def told(call: Call) -> dict[str, Any] | None:
-    """What the processors are handed: the controller and which branch of guidance the rows are of."""
+def attention_kwargs(call: Call) -> dict[str, Any] | None:
+    """Returns ``cross_attention_kwargs`` for a call: the controller, and the branch of guidance of the rows.
+
+    None without a controller.
+    """
     if call.controller is None:
         return None
     return {"control": call.controller, "cfg_branch": call.branches[0] if len(call.branches) == 1 else "both"}
 
 
 class ControlledAttention:
-    """A processor for diffusers' ``Attention``: without a control the plain attention of its own ``AttnProcessor2_0``.
+    """A processor for diffusers' ``Attention`` that lets a controller compute the attention.
+
+    Without a controller it computes what diffusers' ``AttnProcessor2_0`` computes.
 
     Args:
-        layer: where it is set.
+        layer: the attention layer that it serves.
     """
 
     def __init__(self, layer: AttentionSite) -> None:
@@ -44,7 +49,10 @@ class ControlledAttention:
         control: AttentionController | None = None,
         cfg_branch: str | None = None,
     ) -> Tensor:
-        """From [B, Q, C] to the same; ``control`` and ``cfg_branch`` come through ``cross_attention_kwargs``."""
+        """Computes attention, [B, Q, C] or [B, C, H, W] to the same shape.
+
+        diffusers passes ``control`` and ``cfg_branch`` on from ``cross_attention_kwargs``.
+        """
         x, context = hidden_states, encoder_hidden_states
         if attn.spatial_norm is not None:
             x = attn.spatial_norm(x, temb)
@@ -80,22 +88,22 @@ class ControlledAttention:
 
 
 def sites(unet: Any) -> tuple[AttentionSite, ...]:
-    """The attention layers of a UNet2DConditionModel's transformer blocks, in the order in which they are named.
+    """Returns the attention layers of a UNet2DConditionModel's transformer blocks, in the order of its modules.
 
     Raises:
-        InputError: a U-Net without cross attention, or with processors that do more than plain attention.
+        InputError: the U-Net has no cross-attention, or a processor that does more than plain attention.
     """
     found = [site for site, _ in _layers(unet)]
     for site, attention in _layers(unet):
         if (kind := type(attention.processor).__name__) not in PLAIN:
             raise InputError(
-                f"the attention processor {kind} of {site.name} does more than attend, and attention control cannot "
-                "stand in for it; call unet.set_default_attn_processor() first, or use attention = 'none'.",
+                f"the attention processor {kind} of {site.name} does more than plain attention, so attention control "
+                "cannot replace it; call unet.set_default_attn_processor() first, or use attention = 'none'.",
                 parameter="attention",
             )
     if not any(site.cross for site in found):
         raise InputError(
-            "the U-Net has no cross-attention layers in transformer blocks; there is nothing to control.",
+            "the U-Net has no cross-attention layers in transformer blocks, so there is nothing to control.",
             parameter="attention",
         )
     return tuple(found)
@@ -103,7 +111,7 @@ def sites(unet: Any) -> tuple[AttentionSite, ...]:
 
 @contextmanager
 def controlled(unet: Any) -> Iterator[None]:
-    """Inside, the layers have our processor; afterwards each has its own again."""
+    """Inside the block, the attention layers have our processor; afterwards each has its own again."""
     layers = [(attention, attention.processor, site) for site, attention in _layers(unet)]
     try:
         for attention, _, site in layers:
@@ -115,6 +123,7 @@ def controlled(unet: Any) -> Iterator[None]:
 
 
 def _layers(unet: Any) -> Iterator[tuple[AttentionSite, Any]]:
+    """Yields the attention layers of the transformer blocks, each with its description."""
     depth = len(unet.down_blocks)
     for name, block in unet.named_modules():
         if type(block).__name__ != "BasicTransformerBlock":
@@ -129,7 +138,7 @@ def _layers(unet: Any) -> Iterator[tuple[AttentionSite, Any]]:
 
 
 def _level(name: str, depth: int) -> int:
-    """How often the map is halved at a block of a U-Net with ``depth`` down blocks."""
+    """Returns how often the resolution has been halved at a block of a U-Net with ``depth`` down blocks."""
     found = re.match(r"(down|up)_blocks\.(\d+)\.", name)
     if found is None:
         return depth - 1

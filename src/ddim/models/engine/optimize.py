@@ -1,7 +1,7 @@
-"""diffusers' U-Nets and autoencoders made quicker on a CPU, where no gradient is asked for.
+"""Makes diffusers' U-Nets and autoencoders faster on a CPU, for calls without gradients.
 
-What they answer is the same but for rounding: a block that writes over what it alone holds, wide convolutions by
-Winograd's way, and, on request, torch.compile in place of both.
+Residual blocks work in place, and wide 3x3 convolutions use Winograd's algorithm. The outputs are the same except for
+rounding. On request, torch.compile compiles the U-Net instead.
 """
 
 import os
@@ -14,82 +14,92 @@ from torch.nn.functional import silu
 
 from ..._utils.errors import InputError
 from ..live import is_compiled
-from .winograd import BYTES, Quick
+from .winograd import BYTES, WinogradConv
 
 if TYPE_CHECKING:
     from ..base import Model
 
 
-def quicken(model: "Model", *, compile: bool = False) -> None:
-    """Gives the parts of a loaded model a quicker ``forward``.
+def optimize(model: "Model", *, compile: bool = False) -> None:
+    """Replaces the ``forward`` of blocks and convolutions in a loaded model by faster versions.
 
-    Weights, configs and classes stay; in training, with gradients or hooks, under autocast and on another device each
-    block computes as before, and what does not look like the blocks known here is left alone.
+    Weights, configs and classes stay as they are. In training mode, with gradients or hooks, under autocast, and on
+    other devices than a CPU, each block computes as before. Blocks of other kinds are not changed.
 
     Args:
-        model: its weights are not to change any more.
-        compile: torch.compile the U-Net instead.
+        model: a model whose weights will not change any more.
+        compile: compile the U-Net with torch.compile instead; the autoencoder is optimized as usual.
     """
     network: Any = getattr(model, "network", None)
     if compile:
         network.compile()
-        model.threads = False  # type: ignore[attr-defined]  # the compiled code has threads of its own
+        model.threads = False  # type: ignore[attr-defined]  # compiled code uses all threads by itself
     else:
         optimize_network(network)
     if (vae := getattr(model, "vae", None)) is not None:
         optimize_network(vae)
 
 
-def engine_of(network: nn.Module, *, cut: bool = True) -> str:
-    """How a network computes, in the words of a code's machine: other ways give other last bits.
+def engine_of(network: nn.Module, *, split: bool = True) -> str:
+    """Describes how a network computes now, such as ``quick, channels last``.
+
+    A latent code records this text, because each way of computing rounds differently in the last bits.
 
     Args:
-        network: as it is now.
-        cut: whether a large batch is cut into parts.
+        network: the network.
+        split: whether a large batch is split among threads.
     """
-    own = any(isinstance(module.__dict__.get("forward"), (Block, Quick)) for module in network.modules())
+    own = any(
+        isinstance(module.__dict__.get("forward"), (InPlaceResnetBlock, WinogradConv)) for module in network.modules()
+    )
     kind = "compiled" if is_compiled(network) else "quick" if own else "plain"
     wide = next((p for p in network.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1), None)
     last = wide is not None and wide.is_contiguous(memory_format=torch.channels_last)
-    return ", ".join([kind, *(["channels last"] if last else []), *([] if cut else ["in one piece"])])
+    return ", ".join([kind, *(["channels last"] if last else []), *([] if split else ["in one piece"])])
 
 
 def require_compiler(device: torch.device) -> None:
-    """Raises InputError where torch.compile could not compile for a CPU."""
+    """Raises InputError if torch.compile would find no C++ compiler, which it needs on a CPU."""
     named = os.environ.get("CXX", "")
     if device.type == "cpu" and not any(shutil.which(c) for c in (named, "g++", "clang++", "c++", "cl") if c):
         raise InputError(
-            "it needs a C++ compiler, and there is no g++ or clang++ here; leave it out.", parameter="compile"
+            "it needs a C++ compiler, but neither g++ nor clang++ is installed; leave it out.", parameter="compile"
         )
 
 
 def optimize_network(network: nn.Module) -> None:
-    """The same for one network."""
+    """Replaces the ``forward`` of a network's residual blocks and wide 3x3 convolutions by faster versions."""
     from diffusers.models.resnet import ResnetBlock2D
 
-    left = BYTES  # given away here, in the modules' order, so that bits do not depend on what is called first
+    # The memory budget is spent here, in the order of the modules, and not at each convolution's first call: otherwise
+    # the order of calls would decide which convolutions use Winograd's algorithm, and so the last bits of the output.
+    left = BYTES
     for module in network.modules():
         changed: Any = module
-        if isinstance(module, ResnetBlock2D) and Block.fits(module):
-            changed.forward = Block(module)
-        elif Quick.fits(module) and Quick.size(changed) <= left:
-            changed.forward = Quick(changed)
-            left -= Quick.size(changed)
+        if isinstance(module, ResnetBlock2D) and InPlaceResnetBlock.supports(module):
+            changed.forward = InPlaceResnetBlock(module)
+        elif WinogradConv.supports(module) and WinogradConv.weight_bytes(changed) <= left:
+            changed.forward = WinogradConv(changed)
+            left -= WinogradConv.weight_bytes(changed)
 
 
-class Block:
-    """A ``ResnetBlock2D``'s ``forward`` that writes over what it alone holds, and divides by no 1.
+class InPlaceResnetBlock:
+    """A faster ``forward`` for a ``ResnetBlock2D``: it overwrites its own intermediate tensors instead of copying them.
 
     Args:
-        block: whose ``fits`` is true.
+        block: a block for which ``supports`` is true.
     """
 
     def __init__(self, block: Any) -> None:
         self.block, self.plain = block, block.forward
 
     @staticmethod
-    def fits(block: Any) -> bool:
-        """Whether it is of the usual kind: group norm, SiLU, the time added to the hidden channels, one resolution."""
+    def supports(block: Any) -> bool:
+        """Whether a block is of the usual kind.
+
+        That is: group norm, SiLU, the time embedding added to the hidden channels, no change of resolution, and no
+        scaling of the output.
+        """
         return (
             block.upsample is None
             and block.downsample is None
@@ -102,10 +112,10 @@ class Block:
         )
 
     def __call__(self, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        """As the block's own; diffusers passes further arguments, which it has deprecated."""
+        """Computes what the block's own ``forward`` does; deprecated further arguments are passed on to that."""
         block = self.block
         plain = torch.is_grad_enabled() or block.training or torch.is_autocast_enabled("cpu")
-        # a hook may keep what is written over here, or be on a part that is passed by
+        # A hook on a part might keep a tensor that is overwritten below, or sit on a part that is never called below.
         plain = plain or any(part._forward_hooks or part._forward_pre_hooks for part in block.children())
         if plain or input_tensor.device.type != "cpu" or args or kwargs:
             return self.plain(input_tensor, temb, *args, **kwargs)
