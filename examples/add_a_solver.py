@@ -1,4 +1,4 @@
-"""A solver of one's own needs no registration to be used: here the midpoint rule, on every path."""
+"""Write your own solver, here the midpoint rule, and use it without registering it."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,10 +13,10 @@ from ddim.solvers.base import move, shift
 
 @dataclass(frozen=True)
 class Midpoint(Solver):
-    """The pair is asked for in the middle of a step, and the whole step is made with it.
+    """The midpoint rule: the network is called in the middle of a step, and its output is used for the whole step.
 
-    The middle is that of the path's own coordinate, in which the step is straight: x / alpha against sigma / alpha on
-    variance-preserving and exploding paths, x against sigma on rectified flow.
+    "Middle" refers to the coordinates in which a step is a straight line: x / alpha against sigma / alpha on
+    variance-preserving and variance-exploding paths, and x against sigma on rectified flow.
     """
 
     name: ClassVar[str] = "midpoint"
@@ -34,7 +34,7 @@ class Midpoint(Solver):
 
 
 def along(x: torch.Tensor, pair: ddim.Pair, t: ddim.Node, s: ddim.Node) -> torch.Tensor:
-    """The step of x / (alpha + sigma) against sigma / (alpha + sigma), which alpha = 0 leaves finite."""
+    """Makes a step in x / (alpha + sigma) against sigma / (alpha + sigma), which are finite also where alpha = 0."""
     a, b = t.alpha + t.sigma, s.alpha + s.sigma  # both 1 on rectified flow
     return b * (x / a + (s.sigma / b - t.sigma / a) * (pair.eps - pair.x0))
 

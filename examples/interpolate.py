@@ -1,4 +1,4 @@
-"""Between real images: a row between two, and the grid between four."""
+"""Interpolate between real images: a row between two, and a grid between four."""
 
 import tempfile
 from pathlib import Path

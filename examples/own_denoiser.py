@@ -1,4 +1,4 @@
-"""The maths alone: a denoiser written by hand, no network, no diffusers."""
+"""Use the solvers with a denoiser that is a formula: no network, no diffusers."""
 
 import torch
 
@@ -8,7 +8,7 @@ from ddim.core.prediction import to_pair
 
 
 def gaussian(x: torch.Tensor, node: Node) -> ddim.Pair:
-    """The exact eps of data that is normal with mean 2 and standard deviation 0.5."""
+    """Returns the exact (x0, eps) for data from a normal distribution with mean 2 and standard deviation 0.5."""
     variance = (node.alpha * 0.5) ** 2 + node.sigma**2
     return to_pair("eps", node.sigma * (x - 2 * node.alpha) / variance, x, node)
 

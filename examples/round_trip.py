@@ -1,4 +1,4 @@
-"""Invert real images to their codes, keep the codes on disk, and come forward again."""
+"""Invert real images to latent codes, save the codes, load them, and reconstruct the images."""
 
 import tempfile
 from pathlib import Path
@@ -11,12 +11,12 @@ def main(folder: Path) -> float:
     photos = ddim.bundled_test_images("fashion")[:4]
     code = ddim.invert(model, photos, steps=50, method="bdia")
     file = code.save(folder / "photos.code.safetensors")
-    back = ddim.reconstruct(model, ddim.LatentCode.load(file))
-    ddim.save_image(ddim.sheet(back, columns=4, scale=4), folder / "photos.png")
-    originals = ddim.reconstruct(model, code)
-    return float((back - originals).abs().max())
+    from_file = ddim.reconstruct(model, ddim.LatentCode.load(file))
+    ddim.save_image(ddim.sheet(from_file, columns=4, scale=4), folder / "photos.png")
+    from_memory = ddim.reconstruct(model, code)
+    return float((from_file - from_memory).abs().max())
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        print(f"a saved code comes back with a difference of {main(Path(folder))}")
+        print(f"images from the saved code and from the code in memory differ by {main(Path(folder))}")

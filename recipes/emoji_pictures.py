@@ -1,10 +1,10 @@
-"""Writes the real pictures that the package carries beside the model `emoji`.
+"""Writes the real pictures that the package contains beside the model `emoji`.
 
 python recipes/emoji_pictures.py recipes/emoji.toml src/ddim/models/bundled/emoji
 
-``test_images/`` holds held-out pictures, never trained on; ``answers/`` what the three edits of the demo should give.
-``pictures.csv`` says which prompt belongs to each, and lists prompts that were trained on, without a picture. Owners
-and licences: NOTICE.
+``test_images/`` contains held-out pictures, which the model was not trained on. ``answers/`` contains the pictures that
+the three edits of the demo should produce. ``pictures.csv`` lists the prompt of each picture, and also prompts from the
+training set, without pictures. The owners and licences are in NOTICE.
 """
 
 import csv
@@ -50,7 +50,7 @@ OWNERS = {
 
 
 def main(recipe: Path, target: Path) -> None:
-    """The three sources of the demo first, then others spread over those held out; and the answers."""
+    """Writes the demo's three source pictures, ``OTHERS`` more of the held-out pictures, and the answers."""
     pictures = read_pictures(load_config(recipe))
     held = [p for p in pictures if p.held]
     by_prompt = {p.prompt: p for p in pictures}
@@ -66,6 +66,7 @@ def main(recipe: Path, target: Path) -> None:
 
 
 def _write(picture: Picture, folder: Path) -> tuple[str, str, bool, str]:
+    """Writes one picture, and returns its line of ``pictures.csv``."""
     name = re.sub(r"[^a-z0-9]+", "-", picture.word.lower()).strip("-")
     file = folder / f"{picture.style}_{name}.png"
     save_image(to_pil(picture.pixels), file, about=f"{picture.prompt}; {OWNERS[picture.style]}")

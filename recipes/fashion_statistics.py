@@ -1,4 +1,4 @@
-"""Writes the statistics of Fashion-MNIST's test pictures that lie beside `fashion-features`: mean and covariance.
+"""Writes the feature statistics (mean and covariance) of Fashion-MNIST's test images for `fashion-features`.
 
 python recipes/fashion_statistics.py ../shared/data/fashion-mnist src/ddim/models/bundled/fashion-features
 """
@@ -13,7 +13,10 @@ from ddim.training.data import load_images
 
 
 def main(source: Path, folder: Path) -> None:
-    """Of the 10,000 pictures, padded with black to 32x32, in the features of the classifier in ``folder``."""
+    """Computes the statistics of the 10,000 test images, padded with black to 32x32, and writes them to ``folder``.
+
+    The features are those of the classifier in ``folder``.
+    """
     config = DataConfig(str(source), 32, split="test", channels=1, fit="pad")
     statistics, about = data_statistics(load_features(folder, device="cpu"), load_images(config), config)
     about = {**about, "features": folder.resolve().name, "licence": "MIT, Copyright 2017 Zalando SE, arXiv 1708.07747"}

@@ -1,4 +1,4 @@
-"""Writes the 16 Fashion-MNIST test images that the package carries: the first of each class, then six more.
+"""Writes the 16 Fashion-MNIST test images that the package contains: the first of each class, and six more.
 
 python recipes/fashion_test_images.py ../shared/data/fashion-mnist src/ddim/models/bundled/fashion/test_images
 """
@@ -16,7 +16,7 @@ CLASSES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 
 
 def main(source: Path, target: Path) -> None:
-    """28x28 test pictures, padded with black to 32x32, as PNG named by test index and class."""
+    """Pads 28x28 test images with black to 32x32, and writes them as PNG files named by test index and class."""
     images = gzip.decompress((source / "t10k-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((source / "t10k-labels-idx1-ubyte.gz").read_bytes())
     pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)

@@ -52,7 +52,7 @@ def test_it_learns_from_the_images_themselves(words, tmp_path):
         seen.append(x)
         return torch.tensor([[1.0, 2.0, 0.0, 0.0], [0.0, 3.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
 
-    loss = task.loss(forward, batch, Draw(seed=0, step=0, batch=3, places=range(3)))  # type: ignore[arg-type]
+    loss = task.loss(forward, batch, Draw(seed=0, step=0, batch=3, positions=range(3)))  # type: ignore[arg-type]
     rows = [math.log(math.e + math.e**2 + 2) - 1, math.log(math.e**3 + 3) - 3, math.log(4)]  # labels 0, 1, 3
     assert float(loss) == pytest.approx(sum(rows) / 3, rel=1e-6)
     torch.testing.assert_close(seen[0], batch.pixels.float() / 127.5 - 1)
@@ -80,7 +80,7 @@ def test_a_shift_is_of_the_step_and_the_place(words, tmp_path):
         return torch.zeros(len(x), 4)
 
     for step in (0, 0, 1):
-        task.loss(forward, batch, Draw(seed=0, step=step, batch=8, places=range(8)))  # type: ignore[arg-type]
+        task.loss(forward, batch, Draw(seed=0, step=step, batch=8, positions=range(8)))  # type: ignore[arg-type]
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
     assert len({tuple(image.flatten().tolist()) for image in seen[0]}) > 4
@@ -106,7 +106,7 @@ def test_transformers_loads_the_result_and_its_features_are_what_the_last_layer_
 
 
 def test_clean_or_noisy_says_nothing_to_other_tasks(words, tmp_path):
-    with pytest.raises(InputError, match=r"classifier: it says nothing to task = 'autoencoder'"):
+    with pytest.raises(InputError, match=r"classifier: task = 'autoencoder' does not use"):
         task_config("autoencoder", words, tmp_path, classifier={"noise": False})
     with pytest.raises(InputError, match=r"classifier\.shift: it must be at least 0 pixels, not -1"):
         clean(words, tmp_path, shift=-1)
@@ -129,7 +129,7 @@ def test_what_is_no_feature_classifier_is_refused(words, tmp_path):
     with pytest.raises(InputError, match="not contain a feature classifier"):
         load_features(tmp_path)
     noisy = train(task_config("classifier", words, tmp_path / "noisy"))
-    with pytest.raises(InputError, match="is a classifier of noisy images"):
+    with pytest.raises(InputError, match="contains a classifier of noisy images"):
         load_features(noisy)
     folder = features_folder(tmp_path / "tiny")
     with pytest.raises(InputError, match="tiny takes images of 1x8x8, not of 3x8x8"):

@@ -612,7 +612,7 @@ def test_processors_of_ones_own_work_and_are_never_replaced():
     pipeline.unet.set_attn_processor(louder)
     with unchanged(pipeline):
         model = live(pipeline)
-        with pytest.raises(InputError, match="processor Louder of .* does more than plain attention") as caught:
+        with pytest.raises(InputError, match=r"processor Louder of .* does more than plain attention") as caught:
             edit(model)
         assert caught.value.parameter == "attention"
         assert "\n" not in str(caught.value)

@@ -66,7 +66,7 @@ def test_min_snr_would_leave_a_level_of_zero_snr_untrained(tmp_path, prediction)
 def test_a_missing_value_or_file_is_one_sentence(tmp_path):
     config = tables(tmp_path, tmp_path)
     del config["data"]["path"]
-    with pytest.raises(InputError, match=r"data\.path: the config lacks it"):
+    with pytest.raises(InputError, match=r"data\.path: it is missing in the config"):
         load_config(write_toml(config, tmp_path / "run.toml"))
     with pytest.raises(InputError, match="Cannot read the config"):
         load_config(tmp_path / "none.toml")

@@ -101,13 +101,15 @@ def test_the_seed_the_step_and_the_place_decide_what_is_dropped(images, tmp_path
     batch = many(200)
 
     def labels(draws):
-        return told_labels(task, Batch(*(part[draws.places.start : draws.places.stop] for part in batch)), draws)[0]
+        return told_labels(task, Batch(*(part[draws.positions.start : draws.positions.stop] for part in batch)), draws)[
+            0
+        ]
 
     whole = labels(draw(200))
     assert torch.equal(labels(draw(200)), whole)
     assert not torch.equal(labels(draw(200, seed=1)), whole)
     assert not torch.equal(labels(draw(200, step=1)), whole)
-    parts = [labels(draw(200, places=range(at, at + 50))) for at in range(0, 200, 50)]
+    parts = [labels(draw(200, positions=range(at, at + 50))) for at in range(0, 200, 50)]
     assert torch.equal(torch.cat(parts), whole)
 
 
@@ -285,20 +287,20 @@ def test_a_sheet_shows_what_the_network_knows_of_each_class(images, tmp_path):
         ({"pixel": {"label_dropuot": 0.1}}, "pixel.label_dropuot", "Did you mean 'label_dropout'"),
         ({"pixel": {"label_dropout": 1.5}}, "pixel.label_dropout", "from 0 to 1, not 1.5"),
         ({"pixel": {"label_dropout": float("nan")}}, "pixel.label_dropout", "from 0 to 1, not nan"),
-        ({"pixel": {"condition": "none"}}, "pixel.label_dropout", "0.5 is for a network with labels"),
-        ({"pixel": {"condition": "none", "label_dropout": 0, "classes": ["a"]}}, "pixel.classes", "['a'] is for"),
-        ({"pixel": {"classes": ["a", "b", "a"]}}, "pixel.classes", "'a' is not one"),
-        ({"pixel": {"classes": ["a", "b", " "]}}, "pixel.classes", "' ' is not one"),
-        ({"pixel": {"classes": ["a", "b"]}}, "pixel.classes", "names 2 classes; the images have 3"),
-        ({"data": {"label": ""}}, "data.label", "needs it, the column of the classes"),
+        ({"pixel": {"condition": "none"}}, "pixel.label_dropout", "0.5 needs a network with labels"),
+        ({"pixel": {"condition": "none", "label_dropout": 0, "classes": ["a"]}}, "pixel.classes", "['a'] needs"),
+        ({"pixel": {"classes": ["a", "b", "a"]}}, "pixel.classes", "'a' is empty or occurs twice"),
+        ({"pixel": {"classes": ["a", "b", " "]}}, "pixel.classes", "' ' is empty or occurs twice"),
+        ({"pixel": {"classes": ["a", "b"]}}, "pixel.classes", "names 2 classes, but the images have 3"),
+        ({"data": {"label": ""}}, "data.label", "needs the column of the classes"),
         ({"data": {"where": {"label": ["0"]}}}, "data.label", "two classes or more, not 1"),
-        ({"model": {"num_class_embeds": 3}}, "model.num_class_embeds", "3 classes and the null class give 4"),
+        ({"model": {"num_class_embeds": 3}}, "model.num_class_embeds", "3 classes and the null class need 4"),
         (
             {"model": {"num_class_embeds": 4}, "pixel": {"label_dropout": 0.0}},
             "model.num_class_embeds",
-            "3 classes give 3",
+            "3 classes need 3",
         ),
-        ({"model": {"class_embed_type": "timestep"}}, "model.class_embed_type", "'timestep' is no table of labels"),
+        ({"model": {"class_embed_type": "timestep"}}, "model.class_embed_type", "'timestep' is not supported"),
     ],
 )
 def test_what_cannot_be_is_one_sentence_and_leaves_nothing(images, tmp_path, changes, parameter, says):
@@ -332,7 +334,7 @@ def test_a_resumed_run_has_the_same_labels_and_may_name_them(images, tmp_path):
             train(tiny(images, run, **labelled({}, **pixel)), resume=True)
     listed = (images / "metadata.jsonl").read_text()
     make_labels(images, 4)
-    with pytest.raises(InputError, match="holds other images"):
+    with pytest.raises(InputError, match="contains other images"):
         train(tiny(images, run, **labelled({})), resume=True)
     (images / "metadata.jsonl").write_text(listed)
     result = train(tiny(images, run, **labelled({}, classes=["a", "b", "c"])), resume=True)

@@ -84,7 +84,7 @@ def test_user_weights_count_by_level(tmp_path):
 @pytest.mark.parametrize(
     ("weight", "says"),
     [
-        ((1.0, 2.0), "holds 2 numbers; the schedule has 50 steps"),
+        ((1.0, 2.0), "2 numbers, but the schedule has 50 steps"),
         ((-1.0,) * 50, "at least 0"),
         ((float("nan"),) * 50, "finite"),
         ("min_snrr", "Did you mean 'min_snr'"),

@@ -24,7 +24,7 @@ def told(on_event=None):
     reporter.open(0)
     bar = reporter._bar
     reporter.step(1, 0.5, 1e-3, 1.0)
-    reporter.tell("done", 2, "Done.")
+    reporter.event("done", 2, "Done.")
     reporter.close()
     return bar
 
@@ -53,7 +53,7 @@ def test_a_silent_process_of_several_says_nothing(capsys, tmp_path):
     reporter = Reporter(OutputConfig(str(tmp_path)), 2, 4, False, None)
     reporter.open(0)
     reporter.step(1, 0.5, 1e-3, 1.0)
-    reporter.tell("done", 2, "Done.")
+    reporter.event("done", 2, "Done.")
     reporter.close()
     assert capsys.readouterr().err == ""
     assert not list(tmp_path.iterdir())

@@ -128,12 +128,12 @@ def test_a_finished_run_is_not_run_again_but_can_be_made_longer(images, tmp_path
 def test_a_folder_that_holds_a_run_is_not_overwritten(images, tmp_path):
     train(tiny(images, tmp_path / "run"))
     before = state(tmp_path / "run", 6)
-    with pytest.raises(InputError, match="already holds a run; continue it with --resume"):
+    with pytest.raises(InputError, match="already contains a run; continue it with --resume"):
         train(tiny(images, tmp_path / "run"))
     with pytest.raises(InputError, match=r"other values of model.dropout, train.lr"):
         train(tiny(images, tmp_path / "run", train={"lr": 1.0}, model={"dropout": 0.0}), resume=True)
     (images / "003.png").unlink()
-    with pytest.raises(InputError, match="holds other images"):
+    with pytest.raises(InputError, match="contains other images"):
         train(tiny(images, tmp_path / "run"), resume=True)
     assert state(tmp_path / "run", 6) == before
 
@@ -145,7 +145,7 @@ def test_files_of_the_users_own_are_left_alone(images, tmp_path):
     train(tiny(images, tmp_path / "run"))
     stale = tmp_path / "run/.ddim-tmp-model"
     stale.mkdir()
-    with pytest.raises(InputError, match="already holds a run"):
+    with pytest.raises(InputError, match="already contains a run"):
         train(tiny(images, tmp_path / "run"))
     assert stale.is_dir()  # a refused run alters nothing
     train(tiny(images, tmp_path / "run"), resume=True)
@@ -155,7 +155,7 @@ def test_files_of_the_users_own_are_left_alone(images, tmp_path):
 
 def test_a_model_that_was_only_moved_aside_is_a_run(images, tmp_path):
     (tmp_path / "run/.ddim-old-model").mkdir(parents=True)
-    with pytest.raises(InputError, match="already holds a run"):
+    with pytest.raises(InputError, match="already contains a run"):
         train(tiny(images, tmp_path / "run"))
 
 
@@ -244,7 +244,7 @@ def test_other_weights_in_the_same_file_are_refused_on_resume(images, tmp_path):
     about = tmp_path / "run/checkpoints/step-00000002/state.json"
     written = about.read_text()
     file.write_text(json.dumps([2.0] * 20))
-    with pytest.raises(InputError, match=r"weights\.json holds other weights than the run in .* began with"):
+    with pytest.raises(InputError, match=r"weights\.json contains other weights than the run in .* began with"):
         train(config, resume=True)
     file.write_text(json.dumps([1] * 20))  # the same numbers
     old = {key: value for key, value in json.loads(written).items() if key != "weights"}
@@ -353,7 +353,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(images, tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(place, full)
         with pytest.raises(
-            DDIMError, match=r"Could not write .*step-00000004: the disk is full; what was there before is kept"
+            DDIMError, match=r"Could not write .*step-00000004: the disk is full; its old content was kept"
         ) as caught:
             train(tiny(images, folder), resume=True)
     assert not isinstance(caught.value, InputError)
@@ -421,7 +421,7 @@ def test_a_folder_is_back_when_the_new_one_cannot_take_its_name(tmp_path, monkey
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(DDIMError, match="what was there before is kept"), whole_folder(target):
+    with pytest.raises(DDIMError, match="its old content was kept"), whole_folder(target):
         pass
     assert (target / "a").read_text() == "old"
     assert not leftovers(tmp_path)

@@ -226,7 +226,7 @@ def write_idx(folder, count=5, labels=None, name="train"):
 
 @pytest.mark.parametrize("memory_gib", [4.0, 0.0], ids=["memory", "lazy"])
 def test_labels_go_with_their_pictures(words, tmp_path, memory_gib):
-    with pytest.warns(DDIMWarning, match="2 of 4 classes have no picture"):
+    with pytest.warns(DDIMWarning, match="2 of 4 classes have no images"):
         images = load_images(config(words, label="label", where={"label": ("1", "3")}, memory_gib=memory_gib))
     assert next(images.stream([[5, 0]])).labels == (3, 1)
     assert images.classes == 4
@@ -350,17 +350,17 @@ def test_a_toml_file_says_all_of_it(tmp_path):
     ("old", "new", "says"),
     [
         ('[[data.more]]\npath = "folder"', '[[data.more]]\npth = "folder"', r"Unknown key in \[data\.more\] 'pth'"),
-        ('[[data.more]]\npath = "folder"', "[[data.more]]", r"data\.more\.path: the config lacks it"),
+        ('[[data.more]]\npath = "folder"', "[[data.more]]", r"data\.more\.path: it is missing in the config"),
         ("repeat = 2", "repeat = 0", r"data\.more\.repeat: it must be at least 1, not 0"),
         ("repeat = 12", "repeat = -1", r"data\.repeat: it must be at least 1, not -1"),
         ('path = "emoji.parquet"', 'path = ""', r"data\.path: it must be a path or a hub id"),
-        ('["^fluent-3d ", "fluent "]', '["fluent"]', r"data\.rewrite: it must hold pairs .*, not \['fluent'\]"),
-        ('["^fluent-3d ", "fluent "]', '"fluent"', r"data\.rewrite: it must be a list of words, not 'fluent'"),
-        ('split = ["train"]', 'split = "train"', r"data\.more\.where\.split: it must be a list of words, not 'train'"),
+        ('["^fluent-3d ", "fluent "]', '["fluent"]', r"data\.rewrite: it must consist of pairs .*, not \['fluent'\]"),
+        ('["^fluent-3d ", "fluent "]', '"fluent"', r"data\.rewrite: it must be a list of texts, not 'fluent'"),
+        ('split = ["train"]', 'split = "train"', r"data\.more\.where\.split: it must be a list of texts, not 'train'"),
         ("[data.where]\ngroup = [", "where = [", r"data\.where: it must be a table"),
         ('task = "text"', 'task = "txt"', r"Unknown task 'txt'\. Did you mean 'text'"),
-        ('task = "text"', "", r"text: it says nothing to task = 'pixel'; remove it, or set task = 'text'"),
-        ("[text]", "[autoencoder]\nkl = 1.0\n[text]", r"autoencoder: it says nothing to task = 'text'"),
+        ('task = "text"', "", r"text: task = 'pixel' does not use this section; remove it, or set task = 'text'"),
+        ("[text]", "[autoencoder]\nkl = 1.0\n[text]", r"autoencoder: task = 'text' does not use"),
         ("[text]", "[text]\nempty = 1.5", r"text\.empty: it must be from 0 to 1, not 1\.5"),
         ("[text]", "[text]\nvocabulary = 200", r"text\.vocabulary: it must be at least 300 \(256 are single bytes\)"),
     ],

@@ -29,7 +29,7 @@ def words(tmp_path):
 
 
 def draw(count):
-    return Draw(seed=0, step=0, batch=count, places=range(count))
+    return Draw(seed=0, step=0, batch=count, positions=range(count))
 
 
 def prepared(words, folder, **changes):
@@ -88,12 +88,12 @@ def test_batch_norm_settles_on_the_exported_weights_and_training_keeps_its_own(w
     task, images = prepared(words, tmp_path / "run")
     network = task.build()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    settled = task.settled(network)
+    settled = task.recompute_batch_norm(network)
     assert not settled.training
     assert network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     (batch,) = images.stream([draws.order(0, 0, 12).tolist()])
-    fresh = Draw(seed=0, step=6, batch=12, places=range(12))  # the step after the last
+    fresh = Draw(seed=0, step=6, batch=12, positions=range(12))  # the step after the last
     _, noise = fresh.flips_and_noise(batch.pixels.shape[1:])
     x, log_snr = task._noised(batch.pixels.float() / 127.5 - 1, fresh.times(20, "uniform"), noise)
     stem = settled.resnet.resnet.embedder.embedder
@@ -137,5 +137,5 @@ def test_other_labels_are_other_data_on_resume(tmp_path):
     config = task_config("classifier", file, tmp_path / "run")
     train(config)
     make_parquet(file, image=cells, label=[1, 0] * 4)
-    with pytest.raises(ddim.InputError, match=r"a\.parquet holds other images than the run"):
+    with pytest.raises(ddim.InputError, match=r"a\.parquet contains other images than the run"):
         train(config, resume=True)

@@ -408,7 +408,7 @@ def _open_table(source: "SourceConfig") -> Table:
             return read_folder(path, source.split)
         if found.pictures:
             raise InputError(
-                f"{path} holds {len(found.pictures)} pictures, and parquet files ({found.parquet[0]}); move one of "
+                f"{path} holds {len(found.pictures)} pictures and parquet files ({found.parquet[0]}); move one of "
                 "the two elsewhere, or give the path of the parquet file.",
                 parameter="data.path",
             )

@@ -1,5 +1,7 @@
-"""Training, from one TOML file into a folder that diffusers loads: of a pixel model, an autoencoder, a text-to-image
-model or a classifier."""
+"""Trains a pixel model, an autoencoder, a text-to-image model or a classifier from one TOML file.
+
+The result is a folder that diffusers or transformers loads.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ __all__ = ["Event", "TrainConfig", "config_from_dict", "load_config", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "train":  # the loop needs torch; reading a config does not
+    if name == "train":  # imported lazily: the loop needs torch, but reading a config does not
         from .loop import train
 
         return train

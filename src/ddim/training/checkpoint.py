@@ -1,7 +1,7 @@
-"""Checkpoints, written whole or not at all, and read without pickles.
+"""Writes checkpoints atomically, and reads them without pickles.
 
-A folder is filled under a temporary name, synced to disk and renamed; only then is an older one removed. So a
-process killed at any moment leaves either the old folder or the new one, never half of one under its name.
+A folder is filled under a temporary name, flushed to disk and renamed; only then is an older one removed. So a process
+that is killed at any moment leaves either the old folder or the new one under the final name, and never a partial one.
 """
 
 import errno
@@ -34,10 +34,12 @@ _MODEL, _STEP = re.compile("model"), re.compile(r"step-(\d{8}|[1-9]\d{8,})")
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which takes the name ``target`` when the block ends without an error.
+    """Yields a temporary folder, which is renamed to ``target`` when the block ends without an error.
+
+    An existing ``target`` is replaced.
 
     Raises:
-        DDIMError: the disk is full or fails; the temporary folder is gone then and ``target`` as it was.
+        DDIMError: the disk is full or fails; the temporary folder is removed, and ``target`` is as it was.
     """
     temporary = target.with_name(TEMPORARY + target.name)
     replaced = target.with_name(REPLACED + target.name)
@@ -45,13 +47,16 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        readers = temporary.stat().st_mode & 0o666  # what the umask leaves; safetensors writes for the owner alone
+        # safetensors makes files that only their owner can read; give them the permissions that the umask allows.
+        readers = temporary.stat().st_mode & 0o666
         for folder, _, files in os.walk(temporary):
             for file in files:
                 Path(folder, file).chmod(readers)
                 _sync(Path(folder, file))
             _sync(Path(folder))
-        if target.exists():  # a folder cannot be renamed onto a full one
+        # A folder cannot be renamed onto one that is not empty, so the old one is moved aside first. A process killed
+        # between the two renames leaves it there, and ``clean`` moves it back.
+        if target.exists():
             target.rename(replaced)
         temporary.rename(target)
         _sync(target.parent)
@@ -59,19 +64,21 @@ def whole_folder(target: Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if replaced.exists() and not target.exists():
-            with suppress(OSError):  # ``clean`` tries once more
+            with suppress(OSError):  # if this fails, ``clean`` tries again at the next start
                 replaced.rename(target)
         if isinstance(error, (OSError, SafetensorError)):
-            raise DDIMError(f"Could not write {target}: {_reason(error)}; what was there before is kept.") from error
+            raise DDIMError(f"Could not write {target}: {_reason(error)}; its old content was kept.") from error
         raise
 
 
 def _reason(error: BaseException) -> str:
+    """Describes why writing failed; safetensors reports a full disk only in its message."""
     full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
     return "the disk is full" if full else first_line(error)
 
 
 def _sync(path: Path) -> None:
+    """Flushes a file, or the list of names in a folder, to disk, so that it survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -80,14 +87,24 @@ def _sync(path: Path) -> None:
 
 
 def _own(folder: Path, name: re.Pattern[str], prefix: str = "") -> list[Path]:
-    """The folders in ``folder`` that a run wrote under ``name``, oldest first. A user's copies beside them, such as
-    ``step-00000003-good``, are none."""
+    """Returns the folders in ``folder`` whose names a run makes, oldest first.
+
+    Copies that a user has made, such as ``step-00000003-good``, do not match.
+
+    Args:
+        folder: where to look.
+        name: matches the whole name, after ``prefix``.
+        prefix: ``TEMPORARY``, ``REPLACED`` or empty.
+    """
     found = (path for path in folder.glob(f"{prefix}*") if name.fullmatch(path.name.removeprefix(prefix)))
     return sorted((path for path in found if path.is_dir()), key=lambda path: (len(path.name), path.name))
 
 
 def clean(folder: Path) -> None:
-    """Removes what a killed process left in ``folder``; puts a folder back that it had only just moved aside."""
+    """Removes temporary folders that a killed process has left in ``folder``.
+
+    A folder that was moved aside to be replaced is moved back, if its replacement is missing.
+    """
     for name in (_MODEL, _STEP):
         for stale in _own(folder, name, TEMPORARY):
             shutil.rmtree(stale, ignore_errors=True)
@@ -100,34 +117,48 @@ def clean(folder: Path) -> None:
 
 
 def clean_run(folder: Path) -> None:
-    """``clean`` for all that a run writes into its folder."""
+    """Cleans a run's folder and its subfolders; see ``clean``."""
     clean(folder)
     clean(folder / "checkpoints")
     remove_stale(folder / "samples")
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether there are checkpoints or a model in ``folder``, be it only moved aside by a killed process."""
+    """Whether ``folder`` contains checkpoints or a model, including those that a killed process has moved aside."""
     checkpoints = (_own(folder / "checkpoints", _STEP, prefix) for prefix in ("", REPLACED))
     return (folder / "model").exists() or bool(_own(folder, _MODEL, REPLACED)) or any(checkpoints)
 
 
 class Checkpoints:
-    """The folder ``checkpoints/`` of a run: one folder ``step-NNNNNNNN`` each, of which the last ``keep`` stay. Other
-    names in it are the user's, and are neither read nor removed."""
+    """The checkpoints of a run: folders named ``step-NNNNNNNN``.
+
+    Folders with other names belong to the user, and are neither read nor removed.
+
+    Args:
+        folder: the run's folder ``checkpoints``.
+        keep: how many checkpoints to keep; older ones are removed.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
     def all(self) -> list[Path]:
-        """The whole ones, oldest first."""
+        """Returns all complete checkpoints, oldest first."""
         return _own(self.folder, _STEP)
 
     def save(self, step: int, network: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, about: Any) -> Path:
-        """Writes the state after ``step`` steps, with ``about`` (JSON values), and drops the oldest.
+        """Writes a checkpoint, then removes the oldest ones.
+
+        Args:
+            step: how many steps have been made.
+            network, ema, optimizer: the state to save.
+            about: JSON values to save beside it, such as the config.
+
+        Returns:
+            The checkpoint's folder.
 
         Raises:
-            DDIMError: it could not be written; the earlier ones are kept.
+            DDIMError: it could not be written; the earlier checkpoints are kept.
         """
         target = self.folder / f"step-{step:08d}"
         with whole_folder(target) as folder:
@@ -136,35 +167,43 @@ class Checkpoints:
             save_file(_plain(_optimizer_tensors(optimizer)), folder / "optimizer.safetensors")
             (folder / "state.json").write_text(json.dumps({"step": step, **about}, indent=2), encoding="utf-8")
         for old in self.all()[: -self.keep]:
-            stale = old.with_name(TEMPORARY + old.name)  # a process killed while removing leaves no half of ``old``
+            # Renamed first, so that a process killed while removing leaves no partial checkpoint under its name.
+            stale = old.with_name(TEMPORARY + old.name)
             with suppress(OSError):
                 old.rename(stale)
             shutil.rmtree(stale, ignore_errors=True)
         return target
 
     def about(self, path: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """``state.json`` of a checkpoint, and the keys of its config that differ from ``config``.
+        """Reads the ``state.json`` of a checkpoint.
+
+        Args:
+            path: the checkpoint's folder.
+            config: the config of this run.
+
+        Returns:
+            The content, and the keys of its config that differ from ``config``.
 
         Raises:
-            InputError: it is damaged.
+            InputError: the file is damaged.
         """
 
         def read() -> tuple[dict[str, Any], list[str]]:
             about = json.loads((path / "state.json").read_text(encoding="utf-8"))
             if not (isinstance(about, dict) and isinstance(about.get("config"), dict)):
-                raise ValueError("it holds no config")
+                raise ValueError("it contains no config")
             step = about.get("step")
             if not is_whole(step) or path.name != f"step-{step:08d}":
-                raise ValueError(f"it is of step {step!r}")
+                raise ValueError(f"it says that it is of step {step!r}")
             return about, differing_keys(about["config"], config)
 
         return _reading(path, "state.json", read)
 
     def load(self, path: Path, network: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
-        """Puts a checkpoint's weights, EMA and optimiser state in place.
+        """Loads a checkpoint's weights, EMA and optimiser state into the given objects.
 
         Raises:
-            InputError: it is damaged, or belongs to another network.
+            InputError: the checkpoint is damaged, or belongs to another network.
         """
         parts: dict[str, Callable[[dict[str, Tensor]], object]] = {
             "weights": lambda found: network.load_state_dict(_like(_plain(network.state_dict()), found)),
@@ -177,24 +216,25 @@ class Checkpoints:
 
 
 def _like(wanted: Mapping[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``found`` without what wrappers leave in the names; InputError unless it has the tensors of ``wanted``."""
+    """Removes the prefixes of wrappers from names of tensors, and raises InputError unless they match ``wanted``."""
     found = unwrapped(found)
     must_fit(wanted, found, "it", parameter=None)
     return found
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state under names ``<parameter>.<moment>``.
+    """Returns the optimiser's state as tensors named ``<index of parameter>.<name of moment>``.
 
-    torch.save would write a pickle, and garble the error of a full disk.
+    They are saved as safetensors, because torch.save would write a pickle, and hides a full disk behind another error.
     """
     state = optimizer.state_dict()["state"]
     return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Restores AdamW's state from tensors of ``_optimizer_tensors``, after checking their shapes."""
     weights = [p for group in optimizer.param_groups for p in group["params"]]
-    met = {key.partition(".")[0] for key in tensors}  # a weight that no gradient has reached has no state
+    met = {key.partition(".")[0] for key in tensors}  # a weight that has never had a gradient has no state
     wanted: dict[str, Tensor] = {}
     for index, weight in enumerate(weights):
         if str(index) in met:
@@ -207,21 +247,23 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
-    # The groups are the config's; their learning rate is set anew at each step.
+    # Options such as betas come from the config, and the loop sets the learning rate in each step: neither is loaded.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors as safetensors can save them: detached, contiguous and on the CPU."""
     return {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
 
 
 def _reading(path: Path, part: str, read: Callable[[], _T]) -> _T:
+    """Calls ``read``, and turns every error into an InputError that says which part of a checkpoint is damaged."""
     try:
         return read()
     except MemoryError:
         raise
-    except Exception as error:  # three file formats, each with errors of its own
+    except Exception as error:  # JSON, safetensors and torch each raise their own types of errors
         raise InputError(
             f"Cannot continue from {path}: {part} is damaged ({first_line(error)}). Remove this folder to continue "
-            "from the one before."
+            "from the checkpoint before it."
         ) from error

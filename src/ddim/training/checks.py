@@ -1,4 +1,4 @@
-"""What the values of a config must be, by themselves and together."""
+"""Checks the values of a training config: each value by itself, and values that depend on each other."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ from .._utils.errors import InputError
 if TYPE_CHECKING:
     from .config import SourceConfig, TrainConfig
 
-# (section, key, test, what would do)
+# (section, key, test of the value, what the value must be)
 _LIMITS: Sequence[tuple[str, str, Any, str]] = (
     ("schedule", "steps", lambda v: v >= 2, "at least 2"),
     ("data", "size", lambda v: v >= 1, "at least 1 pixel"),
@@ -46,32 +46,36 @@ _LIMITS: Sequence[tuple[str, str, Any, str]] = (
 
 
 def check(config: "TrainConfig") -> None:
-    """Raises InputError for the first value that cannot be, or that contradicts another."""
+    """Raises InputError for the first value that is out of range or contradicts another value."""
     for section, key, holds, wanted in _LIMITS:
         value = getattr(getattr(config, section), key)
         if not holds(value):
             raise InputError(f"it must be {wanted}, not {value!r}.", parameter=f"{section}.{key}")
-    for section in ("pixel", "autoencoder", "text", "classifier"):  # each for the task of its name
+    for section in ("pixel", "autoencoder", "text", "classifier"):  # only the task of the same name reads a section
         if config.task != section and getattr(config, section) != type(getattr(config, section))():
             raise InputError(
-                f"it says nothing to task = {config.task!r}; remove it, or set task = {section!r}.", parameter=section
+                f"task = {config.task!r} does not use this section; remove it, or set task = {section!r}.",
+                parameter=section,
             )
     labels = config.pixel.condition == "labels"
     for key in ("label_dropout", "classes"):
         value = getattr(config.pixel, key)
         if value and not labels:
             raise InputError(
-                f"{_plain(value)!r} is for a network with labels; remove it, or set pixel.condition = 'labels'.",
+                f"{_plain(value)!r} needs a network with labels; remove it, or set pixel.condition = 'labels'.",
                 parameter=f"pixel.{key}",
             )
     for name in config.pixel.classes:
         if not name.strip() or config.pixel.classes.count(name) > 1:
-            raise InputError(f"each class has a name of its own, and {name!r} is not one.", parameter="pixel.classes")
-    for place, source in zip(("data", *["data.more"] * len(config.data.more)), config.data.sources, strict=True):
-        _check_source(place, source)
+            raise InputError(
+                f"each class needs a name of its own, but {name!r} is empty or occurs twice.", parameter="pixel.classes"
+            )
+    sections = ("data", *["data.more"] * len(config.data.more))
+    for section, source in zip(sections, config.data.sources, strict=True):
+        _check_source(section, source)
     if config.train.decay and config.train.lr_schedule != "constant":
         raise InputError(
-            f"{config.train.decay} goes with train.lr_schedule = 'constant' only.", parameter="train.decay"
+            f"{config.train.decay} can be used only with train.lr_schedule = 'constant'.", parameter="train.decay"
         )
     if config.train.batch % config.train.accumulate:
         raise InputError(
@@ -79,7 +83,10 @@ def check(config: "TrainConfig") -> None:
             parameter="train.batch",
         )
     if config.schedule.zero_terminal_snr and config.loss.prediction == "eps":
-        raise InputError("an eps prediction says nothing at zero terminal SNR; use 'v'.", parameter="loss.prediction")
+        raise InputError(
+            "with zero terminal SNR the last level is pure noise, where predicting eps determines nothing; use 'v'.",
+            parameter="loss.prediction",
+        )
     if config.schedule.zero_terminal_snr and config.loss.weight == "min_snr":
         raise InputError("'min_snr' never trains a last level of zero SNR; use 'ones'.", parameter="loss.weight")
     if config.output.sample_steps > config.schedule.steps:
@@ -92,30 +99,33 @@ def check(config: "TrainConfig") -> None:
     for key, value in config.model.items():
         if key == "class_embed_type" and value is not None:
             raise InputError(
-                f"{value!r} is no table of labels, the only kind that is trained; remove it.",
+                f"{value!r} is not supported, because only a table of labels can be trained; remove it.",
                 parameter="model.class_embed_type",
             )
         if key == "num_class_embeds" and value is not None and not labels:
             raise InputError(
-                f"{value!r} asks for labels and training is unconditional; remove it, or set task = 'pixel' and "
+                f"{value!r} asks for labels, but training is unconditional; remove it, or set task = 'pixel' and "
                 "pixel.condition = 'labels'.",
                 parameter="model.num_class_embeds",
             )
         if key in fixed and value != fixed[key]:
-            raise InputError(f"{value!r} contradicts [data], which gives {fixed[key]}.", parameter=f"model.{key}")
+            raise InputError(f"{value!r} contradicts [data], which says {fixed[key]}.", parameter=f"model.{key}")
 
 
 def _plain(value: Any) -> Any:
+    """Returns a tuple as a list, as it is written in TOML."""
     return list(value) if isinstance(value, tuple) else value
 
 
-def _check_source(place: str, source: "SourceConfig") -> None:
+def _check_source(section: str, source: "SourceConfig") -> None:
+    """Raises InputError for the first value of a source of images that is out of range."""
     if not source.path:
-        raise InputError("it must be a path or a hub id, not ''.", parameter=f"{place}.path")
+        raise InputError("it must be a path or a hub id, not ''.", parameter=f"{section}.path")
     if source.repeat < 1:
-        raise InputError(f"it must be at least 1, not {source.repeat}.", parameter=f"{place}.repeat")
+        raise InputError(f"it must be at least 1, not {source.repeat}.", parameter=f"{section}.repeat")
     for pair in source.rewrite:
         if len(pair) != 2:
             raise InputError(
-                f"it must hold pairs (expression, replacement), not {list(pair)}.", parameter=f"{place}.rewrite"
+                f"it must consist of pairs (regular expression, replacement), not {list(pair)}.",
+                parameter=f"{section}.rewrite",
             )

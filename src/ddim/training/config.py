@@ -1,4 +1,4 @@
-"""What a training run is: frozen dataclasses, whose values are checked before anything is loaded or written."""
+"""The config of a training run: frozen dataclasses, whose values are checked before anything is loaded or written."""
 
 import dataclasses
 import json
@@ -14,10 +14,11 @@ class ScheduleConfig:
     """The noise schedule; see ``ddim.core.path`` for the formulas.
 
     Attributes:
-        kind: ``linear`` (DDPM), ``scaled_linear`` (latent diffusion) or ``cosine`` (which reads no betas).
-        steps: T, the number of noise levels.
-        beta_start, beta_end: first and last beta.
-        zero_terminal_snr: rescale so that the last level has no signal (Lin et al. 2024); not for eps.
+        kind: ``linear`` (DDPM), ``scaled_linear`` (latent diffusion) or ``cosine`` (which ignores the betas).
+        steps: the number of noise levels, T.
+        beta_start, beta_end: the first and the last beta.
+        zero_terminal_snr: rescale the levels so that the last one is pure noise (Lin et al. 2024). It cannot be used
+            with eps prediction.
     """
 
     kind: Literal["linear", "scaled_linear", "cosine"] = "linear"
@@ -29,26 +30,28 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """A set of images, and which of its rows are taken.
+    """A set of images, and which of its rows are used.
 
     Attributes:
-        path: a folder of images, a parquet file (or a folder of them), MNIST-type idx files (a folder or one
-            ``*-images-idx3-ubyte[.gz]``), or the id of a data set on the Hugging Face hub. Relative paths start
-            where the command runs. Of a folder of images everything beneath counts, but what is hidden.
-        split: which part; for idx files ``train`` or ``test``, of a folder of images the folder of that name in it. A
-            folder ``train`` among others is a split where they are named like splits too, and a class otherwise.
-        column: the column with the images; empty: the first one that holds images.
-        prompt: how a row's words are put together, from its columns: ``"{style} {name}"``; without braces the same for
-            all. A folder of images has the columns of its ``metadata.jsonl``, ``.csv`` or ``.parquet``, which name each
-            picture as ``file_name``, or ``text``, from a text file beside each picture. A column that is empty in
-            all rows is refused.
-        rewrite: pairs (regular expression, replacement), applied in their order to every prompt.
-        where: column -> the values of the rows to take, each of which occurs; empty: all rows.
-        without: a CSV file whose header names columns; rows that equal one of its lines in all of them are left
-            out, and so are rows with the same image under another name.
+        path: a folder of images, a parquet file (or a folder of them), MNIST-like idx files (a folder, or one file
+            ``*-images-idx3-ubyte[.gz]``), or the id of a data set on the Hugging Face hub. Relative paths are relative
+            to the working directory. Of a folder of images, all subfolders are read, except hidden ones.
+        split: the split to use. For idx files it is ``train`` or ``test``; for a folder of images it is the subfolder
+            of that name. A subfolder named like a split is one only if another subfolder, or every one, is named so
+            too; otherwise it is a class.
+        column: the column with the images. Empty: the first column that contains images.
+        prompt: a template for the prompt of each row, which names columns, such as ``"{style} {name}"``; without
+            braces, all rows have the same prompt. A folder of images has the columns of its ``metadata.jsonl``,
+            ``.csv`` or ``.parquet``, whose column ``file_name`` names each picture. If they have no
+            column ``text``, text files beside the pictures become that column. A column that is empty in all rows is
+            refused.
+        rewrite: pairs (regular expression, replacement), which are applied to every prompt in their order.
+        where: column -> values: only rows with one of these values are used; each value must occur. Empty: all rows.
+        without: a CSV file whose header names columns. Rows that equal one of its lines in all of these columns are
+            left out, and so are rows with the same image under another name.
         repeat: how often an epoch visits each image.
-        label: the column with the class of each image, a whole number from 0; idx files, which have no columns, know
-            the labels file beside them as ``label``. Empty: no classes.
+        label: the column with the class of each image, a whole number from 0. For idx files, which have no columns,
+            ``label`` means the labels file beside them. Empty: no classes.
     """
 
     path: str
@@ -64,19 +67,21 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the images come from, and what is done to each.
+    """The images of a run, and how they are prepared.
 
     Attributes:
-        path, split, column, prompt, rewrite, where, without, repeat, label: the first set; see ``SourceConfig``.
-        more: further sets, which follow it.
-        size: side of the square the network sees, in pixels.
+        path, split, column, prompt, rewrite, where, without, repeat, label: the first set of images; see
+            ``SourceConfig``.
+        more: further sets of images.
+        size: side of the square images that the network sees, in pixels.
         channels: 1 (grey) or 3 (RGB).
-        fit: how an image becomes square: ``crop`` (shorter side to ``size``, centre), ``resize`` (stretch) or
-            ``pad`` (shrunk if larger, then centred on ``background``).
-        background: grey value 0..255 of the padding, and behind transparent pixels.
-        flip: mirror half of the images left to right.
-        memory_gib: sets up to this size, decoded, are kept in memory; larger ones are read as they are needed.
-        workers: processes that decode images of a set too large for memory.
+        fit: how an image becomes square: ``crop`` (scale the shorter side to ``size`` and cut out the centre),
+            ``resize`` (stretch) or ``pad`` (shrink it if it is larger, then centre it on ``background``).
+        background: grey value (0..255) of the padding and behind transparent pixels.
+        flip: mirror a random half of the images left to right.
+        memory_gib: keep the decoded images in memory if they take at most so much (in GiB); larger sets are decoded
+            when they are needed.
+        workers: number of processes that decode images of a set that is too large for memory.
     """
 
     path: str
@@ -99,22 +104,22 @@ class DataConfig:
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:
-        """All sets, the first one first."""
+        """All sets of images: the first one, then those of ``more``."""
         first = SourceConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(SourceConfig)})
         return (first, *self.more)
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What the network learns to say, and how much each noise level counts.
+    """What the network learns to predict, and the weight of each noise level in the loss.
 
     Attributes:
         prediction: ``eps``, ``x0`` or ``v``.
-        weight: ``ones`` (L_gamma with gamma = 1, the plain mean squared error of the prediction), ``min_snr``
-            (Hang et al. 2023; not with zero terminal SNR), a list of T numbers, or the path of a .json or .txt file
-            with T numbers.
-        min_snr_k: where min-SNR caps the weight.
-        times: ``uniform`` draws every t alone; ``stratified`` draws one from each of ``batch`` equal strata.
+        weight: ``ones`` (L_gamma with gamma = 1, the mean squared error of the prediction), ``min_snr`` (Hang et al.
+            2023; not with zero terminal SNR), a list of T numbers, or the path of a .json or .txt file with T numbers.
+        min_snr_k: the cap on the SNR in the min-SNR weight.
+        times: how noise levels t are drawn: ``uniform`` draws each independently; ``stratified`` draws one from each
+            of ``batch`` equal intervals.
     """
 
     prediction: Literal["eps", "x0", "v"] = "eps"
@@ -125,15 +130,15 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """What a denoiser of images is told beside the noise level.
+    """The condition of a pixel model.
 
     Attributes:
         condition: ``none``, or ``labels``: the class of each image, from the column ``data.label``.
-        label_dropout: share of the labels that are replaced by the null class, for classifier-free guidance (Ho &
-            Salimans 2022, arXiv 2207.12598). Above 0 the network has one label more than there are classes: the last
-            one is the null class, which stands for no label. At 0 there is no null class.
-        classes: the names of the classes, in the order of their numbers. Empty: the names that the data set itself
-            gives its label column, where it does.
+        label_dropout: the share of labels that are replaced by the null class, for classifier-free guidance (Ho &
+            Salimans 2022, arXiv 2207.12598). If it is above 0, the network has one label more than there are classes:
+            the last one is the null class, which stands for no class. If it is 0, there is no null class.
+        classes: the names of the classes, in the order of their numbers. Empty: the names in the data set, if it has
+            any.
     """
 
     condition: Literal["none", "labels"] = "none"
@@ -143,11 +148,11 @@ class PixelConfig:
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """What an autoencoder is trained for: |e| + gradient * |differences of e| + kl * KL, e the error of a pixel.
+    """The loss of an autoencoder: |e| + gradient * |differences of e| + kl * KL, where e is the error of a pixel.
 
     Attributes:
-        kl: weight of the divergence of the codes from N(0, 1), in nats a number of the code.
-        gradient: weight of the error's differences between neighbouring pixels, which keep edges sharp.
+        kl: weight of the KL divergence of the latents from N(0, 1), in nats per number of the latent.
+        gradient: weight of the differences of the error between neighbouring pixels, which keeps edges sharp.
     """
 
     kl: float = 1e-3
@@ -156,14 +161,15 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """What a text-to-image model is made of, beside the network in ``[model]``.
+    """The parts of a text-to-image model other than the U-Net, which ``[model]`` describes.
 
     Attributes:
-        autoencoder: the folder of an AutoencoderKL, as ``task = "autoencoder"`` writes it to ``<folder>/model``.
+        autoencoder: the folder of an AutoencoderKL, such as ``<folder>/model`` of a run with ``task = "autoencoder"``.
         encoder: options of transformers' ``CLIPTextConfig``.
-        vocabulary: how many tokens the tokenizer learns from the prompts, at most.
-        length: tokens a prompt has, with its start and end.
-        empty: share of the prompts that are left empty, for classifier-free guidance (Ho & Salimans 2022).
+        vocabulary: the largest number of tokens that the tokenizer learns from the prompts.
+        length: the number of tokens of a prompt, with start and end token.
+        empty: the share of prompts that are replaced by the empty prompt, for classifier-free guidance (Ho & Salimans
+            2022).
     """
 
     autoencoder: str = ""
@@ -175,11 +181,13 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """What a classifier is shown of an image.
+    """The inputs of a classifier.
 
     Attributes:
-        noise: noised images and their level, for guidance; false: the images themselves, for features.
-        shift: the image moves by up to so many pixels each way, drawn anew every time; ``background`` moves in.
+        noise: true trains on noisy images and their noise level, for classifier guidance; false trains on clean
+            images, for features.
+        shift: images are moved randomly by up to so many pixels in each direction; the gap is filled with
+            ``background``.
     """
 
     noise: bool = True
@@ -188,23 +196,26 @@ class ClassifierConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How it learns. AdamW; every number a function of the step, so that a resumed run repeats the unbroken one.
+    """The optimisation, with AdamW. Each setting depends on the step only, so a resumed run repeats an unbroken one.
 
     Attributes:
-        steps: optimiser steps in all.
+        steps: the number of optimiser steps.
         batch: images per optimiser step, over all processes and micro-batches together.
-        accumulate: micro-batches a process makes of its share (less memory, same result).
-        lr: peak learning rate.
-        lr_schedule: ``constant`` or ``cosine`` (0 one step after the last), after ``warmup`` steps of linear rise.
-        decay: the last steps of a constant rate, in which it falls linearly to 0 one step after the last.
-        betas, weight_decay: AdamW's.
-        grad_clip: largest gradient norm; 0 switches clipping off.
-        ema: decay of the averaged weights, which are the ones exported; 0 exports the weights themselves.
-        ema_warmup: the decay starts at 0.1 and rises as (1 + step) / (10 + step) until it reaches ``ema``.
-        precision: ``bfloat16`` runs the network under autocast; weights, EMA and loss stay float32.
-        seed: every random draw is a function of this, the step and the place in the batch.
-        threads: CPU threads; 0 leaves torch's choice. Another number may round differently.
-        device: ``auto`` or ``cpu``.
+        accumulate: into how many micro-batches each process divides its share (less memory, same result).
+        lr: the peak learning rate.
+        lr_schedule: ``constant``, or ``cosine``, which reaches 0 one step after the last; both begin with a linear
+            rise.
+        warmup: the number of steps of the linear rise.
+        decay: with a constant rate, the number of last steps in which it falls linearly, to reach 0 one step after the
+            last; 0 for none.
+        betas, weight_decay: options of AdamW.
+        grad_clip: the largest gradient norm; 0 switches clipping off.
+        ema: the decay of the exponential moving average of the weights, which is exported; 0 exports the last weights.
+        ema_warmup: let the decay start at 0.1 and rise as (1 + step) / (10 + step) until it reaches ``ema``.
+        precision: ``bfloat16`` runs the network under autocast; weights, EMA and loss stay in float32.
+        seed: all random numbers are functions of this seed, the step and the position in the batch.
+        threads: the number of CPU threads; 0 leaves the choice to torch. Another number may round differently.
+        device: ``auto`` (a GPU if available) or ``cpu``.
     """
 
     steps: int
@@ -227,18 +238,18 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """Where the results go, and how often.
+    """What a run writes, where and how often.
 
     Attributes:
-        folder: holds ``checkpoints/``, ``samples/``, ``tensorboard/`` and, at the end, ``model/`` (diffusers format).
-        export_dtype: ``float32`` or ``float16``, of the weights in ``model/``.
-        log_every: steps between two lines of TensorBoard (and of the log, where there is no terminal).
+        folder: contains ``checkpoints/``, ``samples/``, ``tensorboard/`` and, at the end, ``model/``.
+        export_dtype: the dtype of the weights in ``model/``: ``float32`` or ``float16``.
+        log_every: steps between two entries of TensorBoard (and of the log, if stderr is not a terminal).
         checkpoint_every: steps between two checkpoints; there is always one at the end.
-        keep: how many checkpoints are kept, newest first.
+        keep: how many checkpoints are kept; the oldest are removed.
         sample_every: steps between two sample sheets; 0 for none.
-        samples: pictures on a sheet.
-        sample_steps: DDIM steps for a sheet.
-        tensorboard: write TensorBoard event files.
+        samples: the number of images on a sample sheet.
+        sample_steps: the number of DDIM steps for a sample sheet.
+        tensorboard: whether to write TensorBoard event files.
     """
 
     folder: str
@@ -254,14 +265,20 @@ class OutputConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run.
+    """The config of a training run. Its sections are the attributes.
 
     Attributes:
-        task: ``pixel``, a denoiser of images (UNet2DModel); ``autoencoder`` (AutoencoderKL); or ``text``, a denoiser
-            of an autoencoder's codes under a prompt (CLIPTextModel and UNet2DConditionModel, trained together); or
-            ``classifier``, of noisy images or clean ones (ResNetForImageClassification).
-        model: options of that class of diffusers, or of transformers' ResNetConfig; ``train`` asks them for the names.
-        pixel, autoencoder, text, classifier: what only the task of that name reads.
+        data: the images.
+        train: the optimisation.
+        output: the results.
+        task: what is trained: ``pixel``, a diffusion model on pixels (UNet2DModel); ``autoencoder`` (AutoencoderKL);
+            ``text``, a text-to-image model on an autoencoder's latents (CLIPTextModel and UNet2DConditionModel, trained
+            together); or ``classifier``, of noisy or clean images (ResNetForImageClassification).
+        schedule: the noise levels.
+        loss: prediction type and weights.
+        pixel, autoencoder, text, classifier: options that only the task of the same name reads.
+        model: options of the network's class in diffusers, or of transformers' ResNetConfig; ``train`` checks their
+            names.
     """
 
     data: DataConfig
@@ -280,5 +297,5 @@ class TrainConfig:
         check(self)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values only (tuples become lists), as JSON would return them."""
+        """Returns the config as plain values, as they would be read from JSON (tuples become lists)."""
         return json.loads(json.dumps(dataclasses.asdict(self)))

@@ -1,4 +1,4 @@
-"""The TOML file of a run: read into ``TrainConfig``, and compared with the one a run began with."""
+"""Reads the TOML file of a training run into a ``TrainConfig``, and compares it with the config of a resumed run."""
 
 import dataclasses
 import sys
@@ -32,10 +32,11 @@ Section = TypeVar("Section")
 
 
 def load_config(path: str | Path) -> TrainConfig:
-    """The run that a TOML file describes: ``task``, and a section for every other field of ``TrainConfig``.
+    """Reads a TOML file: the key ``task``, and a section for each other field of ``TrainConfig``.
 
     Raises:
-        InputError: no such file, not TOML, an unknown key (the nearest known one is named) or a wrong value.
+        InputError: there is no such file, it is not TOML, or it has an unknown key (the most similar known one is
+            suggested) or a wrong value.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -48,7 +49,7 @@ def load_config(path: str | Path) -> TrainConfig:
 
 
 def config_from_dict(table: Mapping[str, Any]) -> TrainConfig:
-    """The same from nested dicts. Raises InputError as ``load_config`` does."""
+    """Makes a ``TrainConfig`` from nested dicts, with the same checks and errors as ``load_config``."""
     sections = {f.name: f.type for f in dataclasses.fields(TrainConfig)}
     for name, value in table.items():
         if name not in sections:
@@ -72,6 +73,7 @@ def config_from_dict(table: Mapping[str, Any]) -> TrainConfig:
 
 
 def _section(name: str, kind: type[Section], table: Mapping[str, Any]) -> Section:
+    """Makes one section's dataclass from a table. Raises InputError for unknown, missing or wrong values."""
     hints = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
     for key, value in table.items():
@@ -81,12 +83,16 @@ def _section(name: str, kind: type[Section], table: Mapping[str, Any]) -> Sectio
     for f in dataclasses.fields(kind):  # type: ignore[arg-type]
         optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
         if not optional and f.name not in values:
-            raise InputError("the config lacks it.", parameter=f"{name}.{f.name}")
+            raise InputError("it is missing in the config.", parameter=f"{name}.{f.name}")
     return kind(**values)
 
 
 def _typed(name: str, hint: Any, value: Any) -> Any:
-    """``value`` as ``hint`` asks (an int will do for a float, a list for a tuple), or InputError."""
+    """Checks a value against a type hint, and converts int to float and list to tuple.
+
+    Raises:
+        InputError: the value has another type; ``name`` is its parameter.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if value in args and type(value) in {type(a) for a in args}:
@@ -95,8 +101,9 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
             raise UnknownName(name, value, args)
         raise InputError(f"it must be one of {', '.join(map(repr, args))}, not {value!r}.", parameter=name)
     if origin in (typing.Union, types.UnionType):
-        fitting = next((a for a in args if isinstance(value, list) == (typing.get_origin(a) is tuple)), args[0])
-        return _typed(name, fitting, value)
+        # The only unions in the config are those of a plain type and a list, so the value's own type decides.
+        chosen = next((a for a in args if isinstance(value, list) == (typing.get_origin(a) is tuple)), args[0])
+        return _typed(name, chosen, value)
     if origin is Mapping:
         if not isinstance(value, Mapping):
             raise InputError(f"it must be a table, not {value!r}.", parameter=name)
@@ -109,7 +116,7 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
         return _section(name, hint, value)  # type: ignore[arg-type]
     if origin is tuple:
         if not isinstance(value, list) or (args[-1] is not ... and len(value) != len(args)):
-            kinds = {str: "words", float: "numbers", int: "numbers"}
+            kinds = {str: "texts", float: "numbers", int: "numbers"}
             kind = "tables" if dataclasses.is_dataclass(args[0]) else kinds.get(args[0], "lists")
             wanted = kind if args[-1] is ... else f"{len(args)} {kind}"
             raise InputError(f"it must be a list of {wanted}, not {value!r}.", parameter=name)
@@ -122,32 +129,42 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
 
 
 def _frozen(value: Any) -> Any:
+    """Converts lists to tuples, also inside each other."""
     return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
 
 
-# May change between the parts of a resumed run without changing a number in the weights. (That data.path still
-# leads to the same images is seen to by their fingerprint.)
+# Keys that may change when a run is resumed, because they do not affect the weights. (A fingerprint of the images
+# ensures that data.path still leads to the same data.)
 FREE_KEYS = frozenset(
     {"data.path", "data.memory_gib", "data.workers", "text.autoencoder", "pixel.classes"}
     | {f"output.{f.name}" for f in dataclasses.fields(OutputConfig)}
 )
 
 
-# A key that an older run lacks is taken to be what it is now, unless it is here: with what all of those runs did.
+# If the config of an older run lacks a key, it is assumed to have today's value. For the keys here it is known what
+# those runs did instead.
 _BEFORE = {"pixel.condition": "none"}
 
 
 def _same_source(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether two of ``data.more`` take the same images: an older run lacks newer keys, and the path is free."""
+    """Whether two entries of ``data.more`` are the same. The path may differ, and an older run may lack newer keys."""
     return all(key == "path" or old.get(key, value) == value for key, value in new.items())
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Keys (``section.key``) that alter the weights and differ between two ``TrainConfig.as_dict()``."""
+    """Returns the keys (``section.key``) that affect the weights and differ between two ``TrainConfig.as_dict()``.
+
+    ``train.steps`` may grow if the learning rate is constant without decay, since then no earlier step depends on it.
+
+    Args:
+        old: the config that the run began with.
+        new: the config of the resumed run.
+    """
     found = []
     for section in sorted({*old, *new}):
         before, after = old.get(section, {}), new.get(section, {})
-        if not (isinstance(before, Mapping) and isinstance(after, Mapping)):  # task: older runs were all pixel
+        # The key ``task`` is no section. Older runs lack it, and were all of task "pixel".
+        if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
             if (before or "pixel") != (after or "pixel"):
                 found.append(section)
             continue

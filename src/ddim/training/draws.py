@@ -1,7 +1,7 @@
-"""Every random number of a run, as a function of (seed, step, place in the batch) and nothing else.
+"""The random numbers of a training run. Each is a function of the seed, the step and the position in the batch only.
 
-Philox is a counter-based generator (Salmon et al. 2011): its counter is set to where we are, so no state has to be
-saved, and neither the number of processes nor of micro-batches changes what is drawn.
+Philox is a counter-based generator (Salmon et al. 2011): its counter is set directly to the step and the position. So
+checkpoints need no generator state, and the numbers do not depend on how many processes or micro-batches there are.
 """
 
 from collections.abc import Sequence
@@ -10,25 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_ORDER, _TIMES, _IMAGE, _NETWORK, _SHEET, _CHANCE = range(6)
+_ORDER, _TIMES, _IMAGE, _NETWORK, _SHEET, _CHANCE = range(6)  # one stream of numbers for each purpose
 
 
-def _generator(seed: int, stream: int, step: int, place: int = 0) -> np.random.Generator:
-    # The lowest of the four counter words is left to the generator itself: it counts the numbers drawn.
-    counter = np.array([0, place, step, stream], dtype=np.uint64)
+def _generator(seed: int, stream: int, step: int, position: int = 0) -> np.random.Generator:
+    """Returns the generator for one purpose, step and position in the batch."""
+    # The generator itself uses the lowest of the four counter words to count the numbers drawn.
+    counter = np.array([0, position, step, stream], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(counter=counter, key=np.array([seed, 0], dtype=np.uint64)))
 
 
 def order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The permutation of 0..count-1 in which an epoch visits the images; int64, shape [count]."""
+    """Draws the order in which an epoch visits the images: a permutation of 0..count-1, int64 [count]."""
     return _generator(seed, _ORDER, epoch).permutation(count)
 
 
 def times(seed: int, step: int, batch: int, levels: int, kind: str) -> Tensor:
-    """t in 1..levels for every place of a step's whole batch; int64, shape [batch].
+    """Draws the noise levels t in 1..levels for the whole batch of a step, over all processes: int64 [batch].
 
-    ``uniform`` draws each alone; ``stratified`` draws place p from the p-th of ``batch`` equal strata, which keeps
-    each t as likely and makes the loss of a batch vary less.
+    ``uniform`` draws each t independently. ``stratified`` draws the t at position p from the p-th of ``batch`` equal
+    intervals: every t stays equally likely, but the loss of a batch varies less.
     """
     u = _generator(seed, _TIMES, step).random(batch)
     if kind == "stratified":
@@ -36,32 +37,33 @@ def times(seed: int, step: int, batch: int, levels: int, kind: str) -> Tensor:
     return torch.from_numpy(np.minimum((u * levels).astype(np.int64), levels - 1) + 1)
 
 
-def flips_and_noise(seed: int, step: int, places: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """For each place of the batch whether its image is mirrored, and its noise.
+def flips_and_noise(seed: int, step: int, positions: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Draws, for each of the given positions in the batch, whether its image is mirrored, and its noise.
 
     Returns:
-        bool of shape [len(places)], and N(0, 1) float32 of shape [len(places), *shape].
+        bool [len(positions)], and N(0, 1) float32 [len(positions), *shape].
     """
-    flips = np.empty(len(places), dtype=bool)
-    noise = np.empty((len(places), *shape), dtype=np.float32)
-    for row, place in enumerate(places):
-        generator = _generator(seed, _IMAGE, step, place)
+    flips = np.empty(len(positions), dtype=bool)
+    noise = np.empty((len(positions), *shape), dtype=np.float32)
+    for row, position in enumerate(positions):
+        generator = _generator(seed, _IMAGE, step, position)
         flips[row] = generator.random() < 0.5
         generator.standard_normal(out=noise[row], dtype=np.float32)
     return torch.from_numpy(flips), torch.from_numpy(noise)
 
 
-def chances(seed: int, step: int, places: Sequence[int]) -> Tensor:
-    """A number in [0, 1) for each place of the batch (is its prompt left out?); float64 of shape [len(places)]."""
-    return torch.tensor([_generator(seed, _CHANCE, step, place).random() for place in places], dtype=torch.float64)
+def chances(seed: int, step: int, positions: Sequence[int]) -> Tensor:
+    """Draws a uniform number in [0, 1) for each position, such as for label dropout: float64 [len(positions)]."""
+    numbers = [_generator(seed, _CHANCE, step, position).random() for position in positions]
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def network_seed(seed: int, step: int, micro: int, process: int) -> int:
-    """The seed of torch's global generator for one forward pass (dropout)."""
+    """Returns the seed of torch's global generator for one forward pass, which dropout uses."""
     return int(_generator(seed, _NETWORK, step, micro * 2**32 + process).integers(2**63))
 
 
 def sheet_noise(seed: int, count: int, shape: Sequence[int]) -> Tensor:
-    """The start of a sample sheet: the same for every sheet of a run; float32 [count, *shape]."""
+    """Draws the initial noise of a sample sheet, the same for every sheet of a run: float32 [count, *shape]."""
     noise = _generator(seed, _SHEET, 0).standard_normal((count, *shape), dtype=np.float32)
     return torch.from_numpy(noise)

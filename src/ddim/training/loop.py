@@ -1,8 +1,8 @@
 """The training loop.
 
-A run is a function of its config: the images of step s, their noise levels, noise and flips, and the learning rate
-are computed from (seed, s). So a resumed run needs the step, the weights, their average and the optimiser's state,
-and then repeats the unbroken one bit for bit on the same machine with the same number of processes.
+A run is a function of its config: the images of step s, their noise levels, noise and flips, and the learning rate are
+computed from (seed, s). So a checkpoint consists of the step, the weights, their average and the optimiser's state. A
+resumed run repeats an unbroken one bit for bit, on the same machine with the same number of processes.
 """
 
 import math
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 
 
 def train(config: TrainConfig, *, resume: bool = False, on_event: OnEvent | None = None) -> Path:
-    """Trains what ``config`` says; under ``accelerate launch`` or ``torchrun`` on all of their processes.
+    """Trains a model. Under ``accelerate launch`` or ``torchrun`` it uses all of their processes.
 
     Args:
-        config: the run, from ``load_config``.
-        resume: continue from the newest checkpoint in ``config.output.folder`` (from the start if there is none).
-        on_event: called in the main process with each ``Event``: every step, checkpoint, sheet.
+        config: the config, from ``load_config``.
+        resume: continue from the newest checkpoint in ``config.output.folder``, or start if there is none.
+        on_event: called in the main process with each ``Event``: every step, checkpoint and sample sheet.
 
     Returns:
-        ``<folder>/model``, which diffusers loads: with DDIMPipeline, AutoencoderKL or StableDiffusionPipeline; or
-        transformers: with ResNetForImageClassification.
+        ``<folder>/model``. diffusers loads it with DDIMPipeline, AutoencoderKL or StableDiffusionPipeline, and
+        transformers loads a classifier with ResNetForImageClassification.
 
     Raises:
-        InputError: a config, data set or folder that cannot be used; a config or input changed on resume.
+        InputError: the config, the data or the folder cannot be used, or has changed since the run began.
         NotFinite: the loss is no longer finite.
         DDIMError: the disk is full.
     """
@@ -53,7 +53,7 @@ def train(config: TrainConfig, *, resume: bool = False, on_event: OnEvent | None
     accelerator = _accelerator(config.train)
     if config.train.batch % (accelerator.num_processes * config.train.accumulate):
         raise InputError(
-            f"{config.train.batch} does not divide into {accelerator.num_processes} processes "
+            f"{config.train.batch} cannot be divided among {accelerator.num_processes} processes "
             f"with {config.train.accumulate} micro-batches each.",
             parameter="train.batch",
         )
@@ -64,7 +64,7 @@ def train(config: TrainConfig, *, resume: bool = False, on_event: OnEvent | None
 
 
 class _Run:
-    """One call of ``train``: everything that lives as long as the run."""
+    """One call of ``train``: the objects that live as long as the run."""
 
     def __init__(self, config: TrainConfig, task: Task, accelerator: "Accelerator", on_event: OnEvent | None) -> None:
         self.config, self.task, self.accelerator = config, task, accelerator
@@ -74,10 +74,12 @@ class _Run:
         self.report = Reporter(config.output, config.train.steps, config.train.batch, self.main, on_event)
 
     def run(self, resume: bool) -> Path:
+        """Runs the whole training and returns the folder of the model."""
         last = self._last_checkpoint(resume)
-        with self.accelerator.main_process_first():  # HF datasets prepares a set once, the others find it done
+        # The main process goes first, so that ``datasets`` prepares a set once and the others find it in the cache.
+        with self.accelerator.main_process_first():
             images = load_images(self.config.data)
-        self.sums = {"images": fingerprint(images), **self.task.sums()}
+        self.sums = {"images": fingerprint(images), **self.task.checksums()}
         self.images = self.task.prepare(images, self.accelerator.device)
         torch.manual_seed(draws.network_seed(self.config.train.seed, 0, 0, 0))
         self.network = self.task.build()
@@ -93,9 +95,9 @@ class _Run:
         if last is not None:
             about, _ = self.checkpoints.about(last, self.config.as_dict())
             sources = {
-                "images": " and ".join(source.path for source in self.config.data.sources) + " holds other images",
-                "weights": f"{self.config.loss.weight} holds other weights",
-                "autoencoder": f"{self.config.text.autoencoder} holds another autoencoder",
+                "images": " and ".join(source.path for source in self.config.data.sources) + " contains other images",
+                "weights": f"{self.config.loss.weight} contains other weights",
+                "autoencoder": f"{self.config.text.autoencoder} contains another autoencoder",
             }
             for name, found in self.sums.items():
                 if about.get(name, found) != found:
@@ -104,15 +106,16 @@ class _Run:
             step = about["step"]
         self.report.open(step)
         try:
-            self._tell_start(step)
+            self._report_start(step)
             self._loop(step)
             return self._finish()
         finally:
             self.report.close()
 
     def _loop(self, first: int) -> None:
+        """Trains from step number ``first`` (from 0) to the last one."""
         settings, output = self.config.train, self.config.output
-        forward = self.accelerator.prepare(self.network)  # DDP where there are several processes
+        forward = self.accelerator.prepare(self.network)  # wrapped in DDP if there are several processes
         forward.train()
         micro_batches = self.images.stream(_order(settings, len(self.images), first, self.accelerator))
         skipped = len(self.images.skipped)
@@ -122,7 +125,7 @@ class _Run:
                 group["lr"] = lr
             loss = torch.zeros((), device=self.accelerator.device)
             for micro in range(settings.accumulate):
-                last = micro == settings.accumulate - 1
+                last = micro == settings.accumulate - 1  # DDP exchanges gradients only in the last backward pass
                 with nullcontext() if last else self.accelerator.no_sync(forward):
                     part = self._micro_batch(forward, next(micro_batches), step, micro) / settings.accumulate
                     self.accelerator.backward(part)
@@ -132,7 +135,8 @@ class _Run:
             norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit))
             if not (math.isfinite(value) and math.isfinite(norm)):
                 raise NotFinite(
-                    f"The loss is {value:g} and its gradient {norm:g} at step {step + 1}; the last checkpoint is good.",
+                    f"The loss is {value:g} and its gradient norm {norm:g} at step {step + 1}; the last checkpoint is "
+                    "still good.",
                     step=step + 1,
                     hint="A lower train.lr or train.precision = 'float32' may help.",
                 )
@@ -144,41 +148,45 @@ class _Run:
             self.report.step(done, value, lr, norm)
             if len(self.images.skipped) > skipped:
                 skipped = len(self.images.skipped)
-                self.report.tell("skipped", done, _skipped(self.images))
-            self.report.pause()
+                self.report.event("skipped", done, _skipped(self.images))
+            self.report.pause_clock()
             end = done == settings.steps
             if output.sample_every and (done % output.sample_every == 0 or end):
                 self._sheet(done)
             if done % output.checkpoint_every == 0 or end:
-                self._checkpoint(done)  # last: a resumed run then makes up for the sheet, too
-            self.report.go_on()
+                # After the sheet: a run killed in between resumes before this step, and makes the sheet again.
+                self._checkpoint(done)
+            self.report.resume_clock()
 
     def _micro_batch(self, forward: nn.Module, batch: Batch, step: int, micro: int) -> Tensor:
-        """The loss of this process's share of a step's micro-batch."""
+        """Computes the loss of this process's part of a micro-batch."""
         settings = self.config.train
-        draw = Draw(settings.seed, step, settings.batch, _places(settings, micro, self.accelerator))
+        draw = Draw(settings.seed, step, settings.batch, _positions(settings, micro, self.accelerator))
         torch.manual_seed(draws.network_seed(settings.seed, step, micro, self.accelerator.process_index))  # dropout
         device = self.accelerator.device.type
         with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             return self.task.loss(forward, batch, draw)
 
     def _checkpoint(self, step: int) -> None:
+        """Writes a checkpoint after ``step`` steps."""
         if self.main:
             about = {"config": self.config.as_dict(), **self.sums}
             path = self.checkpoints.save(step, self.network, self.ema, self.optimizer, about)
-            self.report.tell("checkpoint", step, f"checkpoint: {path}", path)
+            self.report.event("checkpoint", step, f"checkpoint: {path}", path)
         self.accelerator.wait_for_everyone()
 
     def _sheet(self, step: int) -> None:
+        """Writes a sample sheet, made with the averaged weights."""
         if not self.main:
             return
         path = self.folder / "samples" / f"step-{step:08d}.png"
-        with self.ema.swapped(), _asked(self.network):
+        with self.ema.swapped(), _eval_mode(self.network):
             sheet = self.task.sheet(self.network)
         save_image(sheet, path)
-        self.report.tell("samples", step, f"samples: {path}", path)
+        self.report.event("samples", step, f"samples: {path}", path)
 
     def _finish(self) -> Path:
+        """Exports the averaged weights as a model, and returns its folder."""
         target = self.folder / "model"
         if self.main:
             about: dict[str, Any] = {
@@ -187,19 +195,23 @@ class _Run:
                 "skipped": self.images.skipped,
                 "versions": _versions(),
             }
-            with self.ema.swapped(), _asked(self.network), whole_folder(target) as folder:
+            with self.ema.swapped(), _eval_mode(self.network), whole_folder(target) as folder:
                 self.task.export(self.network, folder)
                 write_about(folder, about)
             note = f" {_skipped(self.images)}" if self.images.skipped else ""
-            self.report.tell("done", self.config.train.steps, f"Done: {target}.{note}", target)
+            self.report.event("done", self.config.train.steps, f"Done: {target}.{note}", target)
         self.accelerator.wait_for_everyone()
         return target
 
     def _last_checkpoint(self, resume: bool) -> Path | None:
-        """The checkpoint to continue from; cleans up after a killed process."""
+        """Returns the checkpoint to continue from, or None; also cleans up after a killed process.
+
+        Raises:
+            InputError: the folder already contains a run that is not to be resumed, or the config has changed.
+        """
         if not resume and holds_run(self.folder):
             raise InputError(
-                f"{self.folder} already holds a run; continue it with --resume or choose another.",
+                f"{self.folder} already contains a run; continue it with --resume, or choose another folder.",
                 parameter="output.folder",
             )
         self.accelerator.wait_for_everyone()
@@ -212,16 +224,16 @@ class _Run:
         _, changed = self.checkpoints.about(found[-1], self.config.as_dict())
         if changed:
             raise InputError(
-                f"the run in {self.folder} was made with other values of {', '.join(changed)}; "
-                "restore them or choose another.",
+                f"the run in {self.folder} began with other values of {', '.join(changed)}; "
+                "restore them, or choose another folder.",
                 parameter="output.folder",
             )
         return found[-1]
 
-    def _tell_start(self, step: int) -> None:
+    def _report_start(self, step: int) -> None:
         count = sum(p.numel() for p in self.network.parameters())
         begin = f"continuing after step {step}" if step else "starting"
-        self.report.tell(
+        self.report.event(
             "start",
             step,
             f"{begin}: {len(self.images)} images, {count:,} parameters, {self.config.train.steps} steps of "
@@ -229,11 +241,15 @@ class _Run:
             self.folder,
         )
         if self.images.skipped:
-            self.report.tell("skipped", step, _skipped(self.images))
+            self.report.event("skipped", step, _skipped(self.images))
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
-    """The rate of step ``step`` (from 0): a linear rise, then constant, perhaps with a fall, or a half cosine."""
+    """Returns the learning rate of step number ``step`` (from 0).
+
+    It rises linearly during ``warmup``. Then it is constant, with a linear fall at the end if ``decay`` is set, or
+    follows half a period of a cosine.
+    """
     rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.lr_schedule == "constant":
         fall = min(1.0, (config.steps - step) / config.decay) if config.decay else 1.0
@@ -244,21 +260,24 @@ def learning_rate(config: OptimConfig, step: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _places(config: OptimConfig, micro: int, accelerator: "Accelerator") -> range:
-    """Which places of a step's whole batch this process fills with its micro-batch."""
+def _positions(config: OptimConfig, micro: int, accelerator: "Accelerator") -> range:
+    """Returns the positions in a step's whole batch that belong to this process's micro-batch."""
     share = config.batch // (config.accumulate * accelerator.num_processes)
     start = (micro * accelerator.num_processes + accelerator.process_index) * share
     return range(start, start + share)
 
 
 def _order(config: OptimConfig, count: int, first: int, accelerator: "Accelerator") -> Iterator[list[int]]:
-    """The image indices of this process's micro-batches from step ``first`` on; epochs follow without a gap."""
+    """Yields the image indices of each micro-batch of this process, from step ``first`` on.
+
+    An epoch need not end with a batch: one batch may contain the end of an epoch and the beginning of the next.
+    """
     epoch, permutation = -1, draws.order(config.seed, 0, count)
     for step in range(first, config.steps):
         for micro in range(config.accumulate):
             batch = []
-            for place in _places(config, micro, accelerator):
-                wanted, at = divmod(step * config.batch + place, count)
+            for position in _positions(config, micro, accelerator):
+                wanted, at = divmod(step * config.batch + position, count)
                 if wanted != epoch:
                     epoch, permutation = wanted, draws.order(config.seed, wanted, count)
                 batch.append(int(permutation[at]))
@@ -266,26 +285,28 @@ def _order(config: OptimConfig, count: int, first: int, accelerator: "Accelerato
 
 
 def _skipped(images: Images) -> str:
+    """Returns a message about the images that could not be decoded."""
     names = ", ".join(images.skipped[:3]) + (", ..." if len(images.skipped) > 3 else "")
     return f"{len(images.skipped)} images could not be decoded and are left out: {names}."
 
 
 def _accelerator(config: OptimConfig) -> "Accelerator":
+    """Makes the Accelerator. Raises InputError if the package is not installed."""
     try:
         from accelerate import Accelerator
     except ImportError:
         raise InputError("Training needs more packages: pip install 'ddim[train]'.") from None
-    # Precision is our own autocast below: Accelerate keeps one for the life of the process.
+    # Mixed precision is our own autocast in _micro_batch, because Accelerate fixes one setting for the whole process.
     return Accelerator(mixed_precision="no", cpu=config.device == "cpu")
 
 
 @contextmanager
 def _repeatable(device: torch.device, threads: int) -> Iterator[None]:
-    """The same input gives the same bits inside; the caller's generators and settings are back afterwards."""
+    """Inside the block, the same input gives the same bits; afterwards the caller's settings are restored."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     gpus = [device] if device.type == "cuda" else []
     if gpus:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this setting
         torch.use_deterministic_algorithms(True, warn_only=True)
     if threads:
         torch.set_num_threads(threads)
@@ -298,8 +319,8 @@ def _repeatable(device: torch.device, threads: int) -> Iterator[None]:
 
 
 @contextmanager
-def _asked(network: nn.Module) -> Iterator[None]:
-    """The network as it is used, not trained (no dropout), inside."""
+def _eval_mode(network: nn.Module) -> Iterator[None]:
+    """Inside the block, the network is in eval mode (no dropout)."""
     training = network.training
     network.eval()
     try:
@@ -309,6 +330,7 @@ def _asked(network: nn.Module) -> Iterator[None]:
 
 
 def _versions() -> dict[str, str]:
+    """Returns the versions of the libraries that the result depends on."""
     import accelerate
     import diffusers
 

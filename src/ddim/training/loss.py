@@ -1,4 +1,4 @@
-"""The loss: a mean squared error of what the network predicts, weighted by noise level."""
+"""The diffusion loss: the mean squared error of the network's prediction, weighted by noise level."""
 
 import json
 import zlib
@@ -17,19 +17,24 @@ from .config import LossConfig, ScheduleConfig
 
 
 class Levels(NamedTuple):
-    """The T noise levels as float32 tables of shape [T]; entry t - 1 belongs to t."""
+    """The T noise levels as float32 tables of shape [T]; entry t - 1 belongs to level t.
+
+    Attributes:
+        alpha, sigma: x_t = alpha x0 + sigma eps.
+        weight: the weight of each level in the loss.
+    """
 
     alpha: Tensor
     sigma: Tensor
     weight: Tensor
 
     def to(self, device: torch.device) -> "Levels":
-        """The same on another device."""
+        """Returns the tables on another device."""
         return Levels(*(table.to(device) for table in self))
 
 
 def path_of(config: ScheduleConfig) -> TablePath:
-    """The path that a schedule section describes. Raises InputError for betas outside (0, 1)."""
+    """Makes the path (the noise levels) of a schedule section. Raises InputError for betas outside (0, 1)."""
     if config.kind == "cosine":
         table = cosine_alpha_bar(config.steps)
     elif config.kind == "linear":
@@ -40,7 +45,7 @@ def path_of(config: ScheduleConfig) -> TablePath:
 
 
 def levels_of(schedule: ScheduleConfig, loss: LossConfig) -> Levels:
-    """Tables of alpha, sigma and the loss weight for t = 1..T (computed in float64, kept in float32)."""
+    """Computes alpha, sigma and the loss weight of the levels t = 1..T, in float64, and rounds them to float32."""
     path = path_of(schedule)
     t = torch.arange(1, path.levels + 1, dtype=torch.float64)
     alpha, sigma = path.alpha(t), path.sigma(t)
@@ -49,12 +54,12 @@ def levels_of(schedule: ScheduleConfig, loss: LossConfig) -> Levels:
 
 
 def loss_weights(config: LossConfig, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The weight of each noise level in the loss on the network's own prediction.
+    """Computes the weight of each noise level in the mean squared error of the network's prediction.
 
     ``ones`` is L_gamma with gamma = 1 (Eq. 5 of Song et al. 2021, arXiv 2010.02502; DDPM's L_simple for eps).
-    ``min_snr`` weighs the x0 loss with min(SNR, k) (Hang et al. 2023, arXiv 2303.09556). On other predictions it
-    is divided by what turns an x0 error into theirs: SNR for eps, SNR + 1 for v. Where SNR = 0 it weighs nothing:
-    TrainConfig refuses it with zero terminal SNR.
+    ``min_snr`` weights the squared error of x0 by min(SNR, k) (Hang et al. 2023, arXiv 2303.09556). The squared error
+    of eps is SNR times that of x0, and that of v is SNR + 1 times it, so the weight is divided by that factor. At
+    SNR = 0 the weight vanishes or is undefined; TrainConfig refuses it with zero terminal SNR.
 
     Args:
         config: the loss section.
@@ -64,7 +69,8 @@ def loss_weights(config: LossConfig, alpha: Tensor, sigma: Tensor) -> Tensor:
         float64 of shape [T].
 
     Raises:
-        InputError: user weights that are not T finite numbers >= 0, or an unknown weight or prediction.
+        InputError: the user's weights are not T finite numbers >= 0 with a positive sum, or the weight or prediction
+            is unknown.
     """
     if config.prediction not in ("eps", "x0", "v"):
         raise UnknownName("loss.prediction", config.prediction, ["eps", "x0", "v"])
@@ -72,20 +78,22 @@ def loss_weights(config: LossConfig, alpha: Tensor, sigma: Tensor) -> Tensor:
         return torch.ones_like(alpha)
     if config.weight == "min_snr":
         signal, noise = alpha**2, sigma**2
-        # min(snr, k) / {snr, 1, snr + 1} with snr = signal / noise, written so that snr = inf stays finite.
+        # min(snr, k) / {snr, 1, snr + 1} with snr = signal / noise. Numerator and denominator are multiplied by the
+        # noise, so that no infinite SNR occurs.
         capped = torch.minimum(signal, config.min_snr_k * noise)
         return capped / {"eps": signal, "x0": noise, "v": signal + noise}[config.prediction]
     return _user_weights(config.weight, len(alpha))
 
 
 def checksum(config: LossConfig, levels: Levels) -> int | None:
-    """A checksum of weights that the user gave, by which a resumed run knows them again; None for our own."""
+    """Returns a checksum of the user's own weights, by which a resumed run recognises them; None for built-in ones."""
     if config.weight in ("ones", "min_snr"):
         return None
     return zlib.crc32(levels.weight.cpu().numpy().tobytes())
 
 
 def _user_weights(weight: str | Sequence[float], count: int) -> Tensor:
+    """Reads and checks the user's own weights: a list of numbers, or a file with them."""
     if isinstance(weight, str):
         file = Path(weight)
         if file.suffix not in (".json", ".txt"):
@@ -99,24 +107,26 @@ def _user_weights(weight: str | Sequence[float], count: int) -> Tensor:
     else:
         table = torch.tensor(weight, dtype=torch.float64)
     if len(table) != count:
-        raise InputError(f"it holds {len(table)} numbers; the schedule has {count} steps.", parameter="loss.weight")
+        raise InputError(
+            f"it consists of {len(table)} numbers, but the schedule has {count} steps.", parameter="loss.weight"
+        )
     if not (bool(table.isfinite().all()) and bool((table >= 0).all()) and float(table.sum()) > 0):
-        raise InputError("it must be finite, at least 0, and not 0 everywhere.", parameter="loss.weight")
+        raise InputError("its numbers must be finite, at least 0, and not all 0.", parameter="loss.weight")
     return table
 
 
 def diffusion_loss(
     network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, eps: Tensor, t: Tensor, levels: Levels, prediction: str
 ) -> Tensor:
-    """mean over the batch of weight(t) * |network(x_t) - target|^2 per pixel, x_t = alpha x0 + sigma eps.
+    """Computes the mean over the batch of weight(t) * |network(x_t) - target|^2 per pixel, x_t = alpha x0 + sigma eps.
 
     Args:
-        network: called as ``network(x, timestep)`` with diffusers timesteps t - 1.
-        x0: images in [-1, 1] or scaled codes, float32 [N, C, H, W].
-        eps: noise, as x0.
+        network: called as ``network(x, timestep)`` with diffusers' timesteps t - 1, which count from 0.
+        x0: images in [-1, 1] or scaled latents, float32 [N, C, H, W].
+        eps: noise of x0's shape.
         t: noise levels in 1..T, int64 [N].
         levels: tables on the same device.
-        prediction: ``eps``, ``x0`` or ``v``.
+        prediction: ``eps``, ``x0`` or ``v``; the target is that of x0 and eps.
 
     Returns:
         A scalar, float32.

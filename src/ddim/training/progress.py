@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a progress bar or a plain log, TensorBoard, and events for the caller."""
+"""Reports the progress of a training run: a progress bar or a log, TensorBoard, and events for the caller."""
 
 import sys
 import time
@@ -15,15 +15,15 @@ EventKind = Literal["start", "step", "checkpoint", "samples", "skipped", "done"]
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened.
+    """Something that happened in a training run.
 
     Attributes:
-        kind: what.
-        step: optimiser steps done so far.
-        steps: how many the run has.
-        loss, gradient_norm: of the last step; the norm before clipping.
-        images_per_second: since this process started, checkpoints and sheets left out.
-        path: what was written, or the run's folder.
+        kind: what happened.
+        step: the number of optimiser steps so far.
+        steps: the number of steps of the whole run.
+        loss, gradient_norm: values of the last step; the norm is that before clipping.
+        images_per_second: the mean speed since this process started, without the time for checkpoints and sheets.
+        path: the file or folder that was written, or the run's folder.
         message: one line for people; empty for ``step``.
     """
 
@@ -41,8 +41,15 @@ OnEvent = Callable[[Event], None]
 
 
 class Reporter:
-    """A Rich bar on a terminal, a line each ``log_every`` steps elsewhere; silent where somebody listens, or where
-    ``active`` is False."""
+    """Reports progress: with a Rich bar on a terminal, and otherwise with a line every ``log_every`` steps.
+
+    Args:
+        output: the output section of the config.
+        steps: the number of steps of the run.
+        batch: images per step.
+        active: False reports nothing, for all processes but the main one.
+        on_event: called with each event; then nothing is printed.
+    """
 
     def __init__(self, output: OutputConfig, steps: int, batch: int, active: bool, on_event: OnEvent | None) -> None:
         self.output, self.steps, self.batch, self.active = output, steps, batch, active
@@ -51,34 +58,41 @@ class Reporter:
         self._busy, self._images, self._since = 0.0, 0, time.perf_counter()
 
     def open(self, step: int) -> None:
-        """Begins at ``step`` steps done."""
+        """Starts reporting; ``step`` steps have already been made."""
         if not self.active:
             return
         if self.output.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            # purge_step: what a killed run logged beyond its checkpoint is hidden.
+            # purge_step hides what a killed run logged after the checkpoint from which this one continues.
             self._writer = SummaryWriter(str(Path(self.output.folder, "tensorboard")), purge_step=step)
         if sys.stderr.isatty() and self.on_event is None:
             self._bar = _rich_bar(self.steps, step)
         self._since = time.perf_counter()
 
-    def pause(self) -> None:
-        """Stops the clock of images/s, for checkpoints and sheets."""
+    def pause_clock(self) -> None:
+        """Stops the clock behind ``rate``, while checkpoints and sheets are written."""
         self._busy += time.perf_counter() - self._since
 
-    def go_on(self) -> None:
-        """Starts it again."""
+    def resume_clock(self) -> None:
+        """Starts the clock behind ``rate`` again."""
         self._since = time.perf_counter()
 
     @property
     def rate(self) -> float:
-        """Images per second in training steps, over all processes."""
+        """Images per second over all processes, counting only the time of training steps."""
         spent = self._busy + time.perf_counter() - self._since
         return self._images / spent if spent > 0 else 0.0
 
     def step(self, step: int, loss: float, lr: float, norm: float) -> None:
-        """After each optimiser step; ``step`` counts those done."""
+        """Reports an optimiser step.
+
+        Args:
+            step: the number of steps so far.
+            loss: the loss of this step.
+            lr: its learning rate.
+            norm: its gradient norm before clipping.
+        """
         if not self.active:
             return
         self._images += self.batch
@@ -92,29 +106,30 @@ class Reporter:
             try:
                 for name, value in values.items():
                     self._writer.add_scalar(f"train/{name}", value, step)
-            except OSError as error:  # a full disk: not worth the run, the next checkpoint will say more
+            except OSError as error:  # a full disk should not end the run here; the next checkpoint will report it
                 self._writer = None
-                self._line(f"TensorBoard is off from here on: {reason_of(error)}")
+                self._line(f"TensorBoard is switched off: {reason_of(error)}")
         if self._bar is None:
             self._line(f"step {step}/{self.steps}  loss {loss:.4f}  lr {lr:.2e}  {self.rate:.0f} images/s")
 
-    def tell(self, kind: EventKind, step: int, message: str, path: Path | None = None) -> None:
-        """Anything other than a step."""
+    def event(self, kind: EventKind, step: int, message: str, path: Path | None = None) -> None:
+        """Reports anything other than a step; the arguments are those of ``Event``."""
         if self.active:
             self._emit(Event(kind, step, self.steps, images_per_second=self.rate, path=path, message=message))
             self._line(message)
 
     def close(self) -> None:
-        """Ends bar and TensorBoard."""
+        """Closes the progress bar and the TensorBoard writer."""
         if self._bar is not None:
             self._bar.stop()
         if self._writer is not None:
             self._writer.close()
 
     def _line(self, text: str) -> None:
+        """Prints a line above the bar or on stderr; prints nothing if the caller receives events."""
         if self._bar is not None:
             self._bar.console.print(text, highlight=False)
-        elif self.on_event is None:  # a caller who listens prints what they like
+        elif self.on_event is None:
             print(text, file=sys.stderr, flush=True)
 
     def _emit(self, event: Event) -> None:
@@ -123,6 +138,7 @@ class Reporter:
 
 
 def _rich_bar(steps: int, step: int):
+    """Starts a Rich progress bar on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

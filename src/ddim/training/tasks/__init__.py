@@ -1,4 +1,4 @@
-"""What can be trained: a file each, and a line here. The loop knows nothing of what it trains."""
+"""The training tasks. Each has a file of its own and a line here; the training loop is the same for all."""
 
 from ..config import TrainConfig
 from .autoencoder import AutoencoderTask
@@ -16,7 +16,7 @@ TASKS: dict[str, type[Task]] = {
 
 
 def make_task(config: TrainConfig) -> Task:
-    """The task that ``config.task`` names. Raises InputError for a ``[model]`` that it cannot be."""
+    """Makes the task that ``config.task`` names. Raises InputError if ``[model]`` has options that do not fit it."""
     return TASKS[config.task](config)
 
 

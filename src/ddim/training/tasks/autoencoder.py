@@ -1,4 +1,4 @@
-"""An autoencoder of images: diffusers' AutoencoderKL, whose codes a latent diffusion model works on."""
+"""Trains an autoencoder of images, diffusers' AutoencoderKL, for a latent diffusion model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,31 +10,42 @@ from ..._utils.errors import InputError
 from ...data.images import sheet
 from ..config import TrainConfig
 from ..data import Batch, Images
-from .base import Draw, Task, as_dtype, asked, built, check_options, scaled
+from .base import Draw, Task, build_network, check_options, copy_in_dtype, first_output, to_model_range
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SCALED_BY = 4096  # images whose codes set the scaling factor
+SCALING_IMAGES = 4096  # the scaling factor is computed from the latents of so many images
 
 
 class Reconstruction(nn.Module):
-    """x, z -> decoder(mean + std z), mean, log variance: what the loss needs of an AutoencoderKL in one call."""
+    """Computes all that the loss needs from an AutoencoderKL in one forward call, as DDP requires."""
 
     def __init__(self, autoencoder: Any) -> None:
         super().__init__()
         self.autoencoder = autoencoder
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images [N, C, H, W] in [-1, 1] and N(0, 1) noise in the codes' shape."""
+        """Encodes images, samples the latent, and decodes it.
+
+        Args:
+            x: images [N, C, H, W] in [-1, 1].
+            noise: N(0, 1) noise z in the latents' shape.
+
+        Returns:
+            decoder(mean + std z), and the mean and log variance of the latents.
+        """
         code = self.autoencoder.encode(x).latent_dist
         image = self.autoencoder.decode(code.mean + code.std * noise).sample
         return image, code.mean, code.logvar
 
 
 class AutoencoderTask(Task):
-    """See ``Task``. Kingma & Welling 2014 (arXiv 1312.6114) with the small KL weight of latent diffusion (Rombach et
-    al. 2022, arXiv 2112.10752); no adversary and no perceptual network, but a loss on the error's differences."""
+    """Trains a variational autoencoder (Kingma & Welling 2014, arXiv 1312.6114).
+
+    As in latent diffusion (Rombach et al. 2022, arXiv 2112.10752) the KL weight is small. In place of their adversarial
+    and perceptual losses, there is a loss on the differences of the error between neighbouring pixels.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -44,23 +55,26 @@ class AutoencoderTask(Task):
         self.factor = 2 ** (len(config.model.get("block_out_channels", (64,))) - 1)
         if config.data.size % self.factor:
             raise InputError(
-                f"{config.data.size} must be a multiple of {self.factor}, by which [model] shrinks it.",
+                f"{config.data.size} must be a multiple of {self.factor}, by which the network in [model] shrinks "
+                "images.",
                 parameter="data.size",
             )
 
     def prepare(self, images: Images, device: torch.device) -> Images:
-        """Keeps the images for sheets and for the scaling factor."""
+        """Keeps the images, which the sheets and the scaling factor need."""
         self.images = images
         return super().prepare(images, device)
 
     def build(self) -> nn.Module:
-        """A ``Reconstruction`` around the AutoencoderKL of ``[model]``."""
+        """Builds the AutoencoderKL of ``[model]``, in a ``Reconstruction``."""
         network = Reconstruction(self._network())
         x = torch.zeros(1, self.config.data.channels, self.config.data.size, self.config.data.size)
         takes = f"{x.shape[-1]}-pixel images"
-        shape = asked(lambda: network(x, torch.zeros(self._code_shape(1)))[0], takes).shape
+        shape = first_output(lambda: network(x, torch.zeros(self._code_shape(1)))[0], takes).shape
         if shape != x.shape:
-            raise InputError(f"the network makes {tuple(shape)} of {tuple(x.shape)}.", parameter="model")
+            raise InputError(
+                f"the network turns images of shape {tuple(x.shape)} into {tuple(shape)}.", parameter="model"
+            )
         return network
 
     def _network(self, scaling_factor: float = 1.0) -> nn.Module:
@@ -68,16 +82,16 @@ class AutoencoderTask(Task):
 
         data = self.config.data
         sides = {"sample_size": data.size, "in_channels": data.channels, "out_channels": data.channels}
-        return built(AutoencoderKL, {**self.config.model, **sides, "scaling_factor": scaling_factor})
+        return build_network(AutoencoderKL, {**self.config.model, **sides, "scaling_factor": scaling_factor})
 
     def _code_shape(self, count: int) -> tuple[int, ...]:
         side = self.config.data.size // self.factor
         return count, self.config.model.get("latent_channels", 4), side, side
 
     def loss(self, forward: nn.Module, batch: Batch, draw: Draw) -> Tensor:
-        """|e| + gradient |differences of e| + kl KL(code | N(0, 1)), each a mean over its numbers."""
+        """Computes |e| + gradient |differences of e| + kl KL(latent | N(0, 1)), each a mean over its numbers."""
         flips, noise = draw.flips_and_noise(torch.Size(self._code_shape(1)[1:]))
-        x = scaled(batch, flips, self.config.data.flip).to(self.device)
+        x = to_model_range(batch, flips, self.config.data.flip).to(self.device)
         image, mean, logvar = (part.float() for part in forward(x, noise.to(self.device)))
         error = image - x
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
@@ -87,20 +101,21 @@ class AutoencoderTask(Task):
 
     @torch.no_grad()
     def sheet(self, network: nn.Module) -> "Image.Image":
-        """Images, each with its reconstruction to the right."""
+        """Shows images of the data set, each with its reconstruction to the right."""
         x = self._some(self.config.output.samples)
         image = network(x, torch.zeros(self._code_shape(len(x)), device=self.device))[0].float()
         return sheet((torch.stack([x, image], 1).flatten(0, 1).clamp(-1, 1) + 1) / 2)
 
     def _some(self, count: int) -> Tensor:
+        """Returns up to ``count`` images, evenly spaced over the data set, as float32 in [-1, 1]."""
         chosen = torch.linspace(0, len(self.images) - 1, min(count, len(self.images))).long().tolist()
         (batch,) = self.images.stream([chosen])
         return (batch.pixels.to(torch.float32) / 127.5 - 1).to(self.device)
 
     @torch.no_grad()
     def export(self, network: nn.Module, folder: Path) -> None:
-        """A folder that AutoencoderKL loads; its scaling factor is 1 / the codes' standard deviation."""
+        """Writes a folder that AutoencoderKL loads; its scaling factor is 1 / the latents' standard deviation."""
         assert isinstance(network, Reconstruction)
-        codes = [network.autoencoder.encode(x).latent_dist.mean for x in self._some(SCALED_BY).split(64)]
+        codes = [network.autoencoder.encode(x).latent_dist.mean for x in self._some(SCALING_IMAGES).split(64)]
         copy = self._network(round(1 / float(torch.cat(codes).std()), 5))
-        as_dtype(network.autoencoder, copy, self.config).save_pretrained(folder)
+        copy_in_dtype(network.autoencoder, copy, self.config).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What the loop asks of a task."""
+"""``Task``, the interface between the training loop and what is trained, and helpers that several tasks share."""
 
 import inspect
 import json
@@ -20,7 +20,7 @@ from ..data import Batch, Images
 if TYPE_CHECKING:
     from PIL import Image
 
-FOREIGN: dict[str, Literal["epsilon", "sample", "v_prediction"]] = {
+PREDICTION_TYPES: dict[str, Literal["epsilon", "sample", "v_prediction"]] = {
     "eps": "epsilon",
     "x0": "sample",
     "v": "v_prediction",
@@ -30,39 +30,50 @@ _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "s
 
 @dataclass(frozen=True)
 class Draw:
-    """The random numbers of a micro-batch: all of them functions of the seed, the step and the place in the batch."""
+    """The random numbers of a micro-batch; all are functions of the seed, the step and the position in the batch.
+
+    Args:
+        seed: the run's seed.
+        step: the number of the step, from 0.
+        batch: the size of the whole batch, over all processes.
+        positions: the positions of this micro-batch in the whole batch.
+    """
 
     seed: int
     step: int
     batch: int
-    places: range
+    positions: range
 
     def times(self, levels: int, kind: str) -> Tensor:
-        """t in 1..levels, int64 [N]; see ``draws.times``."""
-        return draws.times(self.seed, self.step, self.batch, levels, kind)[self.places.start : self.places.stop]
+        """Draws noise levels t in 1..levels, int64 [N]; see ``draws.times``."""
+        whole = draws.times(self.seed, self.step, self.batch, levels, kind)
+        return whole[self.positions.start : self.positions.stop]
 
     def flips_and_noise(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """bool [N], and N(0, 1) float32 [N, *shape]."""
-        return draws.flips_and_noise(self.seed, self.step, self.places, shape)
+        """Draws whether each image is mirrored, bool [N], and its noise, N(0, 1) float32 [N, *shape]."""
+        return draws.flips_and_noise(self.seed, self.step, self.positions, shape)
 
     def chances(self) -> Tensor:
-        """Uniform in [0, 1), float64 [N]."""
-        return draws.chances(self.seed, self.step, self.places)
+        """Draws a uniform number in [0, 1) for each image, float64 [N]."""
+        return draws.chances(self.seed, self.step, self.positions)
 
     def dropped(self, share: float) -> Tensor:
-        """Which images go without their condition, for classifier-free guidance: bool [N], each True with probability
-        ``share``."""
+        """Draws which images lose their condition, for classifier-free guidance.
+
+        Returns:
+            bool [N]; each is True with probability ``share``.
+        """
         return self.chances() < share
 
 
 class Task(ABC):
-    """A network, its loss, its sheets and what is exported. One object lives as long as its run.
+    """What is trained: it builds the network, computes the loss, draws sample sheets, and exports the model.
 
     Args:
-        config: the run.
+        config: the run's config.
 
     Raises:
-        InputError: ``[model]`` names an option that does not exist, or contradicts the rest.
+        InputError: ``[model]`` has an unknown option, or contradicts the rest of the config.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -70,112 +81,156 @@ class Task(ABC):
         self.device = torch.device("cpu")
 
     def prepare(self, images: Images, device: torch.device) -> Images:
-        """Called once before ``build``; may replace the images by what the network sees."""
+        """Prepares the task for its images. The loop calls it once, before ``build``.
+
+        Args:
+            images: the run's images.
+            device: the device of the network.
+
+        Returns:
+            What the network is trained on: the images, or something computed from them, such as latents.
+        """
         self.device = device
         return images
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """All that is trained, as one module, with weights from torch's global generator; asked once to see that
-        the shapes fit. Raises InputError."""
+        """Builds the network as one module, with random weights from torch's global generator.
 
-    def sums(self) -> Mapping[str, int | None]:
-        """Checksums of inputs other than the images; a resumed run must find the same."""
+        It also calls the network once.
+
+        Raises:
+            InputError: the network cannot be built, or does not accept the images.
+        """
+
+    def checksums(self) -> Mapping[str, int | None]:
+        """Returns checksums of inputs other than the images, by name; they must be the same when a run is resumed."""
         return {}
 
     @abstractmethod
     def loss(self, forward: nn.Module, batch: Batch, draw: Draw) -> Tensor:
-        """The mean loss of a micro-batch, a scalar. ``forward`` is the module, perhaps wrapped for many processes."""
+        """Computes the mean loss of a micro-batch.
+
+        Args:
+            forward: the network, which may be wrapped in DDP.
+            batch: the images of this micro-batch.
+            draw: its random numbers.
+
+        Returns:
+            A scalar.
+        """
 
     @abstractmethod
     def sheet(self, network: nn.Module) -> "Image.Image":
-        """A picture of what the network does by now."""
+        """Draws a sheet of images that shows what the network can do so far."""
 
     @abstractmethod
     def export(self, network: nn.Module, folder: Path) -> None:
-        """Writes the finished model into an empty folder, in the diffusers format."""
+        """Writes the trained model into an empty folder, in the format of diffusers or transformers."""
 
 
 def check_options(kind: Any, options: Mapping[str, Any], section: str) -> None:
-    """Raises InputError for an option that ``kind``'s constructor does not know; the nearest known one is named."""
+    """Raises InputError for an option that the constructor of ``kind`` lacks; the most similar one is suggested."""
     known = [name for name in inspect.signature(kind.__init__).parameters if name not in ("self", "kwargs")]
     for key in options:
         if key not in known:
             raise UnknownName(f"key in [{section}]", key, known, parameter=f"{section}.{key}")
 
 
-def built(
+def build_network(
     kind: Callable[..., nn.Module], options: Mapping[str, Any], section: str = "model", maker: str = "diffusers"
 ) -> nn.Module:
-    """``kind(**options)``. Raises InputError when that fails."""
+    """Returns ``kind(**options)``.
+
+    Args:
+        kind: the network's class.
+        options: its options.
+        section: the section of the config that they come from, for the error.
+        maker: the library of the class, for the error.
+
+    Raises:
+        InputError: the constructor fails.
+    """
     try:
         return kind(**options)
-    except Exception as error:  # diffusers raises what comes up, from ValueError to TypeError
+    except Exception as error:  # for invalid options, diffusers raises errors of any type
         raise InputError(
             f"{maker} cannot build the network in [{section}]: {with_full_stop(one_line(error))}", parameter=section
         ) from error
 
 
-def asked(network: Callable[[], Tensor], takes: str) -> Tensor:
-    """What a new network answers, asked once. Raises InputError, with what it should take, when that fails."""
+def first_output(network: Callable[[], Tensor], takes: str) -> Tensor:
+    """Returns the output of a new network.
+
+    Args:
+        network: calls the network.
+        takes: what the network should accept, for the error.
+
+    Raises:
+        InputError: the call fails.
+    """
     try:
         with torch.no_grad():
             return network()
-    except Exception as error:  # diffusers and torch raise what comes up
+    except Exception as error:  # diffusers and torch raise errors of any type
         raise InputError(
             f"the network does not take {takes}: {with_full_stop(one_line(error))}", parameter="model"
         ) from error
 
 
 def check_labelled(config: TrainConfig, who: str) -> None:
-    """Raises InputError unless every source of images says which column holds their classes."""
+    """Raises InputError unless every source of images names a column of classes."""
     if not all(source.label for source in config.data.sources):
-        raise InputError(
-            f"{who} needs it, the column of the classes, for every source of images.", parameter="data.label"
-        )
+        raise InputError(f"{who} needs the column of the classes, for every source of images.", parameter="data.label")
 
 
 def count_classes(images: Images, who: str) -> int:
-    """How many classes the images have. Raises InputError for fewer than two."""
+    """Returns the number of classes of the images. Raises InputError if there are fewer than two."""
     if images.classes < 2:
         raise InputError(f"{who} needs images of two classes or more, not {images.classes}.", parameter="data.label")
     return images.classes
 
 
-def as_dtype(network: nn.Module, copy: nn.Module, config: TrainConfig) -> Any:
-    """``copy`` with the weights of ``network`` in the export's dtype."""
+def copy_in_dtype(network: nn.Module, copy: nn.Module, config: TrainConfig) -> Any:
+    """Copies the weights of ``network`` into the network ``copy``, and converts that to the export's dtype."""
     copy.load_state_dict(network.state_dict())
-    return nn.Module.to(copy, dtype=getattr(torch, config.output.export_dtype))  # past diffusers' own, which warns
+    # nn.Module.to, because diffusers' own method ``to`` warns of a cast
+    return nn.Module.to(copy, dtype=getattr(torch, config.output.export_dtype))
 
 
-def widened(file: Path) -> None:
-    """Lets transformers compute in float32 what ``file``, a config, says is stored in half: diffusers computes the
-    other parts of a pipeline so, and the two would not go together."""
+def declare_float32(file: Path) -> None:
+    """Sets the dtype in a config of transformers to float32, although its weights may be stored in float16.
+
+    diffusers loads the other parts of a pipeline in float32 by default, and all parts must have the same dtype.
+
+    Args:
+        file: the ``config.json``.
+    """
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
 def scheduler_options(schedule: ScheduleConfig, prediction: str) -> dict[str, Any]:
-    """What diffusers' DDIMScheduler must be told to be the schedule of the run."""
+    """Returns the options of diffusers' DDIMScheduler that describe the run's schedule."""
     return {
         "num_train_timesteps": schedule.steps,
         "beta_start": schedule.beta_start,
         "beta_end": schedule.beta_end,
         "beta_schedule": _SCHEDULES[schedule.kind],
-        "prediction_type": FOREIGN[prediction],
+        "prediction_type": PREDICTION_TYPES[prediction],
         "rescale_betas_zero_snr": schedule.zero_terminal_snr,
-        "clip_sample": False,  # what the verbs do: with it, diffusers draws other pictures
-        # Only trailing steps start at T, where a zero-SNR model has to be asked first.
+        "clip_sample": False,  # this library does not clip x0 by default, and diffusers should draw the same images
+        # Only trailing spacing starts at T, where a model with zero terminal SNR must be called first.
         "timestep_spacing": "trailing" if schedule.zero_terminal_snr else "leading",
     }
 
 
-def scaled(batch: Batch, flips: Tensor, flip: bool) -> Tensor:
-    """The images in [-1, 1], float32, mirrored where ``flip`` is set and ``flips`` says so."""
+def to_model_range(batch: Batch, flips: Tensor, flip: bool) -> Tensor:
+    """Converts images from uint8 to float32 in [-1, 1], and mirrors those in ``flips`` if ``flip`` is set."""
     x0 = batch.pixels.to(torch.float32) / 127.5 - 1
     return torch.where(flips.view(-1, 1, 1, 1), x0.flip(-1), x0) if flip else x0
 
 
 def write_about(folder: Path, about: Mapping[str, Any]) -> None:
-    """Keeps how the model was made beside it."""
+    """Writes how a model was made to ``ddim_training.json`` in its folder."""
     (folder / "ddim_training.json").write_text(json.dumps(about, indent=2), encoding="utf-8")

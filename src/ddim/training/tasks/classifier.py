@@ -1,5 +1,8 @@
-"""A classifier, transformers' ResNetForImageClassification: of noisy images, for guidance, or of clean ones, whose
-features tell sets of images apart."""
+"""Trains a classifier, transformers' ResNetForImageClassification.
+
+A classifier of noisy images is used for classifier guidance; the features of a classifier of clean images are used to
+compare sets of images.
+"""
 
 import copy
 from pathlib import Path
@@ -18,12 +21,23 @@ from .. import draws
 from ..config import TrainConfig
 from ..data import Batch, Images
 from ..loss import path_of
-from .base import Draw, Task, as_dtype, asked, built, check_labelled, count_classes, scaled, scheduler_options, widened
+from .base import (
+    Draw,
+    Task,
+    build_network,
+    check_labelled,
+    copy_in_dtype,
+    count_classes,
+    declare_float32,
+    first_output,
+    scheduler_options,
+    to_model_range,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
 
-OPTIONS = (  # the others of ResNetConfig follow from [data]
+OPTIONS = (  # options of ResNetConfig that [model] may set; the others follow from [data]
     "embedding_size",
     "hidden_sizes",
     "depths",
@@ -32,12 +46,15 @@ OPTIONS = (  # the others of ResNetConfig follow from [data]
     "downsample_in_first_stage",
     "downsample_in_bottleneck",
 )
-SETTLED_BY = 16  # batches of 128 images, whose means and variances batch norm keeps
+BATCH_NORM_BATCHES = 16  # the final statistics of batch norm are means over so many batches of 128 images
 
 
 class ClassifierTask(Task):
-    """See ``Task``; the loss is the cross entropy of p(y | x_t, t), t drawn from ``[schedule]`` as ``loss.times`` says
-    (section 4 of Dhariwal & Nichol 2021, arXiv 2105.05233), or of p(y | x0) where ``classifier.noise`` is false."""
+    """Trains a classifier with the cross entropy loss.
+
+    It learns p(y | x_t, t), with t drawn from the levels of ``[schedule]`` as ``loss.times`` says (section 4 of
+    Dhariwal & Nichol 2021, arXiv 2105.05233), or p(y | x0) if ``classifier.noise`` is false.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
@@ -51,18 +68,18 @@ class ClassifierTask(Task):
         self.alpha, self.sigma, self.log_snr = path.alpha(t).float(), path.sigma(t).float(), path.log_snr(t).float()
 
     def prepare(self, images: Images, device: torch.device) -> Images:
-        """Counts the classes; keeps the images for sheets and for what batch norm must know."""
+        """Checks the classes, and keeps the images, which the sheets and the statistics of batch norm need."""
         count_classes(images, "a classifier")
         self.images = images
         return super().prepare(images, device)
 
     def build(self) -> nn.Module:
-        """A ``NoisyResNet``, or a ``CleanResNet``, for the images of ``[data]``."""
+        """Builds a ``NoisyResNet`` or a ``CleanResNet`` for the images of ``[data]``."""
         network = NoisyResNet(self._network()) if self.noise else CleanResNet(self._network())
         side = self.config.data.size
         x = torch.zeros(1, self.config.data.channels, side, side)
-        given = (x, torch.zeros(1)) if self.noise else (x,)
-        asked(lambda: network.eval()(*given), f"{side}x{side} images")
+        inputs = (x, torch.zeros(1)) if self.noise else (x,)
+        first_output(lambda: network.eval()(*inputs), f"{side}x{side} images")
         return network.train()
 
     def _network(self) -> nn.Module:
@@ -74,20 +91,20 @@ class ClassifierTask(Task):
         def make(**options: Any) -> nn.Module:
             return ResNetForImageClassification(ResNetConfig(**options))
 
-        return built(make, {**self.config.model, **sides}, maker="transformers")
+        return build_network(make, {**self.config.model, **sides}, maker="transformers")
 
     def loss(self, forward: nn.Module, batch: Batch, draw: Draw) -> Tensor:
-        """See ``Task``."""
-        logits, labels = self._asked(forward, batch, draw)
+        """Computes the cross entropy of the labels; see ``Task.loss``."""
+        logits, labels = self._logits(forward, batch, draw)
         return cross_entropy(logits.float(), labels)
 
-    def _asked(self, network: nn.Module, batch: Batch, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Logits [N, K] of what ``draw`` makes of the images, and the labels [N]."""
+    def _logits(self, network: nn.Module, batch: Batch, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Flips, shifts and noises the images as ``draw`` says; returns their logits [N, K] and labels [N]."""
         flips, noise = draw.flips_and_noise(batch.pixels.shape[1:])
-        x0 = scaled(batch, flips, self.config.data.flip)
-        reach = self.config.classifier.shift
-        if reach:
-            x0 = shifted(x0, draw.chances(), reach, self.config.data.background / 127.5 - 1)
+        x0 = to_model_range(batch, flips, self.config.data.flip)
+        most = self.config.classifier.shift
+        if most:
+            x0 = shifted(x0, draw.chances(), most, self.config.data.background / 127.5 - 1)
         labels = torch.tensor(batch.labels, device=self.device)
         if not self.noise:
             return network(x0.to(self.device)), labels
@@ -95,64 +112,79 @@ class ClassifierTask(Task):
         return network(*self._noised(x0, t, noise)), labels
 
     def _noised(self, x0: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha x0 + sigma eps at t in 1..T, [N, C, H, W], and its log-SNR [N]."""
+        """Returns alpha x0 + sigma eps at levels t in 1..T, [N, C, H, W], and the log-SNR [N]."""
         alpha, sigma = (table[t - 1].view(-1, 1, 1, 1) for table in (self.alpha, self.sigma))
         return (alpha * x0 + sigma * noise).to(self.device), self.log_snr[t - 1].to(self.device)
 
     @torch.no_grad()
-    def settled(self, network: nn.Module) -> NoisyResNet | CleanResNet:
-        """A copy whose batch norm knows the means and variances that these weights, averages perhaps, give (section
-        3.2 of Izmailov et al. 2018, arXiv 1803.05407)."""
-        settled = copy.deepcopy(network)
-        assert isinstance(settled, NoisyResNet | CleanResNet)
-        for module in settled.modules():
+    def recompute_batch_norm(self, network: nn.Module) -> NoisyResNet | CleanResNet:
+        """Returns a copy whose batch norm has the means and variances that belong to its current weights.
+
+        The statistics collected in training belong to other weights than their average does (section 3.2 of Izmailov et
+        al. 2018, arXiv 1803.05407).
+        """
+        ready = copy.deepcopy(network)
+        assert isinstance(ready, NoisyResNet | CleanResNet)
+        for module in ready.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_running_stats()
-                module.momentum = None  # a plain mean over the batches
+                module.momentum = None  # torch then averages all batches equally
         settings, count = self.config.train, len(self.images)
-        order = draws.order(settings.seed, 0, count)[: 128 * SETTLED_BY]
+        order = draws.order(settings.seed, 0, count)[: 128 * BATCH_NORM_BATCHES]
         parts = [order[at : at + 128].tolist() for at in range(0, len(order), 128)]
-        settled.train()
-        for step, batch in enumerate(self.images.stream(parts), settings.steps):  # steps that no training has drawn
-            self._asked(settled, batch, Draw(settings.seed, step, len(batch.pixels), range(len(batch.pixels))))
-        return settled.eval()
+        ready.train()
+        # Counting starts after the last training step, so that the random numbers are new.
+        for step, batch in enumerate(self.images.stream(parts), settings.steps):
+            self._logits(ready, batch, Draw(settings.seed, step, len(batch.pixels), range(len(batch.pixels))))
+        return ready.eval()
 
     @torch.no_grad()
     def sheet(self, network: nn.Module) -> "Image.Image":
-        """Images, from the first noise level to the last; those it names wrongly are shown as negatives."""
+        """Shows images at increasing noise levels; those that are classified wrongly appear as negatives."""
         data, count = self.config.data, min(self.config.output.samples, len(self.images))
         (batch,) = self.images.stream([torch.linspace(0, len(self.images) - 1, count).long().tolist()])
-        x0, settled = scaled(batch, torch.zeros(count, dtype=torch.bool), False), self.settled(network)
+        x0, ready = (
+            to_model_range(batch, torch.zeros(count, dtype=torch.bool), False),
+            self.recompute_batch_norm(network),
+        )
         if self.noise:
             t = torch.linspace(1, len(self.alpha), count).long()
             noise = draws.sheet_noise(self.config.train.seed, count, (data.channels, data.size, data.size))
             x, log_snr = self._noised(x0, t, noise)
-            named = settled(x, log_snr).argmax(1)
+            named = ready(x, log_snr).argmax(1)
         else:
             x = x0.to(self.device)
-            named = settled(x).argmax(1)
+            named = ready(x).argmax(1)
         wrong = named != torch.tensor(batch.labels, device=self.device)
         return sheet((torch.where(wrong.view(-1, 1, 1, 1), -x, x).clamp(-1, 1) + 1) / 2)
 
     @torch.no_grad()
     def export(self, network: nn.Module, folder: Path) -> None:
-        """A folder that ResNetForImageClassification loads, and ``ddim.load_classifier`` or ``load_features``."""
+        """Writes a folder that ResNetForImageClassification and ``load_classifier`` (or ``load_features``) load."""
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
         with quiet():
-            as_dtype(self.settled(network).resnet, self._network(), self.config).save_pretrained(folder)
-        widened(folder / "config.json")
+            copy_in_dtype(self.recompute_batch_norm(network).resnet, self._network(), self.config).save_pretrained(
+                folder
+            )
+        declare_float32(folder / "config.json")
         if self.noise:
             DDIMScheduler(**scheduler_options(self.config.schedule, "eps")).save_config(folder)
 
 
-def shifted(x: Tensor, chances: Tensor, reach: int, fill: float) -> Tensor:
-    """Each image [C, H, W] moved by one of the (2 reach + 1)^2 whole offsets, as its number in [0, 1) says; what
-    comes in at the edges is ``fill``."""
-    side = 2 * reach + 1
+def shifted(x: Tensor, chances: Tensor, most: int, fill: float) -> Tensor:
+    """Shifts each image by one of the (2 most + 1)^2 whole offsets.
+
+    Args:
+        x: images [N, C, H, W].
+        chances: numbers in [0, 1) that choose the offsets, [N].
+        most: the largest shift in each direction, in pixels.
+        fill: the value of pixels that enter at the edges.
+    """
+    side = 2 * most + 1
     height, width = x.shape[2:]
-    places = (chances * side**2).long().tolist()
-    larger = pad(x, [reach] * 4, value=fill)
+    offsets = (chances * side**2).long().tolist()
+    larger = pad(x, [most] * 4, value=fill)
     return torch.stack(
-        [image[:, at // side :, at % side :][:, :height, :width] for image, at in zip(larger, places, strict=True)]
+        [image[:, at // side :, at % side :][:, :height, :width] for image, at in zip(larger, offsets, strict=True)]
     )

@@ -1,4 +1,4 @@
-"""A denoiser of images, perhaps told their classes: diffusers' UNet2DModel, exported as a DDIMPipeline."""
+"""Trains a pixel diffusion model, diffusers' UNet2DModel, with or without classes; exported as a DDIMPipeline."""
 
 import json
 from pathlib import Path
@@ -21,14 +21,14 @@ from ..loss import checksum, diffusion_loss, levels_of, path_of
 from .base import (
     Draw,
     Task,
-    as_dtype,
-    asked,
-    built,
+    build_network,
     check_labelled,
     check_options,
+    copy_in_dtype,
     count_classes,
-    scaled,
+    first_output,
     scheduler_options,
+    to_model_range,
 )
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ _WHO = "a network with pixel.condition = 'labels'"
 
 
 class PixelTask(Task):
-    """See ``Task``; the loss is ``loss.diffusion_loss`` on pixels in [-1, 1].
+    """Trains a UNet2DModel with ``loss.diffusion_loss`` on pixels in [-1, 1].
 
-    Where ``pixel.condition`` is ``labels``, the network is told the class of each image, and the null class in place of
-    a share of them.
+    If ``pixel.condition`` is ``labels``, the network takes the class of each image. A share of the labels,
+    ``pixel.label_dropout``, is replaced by the null class.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -57,45 +57,49 @@ class PixelTask(Task):
         self.classes, self.null_class, self.names = 0, None, ()
 
     def prepare(self, images: Images, device: torch.device) -> Images:
-        """Counts the classes and finds their names."""
+        """Counts the classes and finds their names.
+
+        Raises:
+            InputError: the number of classes contradicts ``pixel.classes`` or ``model.num_class_embeds``.
+        """
         if self.labelled:
             pixel, self.classes = self.config.pixel, count_classes(images, _WHO)
             self.null_class = self.classes if pixel.label_dropout else None
             self.names = pixel.classes or tuple(images.class_names[: self.classes])
             if self.names and len(self.names) != self.classes:
                 raise InputError(
-                    f"{list(self.names)!r} names {len(self.names)} classes; the images have {self.classes}.",
+                    f"{list(self.names)!r} names {len(self.names)} classes, but the images have {self.classes}.",
                     parameter="pixel.classes",
                 )
-            given = self.config.model.get("num_class_embeds")
-            if given not in (None, self.embeddings):
+            wanted = self.config.model.get("num_class_embeds")
+            if wanted not in (None, self.embeddings):
                 also = " and the null class" if pixel.label_dropout else ""
                 raise InputError(
-                    f"{given!r} contradicts the images, whose {self.classes} classes{also} give {self.embeddings}.",
+                    f"{wanted!r} contradicts the images, whose {self.classes} classes{also} need {self.embeddings}.",
                     parameter="model.num_class_embeds",
                 )
         return super().prepare(images, device)
 
     @property
     def embeddings(self) -> int:
-        """How many labels the network knows: the classes, and the null class where there is one."""
+        """The number of labels of the network: the classes, and the null class if there is one."""
         return self.classes + (self.null_class is not None)
 
-    def _told(self, labels: Tensor) -> dict[str, Tensor]:
-        """What the network is given beside x and the timestep: ``labels``, int64 [N], or nothing."""
+    def _class_labels(self, labels: Tensor) -> dict[str, Tensor]:
+        """Returns the network's keyword arguments for labels, int64 [N]; empty for an unconditional network."""
         return {"class_labels": labels} if self.labelled else {}
 
     def build(self) -> nn.Module:
-        """A UNet2DModel of the size in ``[data]``."""
+        """Builds the UNet2DModel of ``[model]`` for images of the size in ``[data]``."""
         network = self._network()
         side, channels = self.config.data.size, self.config.data.channels
         x = torch.zeros(1, channels, side, side)
-        told = self._told(torch.zeros(1, dtype=torch.int64))  # the network is not on the device yet
+        conditions = self._class_labels(torch.zeros(1, dtype=torch.int64))  # on the CPU, like the new network
         takes = f"{side}x{side} images"
-        shape = asked(lambda: network(x, torch.zeros(1, dtype=torch.int64), **told).sample, takes).shape
+        shape = first_output(lambda: network(x, torch.zeros(1, dtype=torch.int64), **conditions).sample, takes).shape
         if shape != x.shape:
             raise InputError(
-                f"the network makes {shape[-2]}x{shape[-1]} images of {side}x{side} ones.", parameter="model"
+                f"the network turns {side}x{side} images into {shape[-2]}x{shape[-1]} ones.", parameter="model"
             )
         return network
 
@@ -105,20 +109,20 @@ class PixelTask(Task):
         data = self.config.data
         sides = {"sample_size": data.size, "in_channels": data.channels, "out_channels": data.channels}
         labels = {"num_class_embeds": self.embeddings} if self.labelled else {}
-        return built(UNet2DModel, {**self.config.model, **sides, **labels})
+        return build_network(UNet2DModel, {**self.config.model, **sides, **labels})
 
-    def sums(self) -> dict[str, int | None]:
-        """Of the user's own loss weights."""
+    def checksums(self) -> dict[str, int | None]:
+        """Returns a checksum of the user's own loss weights."""
         return {"weights": checksum(self.config.loss, self.levels)}
 
     def loss(self, forward: nn.Module, batch: Batch, draw: Draw) -> Tensor:
-        """See ``Task``."""
+        """Computes the diffusion loss; see ``loss.diffusion_loss``."""
         flips, noise = draw.flips_and_noise(batch.pixels.shape[1:])
-        x0 = scaled(batch, flips, self.config.data.flip).to(self.device)
+        x0 = to_model_range(batch, flips, self.config.data.flip).to(self.device)
         t = draw.times(len(self.levels.alpha), self.config.loss.times).to(self.device)
-        told = self._told(self._kept(batch, draw).to(self.device))
+        conditions = self._class_labels(self._drop_labels(batch, draw).to(self.device))
         return diffusion_loss(
-            lambda x, timestep: forward(x, timestep, **told).sample,
+            lambda x, timestep: forward(x, timestep, **conditions).sample,
             x0,
             noise.to(self.device),
             t,
@@ -126,8 +130,8 @@ class PixelTask(Task):
             self.config.loss.prediction,
         )
 
-    def _kept(self, batch: Batch, draw: Draw) -> Tensor:
-        """The labels of a micro-batch, int64 [N], of which ``draw`` has replaced a share by the null class."""
+    def _drop_labels(self, batch: Batch, draw: Draw) -> Tensor:
+        """Returns the labels of a micro-batch, int64 [N], with a random share replaced by the null class."""
         labels = torch.tensor(batch.labels, dtype=torch.int64)
         if self.null_class is None:
             return labels
@@ -135,15 +139,17 @@ class PixelTask(Task):
 
     @torch.no_grad()
     def sheet(self, network: nn.Module) -> "Image.Image":
-        """Samples of DDIM (eta = 0, trailing, x0 clipped), from the same noise every time. With labels each row
-        shows one class, without guidance; see ``class_rows``."""
+        """Samples images with DDIM (eta = 0, trailing spacing, x0 clipped), always from the same noise.
+
+        With labels, each row shows one class, without guidance; see ``class_rows``.
+        """
         output, data, path = self.config.output, self.config.data, path_of(self.config.schedule)
 
         columns, labels = class_rows(output.samples, self.classes)
-        told = self._told(torch.tensor(labels, dtype=torch.int64, device=self.device))
+        conditions = self._class_labels(torch.tensor(labels, dtype=torch.int64, device=self.device))
 
         def predict(x: Tensor, timestep: Tensor) -> Tensor:
-            return network(x, timestep, **told).sample.float()
+            return network(x, timestep, **conditions).sample.float()
 
         noise = draws.sheet_noise(self.config.train.seed, output.samples, (data.channels, data.size, data.size))
         solver, grid = DDIM(), make_grid(path, output.sample_steps, "trailing")
@@ -152,11 +158,11 @@ class PixelTask(Task):
         return sheet((solver.read(state) + 1) / 2, columns)
 
     def export(self, network: nn.Module, folder: Path) -> None:
-        """A folder that DDIMPipeline loads, with ``ddim.json`` in it where the network is told classes."""
+        """Writes a folder that DDIMPipeline loads; with classes, it also contains their names in ``ddim.json``."""
         from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-        unet = as_dtype(network, self._network(), self.config)
+        unet = copy_in_dtype(network, self._network(), self.config)
         scheduler = DDIMScheduler(**scheduler_options(self.config.schedule, self.config.loss.prediction))
         DDIMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder)
         if self.labelled:
@@ -167,10 +173,13 @@ class PixelTask(Task):
 
 
 def class_rows(samples: int, classes: int) -> tuple[int | None, list[int]]:
-    """How a sheet of ``samples`` pictures shows the classes: its columns and the label of each picture.
+    """Arranges the classes on a sample sheet.
 
-    A row shows one class, and the classes begin again below the last one. Where there are more classes than pictures,
-    each picture shows another class and the sheet is square (None). Without classes there are no labels.
+    Each row shows one class; after the last class the rows begin again with the first. If there are more classes than
+    images, each image shows another class, and the sheet is square.
+
+    Returns:
+        The number of columns (None for a square sheet), and the label of each image (empty without classes).
     """
     if not classes:
         return None, []

@@ -1,4 +1,4 @@
-"""A small Stable Diffusion: tokenizer, CLIPTextModel and UNet2DConditionModel over a frozen autoencoder's codes."""
+"""Trains a small Stable Diffusion: a tokenizer, text encoder and U-Net on the latents of a frozen autoencoder."""
 
 import hashlib
 import zlib
@@ -13,7 +13,7 @@ from ..._utils.errors import InputError
 from ..._utils.silence import loading, quiet
 from ...core.conditioning import TEXT, Conditioning, PromptConditioning
 from ...core.denoiser import PLAIN, Call, told
-from ...core.denoiser import asked as batches
+from ...core.denoiser import asked as ask_in_batches
 from ...core.grid import make_grid
 from ...core.guidance import Guidance, combine, guided
 from ...core.path import Node
@@ -26,62 +26,71 @@ from .. import draws
 from ..config import TextConfig, TrainConfig
 from ..data import Batch, Images
 from ..loss import checksum, diffusion_loss, levels_of, path_of
-from .base import Draw, Task, as_dtype, asked, built, check_options, scheduler_options, widened
+from .base import (
+    Draw,
+    Task,
+    build_network,
+    check_options,
+    copy_in_dtype,
+    declare_float32,
+    first_output,
+    scheduler_options,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
-SHEET_GUIDANCE = 3.0
+SHEET_GUIDANCE = 3.0  # guidance weight of the sample sheets
 
 
 class TextToImage(nn.Module):
-    """x, timestep, token ids -> prediction; the text encoder and the U-Net as one module."""
+    """The text encoder and the U-Net as one module, so that both are trained together."""
 
     def __init__(self, text_encoder: nn.Module, unet: nn.Module) -> None:
         super().__init__()
         self.text_encoder, self.unet = text_encoder, unet
 
     def forward(self, x: Tensor, timestep: Tensor, tokens: Tensor) -> Tensor:
-        """Noisy codes [N, C, h, w], timesteps [N] or a scalar, token ids [N, L]."""
+        """Predicts from noisy latents [N, C, h, w], timesteps ([N] or a scalar) and token ids [N, L]: [N, C, h, w]."""
         words = self.text_encoder(tokens)[0]
         return self.unet(x, timestep, encoder_hidden_states=words).sample
 
 
-class _Shown:
-    """A ``TextToImage`` in training as guidance asks it; its text is token ids."""
+class _SheetNetwork:
+    """A ``TextToImage`` in training, with the interface that guidance needs; its text condition is token ids."""
 
     def __init__(self, network: nn.Module, schedule: Schedule) -> None:
         self.network, self.schedule = network, schedule
 
     def ask(self, x: Tensor, node: Node, /, *conditionings: Conditioning, call: Call = PLAIN) -> Sequence[Tensor]:
-        """Each condition in a call of its own or all in one, as the call says."""
+        """Calls the network for each condition; see ``Model.ask``."""
 
         def forward(rows: Tensor, cond: Conditioning, _: Call) -> Tensor:
             label = told(self.schedule.timestep(node), rows, looked_up=True)
             return self.network(rows, label, cond.tensors[TEXT]).float()
 
-        return batches(forward, x, conditionings, call)
+        return ask_in_batches(forward, x, conditionings, call)
 
     def combine(self, cond: Tensor, uncond: Tensor, guidance: Guidance, node: Node) -> Tensor:
-        """uncond + w (cond - uncond)."""
+        """Combines the two branches of guidance: uncond + w (cond - uncond)."""
         return combine(cond, uncond, guidance)
 
 
 class Codes:
-    """The images as an autoencoder's scaled codes (their mean), made once and kept in memory.
+    """The images as an autoencoder's scaled latents (the posterior's mean), computed once and kept in memory.
 
     Args:
-        images: what is encoded, in batches of 64.
-        encode: uint8 [N, C, H, W] -> float32 [N, c, h, w].
-        flip: also encode every image mirrored.
+        images: the images, which are encoded in batches of 64.
+        encode: encodes a batch, uint8 [N, C, H, W] -> float32 [N, c, h, w].
+        flip: also encode the mirror image of each.
     """
 
     def __init__(self, images: Images, encode: Callable[[Tensor], Tensor], flip: bool) -> None:
         self.skipped, self.classes, self.class_names = images.skipped, images.classes, images.class_names
         self.prompts: list[str] = []
         self.rows: list[int] = []
-        known: dict[bytes, int] = {}  # an epoch may visit an image more than once
+        known: dict[bytes, int] = {}  # an epoch may visit an image several times, but it is encoded only once
         codes: list[Tensor] = []
         for batch in images.stream(part.tolist() for part in torch.arange(len(images)).split(64)):
             new: list[Tensor] = []
@@ -102,13 +111,19 @@ class Codes:
         return len(self.rows)
 
     def stream(self, batches: Iterable[list[int]]) -> Iterator[Batch]:
-        """See ``data.Images``; ``pixels`` holds codes, [N, 1, c, h, w] or [N, 2, c, h, w] with the mirrored image's."""
+        """Yields one ``Batch`` for each list of indices.
+
+        Its ``pixels`` are latents [N, 1, c, h, w], or [N, 2, c, h, w] with those of the mirrored images.
+        """
         for batch in batches:
             yield Batch(self.codes[[self.rows[i] for i in batch]], tuple(self.prompts[i] for i in batch))
 
 
 class TextTask(Task):
-    """See ``Task``; the loss is ``loss.diffusion_loss`` on scaled codes, a share of the prompts left empty."""
+    """Trains a text-to-image model with ``loss.diffusion_loss`` on scaled latents.
+
+    A share of the prompts, ``text.empty``, is replaced by the empty prompt.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -119,7 +134,7 @@ class TextTask(Task):
         check_options(CLIPTextConfig, config.text.encoder, "text.encoder")
         if not all(source.prompt for source in config.data.sources):
             raise InputError(
-                "a text-to-image model needs one, such as '{text}', for every source of images.",
+                "a text-to-image model needs a prompt template such as '{text}', for every source of images.",
                 parameter="data.prompt",
             )
         self.levels = levels_of(config.schedule, config.loss)
@@ -127,7 +142,7 @@ class TextTask(Task):
         self.scale = scale_of(self.autoencoder.config, config.text.autoencoder, parameter="text.autoencoder")
 
     def prepare(self, images: Images, device: torch.device) -> Images:
-        """The images become codes, and the tokenizer learns the words of their prompts."""
+        """Encodes all images to latents, and trains the tokenizer on their prompts."""
         super().prepare(images, device)
         self.autoencoder.to(device)
         codes = Codes(images, self._encode, self.config.data.flip)
@@ -148,14 +163,14 @@ class TextTask(Task):
         return self.tokenizer(prompt, return_tensors="pt", **options).input_ids[0]
 
     def build(self) -> nn.Module:
-        """A ``TextToImage`` of the parts in ``[text.encoder]`` and ``[model]``."""
+        """Builds the text encoder of ``[text.encoder]`` and the U-Net of ``[model]`` as a ``TextToImage``."""
         network = self._network()
         x, tokens = torch.zeros(1, *self.code_shape), self.tokens[""][None]
-        takes = f"codes of {tuple(x.shape[1:])}"
-        shape = asked(lambda: network(x, torch.zeros(1, dtype=torch.int64), tokens), takes).shape
+        takes = f"latents of shape {tuple(x.shape[1:])}"
+        shape = first_output(lambda: network(x, torch.zeros(1, dtype=torch.int64), tokens), takes).shape
         if shape != x.shape:
             raise InputError(
-                f"the network makes {tuple(shape[1:])} of codes of {tuple(x.shape[1:])}.", parameter="model"
+                f"the network turns latents of shape {tuple(x.shape[1:])} into {tuple(shape[1:])}.", parameter="model"
             )
         return network
 
@@ -165,7 +180,7 @@ class TextTask(Task):
 
         ids = {f"{name}_token_id": getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         fixed = {"vocab_size": len(self.tokenizer), "max_position_embeddings": self.config.text.length, **ids}
-        encoder = built(
+        encoder = build_network(
             lambda **options: CLIPTextModel(CLIPTextConfig(**options)),
             {**self.config.text.encoder, **fixed},
             "text.encoder",
@@ -174,11 +189,11 @@ class TextTask(Task):
         channels, side = self.code_shape[0], self.code_shape[-1]
         sides = {"sample_size": side, "in_channels": channels, "out_channels": channels}
         width = encoder.get_input_embeddings().embedding_dim  # type: ignore[operator]
-        unet = built(UNet2DConditionModel, {**self.config.model, **sides, "cross_attention_dim": width})
+        unet = build_network(UNet2DConditionModel, {**self.config.model, **sides, "cross_attention_dim": width})
         return TextToImage(encoder, unet)
 
-    def sums(self) -> dict[str, int | None]:
-        """Of the autoencoder's weights, and of the user's own loss weights."""
+    def checksums(self) -> dict[str, int | None]:
+        """Returns checksums of the autoencoder's weights and of the user's own loss weights."""
         parts = (value.detach().cpu().numpy().tobytes() for value in self.autoencoder.state_dict().values())
         total = 0
         for part in parts:
@@ -186,7 +201,7 @@ class TextTask(Task):
         return {"weights": checksum(self.config.loss, self.levels), "autoencoder": total}
 
     def loss(self, forward: nn.Module, batch: Batch, draw: Draw) -> Tensor:
-        """See ``loss.diffusion_loss``."""
+        """Computes the diffusion loss; see ``loss.diffusion_loss``."""
         flips, noise = draw.flips_and_noise(batch.pixels.shape[2:])
         which = flips.long() if batch.pixels.shape[1] == 2 else torch.zeros(len(flips), dtype=torch.int64)
         x0 = batch.pixels[torch.arange(len(which)), which].to(self.device)
@@ -205,12 +220,15 @@ class TextTask(Task):
 
     @torch.no_grad()
     def sheet(self, network: nn.Module) -> "Image.Image":
-        """Samples for prompts of the training set, guidance 3 (DDIM, eta = 0, trailing), from the same noise always."""
+        """Samples images for prompts of the training set, always from the same noise.
+
+        It uses DDIM with eta = 0, trailing spacing and guidance weight 3.
+        """
         output, path = self.config.output, path_of(self.config.schedule)
         words = torch.stack([self.tokens[prompt] for prompt in self.shown]).to(self.device)
         empty = self.tokens[""].to(self.device).expand_as(words)
         prompts = PromptConditioning(Conditioning({TEXT: words}), Conditioning({TEXT: empty}))
-        shown = _Shown(network, Schedule(path, self.config.loss.prediction))
+        shown = _SheetNetwork(network, Schedule(path, self.config.loss.prediction))
         noise = draws.sheet_noise(self.config.train.seed, output.samples, self.code_shape).to(self.device)
         solver, grid = DDIM(), make_grid(path, output.sample_steps, "trailing")
         state = solve(guided(shown, Guidance(SHEET_GUIDANCE), prompts), solver, {"x": noise}, grid)
@@ -218,13 +236,13 @@ class TextTask(Task):
         return sheet((torch.cat(images).clamp(-1, 1) + 1) / 2)
 
     def export(self, network: nn.Module, folder: Path) -> None:
-        """A folder that StableDiffusionPipeline loads."""
+        """Writes a folder that StableDiffusionPipeline loads."""
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
         with loading():
             from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-        parts = as_dtype(network, self._network(), self.config)
+        parts = copy_in_dtype(network, self._network(), self.config)
         dtype = getattr(torch, self.config.output.export_dtype)
         options = scheduler_options(self.config.schedule, self.config.loss.prediction)
         pipeline = StableDiffusionPipeline(
@@ -239,38 +257,46 @@ class TextTask(Task):
         )
         with quiet():
             pipeline.save_pretrained(folder)
-        widened(folder / "text_encoder" / "config.json")
+        declare_float32(folder / "text_encoder" / "config.json")
 
 
 def load_autoencoder(folder: str, channels: int) -> Any:
-    """A frozen AutoencoderKL or AutoencoderTiny in float32 from a folder in the diffusers format (or from its subfolder
-    ``vae``).
+    """Loads an AutoencoderKL or AutoencoderTiny in float32, in eval mode and without gradients.
+
+    Args:
+        folder: a folder in the diffusers format, or one with such a subfolder ``vae``.
+        channels: the number of channels of the images.
 
     Raises:
-        InputError: there is none, its weights do not fit it, or it is for images with other channels.
-        DDIMError: the files are broken.
+        InputError: there is no autoencoder, its weights do not fit, or it takes images with other channels.
+        DDIMError: the files are damaged.
     """
     path = Path(folder) / "vae" if (Path(folder) / "vae").is_dir() else Path(folder)
     if not folder or not path.is_dir():
         raise InputError(
-            f"{folder!r} is no folder; train one first (task = 'autoencoder'), or name another.",
+            f"there is no folder {folder!r}; give that of an autoencoder, or train one first (task = 'autoencoder').",
             parameter="text.autoencoder",
         )
     network = read_autoencoder(path, parameter="text.autoencoder")
-    nn.Module.float(network)  # past diffusers' own, which warns
+    nn.Module.float(network)  # diffusers' own method ``float`` would warn
     takes = network.config["in_channels"]
     if takes != channels:
         raise InputError(
-            f"the autoencoder in {path} takes {takes} channels; data.channels is {channels}.",
+            f"the autoencoder in {path} takes {takes} channels, but data.channels is {channels}.",
             parameter="text.autoencoder",
         )
     return network.eval().requires_grad_(False)
 
 
 def train_tokenizer(prompts: Sequence[str], config: TextConfig) -> Any:
-    """CLIP's byte-pair tokenizer (Sennrich et al. 2016, arXiv 1508.07909) with merges learnt from ``prompts``.
+    """Trains CLIP's byte-pair tokenizer (Sennrich et al. 2016, arXiv 1508.07909) on prompts.
 
-    Other words are spelled; where none of the prompts' words ends like one, its last letter is the unknown token.
+    Words that do not occur in them are split into shorter tokens, down to single letters. CLIP has separate tokens for
+    the last letter of a word; if no word of the prompts ends in that letter, it becomes the unknown token.
+
+    Args:
+        prompts: the prompts; each is counted once.
+        config: the largest vocabulary, and the number of tokens of a prompt.
     """
     from transformers import CLIPTokenizer
 
