@@ -29,8 +29,8 @@ def images(tmp_path):
     return make_labels(make_images(tmp_path / "images", 12), 3)
 
 
-def draw(count, seed=0, step=0, places=None):
-    return Draw(seed, step, count, places or range(count))
+def draw(count, seed=0, step=0, positions=None):
+    return Draw(seed, step, count, positions or range(count))
 
 
 def prepared(images, folder, changes=None, **pixel):
