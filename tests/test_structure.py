@@ -27,7 +27,7 @@ DEMO = {
     "models.counted",  # the number of network calls, and an error that names the batch where memory runs out
     "evaluation.pairs",  # mse
     "core.noise",  # a seed that is out of range is refused before any work
-    *("_utils.files", "_utils.foreign"),  # files appear whole or not at all; names in any bytes
+    *("_utils.files", "_utils.error_text"),  # files appear whole or not at all; names in any bytes
 }
 """All that the demo imports beside the public API."""
 CIRCLES = {

@@ -1,4 +1,4 @@
-"""The names that an option can have. They need no torch, so that the command's help reads them as the library does."""
+"""The values that some options can have, in a module without torch, so that ``--help`` can list them quickly."""
 
 from typing import Literal, get_args
 

@@ -126,10 +126,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 class NetworkMemory(MemoryError):
-    """The memory does not hold one call of a network; a smaller batch needs less.
+    """There is too little memory for one call of a network; a smaller batch needs less.
+
+    Args:
+        rows: the number of images in that call.
 
     Attributes:
-        rows: images in that call.
+        rows: the argument.
     """
 
     def __init__(self, rows: int) -> None:
@@ -138,7 +141,10 @@ class NetworkMemory(MemoryError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether Python, torch or a device ran out of memory; on a CPU torch says so by its words alone."""
+    """Whether an error means that Python, torch or a device ran out of memory.
+
+    On a CPU torch raises a plain RuntimeError for it, which only the message distinguishes from others.
+    """
     kinds = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
     return kinds or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 

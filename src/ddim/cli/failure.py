@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
+from .._utils.error_text import first_line, reason_of
 from .._utils.errors import DDIMError, InputError, Interrupted, NetworkMemory, out_of_memory
-from .._utils.foreign import first_line, told
 from .signals import exit_code
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def code_and_sentence(error: BaseException, command: "click.Command | None" = No
         return 1, "There is not enough memory."
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return 1, f"{where}{told(error)}"
+        return 1, f"{where}{reason_of(error)}"
     said = f": {first_line(error)}" if str(error).strip() else ""
     return 1, f"Unexpected {type(error).__name__}{said} (--debug shows where)."
 

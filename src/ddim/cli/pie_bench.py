@@ -87,13 +87,13 @@ def pie_bench(
         from ..evaluation.scores import known_metrics, open_scorer
         from ..evaluation.store import open_rows, processes
         from ..evaluation.tables import write_table
-        from ..models import where_and_what
+        from ..models import device_and_dtype
         from .session import open_model
 
         among = processes()
         ways = ways_from(method or ["direct"], option)
         attentions = list(dict.fromkeys(attention or ["refine"]))
-        where, _ = where_and_what(device, "float32")
+        where, _ = device_and_dtype(device, "float32")
         names, kinds = _parts("--metrics", metrics), _categories(categories)
         known_metrics(names or [])
         for kind in attentions:

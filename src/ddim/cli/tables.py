@@ -176,7 +176,7 @@ def _licence(folder: Path) -> str | None:
 
 def _json(file: Path) -> dict[str, Any]:
     """A config file as a dict; empty where it is missing or broken."""
-    from .._utils.foreign import read_json
+    from .._utils.files import read_json
 
     try:
         return read_json(file)

@@ -12,8 +12,8 @@ import torch
 
 import ddim
 
+from .._utils.error_text import printable
 from .._utils.files import write_whole
-from .._utils.foreign import readable
 from ..core.noise import checked_seed
 from ..data.images import read_images
 from .context import Context, DemoModel
@@ -139,7 +139,7 @@ def run(
         **results,
     }
     write_whole(out / "results.json", (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode())
-    write_whole(out / "index.html", readable(render(whole, str(out))).encode())
+    write_whole(out / "index.html", printable(render(whole, str(out))).encode())
     return whole
 
 

@@ -1,4 +1,4 @@
-"""A model that counts how often its network is asked, and tells a lack of memory there from any other."""
+"""A model that counts its network calls, and marks errors that mean too little memory for such a call."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,41 +10,51 @@ from ..core.conditioning import Conditioning
 from ..core.denoiser import Call
 from ..core.path import Node
 from .base import Model
-from .wrapped import ModelWrapper
+from .wrapper import ModelWrapper
 
 
 class Counted(ModelWrapper):
-    """A model that counts how often its network is asked; everything else is the model's own."""
+    """Wraps a model and counts its network calls; everything else is the wrapped model's.
+
+    Args:
+        model: the model to wrap.
+
+    Attributes:
+        evaluations: images for which the network was called since ``calls`` was last used.
+    """
 
     def __init__(self, model: Model) -> None:
         super().__init__(model)
         self.evaluations = 0
 
     def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:
-        """The model's, counted: one for each image it is asked about."""
+        """Calls the wrapped model's network, and counts one evaluation for each row of x."""
         self.evaluations += len(x)
         with _network_memory(len(x)):
             return self.model.forward(x, node, cond, call)
 
     def encode(self, images: Tensor) -> Tensor:
-        """The model's."""
+        """Encodes images with the wrapped model."""
         with _network_memory(len(images)):
             return self.model.encode(images)
 
     def decode(self, x0: Tensor) -> Tensor:
-        """The model's."""
+        """Decodes x0 with the wrapped model."""
         with _network_memory(len(x0)):
             return self.model.decode(x0)
 
     def calls(self, images: int) -> float:
-        """Network calls an image since the last time this was asked."""
+        """Returns the network calls per image since this method was last called, and resets the counter."""
         value, self.evaluations = self.evaluations / images, 0
         return int(value) if value == int(value) else round(value, 2)
 
 
 @contextmanager
 def _network_memory(rows: int) -> Iterator[None]:
-    """Tells a network's lack of memory, which smaller batches mend, from any other."""
+    """Turns errors inside the block that mean too little memory into ``NetworkMemory``, so that callers can tell.
+
+    A smaller batch helps against these, but not against too little memory elsewhere.
+    """
     try:
         yield
     except Exception as error:

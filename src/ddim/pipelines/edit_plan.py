@@ -9,7 +9,7 @@ from torch import Tensor
 from .._utils.choices import ATTENTIONS
 from .._utils.errors import InputError, is_whole
 from .._utils.tensors import in_groups, whole_numbers
-from .._utils.texts import check_text, parse_weights, texts_for, unweighted
+from .._utils.texts import check_text, parse_weights, refuse_weights, texts_for
 from ..editing.align import refine
 from ..editing.align import replace as swap
 from ..editing.blend import MaskLike, read_mask
@@ -75,7 +75,7 @@ def source_prompts(prompts: str | Sequence[str] | None, count: int) -> list[str]
         raise InputError(
             "an edit of an image needs a prompt of what the image shows; it may be empty.", parameter="source_prompt"
         )
-    return [unweighted(text, "source_prompt") for text in texts_for(prompts, count, "source_prompt")]
+    return [refuse_weights(text, "source_prompt") for text in texts_for(prompts, count, "source_prompt")]
 
 
 def prompts_of_code(code: LatentCode, source_prompt: str | Sequence[str] | None, negative: str | None) -> list[str]:
@@ -89,7 +89,7 @@ def prompts_of_code(code: LatentCode, source_prompt: str | Sequence[str] | None,
             f"{source_prompt!r}, but the code was made with {code.prompts[0]!r}; leave it out.",
             parameter="source_prompt",
         )
-    if negative and unweighted(check_text(negative, "negative"), "negative") != code.negative:
+    if negative and refuse_weights(check_text(negative, "negative"), "negative") != code.negative:
         raise InputError(
             f"{negative!r}, but the code was made with {code.negative or ''!r}; leave it out.", parameter="negative"
         )
