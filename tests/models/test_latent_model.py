@@ -293,7 +293,7 @@ def test_an_overflow_of_float16_names_the_step_and_the_way_out():
     sick.unet.conv_out.weight.data *= 1e6
     with pytest.raises(DDIMError, match="step 1 of 3") as caught:
         drawn(StableDiffusion("sick", sick, dtype=torch.float16))
-    assert "float16 overflows above 65504; load the model in bfloat16 or float32" in str(caught.value)
+    assert "float16 overflows above 65504; load the model with bfloat16 or float32" in str(caught.value)
 
 
 def test_nan_in_float32_has_no_such_way_out():
@@ -322,7 +322,7 @@ def test_an_autoencoder_that_overflows_is_named(dtype: torch.dtype):
     ):
         with pytest.raises(DDIMError, match=f"autoencoder of 'tiny-text' returned NaN or infinity when it {did}") as e:
             work()
-        assert ("load the model in bfloat16 or float32" in str(e.value)) == (dtype == torch.float16)
+        assert ("load the model with bfloat16 or float32" in str(e.value)) == (dtype == torch.float16)
 
 
 def test_loading_is_silent(folder: Path, capfd: pytest.CaptureFixture[str]):

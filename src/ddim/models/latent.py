@@ -97,7 +97,7 @@ class LatentModel(Model):
     def _finite(self, x: Tensor, did: str) -> Tensor:
         """Returns x if all of its numbers are finite; ``did`` completes the error's sentence."""
         if not bool(torch.isfinite(x).all()):
-            half = " float16 overflows above 65504; load the model in bfloat16 or float32."
+            half = " float16 overflows above 65504; load the model with bfloat16 or float32."
             raise DDIMError(
                 f"The autoencoder of {self.name!r} returned NaN or infinity when it {did}."
                 + (half if self.dtype == torch.float16 else "")
