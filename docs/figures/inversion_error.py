@@ -11,7 +11,7 @@ from ddim.evaluation.pairs import mse
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.6))
 steps, x0, numbers = [8, 16, 32, 64, 128], data(50), {}
 for label in ("destination", "source"):
-    method, errors = ddim.make_inversion("ddim", {"label": label}), []
+    method, errors = ddim.make_inversion("ddim", {"timestep": label}), []
     for count in steps:
         grid, solver = smooth(count), method.solver()
         code = method.invert(mixture, x0, grid)

@@ -133,10 +133,10 @@ def test_a_path_keeps_the_shape_and_computes_in_float64(path):
 
 
 def test_labels_are_the_networks_own_numbers():
-    assert [PATHS["ddpm"].label(t) for t in (1000, 1, 0.5, 0)] == [999, 0, 0, 0]
-    assert [PATHS["scaled-linear"].label(t) for t in (999, 1, 0)] == [999, 1, 0]
-    assert PATHS["flow"].label(0.25) == 250
-    assert PATHS["ve"].label(3.5) == 3.5
+    assert [PATHS["ddpm"].timestep(t) for t in (1000, 1, 0.5, 0)] == [999, 0, 0, 0]
+    assert [PATHS["scaled-linear"].timestep(t) for t in (999, 1, 0)] == [999, 1, 0]
+    assert PATHS["flow"].timestep(0.25) == 250
+    assert PATHS["ve"].timestep(3.5) == 3.5
 
 
 def test_stable_diffusions_table_ends_at_its_first_entry():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddim import Grid, Guidance, Node, Pair, RectifiedFlow, ddpm_linear
 from ddim.core.conditioning import Conditioning, PromptConditioning
-from ddim.core.denoiser import PLAIN, Call, asked
+from ddim.core.denoiser import PLAIN, Call, ask_network
 from ddim.core.guidance import combine
 from ddim.core.path import GaussianPath
 from ddim.core.schedule import Schedule
@@ -131,7 +131,7 @@ class Conditional:
 
     def ask(self, x: Tensor, node: Node, /, *conditionings: Conditioning, call: Call = PLAIN) -> Sequence[Tensor]:
         """As every model's."""
-        return asked(lambda rows, cond, told: self.forward(rows, node, cond, told), x, conditionings, call)
+        return ask_network(lambda rows, cond, told: self.forward(rows, node, cond, told), x, conditionings, call)
 
     def combine(self, cond: Tensor, uncond: Tensor, guidance: Guidance, node: Node) -> Tensor:
         """As most models'."""
@@ -188,7 +188,7 @@ class Arc(GaussianPath):
         """The angle whose tangent is sigma / alpha."""
         return torch.as_tensor(log_snr).to(torch.float64).div(-2).exp().atan()
 
-    def label(self, t: float) -> float:
+    def timestep(self, t: float) -> float:
         """t itself."""
         return t
 

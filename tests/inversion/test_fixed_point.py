@@ -178,8 +178,8 @@ def test_the_implicit_steps_order():
         ({"iterations": 1.5}, "iterations: 1.5 of 'ddim' is not a whole number"),
         ({"iterations": float("inf")}, "iterations: inf"),
         ({"anderson": -1}, "anderson: -1 is negative"),
-        ({"label": "surce"}, "Did you mean 'source'"),
-        ({"label": "source", "iterations": 2}, "needs label = 'destination'"),
+        ({"timestep": "surce"}, "Did you mean 'source'"),
+        ({"timestep": "source", "iterations": 2}, "needs timestep = 'destination'"),
         ({"iteration": 2}, "Did you mean 'iterations'"),
     ],
 )

@@ -140,7 +140,7 @@ def test_nodes_are_the_paths_own(path):
 
 def labels(path, steps: int, spacing: str, offset: int = 0) -> list[int]:
     """What the network is told at each step; the data node is not asked."""
-    return [int(path.label(n.t)) for n in ddim.make_grid(path, steps, spacing, offset=offset).nodes[:-1]]
+    return [int(path.timestep(n.t)) for n in ddim.make_grid(path, steps, spacing, offset=offset).nodes[:-1]]
 
 
 def their_list(scheduler: DDIMScheduler, steps: int) -> list[int]:

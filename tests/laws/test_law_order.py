@@ -95,7 +95,7 @@ def round_trips(inversion, problem: str) -> list[float]:
 
 
 APPROXIMATE = [(name, {}) for name in PLAIN if not INVERSIONS[name].exact]
-OF_DDIM = [("ddim", {"label": "source"}), *(("ddim", {"iterations": k}) for k in (2, 3, 4))]
+OF_DDIM = [("ddim", {"timestep": "source"}), *(("ddim", {"iterations": k}) for k in (2, 3, 4))]
 
 
 @problems

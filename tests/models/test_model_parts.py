@@ -458,7 +458,7 @@ def test_a_text_models_learned_variance_is_left_aside(tmp_path: Path):
     path = model.schedule.path
     node = path.node(300)
     with torch.no_grad():
-        told = pipeline.unet(x, torch.tensor([path.label(300)]), encoder_hidden_states=words(model)).sample
+        told = pipeline.unet(x, torch.tensor([path.timestep(300)]), encoder_hidden_states=words(model)).sample
         own = tiny.unguided(model, prompts)(x, node).eps
         torch.testing.assert_close(own, told[:, :4], rtol=1e-4, atol=1e-5)
 

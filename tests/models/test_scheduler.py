@@ -211,7 +211,7 @@ def test_an_offset_is_diffusers_steps_offset_on_stable_diffusions_table(steps, o
     scheduler = diffusers.DDIMScheduler(**config)
     scheduler.set_timesteps(steps)
     path = ddim.from_scheduler_config(config)
-    labels = [int(path.label(n.t)) for n in ddim.make_grid(path, steps, "leading", offset=offset).nodes[:-1]]
+    labels = [int(path.timestep(n.t)) for n in ddim.make_grid(path, steps, "leading", offset=offset).nodes[:-1]]
     first = max(offset, 1)
     assert labels == [t + first - offset for t in scheduler.timesteps.tolist()]
 

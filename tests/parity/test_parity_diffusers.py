@@ -181,7 +181,7 @@ def both_inversions(kind: str, prediction: str, steps: int) -> tuple[torch.Tenso
         theirs_x = scheduler.step(output(theirs_x, t), t, theirs_x).prev_sample
 
     def denoise(x: torch.Tensor, node: ddim.Node) -> ddim.Pair:
-        return ddim.to_pair(kind, output(x, int(path.label(node.t))), x, node)
+        return ddim.to_pair(kind, output(x, int(path.timestep(node.t))), x, node)
 
     grid = ddim.make_grid(path, steps, "leading")
     return theirs_x, make_inversion("ddim").invert(denoise, x, grid).state["x"]
@@ -247,7 +247,7 @@ def test_their_stride_leaves_their_own_list(spacing, steps):
     assert torch.allclose(moved, (scheduler.alphas_cumprod[level] / scheduler.alphas_cumprod[listed[0]]).sqrt() * x)
     path = ddim.ddpm_linear()
     grid = ddim.make_grid(path, steps, spacing)
-    assert [int(path.label(n.t)) for n in grid.nodes[:-1]] == listed
+    assert [int(path.timestep(n.t)) for n in grid.nodes[:-1]] == listed
     step = ddim.make_solver("ddim").step(lambda x, n: ddim.to_pair("eps", 0 * x, x, n), {"x": x}, grid, 0, None)
     assert torch.allclose(
         step["x"], (scheduler.alphas_cumprod[listed[1]] / scheduler.alphas_cumprod[listed[0]]).sqrt() * x

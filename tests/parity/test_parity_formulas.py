@@ -193,7 +193,7 @@ def test_ddim_inversion_with_either_label(spacing, record_property):
         x = data.draw(4)
         for s in range(grid.steps):
             x = ddim_step(x, data(x, nodes[s + ahead]).eps, alpha, sigma, s, s + 1)
-        inversion = ddim.make_inversion("ddim", {"label": label})
+        inversion = ddim.make_inversion("ddim", {"timestep": label})
         state = inversion.invert(data, data.draw(4), grid).state
         compare(f"ddim inversion {label} {spacing}", state["x"], x, record_property)
 

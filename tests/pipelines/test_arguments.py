@@ -246,10 +246,13 @@ def test_a_network_that_looks_its_labels_up_works_as_written():
 def test_the_labels_dtype_is_a_choice():
     path, told = ddim.ddpm_linear(), []
     network = lambda x, label: (told.append(label.dtype), x)[1]  # noqa: E731
-    from_network(network, path, "eps", label_dtype=torch.float64)(torch.zeros(1, 2), path.node(3))
+    from_network(network, path, "eps", timestep_dtype=torch.float64)(torch.zeros(1, 2), path.node(3))
     assert told == [torch.float64]
     refused(
-        "label_dtype", from_network(network, path, "eps", label_dtype=torch.int64), torch.zeros(1, 2), path.node(3.5)
+        "timestep_dtype",
+        from_network(network, path, "eps", timestep_dtype=torch.int64),
+        torch.zeros(1, 2),
+        path.node(3.5),
     )
 
 

@@ -1,1 +1,1 @@
-"""The maths: paths, grids, predictions, guidance and the one loop. Needs torch and nothing else."""
+"""The maths of diffusion: paths, grids, predictions, guidance and the solver loop. Depends on torch alone."""

@@ -1,4 +1,4 @@
-"""What a network is conditioned by, as a value: named tensors, one row a sample."""
+"""The conditions of a network as values: named tensors with one row per sample."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,10 +9,10 @@ from torch import Tensor
 from .._utils.errors import InputError
 
 TEXT, TEXT_MASK, POOLED, LABELS = "text", "text_mask", "pooled", "labels"
-"""Names of tensors: embedded tokens [N, L, D], which of them count [N, L], an embedding of the whole prompt [N, D],
-class labels [N]."""
-ASKED_FOR = (TEXT, TEXT_MASK, POOLED, LABELS)
-"""Those that say what is to be seen; others, such as sizes, are facts of the picture."""
+"""The names of the usual tensors: the embedded tokens [N, L, D], a mask of the tokens that are not padding [N, L], one
+embedding of the whole prompt [N, D], and class labels [N]."""
+CONTENT = (TEXT, TEXT_MASK, POOLED, LABELS)
+"""The names of the tensors that describe the content of an image; an edit keeps the others, such as its size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,11 +20,11 @@ class Conditioning:
     """One condition for each of N samples.
 
     Args:
-        tensors: by name, [N, ...] each; none for an unconditional model.
-        numbers: whole numbers that go with them and are the same for all rows.
+        tensors: the tensors by name, [N, ...] each; empty for an unconditional model.
+        numbers: whole numbers that the network needs besides the tensors; they are the same for all rows.
 
     Raises:
-        InputError: tensors of different numbers of rows.
+        InputError: the tensors have different numbers of rows.
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -36,26 +36,26 @@ class Conditioning:
 
     @property
     def rows(self) -> int | None:
-        """N; None without tensors, which goes with any number of samples."""
+        """The number of rows N; None if there are no tensors, which fits any number of samples."""
         return next((len(tensor) for tensor in self.tensors.values()), None)
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
     def __getitem__(self, which: slice | Sequence[int] | Tensor) -> "Conditioning":
-        """Some of the rows."""
+        """Returns the rows that ``which`` selects, as indexing a tensor does."""
         return self._with({name: tensor[which] for name, tensor in self.tensors.items()})
 
     def repeat(self, times: int) -> "Conditioning":
-        """Every row that many times, next to itself."""
+        """Repeats every row ``times`` times; the copies of a row are neighbours."""
         return self._with({name: tensor.repeat_interleave(times, 0) for name, tensor in self.tensors.items()})
 
     def to(self, device: torch.device | str) -> "Conditioning":
-        """The same on another device."""
+        """Copies the tensors to a device."""
         return self._with({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
     def replace(self, **tensors: Tensor) -> "Conditioning":
-        """Other tensors in place of those of the same names."""
+        """Replaces the tensors of these names, or adds them."""
         return self._with({**self.tensors, **tensors})
 
     def _with(self, tensors: Mapping[str, Tensor]) -> "Conditioning":
@@ -63,33 +63,35 @@ class Conditioning:
 
     @staticmethod
     def cat(parts: Iterable["Conditioning"]) -> "Conditioning":
-        """The rows of several, one after the other; shorter texts are padded with zeros, which their mask leaves out.
+        """Concatenates the rows of the conditions. Shorter texts are padded with zeros, which the mask excludes.
 
         Raises:
-            InputError: no condition, or some of different structure or sizes; only the length of texts may differ.
+            InputError: there is no condition, or they differ in their tensors, numbers or shapes. Only the number of
+                text tokens may differ.
         """
-        several = list(parts)
-        if not several:
-            raise InputError("no condition at all; give at least one.", parameter="conditioning")
-        first = several[0]
-        if any(set(p.tensors) - {TEXT_MASK} != set(first.tensors) - {TEXT_MASK} for p in several) or any(
-            dict(p.numbers) != dict(first.numbers) for p in several
+        conditions = list(parts)
+        if not conditions:
+            raise InputError("there is no condition to concatenate; give at least one.", parameter="conditioning")
+        first = conditions[0]
+        if any(set(p.tensors) - {TEXT_MASK} != set(first.tensors) - {TEXT_MASK} for p in conditions) or any(
+            dict(p.numbers) != dict(first.numbers) for p in conditions
         ):
             raise InputError(
-                f"conditions of {_named(several)} cannot stand in one batch; they must have the same parts.",
+                f"conditions with the tensors {_named(conditions)} cannot stand in one batch; they must have the same "
+                "tensors and numbers.",
                 parameter="conditioning",
             )
-        if len(several) == 1:
+        if len(conditions) == 1:
             return first
-        several = _padded(several)
-        for name in several[0].tensors:
-            if len(shapes := {tuple(p.tensors[name].shape[1:]) for p in several}) > 1:
+        conditions = _padded(conditions)
+        for name in conditions[0].tensors:
+            if len(shapes := {tuple(p.tensors[name].shape[1:]) for p in conditions}) > 1:
                 raise InputError(
-                    f"{name} of shapes {' and '.join(map(str, sorted(shapes)))} cannot stand in one batch; they must "
-                    "be of one model.",
+                    f"{name} with the shapes {' and '.join(map(str, sorted(shapes)))} cannot stand in one batch; use "
+                    "conditions of one model.",
                     parameter="conditioning",
                 )
-        return first._with({name: torch.cat([p.tensors[name] for p in several]) for name in several[0].tensors})
+        return first._with({name: torch.cat([p.tensors[name] for p in conditions]) for name in conditions[0].tensors})
 
 
 def _named(parts: Sequence[Conditioning]) -> str:
@@ -97,7 +99,7 @@ def _named(parts: Sequence[Conditioning]) -> str:
 
 
 def _padded(parts: Sequence[Conditioning]) -> list[Conditioning]:
-    """The same with texts of one length, and with masks where that or one of them asks for masks."""
+    """Pads the texts to the longest, and adds masks if texts were padded or if any of the conditions has a mask."""
     texts = [p.tensors[TEXT] for p in parts if TEXT in p]
     if not texts:
         return list(parts)
@@ -107,12 +109,12 @@ def _padded(parts: Sequence[Conditioning]) -> list[Conditioning]:
         return list(parts)
     out: list[Conditioning] = []
     for part, text in zip(parts, texts, strict=True):
-        lack = longest - text.shape[1]
+        missing = longest - text.shape[1]
         mask = part.tensors.get(TEXT_MASK, torch.ones(text.shape[:2], dtype=torch.bool, device=text.device))
         out.append(
             part.replace(
-                text=torch.nn.functional.pad(text, (0, 0, 0, lack)),
-                text_mask=torch.nn.functional.pad(mask, (0, lack)),
+                text=torch.nn.functional.pad(text, (0, 0, 0, missing)),
+                text_mask=torch.nn.functional.pad(mask, (0, missing)),
             )
         )
     return out
@@ -120,27 +122,27 @@ def _padded(parts: Sequence[Conditioning]) -> list[Conditioning]:
 
 @dataclass(frozen=True, eq=False)
 class PromptConditioning:
-    """The two conditions of classifier-free guidance, both whole.
+    """The two conditions of classifier-free guidance.
 
     Args:
-        cond: what the samples are to be.
-        uncond: what stands for no condition, or what guidance leads away from; None where there is no such thing, and
-            then only the weight 1 is possible.
+        cond: the condition that the samples should satisfy.
+        uncond: the condition that guidance leads away from: the empty prompt, a negative prompt or the null class. None
+            if the model has no such condition; then the guidance weight can only be 1.
     """
 
     cond: Conditioning = field(default_factory=Conditioning)
     uncond: Conditioning | None = None
 
     def __getitem__(self, which: slice | Sequence[int] | Tensor) -> "PromptConditioning":
-        """Some of the rows, of both."""
+        """Returns the rows that ``which`` selects, of both conditions."""
         return self._both(lambda c: c[which])
 
     def repeat(self, times: int) -> "PromptConditioning":
-        """Every row that many times, next to itself, of both."""
+        """Repeats every row of both conditions ``times`` times; the copies of a row are neighbours."""
         return self._both(lambda c: c.repeat(times))
 
     def to(self, device: torch.device | str) -> "PromptConditioning":
-        """The same on another device."""
+        """Copies the tensors of both conditions to a device."""
         return self._both(lambda c: c.to(device))
 
     def _both(self, change: Callable[[Conditioning], Conditioning]) -> "PromptConditioning":
@@ -148,11 +150,18 @@ class PromptConditioning:
 
     @staticmethod
     def cat(parts: Iterable["PromptConditioning"]) -> "PromptConditioning":
-        """The rows of several, one after the other."""
-        several = list(parts)
-        unconds = [p.uncond for p in several if p.uncond is not None]
-        if len(unconds) not in (0, len(several)):
-            raise InputError("some of the conditions have no opposite, others do.", parameter="conditioning")
+        """Concatenates the rows of both conditions; see ``Conditioning.cat``.
+
+        Raises:
+            InputError: as for ``Conditioning.cat``, or only some of the parts have an unconditional condition.
+        """
+        pairs = list(parts)
+        unconds = [p.uncond for p in pairs if p.uncond is not None]
+        if len(unconds) not in (0, len(pairs)):
+            raise InputError(
+                "some have an unconditional branch and others do not; they cannot stand in one batch.",
+                parameter="conditioning",
+            )
         return PromptConditioning(
-            Conditioning.cat(p.cond for p in several), Conditioning.cat(unconds) if unconds else None
+            Conditioning.cat(p.cond for p in pairs), Conditioning.cat(unconds) if unconds else None
         )

@@ -1,7 +1,7 @@
-"""What a solver and an inversion are: two abstract classes, side by side, because a reversible solver is both.
+"""The abstract classes of solvers and inversions. They share a module because a reversible solver is both.
 
-A solver makes one step between two nodes of a grid on a state that is a value. An inversion takes images to such a
-state at the noisy end, and names the solver that brings them back.
+A solver makes one step between two nodes of a grid: it takes a state and returns the next state. An inversion takes
+images to a state at the noisy end of a grid, and names the solver that reconstructs the images from it.
 """
 
 from abc import ABC, abstractmethod
@@ -13,34 +13,36 @@ from torch import Tensor
 
 from .._utils.errors import InputError, as_plain
 from .conditioning import TEXT, PromptConditioning
-from .denoiser import PLAIN, Call, Denoiser, Network, held
+from .denoiser import PLAIN, Call, Denoiser, Network, with_hold
 from .grid import Grid
 from .guidance import Guidance, guided
 from .prediction import NO_HOLD, Hold
 
 State = Mapping[str, Tensor]
-"""A solver's state: named tensors of one shape [N, ...]; ``x`` is the sample itself. Nothing else is kept anywhere."""
+"""The state of a solver: named tensors of one shape [N, ...], among them the sample ``x``. A solver keeps nothing else
+between steps."""
 
 Noise = Callable[[Tensor], Tensor]
-"""Standard normal numbers of the shape, dtype and device of its argument, new ones each call."""
+"""A source of noise: returns new standard normal numbers in the shape, dtype and device of its argument."""
 
 OnStep = Callable[[int, State], None]
-"""Called after every step with the index of the node reached and the state there."""
+"""A function that is called after every step with the index of the node reached and the state there."""
 
 
 def options_of(method: Any) -> dict[str, Any]:
-    """What a solver or an inversion was set to: the fields that its constructor takes."""
+    """Returns the arguments that a solver or an inversion was constructed with, by name, as plain values."""
     return {f.name: as_plain(getattr(method, f.name)) for f in fields(method) if f.init}
 
 
 class Solver(ABC):
-    """How one step is made. Subclasses are frozen dataclasses whose fields are their options.
+    """Abstract base class of all solvers. Subclasses are frozen dataclasses whose fields are their options.
 
     Attributes:
-        name: as in the registry.
-        order: of the endpoint's error in the step, fitted by ``tests/laws``; 0 for a solver with injected noise only.
-        nfe: network calls a step.
-        paper: where the formula comes from.
+        name: the key in the registry.
+        order: the order of the error at the data end in the step size, which ``tests/laws`` verifies by a fit; 0 for a
+            solver that always adds noise.
+        nfe: the number of network calls per step.
+        paper: the source of the formula.
     """
 
     name: ClassVar[str]
@@ -50,46 +52,46 @@ class Solver(ABC):
 
     @property
     def stochastic(self) -> bool:
-        """Whether a step draws noise; False unless a subclass says otherwise."""
+        """Whether a step draws noise. False by default."""
         return False
 
     @property
     def options(self) -> dict[str, Any]:
-        """What it was set to: plain values by the names of its fields."""
+        """The options of this instance, as plain values by the names of its fields."""
         return options_of(self)
 
     def first(self, grid: Grid) -> int:
-        """The node that a code of this solver holds its state at; 0 unless a subclass says otherwise."""
+        """Returns the index of the node whose state a ``LatentCode`` of this solver stores. 0 by default."""
         return 0
 
     def init(self, x: Tensor, grid: Grid) -> State:
-        """The state at ``grid[0]`` from a lone x, [N, ...]."""
+        """Returns the state at ``grid[0]`` for a sample x alone, [N, ...]."""
         return {"x": x}
 
     @abstractmethod
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
-        """From ``grid[i]`` to ``grid[i + 1]``."""
+        """Returns the state at ``grid[i + 1]`` from the one at ``grid[i]``."""
 
     def read(self, state: State) -> Tensor:
-        """The sample in a state, [N, ...]."""
+        """Returns the sample that a state holds, [N, ...]."""
         return state["x"]
 
 
 @dataclass(frozen=True)
 class InversionProblem:
-    """What an inversion works on, beside images and grid.
+    """The input of an inversion, besides the images and the grid.
 
     Attributes:
-        network: the model, without guidance; None for a bare denoiser, ``bare``.
+        network: the model, without guidance; None if there is only a denoiser, ``bare``.
         prompts: the two conditions of the images, N rows each.
-        guidance: of the way forward.
-        inversion_guidance: the weight of the way to noise, where a method leaves it free.
-        noise: for methods that draw; seeded a sample.
-        on_loss: called with a step, from 0, and its loss while a method tunes.
-        resume: what an ``InversionInterrupted`` of the same images kept; None begins anew.
-        hold: of x0, after guidance, both ways.
-        call: what every call of the network is told.
-        bare: a denoiser with everything in place, in place of a network.
+        guidance: the guidance of sampling from the code.
+        inversion_guidance: the guidance weight of the inversion, for methods that do not fix it.
+        noise: the source of noise for methods that draw some, with one seed per sample.
+        on_loss: called with the index of a step, from 0, and its loss while a method optimizes.
+        resume: ``kept`` of an ``InversionInterrupted`` of the same images; None starts from the beginning.
+        hold: limits x0 after guidance, during inversion and sampling.
+        call: the other arguments of every network call.
+        bare: a denoiser that includes its condition and guidance, which replaces the network.
     """
 
     network: Network | None
@@ -105,30 +107,37 @@ class InversionProblem:
 
     @staticmethod
     def of(denoise: Denoiser, noise: Noise | None = None) -> "InversionProblem":
-        """A denoiser as it is, without conditions or guidance."""
+        """Makes a problem from a denoiser, without conditions or guidance."""
         return InversionProblem(None, bare=denoise, noise=noise)
 
     def denoiser(self, weight: float | None = None) -> Denoiser:
-        """The model under guidance (of another weight, where one is given), x0 held, its conditions in place."""
+        """Returns the denoiser of the model with its conditions, guidance and limit of x0.
+
+        Args:
+            weight: the guidance weight; None uses the one of ``guidance``. A bare denoiser ignores it.
+        """
         if self.bare is not None:
-            return held(self.bare, self.hold)
+            return with_hold(self.bare, self.hold)
         guidance = self.guidance if weight is None else self.guidance.at(weight)
         return guided(self.need_network(), guidance, self.prompts, hold=self.hold, call=self.call)
 
     def need_network(self) -> Network:
-        """The network. Raises InputError for a bare denoiser."""
+        """Returns the network. Raises InputError if there is only a bare denoiser."""
         if self.network is None:
             raise InputError(
-                "this method knows of prompts and guidance, which a bare denoiser does not tell; give a model.",
+                "this method uses prompts and guidance, and a bare denoiser has neither; give a model.",
                 parameter="method",
             )
         return self.network
 
     def need_text(self, name: str) -> PromptConditioning:
-        """The conditions, which hold embedded prompts.
+        """Returns the conditions, which are embedded prompts.
+
+        Args:
+            name: the method that needs them, for the error.
 
         Raises:
-            InputError: a model without text.
+            InputError: the model takes no prompts.
         """
         if self.prompts.uncond is None or TEXT not in self.prompts.cond:
             raise InputError(
@@ -138,12 +147,14 @@ class InversionProblem:
 
 
 class InversionInterrupted(KeyboardInterrupt):
-    """Ctrl-C inside ``Inversion.invert``, with what the method needs to go on as if nothing had happened.
+    """Ctrl-C during ``Inversion.invert``, with the intermediate results from which the method can continue.
+
+    The result of a continued run is that of an uninterrupted one.
 
     Attributes:
-        kept: tensors [N, ...], for ``InversionProblem.resume``.
-        steps: of the grid, that are done.
-        x: where the pivot lies at the noisy end, [N, ...].
+        kept: the intermediate results, tensors [N, ...], for ``InversionProblem.resume``.
+        steps: the number of steps of the grid that are done.
+        x: the sample at the noisy end of the grid, [N, ...].
     """
 
     def __init__(self, kept: Mapping[str, Tensor], steps: int, x: Tensor) -> None:
@@ -152,14 +163,14 @@ class InversionInterrupted(KeyboardInterrupt):
 
 
 class InversionResult(NamedTuple):
-    """What an inversion found.
+    """The result of an inversion: everything that sampling needs to reconstruct the images.
 
     Attributes:
-        state: the solver's, at the noisy end of ``grid``.
-        grid: of the way forward: the one asked for, or its cleaner part.
-        prompts: for the way forward.
+        state: the state of the solver at the noisy end of ``grid``.
+        grid: the grid to sample on: the requested one, or its part with less noise.
+        prompts: the two conditions to sample with.
         extras: see ``LatentCode.extras``.
-        calls: see ``LatentCode.calls``; the pipelines add them.
+        calls: see ``LatentCode.calls``; filled in by the pipelines.
     """
 
     state: State
@@ -170,21 +181,24 @@ class InversionResult(NamedTuple):
 
 
 class Inversion(ABC):
-    """A way from images to a state at the noisy end. Subclasses are frozen dataclasses whose fields are their options.
+    """Abstract base class of all inversions, which take images to a state at the noisy end of a grid.
+
+    Subclasses are frozen dataclasses whose fields are their options.
 
     Attributes:
-        name: as in the registry.
-        paper: where it comes from.
-        exact: whether algebra, or what is kept, brings the image back, and not approximation.
-        nfe: network calls a step on the way to noise, at most; a call under guidance counts twice.
-        order: of the round trip's error in the step; for an exact one, of the solver that comes forward.
-        floor_db: the least PSNR of a round trip, at its defaults, that the laws hold it to: data of a Gaussian and of a
-            mixture of three, conditioned and guided at weight 3 both ways where the method lets it, 20 steps, a range
-            of 2. Infinity: to the bit, a reversible solver's image to the nearest point of its lattice.
-        inversion_guidance: the weight of the way to noise, where the method has its own; None leaves it free.
-        needs: ``"text"`` for one that works on embedded prompts, ``"conditions"`` for one that works on conditions of
-            any kind, empty for one that takes a bare denoiser.
-        keeps: what it leaves in ``LatentCode.extras``.
+        name: the key in the registry.
+        paper: the source of the method.
+        exact: whether the round trip is exact, by algebra or by stored tensors, and not an approximation.
+        nfe: the largest number of network calls per step of the inversion; a call with guidance counts twice.
+        order: the order of the round trip's error in the step size; for an exact method, that of its solver.
+        floor_db: the PSNR in dB that a round trip with default options must reach in the tests: on data of a Gaussian
+            and of a mixture of three, with a data range of 2 and 20 steps, conditioned, and guided with weight 3 in
+            both directions if the method allows it. Infinity: the images must be equal to the bit; for a reversible
+            solver, equal to the nearest point of its lattice.
+        inversion_guidance: the guidance weight of the inversion, if the method fixes it; None if it is free.
+        needs: ``"text"`` if the method needs embedded prompts, ``"conditions"`` if it needs conditions of any kind, and
+            empty if a bare denoiser is enough.
+        keeps: the names of the tensors that it stores in ``LatentCode.extras``.
     """
 
     name: ClassVar[str]
@@ -199,40 +213,40 @@ class Inversion(ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What it was set to: plain values by the names of its fields."""
+        """The options of this instance, as plain values by the names of its fields."""
         return options_of(self)
 
     def amplification(self, grid: Grid) -> float:
-        """How far the method itself enlarges a disturbance on the way to noise; 1 is no more than the network does."""
+        """Returns the factor by which the method itself enlarges a disturbance during inversion. 1 by default."""
         return 1.0
 
     def part(self, grid: Grid) -> Grid:
-        """The nodes of ``grid`` that the way forward takes; all of them unless a subclass says otherwise."""
+        """Returns the part of ``grid`` that sampling from the code uses. By default the whole grid."""
         return grid
 
     @abstractmethod
     def solver(self) -> Solver:
-        """The solver that comes forward again; a ``LatentCode`` keeps its name and options."""
+        """Returns the solver that reconstructs the images. A ``LatentCode`` stores its name and options."""
 
     def invert(
         self, problem: InversionProblem | Denoiser, x0: Tensor, grid: Grid, on_step: OnStep | None = None
     ) -> InversionResult:
-        """From images to what brings them back.
+        """Inverts images to a state at the noisy end of the grid.
 
         Args:
-            problem: the model with its conditions, or a denoiser as it is.
-            x0: the images in the model's range, [N, ...].
-            grid: S + 1 nodes.
-            on_step: called after each step.
+            problem: the model with its conditions, or a denoiser.
+            x0: the images as the model sees them, [N, ...]: in its range, or encoded to latents.
+            grid: the grid of S + 1 nodes.
+            on_step: called after each step with the index of the node reached and the state there.
 
         Raises:
-            InputError: a method that works on prompts, and none are given; a grid that it does not take.
-            NotFinite: the network returned NaN; the step is named.
-            InversionInterrupted: Ctrl-C in a method that can go on from where it is.
+            InputError: the method needs prompts and there are none, or it cannot use this grid.
+            NotFinite: the sample contains NaN or infinity after a step.
+            InversionInterrupted: Ctrl-C, in a method that can continue from where it stopped.
         """
         whole = problem if isinstance(problem, InversionProblem) else InversionProblem.of(problem)
         return self.run(whole, x0, grid, on_step)
 
     @abstractmethod
     def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
-        """``invert`` once the problem is whole: what a subclass states."""
+        """Does the work of ``invert`` for an ``InversionProblem``; each subclass implements it."""

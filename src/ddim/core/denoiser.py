@@ -1,4 +1,4 @@
-"""The contract every model is reduced to: ``denoise(x, node) -> Pair(x0, eps)``, and the one door to its network."""
+"""The interfaces of a model: ``denoise(x, node) -> Pair(x0, eps)`` for solvers, and ``Network`` for guidance."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,24 +15,24 @@ from .schedule import Schedule
 
 
 class Denoiser(Protocol):
-    """Anything that tells x apart into x0 and eps; its condition and guidance are in place.
+    """Splits x into a clean x0 and noise eps. Its condition and guidance are already built in.
 
-    ``x`` has shape [N, ...]; ``node.t`` is what the network is told, ``node.alpha`` and ``node.sigma`` say where x is.
-    The pair must explain x: ``node.alpha * x0 + node.sigma * eps == x``.
+    ``x`` has shape [N, ...] and lies on the node: x = ``node.alpha`` x0 + ``node.sigma`` eps. The returned pair must
+    satisfy this equation. ``node.t`` determines the timestep of the network.
     """
 
     def __call__(self, x: Tensor, node: Node, /) -> Pair:
-        """The pair at x."""
+        """Returns the predicted x0 and eps, each in the shape of x."""
         ...
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a batch is laid out on a CPU. It decides in which order numbers are summed, and so their last bits.
+    """How a batch is split on a CPU. The split decides the order of summation, and so the last bits of the result.
 
     Args:
-        workers: into how many parts a large batch may be cut, each computed by a thread of its own.
-        threads: of each part; None shares the machine's out.
+        workers: the largest number of parts that a batch is split into; each part is computed by its own worker.
+        threads: the number of threads for each part; None divides the threads of the machine among the parts.
     """
 
     workers: int
@@ -41,13 +41,13 @@ class Layout:
 
 @dataclass(frozen=True)
 class Call:
-    """What a call of a network is told beside x and the conditions.
+    """The arguments of a network call besides x, the node and the conditions.
 
     Args:
-        branches: which branch of guidance each condition is of: ``"cond"`` or ``"uncond"``.
-        controller: an ``AttentionController``, for models whose attention can be controlled.
-        batched: ask for several conditions in one batch, not one after the other.
-        layout: see ``Layout``; None leaves it to the engine.
+        branches: the branch of guidance that each condition belongs to: ``"cond"`` or ``"uncond"``.
+        controller: an ``AttentionController``, for models whose attention can be edited.
+        batched: whether several conditions are evaluated in one batch; otherwise one after the other.
+        layout: how the batch is split on a CPU; None leaves the choice to the engine.
     """
 
     branches: tuple[str, ...] = ("cond",)
@@ -60,43 +60,46 @@ PLAIN = Call()
 
 
 class ModelDenoiser(Protocol):
-    """A ``Denoiser`` of a model, which takes what a call is to be told beside x."""
+    """A ``Denoiser`` that also takes the arguments of the network call."""
 
     def __call__(self, x: Tensor, node: Node, call: Call = PLAIN, /) -> Pair:
-        """The pair at x."""
+        """Returns the predicted x0 and eps, each in the shape of x."""
         ...
 
 
 class Network(Protocol):
-    """What guidance and inversions ask of a model."""
+    """What guidance and inversions require of a model."""
 
     @property
     def schedule(self) -> Schedule:
-        """Its path and what it predicts."""
+        """The path of the model, what it predicts, and its timesteps."""
         ...
 
     def ask(self, x: Tensor, node: Node, /, *conditionings: Conditioning, call: Call = PLAIN) -> Sequence[Tensor]:
-        """What the network says of x [N, ...] under each condition, [N, ...] each."""
+        """Returns the output of the network for x [N, ...] under each condition, [N, ...] each."""
         ...
 
     def combine(self, cond: Tensor, uncond: Tensor, guidance: Any, node: Node) -> Tensor:
-        """The guided output from the outputs of the two branches, [N, ...] each."""
+        """Combines the outputs of the two branches, [N, ...] each, to the guided output."""
         ...
 
 
-def asked(
+def ask_network(
     forward: Callable[[Tensor, Conditioning, Call], Tensor],
     x: Tensor,
     conditionings: Sequence[Conditioning],
     call: Call,
 ) -> Sequence[Tensor]:
-    """``Network.ask`` by means of one call, or of one for each condition where ``call.batched`` is false.
+    """Implements ``Network.ask``: one call of the network, or one call per condition if ``call.batched`` is false.
 
     Args:
-        forward: the network, from x [M, ...], a condition of M rows and the call to the output [M, ...].
-        x: [N, ...].
-        conditionings: one for each of ``call.branches``.
-        call: see ``Call``.
+        forward: the network: ``(x, conditioning, call) -> output``, with M rows each.
+        x: the input, [N, ...].
+        conditionings: one condition of N rows for each of ``call.branches``.
+        call: the other arguments of the call.
+
+    Returns:
+        one output [N, ...] per condition.
     """
     if call.batched and len(conditionings) > 1:
         output = forward(torch.cat([x] * len(conditionings)), Conditioning.cat(conditionings), call)
@@ -110,65 +113,68 @@ def from_network(
     path: GaussianPath,
     prediction: str,
     *,
-    label_dtype: torch.dtype | None = None,
+    timestep_dtype: torch.dtype | None = None,
 ) -> Denoiser:
-    """A denoiser from a bare network ``(x, label) -> output``.
+    """Makes a denoiser from a network ``(x, timestep) -> output``.
 
     Args:
-        network: called with x, [N, ...], and ``path.label(node.t)`` as a tensor [N] on x's device.
-        path: whose numbering of time the network was trained with.
+        network: called with x, [N, ...], and ``path.timestep(node.t)`` as a tensor [N] on the device of x.
+        path: the path that the network was trained on; its ``timestep`` is the numbering that the network takes.
         prediction: ``eps``, ``x0``, ``v`` or ``flow``.
-        label_dtype: of the label; by default int64 where it is whole and the path a table, since some networks look
-            it up, and otherwise float32, or float64 as x.
+        timestep_dtype: the dtype of the timestep. By default it is int64 if the timestep is a whole number and the path
+            is a table, because some networks look the timestep up in an embedding; otherwise it is float32, or float64
+            if x is float64.
 
     Raises:
-        InputError: in a call: a label between two levels with an integer ``label_dtype``.
+        InputError: during a call, if the timestep is not a whole number and ``timestep_dtype`` is an integer type.
     """
 
     def denoise(x: Tensor, node: Node) -> Pair:
-        label = told(path.label(node.t), x, isinstance(path, TablePath), label_dtype)
-        return to_pair(prediction, network(x, label), x, node)
+        timestep = timestep_tensor(path.timestep(node.t), x, isinstance(path, TablePath), timestep_dtype)
+        return to_pair(prediction, network(x, timestep), x, node)
 
     return denoise
 
 
-def told(
-    label: float, x: Tensor, looked_up: bool, dtype: torch.dtype | None = None, parameter: str = "label_dtype"
+def timestep_tensor(
+    timestep: float, x: Tensor, looked_up: bool, dtype: torch.dtype | None = None, parameter: str = "timestep_dtype"
 ) -> Tensor:
-    """What a network is told of the time, for each row of x: [N], on x's device.
+    """Repeats a timestep for every row of x: a tensor [N] on the device of x.
 
     Args:
-        label: in the network's own numbering.
-        x: [N, ...].
-        looked_up: whether whole labels may be looked up in a table, and are int64.
-        dtype: another dtype than that, or than x's where it is float32 or float64.
-        parameter: what the caller calls ``dtype``.
+        timestep: the timestep in the numbering of the network.
+        x: the input of the network, [N, ...].
+        looked_up: whether the network may look whole timesteps up in an embedding, so that they must be int64.
+        dtype: the dtype to use. None chooses int64 if ``looked_up`` and the timestep is a whole number, otherwise
+            float64 if x is float64, else float32.
+        parameter: the name that an error uses for ``dtype``.
 
     Raises:
-        InputError: a label between two levels with an integer ``dtype``.
+        InputError: the timestep is not a whole number and ``dtype`` is an integer type.
     """
-    whole = label == int(label)
+    whole = timestep == int(timestep)
     real = torch.float64 if x.dtype == torch.float64 else torch.float32
     dtype = dtype or (torch.int64 if whole and looked_up else real)
     if not whole and not dtype.is_floating_point:
         raise InputError(
-            f"{dtype} cannot say the label {label:g}; use float32, or a spacing such as 'trailing'.",
+            f"{dtype} cannot hold the timestep {timestep:g}; use float32, or a spacing such as 'trailing'.",
             parameter=parameter,
         )
-    return torch.full((len(x),), label, dtype=dtype, device=x.device)
+    return torch.full((len(x),), timestep, dtype=dtype, device=x.device)
 
 
 def aligned(x: Tensor) -> Tensor:
-    """The same numbers at a multiple of 64 bytes, as torch's own allocations are.
+    """Copies a CPU tensor if its address is not a multiple of 64 bytes, as torch's own allocations are.
 
-    A matrix product sums in another order where its operands lie otherwise, as tensors of a file and cut rows do. What
-    a network is asked on the way forward must not differ in that from what it was asked on the way back.
+    On a CPU, the alignment of the operands can change the order of summation of a matrix product, and with it the last
+    bits of the result. Tensors read from a file and slices of tensors may be unaligned. Sampling and inversion must
+    call the network with tensors of the same alignment, or else an exact round trip would lose its last bits.
     """
     return x.clone() if x.device.type == "cpu" and x.data_ptr() % 64 else x
 
 
 def corrected(denoise: Denoiser, correction: Correction) -> Denoiser:
-    """The same denoiser with its pairs passed through a correction such as ``prediction.clip``."""
+    """Wraps a denoiser, so that a correction such as ``prediction.clip`` is applied to each of its pairs."""
 
     def wrapped(x: Tensor, node: Node) -> Pair:
         return correction(denoise(x, node), x, node)
@@ -176,6 +182,6 @@ def corrected(denoise: Denoiser, correction: Correction) -> Denoiser:
     return wrapped
 
 
-def held(denoise: Denoiser, hold: Hold) -> Denoiser:
-    """The same denoiser with its x0 held to the range of pictures, where ``hold`` acts."""
+def with_hold(denoise: Denoiser, hold: Hold) -> Denoiser:
+    """Wraps a denoiser, so that ``hold`` limits each predicted x0. Returns it unchanged if ``hold`` does nothing."""
     return corrected(denoise, hold) if hold.acts else denoise

@@ -1,4 +1,4 @@
-"""Gradients through attention on a CPU."""
+"""Faster gradients through attention on a CPU."""
 
 import threading
 from collections.abc import Generator
@@ -14,11 +14,13 @@ _kernels = ExitStack()
 
 @contextmanager
 def quick_gradients(device: torch.device | str) -> Generator[None]:
-    """Inside, attention on a CPU is computed plainly: the gradient of torch's fused kernel there takes longer than all
-    the rest of a small U-Net's. Elsewhere nothing changes. May be entered by several threads at once.
+    """A context in which attention on a CPU uses torch's plain kernel, whose gradient is faster.
+
+    On a CPU, the gradient of the fused attention kernel takes longer than the rest of the backward pass of a small
+    U-Net. On other devices the context changes nothing. Several threads may be inside at the same time.
 
     Args:
-        device: where the network computes.
+        device: the device of the network.
     """
     global _users, _kernels
     if torch.device(device).type != "cpu":
@@ -26,7 +28,7 @@ def quick_gradients(device: torch.device | str) -> Generator[None]:
         return
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    with _lock:  # the choice of kernels is the process's: the first one in makes it, the last one out takes it back
+    with _lock:  # the kernel choice is global to the process: the first thread sets it, the last one resets it
         if _users == 0:
             _kernels = ExitStack()
             _kernels.enter_context(cast("AbstractContextManager[object]", sdpa_kernel(SDPBackend.MATH)))

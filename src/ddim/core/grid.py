@@ -1,8 +1,8 @@
-"""Grids: strictly monotone nodes, noisiest first and data last; ``grid[i] -> grid[i + 1]`` is a step.
+"""Grids of nodes from noise to data. Step i goes from ``grid[i]`` to ``grid[i + 1]``.
 
-Every spacing gives exactly the steps asked for. A step uses its own next node, never a fixed stride: the
-``t - T // N`` of the usual scheduler lands on another level than the next one on its list (for ``linspace`` always,
-for ``trailing`` unless N divides T).
+Every spacing returns exactly as many steps as were requested. A step ends on the next node of the grid. Schedulers in
+diffusers step by the fixed stride ``T // N`` instead, which misses the next timestep of their own list: always for
+``linspace``, and for ``trailing`` unless N divides T.
 """
 
 import math
@@ -20,19 +20,19 @@ from .path import GaussianPath, Node
 
 @dataclass(frozen=True)
 class Grid:
-    """Nodes from the noisiest to the data; S + 1 of them make S steps.
+    """The nodes of a trajectory, from the one with the most noise to the data. S + 1 nodes make S steps.
 
     Args:
-        nodes: at least two, sigma / alpha strictly falling.
-        spacing: how they were chosen, for the record.
-        path: the path that they lie on. ``between`` needs it; two grids are equal without regard to it.
-        inner: nodes within steps that are known beforehand, such as those of a saved code: (step, part) -> node.
+        nodes: at least two, with strictly decreasing sigma / alpha.
+        spacing: the name of the rule that chose the nodes. It is a record; nothing is computed from it.
+        path: the path that the nodes lie on. ``between`` needs it. Comparing two grids ignores it.
+        inner: nodes inside steps that are known in advance, such as those of a saved code: (step, part) -> node.
 
     Attributes:
-        inner: the nodes within steps that were given or asked for so far.
+        inner: the nodes inside steps that were passed in, and those that ``between`` has returned so far.
 
     Raises:
-        InputError: fewer than two nodes, nodes that do not fall, or an inner node of a step that is not there.
+        InputError: fewer than two nodes, nodes out of order, or an inner node of a step that does not exist.
     """
 
     nodes: tuple[Node, ...]
@@ -44,7 +44,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         if len(self.nodes) < 2:
-            raise InputError("A grid needs at least one step, that is two nodes.")
+            raise InputError("A grid needs at least one step, which takes two nodes.")
         self._check_order()
         for i, part in self.inner:
             self._check_place(i, part)
@@ -54,19 +54,19 @@ class Grid:
         for a, b in pairwise(self.nodes):
             if not b.ratio < a.ratio:
                 raise InputError(
-                    f"A grid's nodes must go from noise to data without a repeat, but t = {b.t:g} "
+                    f"The nodes of a grid must go from noise to data without a repeat, but t = {b.t:g} "
                     f"follows t = {a.t:g} with no less noise."
                 )
 
     def _check_place(self, i: int, part: float) -> None:
         if not is_whole(i) or not 0 <= i < self.steps:
-            raise InputError(f"{i} is no step of this grid; use 0 to {self.steps - 1}.", parameter="i")
+            raise InputError(f"{i} is not a step of this grid; use 0 to {self.steps - 1}.", parameter="i")
         if not is_number(part) or not 0 <= part <= 1:
-            raise InputError(f"{part} is no part of a step; use a number from 0 to 1.", parameter="part")
+            raise InputError(f"{part} is not a fraction of a step; use a number from 0 to 1.", parameter="part")
 
     @property
     def steps(self) -> int:
-        """S, the number of steps."""
+        """The number of steps S: one less than the number of nodes."""
         return len(self.nodes) - 1
 
     def __len__(self) -> int:
@@ -79,19 +79,19 @@ class Grid:
         return iter(self.nodes)
 
     def between(self, i: int, part: float) -> Node:
-        """The node within step i, ``part`` of the way from ``grid[i]`` to ``grid[i + 1]``.
+        """Returns a node inside step i, at the fraction ``part`` of the distance from ``grid[i]`` to ``grid[i + 1]``.
 
-        The way is measured in the path's own coordinate (``GaussianPath.between``): sigma / alpha on
-        variance-preserving and exploding paths, sigma on rectified flow. On a step from alpha = 0, where sigma / alpha
-        is infinite, it is sigma / (alpha + sigma). A node that was asked for is remembered in ``inner``, and the same
-        one is returned again.
+        The distance is measured in the path's own coordinate (see ``GaussianPath.between``): sigma / alpha on
+        variance-preserving and variance-exploding paths, sigma on rectified flow. For a step that starts at alpha = 0,
+        where sigma / alpha is infinite, it is sigma / (alpha + sigma). Each returned node is stored in ``inner``, so
+        that the same arguments always return the same node.
 
         Args:
-            i: a step, from 0 to S - 1.
-            part: from 0 to 1; these two are the step's own nodes.
+            i: the step, from 0 to S - 1.
+            part: the fraction, from 0 to 1; 0 returns ``grid[i]`` and 1 returns ``grid[i + 1]``.
 
         Raises:
-            InputError: i or part out of range, or a grid without a path.
+            InputError: ``i`` or ``part`` is out of range, or the grid has no path.
         """
         self._check_place(i, part)
         if part in (0, 1):
@@ -99,38 +99,41 @@ class Grid:
         node = self.inner.get((i, part))
         if node is None:
             node = self._within(i, part)
-            self.inner[i, part] = node  # type: ignore[index]  # a dict of its own, which no reader writes to
+            self.inner[i, part] = node  # type: ignore[index]  # __post_init__ made a dict of its own
         return node
 
     def _within(self, i: int, part: float) -> Node:
         if self.path is None:
             raise InputError(
-                "this grid does not know its path, so no node can be made between two of its nodes.",
+                "this grid has no path, so it cannot compute a node between two of its nodes.",
                 parameter="grid",
                 hint="Make it with make_grid, or give path= to Grid.",
             )
         return self.path.between(self.nodes[i], self.nodes[i + 1], part)
 
     def rest(self, first: int) -> "Grid":
-        """The grid from node ``first`` on, with its path and inner nodes.
+        """Returns the grid from node ``first`` to the data, with the same path and inner nodes.
 
         Args:
-            first: from 0 to S - 1.
+            first: the index of a node, from 0 to S - 1.
         """
         self._check_place(first, 0)
         inner = {(i - first, part): node for (i, part), node in self.inner.items() if i >= first}
         return Grid(self.nodes[first:], self.spacing, self.path, inner)
 
     def reversed(self) -> "Grid":
-        """The same nodes from data to noise, for a solver that steps the other way; ``between`` asks this grid."""
+        """Returns the same nodes from data to noise, for a solver that steps towards the noise.
+
+        ``between`` on the result returns the nodes of this grid.
+        """
         return _Reversed(self.nodes[::-1], self.spacing, self.path, forward=self)
 
 
 @dataclass(frozen=True)
 class _Reversed(Grid):
-    """A grid that leads away from the data: made by ``Grid.reversed`` only, so its order needs no second check.
+    """A grid from data to noise. Only ``Grid.reversed`` makes one, so the order of its nodes is not checked again.
 
-    Its nodes within steps are those of the grid that it reverses, to the bit wherever 1 - part is exact.
+    Its nodes inside steps are those of the forward grid: the same bits wherever 1 - part is exact in floats.
     """
 
     forward: Grid | None = field(default=None, compare=False, repr=False)
@@ -143,7 +146,7 @@ class _Reversed(Grid):
         return self.forward.between(self.steps - 1 - i, 1 - part)
 
     def rest(self, first: int) -> Grid:
-        """As ``Grid.rest``, from node ``first`` of this direction on."""
+        """See ``Grid.rest``; ``first`` counts in the direction of this grid, from data to noise."""
         self._check_place(first, 0)
         assert self.forward is not None
         steps = self.steps - first
@@ -151,52 +154,55 @@ class _Reversed(Grid):
         return Grid(self.forward.nodes[: steps + 1], self.spacing, self.path, inner).reversed()
 
     def reversed(self) -> Grid:
-        """The grid that this one reverses."""
+        """Returns the forward grid, from noise to data."""
         assert self.forward is not None
         return self.forward
 
 
 def leading(path: GaussianPath, steps: int, offset: int = 0) -> Grid:
-    """t = 1 + offset + i (T // S): the usual stride from the data end (diffusers ``leading``).
+    """Returns the nodes t = 1 + offset + i (T // S) for i = 0..S-1: the spacing ``leading`` of diffusers.
 
-    The noisiest node may lie well below T; with S = 1 it is the level next to the data. ``offset`` is diffusers'
-    ``steps_offset``, which counts its timesteps: where data is the table's first entry, offset 1 is the first level,
-    and so is 0, since the step that diffusers then makes from that entry to itself is none. It is cut to the room that
-    is left, where diffusers runs out of its table (S = T with offset 1).
+    The first node may have much less noise than T; with S = 1 it is the noise level next to the data. ``offset`` is
+    ``steps_offset`` in diffusers, which counts timesteps. If the data is the first entry of the table, offsets 0 and 1
+    both start at the first noise level, because the step that diffusers makes at offset 0 from that entry to itself
+    does nothing. An offset that would leave the table (S = T with offset 1) is reduced; diffusers reads past its end.
     """
     unit = _unit(path, steps)
     if not is_whole(offset) or offset < 0:
-        raise InputError(f"{offset} is not a number of levels; use 0 or more.", parameter="offset")
+        raise InputError(f"{offset} is not a number of levels; use a whole number of at least 0.", parameter="offset")
     stride = path.train_levels // steps
     top = 1 + (steps - 1) * stride
-    below = path.train_levels - path.levels  # 1 where data is the table's first entry
+    below = path.train_levels - path.levels  # 1 if the data is the first entry of the table, else 0
     first = 1 + min(max(offset - below, 0), path.levels - top)
     return grid_at(path, [(first + i * stride) * unit for i in range(steps)], "leading")
 
 
 def trailing(path: GaussianPath, steps: int) -> Grid:
-    """t = T - i T / S, rounded: starts at the noisiest level (diffusers ``trailing``; Lin et al. 2024, section 3.3)."""
+    """Returns the nodes t = T - i T / S, rounded, for i = 0..S-1: the spacing ``trailing`` of diffusers.
+
+    The first node is always T (Lin et al. 2024, arXiv 2305.08891, section 3.3).
+    """
     unit = _unit(path, steps)
     n = path.train_levels
-    shift = n - path.levels  # 1 where data is the table's first entry: t then counts diffusers' timesteps
+    shift = n - path.levels  # 1 if the data is the first entry of the table, where t is the timestep
     levels = [_whole(path, n - i * n / steps) - shift for i in range(steps)]
     return grid_at(path, [unit * k for k in _distinct(path, levels)], "trailing")
 
 
 def linspace(path: GaussianPath, steps: int) -> Grid:
-    """S levels evenly from T down to 1, rounded; with S = 1 it is T."""
+    """Returns S evenly spaced levels from T down to 1, rounded; with S = 1 the level T."""
     unit = _unit(path, steps)
     n = path.levels
     gap = (n - 1) / max(steps - 1, 1)
-    above = [n - 1.0, *(i * gap for i in range(steps - 2, -1, -1))]  # level 1, counted as numpy's linspace does
+    above = [n - 1.0, *(i * gap for i in range(steps - 2, -1, -1))]  # levels above 1, computed as numpy.linspace does
     levels = [_whole(path, k) + 1 for k in above]
     return grid_at(path, [unit * k for k in _distinct(path, levels)], "linspace")
 
 
 def quadratic(path: GaussianPath, steps: int) -> Grid:
-    """t_i = c i^2 with c such that the last is T (Song et al. 2021, appendix D.2, used there for CIFAR-10).
+    """Returns the nodes t_i = c i^2, with c such that the largest is T (Song et al. 2021, appendix D.2, for CIFAR-10).
 
-    Repeats near the data, which the formula gives for larger S, are spread to neighbouring levels.
+    For larger S the formula repeats levels near the data; repeated levels move to free neighbouring levels.
     """
     unit = _unit(path, steps)
     levels = [path.levels * (i / steps) ** 2 for i in range(steps, 0, -1)]
@@ -204,20 +210,20 @@ def quadratic(path: GaussianPath, steps: int) -> Grid:
 
 
 def karras(path: GaussianPath, steps: int, rho: float = 7.0) -> Grid:
-    """sigma / alpha evenly in its rho-th root (Karras et al. 2022, Eq. 5, arXiv 2206.00364), at real t.
+    """Returns nodes that are evenly spaced in (sigma / alpha)^(1 / rho) (Karras et al. 2022, arXiv 2206.00364, Eq. 5).
 
-    From T to the level next to the data. Where T has no signal left (alpha = 0), the first node is T itself and the
-    others start from the level below.
+    They run from T to the noise level next to the data, and their t need not be whole numbers. If there is no signal at
+    T (alpha = 0), the first node is T and the spacing starts from the level below it.
     """
     unit = _unit(path, steps)
     first = path.node(path.t_max)
     top = first if math.isfinite(first.ratio) else path.node((path.levels - 1) * unit)
-    # VE has no lowest training level but says how little noise is worth a step.
+    # A VE path has no lowest training level; its sigma_min is the least noise that a step starts at.
     low = getattr(path, "sigma_min", None) or path.node(unit).ratio
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     ratios = (top.ratio ** (1 / rho) + ramp * (low ** (1 / rho) - top.ratio ** (1 / rho))) ** rho
     times = numbers(path.t_of_log_snr(-2 * ratios.log()))
-    times[0] = path.t_max
+    times[0] = path.t_max  # exactly, and where T has no signal, in place of the level below
     return grid_at(path, times, "karras")
 
 
@@ -227,9 +233,9 @@ SPACINGS: dict[str, Callable[[GaussianPath, int], Grid]] = dict(
 
 
 def explicit(path: GaussianPath, times: Sequence[float]) -> Grid:
-    """The nodes at these t in (0, t_max], in either order, and the data node.
+    """Returns the nodes at these t in (0, t_max], which may ascend or descend, followed by the data.
 
-    t counts as in the papers: for a DDPM table the diffusers timestep plus one.
+    t is the time of the path: on a DDPM table it is the diffusers timestep plus one.
     """
     values = [float(t) for t in times]
     if not values:
@@ -238,7 +244,7 @@ def explicit(path: GaussianPath, times: Sequence[float]) -> Grid:
         values.reverse()
     wrong = next((t for t in values if not 0 < t <= path.t_max), None)
     if wrong is not None:
-        raise InputError(f"{wrong:g} cannot be a step's start here; use 0 < t <= {path.t_max:g}.", parameter="t")
+        raise InputError(f"{wrong:g} cannot be a step's start; use 0 < t <= {path.t_max:g}.", parameter="t")
     return grid_at(path, values, "explicit")
 
 
@@ -249,29 +255,29 @@ def make_grid(
     *,
     offset: int = 0,
 ) -> Grid:
-    """A grid by name, or from a list of t.
+    """Makes a grid by the name of its spacing, or from a list of t.
 
     Args:
-        path: the model's path.
-        steps: S, 1 <= S <= ``path.levels``; ignored for an explicit list.
-        spacing: one of ``SPACINGS`` or a sequence of t (see ``explicit``).
-        offset: of ``leading``: diffusers' ``steps_offset``.
+        path: the path of the model.
+        steps: the number of steps S, 1 <= S <= ``path.levels``. Ignored if ``spacing`` is a list.
+        spacing: a key of ``SPACINGS``, or a sequence of t (see ``explicit``).
+        offset: ``steps_offset`` of diffusers; only for the spacing ``leading``.
 
     Raises:
-        InputError: S out of range, an unknown spacing, t out of range or not strictly monotone, an offset with
-            another spacing.
+        InputError: S is out of range, the spacing is unknown, a t is out of range, the t are not strictly monotone, or
+            ``offset`` was passed with another spacing.
     """
     if isinstance(spacing, str) and spacing not in SPACINGS:
         raise UnknownName("spacing", spacing, SPACINGS)
     if offset != 0 and spacing != "leading":
-        raise InputError(f"{offset} goes with the spacing 'leading' only.", parameter="offset")
+        raise InputError(f"{offset} applies to the spacing 'leading' only.", parameter="offset")
     if not isinstance(spacing, str):
         return explicit(path, spacing)
     return leading(path, steps, offset) if spacing == "leading" else SPACINGS[spacing](path, steps)
 
 
 def _unit(path: GaussianPath, steps: int) -> float:
-    """t between neighbouring levels, once S is known to fit."""
+    """Returns the distance in t of two neighbouring levels. Raises InputError if S is not in 1..levels."""
     if not is_whole(steps) or not 1 <= steps <= path.levels:
         raise InputError(
             f"{steps} does not fit this model; use a whole number from 1 to {path.levels}.", parameter="steps"
@@ -280,32 +286,35 @@ def _unit(path: GaussianPath, steps: int) -> float:
 
 
 def _whole(path: GaussianPath, level: float) -> float:
-    """Rounded where the path is discrete, halves to the even as in diffusers' lists."""
+    """Rounds a level if the path is discrete; halves go to the even number, as in diffusers."""
     return float(round(level)) if path.discrete else level
 
 
 def _distinct(path: GaussianPath, levels: list[float]) -> list[float]:
-    """The levels, rounded where the path is discrete, in 1..T and no two the same: moved as little as that needs."""
+    """Rounds descending levels if the path is discrete, and moves repeated ones apart, as little as possible.
+
+    The result lies in 1..levels and descends strictly.
+    """
     if not path.discrete:
         return levels
     out = sorted(math.floor(k + 0.5) for k in levels)
-    for i, k in enumerate(out):  # up from the data end
+    for i, k in enumerate(out):  # from the data end upwards: each level above the one before
         out[i] = max(k, 1 if i == 0 else out[i - 1] + 1)
-    for i in range(len(out) - 1, -1, -1):  # and down from the noise end
+    for i in range(len(out) - 1, -1, -1):  # back down: the first pass may exceed the top
         out[i] = min(out[i], path.levels - (len(out) - 1 - i))
     return [float(k) for k in reversed(out)]
 
 
 def grid_at(path: GaussianPath, times: Sequence[float], spacing: str) -> Grid:
-    """The grid through the nodes at these t, with the data node behind them; it keeps ``spacing`` for the record.
+    """Makes the grid of the nodes at these t, followed by the data.
 
     Args:
-        path: where the nodes lie.
-        times: t in (0, t_max], falling; rising for ``leading``.
-        spacing: how they were chosen.
+        path: the path that the nodes lie on.
+        times: t in (0, t_max], descending; for the spacing ``leading`` ascending.
+        spacing: the name of the rule that chose them, stored in the grid.
 
     Raises:
-        InputError: t that do not fall.
+        InputError: the t are not strictly monotone.
     """
     ordered = sorted(times, reverse=True) if spacing == "leading" else list(times)
     at = torch.tensor([*ordered, 0.0], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Guidance: a network under two conditions as one denoiser, one formula each."""
+"""Classifier-free guidance and classifier guidance: denoisers that are led by a condition."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,23 +14,25 @@ from .path import Node
 from .prediction import NO_HOLD, Hold, Pair, to_pair
 
 Prompts = PromptConditioning | Callable[[Node], PromptConditioning]
-"""The two conditions, the same at every node or of each node its own."""
+"""The two conditions of guidance: one value for all nodes, or a function that returns the value for a node."""
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """How classifier-free guidance is set (Ho & Salimans 2022, arXiv 2207.12598).
+    """The settings of classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598).
 
     Args:
-        weight: w; 1 is the conditional model, 0 the unconditional one.
-        rescale: phi in [0, 1]: how far the guided output gets the conditional one's standard deviation back
-            (Lin et al. 2024, arXiv 2305.08891, Eq. 14-16).
-        interval: (low, high) of t / T in [0, 1]; outside it w = 1 (Kynkaanniemi et al. 2024, arXiv 2404.07724).
-        embedded: a number that a guidance-distilled network is told, beside the weight; None for other networks.
-        batched_cfg: ask for both branches in one batch; False asks one after the other, with half the memory.
+        weight: the weight w; 1 is the conditional model, 0 the unconditional one.
+        rescale: phi in [0, 1]: how far the standard deviation of the guided output is moved back to that of the
+            conditional output; 0 does not rescale (Lin et al. 2024, arXiv 2305.08891, Eq. 14-16).
+        interval: (low, high) of t / T in [0, 1]; outside it w is 1 (Kynkaanniemi et al. 2024, arXiv 2404.07724).
+        embedded: the guidance scale that a guidance-distilled network takes as an input, besides ``weight``; None for
+            other networks.
+        batched_cfg: whether both branches are evaluated in one batch; False evaluates them one after the other, which
+            needs half the memory.
 
     Raises:
-        InputError: a number out of its range.
+        InputError: a value is out of its range.
     """
 
     weight: float = 1.0
@@ -57,25 +59,25 @@ class Guidance:
             raise InputError(f"{self.embedded} is not a number; 3.5 is usual.", parameter="embedded")
 
     def at(self, weight: float) -> "Guidance":
-        """The same with another weight."""
+        """Returns a copy with another weight."""
         return replace(self, weight=weight)
 
     def applies(self, node: Node, t_max: float) -> bool:
-        """Whether the unconditional branch counts at a node: a weight other than 1, inside the interval."""
+        """Whether the unconditional branch is needed at a node: the weight is not 1 and t lies in the interval."""
         low, high = self.interval
         return self.weight != 1 and low <= node.t / t_max <= high
 
     @property
     def options(self) -> dict[str, Any]:
-        """Plain values, as a ``LatentCode`` keeps them."""
-        told = {} if self.embedded is None else {"embedded": float(self.embedded)}
+        """The settings as JSON values by name, as a ``LatentCode`` stores them; without ``batched_cfg``."""
+        embedded = {} if self.embedded is None else {"embedded": float(self.embedded)}
         low, high = self.interval
         interval = [float(low), float(high)]
-        return {"weight": float(self.weight), "rescale": float(self.rescale), "interval": interval, **told}
+        return {"weight": float(self.weight), "rescale": float(self.rescale), "interval": interval, **embedded}
 
     @staticmethod
     def of(options: Mapping[str, Any] | None, batched_cfg: bool = True) -> "Guidance":
-        """What ``options`` describes; the conditional model where there is nothing."""
+        """Makes a ``Guidance`` from what its property ``options`` returned; empty options are the conditional model."""
         if not options:
             return Guidance(batched_cfg=batched_cfg)
         low, high = options.get("interval", (0.0, 1.0))
@@ -89,11 +91,13 @@ class Guidance:
 
 
 def combine(cond: Tensor, uncond: Tensor, guidance: Guidance) -> Tensor:
-    """uncond + w (cond - uncond), Eq. 6 of Ho & Salimans 2022 (their w + 1 is our w), and rescaled where asked for.
+    """Returns uncond + w (cond - uncond), rescaled if ``guidance.rescale`` is not 0.
+
+    Source: Ho & Salimans 2022, Eq. 6, with w = (their w) + 1; the rescaling is of Lin et al. 2024, Eq. 14-16.
 
     Args:
-        cond, uncond: what the network said under each condition, [N, ...].
-        guidance: weight and rescale.
+        cond, uncond: the outputs of the network under the two conditions, [N, ...].
+        guidance: the weight and the rescaling.
     """
     output = uncond + guidance.weight * (cond - uncond)
     if not guidance.rescale:
@@ -109,34 +113,34 @@ def _spread(x: Tensor) -> Tensor:
 def guided(
     network: Network, guidance: Guidance, prompts: Prompts, *, hold: Hold = NO_HOLD, call: Call = PLAIN
 ) -> ModelDenoiser:
-    """A network under classifier-free guidance as a denoiser. Where w = 1 it asks the network once.
+    """Makes a denoiser from a network and classifier-free guidance. Where w = 1, only the conditional branch is used.
 
     Args:
         network: the model.
-        guidance: weight, rescale, interval.
-        prompts: the two conditions of each sample, or of each sample at a node.
-        hold: of x0, after guidance.
-        call: what every call is told; a denoiser's own call adds its controller.
+        guidance: the settings of guidance.
+        prompts: the two conditions of each sample, or a function that returns them for a node.
+        hold: limits x0 after guidance.
+        call: the other arguments of every network call. The denoiser takes the attention controller from its own call.
 
     Raises:
-        InputError: in a call: a weight other than 1 where there is no unconditional branch.
+        InputError: during a call, if the weight is not 1 and there is no unconditional branch.
     """
     schedule = network.schedule
 
     def denoise(x: Tensor, node: Node, own: Call = PLAIN) -> Pair:
         at = prompts(node) if callable(prompts) else prompts
-        told = replace(call, controller=own.controller)
+        asked = replace(call, controller=own.controller)
         if guidance.applies(node, schedule.path.t_max):
             if at.uncond is None:
                 raise InputError(
                     f"{guidance.weight:g} needs something to lead away from, and this model has none; use 1.",
                     parameter="guidance",
                 )
-            told = replace(told, branches=("uncond", "cond"), batched=guidance.batched_cfg)
-            uncond, cond = network.ask(x, node, at.uncond, at.cond, call=told)
+            asked = replace(asked, branches=("uncond", "cond"), batched=guidance.batched_cfg)
+            uncond, cond = network.ask(x, node, at.uncond, at.cond, call=asked)
             output = network.combine(cond, uncond, guidance, node)
         else:
-            (output,) = network.ask(x, node, at.cond, call=told)
+            (output,) = network.ask(x, node, at.cond, call=asked)
         pair = to_pair(schedule.prediction, output, x, node)
         return hold(pair, x, node) if hold.acts else pair
 
@@ -144,47 +148,49 @@ def guided(
 
 
 class Classifier(Protocol):
-    """What can tell the class of a noisy sample; ``ddim.load_classifier`` gives one."""
+    """A classifier of noisy samples, such as ``ddim.load_classifier`` returns."""
 
     def __call__(self, x: Tensor, node: Node, labels: Tensor) -> Tensor:
-        """log p(label | x) at a node for each sample's own label, [N], differentiable in x, [N, ...]."""
+        """Returns log p(label | x) for each sample x [N, ...] and its own label, [N]; differentiable in x."""
         ...
 
 
 def classifier_guided(denoise: Denoiser, classifier: Classifier, labels: Tensor, weight: float) -> Denoiser:
-    """A denoiser led to ``labels`` by a classifier: eps' = eps - sigma w grad_x log p(label | x).
+    """Wraps a denoiser with classifier guidance: eps' = eps - sigma w grad_x log p(label | x).
 
-    Eq. 14 of Dhariwal & Nichol 2021 (arXiv 2105.05233), with the scale w of their Algorithm 2; x0 is derived anew,
-    so that the pair still explains x. The score of any Gaussian path is -eps / sigma, so the formula is not only
-    that of a variance-preserving one. The gradient is of the classifier alone, and is taken whether or not the
-    caller records gradients. Where sigma = 0 it has no weight, and where alpha = 0 x says nothing of the label:
-    there the pair stays.
+    Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), Eq. 14, with the scale w of their Algorithm 2. x0 is recomputed,
+    so that x = alpha x0 + sigma eps still holds. The formula holds on every Gaussian path, because the score is
+    -eps / sigma on all of them. The gradient is that of the classifier alone, and it is computed even if the caller
+    records no gradients. The pair does not change where sigma = 0, where the gradient has the factor 0, and where
+    alpha = 0, where x contains no information about the label.
 
     Args:
         denoise: the model.
-        classifier: log p(label | x), of the same pictures and noise levels.
-        labels: a class for each sample, int64 [N].
-        weight: w; 1 is p(x | label) by Bayes' rule, 0 is the model, more is truer to the class and less varied.
+        classifier: a classifier of the same images and noise levels.
+        labels: the class of each sample, int64 [N].
+        weight: the weight w. 1 samples p(x | label) by Bayes' rule, 0 is the unguided model, and larger weights follow
+            the class more closely with less variety.
 
     Raises:
-        InputError: a weight that is not a number.
+        InputError: ``weight`` is not a number.
     """
     check_classifier_weight(weight)
 
-    def led(x: Tensor, node: Node) -> Pair:
+    def guided_by_classifier(x: Tensor, node: Node) -> Pair:
         pair = denoise(x, node)
         if weight == 0 or node.sigma == 0 or node.alpha == 0:
             return pair
         with torch.inference_mode(False), torch.enable_grad():
+            # A clone: x may be an inference tensor, which autograd cannot record.
             at = x.detach().clone().requires_grad_()
             (slope,) = torch.autograd.grad(classifier(at, node, labels).sum(), at)
         eps = pair.eps - node.sigma * weight * slope
         return Pair((x - node.sigma * eps) / node.alpha, eps)
 
-    return led
+    return guided_by_classifier
 
 
 def check_classifier_weight(weight: float) -> None:
-    """Raises InputError for a weight that is not a number."""
+    """Raises InputError if the weight of classifier guidance is not a number."""
     if not is_number(weight):
         raise InputError(f"{weight} is not a number; 1 is Bayes' rule, 3 is usual.", parameter="classifier_weight")

@@ -1,4 +1,4 @@
-"""Seeded noise: one generator a sample, so that a sample never depends on the batch it came in."""
+"""Seeded noise with one generator per sample, so that a sample does not depend on the batch it is in."""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,22 @@ from .._utils.errors import InputError, is_whole
 
 
 class SeededNoise:
-    """Standard normal numbers, the i-th sample's from its own seed.
+    """Draws standard normal numbers, with a separate seed for each sample.
 
-    Drawn on the CPU in float32 and then moved, so that the numbers do not depend on the device or the dtype.
+    The numbers are drawn on the CPU in float32 and then converted, so that they do not depend on the device or dtype.
 
     Args:
-        seeds: one a sample.
+        seeds: one seed for each sample.
+
+    Raises:
+        InputError: a seed is not a whole number from 0 to 2^63 - 1.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self._generators = [torch.Generator().manual_seed(checked_seed(s)) for s in seeds]
 
     def __call__(self, like: Tensor) -> Tensor:
-        """New numbers of the shape, dtype and device of ``like``, [N, ...] with N the number of seeds."""
+        """Returns new numbers in the shape, dtype and device of ``like``, [N, ...], where N is the number of seeds."""
         if len(like) != len(self._generators):
             raise InputError(f"{len(self._generators)} were given for {len(like)} samples.", parameter="seed")
         draws = [torch.randn(like.shape[1:], generator=g) for g in self._generators]
@@ -29,7 +32,7 @@ class SeededNoise:
 
 
 def checked_seed(seed: int, count: int = 1) -> int:
-    """A seed from which ``count`` are taken on; raises InputError where one of them is none."""
+    """Returns the seed as an int. Raises InputError if ``seed``, ..., ``seed + count - 1`` are not all valid seeds."""
     if not is_whole(seed) or not 0 <= seed < 2**63:
         raise InputError(f"{seed} is not a whole number from 0 to 2^63 - 1.", parameter="seed")
     if seed + count > 2**63:

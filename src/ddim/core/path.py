@@ -1,11 +1,11 @@
 """Gaussian paths x = alpha(t) x0 + sigma(t) eps, with t = 0 at the data.
 
-One time axis for every model: ``t`` runs from 0 (data) to ``t_max`` (noisiest). For a DDPM table it is the
-t of the papers, so alpha(0) = 1 and alpha(t) = sqrt(alpha_bar_t) for t = 1..T; a diffusers timestep is
-``path.label(t) = t - 1``. For tables whose data end is their first entry (``set_alpha_to_one=False``, Stable
-Diffusion) t counts the diffusers timesteps themselves, and T is one less than the table is long.
+Every model uses the same time axis: ``t`` runs from 0 (data) to ``t_max`` (the most noise). On a DDPM table, t is the
+t of the papers, so alpha(0) = 1 and alpha(t) = sqrt(alpha_bar_t) for t = 1..T, and the diffusers timestep is
+``path.timestep(t) = t - 1``. Some tables have their data end at their first entry (``set_alpha_to_one=False``, as in
+Stable Diffusion). There t is the diffusers timestep itself, and T is the length of the table minus 1.
 
-Everything here is float64 and needs torch only.
+All values in this module are float64. It depends on torch alone.
 """
 
 import math
@@ -20,12 +20,12 @@ from torch import Tensor
 from .._utils.errors import InputError, UnknownName, is_number, is_whole
 
 MOST_LEVELS = 100_000
-"""The longest table: a hundred times the usual one, and small enough for any memory."""
+"""The most entries a table may have: a hundred times the usual 1000, and still small in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One point of a grid: the time ``t``, and what x is made of there, ``alpha x0 + sigma eps``."""
+    """One point of a path or grid: the time ``t`` and the coefficients of x = alpha x0 + sigma eps at that time."""
 
     t: float
     alpha: float
@@ -33,7 +33,7 @@ class Node:
 
     @property
     def ratio(self) -> float:
-        """sigma / alpha, the time of the ODE in Eq. 14 of Song et al. 2021 (arXiv 2010.02502); inf at alpha = 0."""
+        """sigma / alpha, the time of the ODE in Eq. 14 of Song et al. 2021 (arXiv 2010.02502); inf where alpha = 0."""
         return self.sigma / self.alpha if self.alpha > 0 else math.inf
 
 
@@ -41,10 +41,11 @@ class GaussianPath(ABC):
     """Signal and noise coefficients as functions of a real time t in [0, t_max].
 
     Attributes:
-        t_max: the noisiest time.
-        levels: how many noise levels a grid may use; S steps need S <= levels.
-        train_levels: the length of the training table, from which the ``leading`` and ``trailing`` strides come.
-        discrete: whether grids keep to whole t (the network was trained on these only).
+        t_max: the time with the most noise.
+        levels: the number of noise levels that a grid can use; a grid of S steps needs S <= levels.
+        train_levels: the length of the training table; the spacings ``leading`` and ``trailing`` compute their strides
+            from it.
+        discrete: whether grids use whole numbers t only, because the network was trained on no others.
     """
 
     t_max: float
@@ -54,40 +55,41 @@ class GaussianPath(ABC):
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
-        """Signal coefficient at t (any shape, any real dtype), float64, same shape."""
+        """Returns the signal coefficient at t, float64. ``t`` has any shape and real dtype; its shape is kept."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise coefficient at t (any shape, any real dtype), float64, same shape."""
+        """Returns the noise coefficient at t, float64. ``t`` has any shape and real dtype; its shape is kept."""
 
     @abstractmethod
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The t at which ``log_snr(t)`` has this value, clamped to [0, t_max]; float64, same shape."""
+        """Inverts ``log_snr``: returns t, clamped to [0, t_max], float64, in the shape of ``log_snr``."""
 
     @abstractmethod
-    def label(self, t: float) -> float:
-        """What the network is told at t, in its own numbering."""
+    def timestep(self, t: float) -> float:
+        """Converts t to the timestep that the network takes as its input, in the network's own numbering."""
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha^2 / sigma^2) at t; +inf at noise-free data, -inf where no signal is left."""
+        """Returns log(alpha^2 / sigma^2) at t: +inf where sigma = 0 (clean data), -inf where alpha = 0 (pure noise)."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     def node(self, t: float) -> Node:
-        """The node at t in [0, t_max]. Raises InputError outside."""
+        """Returns the node at t. Raises InputError if t lies outside [0, t_max]."""
         if not 0 <= t <= self.t_max:
             raise InputError(f"{t:g} lies outside this path; it runs from 0 to {self.t_max:g}.", parameter="t")
         at = torch.tensor([t], dtype=torch.float64)
         return Node(float(t), float(self.alpha(at)[0]), float(self.sigma(at)[0]))
 
     def between(self, t: Node, s: Node, part: float) -> Node:
-        """The node that lies ``part`` of the way from t to s in the path's own coordinate.
+        """Returns a node between t and s: at the fraction ``part`` of the distance, in the path's own coordinate.
 
-        The coordinate is sigma / alpha, the time of the ODE in x / alpha. Where it is infinite at one end (alpha = 0),
-        sigma / (alpha + sigma) takes its place, which is the sigma of the same ratio on rectified flow.
+        The coordinate is sigma / alpha, the time variable of the ODE in x / alpha. If it is infinite at one of the two
+        nodes (alpha = 0), the coordinate is sigma / (alpha + sigma) instead: the sigma that rectified flow has at the
+        same ratio.
 
         Args:
             t, s: two nodes of this path with different ratios, in either order.
-            part: strictly between 0 and 1.
+            part: the fraction, strictly between 0 and 1; near 0 the result is near t.
         """
         if math.isfinite(t.ratio) and math.isfinite(s.ratio):
             ratio = t.ratio + part * (s.ratio - t.ratio)
@@ -101,13 +103,19 @@ class GaussianPath(ABC):
 
 @dataclass(frozen=True, eq=False)
 class TablePath(GaussianPath):
-    """A variance-preserving path through a table of alpha_bar (alpha^2 + sigma^2 = 1).
+    """A variance-preserving path (alpha^2 + sigma^2 = 1) that interpolates a table of alpha_bar.
 
-    Between entries the angle atan2(sigma, alpha) is linear in t: finite at both ends, also at zero terminal SNR.
+    Between two entries the angle atan2(sigma, alpha) is linear in t. Unlike the log-SNR, the angle is finite at both
+    ends of the table, even if the terminal SNR is zero.
 
     Args:
-        alpha_bar: strictly falling values in [0, 1), length T (``alphas_cumprod``); float64.
-        data: ``"one"``: t = 0 has alpha 1 and t = k is entry k-1; ``"first"``: t = k is entry k, data is entry 0.
+        alpha_bar: strictly decreasing values in [0, 1], shape [T] (``alphas_cumprod`` in diffusers); kept in float64.
+            For ``data="one"`` they must be below 1.
+        data: what t = 0 is. ``"one"``: alpha = 1 at t = 0, and t = k is entry k - 1 of the table. ``"first"``: t = k
+            is entry k, so that entry 0 is the data.
+
+    Raises:
+        InputError: ``alpha_bar`` is not such a table, or ``data`` is unknown or does not fit the table.
     """
 
     alpha_bar: Tensor
@@ -125,7 +133,7 @@ class TablePath(GaussianPath):
                 f"it must be a list of at least 2 numbers, not of shape {tuple(table.shape)}.", parameter="alpha_bar"
             )
         if not (table[0] <= 1 and table[-1] >= 0 and bool((table.diff() < 0).all())):
-            raise InputError("it must fall strictly from at most 1 to at least 0.", parameter="alpha_bar")
+            raise InputError("its values must fall strictly and lie in [0, 1].", parameter="alpha_bar")
         if self.data not in ("one", "first"):
             raise UnknownName("data end", str(self.data), ["one", "first"], parameter="data")
         if self.data == "one":
@@ -145,30 +153,40 @@ class TablePath(GaussianPath):
         return torch.lerp(self._angle[low], self._angle[low + 1], t - low)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """cos of the angle at t: sqrt(alpha_bar_t) at whole t."""
+        """Returns the cosine of the angle at t; at whole t this is sqrt(alpha_bar_t)."""
         angle = self._angle_at(t)
+        # cos(pi / 2) is 6e-17 in float64; a table that ends at alpha_bar = 0 must give exactly 0 there.
         return torch.where(angle >= math.pi / 2, torch.zeros_like(angle), angle.cos())
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sin of the angle at t: sqrt(1 - alpha_bar_t) at whole t."""
+        """Returns the sine of the angle at t; at whole t this is sqrt(1 - alpha_bar_t)."""
         return self._angle_at(t).sin()
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """Inverse of log_snr, by the table's angles."""
+        """Inverts ``log_snr`` by a search in the table of angles. See ``GaussianPath.t_of_log_snr``."""
         log_snr = torch.as_tensor(log_snr).to("cpu", torch.float64)
         angle = torch.atan2(torch.ones_like(log_snr), (log_snr / 2).exp())
         high = torch.searchsorted(self._angle, angle.contiguous()).clamp(1, self.levels)
         start, end = self._angle[high - 1], self._angle[high]
         return (high - 1 + (angle - start) / (end - start)).clamp(0, self.t_max)
 
-    def label(self, t: float) -> float:
-        """The diffusers timestep: t - 1 (``data="one"``) or t; never below 0, the first one trained."""
+    def timestep(self, t: float) -> float:
+        """Returns the diffusers timestep, t - 1 for ``data="one"`` or else t, but at least 0, the first trained one."""
         return max(t - 1 if self.data == "one" else t, 0.0)
 
 
 @dataclass(frozen=True)
 class VEPath(GaussianPath):
-    """Variance-exploding path in Karras et al.'s time: alpha = 1, sigma = t in [0, sigma_max] (arXiv 2206.00364)."""
+    """The variance-exploding path alpha = 1, sigma = t of Karras et al. 2022 (arXiv 2206.00364).
+
+    Args:
+        sigma_max: the largest sigma, where t = t_max.
+        sigma_min: the smallest sigma at which the spacing ``karras`` starts a step, above 0.
+        levels: the largest number of steps of a grid.
+
+    Raises:
+        InputError: not 0 < sigma_min < sigma_max < inf.
+    """
 
     sigma_max: float = 80.0
     sigma_min: float = 0.002
@@ -185,7 +203,7 @@ class VEPath(GaussianPath):
 
     @property
     def t_max(self) -> float:  # type: ignore[override]
-        """The noisiest time, sigma_max."""
+        """The time with the most noise; equals ``sigma_max``."""
         return self.sigma_max
 
     @property
@@ -194,23 +212,23 @@ class VEPath(GaussianPath):
         return self.levels
 
     def alpha(self, t: Tensor) -> Tensor:
-        """1 everywhere."""
+        """Returns ones in the shape of t: a variance-exploding path does not scale the data."""
         return torch.ones_like(torch.as_tensor(t), dtype=torch.float64)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """t itself."""
+        """Returns t, which is sigma on this path."""
         return torch.as_tensor(t).to(torch.float64)
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """exp(-log_snr / 2)."""
+        """Returns exp(-log_snr / 2), clamped to [0, sigma_max]."""
         return (-torch.as_tensor(log_snr).to(torch.float64) / 2).exp().clamp(0, self.sigma_max)
 
-    def label(self, t: float) -> float:
-        """sigma; a network with another clock maps it in its adapter."""
+    def timestep(self, t: float) -> float:
+        """Returns t, which is sigma. The adapter of a network with another numbering converts it."""
         return t
 
     def between(self, t: Node, s: Node, part: float) -> Node:
-        """As ``GaussianPath.between``; sigma / alpha is t itself here."""
+        """See ``GaussianPath.between``. The coordinate sigma / alpha is t on this path."""
         return self.node(t.t + part * (s.t - t.t))
 
 
@@ -219,7 +237,7 @@ class RectifiedFlow(GaussianPath):
     """The straight path alpha = 1 - t, sigma = t, t in [0, 1] (Liu et al. 2022, arXiv 2209.03003).
 
     Args:
-        levels: how many steps a grid may have at most; also the network's clock, ``label(t) = levels * t``.
+        levels: the largest number of steps of a grid, and the factor of ``timestep``, which is levels * t.
     """
 
     levels: int = 1000
@@ -232,23 +250,23 @@ class RectifiedFlow(GaussianPath):
         return self.levels
 
     def alpha(self, t: Tensor) -> Tensor:
-        """1 - t."""
+        """Returns 1 - t, in float64."""
         return 1 - torch.as_tensor(t).to(torch.float64)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """t."""
+        """Returns t, which is sigma on this path, in float64."""
         return torch.as_tensor(t).to(torch.float64)
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """1 / (1 + exp(log_snr / 2))."""
+        """Returns 1 / (1 + exp(log_snr / 2)): the t at which log((1 - t)^2 / t^2) has this value."""
         return torch.sigmoid(-torch.as_tensor(log_snr).to(torch.float64) / 2)
 
-    def label(self, t: float) -> float:
-        """levels * t: SD3 networks are told t in thousandths; ``Schedule.clock`` names other clocks."""
+    def timestep(self, t: float) -> float:
+        """Returns levels * t, as SD3 expects it. ``Schedule.clock`` covers networks that expect something else."""
         return t * self.levels
 
     def between(self, t: Node, s: Node, part: float) -> Node:
-        """As ``GaussianPath.between``, but the coordinate is sigma, in which this path is straight."""
+        """See ``GaussianPath.between``. The coordinate is sigma, because this path is a straight line in sigma."""
         return self.node(t.t + part * (s.t - t.t))
 
 
@@ -256,10 +274,10 @@ class RectifiedFlow(GaussianPath):
 
 
 def description(path: GaussianPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A path as plain JSON values and named float64 tensors, from which ``path_from`` makes the same path to the bit.
+    """Describes a path by JSON values and named float64 tensors, from which ``path_from`` rebuilds it, bit for bit.
 
     Raises:
-        InputError: a path of another class than ``TablePath``, ``VEPath`` and ``RectifiedFlow``.
+        InputError: the path is not a ``TablePath``, a ``VEPath`` or a ``RectifiedFlow``.
     """
     if type(path) is TablePath:
         return {"kind": "table", "data": path.data}, {"alpha_bar": path.alpha_bar.detach().to("cpu", torch.float64)}
@@ -268,26 +286,26 @@ def description(path: GaussianPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if type(path) is RectifiedFlow:
         return {"kind": "flow", "levels": path.levels}, {}
     raise InputError(
-        f"a {type(path).__name__} cannot be written down.",
+        f"a {type(path).__name__} cannot be saved in a file.",
         parameter="path",
         hint="Use a TablePath, a VEPath or a RectifiedFlow.",
     )
 
 
 def path_from(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GaussianPath:
-    """The path that ``description`` wrote down.
+    """Builds a path from what ``description`` returned.
 
     Args:
-        about: the plain values.
-        tensors: the tensors; names that the kind of path does not need are ignored.
+        about: the JSON values.
+        tensors: the tensors by name; names that this kind of path does not need are ignored.
 
     Raises:
-        InputError: an unknown kind, a value that is missing or of the wrong kind, or a table that is none.
+        InputError: the kind is unknown, a value is missing or has the wrong type, or the table is invalid.
     """
     kind = about.get("kind")
     if kind == "table":
         if "alpha_bar" not in tensors:
-            raise InputError("a table is described without its alpha_bar.", parameter="path")
+            raise InputError("the description of this table has no alpha_bar.", parameter="path")
         return TablePath(tensors["alpha_bar"], about.get("data"))  # type: ignore[arg-type]
     if kind == "ve":
         sigma_max, sigma_min = (_described(about, key, is_number) for key in ("sigma_max", "sigma_min"))
@@ -300,7 +318,7 @@ def path_from(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Gaussi
 def _described(about: Mapping[str, Any], key: str, fits: Callable[[object], bool]) -> Any:
     value: Any = about.get(key)
     if not fits(value) or value <= 0:
-        raise InputError(f"it is described with {key} = {value!r}, which is no number above 0.", parameter="path")
+        raise InputError(f"its description has {key} = {value!r}, which is not a number above 0.", parameter="path")
     return value
 
 
@@ -308,36 +326,40 @@ def _described(about: Mapping[str, Any], key: str, fits: Callable[[object], bool
 
 
 def linear_alpha_bar(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
-    """alpha_bar (shape [steps], float64) of DDPM's linear betas (Ho et al. 2020, arXiv 2006.11239, section 4)."""
+    """Returns alpha_bar of DDPM's linear betas, [steps], float64 (Ho et al. 2020, arXiv 2006.11239, section 4)."""
     start, end = _ends(beta_start, beta_end)
     return alpha_bar_of(torch.linspace(start, end, _table_length(steps), dtype=torch.float64))
 
 
 def scaled_linear_alpha_bar(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
-    """alpha_bar (shape [steps], float64) for sqrt(beta) linear: latent diffusion's schedule (arXiv 2112.10752)."""
+    """Returns alpha_bar for linear sqrt(beta), [steps], float64: that of latent diffusion (arXiv 2112.10752)."""
     start, end = _ends(beta_start, beta_end)
     root = torch.linspace(start**0.5, end**0.5, _table_length(steps), dtype=torch.float64)
     return alpha_bar_of(root**2)
 
 
 def cosine_alpha_bar(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Tensor:
-    """alpha_bar (shape [steps], float64) of Nichol & Dhariwal 2021, Eq. 17 (arXiv 2102.09672), betas capped."""
+    """Returns the cosine alpha_bar, [steps], float64, with every beta at most ``max_beta``.
+
+    Source: Nichol & Dhariwal 2021, Eq. 17 (arXiv 2102.09672).
+    """
     u = torch.arange(_table_length(steps) + 1, dtype=torch.float64) / steps
     f = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
     return alpha_bar_of((1 - f[1:] / f[:-1]).clamp(max=max_beta))
 
 
 def sigmoid_alpha_bar(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
-    """alpha_bar (shape [steps], float64) of betas on a sigmoid from -6 to 6 (Xu et al. 2022, arXiv 2203.02923)."""
+    """Returns alpha_bar of betas on a sigmoid from -6 to 6, [steps], float64 (Xu et al. 2022, arXiv 2203.02923)."""
     start, end = _ends(beta_start, beta_end)
     rise = torch.sigmoid(torch.linspace(-6, 6, _table_length(steps), dtype=torch.float64))
     return alpha_bar_of(rise * (end - start) + start)
 
 
 def laplace_alpha_bar(steps: int = 1000, max_beta: float = 0.999) -> Tensor:
-    """alpha_bar (shape [steps], float64) of a Laplace density of log SNR as diffusers has it, betas capped.
+    """Returns alpha_bar for a Laplace density of the log-SNR, [steps], float64, with every beta at most ``max_beta``.
 
-    Source: Hang et al. 2024 (arXiv 2407.03297); sqrt(alpha_bar) stands where alpha_bar does elsewhere, as in diffusers.
+    Source: Hang et al. 2024 (arXiv 2407.03297), as diffusers implements it: the betas are computed from sqrt(alpha_bar)
+    where the other schedules use alpha_bar.
     """
     u = torch.arange(_table_length(steps) + 1, dtype=torch.float64) / steps
     from_middle = 0.5 - u
@@ -347,19 +369,21 @@ def laplace_alpha_bar(steps: int = 1000, max_beta: float = 0.999) -> Tensor:
 
 
 def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
-    """The table shifted and scaled in sqrt(alpha_bar) so that its last entry is 0 and its first is kept.
+    """Rescales a table to zero terminal SNR: sqrt(alpha_bar) is shifted and scaled so that its last entry becomes 0.
+
+    The first entry does not change.
 
     Source: Lin et al. 2024, algorithm 1 (arXiv 2305.08891).
     """
     root = torch.as_tensor(alpha_bar).to(torch.float64).sqrt()
     first, last = root[0].clone(), root[-1].clone()
     rescaled = (root - last) * (first / (first - last))
-    rescaled[-1] = 0.0  # rounding must not leave signal behind
+    rescaled[-1] = 0.0  # exactly 0: rounding could leave a little signal
     return rescaled**2
 
 
 def alpha_bar_of(betas: Tensor) -> Tensor:
-    """The cumulative product of 1 - beta, float64. Raises InputError for a beta outside (0, 1)."""
+    """Returns the cumulative product of 1 - beta, float64. Raises InputError if a beta lies outside (0, 1)."""
     if not bool(((betas > 0) & (betas < 1)).all()):
         raise InputError("every beta must lie strictly between 0 and 1.", parameter="betas")
     return torch.cumprod(1 - betas, 0)
@@ -379,5 +403,5 @@ def _table_length(steps: int) -> int:
 
 
 def ddpm_linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> TablePath:
-    """DDPM's path: linear betas, data end alpha = 1."""
+    """Returns the path of DDPM: linear betas, and alpha = 1 at the data."""
     return TablePath(linear_alpha_bar(steps, beta_start, beta_end))

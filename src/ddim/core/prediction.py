@@ -1,7 +1,7 @@
-"""What a network predicts, as one Pair(x0, eps), and back.
+"""Converts between the outputs of networks and ``Pair(x0, eps)``, which all solvers and inversions use.
 
-Each prediction is a row (a, b) with output = a x0 + b eps; the path gives x = alpha x0 + sigma eps. Two equations,
-two unknowns: every conversion is the same 2x2 solve.
+Each kind of prediction is a row (a, b) with output = a x0 + b eps, and the path gives x = alpha x0 + sigma eps. These
+are two equations in the unknowns x0 and eps, so that one 2x2 solve serves every kind.
 """
 
 import math
@@ -18,25 +18,25 @@ from .path import Node
 Prediction = Literal["eps", "x0", "v", "flow"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 
-_FOREIGN = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+_DIFFUSERS_NAMES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
 
 class Pair(NamedTuple):
-    """What a network says of x, whatever it was trained to predict: the clean x0 and the noise eps, shapes of x."""
+    """The clean x0 and the noise eps that a network predicts for x, both in the shape of x."""
 
     x0: Tensor
     eps: Tensor
 
 
 def prediction_of(diffusers_name: str) -> Prediction:
-    """Our name for a diffusers ``prediction_type``. Raises InputError for one that is not known."""
-    if diffusers_name in _FOREIGN:
-        return _FOREIGN[diffusers_name]  # type: ignore[return-value]
-    raise UnknownName("prediction type", diffusers_name, _FOREIGN, parameter="prediction_type")
+    """Converts a ``prediction_type`` of diffusers. Raises InputError if it is unknown."""
+    if diffusers_name in _DIFFUSERS_NAMES:
+        return _DIFFUSERS_NAMES[diffusers_name]  # type: ignore[return-value]
+    raise UnknownName("prediction type", diffusers_name, _DIFFUSERS_NAMES, parameter="prediction_type")
 
 
 def _row(prediction: str, alpha: Tensor | float, sigma: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
-    """(a, b) with output = a x0 + b eps."""
+    """Returns (a, b) with output = a x0 + b eps."""
     if prediction == "eps":
         return 0.0, 1.0
     if prediction == "x0":
@@ -49,16 +49,16 @@ def _row(prediction: str, alpha: Tensor | float, sigma: Tensor | float) -> tuple
 
 
 def to_pair(prediction: str, output: Tensor, x: Tensor, node: Node) -> Pair:
-    """The pair behind a network's output at x on (node.alpha, node.sigma).
+    """Computes x0 and eps from the output of a network at x.
 
     Args:
         prediction: ``eps``, ``x0``, ``v`` or ``flow``.
-        output: what the network returned, shape of ``x``.
-        x: where it was asked, any shape.
-        node: where x lies; only alpha and sigma are used.
+        output: what the network returned, in the shape of ``x``.
+        x: the input of the network, any shape.
+        node: the node of x; only its alpha and sigma are used.
 
     Raises:
-        InputError: the system is singular (``eps`` where alpha = 0, ``x0`` where sigma = 0).
+        InputError: the output does not determine the pair (``eps`` where alpha = 0, ``x0`` where sigma = 0).
     """
     alpha, sigma = node.alpha, node.sigma
     a, b = _row(prediction, alpha, sigma)
@@ -66,18 +66,20 @@ def to_pair(prediction: str, output: Tensor, x: Tensor, node: Node) -> Pair:
     if abs(det) < 1e-12:
         end = "no signal is left (alpha = 0)" if alpha < 1e-12 else "there is no noise (sigma = 0)"
         raise InputError(f"{prediction!r} says nothing where {end}, at t = {node.t:g}.", parameter="prediction")
-    # eps and x0 are what the network said, untouched; only the other one is solved for.
+    # A predicted eps or x0 is passed on unchanged, without rounding errors; only the other one is solved for.
     x0 = output if prediction == "x0" else (b * x - sigma * output) / det
     eps = output if prediction == "eps" else (alpha * output - a * x) / det
     return Pair(x0, eps)
 
 
 def from_pair(prediction: str, pair: Pair, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
-    """The output a network of this kind would have given: also the training target when the pair is the truth.
+    """Computes the output that a network would return for this pair, the inverse of ``to_pair``.
+
+    For the true x0 and eps this is the training target.
 
     Args:
         prediction: ``eps``, ``x0``, ``v`` or ``flow``.
-        pair: x0 and eps of one shape.
+        pair: x0 and eps of the same shape.
         alpha, sigma: numbers, or tensors that broadcast against the pair (shape [N, 1, 1, 1] in training).
     """
     a, b = _row(prediction, alpha, sigma)
@@ -85,9 +87,9 @@ def from_pair(prediction: str, pair: Pair, alpha: Tensor | float, sigma: Tensor 
 
 
 def clip(pair: Pair, x: Tensor, node: Node, limit: float = 1.0) -> Pair:
-    """x0 held to [-limit, limit], and eps derived anew so that the pair still explains x.
+    """Clips x0 to [-limit, limit] and recomputes eps, so that x = alpha x0 + sigma eps still holds.
 
-    diffusers leaves eps as it was unless ``use_clipped_model_output`` is set. Where sigma = 0, eps stays.
+    diffusers recomputes eps only if ``use_clipped_model_output`` is set. Where sigma = 0, eps does not change.
     """
     return _with_x0(pair, pair.x0.clamp(-limit, limit), x, node)
 
@@ -95,11 +97,19 @@ def clip(pair: Pair, x: Tensor, node: Node, limit: float = 1.0) -> Pair:
 def dynamic_threshold(
     pair: Pair, x: Tensor, node: Node, percentile: float = 0.995, limit: float = 1.0, largest: float = math.inf
 ) -> Pair:
-    """Dynamic thresholding of x0, with eps derived anew.
+    """Limits x0 by dynamic thresholding and recomputes eps (Saharia et al. 2022, section 2.3, arXiv 2205.11487).
 
-    A sample whose |x0| exceeds ``limit`` at the percentile is clamped there, but at ``largest`` at the most, and scaled
-    back to ``limit``.
-    Source: Saharia et al. 2022, section 2.3 (arXiv 2205.11487).
+    Let s be the percentile of |x0| of a sample, at least ``limit`` and at most ``largest``. Then x0 is clamped to
+    [-s, s] and multiplied by ``limit`` / s.
+
+    Args:
+        pair, x, node: the pair, and where the network was called.
+        percentile: in (0, 1].
+        limit: the largest |x0| of the result, above 0.
+        largest: the largest s; ``sample_max_value`` of diffusers.
+
+    Raises:
+        InputError: ``percentile`` lies outside (0, 1].
     """
     if not 0 < percentile <= 1:
         raise InputError(f"{percentile:g} lies outside (0, 1].", parameter="percentile")
@@ -119,15 +129,17 @@ Correction = Callable[[Pair, Tensor, Node], Pair]
 
 @dataclass(frozen=True)
 class Hold:
-    """How x0 is held to the range of pictures, as a ``Correction``: clipped, by dynamic thresholding, or not at all.
+    """Limits the predicted x0 to the range of images: by clipping, by dynamic thresholding, or not at all.
+
+    An instance is a ``Correction`` of pairs.
 
     Args:
-        clip_x0: above 0: x0 is held to [-clip_x0, clip_x0]; infinity holds nothing.
-        threshold: in (0, 1]: dynamic thresholding at this percentile.
-        largest: of dynamic thresholding: see ``dynamic_threshold``; diffusers' ``sample_max_value``.
+        clip_x0: clips x0 to [-clip_x0, clip_x0]; above 0, and infinity does not clip.
+        threshold: applies dynamic thresholding at this percentile, in (0, 1].
+        largest: the argument of ``dynamic_threshold``; ``sample_max_value`` of diffusers.
 
     Raises:
-        InputError: a number out of its range, or both.
+        InputError: a number is out of range, or both ``clip_x0`` and ``threshold`` are set.
     """
 
     clip_x0: float | None = None
@@ -140,38 +152,36 @@ class Hold:
         for key in ("clip_x0", "largest"):
             limit = getattr(self, key)
             if limit is not None and not (limit == math.inf or (is_number(limit) and limit > 0)):
-                raise InputError(
-                    f"{limit!r} leaves no picture; use a bound above 0, 1 for the range of pictures.", parameter=key
-                )
+                raise InputError(f"{limit!r} is not a bound above 0; use 1 for the range of images.", parameter=key)
         if self.threshold is not None and not (is_number(self.threshold) and 0 < self.threshold <= 1):
             raise InputError(f"{self.threshold!r} lies outside (0, 1]; 0.995 is usual.", parameter="threshold")
 
     @property
     def acts(self) -> bool:
-        """Whether it changes any x0."""
+        """Whether it can change an x0."""
         return self.clip_x0 not in (None, math.inf) or self.threshold is not None
 
     @property
     def options(self) -> dict[str, float]:
-        """Plain finite values, as a ``LatentCode`` keeps them; none where it does not act."""
+        """The settings as finite numbers by name, as a ``LatentCode`` stores them; empty if ``acts`` is false."""
         named = {"clip_x0": self.clip_x0, "threshold": self.threshold, "largest": self.largest}
         return {k: float(v) for k, v in named.items() if v is not None and v != math.inf} if self.acts else {}
 
     @staticmethod
     def of(options: object) -> "Hold":
-        """What ``options`` describes; nothing is held where there is nothing.
+        """Makes a ``Hold`` from what its property ``options`` returned; empty options do not limit x0.
 
         Raises:
-            InputError: something else than ``options`` gives.
+            InputError: ``options`` is something else.
         """
         if not options:
             return NO_HOLD
         if not is_mapping(options) or set(options) - {"clip_x0", "threshold", "largest"}:
-            raise InputError(f"its hold {options!r} cannot be read.", parameter="code")
+            raise InputError(f"its setting hold = {options!r}, the limit of x0, cannot be read.", parameter="code")
         return Hold(**options)
 
     def __call__(self, pair: Pair, x: Tensor, node: Node) -> Pair:
-        """The pair with x0 held and eps derived anew."""
+        """Returns the pair with x0 limited and eps recomputed."""
         if self.threshold is not None:
             return dynamic_threshold(pair, x, node, self.threshold, largest=self.largest)
         return clip(pair, x, node, self.clip_x0) if self.clip_x0 is not None else pair

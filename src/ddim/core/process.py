@@ -1,6 +1,6 @@
-"""The forward processes of DDIM, and the objectives that train on them (Song et al. 2021, arXiv 2010.02502).
+"""The forward processes and training objectives of DDIM in closed form (Song et al. 2021, arXiv 2010.02502).
 
-Closed forms only: what the solvers do is checked against these.
+The equation numbers are those of the paper. The tests compare the solvers with these formulas.
 """
 
 import math
@@ -21,19 +21,19 @@ class Normal(NamedTuple):
 
 
 def q_marginal(x0: Tensor, node: Node) -> Normal:
-    """q(x_t | x_0), Eq. 4: mean alpha x0, standard deviation sigma."""
+    """Returns q(x_t | x_0), Eq. 4: the mean is alpha x0 and the standard deviation is sigma."""
     return Normal(node.alpha * x0, node.sigma)
 
 
 def eta_std(eta: float, t: Node, s: Node) -> float:
-    """The noise a step from t to the less noisy s injects, Eq. 16: eta = 1 is DDPM's posterior.
+    """Returns the standard deviation of the noise that a step from t to s adds, Eq. 16.
 
     Args:
-        eta: in [0, 1].
-        t, s: nodes with s less noisy than t.
+        eta: in [0, 1]; 0 adds no noise (DDIM), 1 gives the posterior variance of DDPM.
+        t, s: two nodes, of which s has less noise.
 
     Raises:
-        InputError: eta outside [0, 1].
+        InputError: ``eta`` lies outside [0, 1].
     """
     if not 0 <= eta <= 1:
         raise InputError(f"{eta:g} lies outside [0, 1]; 0 is DDIM, 1 is DDPM.", parameter="eta")
@@ -43,30 +43,32 @@ def eta_std(eta: float, t: Node, s: Node) -> float:
 
 
 def sigma_hat(t: Node, s: Node) -> float:
-    """DDPM's larger standard deviation, section 5: sqrt(1 - alpha_bar_t / alpha_bar_s) on a VP path.
+    """Returns the larger of DDPM's two standard deviations: sqrt(1 - alpha_bar_t / alpha_bar_s) on a VP path.
 
-    In general the noise that the forward kernel from s to t adds: sqrt(sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2).
+    On any path it is the standard deviation of the noise that the forward process adds from s to t:
+    sqrt(sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2). Source: section 5 of the paper.
     """
     return math.sqrt(max(t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2, 0.0))
 
 
 def q_posterior(x_t: Tensor, x0: Tensor, t: Node, s: Node, std: float) -> Normal:
-    """q_sigma(x_s | x_t, x_0), Eq. 7: the non-Markovian step from t to the less noisy s.
+    """Returns q_sigma(x_s | x_t, x_0), Eq. 7: the posterior at the node s, which has less noise than t.
 
     Raises:
-        InputError: std is larger than sigma_s, which leaves no room for the direction to x_t.
+        InputError: ``std`` exceeds sigma_s, so that the coefficient sqrt(sigma_s^2 - std^2) does not exist.
     """
     if std > s.sigma * (1 + 1e-12):
-        raise InputError(f"{std:g} exceeds sigma = {s.sigma:g} of the node that it steps to.", parameter="std")
+        raise InputError(f"{std:g} exceeds sigma = {s.sigma:g} of the node where the step ends.", parameter="std")
     eps = (x_t - t.alpha * x0) / t.sigma
     return Normal(s.alpha * x0 + math.sqrt(max(s.sigma**2 - std**2, 0.0)) * eps, std)
 
 
 def q_forward(x_s: Tensor, x0: Tensor, t: Node, s: Node, std: float) -> Normal:
-    """q_sigma(x_t | x_s, x_0), Eq. 8: Bayes' rule on the posterior and the marginals; not Markovian, it sees x0.
+    """Returns q_sigma(x_t | x_s, x_0), Eq. 8: the forward step from s to t, by Bayes' rule.
 
-    With g = sqrt(sigma_s^2 - std^2) / sigma_t the posterior's mean is linear in x_t with slope g, so the precision is
-    g^2 / std^2 + 1 / sigma_t^2. std = 0 is the deterministic limit.
+    The step depends on x0, so that the forward process is not Markovian. The mean of the posterior (Eq. 7) is linear in
+    x_t with the slope g = sqrt(sigma_s^2 - std^2) / sigma_t, so that the precision is g^2 / std^2 + 1 / sigma_t^2.
+    std = 0 is the deterministic limit.
     """
     slope = math.sqrt(max(s.sigma**2 - std**2, 0.0)) / t.sigma
     # Cov(x_t, x_s | x0) = slope sigma_t^2 and Var(x_s | x0) = sigma_s^2: the Gaussian regression of x_t on x_s.
@@ -81,14 +83,14 @@ EpsModel = Callable[[Tensor, Node], Tensor]
 def objective_l_gamma(
     eps_model: EpsModel, x0: Tensor, noise: Sequence[Tensor], nodes: Sequence[Node], gamma: Sequence[float]
 ) -> Tensor:
-    """L_gamma, Eq. 5: sum over t of gamma_t |eps_theta(x_t) - eps|^2, a value a sample, shape [N].
+    """Returns L_gamma, Eq. 5: the sum over t of gamma_t |eps_theta(x_t) - eps|^2 for each sample, [N].
 
     Args:
-        eps_model: ``(x_t, node) -> eps``, shapes of x0.
-        x0: data, [N, ...].
-        noise: one tensor a node, shape of x0: the eps that makes x_t.
-        nodes: the noise levels t = 1..T, least noisy first.
-        gamma: one weight a node; all ones is the loss that DDPM trains with.
+        eps_model: ``(x_t, node) -> eps``, in the shape of x0.
+        x0: the data, [N, ...].
+        noise: for each node the eps of x_t, in the shape of x0.
+        nodes: the noise levels t = 1..T, in the order of increasing noise.
+        gamma: the weight of each node; all ones is the training loss of DDPM.
     """
     total = x0.new_zeros(len(x0))
     for eps, node, weight in zip(noise, nodes, gamma, strict=True):
@@ -98,17 +100,24 @@ def objective_l_gamma(
 
 
 def theorem1_gamma(nodes: Sequence[Node], stds: Sequence[float]) -> list[float]:
-    """The weights with which J_sigma = L_gamma + C (Theorem 1), for std > 0 at every level.
+    """Returns the weights gamma with which J_sigma = L_gamma + C (Theorem 1).
 
-    The KL term at t is the squared distance of two means over 2 std^2; both means are affine in x0, and
-    x0 - f_theta = -(sigma_t / alpha_t)(eps - eps_theta). At t = 1 the term is the decoder's log-likelihood.
-    The proof in appendix B writes the x0 distance with slope 1; the slope is kept here.
+    The KL term at t is the squared distance of two means, divided by 2 std^2. Both means are affine in x0, and
+    x0 - f_theta = -(sigma_t / alpha_t)(eps - eps_theta). At t = 1 the term is the log-likelihood of the decoder.
+    The proof in appendix B omits the slope of the means in x0; it is included here.
+
+    Args:
+        nodes: the noise levels t = 1..T, in the order of increasing noise.
+        stds: the standard deviation at each level, above 0.
+
+    Raises:
+        InputError: a standard deviation is not above 0.
     """
     weights: list[float] = []
     for i, (node, std) in enumerate(zip(nodes, stds, strict=True)):
         if std <= 0:
             raise InputError(
-                "Theorem 1 needs std > 0 at every level: J_sigma has no density otherwise.", parameter="std"
+                "Theorem 1 needs std > 0 at every level, because J_sigma is not finite otherwise.", parameter="std"
             )
         slope = 1.0
         if i > 0:
@@ -121,15 +130,17 @@ def theorem1_gamma(nodes: Sequence[Node], stds: Sequence[float]) -> list[float]:
 def objective_j_sigma(
     eps_model: EpsModel, x0: Tensor, noise: Sequence[Tensor], nodes: Sequence[Node], stds: Sequence[float]
 ) -> Tensor:
-    """J_sigma, Eq. 11, a value a sample, shape [N]: the variational bound of the generative process p_theta.
+    """Returns J_sigma, Eq. 11, for each sample, [N]: the variational bound of the generative process p_theta.
 
-    The expectation over x_t is taken at the given noise; the KL between two normals of equal std is exact. Terms that
-    no theta changes (the prior's) are left out: they are part of the C of Theorem 1.
+    The expectation over x_t is replaced by its value at ``noise``. The KL divergence of two normal distributions of
+    equal standard deviation is exact. Terms that do not depend on theta (the prior) are omitted; they belong to the
+    constant C of Theorem 1.
 
     Args:
-        eps_model, x0, noise: as for ``objective_l_gamma``.
-        nodes: t = 1..T, least noisy first.
-        stds: std > 0 a level; ``stds[0]`` is the decoder's, p(x_0 | x_1) = N(f_theta(x_1), stds[0]^2).
+        eps_model, x0, noise: see ``objective_l_gamma``.
+        nodes: the noise levels t = 1..T, in the order of increasing noise.
+        stds: the standard deviation at each level, above 0. ``stds[0]`` is that of the decoder,
+            p(x_0 | x_1) = N(f_theta(x_1), stds[0]^2).
     """
     dims = x0[0].numel()
     total = x0.new_zeros(len(x0))

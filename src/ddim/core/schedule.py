@@ -1,8 +1,8 @@
-"""A model's schedule: its path, what its network predicts and is told, its own grid, and its prior.
+"""A model's schedule: its path, what its network predicts, the timesteps that the network takes, its grid and prior.
 
-A shift moves the noise levels of a flow model's grid towards the noise, as more pixels ask for. All of them are one
-map, sigma -> f sigma / (1 + (f - 1) sigma), and differ in where the factor f comes from (Esser et al. 2024, arXiv
-2403.03206, section 5.3.2).
+Flow models shift the noise levels of their grid towards the noise, the further the more pixels the image has. Every
+shift is the map sigma -> f sigma / (1 + (f - 1) sigma); the shifts differ in how they compute the factor f (Esser et
+al. 2024, arXiv 2403.03206, section 5.3.2).
 """
 
 import math
@@ -17,21 +17,22 @@ from .path import GaussianPath, Node, RectifiedFlow, TablePath
 from .prediction import NO_HOLD, PREDICTIONS, Hold
 
 ImageSize = int | tuple[int, int]
-"""The size of an image: its number of packed tokens, or its (height, width) in latent pixels, packed two by two."""
+"""The size of an image: its number of tokens, or its (height, width) in latent pixels, where 2x2 make one token."""
 
 # --- shifts ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Shift(ABC):
-    """How the noise levels of a flow model's grid are moved: shifted by a factor, then stretched to a last level.
+    """Moves the noise levels of a flow model's grid: shifts them by a factor, then stretches them to a terminal level.
 
     Args:
-        terminal: the level that the last step begins at, in (0, 1): after the shift, every 1 - sigma is scaled so that
-            it is reached (diffusers' ``shift_terminal``). A grid of one step, which begins at pure noise, keeps it.
+        terminal: the noise level sigma at which the last step starts, in (0, 1); None does not stretch. After the
+            shift, every 1 - sigma is scaled by one factor, so that the last step starts there (``shift_terminal`` of
+            diffusers). A grid of one step starts at pure noise and is not stretched.
 
     Raises:
-        InputError: a terminal level outside (0, 1).
+        InputError: ``terminal`` lies outside (0, 1).
     """
 
     terminal: float | None = field(default=None, kw_only=True)
@@ -42,7 +43,7 @@ class Shift(ABC):
 
     @property
     def acts(self) -> bool:
-        """Whether it moves any level."""
+        """Whether the shift moves any noise level."""
         return True
 
     @property
@@ -52,23 +53,23 @@ class Shift(ABC):
 
     @abstractmethod
     def factor(self, steps: int, tokens: int | None) -> float:
-        """f, above 0.
+        """Returns the factor f of the shift, which is above 0.
 
         Args:
-            steps: S of the grid.
-            tokens: the packed tokens of the image; None will do where ``needs_size`` is false.
+            steps: the number of steps of the grid.
+            tokens: the number of tokens of the image; may be None if ``needs_size`` is false.
         """
 
     def lowest(self, levels: int) -> float:
-        """The level, not yet shifted, that the spacing ``linspace`` ends on: the first of the training table."""
+        """Returns the level, before the shift, at which the last step of a ``linspace`` grid starts."""
         return 1 / levels
 
     def __call__(self, sigmas: Sequence[float], tokens: int | None = None) -> list[float]:
-        """The levels moved; 1 stays 1, and strictly falling levels stay strictly falling.
+        """Returns the moved levels. A level of 1 stays 1, and the levels stay strictly descending.
 
         Args:
-            sigmas: the S levels that steps begin at, in (0, 1], falling.
-            tokens: as for ``factor``.
+            sigmas: the S levels at which the steps start, in (0, 1], strictly descending.
+            tokens: see ``factor``.
         """
         factor = self.factor(len(sigmas), tokens)
         moved = [shifted(sigma, factor) for sigma in sigmas]
@@ -79,19 +80,19 @@ class Shift(ABC):
 
 
 def shifted(sigma: float, factor: float) -> float:
-    """f sigma / (1 + (f - 1) sigma), which is f / (f + 1 / sigma - 1); exactly 1 at 1, whatever f."""
+    """Returns f sigma / (1 + (f - 1) sigma) for the factor f; exactly 1 at sigma = 1."""
     return 1.0 if sigma >= 1 else factor * sigma / (1 + (factor - 1) * sigma)
 
 
 @dataclass(frozen=True)
 class StaticShift(Shift):
-    """The same factor for every image (SD3, Z-Image, Lumina 2).
+    """Shifts the levels by the same factor for every image (SD3, Z-Image, Lumina 2).
 
     Args:
-        value: f, above 0; 1 moves nothing.
+        value: the factor f, above 0; 1 moves no level.
 
     Raises:
-        InputError: a value that is no number above 0.
+        InputError: ``value`` is not a number above 0.
     """
 
     value: float = 1.0
@@ -103,35 +104,36 @@ class StaticShift(Shift):
 
     @property
     def acts(self) -> bool:
-        """Whether it moves any level."""
+        """Whether the shift moves any noise level: the factor is not 1, or a terminal level is set."""
         return self.value != 1 or self.terminal is not None
 
     def factor(self, steps: int, tokens: int | None) -> float:
-        """The value."""
+        """Returns ``value``; the arguments are ignored."""
         return self.value
 
     def lowest(self, levels: int) -> float:
-        """The table's first level, shifted already.
+        """Returns the lowest trained level, shifted once.
 
-        diffusers shifts its table when the scheduler is made and takes the ends of the default grid from there, so that
-        the grid's last node is shifted twice. What SD3 and Sana draw has that grid.
+        diffusers shifts the training table when it makes a scheduler, and takes the ends of its default grid from the
+        shifted table. The last node of that grid is therefore shifted twice, and the images of SD3 and Sana use it.
         """
         return shifted(1 / levels, self.value)
 
 
 @dataclass(frozen=True)
 class DynamicShift(Shift):
-    """A factor that grows with the number of tokens by way of mu (FLUX, Qwen-Image, CogView4).
+    """Shifts the levels by a factor that grows with the number of tokens (FLUX, Qwen-Image, CogView4).
 
     Args:
-        kind: ``exponential``: f = e^mu; ``linear``: f = mu.
+        kind: how the factor follows from mu. ``exponential``: f = e^mu; ``linear``: f = mu.
         base_shift, max_shift: mu at ``base_image_seq_len`` and at ``max_image_seq_len`` tokens.
-        base_image_seq_len, max_image_seq_len: two different numbers of tokens; mu goes on beyond them.
-        growth: ``line``: mu on the line through both; ``root``: mu = base_shift + max_shift sqrt(tokens /
-            base_image_seq_len), the rule of CogView4's pipeline, which no scheduler's config names.
+        base_image_seq_len, max_image_seq_len: two different numbers of tokens. mu is extrapolated outside them.
+        growth: how mu depends on the tokens. ``line``: on the line through both points; ``root``: mu = base_shift +
+            max_shift sqrt(tokens / base_image_seq_len), which is the rule of the CogView4 pipeline. No scheduler config
+            names that rule.
 
     Raises:
-        InputError: an unknown kind or growth; numbers that are none, or two equal lengths.
+        InputError: ``kind`` or ``growth`` is unknown, a value is not a number, or the two lengths are equal.
     """
 
     kind: Literal["exponential", "linear"] = "exponential"
@@ -155,17 +157,17 @@ class DynamicShift(Shift):
                 raise InputError(f"{getattr(self, key)!r} is not a number of tokens; use 1 or more.", parameter=key)
         if self.base_image_seq_len == self.max_image_seq_len:
             raise InputError(
-                f"{self.max_image_seq_len} is base_image_seq_len too; no line leads through one length.",
+                f"{self.max_image_seq_len} equals base_image_seq_len; the line needs two different lengths.",
                 parameter="max_image_seq_len",
             )
 
     @property
     def needs_size(self) -> bool:
-        """Whether mu depends on the tokens: not where both shifts are equal (Qwen-Image-Lightning)."""
+        """Whether mu depends on the tokens: false if both shifts are equal, as for Qwen-Image-Lightning."""
         return self.growth == "root" or self.base_shift != self.max_shift
 
     def mu(self, tokens: int | None) -> float:
-        """mu for an image of this many packed tokens (``calculate_shift`` of diffusers' pipelines)."""
+        """Returns mu for an image of this many tokens (``calculate_shift`` in the pipelines of diffusers)."""
         if not self.needs_size:
             return self.base_shift
         count = _needed(tokens)
@@ -175,32 +177,33 @@ class DynamicShift(Shift):
         return count * slope + (self.base_shift - slope * self.base_image_seq_len)
 
     def factor(self, steps: int, tokens: int | None) -> float:
-        """e^mu or mu. Raises InputError for a linear mu that is not above 0."""
+        """Returns e^mu or mu, by ``kind``. Raises InputError if a linear mu is not above 0."""
         mu = self.mu(tokens)
         if self.kind == "exponential":
             return math.exp(mu)
         if not mu > 0:
             raise InputError(
-                f"{tokens} tokens lead to the linear shift {mu:g}, which is not above 0.", parameter="image_size"
+                f"{tokens} tokens give the linear shift {mu:g}, which is not above 0.", parameter="image_size"
             )
         return mu
 
 
 @dataclass(frozen=True)
 class Flux2Shift(Shift):
-    """FLUX.2's factor e^mu, with mu by tokens and steps (``compute_empirical_mu`` of diffusers' ``Flux2Pipeline``).
+    """Shifts the levels of FLUX.2 by e^mu, where mu depends on the tokens and the steps.
 
-    Up to 4,300 tokens mu is a line in the number of steps through what was fitted at 10 and at 200 of them; beyond, the
-    fit at 200 holds for every number. mu jumps there, from 2.05 to 1.18 at 50 steps.
+    Source: ``compute_empirical_mu`` of ``Flux2Pipeline`` in diffusers. Up to 4,300 tokens, mu is linear in the number
+    of steps, through two values that were fitted at 10 and at 200 steps. Above 4,300 tokens the value for 200 steps is
+    used for every number of steps, so that mu jumps there: from 2.05 to 1.18 at 50 steps.
     """
 
     @property
     def needs_size(self) -> bool:
-        """Always."""
+        """Always true: mu depends on the number of tokens."""
         return True
 
     def mu(self, steps: int, tokens: int | None) -> float:
-        """mu for this many steps and packed tokens."""
+        """Returns mu for this many steps and tokens."""
         count = _needed(tokens)
         at_200 = 0.00016927 * count + 0.45666666
         if count > 4300:
@@ -210,7 +213,7 @@ class Flux2Shift(Shift):
         return slope * steps + (at_200 - 200 * slope)
 
     def factor(self, steps: int, tokens: int | None) -> float:
-        """e^mu."""
+        """Returns e^mu."""
         return math.exp(self.mu(steps, tokens))
 
 
@@ -218,10 +221,10 @@ NO_SHIFT = StaticShift()
 
 
 def packed_tokens(image_size: ImageSize) -> int:
-    """How many tokens an image has: a whole number as it is, (height, width) in latent pixels packed two by two.
+    """Returns the number of tokens of an image. A (height, width) in latent pixels has one token for each 2x2 pixels.
 
     Raises:
-        InputError: numbers that are not whole, or too small for one token.
+        InputError: the size is not made of whole numbers, or is too small for one token.
     """
     sides = image_size if isinstance(image_size, (tuple, list)) else None
     if not (is_whole(image_size) if sides is None else len(sides) == 2 and all(map(is_whole, sides))):
@@ -231,7 +234,9 @@ def packed_tokens(image_size: ImageSize) -> int:
         )
     tokens = int(image_size) if sides is None else math.prod(max(side, 0) // 2 for side in sides)  # type: ignore[arg-type]
     if tokens < 1:
-        raise InputError(f"{image_size!r} leaves no token.", parameter="image_size")
+        raise InputError(
+            f"{image_size!r} is too small for one token, which covers 2x2 latent pixels.", parameter="image_size"
+        )
     return tokens
 
 
@@ -240,7 +245,7 @@ def _needed(tokens: int | None) -> int:
         raise InputError(
             "the grid of this model depends on the size of the image.",
             parameter="image_size",
-            hint="Give its packed tokens, or its (height, width) in latent pixels.",
+            hint="Give the number of its tokens, or its (height, width) in latent pixels.",
         )
     return tokens
 
@@ -253,22 +258,23 @@ Prior = Literal["path", "euler", "edm"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a model knows of time.
+    """The noise schedule of a model, what its network predicts, and how it is sampled by default.
 
     Args:
-        path: where its x lie.
-        prediction: what its network predicts: ``eps``, ``x0``, ``v`` or ``flow``.
-        spacing: of its own grid, one of ``SPACINGS``.
-        offset: of the spacing ``leading``: diffusers' ``steps_offset``.
-        hold: how x0 is held to the range of pictures.
-        shift: how its grid is moved; flow models only.
-        clock: what ``timestep`` says: ``path``: ``path.label(t)``; ``sigma``: sigma; ``signal``: 1 - sigma.
-        prior: the standard deviation of noise that sampling starts from. ``path``: 1 on a table, else the sigma of the
-            first node. ``euler``: that of the Euler kind of schedulers, the first sigma after ``trailing`` and
-            ``linspace``, 1 after ``leading``. ``edm``: sqrt(alpha^2 + sigma^2) of the first node.
+        path: the path that the model was trained on.
+        prediction: what the network predicts: ``eps``, ``x0``, ``v`` or ``flow``.
+        spacing: the default spacing of its grid, a key of ``SPACINGS``.
+        offset: ``steps_offset`` of diffusers, for the spacing ``leading``.
+        hold: how the predicted x0 is limited to the range of images.
+        shift: how the levels of the grid are shifted; only on rectified flow.
+        clock: which timestep the network takes. ``path``: ``path.timestep(t)``; ``sigma``: sigma; ``signal``:
+            1 - sigma.
+        prior: the standard deviation of the noise that sampling starts from. ``path``: 1 on a table, else the sigma of
+            the first node. ``euler``: as in diffusers' Euler schedulers, the sigma of the first node for ``trailing``
+            and ``linspace``, and 1 for ``leading``. ``edm``: sqrt(alpha^2 + sigma^2) of the first node.
 
     Raises:
-        InputError: an unknown name, or a shift on a path other than rectified flow.
+        InputError: a name is unknown, or there is a shift on a path other than rectified flow.
     """
 
     path: GaussianPath
@@ -296,18 +302,19 @@ class Schedule:
             )
 
     def timestep(self, node: Node) -> float:
-        """What the network is told at a node, in its own numbering (see ``clock``)."""
+        """Returns the timestep that the network takes at a node, in its own numbering (see ``clock``)."""
         if self.clock == "path":
-            return self.path.label(node.t)
+            return self.path.timestep(node.t)
         return node.sigma if self.clock == "sigma" else 1 - node.sigma
 
     def prior_std(self, grid: Grid) -> float:
-        """The standard deviation of x at ``grid[0]`` when sampling starts from noise.
+        """Returns the standard deviation of x at ``grid[0]`` when sampling starts from noise.
 
-        It is what diffusers' ``init_noise_sigma`` is in the view x = alpha x0 + sigma eps. Euler, Euler ancestral,
-        Heun, LMS and both KDPM2 start from sigma_max in x / alpha after ``trailing`` and ``linspace``: that is the
-        first sigma here, 0.99767 on Stable Diffusion's table. After ``leading`` they start from sqrt(sigma_max^2 + 1),
-        which is 1 here. A grid that diffusers has no name for starts as the schedule's own spacing does.
+        This is ``init_noise_sigma`` of diffusers, expressed for x = alpha x0 + sigma eps. The Euler, Euler ancestral,
+        Heun, LMS and both KDPM2 schedulers work on x / alpha. For ``trailing`` and ``linspace`` they start from
+        sigma_max, which is the sigma of the first node here (0.99767 on Stable Diffusion's table). For ``leading`` they
+        start from sqrt(sigma_max^2 + 1), which is 1 here. A grid whose spacing diffusers does not have is treated like
+        the default spacing of this schedule.
         """
         first = grid[0]
         if self.prior == "edm":
@@ -324,16 +331,16 @@ class Schedule:
         spacing: str | Sequence[float] | None = None,
         image_size: ImageSize | None = None,
     ) -> Grid:
-        """The model's own grid of S steps, shifted as its scheduler shifts it.
+        """Returns the grid of the model for S steps, shifted as its scheduler shifts it.
 
         Args:
-            steps: S, 1 <= S <= ``path.levels``; ignored for an explicit list.
-            spacing: another spacing than the model's own, or a list of t, which is used as it is, without a shift.
-            image_size: the image's packed tokens, or its (height, width) in latent pixels, which are packed two by two;
-                needed by a dynamic shift, and ignored by the others.
+            steps: the number of steps S, 1 <= S <= ``path.levels``. Ignored if ``spacing`` is a list.
+            spacing: a spacing other than the default, or a list of t. A list is used as it is, without a shift.
+            image_size: the number of tokens of the image, or its (height, width) in latent pixels. A shift that depends
+                on the size needs it; other shifts ignore it.
 
         Raises:
-            InputError: as ``make_grid``; no image size where the shift needs one.
+            InputError: as for ``make_grid``, or the shift needs an image size and there is none.
         """
         spacing = self.spacing if spacing is None else spacing
         plain = make_grid(self.path, steps, spacing, offset=self.offset if spacing == "leading" else 0)
@@ -341,6 +348,7 @@ class Schedule:
             return plain
         times = [node.t for node in plain.nodes[:-1]]
         if spacing == "linspace":
+            # The ends of a linspace grid are those of the training table, not of the path.
             gap = (1 - self.shift.lowest(self.path.levels)) / max(steps - 1, 1)
             times = [1 - i * gap for i in range(steps)]
         tokens = None if image_size is None else packed_tokens(image_size)

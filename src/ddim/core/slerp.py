@@ -1,4 +1,4 @@
-"""Spherical interpolation, a sample at a time."""
+"""Spherical linear interpolation (slerp) of latents."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,19 +9,22 @@ from torch import Tensor
 from .._utils.errors import InputError, is_whole
 from .._utils.tensors import lengths
 
-_PARALLEL = 1e-4  # below this angle sin is its argument to 1e-9, and the straight line is the arc
+_PARALLEL = 1e-4  # below this angle sin(angle) = angle to 1e-9 relative, and the line replaces the arc
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """The point at ``weight`` on the arc from a to b, each sample with its own angle.
+    """Interpolates from a to b along the arc between them. Each sample of the batch has its own angle.
 
-    Source: Song et al. 2021, section 5.3, after Shoemake 1985. The reference code takes one angle for the whole batch.
-    Parallel vectors (and zero ones) fall back to the straight line; opposite ones, between which the arc is not
-    determined, turn through a direction made from a by a roll.
+    Source: Song et al. 2021, section 5.3, after Shoemake 1985; the reference code uses one angle for the whole batch.
+    Between parallel or zero vectors the interpolation is linear. Between opposite vectors the arc is not unique; it
+    then passes through a direction orthogonal to a, which is made by rolling a.
 
     Args:
-        a, b: [N, ...], of one shape.
-        weight: 0 gives a, 1 gives b, both to the bit.
+        a, b: two tensors [N, ...] of the same shape.
+        weight: the position on the arc; 0 returns a and 1 returns b, bit for bit.
+
+    Raises:
+        InputError: the shapes differ.
     """
     if a.shape != b.shape:
         raise InputError(f"Cannot interpolate between shapes {tuple(a.shape)} and {tuple(b.shape)}.")
@@ -33,7 +36,7 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     nu, nv = lengths(u), lengths(v)
     tiny = torch.finfo(torch.float64).tiny
     eu, ev = u / nu.clamp(min=tiny), v / nv.clamp(min=tiny)
-    # atan2 of the half-angle vectors keeps its precision at both ends, where acos of the dot product loses it.
+    # atan2 of the half angle is accurate near 0 and pi, where acos of the dot product loses half of its digits.
     angle = 2 * torch.atan2(lengths(eu - ev), lengths(eu + ev))
     straight = (angle < _PARALLEL) | (nu == 0) | (nv == 0)
     opposite = angle > torch.pi - _PARALLEL
@@ -43,7 +46,7 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     out = torch.where(straight, line, arc)
     if bool((opposite & ~straight).any()):
         side = u.roll(1, 1)
-        side[:, side.shape[1] // 2 :].neg_()  # so that a constant vector's roll is not itself
+        side[:, side.shape[1] // 2 :].neg_()  # otherwise the roll of a constant vector would equal the vector
         side = side - (side * eu).sum(1, keepdim=True) * eu
         side = side / lengths(side).clamp(min=tiny)
         turn = torch.pi * torch.as_tensor(weight, dtype=torch.float64)
@@ -53,26 +56,29 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 
 
 def check_frames(frames: int) -> None:
-    """Raises InputError for fewer than two."""
+    """Raises InputError if ``frames`` is not a whole number of at least 2."""
     if not is_whole(frames) or frames < 2:
-        raise InputError(f"{frames} is too few; 2 shows the two ends only.", parameter="frames")
+        raise InputError(f"{frames} is too few; use 2, which shows the two ends, or more.", parameter="frames")
 
 
 def check_corners(rows: int, columns: int) -> None:
-    """Raises InputError for a grid that has not four corners."""
+    """Raises InputError if ``rows`` and ``columns`` are not whole numbers of at least 2."""
     if not (is_whole(rows) and is_whole(columns)) or rows < 2 or columns < 2:
-        raise InputError(f"a grid of {rows}x{columns} has no four corners; use at least 2x2.", parameter="grid")
+        raise InputError(f"a grid of {rows}x{columns} does not have four corners; use at least 2x2.", parameter="grid")
 
 
 def chain(points: Sequence[Tensor], frames: int) -> Tensor:
-    """Slerp along several points: ``frames`` from each to the next, shared ends once.
+    """Interpolates along a sequence of points by slerp. A point where two arcs meet appears once.
 
     Args:
         points: at least two tensors [1, ...].
-        frames: at least 2, ends included.
+        frames: the number of frames from each point to the next, both included; at least 2.
 
     Returns:
-        [(len(points) - 1) * (frames - 1) + 1, ...].
+        a tensor [(len(points) - 1) * (frames - 1) + 1, ...].
+
+    Raises:
+        InputError: fewer than two points or frames.
     """
     if len(points) < 2:
         raise InputError("an interpolation needs at least two.", parameter="codes")
@@ -84,14 +90,17 @@ def chain(points: Sequence[Tensor], frames: int) -> Tensor:
 
 
 def four_corners(points: Sequence[Tensor], rows: int, columns: int) -> Tensor:
-    """The grid between four points: slerp along the top and bottom edges, then down between them.
+    """Interpolates between four corner points: by slerp along the top and the bottom edge, then between the edges.
 
     Args:
-        points: top left, top right, bottom left, bottom right, each [1, ...].
-        rows, columns: at least 2.
+        points: the corners top left, top right, bottom left and bottom right, each [1, ...].
+        rows, columns: the size of the grid, at least 2 each.
 
     Returns:
-        [rows * columns, ...], row by row.
+        a tensor [rows * columns, ...] in row-major order.
+
+    Raises:
+        InputError: not four points, or a grid smaller than 2x2.
     """
     if len(points) != 4:
         raise InputError(f"a grid has four corners; {len(points)} were given.", parameter="corners")

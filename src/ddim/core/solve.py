@@ -1,4 +1,4 @@
-"""The only loop: along a grid, forwards or backwards."""
+"""The loop that steps a solver along a grid: from noise to data (``solve``), from data to noise (``solve_back``)."""
 
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -12,19 +12,19 @@ from .denoiser import Denoiser
 from .grid import Grid
 
 
-class Backwards(Protocol):
-    """What can go from data to noise: a reversible solver, or an inversion's approximate step."""
+class BackwardSolver(Protocol):
+    """Steps from data to noise: a reversible solver, or an inversion with a step of its own."""
 
     def first(self, grid: Grid) -> int:
-        """The node as far as which it goes."""
+        """Returns the index of the node with the most noise that it can reach."""
         ...
 
     def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
-        """From ``grid[i + 1]`` to ``grid[i]``."""
+        """Returns the state at ``grid[i]`` from the one at ``grid[i + 1]``."""
         ...
 
     def read(self, state: State) -> Tensor:
-        """The sample in a state."""
+        """Returns the sample that a state holds, [N, ...]."""
         ...
 
 
@@ -39,19 +39,20 @@ def solve(
     last: int | None = None,
     on_step: OnStep | None = None,
 ) -> State:
-    """Forwards, from node ``first`` (where the state is, by default) to node ``last`` (the data by default).
+    """Steps from node ``first`` towards the data, up to node ``last``, and returns the state there.
 
     Args:
         denoise: the model.
-        solver: how a step is made.
-        state: at node ``first``, as ``solver.init`` or an inversion gives it.
-        grid: S + 1 nodes.
-        noise: needed by a stochastic solver.
-        first, last: 0 <= first < last <= S.
-        on_step: called after each step.
+        solver: the solver that makes the steps.
+        state: the state at node ``first``, as ``solver.init`` or an inversion returns it.
+        grid: the grid of S + 1 nodes.
+        noise: the source of noise, which a stochastic solver needs.
+        first, last: the indices of two nodes, 0 <= first < last <= S. By default ``first`` is the node of the state if
+            the state records one and otherwise 0, and ``last`` is S, the data.
+        on_step: called after each step with the index of the node reached and the state there.
 
     Raises:
-        NotFinite: the sample stopped being numbers; the step is named.
+        NotFinite: the sample contains NaN or infinity after a step.
     """
     begin = getattr(state, "node", 0) if first is None else first
     end = grid.steps if last is None else last
@@ -68,7 +69,7 @@ def solve(
 
 def solve_back(
     denoise: Denoiser,
-    solver: Backwards,
+    solver: BackwardSolver,
     state: State,
     grid: Grid,
     *,
@@ -76,9 +77,19 @@ def solve_back(
     last: int | None = None,
     on_step: OnStep | None = None,
 ) -> State:
-    """Backwards, from node ``first`` (the data by default) to the noisier node ``last``; as ``solve`` otherwise.
+    """Steps from node ``first`` towards the noise, down to node ``last``, and returns the state there.
 
-    By default ``last`` is 0, or the node as far as which a reversible solver can be undone.
+    Args:
+        denoise: the model.
+        solver: a reversible solver, or an inversion that steps to noise.
+        state: the state at node ``first``.
+        grid: the grid of S + 1 nodes.
+        first, last: the indices of two nodes, 0 <= last < first <= S. By default ``first`` is S, the data, and ``last``
+            is ``solver.first(grid)``: usually 0, or the first node that a reversible solver can return to.
+        on_step: called after each step with the index of the node reached and the state there.
+
+    Raises:
+        NotFinite: the sample contains NaN or infinity after a step.
     """
     start = grid.steps if first is None else first
     if last is None:
@@ -100,19 +111,20 @@ def _along(
     read: Callable[[State], Tensor],
     state: State,
     grid: Grid,
-    ahead: int,
+    offset: int,
     on_step: OnStep | None,
 ) -> State:
+    """Makes the steps i in ``indices``. Step i ends at node i + ``offset``: 1 towards the data, 0 towards the noise."""
     with torch.no_grad():
         for i in indices:
             state = step(state, i)
             if not bool(torch.isfinite(read(state)).all()):
-                a, b, number = (i, i + 1, i + 1) if ahead else (i + 1, i, grid.steps - i)
+                a, b, number = (i, i + 1, i + 1) if offset else (i + 1, i, grid.steps - i)
                 raise NotFinite(
                     f"The sample is no longer finite after the step from t = {grid[a].t:g} to t = {grid[b].t:g} "
                     f"(step {number} of {grid.steps}): the network returned NaN or infinity, or the solver diverged.",
                     step=number,
                 )
             if on_step is not None:
-                on_step(i + ahead, state)
+                on_step(i + offset, state)
     return state

@@ -1,4 +1,7 @@
-"""The registry of inversions: adding one is a file and a line here. Every reversible solver is one by itself."""
+"""The registry of inversions. To add one, write a module and add one line here.
+
+Every reversible solver is an inversion too, and needs no line.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -21,26 +24,27 @@ INVERSIONS: "Registry[Inversion]" = Registry(
         **REVERSIBLE.lines,
     }
 )
-"""Every inversion by its name."""
+"""All inversions by name."""
 
 
 def inversion_names() -> list[str]:
-    """Every method that ``make_inversion`` knows."""
+    """Returns the names of all inversions."""
     return list(INVERSIONS)
 
 
 def make_inversion(method: "str | Inversion", options: Mapping[str, Any] | None = None) -> "Inversion":
-    """An inversion by name; one that is an inversion already stays as it is.
+    """Makes an inversion by name. An ``Inversion`` is returned unchanged.
 
     Args:
         method: one of ``inversion_names()``, or an ``Inversion``.
-        options: its fields, such as ``{"iterations": 5}`` or ``{"gamma": 0.96}``; they go with a name.
+        options: the options of a method that is chosen by name, such as ``{"iterations": 5}`` or ``{"gamma": 0.96}``.
 
     Raises:
-        InputError: an unknown name or option, a value out of range, options beside a method that has its own.
+        InputError: the name or an option is unknown, a value is out of range, or there are options besides an
+            ``Inversion``, which has its own.
     """
     if not isinstance(method, str):
-        return _as_it_is(method, options)
+        return _checked_instance(method, options)
     if method in INVERSIONS:
         return build(INVERSIONS[method], method, options)
     if method in SOLVERS:
@@ -50,7 +54,7 @@ def make_inversion(method: "str | Inversion", options: Mapping[str, Any] | None 
     raise UnknownName("method", method, inversion_names())
 
 
-def _as_it_is(method: object, options: Mapping[str, Any] | None) -> "Inversion":
+def _checked_instance(method: object, options: Mapping[str, Any] | None) -> "Inversion":
     from ..core.contracts import Inversion
 
     if not isinstance(method, Inversion):
@@ -60,5 +64,5 @@ def _as_it_is(method: object, options: Mapping[str, Any] | None) -> "Inversion":
             parameter="method",
         )
     if options:
-        raise InputError("they go with a method's name; an inversion object has its own.", parameter="options")
+        raise InputError("they apply to the name of a method; an inversion object has its own.", parameter="options")
     return method

@@ -1,4 +1,4 @@
-"""What inversions share that come forward by DDIM: the pivot, and a step of their own."""
+"""Base classes of inversions that sample with DDIM or that step to noise by themselves, and the DDIM pivot."""
 
 from abc import abstractmethod
 from typing import cast
@@ -9,36 +9,36 @@ from torch import Tensor
 from ..core.contracts import Inversion, InversionProblem, InversionResult, OnStep, Solver, State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
-from ..core.solve import Backwards, solve_back
+from ..core.solve import BackwardSolver, solve_back
 from ..solvers.ddim import DDIM
 from . import make_inversion
 
 
 class ByDDIM(Inversion):
-    """One that comes forward by DDIM."""
+    """An inversion whose images are reconstructed by deterministic DDIM."""
 
     def solver(self) -> Solver:
-        """DDIM with eta = 0."""
+        """Returns DDIM with eta = 0."""
         return DDIM()
 
 
-class Stepwise(Inversion, Backwards):
-    """One that goes to noise by a step of its own."""
+class Stepwise(Inversion, BackwardSolver):
+    """An inversion that is defined by its step from data to noise, ``unstep``."""
 
     def first(self, grid: Grid) -> int:
-        """0."""
+        """Returns 0: the steps reach the noisy end of the grid."""
         return 0
 
     def read(self, state: State) -> Tensor:
-        """x."""
+        """Returns the sample that a state holds, [N, ...]."""
         return state["x"]
 
     @abstractmethod
     def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
-        """From node i + 1 to node i."""
+        """Returns the state at ``grid[i]`` from the one at ``grid[i + 1]``."""
 
     def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
-        """x at the noisy end."""
+        """Steps from the images to the noisy end; the result is the sample x there."""
         denoise = problem.denoiser(problem.inversion_guidance)
         state = solve_back(denoise, self, {"x": x0}, grid, on_step=on_step)
         return InversionResult(state, grid, problem.prompts, {})
@@ -47,7 +47,18 @@ class Stepwise(Inversion, Backwards):
 def pivot_of(
     problem: InversionProblem, x0: Tensor, grid: Grid, weight: float = 1.0, on_step: OnStep | None = None
 ) -> Tensor:
-    """Every node of plain DDIM inversion under one weight: [N, S + 1, ...], entry i at ``grid[i]``; one call a step."""
+    """Returns the pivot of the images: the trajectory of plain DDIM inversion, [N, S + 1, ...].
+
+    Args:
+        problem: the model with its conditions.
+        x0: the images, [N, ...].
+        grid: the grid of S + 1 nodes.
+        weight: the guidance weight of the inversion.
+        on_step: called after each step.
+
+    Returns:
+        the samples at all nodes; entry i is at ``grid[i]``, and the last entry is x0.
+    """
     nodes = [x0]
 
     def keep(i: int, state: State) -> None:
@@ -55,6 +66,6 @@ def pivot_of(
         if on_step is not None:
             on_step(i, state)
 
-    plain = cast(Backwards, make_inversion("ddim"))
+    plain = cast(BackwardSolver, make_inversion("ddim"))
     solve_back(problem.denoiser(weight), plain, {"x": x0}, grid, on_step=keep)
     return torch.stack(nodes[::-1], dim=1)

@@ -1,4 +1,4 @@
-"""DDIM inversion: the implicit step solved by fixed-point iteration; one iteration is the plain method."""
+"""DDIM inversion: inverts a DDIM step by fixed-point iteration; one iteration is the usual DDIM inversion."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,31 +14,34 @@ from ..core.grid import Grid
 from ..solvers.base import shift
 from .base import ByDDIM, Stepwise
 
-LABELS = ("destination", "source")
+TIMESTEPS = ("destination", "source")
 
 
 @dataclass(frozen=True)
 class DDIMInversion(ByDDIM, Stepwise):
-    """Takes DDIM (eta = 0) from data to noise.
+    """Inverts deterministic DDIM (eta = 0), from data to noise.
 
-    The step back from s to the noisier t wants eps at x_t, which is not known yet. The iteration starts from x_s and
-    asks the network at (x, t): the first iterate is plain DDIM inversion (Song et al. 2021, section 4.3), more
-    iterations solve the implicit step (Pan et al. 2023, arXiv 2309.04907).
+    The inverse of the step from t to s needs eps at x_t, which is not known yet. A fixed-point iteration starts from
+    x_s and calls the network at (x, t) with the current iterate x. The first iterate is plain DDIM inversion (Song et
+    al. 2021, section 4.3); more iterations solve the implicit step (Pan et al. 2023, arXiv 2309.04907).
 
-    For a network that predicts eps, the first iterate is that of prompt-to-prompt and of diffusers'
-    ``DDIMInverseScheduler``, number for number. For one that predicts v it is not: diffusers reads what the network
-    says at (x_s, t) with the alpha and sigma of s, and this method with those of t, where the network was asked. Both
-    are of first order: on a mixture of Gaussians in ten steps the two latents are 0.36 apart, in a hundred 0.05.
+    For a network that predicts eps, the first iterate equals that of prompt-to-prompt and of ``DDIMInverseScheduler``
+    in diffusers. For a network that predicts v it does not: diffusers converts the output at (x_s, t) with the alpha
+    and sigma of s, and this method with those of t, the node of the call. Both are of first order. On a mixture of
+    Gaussians the two latents differ by 0.36 with 10 steps, and by 0.05 with 100.
 
     Args:
-        iterations: at least 1; network calls a step.
-        label: ``"destination"`` asks at t; ``"source"`` asks at s, where x_s lies (guided-diffusion), and needs
-            iterations = 1, since there is nothing to iterate.
-        anderson: how many earlier iterates Anderson acceleration mixes in; 0 is the plain iteration.
+        iterations: the number of iterations, and of network calls per step; at least 1.
+        timestep: the timestep of the network calls. ``"destination"`` is that of t. ``"source"`` is that of s, the node
+            of x_s, as in guided-diffusion; it needs ``iterations`` = 1, because the calls do not depend on an iterate.
+        anderson: the number of earlier iterates that Anderson acceleration uses; 0 is the plain iteration.
+
+    Raises:
+        InputError: an option is out of range or unknown, or ``"source"`` is combined with more than one iteration.
     """
 
     iterations: int = 1
-    label: str = "destination"
+    timestep: str = "destination"
     anderson: int = 0
 
     name: ClassVar[str] = "ddim"
@@ -49,11 +52,11 @@ class DDIMInversion(ByDDIM, Stepwise):
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise InputError(f"{self.iterations} is too few; 1 is plain DDIM inversion.", parameter="iterations")
-        if self.label not in LABELS:
-            raise UnknownName("label", self.label, LABELS)
-        if self.label == "source" and self.iterations > 1:
+        if self.timestep not in TIMESTEPS:
+            raise UnknownName("timestep", self.timestep, TIMESTEPS)
+        if self.timestep == "source" and self.iterations > 1:
             raise InputError(
-                f"{self.iterations} needs label = 'destination'; the source's label leaves nothing to iterate.",
+                f"{self.iterations} needs timestep = 'destination'; with 'source' there is nothing to iterate.",
                 parameter="iterations",
             )
         if self.anderson < 0:
@@ -61,18 +64,21 @@ class DDIMInversion(ByDDIM, Stepwise):
 
     @property
     def nfe(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As many as iterations."""
+        """The number of network calls per step, which is ``iterations``."""
         return self.iterations
 
     @property
     def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As many as iterations: each makes what is left of the implicit step smaller by the step's size."""
+        """The order of the round trip's error, which is ``iterations``.
+
+        Each iteration multiplies the error of the implicit step by a factor of the order of the step size.
+        """
         return self.iterations
 
     def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
-        """From node i + 1 to node i."""
+        """Returns the state at ``grid[i]`` from the one at ``grid[i + 1]``."""
         x, t, s = state["x"], grid[i], grid[i + 1]
-        at = s if self.label == "source" else t
+        at = s if self.timestep == "source" else t
         mix = _Anderson(self.anderson)
         guess = x
         for _ in range(self.iterations):
@@ -81,10 +87,13 @@ class DDIMInversion(ByDDIM, Stepwise):
 
 
 class _Anderson:
-    """Type-II Anderson mixing for one fixed point, a sample at a time (Walker & Ni 2011, SIAM J. Numer. Anal. 49).
+    """Type-II Anderson acceleration of x = g(x), per sample (Walker & Ni 2011, SIAM J. Numer. Anal. 49).
 
-    The weights solve a small least-squares problem in float64 with a ridge relative to its size, so that a sample
-    that has converged divides by nothing.
+    The next iterate is the combination of the last values g(x), with weights that sum to 1, whose residual g(x) - x is
+    smallest. The weights solve a least-squares problem of size ``memory`` in float64.
+
+    Args:
+        memory: the number of earlier iterates that are combined; 0 is the plain iteration.
     """
 
     def __init__(self, memory: int) -> None:
@@ -93,7 +102,7 @@ class _Anderson:
         self.images: list[Tensor] = []
 
     def __call__(self, x: Tensor, image: Tensor) -> Tensor:
-        """The next iterate from x and g(x)."""
+        """Returns the next iterate from x and ``image`` = g(x), both [N, ...]."""
         if self.memory == 0:
             return image
         self.residuals = [*self.residuals, (image - x).flatten(1).double()][-self.memory - 1 :]
@@ -103,6 +112,8 @@ class _Anderson:
         newest = self.residuals[-1]
         differences = torch.stack([newest - r for r in self.residuals[:-1]], dim=1)  # [N, m, D]
         gram = differences @ differences.transpose(1, 2)
+        # The ridge is relative, so that it does not depend on the scale of the residuals. The clamp keeps the system
+        # solvable for a sample that has converged, whose Gram matrix is 0.
         scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-200)
         ridge = 1e-10 * scale[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
         weights = solved(gram + ridge, (differences @ newest.unsqueeze(2)))  # [N, m, 1]

@@ -1,4 +1,4 @@
-"""Direct inversion: the source is put back on its pivot after every step forward."""
+"""Direct inversion: sampling sets the source back to its pivot after every step."""
 
 import math
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from .base import ByDDIM, pivot_of
 
 @dataclass(frozen=True)
 class DirectInversion(ByDDIM):
-    """DDIM inversion at weight 1, all of whose nodes are kept (Ju et al. 2024, section 4).
+    """DDIM inversion at guidance weight 1 that stores the sample at every node, the pivot (Ju et al. 2024, section 4).
 
-    The way forward under any weight ends each step on the pivot, so the image comes back whatever the guidance; the
-    paper adds the difference to the source's branch, which is the same. Whatever is edited beside the source starts
-    from the pivot's noisy end and is told what the source's steps see. Models without text take it too.
+    Sampling replaces the sample of the source by the pivot after each step, so that the image is reconstructed exactly
+    with any guidance. The paper adds the difference to the pivot instead, which has the same result. An edit samples
+    its targets from the same latent, beside the source. The method also works for models without text.
     """
 
     name: ClassVar[str] = "direct"
@@ -30,6 +30,9 @@ class DirectInversion(ByDDIM):
     floor_db: ClassVar[float] = math.inf
 
     def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
-        """The pivot's noisy end, and the rest of it as ``extras["pivot"]``, [N, S, ...]; the last entry is x0."""
+        """Returns the noisy end of the pivot, and its other nodes as ``extras["pivot"]``, [N, S, ...].
+
+        The last node of the pivot is x0.
+        """
         pivot = pivot_of(problem, x0, grid, on_step=on_step)
         return InversionResult({"x": pivot[:, 0]}, grid, problem.prompts, {"pivot": pivot[:, 1:]})

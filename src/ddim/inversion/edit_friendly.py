@@ -1,4 +1,4 @@
-"""Edit-friendly DDPM inversion: the noise maps that lead DDPM from noise to the image."""
+"""Edit-friendly DDPM inversion: finds the noise maps with which DDPM sampling ends at the image."""
 
 import math
 from dataclasses import dataclass
@@ -17,18 +17,25 @@ from ..solvers.ddim import DDIM
 
 @dataclass(frozen=True)
 class EditFriendly(Inversion):
-    """Noises the image to every node independently, and keeps what each step of DDPM lacks to the next one
-    (Huberman-Spiegelglas et al. 2024, Algorithm 1): z_i = (x_{i+1} - mu_i) / std_i, x_{i+1} rewritten with it.
+    """Stores the noise maps of DDPM sampling that ends at the image (Huberman-Spiegelglas et al. 2024, Algorithm 1).
 
-    The direction's coefficient is sqrt(sigma^2 - eta^2 std^2) as in Eq. 12 of the DDIM paper (the authors' code has eta
-    in place of its square). The last map is zero, as theirs; where that misses the image, ``extras["end"]`` puts the
-    sample on it. Models without text take it too. The way back may have a weight of its own, but only under the
-    forward one's do the maps fit it: otherwise all but the last step leave the noised images.
+    The image is noised to every node independently. The noise map of a step is what the mean mu_i of the step lacks to
+    reach the next noised image: z_i = (x_{i+1} - mu_i) / std_i. x_{i+1} is then recomputed from z_i.
+
+    The coefficient of eps is sqrt(sigma^2 - eta^2 std^2), as in Eq. 12 of the DDIM paper; the authors' code has eta in
+    place of eta^2. The last map is zero, as in the paper. Since the last step then does not end exactly at the image,
+    sampling sets the sample to ``extras["end"]``. The method also works for models without text. If the inversion and
+    sampling use different guidance weights, the maps do not fit the means: the samples leave the noised images, and
+    only the last step returns to the image.
 
     Args:
         eta: in (0, 1]; 1 is DDPM.
-        skip: the noisiest part of the grid that is left out: below 1 a fraction, from 1 on whole steps. The code's
-            grid is the rest. 0.36 is the paper's; more stays nearer to the image in an edit.
+        skip: how much of the noisy end of the grid to leave out: a fraction if below 1, otherwise a number of steps.
+            The grid of the code is the rest. The default 0.36 is that of the paper. With a larger value, edits stay
+            closer to the image.
+
+    Raises:
+        InputError: an option is out of range.
     """
 
     eta: float = 1.0
@@ -45,7 +52,7 @@ class EditFriendly(Inversion):
     def __post_init__(self) -> None:
         if not 0 < self.eta <= 1:
             raise InputError(
-                f"{self.eta:g} lies outside (0, 1]; 1 is DDPM, and without noise there are no noise maps.",
+                f"{self.eta:g} lies outside (0, 1]; 1 is DDPM, and 0 has no noise maps.",
                 parameter="eta",
             )
         if not self.skip >= 0 or (self.skip >= 1 and self.skip != int(self.skip)):
@@ -54,14 +61,14 @@ class EditFriendly(Inversion):
             )
 
     def solver(self) -> Solver:
-        """DDIM with this eta."""
+        """Returns DDIM with the same eta."""
         return DDIM(self.eta)
 
     def begin(self, grid: Grid) -> int:
-        """The node that the way forward starts from.
+        """Returns the index of the node at which sampling starts.
 
         Raises:
-            InputError: no step would be left.
+            InputError: ``skip`` leaves no step of this grid.
         """
         first = round(self.skip * grid.steps) if self.skip < 1 else int(self.skip)
         if first >= grid.steps:
@@ -73,19 +80,20 @@ class EditFriendly(Inversion):
         return first
 
     def part(self, grid: Grid) -> Grid:
-        """The part of ``grid`` that the way forward takes; raises InputError where no step would be left."""
+        """Returns the rest of ``grid``, after the skipped part. Raises InputError if no step is left."""
         return grid.rest(self.begin(grid))
 
     def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
-        """The noised image at the first node, ``extras["noise"]`` [N, S, ...] and ``extras["end"]`` [N, 1, ...].
+        """Returns the noised image at the first node, with ``extras["noise"]`` [N, S, ...] and ``"end"`` [N, 1, ...].
 
         Raises:
-            InputError: a problem without a source of noise, or a skip that leaves no step.
+            InputError: the problem has no source of noise, or ``skip`` leaves no step.
+            NotFinite: the sample contains NaN or infinity after a step.
         """
         if problem.noise is None:
             raise InputError(f"{self.name!r} draws noise; give a seed.", parameter="seed")
         rest = self.part(grid)
-        # from the data end, so that a seed gives the same images at the nodes that two skips share
+        # Drawn from the data end, so that a seed gives the same noised images whatever ``skip`` leaves out.
         noised = [node.alpha * x0 + node.sigma * problem.noise(x0) for node in rest.nodes[-2::-1]][::-1]
         denoise, x = problem.denoiser(problem.inversion_guidance), noised[0]
         maps: list[Tensor] = []
@@ -94,6 +102,7 @@ class EditFriendly(Inversion):
                 t, s = rest[i], rest[i + 1]
                 pair, std, last = denoise(x, t), eta_std(self.eta, t, s), i == rest.steps - 1
                 z = torch.zeros_like(x) if last else (noised[i + 1] - move(pair, s, std, torch.zeros_like(x))) / std
+                # Sampling computes x from z too, with the same rounding; the next map must start from that x.
                 x = move(pair, s, std, z)
                 if not bool(torch.isfinite(x).all()):
                     raise NotFinite(

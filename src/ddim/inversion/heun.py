@@ -1,4 +1,4 @@
-"""Inversion by a one-step solver on the reversed grid: the same formula, the other way."""
+"""Inversion with Heun's method: applies the solver to the reversed grid."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,10 +12,10 @@ from .base import Stepwise
 
 @dataclass(frozen=True)
 class HeunInversion(Stepwise):
-    """Heun's step from data to noise, and Heun forwards again: not exact.
+    """Inverts with Heun's method on the reversed grid, and samples with Heun's method. The round trip is not exact.
 
-    The code is of second order, the round trip of third: a step and its step back share the leading error, which is
-    odd in the step's size and cancels.
+    The latent is of second order, and the round trip of third order: the leading error of a step is odd in the step
+    size, so that it cancels between a step and the same step in the other direction.
     """
 
     name: ClassVar[str] = "heun"
@@ -26,9 +26,9 @@ class HeunInversion(Stepwise):
     paper: ClassVar[str] = Heun.paper
 
     def solver(self) -> Solver:
-        """Heun."""
+        """Returns the solver ``Heun``."""
         return Heun()
 
     def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
-        """From node i + 1 to node i: the solver's own step on the reversed grid."""
+        """Returns the state at ``grid[i]`` from the one at ``grid[i + 1]``, by a Heun step on the reversed grid."""
         return Heun().step(denoise, state, grid.reversed(), grid.steps - 1 - i, None)

@@ -1,4 +1,4 @@
-"""Negative-prompt inversion: the source's prompt stands in for the null-text, and nothing is tuned."""
+"""Negative-prompt inversion: replaces the optimized embedding of null-text inversion by that of the source prompt."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -16,14 +16,17 @@ from .ddim import DDIMInversion
 
 @dataclass(frozen=True)
 class NegativePrompt(ByDDIM):
-    """DDIM inversion at weight 1; forwards, the null embedding is the source prompt's (Miyake et al. 2023, section 4).
+    """DDIM inversion at guidance weight 1, sampled with the source prompt as the unconditional embedding.
 
-    Both predictions are then the same and the weight has no say: the source comes back as it does from DDIM inversion
-    at weight 1, and an edit is guided away from the source's prompt.
+    Source: Miyake et al. 2023, section 4. Both branches of guidance then predict the same, so that the weight has no
+    effect: the source is reconstructed as by DDIM inversion at weight 1. An edit is guided away from the source prompt.
 
     Args:
-        toward_empty: in [0, 1], how far the null embedding lies from the prompt's towards the negative (empty) one's,
-            token by token along the arc between them; above 0 the source comes back less well.
+        toward_empty: in [0, 1]: moves the unconditional embedding from that of the source prompt towards that of the
+            negative (empty) prompt, token by token, along the arc between them. Above 0 the reconstruction is worse.
+
+    Raises:
+        InputError: ``toward_empty`` lies outside [0, 1].
     """
 
     toward_empty: float = 0.0
@@ -45,16 +48,16 @@ class NegativePrompt(ByDDIM):
             )
 
     def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
-        """x at the noisy end, and another unconditional branch.
+        """Returns x at the noisy end, and the conditions with the new unconditional branch.
 
         Raises:
-            InputError: a model without conditions; ``toward_empty`` for one that takes no prompts.
+            InputError: the model has no conditions, or ``toward_empty`` is set and the model takes no prompts.
         """
         cond, uncond = problem.prompts.cond, problem.prompts.uncond
         if uncond is None:
             raise InputError(
-                f"{self.name!r} puts the source's condition in place of none, and this model has none of either; use "
-                "'ddim' or 'belm'.",
+                f"{self.name!r} puts the source's condition in place of the unconditional one, and this model has "
+                "neither; use 'ddim' or 'belm'.",
                 parameter="method",
             )
         if self.toward_empty:
@@ -63,7 +66,7 @@ class NegativePrompt(ByDDIM):
         return InversionResult(done.state, grid, PromptConditioning(cond, self._between(cond, uncond)), {})
 
     def _between(self, cond: Conditioning, uncond: Conditioning) -> Conditioning:
-        """The condition itself, its embeddings moved towards the unconditional ones."""
+        """Returns ``cond`` with its embeddings moved towards those of ``uncond`` by ``toward_empty``."""
         parts = [name for name in (TEXT, POOLED) if name in cond]
         return cond.replace(
             **{name: along_arc(cond.tensors[name], uncond.tensors[name], self.toward_empty) for name in parts}
@@ -71,11 +74,13 @@ class NegativePrompt(ByDDIM):
 
 
 def along_arc(a: Tensor, b: Tensor, part: float) -> Tensor:
-    """Spherical interpolation over the last dimension, token by token; a straight line where two point the same way.
+    """Interpolates spherically over the last dimension, so that each token has its own angle.
+
+    If two vectors are nearly parallel or opposite, the interpolation is linear.
 
     Args:
-        a, b: [..., D].
-        part: in [0, 1]; 0 is a and 1 is b, bit for bit.
+        a, b: two tensors [..., D] of the same shape.
+        part: the position on the arc, in [0, 1]; 0 returns a and 1 returns b, bit for bit.
     """
     if part in (0, 1):
         return (a, b)[int(part)].clone()

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._utils.errors import InputError, is_whole
 from ..core import guidance as maths
 from ..core.conditioning import Conditioning, PromptConditioning
-from ..core.denoiser import PLAIN, Call, ModelDenoiser, aligned, asked
+from ..core.denoiser import PLAIN, Call, ModelDenoiser, aligned, ask_network
 from ..core.guidance import Guidance, Prompts
 from ..core.path import Node
 from ..core.prediction import Hold
@@ -139,7 +139,7 @@ class Model(ABC):
         def one(rows: Tensor, cond: Conditioning, one_call: Call) -> Tensor:
             return self.forward(aligned(rows), node, cond, one_call)
 
-        return asked(one, x, conditionings, call)
+        return ask_network(one, x, conditionings, call)
 
     def combine(self, cond: Tensor, uncond: Tensor, guidance: Guidance, node: Node) -> Tensor:
         """Combines the outputs of the two branches of guidance: uncond + w (cond - uncond).

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from .._utils.errors import InputError, is_range, is_whole
 from ..core.conditioning import LABELS, Conditioning
-from ..core.denoiser import Call
-from ..core.denoiser import told as timesteps
+from ..core.denoiser import Call, timestep_tensor
 from ..core.path import Node, TablePath
 from ..core.schedule import Schedule
 from .base import ClassModel
@@ -112,7 +111,7 @@ class NetworkModel(ClassModel):
             InputError: the model needs a class label and has none, or the network's output has a wrong shape.
         """
         looked_up = isinstance(self.schedule.path, TablePath)
-        t = timesteps(self.schedule.timestep(node), x, looked_up, self.timestep_dtype, "timestep_dtype")
+        t = timestep_tensor(self.schedule.timestep(node), x, looked_up, self.timestep_dtype, "timestep_dtype")
         labels: tuple[Tensor, ...] = ()
         if self.classes:
             if LABELS not in cond:

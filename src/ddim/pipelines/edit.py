@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._utils.errors import DDIMWarning, InputError
 from .._utils.tensors import in_groups
-from ..core.conditioning import ASKED_FOR, Conditioning, PromptConditioning
+from ..core.conditioning import CONTENT, Conditioning, PromptConditioning
 from ..core.contracts import Inversion, OnStep, Solver
 from ..core.guidance import Guidance
 from ..core.solve import solve
@@ -266,7 +266,7 @@ def _forward_with_targets(
     repeated = {key: rows(v) for key, v in code.state.items()}
     state = resumed(solver, repeated, code.grid, model.device, model.state_dtype)
     own = code.conditions.to(model.device)
-    facts = {name: t.repeat_interleave(k, 0) for name, t in own.cond.tensors.items() if name not in ASKED_FOR}
+    facts = {name: t.repeat_interleave(k, 0) for name, t in own.cond.tensors.items() if name not in CONTENT}
     targets = targets.replace(**facts)
     order = [row for i in range(n) for row in (i, *range(n + i * k, n + (i + 1) * k))]
     cond = Conditioning.cat([own.cond, targets])[order]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._utils.errors import InputError, is_whole
 from ..core.contracts import Solver
-from ..core.denoiser import Denoiser, held
+from ..core.denoiser import Denoiser, with_hold
 from ..core.guidance import Guidance, check_classifier_weight, classifier_guided
 from ..core.noise import checked_seed
 from ..core.prediction import NO_HOLD
@@ -117,7 +117,7 @@ def sample(
         led: Denoiser = model.guided(guided_as, conditions[begin : begin + n], hold=NO_HOLD)
         if classifier is not None and wanted is not None:
             led = classifier_guided(led, classifier, wanted[begin : begin + n], weight)
-        denoise = held(led, hold)  # once the classifier has led
+        denoise = with_hold(led, hold)  # once the classifier has led
         with half_precision_hint(model):
             state = solve(denoise, made, made.init(x, grid), grid, noise=noise, on_step=report)
         out.append(model.decode(made.read(state)))

@@ -1,4 +1,4 @@
-"""The registry of solvers: adding one is a file and a line here."""
+"""The registry of solvers. To add a solver, write a module and add one line here."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ REVERSIBLE: "Registry[ReversibleSolver]" = Registry(
         "belm": "solvers.belm:BELM",
     }
 )
-"""Solvers that can be undone to the bit; each is an inversion too."""
+"""The solvers whose steps can be undone to the bit; each of them is also an inversion."""
 
 SOLVERS: "Registry[Solver]" = Registry(
     {
@@ -29,27 +29,28 @@ SOLVERS: "Registry[Solver]" = Registry(
         **REVERSIBLE.lines,
     }
 )
-"""Every solver by its name."""
+"""All solvers by name."""
 
 
 def make_solver(solver: "str | Solver", options: Mapping[str, Any] | None = None) -> "Solver":
-    """A solver by name; one that is a solver already stays as it is.
+    """Makes a solver by name. A ``Solver`` is returned unchanged.
 
     Args:
         solver: a key of ``SOLVERS``, or a ``Solver``.
-        options: its fields, such as ``{"eta": 0.5}`` or ``{"gamma": 0.96}``; they go with a name.
+        options: the options of a solver that is chosen by name, such as ``{"eta": 0.5}`` or ``{"gamma": 0.96}``.
 
     Raises:
-        InputError: an unknown name or option, a value out of range, options beside a solver that has its own.
+        InputError: the name or an option is unknown, a value is out of range, or there are options besides a
+            ``Solver``, which has its own.
     """
     if not isinstance(solver, str):
-        return _as_it_is(solver, options)
+        return _checked_instance(solver, options)
     if solver not in SOLVERS:
         raise UnknownName("solver", solver, SOLVERS)
     return build(SOLVERS[solver], solver, options)
 
 
-def _as_it_is(solver: object, options: Mapping[str, Any] | None) -> "Solver":
+def _checked_instance(solver: object, options: Mapping[str, Any] | None) -> "Solver":
     from ..core.contracts import Solver
 
     if not isinstance(solver, Solver):
@@ -58,5 +59,5 @@ def _as_it_is(solver: object, options: Mapping[str, Any] | None) -> "Solver":
             parameter="solver",
         )
     if options:
-        raise InputError("they go with a solver's name; a solver object has its own.", parameter="options")
+        raise InputError("they apply to the name of a solver; a solver object has its own.", parameter="options")
     return solver

@@ -1,4 +1,4 @@
-"""What solvers share: steps between two nodes from what a network said."""
+"""Formulas that solvers share: steps between two nodes from predicted x0 and eps."""
 
 import math
 
@@ -10,32 +10,40 @@ from ..core.prediction import Pair
 
 
 def move(pair: Pair, node: Node, std: float = 0.0, z: Tensor | None = None) -> Tensor:
-    """x at a node from a pair: alpha x0 + sqrt(sigma^2 - std^2) eps + std z (Eq. 12 of Song et al. 2021)."""
+    """Returns x at a node: alpha x0 + sqrt(sigma^2 - std^2) eps + std z (Song et al. 2021, Eq. 12).
+
+    Args:
+        pair: the predicted x0 and eps.
+        node: where the step ends.
+        std: the standard deviation of the added noise, at most ``node.sigma``.
+        z: standard normal noise in the shape of x; needed if ``std`` is not 0.
+    """
     if std == 0.0:
         return node.alpha * pair.x0 + node.sigma * pair.eps
     if z is None:
-        raise ValueError("a step that injects noise needs a source of it")
+        raise ValueError("a step that adds noise needs a source of noise")
     direction = math.sqrt(max(node.sigma**2 - std**2, 0.0))
     return node.alpha * pair.x0 + direction * pair.eps + std * z
 
 
 def shift(x: Tensor, eps: Tensor, t: Node, s: Node) -> Tensor:
-    """The deterministic step of x from t to s along a given eps: (alpha_s / alpha_t)(x - sigma_t eps) + sigma_s eps.
+    """Returns the deterministic step of x from t to s for a known eps.
 
-    The same as ``move`` for a pair that explains x, and its own inverse with t and s exchanged.
+    The formula is (alpha_s / alpha_t) (x - sigma_t eps) + sigma_s eps. It equals ``move`` if the pair satisfies
+    x = alpha x0 + sigma eps. With t and s exchanged it is its own inverse.
     """
     ratio = s.alpha / t.alpha
     return ratio * x + (s.sigma - ratio * t.sigma) * eps
 
 
 def implicit_step(denoise: Denoiser, x: Tensor, s: Node, t: Node, iterations: int) -> Tensor:
-    """The x_t whose DDIM step to s is x, by fixed-point iteration from x itself.
+    """Finds the x_t whose DDIM step from t to s ends at x, by a fixed-point iteration that starts from x.
 
     Args:
-        denoise: asked at t only, so that the first iterate is plain DDIM inversion with the destination's label.
-        x: on s, [N, ...].
-        s, t: where x is, and the noisier node it goes to.
-        iterations: at least 1.
+        denoise: the model. It is called at t only; the first iterate is plain DDIM inversion with the timestep of t.
+        x: the sample at s, [N, ...].
+        s, t: the node of x, and the node with more noise to go to.
+        iterations: the number of iterations and network calls, at least 1.
     """
     guess = x
     for _ in range(iterations):
@@ -44,7 +52,7 @@ def implicit_step(denoise: Denoiser, x: Tensor, s: Node, t: Node, iterations: in
 
 
 def power(base: float, exponent: int) -> float:
-    """base ** exponent, inf where floats end."""
+    """Returns base ** exponent, or infinity if the result exceeds the range of floats."""
     try:
         return base**exponent
     except OverflowError:

@@ -1,4 +1,4 @@
-"""BDIA: a step forward corrected by the step that came before, so that it can be undone."""
+"""BDIA: combines a DDIM step with the previous one, so that the step can be undone."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,39 +14,46 @@ from .base import implicit_step, move, power
 from .lattice import Lift, ReversibleSolver
 
 
-class TwoNodes(ReversibleSolver):
-    """Reversible solvers whose state is the sample at a node, ``x``, and at the noisier one next to it, ``before``."""
+class TwoNodeSolver(ReversibleSolver):
+    """A reversible solver whose state is the sample at two nodes: ``x`` at the current, ``before`` at the previous one.
+
+    The previous node is the neighbour with more noise.
+    """
 
     keys: ClassVar[tuple[str, ...]] = ("x", "before")
     rotate: ClassVar[tuple[str, ...]] = ("x", "before")
 
     @abstractmethod
     def lifts(self, grid: Grid, i: int) -> Sequence[Lift]:
-        """What makes x_{i+1} of ``before``; then the two change places."""
+        """Returns the lift that turns ``before`` into x_{i+1}; after it, ``x`` and ``before`` are exchanged."""
 
     def enter(self, denoise: Denoiser, x: Tensor, grid: Grid, i: int) -> Mapping[str, Tensor]:
-        """A DDIM step, and where it began."""
+        """Makes a DDIM step, and keeps the sample at its start as ``before``."""
         return {"x": move(denoise(x, grid[i]), grid[i + 1]), "before": x}
 
     def start(self, denoise: Denoiser, x0: Tensor, grid: Grid) -> Mapping[str, Tensor]:
-        """The image, and the node before it from the implicit DDIM step.
+        """Returns the image as ``x``, and as ``before`` the sample from which a DDIM step ends at the image.
 
-        Three fixed-point iterations: a second value off the trajectory starts the parasitic mode of such solvers, which
-        the way back may enlarge.
+        ``before`` takes three fixed-point iterations. A value off the trajectory would start the parasitic mode of
+        two-node methods, which inversion may enlarge.
         """
         return {"x": x0, "before": implicit_step(denoise, x0, grid[-1], grid[-2], iterations=3)}
 
 
 @dataclass(frozen=True)
-class BDIA(TwoNodes):
+class BDIA(TwoNodeSolver):
     """Bi-Directional Integration Approximation (Zhang et al. 2023, arXiv 2307.10829).
 
-    x_{i+1} = gamma x_{i-1} + D(x_i; i -> i+1) - gamma D(x_i; i -> i-1), with D the DDIM step; one network call
-    serves both. The first step is DDIM's.
+    x_{i+1} = gamma x_{i-1} + D(x_i; i -> i+1) - gamma D(x_i; i -> i-1), where D is the DDIM step. Both D share one
+    network call. The first step is a DDIM step.
 
     Args:
-        gamma: in (0, 1]. 1 is of second order, and its way back enlarges a disturbance by no more than the network
-            does; below 1 it is of first order and the way back enlarges it by 1 / gamma a step besides.
+        gamma: in (0, 1]. With 1, the method is of second order, and its inversion enlarges a disturbance no more than
+            the network does. Below 1, it is of first order, and its inversion also multiplies a disturbance by
+            1 / gamma in every step.
+
+    Raises:
+        InputError: ``gamma`` lies outside (0, 1].
     """
 
     gamma: float = 1.0
@@ -64,11 +71,11 @@ class BDIA(TwoNodes):
             )
 
     def first(self, grid: Grid) -> int:
-        """1: the formula needs the node before."""
+        """Returns 1, because the formula uses the sample at the previous node."""
         return 1
 
     def lifts(self, grid: Grid, i: int) -> Sequence[Lift]:
-        """The formula above."""
+        """Returns one lift of ``before``, which the formula of the class turns into x_{i+1}."""
         before, t, s, gamma = grid[i - 1], grid[i], grid[i + 1], self.gamma
 
         def add(denoise: Denoiser, others: Mapping[str, Tensor]) -> Tensor:
@@ -78,5 +85,5 @@ class BDIA(TwoNodes):
         return (Lift("before", gamma, add),)
 
     def amplification(self, grid: Grid) -> float:
-        """gamma^-S."""
+        """Returns gamma^-S: each undone step divides ``before`` by gamma."""
         return power(self.gamma, -grid.steps)

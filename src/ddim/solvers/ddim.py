@@ -1,4 +1,4 @@
-"""DDIM: the generalized step between any two nodes, with eta between the ODE and DDPM."""
+"""DDIM: the step between any two nodes, with eta between the deterministic ODE and DDPM."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,10 +13,13 @@ from .base import move
 
 @dataclass(frozen=True)
 class DDIM(Solver):
-    """The family of Eq. 12 and 16 of Song et al. 2021 (arXiv 2010.02502).
+    """The DDIM sampler, Eq. 12 and 16 of Song et al. 2021 (arXiv 2010.02502).
 
     Args:
-        eta: in [0, 1]; 0 is deterministic and draws nothing, 1 is DDPM's posterior.
+        eta: in [0, 1]; 0 is deterministic and draws no noise, 1 has the posterior variance of DDPM.
+
+    Raises:
+        InputError: ``eta`` lies outside [0, 1].
     """
 
     eta: float = 0.0
@@ -32,11 +35,11 @@ class DDIM(Solver):
 
     @property
     def stochastic(self) -> bool:
-        """Whether eta is above 0."""
+        """Whether a step draws noise: true if eta is above 0."""
         return self.eta > 0
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
-        """Eq. 12 from node i to its own next node."""
+        """Returns the state at ``grid[i + 1]`` by Eq. 12."""
         x, t, s = state["x"], grid[i], grid[i + 1]
         pair = denoise(x, t)
         std = eta_std(self.eta, t, s)

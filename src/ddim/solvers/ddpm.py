@@ -1,4 +1,4 @@
-"""DDPM sampling with the larger variance, the sigma-hat rows of the DDIM paper's Table 1."""
+"""DDPM sampling with the larger variance: the rows sigma-hat in Table 1 of the DDIM paper."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,10 +11,11 @@ from ..core.process import eta_std, sigma_hat
 
 @dataclass(frozen=True)
 class DDPM(Solver):
-    """sigma-hat: the direction of eta = 1 with more noise than it leaves room for (section 5 of arXiv 2010.02502).
+    """The DDPM sampler with the larger variance, sigma-hat (section 5 of arXiv 2010.02502).
 
-    The last step draws no noise, as in algorithm 2 of Ho et al. 2020. eta = 1 with the posterior's variance is
-    ``DDIM(eta=1)``.
+    The mean is that of DDIM with eta = 1, but the added noise has the standard deviation sigma-hat, so that x gets more
+    noise than its node has. The last step adds no noise, as in algorithm 2 of Ho et al. 2020. For DDPM with the
+    posterior variance use ``DDIM(eta=1)``.
     """
 
     name: ClassVar[str] = "ddpm"
@@ -24,11 +25,11 @@ class DDPM(Solver):
 
     @property
     def stochastic(self) -> bool:
-        """Always draws noise."""
+        """Always true: every step but the last draws noise."""
         return True
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
-        """The mean of eta = 1, and sigma-hat noise."""
+        """Returns the state at ``grid[i + 1]``: the mean of DDIM with eta = 1 plus noise of sigma-hat."""
         x, t, s = state["x"], grid[i], grid[i + 1]
         pair = denoise(x, t)
         std = eta_std(1.0, t, s)

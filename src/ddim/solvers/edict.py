@@ -1,4 +1,4 @@
-"""EDICT: two coupled sequences, each stepped with the other's eps, and mixed; invertible by algebra."""
+"""EDICT: two coupled samples, each of which steps with the eps of the other; invertible by algebra."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,16 @@ from .lattice import Add, Lift, ReversibleSolver
 class EDICT(ReversibleSolver):
     """Exact Diffusion Inversion via Coupled Transformations (Wallace et al. 2023, arXiv 2211.12446).
 
-    Args:
-        p: mixing weight in (0, 1]. The two sequences part from each other by 1 / p^2 a step on the way back;
-            the paper uses 0.93.
+    The state is two samples x and y. In each step both make a DDIM step with the eps of the other, and are then mixed.
+    As in the authors' work, x steps first in steps of even number and y in steps of odd number; x is always mixed
+    before y.
 
-    Which sequence makes its half step first alternates with the step's number, as in the authors' work; the mixing is
-    always x, then y.
+    Args:
+        p: the mixing weight, in (0, 1]. Inversion multiplies the distance of x and y by 1 / p^2 in every step. The
+            paper uses 0.93.
+
+    Raises:
+        InputError: ``p`` lies outside (0, 1].
     """
 
     p: float = 0.93
@@ -39,15 +43,15 @@ class EDICT(ReversibleSolver):
             raise InputError(f"{self.p:g} lies outside (0, 1]; the paper uses 0.93.", parameter="p")
 
     def first(self, grid: Grid) -> int:
-        """0; 1 where the grid begins without signal, from which no lift can start."""
+        """Returns 0; or 1 if alpha = 0 at the first node, because the DDIM step divides by alpha."""
         return 0 if grid[0].alpha > 0 else 1
 
     def start(self, denoise: Denoiser, x0: Tensor, grid: Grid) -> Mapping[str, Tensor]:
-        """Both sequences end at the image."""
+        """Returns the image for both samples."""
         return {"x": x0, "y": x0}
 
     def lifts(self, grid: Grid, i: int) -> Sequence[Lift]:
-        """Each half step with the other's eps, then the two mixing layers."""
+        """Returns four lifts: a DDIM step of each sample with the eps of the other, then the mixing of x and of y."""
         t, s, rest = grid[i], grid[i + 1], 1 - self.p
         first, second = ("x", "y") if i % 2 == 0 else ("y", "x")
         ratio = s.alpha / t.alpha
@@ -67,5 +71,5 @@ class EDICT(ReversibleSolver):
         )
 
     def amplification(self, grid: Grid) -> float:
-        """p^(-2 S): the distance of the two sequences."""
+        """Returns p^(-2 S), the growth of the distance of the two samples over S steps of inversion."""
         return power(self.p, -2 * grid.steps)

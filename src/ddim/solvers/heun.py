@@ -1,4 +1,4 @@
-"""Heun's second-order method on the ODE of DDIM."""
+"""Heun's second-order method for the ODE of DDIM."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,10 +11,11 @@ from .base import shift
 
 @dataclass(frozen=True)
 class Heun(Solver):
-    """The trapezoid rule in x / alpha against sigma / alpha: algorithm 1 of Karras et al. 2022 (arXiv 2206.00364).
+    """Heun's method for x / alpha as a function of sigma / alpha: algorithm 1 of Karras et al. 2022 (arXiv 2206.00364).
 
-    A network says nothing certain at sigma = 0: the step that ends there is Euler's, and the step that starts there
-    (an inversion's first) is the same Euler step made implicit, with two fixed-point iterations.
+    The network is never called at sigma = 0, where its output is unreliable. A step that ends there is an Euler step.
+    A step that starts there, the first of an inversion, is the inverse of that Euler step, found by two fixed-point
+    iterations.
     """
 
     name: ClassVar[str] = "heun"
@@ -23,7 +24,7 @@ class Heun(Solver):
     paper: ClassVar[str] = "Karras et al. 2022, arXiv 2206.00364, algorithm 1"
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
-        """From node i to i + 1, in either direction of time."""
+        """Returns the state at ``grid[i + 1]``. The grid may run towards the data or towards the noise."""
         x, t, s = state["x"], grid[i], grid[i + 1]
         if t.sigma == 0:
             guess = shift(x, denoise(x, s).eps, t, s)

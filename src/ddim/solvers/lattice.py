@@ -1,13 +1,13 @@
-"""Reversible solvers: a step is a list of lifts, and what it moves are integers, so that it can be undone to the bit.
+"""Reversible solvers: a step is a list of lifts on integers, so that it can be undone to the bit.
 
-A lift changes one entry of the state by what the others say, ``entry = scale * entry + add(others)``. In floats its
-inverse returns only to rounding. Here an entry is ``weight * m * 2**-k`` with an integer m. The scale goes into the
-weight, which depends on solver and grid alone, and the lift is ``m += round(add * 2**k / weight)``. Its inverse
-subtracts the very same integer, and integer addition loses nothing. What is left to ask of a network is that it answers
-the same bits to the same question.
+A lift changes one entry of the state by a function of the other entries, ``entry = scale * entry + add(others)``. With
+floats, its inverse is exact only up to rounding. Here an entry is ``weight * m * 2**-k`` with an integer m. The scale
+is multiplied into the weight, which depends on the solver and the grid only, and the lift itself is
+``m += round(add * 2**k / weight)``. Its inverse subtracts the same integer, and integer addition does not round. The
+round trip is therefore exact if the network returns the same bits for the same input.
 
-Integers against rounding in time-reversible dynamics: Levesque & Verlet 1993, J. Stat. Phys. 72, 519; JANUS, Rein &
-Tamayo 2018, MNRAS 473, 3351.
+Integer arithmetic for time-reversible dynamics is known from Levesque & Verlet 1993, J. Stat. Phys. 72, 519, and JANUS,
+Rein & Tamayo 2018, MNRAS 473, 3351.
 """
 
 import math
@@ -29,24 +29,25 @@ from ..core.solve import solve_back
 from .base import move
 
 BITS = 40
-"""k: an entry of weight 1 lies on multiples of 2**-40."""
+"""k: an entry of weight 1 is a multiple of 2**-40."""
 LARGEST = 2.0**61
-"""No integer of a state may be as large; the sum of two such still fits 64 bits."""
+"""The bound of the integers of a state. They stay below it, so that the sum of two of them still fits int64."""
 COARSEST, FINEST = 2.0**20, 2.0**18
-"""The largest weight, with which an entry lies on multiples of 2**-20; and one over the least, with which an entry of 8
-still has a place."""
+"""The largest weight, with which an entry is a multiple of 2**-20; and the inverse of the least weight, with which
+entries below 8 still fit under the bound of the integers."""
 
 Add = Callable[[Denoiser, Mapping[str, Tensor]], Tensor]
-"""What a lift adds to its entry, from the denoiser and the other entries."""
+"""Computes what a lift adds to its entry, from the denoiser and the other entries as floats."""
 
 
 class Lift(NamedTuple):
-    """One entry becomes ``scale * itself + add(denoise, the other entries)``.
+    """Changes one entry of the state to ``scale * entry + add(denoise, other entries)``.
 
     Attributes:
-        key: the entry.
-        scale: finite and not 0.
-        add: from the denoiser and the other entries, as floats [N, ...]; it never sees the entry itself.
+        key: the name of the entry.
+        scale: a finite number other than 0.
+        add: called with the denoiser and the other entries as floats [N, ...]. It does not get the entry itself, so
+            that the inverse lift can compute the same value.
     """
 
     key: str
@@ -56,13 +57,13 @@ class Lift(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LatticeState(Mapping[str, Tensor]):
-    """A reversible solver's state at one node of a grid.
+    """The state of a reversible solver at one node of a grid. As a mapping, it contains the integers of its entries.
 
     Attributes:
-        node: i of ``grid[i]``, where the state is.
-        integers: int64 tensors [N, ...], one an entry; what the mapping holds, and what a code keeps.
-        spacing: of each entry's lattice: the entry is ``integers[key] * spacing[key]``.
-        dtype: what the entries are read as.
+        node: the index i of the node ``grid[i]``.
+        integers: an int64 tensor [N, ...] for each entry. A ``LatentCode`` stores these.
+        spacing: the spacing of each entry's lattice: the entry is ``integers[key] * spacing[key]``.
+        dtype: the dtype of the entries when they are read as floats.
     """
 
     node: int
@@ -80,25 +81,29 @@ class LatticeState(Mapping[str, Tensor]):
         return len(self.integers)
 
     def entry(self, key: str) -> Tensor:
-        """One entry as floats, always in one memory layout: a network may answer other bits in another."""
+        """Returns one entry as floats, [N, ...]."""
         entry = (self.integers[key].to(torch.float64) * self.spacing[key]).to(self.dtype)
+        # Always in the same memory layout: a network may return different last bits for another layout.
         return entry.clone(memory_format=torch.contiguous_format)
 
     def with_integers(self, integers: Mapping[str, Tensor]) -> "LatticeState":
-        """Other numbers of the same entries at the same node."""
+        """Returns a state with other integers, at the same node and on the same lattice."""
         return LatticeState(self.node, integers, self.spacing, self.dtype)
 
 
 class ReversibleSolver(Solver, Inversion):
-    """A solver whose step can be undone to the bit, and so an inversion too: it takes the image to a whole state at the
-    data end and undoes every step. Subclasses are frozen dataclasses and state a few things only.
+    """A solver whose steps can be undone to the bit, which makes it an inversion too.
+
+    As an inversion, it makes a state from the image at the data end and undoes every step. Subclasses are frozen
+    dataclasses. They define ``keys``, ``first``, ``lifts``, ``start`` and ``amplification``; the rest is derived.
 
     Attributes:
-        keys: the entries of the state; ``x``, the sample, among them.
-        rotate: entries that change places after the lifts of a step: each takes the next one's, the last the first's.
-        remedy: what to change where a state leaves the lattice, or ``spread``.
-        spread: the range that the root mean square of a code's x has in units of the noise's; outside it the code comes
-            back, but is no latent of the prior.
+        keys: the names of the entries of the state, among them ``x``, the sample.
+        rotate: the entries that are rotated after the lifts of a step: each takes the value of the next in this tuple,
+            and the last takes that of the first. Empty for none.
+        remedy: what a user should change if a state leaves the lattice or the range ``spread``.
+        spread: the range of the root mean square of a code's x, in units of that of noise. A code outside it still
+            reconstructs its image, but is not a typical sample of noise, so that it cannot be edited or interpolated.
     """
 
     keys: ClassVar[tuple[str, ...]]
@@ -110,35 +115,35 @@ class ReversibleSolver(Solver, Inversion):
 
     @abstractmethod
     def amplification(self, grid: Grid) -> float:
-        """How far the way back may enlarge a disturbance, over the whole grid: 1 is neutral."""
+        """Returns the largest factor by which inversion over the whole grid may enlarge a disturbance; 1 for none."""
 
     @abstractmethod
     def first(self, grid: Grid) -> int:
-        """The first step that is a list of lifts, less than S. A code holds the state at ``grid[first]``."""
+        """Returns the first step that is a list of lifts, less than S. A code stores the state at ``grid[first]``."""
 
     @abstractmethod
     def lifts(self, grid: Grid, i: int) -> Sequence[Lift]:
-        """The step from ``grid[i]`` to ``grid[i + 1]``, i >= ``first(grid)``, in the order in which it is made."""
+        """Returns the lifts of the step from ``grid[i]`` to ``grid[i + 1]``, i >= ``first(grid)``, in their order."""
 
     @abstractmethod
     def start(self, denoise: Denoiser, x0: Tensor, grid: Grid) -> Mapping[str, Tensor]:
-        """All entries at the data end, floats, from a lone image [N, ...]."""
+        """Returns all entries at the data end, as floats, for the image x0 alone, [N, ...]."""
 
     def enter(self, denoise: Denoiser, x: Tensor, grid: Grid, i: int) -> Mapping[str, Tensor]:
-        """All entries at ``grid[i + 1]``, floats, from a lone x at ``grid[i]``, i < ``first(grid)``."""
+        """Returns all entries at ``grid[i + 1]``, as floats, from x alone at ``grid[i]``, i < ``first(grid)``."""
         ahead = move(denoise(x, grid[i]), grid[i + 1])
         return dict.fromkeys(self.keys, ahead)
 
     def init(self, x: Tensor, grid: Grid) -> State:
-        """The state at ``grid[0]`` from a lone x [N, ...]."""
+        """Returns the state at ``grid[0]`` for a sample x alone, [N, ...]."""
         return {"x": x} if self.first(grid) else self.on_lattice(dict.fromkeys(self.keys, x), grid, 0)
 
     def solver(self) -> "ReversibleSolver":
-        """Itself."""
+        """Returns this solver, which also reconstructs the images."""
         return self
 
     def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
-        """The whole state at ``grid[first]``; a DDIMWarning where it comes back but is no latent of the prior."""
+        """Inverts images to the state at ``grid[first]``; warns if its x lies outside ``spread``."""
         denoise = problem.denoiser(problem.inversion_guidance)
         with torch.no_grad():
             state = self.from_image(denoise, x0, grid)
@@ -147,97 +152,117 @@ class ReversibleSolver(Solver, Inversion):
         return InversionResult(state, grid, problem.prompts, {})
 
     def from_image(self, denoise: Denoiser, x0: Tensor, grid: Grid) -> State:
-        """The state at the data end from a lone image [N, ...], which goes to the nearest point of the lattice.
+        """Returns the state at the data end for images [N, ...], rounded to the nearest point of the lattice.
 
         Raises:
-            InputError: a grid of no more steps than ``first``.
+            InputError: the grid has no more steps than ``first``.
         """
         if grid.steps <= self.first(grid):
             raise InputError(
-                f"{grid.steps} leave {self.name!r} nothing to undo on this grid; use {self.first(grid) + 1} or more.",
+                f"{grid.steps} leave {self.name!r} no step to invert on this grid; use {self.first(grid) + 1} or more.",
                 parameter="steps",
             )
         return self.on_lattice(self.start(denoise, x0, grid), grid, grid.steps)
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None = None) -> State:
-        """From ``grid[i]`` to ``grid[i + 1]``."""
+        """Returns the state at ``grid[i + 1]`` from the one at ``grid[i]``."""
         if i < self.first(grid):
             entries = self.enter(denoise, state["x"], grid, i)
             return self.on_lattice(entries, grid, i + 1) if i + 1 == self.first(grid) else entries
         return self._lifted(denoise, _at(state, i), grid, i, 1)
 
     def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
-        """From ``grid[i + 1]`` back to ``grid[i]``, i >= ``first(grid)``: the same integers are taken away again."""
+        """Returns the state at ``grid[i]`` from the one at ``grid[i + 1]``, i >= ``first(grid)``.
+
+        It subtracts the integers that ``step`` added.
+        """
         return self._lifted(denoise, _at(state, i + 1), grid, i, -1)
 
     def read(self, state: State) -> Tensor:
-        """The sample, floats [N, ...]."""
+        """Returns the sample that a state holds, as floats [N, ...]."""
         return state.entry("x") if isinstance(state, LatticeState) else state["x"]
 
     def on_lattice(
         self, entries: Mapping[str, Tensor], grid: Grid, i: int, dtype: torch.dtype | None = None
     ) -> LatticeState:
-        """Entries at ``grid[i]``, i >= ``first(grid)``: floats go to the nearest point, integers of a code stay.
+        """Makes a state on the lattice at ``grid[i]``, i >= ``first(grid)``.
 
         Args:
-            entries: one for each of ``keys``, [N, ...].
-            grid: S + 1 nodes.
-            i: the node.
-            dtype: what they are read as; by default float64 for float64 entries, else float32.
+            entries: one tensor [N, ...] for each of ``keys``. Floats are rounded to the nearest point of the lattice;
+                integers, such as those of a code, are used unchanged.
+            grid: the grid of S + 1 nodes.
+            i: the index of the node.
+            dtype: the dtype in which the entries are read. By default float64 for float64 entries, else float32.
+
+        Raises:
+            NotFinite: an entry is not finite, or too large for the lattice.
         """
         spacing = _spacings(self, grid)[i - self.first(grid)][0]
         dtype = dtype or (torch.float64 if entries["x"].dtype == torch.float64 else torch.float32)
-        whole: dict[str, Tensor] = {}
-        fine: list[Tensor] = []
+        integers: dict[str, Tensor] = {}
+        in_range: list[Tensor] = []
         for key in self.keys:
             points = entries[key]
             if points.is_floating_point():
                 points = points.to(torch.float64) / spacing[key]
-                fine.append((points.abs() < LARGEST).all())
+                in_range.append((points.abs() < LARGEST).all())
                 points = points.round().to(torch.int64)
-            whole[key] = points
-        self._check(fine, grid, i, list(entries.values()))
-        return LatticeState(i, whole, spacing, dtype)
+            integers[key] = points
+        self._check(in_range, grid, i, list(entries.values()))
+        return LatticeState(i, integers, spacing, dtype)
 
-    def _lifted(self, denoise: Denoiser, state: LatticeState, grid: Grid, i: int, way: int) -> LatticeState:
-        """The lifts of step i, made (way 1) or taken back (way -1)."""
+    def _lifted(self, denoise: Denoiser, state: LatticeState, grid: Grid, i: int, direction: int) -> LatticeState:
+        """Applies the lifts of step i (``direction`` 1), or undoes them in reverse order (``direction`` -1)."""
         table, k = _spacings(self, grid), i - self.first(grid)
-        stages, steps = table[k], self.lifts(grid, i)
-        turned = _turned(self.rotate)
-        whole = {turned.get(key, key) if way < 0 else key: state[key] for key in state}
-        fine: list[Tensor] = []
-        numbers: list[Tensor] = []
-        for j in range(len(steps))[::way]:
-            lift = steps[j]
-            reader = LatticeState(state.node, whole, stages[j], state.dtype)
+        stages, lifts = table[k], self.lifts(grid, i)
+        source = _rotated(self.rotate)
+        # Undoing a step begins by undoing the rotation that ended it.
+        integers = {source.get(key, key) if direction < 0 else key: state[key] for key in state}
+        in_range: list[Tensor] = []
+        added_floats: list[Tensor] = []
+        for j in range(len(lifts))[::direction]:
+            lift = lifts[j]
+            # Only the lifted entry differs before and after lift j, and ``add`` does not read it. Both directions
+            # therefore compute ``added`` from the same bits, divide it by the same float64 and round it alike.
+            reader = LatticeState(state.node, integers, stages[j], state.dtype)
             others = {key: reader.entry(key) for key in self.keys if key != lift.key}
             added = lift.add(denoise, others).to(torch.float64) / stages[j + 1][lift.key]
-            whole = {**whole, lift.key: whole[lift.key] + way * added.round().to(torch.int64)}
-            fine += [(added.abs() < LARGEST).all(), (whole[lift.key].abs() < LARGEST).all()]
-            numbers.append(added)
-        self._check(fine, grid, i + 1 if way > 0 else grid.steps - i, numbers)
-        spacing = table[k + (way > 0)][0]
-        names = turned if way > 0 else {}
-        turned_whole = {key: whole[names.get(key, key)] for key in self.keys}
-        return LatticeState(state.node + way, turned_whole, spacing, state.dtype)
+            integers = {**integers, lift.key: integers[lift.key] + direction * added.round().to(torch.int64)}
+            in_range += [(added.abs() < LARGEST).all(), (integers[lift.key].abs() < LARGEST).all()]
+            added_floats.append(added)
+        self._check(in_range, grid, i + 1 if direction > 0 else grid.steps - i, added_floats)
+        spacing = table[k + (direction > 0)][0]
+        rotation = source if direction > 0 else {}
+        integers = {key: integers[rotation.get(key, key)] for key in self.keys}
+        return LatticeState(state.node + direction, integers, spacing, state.dtype)
 
     def _check_spread(self, state: State, grid: Grid) -> None:
+        """Warns if the root mean square of x, relative to that of noise at its node, lies outside ``spread``."""
         node = grid[self.first(grid)]
         spread = float(self.read(state).double().square().mean().sqrt()) / math.hypot(node.alpha, node.sigma)
         low, high = self.spread
         if not low <= spread <= high:
             warnings.warn(
-                f"The code of {self.name} in {grid.steps} steps comes back to the bit, but it is no latent to edit or "
-                f"to mix: its spread is {spread:.2g} times that of noise; {self.remedy}.",
+                f"The code of {self.name} in {grid.steps} steps reconstructs its image to the bit, but it is no latent "
+                f"to edit or to interpolate: its spread is {spread:.2g} times that of noise; {self.remedy}.",
                 DDIMWarning,
                 stacklevel=3,
             )
 
-    def _check(self, fine: Sequence[Tensor], grid: Grid, step: int, numbers: Sequence[Tensor]) -> None:
-        """Raises where numbers have no place on the lattice, NaN among them: as an integer it would come back equal."""
-        if not fine or bool(torch.stack(list(fine)).all()):
+    def _check(self, in_range: Sequence[Tensor], grid: Grid, step: int, floats: Sequence[Tensor]) -> None:
+        """Raises NotFinite if numbers do not fit the lattice.
+
+        NaN counts as out of range. Converted to an integer it would become a finite number, and the round trip would be
+        exact although the images are meaningless.
+
+        Args:
+            in_range: for each tensor that was rounded, whether all of it fits; one synchronization reads them all.
+            grid, step: for the message.
+            floats: the numbers before rounding, which tell NaN and infinity from numbers that are too large.
+        """
+        if not in_range or bool(torch.stack(list(in_range)).all()):
             return
-        if not all(bool(torch.isfinite(n).all()) for n in numbers):
+        if not all(bool(torch.isfinite(f).all()) for f in floats):
             raise NotFinite(
                 f"The sample is no longer finite in step {step} of {grid.steps}: the network returned NaN or infinity.",
                 step=step,
@@ -248,44 +273,51 @@ class ReversibleSolver(Solver, Inversion):
         )
 
 
-def _turned(rotate: Sequence[str]) -> dict[str, str]:
-    """Of each entry that changes places, whose value it takes."""
+def _rotated(rotate: Sequence[str]) -> dict[str, str]:
+    """Returns, for each entry that is rotated, the entry whose value it takes."""
     return dict(zip(rotate, (*rotate[1:], *rotate[:1]), strict=True))
 
 
 def _at(state: State, node: int) -> LatticeState:
     if not isinstance(state, LatticeState) or state.node != node:
         where = f"at node {state.node}" if isinstance(state, LatticeState) else "not on a lattice"
-        raise InputError(f"it is {where}; a reversible step wants it at node {node}.", parameter="state")
+        raise InputError(f"it is {where}; this reversible step needs a state at node {node}.", parameter="state")
     return state
 
 
 @lru_cache(maxsize=16)
 def _spacings(solver: ReversibleSolver, grid: Grid) -> list[list[dict[str, float]]]:
-    """Of every entry, for each node from ``first`` on, before the step's lifts and after each of them.
+    """Computes the lattice spacing of every entry at every stage of every step from ``first`` on.
 
-    The scales' running product, in float64 and the same both ways. It is centred, for what is lost at the coarse end is
-    lost to the sample, and what is gained at the fine end is lost to the integers' room.
+    The spacing is 2**-k times the running product of the scales of the lifts, in float64. Both directions read the same
+    table. The products are multiplied by one power of two that centres them: a coarse spacing loses precision of the
+    sample, and a fine spacing leaves less room below the bound of the integers.
+
+    Returns:
+        for each node, a list with the spacings by entry: before the first lift and after each lift of the step that
+        starts there. The data node has one stage.
 
     Raises:
-        InputError: the scales' product spans more than a lattice has room for.
+        InputError: the products span a larger range than the lattice has room for.
     """
     weight = dict.fromkeys(solver.keys, 1.0)
     table: list[list[dict[str, float]]] = []
-    turn = _turned(solver.rotate)
+    source = _rotated(solver.rotate)
     for i in range(solver.first(grid), grid.steps):
         stages = [weight]
         for lift in solver.lifts(grid, i):
             stages.append({**stages[-1], lift.key: stages[-1][lift.key] * lift.scale})
         table.append(stages)
-        weight = {key: stages[-1][turn.get(key, key)] for key in solver.keys}
+        weight = {key: stages[-1][source.get(key, key)] for key in solver.keys}
     table.append([weight])
     every = [abs(w) for stages in table for stage in stages for w in stage.values()]
     if not (min(every) > 0 and max(every) / min(every) < COARSEST * FINEST):
         raise InputError(
-            f"{grid.steps} are too many for {solver.name!r}: its scales multiply to more than a lattice has room for; "
+            f"{grid.steps} are too many for {solver.name!r}: its scales multiply to more than its lattice can hold; "
             f"{solver.remedy}.",
             parameter="steps",
         )
-    middle = 2.0 ** -round((math.log2(max(every)) + math.log2(min(every))) / 2 - 1)  # one more at the coarse end
+    # A power of two changes no digits of the weights. The -1 moves them one bit to the coarse side, so that the widest
+    # range that is allowed runs from 1 / FINEST to COARSEST.
+    middle = 2.0 ** -round((math.log2(max(every)) + math.log2(min(every))) / 2 - 1)
     return [[{key: w * middle * 2.0**-BITS for key, w in stage.items()} for stage in stages] for stages in table]

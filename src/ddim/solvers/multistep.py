@@ -1,4 +1,4 @@
-"""Linear multistep methods: one network call a step, and the memory of earlier ones."""
+"""Linear multistep methods, which reuse the prediction of the step before: one network call per step."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,11 @@ from .base import move, shift
 
 @dataclass(frozen=True)
 class AdamsBashforth(Solver):
-    """Two-step Adams-Bashforth with the true, uneven steps, in x / alpha against sigma / alpha.
+    """Two-step Adams-Bashforth with variable step size, for x / alpha as a function of sigma / alpha.
 
-    These are the variables of Eq. 14 of Song et al. 2021, whose section 7 proposes multistep methods for it; with
-    even steps the weights are the familiar 3/2 and -1/2. The first step is Euler's, that is DDIM's.
+    These are the variables of the ODE in Eq. 14 of Song et al. 2021; section 7 of that paper proposes multistep methods
+    for it. With equal steps the weights are the well-known 3/2 and -1/2. The first step is a DDIM step, which is
+    Euler's method in these variables.
     """
 
     name: ClassVar[str] = "adams-bashforth"
@@ -26,7 +27,7 @@ class AdamsBashforth(Solver):
     paper: ClassVar[str] = "Song et al. 2021, arXiv 2010.02502, Eq. 14 and section 7"
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
-        """From node i to i + 1 with the eps of nodes i and i - 1."""
+        """Returns the state at ``grid[i + 1]`` from the eps at the nodes i and i - 1."""
         x, t, s = state["x"], grid[i], grid[i + 1]
         pair = denoise(x, t)
         if "eps" not in state or grid[i - 1].alpha == 0:
@@ -36,17 +37,17 @@ class AdamsBashforth(Solver):
 
 
 def adams_bashforth_weights(step: float, last: float) -> tuple[float, float]:
-    """Weights of the newest and the one before, for a step of one length after a step of another; they sum to 1."""
+    """Returns the weights of the current and the previous eps, for a step that follows one of length ``last``."""
     r = step / last
     return 1 + r / 2, -r / 2
 
 
 @dataclass(frozen=True)
 class DPMSolverPP(Solver):
-    """DPM-Solver++ (2M): the data prediction, extrapolated in half the log-SNR.
+    """DPM-Solver++ (2M), which extrapolates the predicted x0 linearly in half the log-SNR.
 
-    Source: Lu et al. 2022, algorithm 2 (arXiv 2211.01095). The first step and a last one to sigma = 0, whose length in
-    log-SNR is infinite, are of first order.
+    Source: Lu et al. 2022, algorithm 2 (arXiv 2211.01095). The first step is of first order, and so is a last step to
+    sigma = 0, where the log-SNR is infinite.
     """
 
     name: ClassVar[str] = "dpm++2m"
@@ -55,19 +56,19 @@ class DPMSolverPP(Solver):
     paper: ClassVar[str] = "Lu et al. 2022, arXiv 2211.01095, algorithm 2"
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
-        """From node i to i + 1 with the x0 of nodes i and i - 1."""
+        """Returns the state at ``grid[i + 1]`` from the x0 at the nodes i and i - 1."""
         x, t, s = state["x"], grid[i], grid[i + 1]
         pair = denoise(x, t)
         if "x0" not in state or s.sigma == 0 or t.alpha == 0 or grid[i - 1].alpha == 0:
             return {"x": move(pair, s), "x0": pair.x0}
         h, before = half_log_snr_gaps((grid[i - 1], t, s))
         extrapolated = pair.x0 + (h / (2 * before)) * (pair.x0 - state["x0"])
-        # alpha_s - alpha_t sigma_s / sigma_t is alpha_s (1 - e^-h) of the paper, without the logarithms.
+        # alpha_s - alpha_t sigma_s / sigma_t equals alpha_s (1 - e^-h) of the paper, and needs no logarithm.
         gain = s.sigma / t.sigma
         return {"x": gain * x + (s.alpha - t.alpha * gain) * extrapolated, "x0": pair.x0}
 
 
 def half_log_snr_gaps(nodes: Sequence[Node]) -> tuple[float, float]:
-    """lambda = log(alpha / sigma) at three nodes: the newest gap and the one before it."""
+    """Returns the last and the first gap of lambda = log(alpha / sigma) between three consecutive nodes."""
     a, b, c = (math.log(n.alpha / n.sigma) for n in nodes)
     return c - b, b - a

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from ..._utils.errors import InputError
 from ..._utils.silence import loading, quiet
 from ...core.conditioning import TEXT, Conditioning, PromptConditioning
-from ...core.denoiser import PLAIN, Call, told
-from ...core.denoiser import asked as ask_in_batches
+from ...core.denoiser import PLAIN, Call, ask_network, timestep_tensor
 from ...core.grid import make_grid
 from ...core.guidance import Guidance, combine, guided
 from ...core.path import Node
@@ -67,10 +66,10 @@ class _SheetNetwork:
         """Calls the network for each condition; see ``Model.ask``."""
 
         def forward(rows: Tensor, cond: Conditioning, _: Call) -> Tensor:
-            label = told(self.schedule.timestep(node), rows, looked_up=True)
+            label = timestep_tensor(self.schedule.timestep(node), rows, looked_up=True)
             return self.network(rows, label, cond.tensors[TEXT]).float()
 
-        return ask_in_batches(forward, x, conditionings, call)
+        return ask_network(forward, x, conditionings, call)
 
     def combine(self, cond: Tensor, uncond: Tensor, guidance: Guidance, node: Node) -> Tensor:
         """Combines the two branches of guidance: uncond + w (cond - uncond)."""
