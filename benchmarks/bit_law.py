@@ -39,7 +39,7 @@ from ddim.data.images import read_images
 from ddim.evaluation.pairs import psnr
 from ddim.evaluation.tables import machine, markdown
 from ddim.inversion import calls
-from ddim.inversion.replay import resumed
+from ddim.inversion.replay import state_of
 
 SOLVERS = ("bdia", "bdia gamma=0.96", "belm", "edict")
 PROMPT, OTHER = "noto dog face", "twemoji rabbit face"
@@ -71,13 +71,13 @@ def ends(model: ddim.Model, code: ddim.LatentCode, kept: bool = True) -> list[Te
     solver, machine_then = made_by(_told(code)), code.machine if kept else {}
     layout = calls.layout_of(machine_then)
     guidance = ddim.Guidance.of(code.guidance, bool(machine_then.get("batched_cfg", True)))
-    asked = calls.rebuilt(code.calls) if kept else calls.plain_calls(len(code), len(code))
+    asked = calls.recorded_calls(code.calls) if kept else calls.batched_calls(len(code), len(code))
     out: dict[int, Tensor] = {}
     for call in asked:
         part = code.take(call.items)
         told = Call(layout=layout) if layout else PLAIN
         denoise = model.guided(guidance, part.conditions.to(model.device), call=told)
-        state = resumed(solver, part.state, code.grid, model.device, model.state_dtype)
+        state = state_of(solver, part.state, code.grid, model.device, model.state_dtype)
         end = solve(denoise, solver, state, code.grid)
         whole = torch.stack([end[key] for key in solver.keys])
         out |= {image: whole[:, row].cpu() for row, image in call.own}

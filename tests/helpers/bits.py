@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import ddim
-from ddim.inversion.calls import rebuilt
+from ddim.inversion.calls import recorded_calls
 from ddim.pipelines import reconstruct as pipeline
 from ddim.solvers.lattice import ReversibleSolver
 
@@ -56,7 +56,7 @@ def returned(model: Any, code: ddim.LatentCode, **settings: Any) -> tuple[Tensor
         patch.setattr(pipeline, "replay", watch)
         images = ddim.reconstruct(model, code, **settings)
     placed: dict[int, Integers] = {}
-    for call, end in zip(rebuilt(code.calls), ended, strict=True):
+    for call, end in zip(recorded_calls(code.calls), ended, strict=True):
         placed |= {image: rows(end, [row]) for row, image in call.own}
     return images, {key: torch.cat([placed[k][key] for k in range(len(code))]) for key in ended[0]}
 

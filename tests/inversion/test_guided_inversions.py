@@ -26,7 +26,7 @@ from ddim.inversion.edit_friendly import EditFriendly
 from ddim.inversion.negative_prompt import along_arc
 from ddim.inversion.null_text import NullText
 from ddim.inversion.replay import prompts_of, replay
-from ddim.inversion.tuning import Landing
+from ddim.inversion.tuning import GuidedStep
 from ddim.pipelines.events import CodeEvent, LossEvent, StepEvent
 
 DATA = conditional(gaussian(2, 3), words=8)  # more numbers than pixels, so that any pivot can be landed on
@@ -138,9 +138,9 @@ def test_null_text_keeps_the_last_embedding_as_the_paper_does():
     found = NullText(inner=3, lr=rate, stop=0, rise=0).invert(at, images(1), GRID)
     assert torch.allclose(found.extras["uncond_text"], nulls, rtol=0, atol=1e-6)
     pivot = pivot_of(at, images(1), GRID)
-    landing = Landing(at, pivot[:, 0], GRID[0], GRID[1], pivot[:, 1])
+    step = GuidedStep(at, pivot[:, 0], GRID[0], GRID[1], pivot[:, 1])
     for null in (opposite(at.prompts), nulls[:, 0]):
-        met.append(float(landing(null, torch.tensor([0]), need_gradient=False)[1]))
+        met.append(float(step(null, torch.tensor([0]), need_gradient=False)[1]))
     assert met[1] > met[0]  # the first one had been better
 
 
@@ -172,12 +172,12 @@ def test_no_network_call_is_needless():
 def test_an_image_that_is_near_enough_is_neither_asked_for_nor_changed():
     counted = Counted()
     at, pivot = scene(2, network=counted), pivot_of(scene(2), images(2), GRID)
-    landing = Landing(at, pivot[:, 8], GRID[8], GRID[9], pivot[:, 9])
+    step = GuidedStep(at, pivot[:, 8], GRID[8], GRID[9], pivot[:, 9])
     null = torch.stack([text(at.prompts)[0], opposite(at.prompts)[1]])  # with its own text the first lands by itself
-    by_itself = landing.unasked(null)[1]
+    by_itself = step.without_call(null)[1]
     assert by_itself[0] < by_itself[1] == torch.inf
     method = NullText(stop=float(by_itself[0]) * 1.001, rise=0, inner=3)
-    tuned, _, loss = method._tune(landing, null, 8, GRID.steps)
+    tuned, _, loss = method._tune(step, null, 8, GRID.steps)
     assert torch.equal(tuned[0], null[0])
     assert loss[0] == by_itself[0]
     assert not torch.equal(tuned[1], null[1])
@@ -453,7 +453,7 @@ def test_the_way_back_has_the_weight_that_the_method_wants():
         assert back(name) == (3.0 if free and method.exact else 1.0), name
         if free:
             assert back(name, inversion_guidance=2.0) == 2.0, name
-    with pytest.raises(InputError, match="2 does not go with 'direct', whose way back has weight 1") as caught:
+    with pytest.raises(InputError, match=r"2 does not go with 'direct'.* 1") as caught:
         back("direct", inversion_guidance=2.0)
     assert caught.value.parameter == "inversion_guidance"
 

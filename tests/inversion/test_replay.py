@@ -10,7 +10,7 @@ from ddim._utils.errors import DDIMError
 from ddim.core.conditioning import Conditioning, PromptConditioning
 from ddim.core.denoiser import Call
 from ddim.core.guidance import Guidance, guided
-from ddim.inversion.replay import KeptNoise, PinnedSolver, prompts_of, replay
+from ddim.inversion.replay import PinnedSolver, StoredNoise, prompts_of, replay
 
 DATA = conditional(gaussian(2, 3))
 GRID, X = arc(6), noise_like((3, 2, 3))
@@ -80,7 +80,7 @@ def test_noise_maps_are_the_noise():
 def test_too_few_noise_maps_say_so():
     with pytest.raises(DDIMError, match="keeps 5 noise maps; its solver asked for more"):
         replay(GUIDED, ddim.make_solver("ddim", {"eta": 1.0}), {"x": X}, GRID, {"noise": noise_like((3, 5, 2, 3))})
-    assert KeptNoise(torch.zeros(1, 1, 2, dtype=torch.float64))(torch.zeros(1, 2)).dtype == torch.float32
+    assert StoredNoise(torch.zeros(1, 1, 2, dtype=torch.float64))(torch.zeros(1, 2)).dtype == torch.float32
 
 
 def test_each_step_ends_on_the_pivot_and_the_last_on_the_end():

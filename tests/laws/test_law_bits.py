@@ -25,7 +25,7 @@ from ddim.inversion import calls, make_inversion
 from ddim.models.engine import threads as engine_threads
 from ddim.models.pixel import PixelModel
 from ddim.pipelines.events import StepEvent
-from ddim.pipelines.interpolate import joined
+from ddim.pipelines.interpolate import join
 from ddim.solvers import REVERSIBLE
 from ddim.solvers.lattice import LatticeState, Lift, ReversibleSolver
 
@@ -209,7 +209,7 @@ def test_parts_and_joined_codes_come_back_whatever_the_batch_and_the_threads(way
         assert same(alone, rows(begun, [k])), k
         if not model.text:  # whose decoder is a network too
             assert torch.equal(image[0], whole[k])
-    joint = joined([code[4], code[1:3], code[4], code[0]])
+    joint = join([code[4], code[1:3], code[4], code[0]])
     with threads(2):
         assert same(returned(model, joint, batch=64)[1], rows(begun, [4, 1, 2, 4, 0]))
     assert same(returned(model, code[::-1])[1], rows(begun, [4, 3, 2, 1, 0]))
@@ -228,7 +228,7 @@ def test_without_its_calls_a_code_does_not_come_back_to_the_bit(way):
     assert same(returned(model, code)[1], begun)
     lost = []
     for count in (1, 2, 3):
-        bare = replace(code[:count], calls=calls.recorded(count), machine={**code.machine, "workers": 1})
+        bare = replace(code[:count], calls=calls.call_record(count), machine={**code.machine, "workers": 1})
         lost.append(not same(returned(model, bare)[1], rows(begun, range(count))))
     assert any(lost)
 

@@ -14,7 +14,7 @@ from ddim.core.contracts import InversionProblem
 from ddim.core.guidance import Guidance, guided
 from ddim.core.noise import SeededNoise
 from ddim.inversion import INVERSIONS, make_inversion
-from ddim.inversion.replay import prompts_of, replay, resumed
+from ddim.inversion.replay import prompts_of, replay, state_of
 from ddim.solvers.lattice import ReversibleSolver
 
 PROBLEMS = {"gaussian": conditional(gaussian(2, 4)), "mixture": conditional(mixture(2, 4))}
@@ -93,7 +93,7 @@ def forward(code: ddim.LatentCode, problem: str) -> torch.Tensor:
     solver = ddim.make_solver(code.solver, code.options)
     both = prompts_of(code.conditions, code.grid, code.extras)
     denoise = guided(PROBLEMS[problem], Guidance.of(code.guidance), both)
-    state = resumed(solver, code.state, code.grid, torch.device("cpu"), getattr(torch, code.dtype))
+    state = state_of(solver, code.state, code.grid, torch.device("cpu"), getattr(torch, code.dtype))
     return solver.read(replay(denoise, solver, state, code.grid, code.extras))
 
 

@@ -10,7 +10,7 @@ from oracles import arc, gaussian, mixture, noise_like
 import ddim
 from ddim.core.contracts import State
 from ddim.inversion import INVERSIONS, make_inversion
-from ddim.inversion.replay import resumed
+from ddim.inversion.replay import state_of
 from ddim.solvers import REVERSIBLE
 from ddim.solvers.lattice import LatticeState, ReversibleSolver
 
@@ -41,7 +41,7 @@ def code_of(name: str, problem: str, x0: torch.Tensor, grid: ddim.Grid, **option
 def replay(code: ddim.LatentCode, problem: str, state=None) -> torch.Tensor:
     solver = ddim.make_solver(code.solver, code.options)
     kept, dtype = code.state if state is None else state, getattr(torch, code.dtype)
-    begin = resumed(solver, kept, code.grid, torch.device("cpu"), dtype)
+    begin = state_of(solver, kept, code.grid, torch.device("cpu"), dtype)
     return solver.read(ddim.solve(PROBLEMS[problem], solver, begin, code.grid))
 
 

@@ -468,7 +468,7 @@ def test_another_scale_of_any_layer_is_another_model(layer: int):
     loras[layer].scaling["toy"] = 0.25
     assert model.fingerprint != one
     assert far(drawn(model), picture) > 1e-4
-    with pytest.warns(DDIMWarning, match=r"with the adapters toy 1, but .* act toy .*0\.25"):
+    with pytest.warns(DDIMWarning, match=r"with the adapters toy 1, but .* has toy .*0\.25"):
         ddim.reconstruct(model, code)
     loras[layer].scaling["toy"] = 1.0
     assert model.fingerprint == one

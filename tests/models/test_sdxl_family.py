@@ -21,7 +21,7 @@ from ddim.core.solve import solve
 from ddim.editing.plan import AttentionEdit, AttentionPlan, AttentionSite
 from ddim.inversion import make_inversion
 from ddim.inversion.replay import prompts_of
-from ddim.inversion.tuning import Landing
+from ddim.inversion.tuning import GuidedStep
 from ddim.models.attention.unet import sites
 from ddim.models.sdxl import StableDiffusionXL
 from ddim.pipelines.events import LossEvent
@@ -147,13 +147,16 @@ def test_null_text_that_starts_from_the_prompt_still_asks_the_unconditional_bran
     """Equal words are not equal conditions: the pooled embeddings still tell the branches apart."""
     grid, both = model.schedule.grid(4), model.condition(None, 2, ["a cat", "a dog"])
     x, text = noise_like((2, 4, 16, 16)).float(), both.cond.tensors["text"]
-    landing = Landing(InversionProblem(model, both, Guidance(5.0)), x, grid[0], grid[1], x)
-    assert landing.unasked(text)[1].isinf().all()
-    near, _, _ = landing(text, torch.arange(2), need_gradient=False)
-    assert apart(landing.unasked(text)[0], near) >= FAR
+    step = GuidedStep(InversionProblem(model, both, Guidance(5.0)), x, grid[0], grid[1], x)
+    assert step.without_call(text)[1].isinf().all()
+    near, _, _ = step(text, torch.arange(2), need_gradient=False)
+    assert apart(step.without_call(text)[0], near) >= FAR
     alike = PromptConditioning(both.cond, both.cond)
     assert (
-        Landing(InversionProblem(model, alike, Guidance(5.0)), x, grid[0], grid[1], x).unasked(text)[1].isfinite().all()
+        GuidedStep(InversionProblem(model, alike, Guidance(5.0)), x, grid[0], grid[1], x)
+        .without_call(text)[1]
+        .isfinite()
+        .all()
     )
 
 

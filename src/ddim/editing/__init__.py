@@ -1,1 +1,1 @@
-"""Editing by words: prompts and their tokens, attention control (prompt-to-prompt), local blend."""
+"""Editing with prompts: prompts and their tokens, attention control (prompt-to-prompt), and local blend."""

@@ -1,4 +1,4 @@
-"""Which tokens of a target prompt take whose attention maps from the source's."""
+"""Aligns the tokens of a target prompt with those of the source prompt, whose attention maps they take over."""
 
 from collections.abc import Sequence
 
@@ -9,21 +9,21 @@ from .._utils.errors import InputError
 from .tokens import Tokens
 
 NEW = -1
-"""In an alignment: this target token has no partner in the source."""
+"""The value of a target token in an alignment that has no partner in the source."""
 
 
 def replace(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
-    """Word k of the target takes the maps of word k of the source (Hertz et al. 2022, section 3.2, "Word Swap").
+    """Maps word k of the target to word k of the source ("Word Swap", section 3.2 of Hertz et al. 2022).
 
-    Where the two words have different numbers of tokens, each token of the target's takes the sum of the source
-    word's maps, divided by their number, so that no attention is lost.
+    If the two words have different numbers of tokens, each token of the target word takes the sum of the maps of the
+    source word, divided by the number of target tokens, so that the total attention of the word does not change.
 
     Returns:
-        M [L, L], M[i, j] the share of source token i's map in target token j's, and ``new`` [L], true where j keeps
-        its own map.
+        M [L, L], where M[i, j] is the weight of source token i in the map of target token j; and ``new`` [L], which is
+        true where target token j keeps its own map.
 
     Raises:
-        InputError: prompts with different numbers of words.
+        InputError: the prompts have different numbers of words.
     """
     if len(source.words) != len(target.words):
         raise InputError(
@@ -37,16 +37,16 @@ def replace(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
             mapping[range(a, b), range(c, d)] = 1
         elif b > a and d > c:
             mapping[a:b, c:d] = 1 / (d - c)
-        else:  # cut off in the source
+        else:  # the source word was truncated and has no map to take over
             new[c:d] = True
     return mapping, new
 
 
 def refine(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
-    """Tokens that both prompts share keep the source's maps ("Adding a New Phrase", section 3.2 there).
+    """Maps the tokens that both prompts share to those of the source ("Adding a New Phrase", same section 3.2).
 
     Returns:
-        M and ``new`` as ``replace`` does; M has one 1 in a column, or none where the token is new.
+        M and ``new``, as ``replace`` does. Each column of M has one 1, or none if the target token is new.
     """
     mapping, new = _frame(source, target)
     pairs = align(source.row[source.begin : source.end], target.row[target.begin : target.end])
@@ -59,9 +59,9 @@ def refine(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
 
 
 def _frame(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
-    """What both mappings share: tokens before the words, the end token, and padding place by place.
+    """Returns a mapping of the tokens that belong to no word: the start and end tokens, and the padding by position.
 
-    A target's padding that stands where the source still has words or its end has no partner and keeps its own map.
+    A padding token of the target has no partner if the source has no padding at its position. It keeps its own map.
     """
     length = target.length
     mapping, new = torch.zeros(length, length), torch.zeros(length, dtype=torch.bool)
@@ -76,13 +76,13 @@ def _frame(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
 
 
 def align(source: Sequence[int], target: Sequence[int]) -> list[int]:
-    """The best global alignment of two sequences: gap 0, match 1, mismatch -1.
+    """Finds the best global alignment of two sequences, with the scores 0 for a gap, 1 for a match, -1 for a mismatch.
 
-    Needleman and Wunsch 1970, doi 10.1016/0022-2836(70)90057-4. Among equals, what both have in common is paired as
-    late as it can be, and a gap comes before a mismatch.
+    Source: Needleman and Wunsch 1970, doi 10.1016/0022-2836(70)90057-4. Of several best alignments, it chooses the one
+    that pairs common items as late as possible. A mismatch is never paired, because two gaps score higher.
 
     Returns:
-        for each item of ``target`` the place of its partner in ``source``, or ``NEW``.
+        for each item of ``target`` the index of its partner in ``source``, or ``NEW``.
     """
     n, m = len(source), len(target)
     best = [[0] * (m + 1) for _ in range(n + 1)]
@@ -90,6 +90,7 @@ def align(source: Sequence[int], target: Sequence[int]) -> list[int]:
         for j in range(1, m + 1):
             match = 1 if source[i - 1] == target[j - 1] else -1
             best[i][j] = max(best[i - 1][j - 1] + match, best[i - 1][j], best[i][j - 1])
+    # Trace the best path back from the end; a match is taken as soon as it is possible.
     out, i, j = [NEW] * m, n, m
     while i and j:
         if source[i - 1] == target[j - 1] and best[i][j] == best[i - 1][j - 1] + 1:

@@ -1,4 +1,4 @@
-"""Local blend: what lies outside a mask stays the source's, step by step."""
+"""Local blend: after each step, an edit is set to the source outside of a mask."""
 
 import os
 from collections.abc import Sequence
@@ -14,27 +14,28 @@ from .._utils.errors import InputError
 from ..data.images import flatten, open_image
 
 MaskLike = Any
-"""A path, a PIL image or a tensor [H, W], [N, H, W] or [N, 1, H, W]: 1 (white) may change, 0 (black) stays.
+"""A mask: a path, a PIL image, or a tensor [H, W], [N, H, W] or [N, 1, H, W]. 1 (white) may change, 0 (black) stays.
 
-Whole numbers that are 0 and 1 only are those, whatever their type. Else uint8 and pictures of 8 bits run to 255,
-pictures of 16 bits to 65535; other numbers lie in [0, 1]. What is transparent in a picture stays.
+If all values are 0 or 1, they are used as they are, in every dtype. Otherwise the values of uint8 tensors and 8-bit
+images are divided by 255, those of 16-bit images by 65535, and all others must lie in [0, 1]. Transparent pixels of an
+image count as black.
 """
 
 _COLOURED = 32
-"""Of 255: how far the channels of a grey picture may be apart, for files that were saved with loss."""
+"""How much the colour channels of a grey mask may differ, of 255. Lossy file formats change them slightly."""
 
 
 def read_mask(mask: MaskLike, images: int, size: tuple[int, int]) -> Tensor:
-    """A mask as float32 [N, 1, H, W] in [0, 1], one an image.
+    """Reads masks as a float32 tensor [N, 1, H, W] in [0, 1].
 
     Args:
-        mask: one for all images, or one each.
-        images: N.
-        size: (height, width) of the pictures.
+        mask: one mask for all images, or a list or tensor with one for each.
+        images: the number of images N.
+        size: (height, width) of the images.
 
     Raises:
-        InputError: a mask of another size or number, values outside [0, 1], a file that cannot be read, a coloured
-            picture, one that is black wherever it is not transparent.
+        InputError: the size or number of masks does not fit, values lie outside [0, 1], a file cannot be read, an image
+            has colours, or an image is black wherever it is not transparent.
     """
     if isinstance(mask, (list, tuple)):
         return torch.cat([read_mask(m, 1, size) for m in _as_many(mask, images)])
@@ -80,7 +81,7 @@ def _from_file(mask: MaskLike) -> Tensor:
 
 
 def _from_pil(image: Any) -> Tensor:
-    """The values of a picture [H, W]: floats as they are, 0 and 1 as they are, else its greys as uint8."""
+    """Converts an image to a tensor [H, W]. Floats, and values of only 0 and 1, are kept; others become grey uint8."""
     if image.mode == "F" or image.mode.startswith("I"):
         raw = np.asarray(image)
         if image.mode == "F" or raw.max(initial=0) <= 1:
@@ -96,26 +97,32 @@ def _from_pil(image: Any) -> Tensor:
         raise InputError("it has colours; a mask is grey: white may change, black stays.", parameter="mask")
     if image.has_transparency_data and not high.any() and np.asarray(image.convert("RGBA"))[..., 3].any():
         raise InputError(
-            "it is black wherever it is not transparent, and both stay; paint what may change white.", parameter="mask"
+            "it is black wherever it is not transparent, so nothing may change; paint what may change white.",
+            parameter="mask",
         )
     return torch.from_numpy(np.asarray(shown.convert("L")).copy())
 
 
 def to_latent(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """A picture's mask [N, 1, H, W] on the latent: the part of each latent pixel's square that may change."""
+    """Converts a mask [N, 1, H, W] of images to the latent: the fraction of each latent pixel's area that may change.
+
+    Args:
+        mask: the mask in image pixels.
+        size: (height, width) of the latent.
+    """
     return adaptive_avg_pool2d(mask, (size[0], size[1]))
 
 
 def from_maps(maps: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
-    """Where words lie, of source or target (section 3.2 of Hertz et al. 2022, "Local Editing").
+    """Computes the mask of the blend words from their attention maps (Hertz et al. 2022, section 3.2, "Local Editing").
 
     Args:
-        maps: [N, K, 2, h, w], the words' cross maps of source and target, summed over the steps so far.
-        size: (H, W) of the latent.
-        threshold: against each map's maximum.
+        maps: the cross-attention maps of the words in source and target, [N, K, 2, h, w], summed over past steps.
+        size: (height, width) of the latent.
+        threshold: a word covers the pixels where its map exceeds this fraction of the map's maximum.
 
     Returns:
-        [N, K, H, W] of 0 and 1: the union of both.
+        a mask [N, K, H, W] of 0 and 1: the union of the words' areas in source and target.
     """
     n, k = maps.shape[:2]
     spread = interpolate(max_pool2d(maps.flatten(0, 1), 3, stride=1, padding=1), size)
@@ -124,10 +131,12 @@ def from_maps(maps: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
 
 
 def blended(x: Tensor, mask: Tensor) -> Tensor:
-    """x_target = x_source + mask (x_target - x_source), the source's rows untouched.
+    """Blends targets with their source: x_target = x_source + mask (x_target - x_source).
+
+    The rows of the sources do not change.
 
     Args:
-        x: [N (1 + K), C, H, W], each image's source before its targets; floats, or a lattice's integers.
+        x: the samples [N (1 + K), C, H, W], each image's source before its targets; floats, or integers of a lattice.
         mask: [N, K or 1, H, W].
     """
     rows = x.unflatten(0, (len(mask), -1))
@@ -137,5 +146,5 @@ def blended(x: Tensor, mask: Tensor) -> Tensor:
     if not x.is_floating_point():
         moved = source + ((targets - source) * weight).round().to(x.dtype)
         return torch.cat([source, moved], 1).flatten(0, 1)
-    # lerp, because it is exact at 0 and at 1
+    # torch.lerp is exact where the mask is 0 or 1, which the formula above is not in floats.
     return torch.cat([source, torch.lerp(source.expand_as(targets), targets, weight)], 1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""The way forward of a source with its targets: a solver under attention control and local blend."""
+"""A solver with attention control and local blend, which samples a source together with its targets."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from .plan import AttentionPlan, within
 
 
 @dataclass(frozen=True, eq=False)
-class Followed(Mapping[str, Tensor]):
-    """A solver's state, as which it answers, and what attention control has gathered beside it.
+class ControlledState(Mapping[str, Tensor]):
+    """The state of a solver with the attention maps that were recorded so far. As a mapping, it is the solver's state.
 
     Attributes:
-        inner: the solver's state.
-        maps: the words' cross maps, [N, K, 2, h, w], summed over the steps so far.
+        inner: the state of the solver.
+        maps: the cross-attention maps of the blend words, [N, K, 2, h, w], summed over the steps so far; or None.
     """
 
     inner: State
@@ -32,7 +32,7 @@ class Followed(Mapping[str, Tensor]):
 
     @property
     def node(self) -> int:
-        """As of a lattice's state; 0 of one that does not say where it is."""
+        """The index of the state's node; 0 for a state that does not record it."""
         return getattr(self.inner, "node", 0)
 
     def __getitem__(self, key: str) -> Tensor:
@@ -46,22 +46,22 @@ class Followed(Mapping[str, Tensor]):
 
 
 class Controlled(SolverWrapper):
-    """A solver whose targets follow their source; its state is ``Followed``.
+    """Wraps a solver, so that the targets in a batch follow their source. Its state is a ``ControlledState``.
 
     Args:
-        inner: the solver, or one that holds the sources on their pivots.
-        plan: of attention control; None is plain editing.
-        mask: of the user, [N, 1, H, W] on the latent; None lets everything change.
+        inner: the solver; a ``PinnedSolver`` if the sources must stay on a pivot.
+        plan: the plan of attention control; None edits without it.
+        mask: the user's mask on the latent, [N, 1, H, W]; None lets everything change.
     """
 
     def __init__(self, inner: Solver, plan: AttentionPlan | None, mask: Tensor | None = None) -> None:
         super().__init__(inner)
-        self.plan, self.given = plan, mask
+        self.plan, self.user_mask = plan, mask
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
-        """The inner step under control, then the blend of every tensor that it returned."""
-        plan, followed = self.plan, _followed(state)
-        maps = followed.maps
+        """Makes a step of the inner solver with attention control, then blends every tensor of its state."""
+        plan, controlled_state = self.plan, _controlled_state(state)
+        maps = controlled_state.maps
 
         def controlled(x: Tensor, node: Node) -> Pair:
             nonlocal maps
@@ -70,35 +70,43 @@ class Controlled(SolverWrapper):
                 return denoise(x, node)
             pair = cast(ModelDenoiser, denoise)(x, node, Call(controller=control))
             seen = control.finish()
+            # A solver may call the network several times per step; the maps of all calls are summed.
             maps = seen if maps is None else maps if seen is None else maps + seen
             return pair
 
-        after = self.inner.step(controlled, followed.inner, grid, i, noise)
-        mask = self.mask(Followed(after, maps), i, grid.steps, after["x"])
+        after = self.inner.step(controlled, controlled_state.inner, grid, i, noise)
+        mask = self.mask(ControlledState(after, maps), i, grid.steps, after["x"])
         if mask is not None:
-            both = {k: blended(v, mask) for k, v in after.items()}
-            after = after.with_integers(both) if isinstance(after, LatticeState) else both
-        return Followed(after, maps)
+            blends = {k: blended(v, mask) for k, v in after.items()}
+            after = after.with_integers(blends) if isinstance(after, LatticeState) else blends
+        return ControlledState(after, maps)
 
     def read(self, state: State) -> Tensor:
-        """As the inner one."""
-        return self.inner.read(_followed(state).inner)
+        """Returns the sample that a state holds, [N, ...]."""
+        return self.inner.read(_controlled_state(state).inner)
 
     def mask(self, state: State, step: int, steps: int, like: Tensor) -> Tensor | None:
-        """Where the targets may differ from their source after a step, [N, K or 1, H, W]; None is everywhere.
+        """Returns the mask where the targets may differ from their source after a step, [N, K or 1, H, W].
 
-        Words blend from a part of the steps on, when their maps have gathered; the user's mask from the first step.
+        None means everywhere. The user's mask applies from the first step. The mask of the blend words applies from
+        ``blend_start`` on, when enough attention maps have been recorded.
+
+        Args:
+            state: the state after the step, with the maps.
+            step, steps: the index of the step, from 0, and the number of steps.
+            like: the sample, [N (1 + K), C, H, W], of which only the size is used.
         """
         words = None
-        maps = _followed(state).maps
+        maps = _controlled_state(state).maps
         if self.plan is not None and maps is not None and within((self.plan.edit.blend_start, 1.0), step, steps):
             words = from_maps(maps, (like.shape[2], like.shape[3]), self.plan.edit.blend_threshold)
-            if self.plan.blend is not None:  # a target without words to blend by changes everywhere
+            if self.plan.blend is not None:  # a target without blend words may change everywhere
                 words = words.masked_fill((self.plan.blend.sum((2, 3)) == 0)[..., None, None], 1.0)
-        if self.given is None or words is None:
-            return words if self.given is None else self.given
-        return words * self.given.to(words)
+        if self.user_mask is None or words is None:
+            return words if self.user_mask is None else self.user_mask
+        return words * self.user_mask.to(words)
 
 
-def _followed(state: State) -> Followed:
-    return state if isinstance(state, Followed) else Followed(state)
+def _controlled_state(state: State) -> ControlledState:
+    """Returns the state itself, or at the first step a ``ControlledState`` without maps."""
+    return state if isinstance(state, ControlledState) else ControlledState(state)

@@ -1,4 +1,4 @@
-"""What attention control is to do: the user's settings, the sites of a network, and the plan of an edit."""
+"""The settings of attention control, the attention layers of a network, and the plan of an edit."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -14,26 +14,28 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class AttentionEdit:
-    """How the attention of the target follows the source's; windows are parts (begin, end) of the steps.
+    """The settings of attention control: how the attention of the targets follows that of the source.
+
+    A window (begin, end) is a part of the steps in [0, 1]: (0, 0.4) is the first 40 %, (0, 1) all, (0, 0) none.
 
     Args:
-        kind: ``refine`` (tokens that both prompts share keep the source's cross maps), ``replace`` (word k takes word
-            k's map; equal numbers of words), ``none`` (neither cross nor self maps are taken over, so that it goes with
-            none of their settings).
-        cross_steps: where cross-attention maps are taken over; tau of section 3.2.
-        self_steps: where self-attention maps are.
-        weight_steps: where weighted words are scaled; by default where cross maps are taken over, as in the authors'
-            code, and for ``none`` in the same part of the steps.
-        self_positions: self maps of at most so many positions are taken over; by default all but those of the largest
-            resolution (32 x 32 and less of Stable Diffusion's 64 x 64 at 512 pixels, and of SDXL's at 1024).
-        blend_side: blending reads the cross maps of the largest resolution whose longer side is at most this; by
-            default a quarter of the latent's, and no less than 8 (16 for Stable Diffusion at 512 pixels, 32 for SDXL at
-            1024).
-        blend_start: from which part of the steps on words blend.
-        blend_threshold: in (0, 1): where a word's map counts as its place, against the map's maximum.
+        kind: which cross-attention maps a target takes over from the source. ``refine``: those of the tokens that both
+            prompts share. ``replace``: word k takes those of word k; both prompts must have equal numbers of words.
+            ``none``: neither cross- nor self-attention maps are taken over, and settings of these must be left out.
+        cross_steps: the window in which cross-attention maps are taken over; tau of section 3.2.
+        self_steps: the window in which self-attention maps are taken over.
+        weight_steps: the window in which the maps of weighted words are scaled. By default it is ``cross_steps``, as in
+            the authors' code, also for ``none``.
+        self_positions: self-attention maps with at most this many positions are taken over. By default all but those of
+            the highest resolution: up to 32 x 32 for Stable Diffusion at 512 pixels and for SDXL at 1024.
+        blend_side: local blend uses the cross-attention maps of the highest resolution whose longer side is at most
+            this. By default a quarter of the latent's longer side, and at least 8: 16 for Stable Diffusion at 512
+            pixels, 32 for SDXL at 1024.
+        blend_start: the fraction of the steps after which the blend words act.
+        blend_threshold: in (0, 1): a word covers the pixels where its map exceeds this fraction of the map's maximum.
 
     Raises:
-        InputError: an unknown kind, a number out of its range, a setting that does nothing for ``none``.
+        InputError: ``kind`` is unknown, a number is out of range, or a setting has no effect for ``none``.
     """
 
     kind: str = "refine"
@@ -67,32 +69,44 @@ class AttentionEdit:
 
     @property
     def weight_window(self) -> Window:
-        """Where weighted words are scaled."""
+        """The window in which weighted words are scaled: ``weight_steps``, or ``cross_steps`` if that is None."""
         return self.cross_steps if self.weight_steps is None else self.weight_steps
 
     def refuse(self, names: tuple[str, ...], why: str) -> None:
-        """Raises InputError for the first of these settings that is not as by default, since it would do nothing."""
+        """Raises InputError if one of these settings differs from its default, because it would have no effect.
+
+        Args:
+            names: the fields to check.
+            why: the reason, for the message "... does nothing, {why}; leave it out."
+        """
         usual = {field.name: field.default for field in fields(self)}
-        if given := next((name for name in names if getattr(self, name) != usual[name]), None):
-            raise InputError(f"{getattr(self, given)} does nothing, {why}; leave it out.", parameter=given)
+        if changed := next((name for name in names if getattr(self, name) != usual[name]), None):
+            raise InputError(f"{getattr(self, changed)} does nothing, {why}; leave it out.", parameter=changed)
 
 
 def within(window: Window, step: int, steps: int) -> bool:
-    """Whether a step, counted from 0, lies in a window; its ends are rounded down to whole steps."""
+    """Whether a step, counted from 0, lies in a window. Both ends of the window are rounded down to whole steps."""
+    # The 1e-9 keeps products such as 0.3 * 10 from falling just below a whole number.
     begin, end = (math.floor(part * steps + 1e-9) for part in window)
     return begin <= step < end
 
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """An attention layer: where it stands, whether it looks at words, and how often its map is halved."""
+    """An attention layer of a network.
+
+    Attributes:
+        name: the name of the module.
+        cross: whether it is cross-attention, from the image to the tokens of the prompt.
+        level: how many times the latent is halved before it reaches the layer.
+    """
 
     name: str
     cross: bool
     level: int
 
     def size(self, latent: Size) -> Size:
-        """(height, width) of its map; a convolution of stride 2 rounds up."""
+        """Returns (height, width) of the layer's map for a latent of this size. Each halving rounds up."""
         height, width = latent
         for _ in range(self.level):
             height, width = -(-height // 2), -(-width // 2)
@@ -101,18 +115,18 @@ class AttentionSite:
 
 @dataclass(frozen=True, eq=False)
 class AttentionPlan:
-    """All that attention control needs to know of N images with K targets each.
+    """The attention control of N images with K targets each.
 
-    The rows of a batch are each image's source and then its targets: s1, t11 .. t1K, s2, ...
+    The rows of a batch are the source of an image followed by its targets: s1, t11 .. t1K, s2, ...
 
     Attributes:
-        edit: windows and kind.
-        layers: the sites of the network.
+        edit: the settings.
+        layers: the attention layers of the network.
         size: (height, width) of the latent.
-        mapping: [N, K, L, L], see ``align.replace``.
-        new: [N, K, L], true where a target's token keeps its own map.
-        scales: [N, K, L], or None without weighted words.
-        blend: [N, K, 2, L], 1 at the tokens to blend by, of the source and of the target; None without.
+        mapping: which source tokens each target token takes its map from, [N, K, L, L]; see ``align.replace``.
+        new: true where a target token keeps its own map, [N, K, L].
+        scales: the factor of each target token's map, [N, K, L]; None if no word is weighted.
+        blend: 1 at the tokens of the blend words in source and target, [N, K, 2, L]; None if there are none.
     """
 
     edit: AttentionEdit
@@ -124,21 +138,24 @@ class AttentionPlan:
     blend: Tensor | None = None
 
     def __getitem__(self, which: slice) -> "AttentionPlan":
-        """The plan of some of the images."""
+        """Returns the plan of the images that the slice selects."""
         scales = None if self.scales is None else self.scales[which]
         blend = None if self.blend is None else self.blend[which]
         return replace(self, mapping=self.mapping[which], new=self.new[which], scales=scales, blend=blend)
 
     @property
     def blend_size(self) -> Size:
-        """(height, width) of the maps that blending reads: the largest that is small enough, or the smallest."""
+        """(height, width) of the maps that local blend uses: the largest within ``blend_side``, else the smallest."""
         limit = self.edit.blend_side or max(8, -(-max(self.size) // 4))
         sizes = sorted({layer.size(self.size) for layer in self.layers if layer.cross}, key=max)
         return max((s for s in sizes if max(s) <= limit), key=max, default=sizes[0])
 
     @property
     def self_positions(self) -> int:
-        """The most positions of a self map that is taken over; where there is one resolution, it is."""
+        """The largest number of positions of a self-attention map that is taken over.
+
+        By default it is the second-largest of the network, or the only one.
+        """
         sizes = (layer.size(self.size) for layer in self.layers if not layer.cross)
         areas = sorted({height * width for height, width in sizes})
         return self.edit.self_positions or (areas[-2:] or [0])[0]

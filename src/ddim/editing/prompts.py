@@ -1,4 +1,4 @@
-"""Prompts as people write them for an edit: weighted words, words to blend by, and one value a target."""
+"""Reads the prompts of an edit: weighted words, blend words, and options with one value per target."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -15,16 +15,16 @@ Weights = Mapping[str, float]
 
 
 def scales(tokens: Tokens, inline: Mapping[int, float], weights: Weights | None) -> Tensor | None:
-    """What each token's attention map is multiplied by, [L]; None where no word has a weight.
+    """Returns the factor of each token's attention map, [L]; None if no word is weighted.
 
     Args:
-        tokens: of the target prompt.
-        inline: by the word's number, from ``texts.parse_weights``.
-        weights: by the word; of a word that stands several times, every one. They go before ``inline``.
+        tokens: the tokens of the target prompt.
+        inline: weights by the index of the word, from ``texts.parse_weights``.
+        weights: weights by word; they apply to every occurrence of the word, and override ``inline``.
 
     Raises:
-        InputError: a word that is not in the prompt or was cut off with its end, a weight that is no number, weights
-            that are no mapping.
+        InputError: a word is not in the prompt or was truncated, a weight is not a number, or ``weights`` is not a
+            mapping.
     """
     if weights is not None and not (isinstance(weights, Mapping) and all(isinstance(w, str) for w in weights)):
         raise InputError(f"{weights!r} does not map words to factors; write it {{'tiger': 2.0}}.", parameter="weights")
@@ -50,12 +50,13 @@ def _factor(word: str, scale: Any, parameter: str) -> float:
 
 
 def blend_words(blend: "str | tuple[str, str]") -> tuple[str, str]:
-    """``"cat/tiger"`` as ("cat", "tiger"): the words of the source and of the target whose places may change.
+    """Splits blend words: ``"cat/tiger"`` becomes ("cat", "tiger"), the words in the source and in the target.
 
-    Without a stroke the words are looked for in both. One side may be empty, so that only the other counts.
+    An edit may change the areas of these words. Without a slash, the words are searched in both prompts. One side may
+    be empty; then only the other one counts.
 
     Raises:
-        InputError: neither side has a word, or there is more than one stroke.
+        InputError: neither side has a word, or there is more than one slash.
     """
     parts = tuple(blend.split("/")) if isinstance(blend, str) else blend if isinstance(blend, tuple) else ()
     parts = parts * 2 if len(parts) == 1 else parts
@@ -65,10 +66,10 @@ def blend_words(blend: "str | tuple[str, str]") -> tuple[str, str]:
 
 
 def token_mask(tokens: Tokens, words: str) -> Tensor:
-    """1 at the tokens of ``words``, 0 elsewhere, [L].
+    """Returns a mask [L] that is 1 at the tokens of ``words`` and 0 elsewhere.
 
     Raises:
-        InputError: a word that is not in the prompt.
+        InputError: a word is not in the prompt or was truncated.
     """
     out = torch.zeros(tokens.length)
     out[tokens.places(words, "blend")] = 1
@@ -76,10 +77,15 @@ def token_mask(tokens: Tokens, words: str) -> Tensor:
 
 
 def per_target(name: str, value: Any, images: int, targets: int) -> list[list[Any]]:
-    """One value for each target of each image, ``[N][K]``, from one for all, a list of K, or a list of N lists of K.
+    """Expands an option to one value for each target of each image, ``[N][K]``.
+
+    Args:
+        name: the name of the option, for errors.
+        value: one value for all, a list of K values, or a list of N lists of K values.
+        images, targets: N and K.
 
     Raises:
-        InputError: a list of another length.
+        InputError: a list has another length.
     """
     if not isinstance(value, list):
         return [[value] * targets for _ in range(images)]
@@ -88,24 +94,29 @@ def per_target(name: str, value: Any, images: int, targets: int) -> list[list[An
     if len(rows) != images or any(len(row) != targets for row in rows):
         have = f"{len(value)} lists" if nested else f"{len(value)} values"
         raise InputError(
-            f"{have} were given for {images} images with {targets} targets; give one a target.", parameter=name
+            f"{have} were given for {images} images with {targets} targets; give one for each target.", parameter=name
         )
     return [list(row) for row in rows]
 
 
 def target_prompts(prompt: "str | Sequence[str] | Sequence[Sequence[str]]", images: int) -> list[list[str]]:
-    """The target prompts, ``[N][K]``: one or several for all images, or a list for each image.
+    """Reads the target prompts as ``[N][K]``.
+
+    Args:
+        prompt: one prompt, a list of K prompts for all images, or a list with K prompts for each of the N images.
+        images: N.
 
     Raises:
-        InputError: no prompt, not one list an image, lists of different lengths, a text that cannot be read.
+        InputError: there is no prompt, the number of lists is not N, the lists have different lengths, or a text cannot
+            be read.
     """
-    given = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else []
-    if given and is_texts(given):
-        return [[check_text(p, "prompt") for p in given]] * images
-    rows = [[check_text(p, "prompt") for p in row] for row in given if is_texts(row)]
-    if not given or len(rows) != len(given) or len({len(row) for row in rows}) != 1 or not rows[0]:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else []
+    if prompts and is_texts(prompts):
+        return [[check_text(p, "prompt") for p in prompts]] * images
+    rows = [[check_text(p, "prompt") for p in row] for row in prompts if is_texts(row)]
+    if not prompts or len(rows) != len(prompts) or len({len(row) for row in rows}) != 1 or not rows[0]:
         raise InputError(
-            f"{prompt!r} is not a target prompt, nor a list of them, nor one list an image.", parameter="prompt"
+            f"{prompt!r} is not a target prompt, nor a list of them, nor one list for each image.", parameter="prompt"
         )
     if len(rows) != images:
         raise InputError(

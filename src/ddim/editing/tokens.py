@@ -1,4 +1,4 @@
-"""A prompt as its model reads it: the one reading that is embedded, aligned, weighted, blended by and measured."""
+"""The tokens of a prompt. Embedding, alignment, word weights, local blend and metrics all use this one result."""
 
 import string
 from collections.abc import Callable, Sequence
@@ -10,17 +10,17 @@ from .._utils.errors import InputError
 
 @dataclass(frozen=True)
 class Tokens:
-    """A prompt as its tokenizer cuts it.
+    """The words and tokens of a prompt.
 
     Attributes:
         text: the prompt.
-        words: split at white space.
-        row: every token that the encoder is handed, padding among them; L of them.
-        spans: of each word, the places of its tokens in ``row``: (begin, end), end left out. What was cut off is left
-            out of a span, so that it may be empty; words that share a token share their span.
-        first, stop: where the tokens that are no padding begin and end.
-        begin, end: where the words' tokens begin and end; before and after them are the start's and the end's.
-        lost: how many of the words' tokens were cut off.
+        words: the words, split at white space.
+        row: the ids of all L tokens that the text encoder gets, padding included.
+        spans: for each word the half-open range (begin, end) of its tokens in ``row``. Truncated tokens are not in a
+            span, which may therefore be empty. Words that share a token have the same span.
+        first, stop: the half-open range of the tokens that are not padding.
+        begin, end: the half-open range of the tokens of words, without the start and end tokens.
+        lost: the number of the words' tokens that were truncated.
     """
 
     text: str
@@ -35,19 +35,19 @@ class Tokens:
 
     @property
     def length(self) -> int:
-        """L, the places of the encoder's sequence, padding among them."""
+        """The number of tokens L that the text encoder gets, padding included."""
         return len(self.row)
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """The tokens without padding, start and end among them."""
+        """The ids of the tokens without padding; the start and end tokens are included."""
         return self.row[self.first : self.stop]
 
     def find(self, word: str, parameter: str = "word") -> list[int]:
-        """Which words of the prompt are ``word``: case and punctuation at the edges are ignored.
+        """Returns the indices of the words that equal ``word``, ignoring case and punctuation at the ends.
 
         Raises:
-            InputError: none is; the prompt's words are named.
+            InputError: the word is not in the prompt.
         """
         found = [k for k, w in enumerate(self.words) if _bare(w) == _bare(word)]
         if not found or not _bare(word):
@@ -56,23 +56,28 @@ class Tokens:
         return found
 
     def places(self, phrase: str, parameter: str = "word") -> list[int]:
-        """The places of all tokens of the words in ``phrase``, each word looked for by itself.
+        """Returns the positions in ``row`` of the tokens of all words in ``phrase``. Each word is searched separately.
 
         Args:
-            phrase: words between white space.
-            parameter: for the error.
+            phrase: words separated by white space.
+            parameter: the parameter to name in an error.
 
         Raises:
-            InputError: a word that is not in the prompt, or that was cut off with its end.
+            InputError: a word is not in the prompt or was truncated.
         """
         each = [self.places_of(word, self.find(word, parameter), parameter) for word in phrase.split()]
         return sorted({place for places in each for place in places})
 
     def places_of(self, word: str, which: Sequence[int], parameter: str = "word") -> list[int]:
-        """The places of the words of these numbers, all of them ``word``.
+        """Returns the positions in ``row`` of the tokens of some words.
+
+        Args:
+            word: the word, for an error.
+            which: the indices of its occurrences.
+            parameter: the parameter to name in an error.
 
         Raises:
-            InputError: none of them has a token that the encoder is handed.
+            InputError: no occurrence has a token that was not truncated.
         """
         places = [p for k in which for p in range(*self.spans[k])]
         if not places and self.lost:
@@ -87,16 +92,17 @@ class Tokens:
 
 
 def tokens_of(tokenizer: Any, prompt: str, length: int, convert: Callable[[str], str] = str) -> Tokens:
-    """Cuts a prompt into words, and finds each word's tokens.
+    """Splits a prompt into words, tokenizes it, and finds the tokens of each word.
 
     Args:
-        tokenizer: of transformers.
-        prompt: as it is embedded.
-        length: L of the embedding [L, D].
-        convert: what the pipeline makes of a text before it is cut (learnt words of several vectors).
+        tokenizer: a tokenizer of transformers.
+        prompt: the prompt as it is embedded.
+        length: the length L of the embedding [L, D].
+        convert: how the pipeline changes a text before it is tokenized (for learnt words of several vectors).
 
     Raises:
-        InputError: a tokenizer that puts other tokens around a prompt than around a word.
+        InputError: the tokens of the prompt are not those of its text between the usual start and end tokens, so that
+            they cannot be assigned to words.
     """
 
     def bare(text: str) -> list[int]:
@@ -111,10 +117,10 @@ def tokens_of(tokenizer: Any, prompt: str, length: int, convert: Callable[[str],
     before, after = _around(tokenizer)
     begin, end = first + before, max(stop - after, first + before)
     lost = len(whole) - (end - begin)
-    gone = lost if tokenizer.truncation_side == "left" else 0  # before the first that is kept
+    gone = lost if tokenizer.truncation_side == "left" else 0  # how many were truncated at the start
     if lost < 0 or list(row[begin:end]) != whole[gone : gone + end - begin]:
         raise InputError(
-            f"the tokenizer makes other tokens of {prompt!r} than of its words, so that they cannot be followed.",
+            f"the tokenizer makes other tokens of {prompt!r} than of its words, so that they cannot be matched.",
             parameter="prompt",
         )
     bounds = _bounds(prompt, words, whole, bare)
@@ -125,7 +131,7 @@ def tokens_of(tokenizer: Any, prompt: str, length: int, convert: Callable[[str],
 
 
 def _around(tokenizer: Any) -> tuple[int, int]:
-    """How many tokens stand before a prompt's own, and after them."""
+    """Returns how many tokens the tokenizer puts before the tokens of a prompt, and after them."""
     bare, whole = (
         list(tokenizer("a", add_special_tokens=special, truncation=False, verbose=False).input_ids)
         for special in (False, True)
@@ -137,10 +143,16 @@ def _around(tokenizer: Any) -> tuple[int, int]:
 def _bounds(
     prompt: str, words: Sequence[str], whole: Sequence[int], bare: Callable[[str], list[int]]
 ) -> list[tuple[int, int]]:
-    """Each word's tokens in ``whole``: (begin, end).
+    """Returns for each word the half-open range of its tokens in ``whole``, the tokens of the prompt.
 
-    A word ends where the tokens of all up to it end, if these are how the whole begins; words that are cut together
-    with their neighbours have the neighbours' tokens too.
+    The end of a word is found by tokenizing the prompt up to it. If those tokens are not the first tokens of the whole
+    prompt, the tokenizer merges the word with the next one. Both words then get the range of all their tokens.
+
+    Args:
+        prompt: the prompt.
+        words: its words.
+        whole: the tokens of the prompt, without start and end tokens.
+        bare: tokenizes a text without start and end tokens.
     """
     ends, at = list[int | None](), 0
     for word in words:
@@ -157,4 +169,5 @@ def _bounds(
 
 
 def _bare(word: str) -> str:
+    """Returns a word in lower case without punctuation at its ends; a word of punctuation only is kept."""
     return word.lower().strip(string.punctuation) or word.lower()

@@ -1,8 +1,8 @@
-"""How the network was asked on the way to noise, and how it is asked so again.
+"""Records the network calls of an inversion in the code, and repeats them when the code is reconstructed.
 
-The last bits of a network's answer depend on its company: the rows of the call, the row's place among them, the
-threads, whether both branches of guidance were one batch, the device and the libraries. A method that is exact as long
-as the network answers the same bits keeps all of this in its code, and the way forward rebuilds it.
+The last bits of a network's output depend on more than its input: on the number of rows in the batch, the position of
+the row, the number of threads, whether both branches of guidance form one batch, the device and the versions of the
+libraries. An inversion that is exact only for equal bits stores all of this in its code, and reconstruction repeats it.
 """
 
 import platform
@@ -21,18 +21,21 @@ ROWS, PLACE = "rows", "place"
 
 
 def exact_layout() -> Layout:
-    """The layout of calls whose bits must come again: one thread a part, as many parts as torch has threads here."""
+    """Returns the layout of calls whose bits must be reproducible: a part for each thread, computed by one thread."""
     return Layout(torch.get_num_threads(), 1)
 
 
 def machine_now(device: torch.device, engine: str, layout: Layout, batched_cfg: bool) -> dict[str, Any]:
-    """What decides bits beside a call's rows, as a code keeps it: plain values.
+    """Describes everything besides the rows of a call that decides the last bits of its output, for this machine.
 
     Args:
-        device: where the network computes.
-        engine: how; see ``Model.engine``.
-        layout: of its calls.
-        batched_cfg: whether both branches of guidance are one batch.
+        device: the device of the network.
+        engine: how the network is computed; see ``Model.engine``.
+        layout: the layout of the calls.
+        batched_cfg: whether both branches of guidance form one batch.
+
+    Returns:
+        plain values by name, as ``LatentCode.machine`` stores them.
     """
     cuda = device.type == "cuda"
     return {
@@ -48,18 +51,21 @@ def machine_now(device: torch.device, engine: str, layout: Layout, batched_cfg: 
 
 
 def _kernels() -> str:
-    """Which instructions torch's kernels use on this CPU: other ones sum in another order."""
+    """Returns the instruction set that torch uses on this CPU, because another one sums in another order."""
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def layout_of(machine: Mapping[str, Any]) -> Layout | None:
-    """The layout of a code's calls; None of a code that does not say."""
+    """Returns the layout of a code's calls, or None if the code has no record of it."""
     return Layout(int(machine["workers"]), int(machine["threads"])) if machine.get("workers") else None
 
 
 @contextmanager
-def untimed() -> Generator[None]:
-    """Inside, cuDNN chooses its ways by shape alone: by a stopwatch it might choose another one on the way forward."""
+def deterministic_cudnn() -> Generator[None]:
+    """A context in which cuDNN chooses its algorithms by shape alone, and not by timing them.
+
+    By timing, it might choose another algorithm for reconstruction than for the inversion, with other last bits.
+    """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:
@@ -69,51 +75,65 @@ def untimed() -> Generator[None]:
 
 
 def differences(had: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What cannot be rebuilt here, in words: another device or version, other kernels, another engine."""
-    named = {"device": "on {}", "torch": "with torch {}", "tf32": "with TF32 {}"}
-    named |= {"matmul": "with matrix products of {} precision", "engine": "by a network that computes the way {!r}"}
-    return [said.format(had[key]) for key, said in named.items() if key in had and had[key] != now.get(key)]
+    """Lists what this machine cannot reproduce: another device or version, other kernels, another engine.
+
+    Args:
+        had: ``LatentCode.machine`` of the code.
+        now: ``machine_now`` of this machine.
+
+    Returns:
+        phrases that complete the sentence "This code was made ...".
+    """
+    phrases = {"device": "on {}", "torch": "with torch {}", "tf32": "with TF32 {}"}
+    phrases |= {"matmul": "with matrix products of {} precision", "engine": "by a network with the engine {!r}"}
+    return [phrase.format(had[key]) for key, phrase in phrases.items() if key in had and had[key] != now.get(key)]
 
 
-def recorded(count: int) -> dict[str, Tensor]:
-    """``LatentCode.calls`` of a batch of so many images, all asked in one call."""
+def call_record(count: int) -> dict[str, Tensor]:
+    """Returns ``LatentCode.calls`` for a batch of ``count`` images that were inverted in one call."""
     return {ROWS: torch.full((count,), count, dtype=torch.int64), PLACE: torch.arange(count)}
 
 
 @dataclass(frozen=True)
-class Rebuilt:
-    """A call to be made again.
+class NetworkCall:
+    """The images in the rows of one network call.
 
     Attributes:
-        items: which image stands in each row; a row that is missing is filled with one of the others, twice.
-        own: of the rows that count: (row, image).
+        items: the index of the image in each row. A row whose image is not there is filled with a copy of another one.
+        own: (row, image) for the rows whose result is used.
     """
 
     items: tuple[int, ...]
     own: tuple[tuple[int, int], ...]
 
 
-def rebuilt(calls: Mapping[str, Tensor]) -> list[Rebuilt]:
-    """The fewest calls in which every image stands in its own place among as many rows as it once did."""
+def recorded_calls(calls: Mapping[str, Tensor]) -> list[NetworkCall]:
+    """Returns the fewest calls in which every image has its recorded row, in a batch of the recorded number of rows.
+
+    Args:
+        calls: ``LatentCode.calls``.
+    """
+    # Images of one code may come from several batches. Those with equal numbers of rows share a call if their places
+    # differ; the k-th image that waits for a place goes into the k-th call.
     waiting: dict[int, dict[int, list[int]]] = {}
     for image, (rows, place) in enumerate(zip(whole_numbers(calls[ROWS]), whole_numbers(calls[PLACE]), strict=True)):
         waiting.setdefault(rows, {}).setdefault(place, []).append(image)
-    out: list[Rebuilt] = []
+    out: list[NetworkCall] = []
     for rows, places in waiting.items():
         for k in range(max(map(len, places.values()))):
             own = tuple((place, images[k]) for place, images in sorted(places.items()) if k < len(images))
             at = dict(own)
-            out.append(Rebuilt(tuple(at.get(row, own[0][1]) for row in range(rows)), own))
+            out.append(NetworkCall(tuple(at.get(row, own[0][1]) for row in range(rows)), own))
     return out
 
 
-def plain_calls(count: int, batch: int) -> list[Rebuilt]:
-    """Calls of ``batch`` images each, in order."""
+def batched_calls(count: int, batch: int) -> list[NetworkCall]:
+    """Returns calls of ``batch`` images each, in order; the last one may be smaller."""
     ranges = [range(begin, min(begin + batch, count)) for begin in range(0, count, batch)]
-    return [Rebuilt(tuple(r), tuple(enumerate(r))) for r in ranges]
+    return [NetworkCall(tuple(r), tuple(enumerate(r))) for r in ranges]
 
 
-def images_in_order(parts: Sequence[tuple[Rebuilt, Tensor]], count: int) -> Tensor:
-    """The images of all calls, [count, ...], each in its own place; rows that filled a call are left out."""
+def images_in_order(parts: Sequence[tuple[NetworkCall, Tensor]], count: int) -> Tensor:
+    """Returns the images of all calls in their original order, [count, ...], without the rows that filled a call."""
     placed = {image: images[row] for call, images in parts for row, image in call.own}
     return torch.stack([placed[k] for k in range(count)])

@@ -1,4 +1,4 @@
-"""A code's file: safetensors, its settings as JSON metadata, and a checksum over both."""
+"""Reads and writes codes as safetensors files, with settings as JSON metadata and a checksum over both."""
 
 import hashlib
 import json
@@ -25,22 +25,22 @@ FORMAT = "ddim.latent-code"
 VERSION = 3
 READABLE = (1, 2, 3)
 MOST_ROWS = 2**16
-"""Of a call that a code may ask for again."""
+"""The most rows that a recorded network call may have. A larger number in a file is an error."""
 MOST_THREADS = 2**10
-"""Of a machine that a code may ask for again."""
+"""The most parts or threads that a recorded layout may have. A larger number in a file is an error."""
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _GROUPS = ("state", "cond", "uncond", "extras", "calls")
-_ONCE = {
+_RENAMED = {
     "cond.words": "cond.text",
     "cond.null": "uncond.text",
     "extras.null": f"extras.{TUNED}",
     "extras.resume.null": f"extras.resume.{TUNED}",
 }
-"""Names of tensors in versions 1 and 2, and what they are called since."""
+"""The names of tensors in versions 1 and 2 of the format, with their names in version 3."""
 
 
 def write_code(code: LatentCode, path: str | os.PathLike[str]) -> Path:
-    """Writes a code; see ``LatentCode.save``."""
+    """Writes a code to a file; see ``LatentCode.save``."""
     from safetensors.torch import save
 
     uncond = code.conditions.uncond
@@ -51,7 +51,9 @@ def write_code(code: LatentCode, path: str | os.PathLike[str]) -> Path:
         "extras": code.extras,
         "calls": code.calls,
     }
-    tensors = _apart({f"{g}.{k}": v.detach().cpu().contiguous() for g, kv in groups.items() for k, v in kv.items()})
+    tensors = _without_shared_memory(
+        {f"{g}.{k}": v.detach().cpu().contiguous() for g, kv in groups.items() for k, v in kv.items()}
+    )
     tensors["grid"] = torch.tensor([[n.t, n.alpha, n.sigma] for n in code.grid], dtype=torch.float64)
     if code.grid.inner:
         inner = [[i, part, n.t, n.alpha, n.sigma] for (i, part), n in sorted(code.grid.inner.items())]
@@ -80,8 +82,8 @@ def write_code(code: LatentCode, path: str | os.PathLike[str]) -> Path:
     return write_whole(path, save(tensors, metadata={"ddim": json.dumps(about)}))
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same, none in the memory of another, which safetensors does not take: two branches may share a tensor."""
+def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies tensors that share memory, which safetensors refuses. Two branches of guidance may share a tensor."""
     seen, out = set[int](), dict[str, Tensor]()
     for name, tensor in tensors.items():
         where = tensor.untyped_storage().data_ptr()
@@ -91,9 +93,9 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def checksum(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the settings, the checksum itself left out, and every tensor's name, type, shape and bytes."""
-    said = {key: value for key, value in about.items() if key != "checksum"}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    """Returns the SHA-256 of the settings (without the checksum) and of the tensors with their names and shapes."""
+    settings = {key: value for key, value in about.items() if key != "checksum"}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         flat = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {flat.dtype} {tuple(flat.shape)}".encode())
@@ -102,11 +104,11 @@ def checksum(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_code(path: str | os.PathLike[str]) -> LatentCode:
-    """A code from its file; see ``LatentCode.load``."""
+    """Reads a code from a file; see ``LatentCode.load``."""
     about, tensors = _read(Path(path))
     grid = _grid(path, tensors, about)
     groups = _grouped(path, tensors)
-    _need_whole(path, about, groups, grid)
+    _check_complete(path, about, groups, grid)
     numbers = about.get("numbers", {})
     uncond = Conditioning(groups["uncond"], numbers) if groups["uncond"] else None
     return LatentCode(
@@ -130,35 +132,35 @@ def read_code(path: str | os.PathLike[str]) -> LatentCode:
 
 
 def _grouped(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors by group; of versions 1 and 2 under the names of version 3."""
+    """Sorts the tensors into groups, with the names of version 3."""
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
     for name, tensor in tensors.items():
-        group, _, key = _ONCE.get(name, name).partition(".")
+        group, _, key = _RENAMED.get(name, name).partition(".")
         if group not in groups or not key:
             raise InputError(f"{path} holds a tensor {name!r}, which no latent code has.", parameter="path")
         groups[group][key] = tensor
     state = groups["state"]
-    if {"x", "ahead"} <= set(state):  # versions 1 and 2 kept a two-node solver's state a node earlier
+    if {"x", "ahead"} <= set(state):  # versions 1 and 2 stored the state one node earlier
         groups["state"] = {"x": state["ahead"], "before": state["x"]}
     return groups
 
 
-def _need_whole(
+def _check_complete(
     path: str | os.PathLike[str], about: Mapping[str, Any], groups: Mapping[str, Mapping[str, Tensor]], grid: Grid
 ) -> None:
-    """Raises InputError unless the tensors fit together, the grid and the settings."""
+    """Raises InputError if tensors are missing, or do not fit each other, the grid or the settings."""
     state, cond, uncond, extras, calls = (groups[name] for name in _GROUPS)
     if "x" not in state:
         raise InputError(f"{path} holds no latent; it is not a code that ddim can replay.", parameter="path")
     shape = state["x"].shape
     if shape[:1] == (0,):
-        raise InputError(f"{path} is of no image; it is not a code that ddim can replay.", parameter="path")
+        raise InputError(f"{path} contains no image; it is not a code that ddim can replay.", parameter="path")
     every = [v for group in groups.values() for v in group.values()]
     counts = {TUNED: grid.steps, "noise": grid.steps, "pivot": grid.steps, "end": 1}
     texts = [group[TEXT] for group in (cond, uncond) if TEXT in group]
     sizes = {t.shape[-2:] for t in [*texts, *([extras[TUNED]] if TUNED in extras else [])]}
-    fine = (
-        all(v.shape == shape for v in state.values()) and _one_kind(state, about["solver"]),
+    checks = (
+        all(v.shape == shape for v in state.values()) and _has_one_dtype_kind(state, about["solver"]),
         len(shape) > 1 and 0 not in shape and all(v.shape[:1] == shape[:1] for v in every),
         all(v.shape[1:2] == (counts[k],) for k, v in extras.items() if k in counts),
         all(v.shape[2:] == shape[1:] for k, v in extras.items() if k in ("noise", "pivot", "end")),
@@ -167,7 +169,7 @@ def _need_whole(
         TUNED not in extras or TEXT in uncond,
         _are_calls(calls),
     )
-    if not all(fine):
+    if not all(checks):
         raise InputError(
             f"{path} holds tensors that do not fit together; it is not a whole latent code.", parameter="path"
         )
@@ -177,11 +179,11 @@ def _need_whole(
         )
     begun = about["settings"].get("partial")
     if begun is not None and shape[0] not in (begun["done"], min(begun["done"] + begun["batch"], begun["images"])):
-        raise InputError(f"{path} has another number of images than its 'partial' says.", parameter="path")
+        raise InputError(f"{path} has another number of images than its setting 'partial' says.", parameter="path")
 
 
 def _are_calls(calls: Mapping[str, Tensor]) -> bool:
-    """Whether these say of each image in which place of how many rows it was asked."""
+    """Whether these tensors are a valid record of network calls: for each image the rows and its place."""
     if not calls:
         return True
     if set(calls) != {"rows", "place"} or any(v.ndim != 1 or v.dtype != torch.int64 for v in calls.values()):
@@ -191,6 +193,7 @@ def _are_calls(calls: Mapping[str, Tensor]) -> bool:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads the settings and tensors of a file, and checks each by itself. Raises InputError if one is invalid."""
     from safetensors import safe_open
 
     if not path.is_file():
@@ -206,9 +209,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors: dict[str, Tensor] = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
     except InputError:
         raise
-    except Exception as error:  # a format inside a format, each with errors of its own
+    except Exception as error:  # safetensors and json raise errors of many types
         raise InputError(
-            f"{path} cannot be read as a latent code, which invert makes of a picture ({first_line(error)}).",
+            f"{path} cannot be read as a latent code, which invert makes from an image ({first_line(error)}).",
             parameter="path",
         ) from None
     if not is_dict(about) or about.get("format") != FORMAT:
@@ -224,7 +227,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InputError(f"{path} lacks {', '.join(missing)}; it is not a whole latent code.", parameter="path")
     if about["version"] == VERSION and about["checksum"] != checksum(about, tensors):
         raise InputError(
-            f"{path} has been changed since it was written, or is damaged: its checksum differs; copy it anew from "
+            f"{path} has been changed since it was written, or is damaged: its checksum differs; copy it again from "
             "where it was made.",
             parameter="path",
         )
@@ -240,7 +243,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "options": is_dict(about["options"]) and all(map(is_plain, about["options"].values())),
         "settings": is_dict(about["settings"]) and _are_settings(about["settings"]),
     }
-    wrong += [key for key, fine in good.items() if not fine]
+    wrong += [key for key, is_good in good.items() if not is_good]
     wrong += [f"tensor {name}" for name, tensor in tensors.items() if not _is_sound(name, tensor)]
     if wrong:
         raise InputError(
@@ -250,23 +253,23 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _grid(path: str | os.PathLike[str], tensors: dict[str, Tensor], about: Mapping[str, Any]) -> Grid:
-    """A file's grid with its path and inner nodes, taken out of ``tensors``; raises InputError where it is none."""
+    """Removes the tensors of the grid from ``tensors`` and returns the grid. Raises InputError if it is invalid."""
     rows, inner = tensors.pop("grid"), tensors.pop("inner", torch.zeros(0, 5, dtype=torch.float64))
     described = {name.removeprefix("path."): tensors.pop(name) for name in list(tensors) if name.startswith("path.")}
     if rows.ndim != 2 or rows.shape[1] != 3 or not bool((rows >= 0).all()):
-        raise InputError(f"{path} has a grid that is no list of (t, alpha, sigma), none below 0.", parameter="path")
+        raise InputError(f"{path} has a grid that is no list of (t, alpha, sigma) of at least 0.", parameter="path")
     if inner.ndim != 2 or inner.shape[1] != 5 or not bool((inner >= 0).all()):
-        raise InputError(f"{path} has nodes within its steps that cannot be read.", parameter="path")
+        raise InputError(f"{path} has nodes inside its steps that cannot be read.", parameter="path")
     nodes = {(int(i), part): Node(*node) for i, part, *node in rows_of(inner)}
     try:
         own = path_from(about["path"], described) if about.get("path") and about["version"] == VERSION else None
         return Grid(tuple(Node(*row) for row in rows_of(rows)), about["spacing"], own, nodes)
     except InputError as error:
-        raise InputError(f"{path} has a grid that cannot be followed: {error.message}", parameter="path") from None
+        raise InputError(f"{path} has a grid that cannot be used: {error.message}", parameter="path") from None
 
 
-def _one_kind(state: Mapping[str, Tensor], solver: str) -> bool:
-    """Whether a state is of floats, or of the integers of a reversible solver's lattice."""
+def _has_one_dtype_kind(state: Mapping[str, Tensor], solver: str) -> bool:
+    """Whether all entries of a state are floats, or all entries of a reversible solver and integers."""
     from ..solvers import SOLVERS
     from ..solvers.lattice import ReversibleSolver
 
@@ -278,13 +281,16 @@ def _one_kind(state: Mapping[str, Tensor], solver: str) -> bool:
 
 
 def _is_sound(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor's numbers can be what they stand for: whole for labels, and finite floats for all else."""
+    """Whether a tensor has a dtype and values that are possible for its name.
+
+    Class labels are int64, states are finite floats or integers of a lattice, and other floats are finite.
+    """
     if name in (f"cond.{LABELS}", f"uncond.{LABELS}"):
         return tensor.dtype == torch.int64 and tensor.ndim == 1
     if name == "path.alpha_bar":
         return tensor.dtype == torch.float64 and tensor.ndim == 1 and len(tensor) <= MOST_LEVELS
     if tensor.dtype in _FLOATS:
-        # while a method tunes, the least loss so far may be infinite
+        # An interrupted null-text inversion may store an infinite loss, of images before their first sweep.
         return name.startswith("extras.resume.") or bool(torch.isfinite(tensor).all())
     if name.startswith("state."):  # on a reversible solver's lattice
         from ..solvers.lattice import LARGEST
@@ -296,7 +302,7 @@ def _is_sound(name: str, tensor: Tensor) -> bool:
 
 
 def _is_guidance(value: Any) -> bool:
-    """Whether ``Guidance.of`` can read it."""
+    """Whether ``Guidance.of`` accepts this value."""
     if not is_dict(value) or not set(value) <= {"weight", "rescale", "interval", "embedded"}:
         return False
     low, high = value["interval"] if is_range(value.get("interval")) else (0.0, 1.0)
@@ -311,7 +317,7 @@ def _is_guidance(value: Any) -> bool:
 
 
 def _is_machine(value: Any) -> bool:
-    """Whether ``inversion.calls`` can lay calls out by it."""
+    """Whether this value is a valid ``LatentCode.machine``."""
     if not is_dict(value) or not all(map(is_plain, value.values())):
         return False
     counts = [value.get(key, 0) for key in ("workers", "threads")]
@@ -320,7 +326,7 @@ def _is_machine(value: Any) -> bool:
 
 
 def _are_settings(value: Mapping[str, Any]) -> bool:
-    """Whether these can be an inversion's, with how far an interrupted run came."""
+    """Whether these are valid settings of an inversion, and if ``partial`` is among them, a valid progress."""
     begun = value.get("partial", dict.fromkeys(("images", "done", "steps", "batch"), 1))
     counted = is_dict(begun) and set(begun) == {"images", "done", "steps", "batch"}
     counted = counted and all(is_whole(v) and v >= 0 for v in begun.values())

@@ -52,7 +52,7 @@ class EditFriendly(Inversion):
     def __post_init__(self) -> None:
         if not 0 < self.eta <= 1:
             raise InputError(
-                f"{self.eta:g} lies outside (0, 1]; 1 is DDPM, and 0 has no noise maps.",
+                f"{self.eta:g} lies outside (0, 1]; 1 is DDPM, and without noise there are no noise maps.",
                 parameter="eta",
             )
         if not self.skip >= 0 or (self.skip >= 1 and self.skip != int(self.skip)):

@@ -1,4 +1,4 @@
-"""LatentCode: all that is needed to come back, as a value that can be saved."""
+"""``LatentCode``, the result of inverting images: all that reconstruction needs, in a form that can be saved."""
 
 import os
 import warnings
@@ -17,36 +17,38 @@ from ..core.grid import Grid
 from .replay import TUNED
 
 HOLD, ADAPTERS = "hold", "adapters"
-"""In ``LatentCode.settings``: how x0 was held, ``Hold.options``; the LoRA adapters that acted, ``Model.adapters``.
-Absent where there was neither."""
+"""Keys of ``LatentCode.settings``: the limit of x0 (``Hold.options``) and the LoRA adapters (``Model.adapters``). They
+are absent if the inversion used none."""
 
 
 @dataclass(frozen=True, eq=False)
 class LatentCode:
-    """Where images lie on the noisy end of a grid, and how they got there.
+    """The latent code of N images: their state at the noisy end of a grid, and all settings that reconstruct them.
 
     Attributes:
-        state: the solver's whole state: named tensors [N, ...]. Exactness belongs to all of it. Floats at ``grid[0]``;
-            of a reversible solver int64 at its ``first`` node, on its lattice.
-        grid: the nodes of the way forward.
-        method: the inversion's name.
-        solver: the name of the solver that comes forward again.
-        options: the solver's options.
-        settings: the inversion's own, for the record; and ``hold``, how x0 was held on the way back and is to be on the
-            way forward (``prediction.Hold.options``), where it was.
-        model: the model's name.
-        fingerprint: of the model's config and weights; see ``Model.fingerprint``.
-        dtype: what the network computed in; in another one it does not come back exactly.
-        conditions: both branches of guidance, N rows each: class labels, embedded prompts and what goes with them.
-        calls: how the network was asked on the way to noise, for methods that are exact only if it is asked so again:
-            ``rows`` of the call that an image was in and its ``place`` there, int64 [N]; see ``CALLS``.
-        machine: what else decides the last bits of an answer, for these methods; see ``inversion.calls``.
-        extras: what a method keeps for the way forward, [N, S, ...], entry i for the step from ``grid[i]``:
-            ``uncond_text`` (tuned embeddings), ``noise`` (noise maps), ``pivot`` (where the step must end), and ``end``
-            [N, 1, ...] (where the last one must).
-        prompts: one an image; empty for a model without text.
-        negative: the prompt of the unconditional branch; None where none was given.
-        guidance: ``Guidance.options`` for the way forward; empty for a model without text.
+        state: the complete state of the solver, named tensors [N, ...]. An exact reconstruction needs all of them. They
+            are floats at ``grid[0]``; for a reversible solver they are int64 on its lattice, at its ``first`` node.
+        grid: the grid to sample on.
+        method: the name of the inversion.
+        solver: the name of the solver to sample with.
+        options: the options of the solver.
+        settings: the options of the inversion, as a record; and under ``hold`` the limit of x0 (``Hold.options``) that
+            was used, and that sampling must use too. It is absent if x0 was not limited.
+        model: the name of the model.
+        fingerprint: a hash of the model's config and weights; see ``Model.fingerprint``.
+        dtype: the dtype in which the network computed. With another one, the reconstruction is not exact.
+        conditions: both conditions of guidance, N rows each: class labels, embedded prompts and related tensors.
+        calls: the network calls of the inversion, for methods that are exact only if they are repeated: the number of
+            ``rows`` of the call that each image was in, and its ``place`` among them, int64 [N]. See
+            ``inversion.calls``.
+        machine: everything else that decides the last bits of a network's output, for these methods; see
+            ``inversion.calls.machine_now``.
+        extras: tensors that the method stored for sampling, [N, S, ...] with entry i for the step from ``grid[i]``:
+            ``uncond_text`` (optimized embeddings), ``noise`` (noise maps) and ``pivot`` (the samples after each step);
+            and ``end`` [N, 1, ...] (the sample after the last step).
+        prompts: the prompt of each image; empty for a model without text.
+        negative: the prompt of the unconditional branch; None if there was none.
+        guidance: ``Guidance.options`` to sample with; empty for a model without text or classes.
     """
 
     state: Mapping[str, Tensor]
@@ -68,12 +70,12 @@ class LatentCode:
 
     @property
     def x(self) -> Tensor:
-        """The latent itself, floats [N, ...]; the rest of the state is needed to come back exactly."""
+        """The latents as floats, [N, ...]. An exact reconstruction needs the rest of the state too."""
         return self.floats["x"]
 
     @property
     def floats(self) -> Mapping[str, Tensor]:
-        """The state as floats: what a reversible solver keeps as integers of its lattice is read."""
+        """The state as floats. The integers of a reversible solver are converted from its lattice."""
         from ..solvers import make_solver
         from ..solvers.lattice import ReversibleSolver
 
@@ -89,14 +91,14 @@ class LatentCode:
         return len(self.state["x"])
 
     def __getitem__(self, which: int | slice) -> "LatentCode":
-        """The code of one image, or of a slice of them; still with a batch dimension.
+        """Returns the code of one image or of a slice of the images, always with a batch dimension.
 
         Args:
-            which: as for a list: counted from the end where it is negative, slices also by steps and backwards.
+            which: an index or a slice, as for a list. Negative numbers count from the end.
 
         Raises:
-            InputError: what is neither a number nor a slice of numbers; a slice without an image.
-            IndexError: no such image, so that a loop over a code ends.
+            InputError: ``which`` is neither an integer nor a slice of integers, or the slice selects no image.
+            IndexError: there is no image of this index. It ends a ``for`` loop over a code.
         """
         if not isinstance(which, slice) and is_whole(which):
             one = index(which)
@@ -109,19 +111,20 @@ class LatentCode:
         if not chosen:
             shown = ":".join("" if n is None else str(n) for n in _ends(which)[: 2 + (which.step is not None)])
             raise InputError(f"{shown} leaves none of {len(self)} images.", parameter="which")
-        rows = slice(chosen.start, chosen.stop) if chosen.step == 1 else list(chosen)  # a view where one will do
+        # A slice makes views and no copies.
+        rows = slice(chosen.start, chosen.stop) if chosen.step == 1 else list(chosen)
 
         return self._rows(rows, self.prompts[which])
 
     def take(self, which: Sequence[int]) -> "LatentCode":
-        """The code of the images of these numbers, in this order; a number may stand several times.
+        """Returns the code of the images with these indices, in this order. An index may be repeated.
 
         Raises:
-            InputError: no number at all, or one of an image that is not there.
+            InputError: there is no index, or one of an image that does not exist.
         """
         rows = list(which)
         if not rows or not all(is_whole(k) and -len(self) <= k < len(self) for k in rows):
-            raise InputError(f"{rows} are not numbers of images in a code of {len(self)}.", parameter="which")
+            raise InputError(f"{rows} are not indices of images in a code of {len(self)}.", parameter="which")
         return self._rows(rows, tuple(self.prompts[k] for k in rows) if self.prompts else ())
 
     def _rows(self, rows: slice | list[int], prompts: tuple[str, ...]) -> "LatentCode":
@@ -138,17 +141,23 @@ class LatentCode:
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the code as safetensors with its settings as JSON metadata; the file appears whole or not at all."""
+        """Writes the code to a safetensors file, with its settings as JSON metadata, and returns the path.
+
+        The file is written completely or not at all.
+
+        Raises:
+            DDIMError: the file could not be written.
+        """
         from .code_file import write_code
 
         return write_code(self, path)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "LatentCode":
-        """A code from a file that ``save`` wrote; bit for bit what was saved.
+        """Reads a code from a file that ``save`` wrote. It equals the saved one bit for bit.
 
         Raises:
-            InputError: no such file, a corrupt one, or one that holds something else.
+            InputError: the file does not exist, is damaged, or contains something else.
         """
         from .code_file import read_code
 
@@ -163,13 +172,19 @@ class LatentCode:
         conditions: PromptConditioning | None = None,
         adapters: str = "",
     ) -> None:
-        """Raises InputError for a model of another shape or condition; warns, by name, for another model or dtype.
+        """Checks whether a model can sample from this code, and warns if it is not the model that made the code.
 
         Args:
-            model_name, fingerprint, dtype: the model's.
-            shape: (C, H, W) that it diffuses; 0 stands for any height or width.
-            conditions: of one image, as the model makes them; None leaves them unasked.
+            model_name, fingerprint, dtype: the name, fingerprint and dtype of the model.
+            shape: the shape (C, H, W) of the model's samples; 0 stands for any height or width.
+            conditions: the conditions of one image as the model makes them; None does not check them.
             adapters: ``Model.adapters``.
+
+        Raises:
+            InputError: the code is of an interrupted inversion, or the model has another shape or other conditions.
+
+        Warns:
+            DDIMWarning: the code was made with other adapters, by another model, or in another dtype.
         """
         if "partial" in self.settings:
             begun = self.settings["partial"]
@@ -193,7 +208,7 @@ class LatentCode:
         had = str(self.settings.get(ADAPTERS, ""))
         if self.fingerprint != fingerprint and had != adapters:
             warnings.warn(
-                f"This code was made with the adapters {had or 'none'}, but with the model {model_name!r} act "
+                f"This code was made with the adapters {had or 'none'}, but the model {model_name!r} has "
                 f"{adapters or 'none'}: what comes back will differ.",
                 DDIMWarning,
                 stacklevel=3,
@@ -214,21 +229,22 @@ class LatentCode:
             )
 
     def _other_condition(self, wanted: PromptConditioning) -> tuple[str, str] | None:
-        """What the code is conditioned by and what is wanted, in words; None where they are the same."""
-        guided = self.guidance.get("weight", 1) != 1  # else nothing asks for the unconditional branch
+        """Describes the conditions of this code and the wanted ones, for an error; None if their shapes are equal."""
+        guided = self.guidance.get("weight", 1) != 1  # at weight 1 the unconditional branch is not used
         had, want = _shapes(self.conditions, guided), _shapes(wanted, guided)
-        if TUNED in self.extras:  # of every step
+        if TUNED in self.extras:  # these embeddings, one per step, replace the unconditional text
             had[f"uncond {TEXT}"] = tuple(self.extras[TUNED].shape[2:])
         return None if had == want else (_condition(had), _condition(want))
 
 
 def _shapes(conditions: PromptConditioning, guided: bool) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the tensors without their rows, by name; of ``uncond`` only if guidance uses it."""
     branches = [("", conditions.cond)] + ([("uncond ", conditions.uncond)] if conditions.uncond and guided else [])
     return {f"{branch}{k}": tuple(v.shape[1:]) for branch, c in branches for k, v in c.tensors.items()}
 
 
 def _condition(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """``text 77x768, uncond text 77x768``."""
+    """Writes shapes as text, such as ``text 77x768, uncond text 77x768``."""
     return ", ".join(f"{name} {'x'.join(map(str, shape))}".strip() for name, shape in shapes.items()) or "no condition"
 
 

@@ -1,4 +1,4 @@
-"""Null-text inversion: the null embedding is tuned until guided DDIM steps land on the pivot."""
+"""Null-text inversion: optimizes the unconditional embedding until guided DDIM steps follow the pivot."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from ..core.contracts import InversionInterrupted, InversionProblem, InversionRe
 from ..core.grid import Grid
 from .base import ByDDIM, pivot_of
 from .replay import TUNED
-from .tuning import Adam, Landing
+from .tuning import Adam, GuidedStep
 
 STARTS = ("empty", "prompt")
 SCOPES = ("step", "global")
@@ -21,29 +21,33 @@ SCOPES = ("step", "global")
 
 @dataclass(frozen=True)
 class NullText(ByDDIM):
-    """Mokady et al. 2023 (arXiv 2211.09794), Algorithm 1, over a batch of images.
+    """Null-text inversion (Mokady et al. 2023, arXiv 2211.09794, Algorithm 1), for a batch of images.
 
-    The pivot is plain DDIM inversion at weight 1. Forwards, at step i and from where the sample is by then, the null
-    embedding is moved until the guided step lands on the pivot's next node; the mean squared distance is the loss.
-    Each step starts from the embedding of the step before. The last embedding is kept, as in the paper, also where an
-    earlier one landed nearer. Images are tuned together and each stops by itself: one that is near enough is neither
-    asked for nor changed again.
+    The pivot is the trajectory of plain DDIM inversion at guidance weight 1. Then sampling starts from its noisy end.
+    In each step the unconditional ("null") embedding is optimized, so that the guided step from the current sample ends
+    at the next node of the pivot. The loss is the mean squared distance. Each step starts from the embedding of the
+    previous step. As in the paper, the last embedding of a step is stored, even if an earlier one had a smaller loss.
+    The images of a batch are optimized together, but each stops by itself: an image whose loss is small enough is not
+    evaluated or changed again in that step.
 
-    ``scope="global"`` looks for one embedding for all steps: the least sum over t of the distances to the pivot, each
-    step taken from the pivot's own node. ``inner`` sweeps over the grid with an update of Adam's at each node, anew
-    each sweep, the rate falling evenly from ``lr``; a sweep whose losses come to ``stop`` on average or less ends
-    it, and the embedding at the end of the last sweep is kept.
+    With ``scope="global"``, one embedding serves all steps. It minimizes the sum of the losses of all steps, where each
+    step starts from the pivot itself. The optimization makes at most ``inner`` sweeps over the grid, with one update at
+    each node. Every sweep starts a new Adam, and the learning rate decreases linearly from ``lr``. An image stops after
+    a sweep whose mean loss is at most ``stop``; its embedding at the end of that sweep is stored.
 
     Args:
-        inner: updates a step, at most (of ``global``: sweeps); at least 1.
-        lr: Adam's learning rate at the first step; it falls by 1 % of itself a step, or, with more than 100 steps,
-            evenly towards 0. The authors' falls below 0 there.
-        stop, rise: at step i a loss below stop + i * rise is near enough (i counted in hundredths of the grid with more
-            than 100 steps).
-        start: where the first embedding comes from: ``"empty"`` is the negative prompt, as in the paper; ``"prompt"``
-            the source's own, under which guided steps hardly miss: fewer network calls (see
-            ``benchmarks/null_text.py``), but an edit is then guided away from the source's prompt.
-        scope: ``"step"`` or ``"global"``.
+        inner: the largest number of updates per step, or of sweeps if ``scope`` is ``"global"``; at least 1.
+        lr: Adam's learning rate in the first step. In step i it is lr (1 - i / 100), as in the authors' work; with
+            more than 100 steps, where that would become negative, it decreases linearly towards 0.
+        stop, rise: an image stops in step i if its loss is at most stop + i * rise. With more than 100 steps, i is
+            counted in hundredths of the grid.
+        start: the first embedding. ``"empty"`` is that of the negative prompt, as in the paper. ``"prompt"`` is that of
+            the source prompt, with which guided steps nearly follow the pivot: it needs fewer network calls (see
+            ``benchmarks/null_text.py``), but an edit is then guided away from the source prompt.
+        scope: ``"step"`` for one embedding per step, ``"global"`` for one embedding for all steps.
+
+    Raises:
+        InputError: an option is out of range or unknown.
     """
 
     inner: int = 10
@@ -79,102 +83,118 @@ class NullText(ByDDIM):
 
     @property
     def nfe(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The pivot, the prompt's prediction, and one for each update and the last embedding."""
+        """The largest number of network calls per step: ``inner`` + 3.
+
+        One call makes the pivot, one evaluates the conditional branch, and the others evaluate the unconditional branch
+        for each update and for the last embedding.
+        """
         return self.inner + 3
 
     def rate(self, i: int, steps: int) -> float:
-        """The learning rate of step i."""
+        """Returns the learning rate of step i of ``steps``."""
         return self.lr * (1 - self._counted(i, steps) / 100)
 
     def enough(self, i: int, steps: int) -> float:
-        """The loss below which step i is near enough."""
+        """Returns the loss at or below which an image stops in step i of ``steps``."""
         return self.stop + self.rise * self._counted(i, steps)
 
     @staticmethod
     def _counted(i: int, steps: int) -> float:
+        """Returns i, or with more than 100 steps its hundredth of the grid, so that the result stays below 100."""
         return i * min(1.0, 100 / steps)
 
     def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
-        """The pivot's noisy end with ``extras["uncond_text"]`` [N, S, L, D]; of scope ``global``, another ``uncond``.
+        """Returns the noisy end of the pivot with ``extras["uncond_text"]`` [N, S, L, D].
 
-        ``on_step`` and ``problem.on_loss`` are called a step (of ``global``: a sweep), the latter with the loss that is
-        left, the images' mean.
+        With scope ``"global"`` it returns the embedding as the text of the unconditional condition instead. After each
+        step, or each sweep, ``problem.on_loss`` is called with the mean of the images' losses. ``on_step`` is called
+        once for every step of the grid in total; with scope ``"global"`` a sweep reports its share of them.
 
         Raises:
-            InputError: a model without text, or weight 1.
-            InversionInterrupted: Ctrl-C, once the pivot is there.
-            DDIMError: the network returned NaN; the step is named.
+            InputError: the model takes no prompts, or the guidance weight is 1.
+            InversionInterrupted: Ctrl-C after the pivot is complete.
+            NotFinite: the sample contains NaN or infinity after a step.
         """
         prompts = problem.need_text(self.name)
         if problem.guidance.weight == 1:
             raise InputError(
-                f"1 leaves {self.name!r} nothing to tune, since the null embedding has no say; "
+                f"1 leaves {self.name!r} nothing to tune, since the null embedding then has no effect; "
                 "use another weight, such as 7.5, or the method 'ddim'.",
                 parameter="guidance",
             )
         assert prompts.uncond is not None
-        words, empty = prompts.cond.tensors[TEXT], prompts.uncond.tensors[TEXT]
-        first = (words if self.start == "prompt" else empty).clone()
+        first = (prompts.cond if self.start == "prompt" else prompts.uncond).tensors[TEXT].clone()
         kept = problem.resume or {"pivot": pivot_of(problem, x0, grid)}
-        one = self._tune_all if self.scope == "global" else self._tune_each
-        return one(problem, grid, first, kept, on_step)
+        tune = self._tune_all if self.scope == "global" else self._tune_each
+        return tune(problem, grid, first, kept, on_step)
 
     def _tune_each(
         self, problem: InversionProblem, grid: Grid, first: Tensor, kept: Mapping[str, Tensor], on_step: OnStep | None
     ) -> InversionResult:
+        """Optimizes one embedding for each step, starting after those in ``kept``."""
         pivot = kept["pivot"]
-        # Replaced whole after each step, so that Ctrl-C finds it whole.
+        # One tuple, which is replaced by one assignment after each step: Ctrl-C can come between any two operations,
+        # and must find a sample that belongs to the embeddings.
         done = kept.get("x", pivot[:, 0]), kept[TUNED].unbind(1) if TUNED in kept else ()
         try:
             for i in range(len(done[1]), grid.steps):
-                x, nulls = done
-                landing = Landing(problem, x, grid[i], grid[i + 1], pivot[:, i + 1])
-                null, x, loss = self._tune(landing, nulls[-1] if nulls else first, i, grid.steps)
-                done = x, (*nulls, null)
+                x, texts = done
+                step = GuidedStep(problem, x, grid[i], grid[i + 1], pivot[:, i + 1])
+                text, x, loss = self._tune(step, texts[-1] if texts else first, i, grid.steps)
+                done = x, (*texts, text)
                 if problem.on_loss is not None:
                     problem.on_loss(i, float(loss.mean()))
                 if on_step is not None:
                     on_step(i + 1, {"x": x})
         except KeyboardInterrupt:
-            x, nulls = done
-            tuned = {TUNED: torch.stack(nulls, dim=1)} if nulls else {}
-            raise InversionInterrupted({"pivot": pivot, "x": x, **tuned}, len(nulls), pivot[:, 0]) from None
+            x, texts = done
+            tuned = {TUNED: torch.stack(texts, dim=1)} if texts else {}
+            raise InversionInterrupted({"pivot": pivot, "x": x, **tuned}, len(texts), pivot[:, 0]) from None
         return InversionResult({"x": pivot[:, 0]}, grid, problem.prompts, {TUNED: torch.stack(done[1], dim=1)})
 
-    def _tune(self, landing: Landing, null: Tensor, i: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The last embedding, where its step lands, and its loss [N]: no call is made only to advance."""
-        x, loss = landing.unasked(null)
-        enough, null = self.enough(i, steps), null.clone()
-        rows = torch.nonzero(~(loss <= enough)).flatten() if landing.tunable else loss.new_empty(0, dtype=torch.long)
-        adam = Adam(null, self.rate(i, steps))
+    def _tune(self, step: GuidedStep, text: Tensor, i: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Optimizes the embedding of step i; returns the last one, the end of its step, and its loss [N].
+
+        The loss of an embedding and the end of its step come from the same network call, so that none is made only to
+        advance the sample.
+        """
+        x, loss = step.without_call(text)
+        enough, text = self.enough(i, steps), text.clone()
+        # ``~(loss <= enough)`` and not ``loss > enough``: a NaN must count as not finished, so that ``check`` finds it.
+        rows = torch.nonzero(~(loss <= enough)).flatten() if step.tunable else loss.new_empty(0, dtype=torch.long)
+        adam = Adam(text, self.rate(i, steps))
+        # One round more than updates: the last round evaluates the embedding after the last update.
         for k in range(self.inner + 1):
             if len(rows) == 0:
                 break
-            x[rows], loss[rows], gradient = landing(null[rows], rows, need_gradient=k < self.inner)
-            far = ~(loss[rows] <= enough)
-            rows = rows[far]
+            x[rows], loss[rows], gradient = step(text[rows], rows, need_gradient=k < self.inner)
+            unfinished = ~(loss[rows] <= enough)
+            rows = rows[unfinished]
             if gradient is not None and len(rows):
-                null[rows] = adam(null[rows], gradient[far], rows)
-        landing.check(loss, i, steps)
-        return null, x, loss
+                text[rows] = adam(text[rows], gradient[unfinished], rows)
+        step.check(loss, i, steps)
+        return text, x, loss
 
     def _tune_all(
         self, problem: InversionProblem, grid: Grid, first: Tensor, kept: Mapping[str, Tensor], on_step: OnStep | None
     ) -> InversionResult:
+        """Optimizes one embedding for all steps, starting from the sweep at which ``kept`` was left."""
         pivot, steps = kept["pivot"], grid.steps
-        enough = self.stop * steps  # without the rise: nothing here makes up for what an earlier step missed
+        # Without ``rise``, which allows for the errors of earlier steps: here every step starts from the pivot.
+        enough = self.stop * steps
         state = {key: v for key, v in kept.items() if key != "pivot"} or {
             TUNED: first,
-            "loss": pivot.new_full((len(first),), torch.inf),  # of the last sweep
-            "near": torch.zeros(len(first), dtype=torch.bool, device=first.device),
-            "sweep": torch.zeros(len(first), dtype=torch.long),  # the same for all
+            "loss": pivot.new_full((len(first),), torch.inf),  # the sum over the steps, in the last sweep of the image
+            "near": torch.zeros(len(first), dtype=torch.bool, device=first.device),  # whether the image has stopped
+            "sweep": torch.zeros(len(first), dtype=torch.long),  # the number of sweeps, equal for all images
         }
         try:
-            landings = [Landing(problem, pivot[:, i], grid[i], grid[i + 1], pivot[:, i + 1]) for i in range(steps)]
+            guided = [GuidedStep(problem, pivot[:, i], grid[i], grid[i + 1], pivot[:, i + 1]) for i in range(steps)]
             while (q := int(state["sweep"][0])) < self.inner and not bool(state["near"].all()):
-                state = self._sweep(landings, state, enough, q)
+                state = self._sweep(guided, state, enough, q)
                 if problem.on_loss is not None:
                     problem.on_loss(q, float(state["loss"].mean()))
+                # Each sweep reports its share of the steps, and the last one all that are left.
                 last = q + 1 == self.inner or bool(state["near"].all())
                 for i in range(q * steps // self.inner, steps if last else (q + 1) * steps // self.inner):
                     if on_step is not None:
@@ -186,22 +206,22 @@ class NullText(ByDDIM):
         tuned = replace(problem.prompts, uncond=problem.prompts.uncond.replace(text=state[TUNED]))
         return InversionResult({"x": pivot[:, 0]}, grid, tuned, {})
 
-    def _sweep(self, landings: list[Landing], state: dict[str, Tensor], enough: float, q: int) -> dict[str, Tensor]:
-        """One update at each node in turn, of the images that are not near enough yet."""
-        steps, rows = len(landings), torch.nonzero(~state["near"]).flatten()
-        null, total = state[TUNED].clone(), torch.zeros_like(state["loss"])
-        adam = Adam(null, self.lr * (1 - q / self.inner))
-        for i, landing in enumerate(landings):
-            if landing.tunable:
-                _, loss, gradient = landing(null[rows], rows, need_gradient=True)
+    def _sweep(self, guided: list[GuidedStep], state: dict[str, Tensor], enough: float, q: int) -> dict[str, Tensor]:
+        """Makes sweep q: one update at each node in turn, for the images that have not stopped. Returns a new state."""
+        steps, rows = len(guided), torch.nonzero(~state["near"]).flatten()
+        text, total = state[TUNED].clone(), torch.zeros_like(state["loss"])
+        adam = Adam(text, self.lr * (1 - q / self.inner))
+        for i, step in enumerate(guided):
+            if step.tunable:
+                _, loss, gradient = step(text[rows], rows, need_gradient=True)
                 assert gradient is not None
-                null[rows] = adam(null[rows], gradient, rows)
+                text[rows] = adam(text[rows], gradient, rows)
             else:
-                loss = landing.unasked(null)[1][rows]
-            landing.check(loss, i, steps)
+                loss = step.without_call(text)[1][rows]
+            step.check(loss, i, steps)
             total[rows] += loss
         return {
-            TUNED: null,
+            TUNED: text,
             "loss": torch.where(state["near"], state["loss"], total),
             "near": state["near"] | (total <= enough),
             "sweep": state["sweep"] + 1,

@@ -1,4 +1,4 @@
-"""What an interrupted ``invert`` had done, as a ``LatentCode``, and how it goes on from there."""
+"""Stores the progress of an interrupted ``invert`` as a partial ``LatentCode``, and continues from one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,12 +12,18 @@ from ..core.conditioning import PromptConditioning
 from ..core.contracts import InversionInterrupted, InversionResult
 from .latent_code import LatentCode
 
-KEY, HELD = "partial", "resume."
-"""In ``LatentCode.settings``: how far it came; before the names of the ``extras`` that only go on with it."""
+KEY, RESUME = "partial", "resume."
+"""The key of the progress in ``LatentCode.settings``, and the prefix of the names in ``LatentCode.extras`` of the
+intermediate results from which a method continues."""
 
 
 def joined(parts: Sequence[Mapping[str, Tensor]], counts: Sequence[int]) -> dict[str, Tensor]:
-    """Named tensors of several batches, one after the other; zeros where a batch lacks what another has."""
+    """Concatenates the named tensors of batches. A batch without a tensor that others have gets zeros.
+
+    Args:
+        parts: the tensors of each batch.
+        counts: the number of rows of each batch.
+    """
     out: dict[str, Tensor] = {}
     for key in dict.fromkeys(k for part in parts for k in part):
         like = next(part[key] for part in parts if key in part)
@@ -27,20 +33,26 @@ def joined(parts: Sequence[Mapping[str, Tensor]], counts: Sequence[int]) -> dict
 
 
 def _tensors(parts: Sequence[InversionResult | LatentCode], counts: Sequence[int]) -> dict[str, Any]:
-    """The tensors of a code, joined of those of several batches."""
+    """Concatenates the tensors of batches, as fields of a ``LatentCode``."""
     groups = {group: joined([getattr(p, group) for p in parts], counts) for group in ("state", "extras", "calls")}
     conditions = [p.prompts if isinstance(p, InversionResult) else p.conditions for p in parts]
     return {**groups, "conditions": PromptConditioning.cat(conditions)}
 
 
-def whole(empty: LatentCode, parts: Sequence[InversionResult]) -> LatentCode:
-    """``empty`` filled with what each batch found."""
+def complete(empty: LatentCode, parts: Sequence[InversionResult]) -> LatentCode:
+    """Returns ``empty``, a code with settings only, with the results of all batches."""
     counts = [len(p.state["x"]) for p in parts]
     return replace(empty, grid=parts[0].grid, **_tensors(parts, counts))
 
 
 def begun(codes: Sequence[LatentCode], images: int, batch: int) -> LatentCode:
-    """What is to be saved of an ``invert`` of so many images while it goes on, from the codes of its batches so far."""
+    """Makes the partial code of a running ``invert`` from the codes of its finished batches.
+
+    Args:
+        codes: the codes of the finished batches, at least one.
+        images: the number of images in all.
+        batch: the number of images per batch.
+    """
     counts, one = [len(code) for code in codes], codes[0]
     about = {"images": images, "done": sum(counts), "steps": 0, "batch": batch}
     prompts = tuple(p for code in codes for p in code.prompts)
@@ -55,48 +67,58 @@ def interrupted(
     prompts: PromptConditioning,
     where: tuple[int, int, int],
 ) -> Interrupted:
-    """What to raise for a Ctrl-C.
+    """Makes the exception to raise for Ctrl-C, which carries a partial code.
 
     Args:
-        empty: the code's settings.
-        parts: batches that are done.
-        stop: the Ctrl-C; a ``InversionInterrupted`` brings what the batch at work had.
-        prompts: that batch's conditions.
-        where: images in all, images done, and the batch's size.
+        empty: a code with settings only.
+        parts: the results of the finished batches.
+        stop: the Ctrl-C. An ``InversionInterrupted`` has intermediate results of the current batch.
+        prompts: the conditions of the current batch.
+        where: the number of images in all, the number of finished images, and the number of images per batch.
     """
     images, done, batch = where
-    begun, steps = list(parts), 0
+    results, steps = list(parts), 0
     if isinstance(stop, InversionInterrupted):
         steps = stop.steps
-        begun.append(InversionResult({"x": stop.x}, empty.grid, prompts, {HELD + k: v for k, v in stop.kept.items()}))
+        kept = {RESUME + k: v for k, v in stop.kept.items()}
+        results.append(InversionResult({"x": stop.x}, empty.grid, prompts, kept))
     about = {"images": images, "done": done, "steps": steps, "batch": batch}
-    code = replace(whole(empty, begun), settings={**empty.settings, KEY: about})
+    code = replace(complete(empty, results), settings={**empty.settings, KEY: about})
     sentence = f"Interrupted in image {done + 1} of {images}, step {steps + 1} of {empty.grid.steps}; the rest is kept."
     return Interrupted(sentence, code)
 
 
 def compared(empty: LatentCode) -> dict[str, Any]:
-    """The settings that a code must share with the one it goes on from. Not the name: the fingerprint is the model."""
+    """Returns the fields that a code must have in common with the partial code it continues.
+
+    The name of the model is not among them, because the fingerprint identifies the model.
+    """
     keys = ("method", "solver", "options", "settings", "fingerprint", "dtype", "guidance", "grid", "machine")
     return {key: getattr(empty, key) for key in keys}
 
 
 def machine_of(empty: LatentCode, partial: LatentCode) -> dict[str, Any]:
-    """``LatentCode.machine`` of a run that goes on here: laid out as it began, however many cores there are now."""
+    """Returns ``LatentCode.machine`` of a run that continues here, with the layout that it started with."""
     laid_out = {key: value for key, value in partial.machine.items() if key in ("workers", "threads")}
     return {**empty.machine, **laid_out} if empty.machine else {}
 
 
 def check(partial: LatentCode, asked: Mapping[str, Any], images: int) -> None:
-    """Raises InputError, naming what differs, unless ``partial`` is the beginning of what is asked for.
+    """Checks whether a partial code belongs to a requested inversion.
 
     Args:
-        partial: of an ``Interrupted``.
-        asked: the fields of the code that is asked for.
-        images: how many.
+        partial: ``partial`` of an ``Interrupted``.
+        asked: the fields that the requested code will have.
+        images: the requested number of images.
+
+    Raises:
+        InputError: the code is complete, or it differs in a field or in the number of images; the error says in which.
     """
     if KEY not in partial.settings:
-        raise InputError("the code is a whole one; reconstruct or edit it, or leave it out.", parameter="resume")
+        raise InputError(
+            "the code is a whole one, with no step left to do; reconstruct or edit it, or leave it out.",
+            parameter="resume",
+        )
     was = dict(partial.settings)
     begun = was.pop(KEY)
     if begun["images"] != images:
@@ -110,29 +132,43 @@ def check(partial: LatentCode, asked: Mapping[str, Any], images: int) -> None:
         if had != value:
             shown = "" if key == "grid" else f" ({had} there, {value} here)"
             raise InputError(
-                f"the code was begun with another {key}{shown}; it goes on only as it began.", parameter="resume"
+                f"the code was begun with another {key}{shown}; continue with the same.", parameter="resume"
             )
 
 
 def unpacked(partial: LatentCode, device: torch.device) -> tuple[list[InversionResult], dict[str, Tensor] | None]:
-    """What is done (or nothing), and what ``InversionProblem.resume`` wants for the batch after it (or None)."""
+    """Splits a partial code into the results of finished images, and the intermediate results of the next batch.
+
+    Returns:
+        a list of one result, or an empty list; and the value for ``InversionProblem.resume``, or None.
+    """
     done = int(partial.settings[KEY]["done"])
     state, extras = ({k: v.to(device) for k, v in group.items()} for group in (partial.state, partial.extras))
-    held = {k.removeprefix(HELD): v[done:] for k, v in extras.items() if k.startswith(HELD)}
-    rest = {k: v[:done] for k, v in extras.items() if not k.startswith(HELD)}
+    kept = {k.removeprefix(RESUME): v[done:] for k, v in extras.items() if k.startswith(RESUME)}
+    rest = {k: v[:done] for k, v in extras.items() if not k.startswith(RESUME)}
     calls = {k: v[:done] for k, v in partial.calls.items()}
-    begun, prompts = {k: v[:done] for k, v in state.items()}, partial.conditions.to(device)[:done]
-    first = InversionResult(begun, partial.grid, prompts, rest, calls)
-    return [first] if done else [], held if len(partial) > done else None
+    finished, prompts = {k: v[:done] for k, v in state.items()}, partial.conditions.to(device)[:done]
+    first = InversionResult(finished, partial.grid, prompts, rest, calls)
+    return [first] if done else [], kept if len(partial) > done else None
 
 
-def as_held(partial: LatentCode, held: Mapping[str, Tensor]) -> InversionInterrupted:
-    """The Ctrl-C that left ``held``, which ``unpacked`` took out of ``partial``: nothing has been added since."""
+def interruption_of(partial: LatentCode, kept: Mapping[str, Tensor]) -> InversionInterrupted:
+    """Rebuilds the interruption that made a partial code, for a second Ctrl-C before any further step.
+
+    Args:
+        partial: the partial code.
+        kept: the intermediate results that ``unpacked`` returned for it.
+    """
     begun = partial.settings[KEY]
-    return InversionInterrupted(held, int(begun["steps"]), partial.state["x"][int(begun["done"]) :])
+    return InversionInterrupted(kept, int(begun["steps"]), partial.state["x"][int(begun["done"]) :])
 
 
-def check_images(held: Mapping[str, Tensor], x0: Tensor) -> None:
-    """Raises InputError where the images are not those that were begun with."""
-    if held["pivot"].shape[2:] != x0.shape[1:] or not torch.allclose(held["pivot"][:, -1], x0, rtol=0, atol=1e-2):
+def check_images(kept: Mapping[str, Tensor], x0: Tensor) -> None:
+    """Raises InputError if the images differ from those of the partial code, whose pivot ends with them.
+
+    Args:
+        kept: the intermediate results of the current batch, among them ``pivot`` [N, S + 1, ...].
+        x0: the images of the current batch, [N, ...]. Differences up to 0.01 are allowed.
+    """
+    if kept["pivot"].shape[2:] != x0.shape[1:] or not torch.allclose(kept["pivot"][:, -1], x0, rtol=0, atol=1e-2):
         raise InputError("the code was begun with other images; give the same, in the same order.", parameter="resume")

@@ -1,4 +1,4 @@
-"""The way forward with what a method kept: tuned embeddings, noise maps and pivots, one entry a step."""
+"""Sampling with the tensors that an inversion stored for every step: embeddings, noise maps and pivots."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from ..core.solve import solve
 from ..solvers.lattice import ReversibleSolver
 
 TUNED = "uncond_text"
+"""The name in ``LatentCode.extras`` of the unconditional embeddings that null-text inversion optimized."""
 
 
 def replay(
@@ -28,39 +29,47 @@ def replay(
     *,
     on_step: OnStep | None = None,
 ) -> State:
-    """Forwards from a code, every step with its own entry of ``extras``; the state at the data end.
+    """Samples from a code and returns the state at the data end. Each step uses its own entry of ``extras``.
 
     Args:
-        denoise: guided, by what ``prompts_of`` gives.
-        solver: that the code names.
-        state: from ``resumed``.
-        grid: S + 1 nodes.
-        extras: as in ``LatentCode``; a method is not asked for.
+        denoise: the denoiser, guided by the conditions that ``prompts_of`` returns.
+        solver: the solver of the code.
+        state: the state of the code, from ``state_of``.
+        grid: the grid of S + 1 nodes.
+        extras: ``LatentCode.extras``. The names in it decide what is done; the method need not be known.
         on_step: called after each step.
 
     Raises:
-        DDIMError: the sample stopped being numbers; the step is named.
+        NotFinite: the sample contains NaN or infinity after a step.
     """
-    return solve(denoise, PinnedSolver(solver, extras), state, grid, noise=kept_noise(extras), on_step=on_step)
+    return solve(denoise, PinnedSolver(solver, extras), state, grid, noise=stored_noise(extras), on_step=on_step)
 
 
-def resumed(solver: Solver, state: State, grid: Grid, device: torch.device, dtype: torch.dtype) -> State:
-    """A code's state as its solver goes on with it: floats in ``dtype``, integers on their lattice."""
-    there = {key: v.to(device) for key, v in state.items()}
+def state_of(solver: Solver, state: State, grid: Grid, device: torch.device, dtype: torch.dtype) -> State:
+    """Converts the state of a code to a state of its solver.
+
+    Args:
+        solver: the solver of the code.
+        state: ``LatentCode.state``.
+        grid: the grid of the code.
+        device: the device to move the tensors to.
+        dtype: the dtype of floats, and of a lattice's entries when they are read.
+    """
+    on_device = {key: v.to(device) for key, v in state.items()}
     if isinstance(solver, ReversibleSolver):
-        return solver.on_lattice(there, grid, solver.first(grid), dtype)
-    return {key: v.to(dtype) for key, v in there.items()}
+        return solver.on_lattice(on_device, grid, solver.first(grid), dtype)
+    return {key: v.to(dtype) for key, v in on_device.items()}
 
 
 def prompts_of(prompts: PromptConditioning, grid: Grid, extras: Mapping[str, Tensor]) -> Prompts:
-    """The two conditions of the way forward: with the unconditional text of the step that asks, where each has its own.
+    """Returns the two conditions of sampling, or a function of the node if each step has its own unconditional text.
 
-    Between nodes (some solvers ask there) the entry of the noisier one is taken.
+    Some solvers call the network between two nodes of the grid. There the text of the node with more noise is used.
 
     Args:
-        prompts: N rows.
-        grid: S + 1 nodes.
-        extras: ``uncond_text`` [N, S, L, D], entry i at ``grid[i]``; or without it.
+        prompts: the two conditions, N rows each.
+        grid: the grid of S + 1 nodes.
+        extras: ``LatentCode.extras``, which may have ``uncond_text`` [N, S, L, D] with entry i for ``grid[i]``.
     """
     if TUNED not in extras:
         return prompts
@@ -75,30 +84,34 @@ def prompts_of(prompts: PromptConditioning, grid: Grid, extras: Mapping[str, Ten
     return at
 
 
-class KeptNoise:
-    """A source of noise that gives back noise maps [N, S, ...], one a call."""
+class StoredNoise:
+    """A source of noise that returns stored noise maps, one per call.
+
+    Args:
+        maps: the noise maps in the order of the steps, [N, S, ...].
+    """
 
     def __init__(self, maps: Tensor) -> None:
         self.maps, self.next = maps, 0
 
     def __call__(self, like: Tensor) -> Tensor:
-        """The next map, in the dtype and on the device of ``like``."""
+        """Returns the next noise map in the dtype and on the device of ``like``. Raises DDIMError if none is left."""
         if self.next >= self.maps.shape[1]:
             raise DDIMError(f"The code keeps {self.maps.shape[1]} noise maps; its solver asked for more.")
         self.next += 1
         return self.maps[:, self.next - 1].to(like)
 
 
-def kept_noise(extras: Mapping[str, Tensor]) -> KeptNoise | None:
-    """The noise maps among a code's ``extras``, one a step; None where there are none."""
-    return KeptNoise(extras["noise"]) if "noise" in extras else None
+def stored_noise(extras: Mapping[str, Tensor]) -> StoredNoise | None:
+    """Returns a source of the noise maps in a code's ``extras``, or None if there are none."""
+    return StoredNoise(extras["noise"]) if "noise" in extras else None
 
 
 class SolverWrapper(Solver):
-    """A solver around another, as which it answers; what is beneath it changes the step.
+    """Abstract base class of solvers that change the step of another solver and leave the rest as it is.
 
     Args:
-        inner: the other.
+        inner: the wrapped solver.
     """
 
     def __init__(self, inner: Solver) -> None:
@@ -107,33 +120,34 @@ class SolverWrapper(Solver):
 
     @property
     def stochastic(self) -> bool:
-        """As the inner one."""
+        """Whether the inner solver draws noise."""
         return self.inner.stochastic
 
     def first(self, grid: Grid) -> int:
-        """As the inner one."""
+        """Returns the index of the node whose state a code of the inner solver stores."""
         return self.inner.first(grid)
 
     def init(self, x: Tensor, grid: Grid) -> State:
-        """As the inner one."""
+        """Returns the inner solver's state at ``grid[0]`` for a sample x alone, [N, ...]."""
         return self.inner.init(x, grid)
 
     def read(self, state: State) -> Tensor:
-        """As the inner one."""
+        """Returns the sample that a state of the inner solver holds, [N, ...]."""
         return self.inner.read(state)
 
     @abstractmethod
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
-        """The inner step and what is put around it."""
+        """Makes a step of the inner solver and changes its result or its denoiser."""
 
 
 class PinnedSolver(SolverWrapper):
-    """A solver whose sample is put on ``pivot`` after each step, and on ``end`` after the last.
+    """Wraps a solver, and sets its sample to the pivot after each step.
 
     Args:
-        inner: the solver.
-        extras: ``pivot`` [N, S, ...] and ``end`` [N, 1, ...], or nothing.
-        rows: which rows of the batch are held, one for each of N; all of them by default.
+        inner: the wrapped solver.
+        extras: ``pivot`` [N, S, ...], the samples to set after each step, and ``end`` [N, 1, ...], the sample to set
+            after the last step. Without them the wrapper changes nothing.
+        rows: the rows of the batch to set, one for each of N; by default all rows.
     """
 
     def __init__(self, inner: Solver, extras: Mapping[str, Tensor], rows: list[int] | None = None) -> None:
@@ -141,7 +155,7 @@ class PinnedSolver(SolverWrapper):
         self.pivot, self.end, self.rows = extras.get("pivot"), extras.get("end"), rows
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
-        """The inner step, then the rows that are held."""
+        """Makes a step of the inner solver, then sets the pinned rows of its sample."""
         after = self.inner.step(denoise, state, grid, i, noise)
         target = self.pivot[:, i] if self.pivot is not None else None
         if self.end is not None and i == grid.steps - 1:

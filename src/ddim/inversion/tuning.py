@@ -1,4 +1,4 @@
-"""One guided step as a function of the null embedding, and Adam, which moves that embedding."""
+"""A guided DDIM step as a function of the unconditional embedding, and the optimizer of that embedding."""
 
 import torch
 from torch import Tensor
@@ -13,14 +13,16 @@ from ..core.prediction import to_pair
 from ..solvers.base import move
 
 
-class Landing:
-    """Where guided DDIM steps from x land, and how far from ``target``. The prompt's branch is asked for once.
+class GuidedStep:
+    """A guided DDIM step from x as a function of the unconditional embedding, and its squared distance to a target.
+
+    The conditional branch does not depend on that embedding, so that it is evaluated once, by the constructor.
 
     Args:
-        problem: model, conditions and guidance; the conditions hold text.
-        x: at ``node``, [N, ...].
-        node, after: from where to where.
-        target: at ``after``, [N, ...].
+        problem: the model, its conditions and guidance. The conditions must contain text.
+        x: the sample at ``node``, [N, ...].
+        node, after: the nodes where the step starts and ends.
+        target: the sample that the step should reach at ``after``, [N, ...].
     """
 
     def __init__(self, problem: InversionProblem, x: Tensor, node: Node, after: Node, target: Tensor) -> None:
@@ -28,39 +30,53 @@ class Landing:
         self.network, prompts = problem.need_network(), problem.prompts
         assert prompts.uncond is not None
         self.uncond, self.text = prompts.uncond, prompts.cond.tensors[TEXT]
-        # whether the two branches differ in their text alone, for each row
+        # For each row: whether the two branches can differ in their text only.
         others = [name for name in self.uncond.tensors if name != TEXT]
         same = [(self.uncond.tensors[k] == prompts.cond.tensors[k]).flatten(1).all(1) for k in others]
-        self.alike = torch.stack(same).all(0) if same else torch.ones(len(x), dtype=torch.bool, device=x.device)
+        self.same_but_text = torch.stack(same).all(0) if same else torch.ones(len(x), dtype=torch.bool, device=x.device)
         self.tunable = problem.guidance.applies(node, self.network.schedule.path.t_max)
         with torch.no_grad():
             (self.cond,) = self.network.ask(x, node, prompts.cond)
 
-    def unasked(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the step lands, and the loss, without asking the network: where the embedding is the prompt's and
-        nothing else tells the branches apart, or where it has no say. Elsewhere the loss is infinite.
+    def without_call(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the end of the step, [N, ...], and its loss, [N], as far as they follow without a network call.
+
+        They do if both branches have equal conditions, so that the guided output is the conditional one, or if the step
+        does not use the unconditional branch. The loss of the other rows is infinite.
+
+        Args:
+            text: the unconditional embedding, [N, L, D].
         """
-        x = self._moved(self.cond, self.x)
-        known = (text == self.text).flatten(1).all(1) & self.alike | (not self.tunable)
+        x = self._step(self.cond, self.x)
+        known = (text == self.text).flatten(1).all(1) & self.same_but_text | (not self.tunable)
         return x, self._loss(x, slice(None)).masked_fill(~known, torch.inf)
 
     def __call__(self, text: Tensor, rows: Tensor, need_gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Where the steps of ``rows`` land under ``text`` [len(rows), L, D], their losses, and the losses' gradient."""
+        """Makes the step for some rows.
+
+        Args:
+            text: the unconditional embedding of these rows, [n, L, D].
+            rows: the indices of the rows, [n].
+            need_gradient: whether to compute the gradient of the losses.
+
+        Returns:
+            the end of the step [n, ...], the losses [n], and their gradient with respect to ``text``, or None.
+        """
         x, cond = self.x[rows], self.cond[rows]
         with torch.enable_grad() if need_gradient else torch.no_grad(), quick_gradients(x.device):
             leaf = text.detach().requires_grad_(need_gradient)
             (uncond,) = self.network.ask(x, self.node, self.uncond[rows].replace(text=leaf), call=Call(("uncond",)))
-            landed = self._moved(self.network.combine(cond, uncond, self.problem.guidance, self.node), x)
-            loss = self._loss(landed, rows)
+            end = self._step(self.network.combine(cond, uncond, self.problem.guidance, self.node), x)
+            loss = self._loss(end, rows)
             if not need_gradient:
-                return landed, loss, None
-            # The sum's gradient, not the mean's: half precision would lose the latter's small numbers.
-            size = landed[0].numel()
+                return end, loss, None
+            # The gradient of the sum of squares, divided afterwards: that of the mean could underflow in float16.
+            size = end[0].numel()
             (gradient,) = torch.autograd.grad(loss.sum() * size, leaf)
-        return landed.detach(), loss.detach(), gradient / size
+        return end.detach(), loss.detach(), gradient / size
 
     def check(self, loss: Tensor, i: int, steps: int) -> None:
-        """Raises NotFinite, naming step ``i`` of ``steps``, where a loss is no number."""
+        """Raises NotFinite if a loss is NaN or infinity; the error names step ``i`` of ``steps``."""
         if not bool(torch.isfinite(loss).all()):
             raise NotFinite(
                 f"The sample is no longer finite after the step from t = {self.node.t:g} to t = {self.after.t:g} "
@@ -68,8 +84,8 @@ class Landing:
                 step=i + 1,
             )
 
-    def _moved(self, output: Tensor, x: Tensor) -> Tensor:
-        """The DDIM step by a guided output, x0 held."""
+    def _step(self, output: Tensor, x: Tensor) -> Tensor:
+        """Returns the end of the DDIM step for a guided output of the network."""
         pair = to_pair(self.network.schedule.prediction, output, x, self.node)
         return move(self.problem.hold(pair, x, self.node), self.after)
 
@@ -78,10 +94,12 @@ class Landing:
 
 
 class Adam:
-    """Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1, with its own constants, a row at a time.
+    """The optimizer Adam, with separate moments for each row (Kingma & Ba 2015, arXiv 1412.6980, Algorithm 1).
+
+    The constants are the defaults of the paper: 0.9, 0.999 and 1e-8.
 
     Args:
-        like: the embedding, [N, L, D]; the moments are of its shape and dtype.
+        like: the embedding to optimize, [N, L, D]; the moments get its shape and dtype.
         rate: the learning rate.
     """
 
@@ -90,7 +108,16 @@ class Adam:
         self.rate, self.count = rate, 0
 
     def __call__(self, text: Tensor, gradient: Tensor, rows: Tensor) -> Tensor:
-        """The next embedding of ``rows``, which have been updated equally often: a row stops by being left out."""
+        """Returns the next embedding of some rows.
+
+        All rows must have been updated in every earlier call, since they share the count of updates. A row is finished
+        when it is left out, and must not return later.
+
+        Args:
+            text: the embedding of these rows, [n, L, D].
+            gradient: the gradient of their losses, [n, L, D].
+            rows: the indices of the rows, [n].
+        """
         self.count += 1
         mean = 0.9 * self.mean[rows] + 0.1 * gradient
         square = 0.999 * self.square[rows] + 0.001 * gradient.square()

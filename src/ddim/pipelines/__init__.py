@@ -1,1 +1,1 @@
-"""What a user calls: sample, invert, reconstruct, interpolate, edit."""
+"""The public functions of the library: sample, invert, reconstruct, interpolate and edit."""

@@ -1,4 +1,4 @@
-"""What the pipelines share: grids, conditions, inversion in batches, and what is checked before any work."""
+"""Functions that pipelines share: grids, conditions, inversion in batches, and checks of arguments."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -32,12 +32,12 @@ from ..solvers.lattice import ReversibleSolver
 from .events import CodeEvent, LossEvent, OnEvent, StepEvent, silent
 
 Spacing = str | Sequence[float]
-SETTING = "inversion_guidance"
-"""In ``LatentCode.settings``: the weight of the way to noise; absent for a model without conditions."""
+INVERSION_GUIDANCE = "inversion_guidance"
+"""A key of ``LatentCode.settings``: the guidance weight of the inversion; absent for a model without conditions."""
 
 
 def conditioned(model: Model) -> bool:
-    """Whether guidance can act: the model takes prompts, or classes with one that stands for none."""
+    """Whether guidance can have an effect: the model takes prompts, or classes and has a null class."""
     return model.text or model.info.null_class is not None
 
 
@@ -56,18 +56,33 @@ def invert_batches(
     hold: Hold = NO_HOLD,
     on_event: OnEvent = silent,
 ) -> LatentCode:
-    """What ``invert`` does once images, grid and conditions are known."""
+    """Inverts images in batches; the work of ``invert`` after its arguments were checked.
+
+    Args:
+        model: the model.
+        inversion: the method.
+        pixels: the images, [N, C, H, W] in [0, 1].
+        grid: the grid of S + 1 nodes.
+        conditions: the conditions of the images, N rows each, or without tensors.
+        batch: the number of images per batch. A resumed run uses its own.
+        guidance: the guidance of sampling from the code.
+        inversion_guidance: see ``invert``.
+        seed: the seed of the first image; image k has ``seed + k``.
+        resume: a partial code to continue from.
+        hold: limits x0.
+        on_event: see ``invert``.
+    """
     count = len(pixels)
     weight = weight_of(inversion, guidance, inversion_guidance)
     empty = empty_code(model, inversion, grid, guidance, inversion_guidance, hold)
-    parts, begun = list[InversionResult](), None
+    parts, kept = list[InversionResult](), None  # kept: the intermediate results of an interrupted batch
     if resume is not None:
         empty = replace(empty, machine=partials.machine_of(empty, resume))
         partials.check(resume, partials.compared(empty), count)
         batch = int(resume.settings[partials.KEY]["batch"])
-        parts, begun = partials.unpacked(resume, model.device)
+        parts, kept = partials.unpacked(resume, model.device)
         if parts:
-            on_event(CodeEvent(0, partials.whole(empty, parts)))
+            on_event(CodeEvent(0, partials.complete(empty, parts)))
     layout = calls.layout_of(empty.machine)
     solver = inversion.solver()
     report = Report(on_event, grid.steps - solver.first(grid), count, batch)
@@ -80,30 +95,31 @@ def invert_batches(
             weight,
             SeededNoise([seed + k for k in range(begin, begin + len(part))]),
             lambda step, loss: on_event(LossEvent(step, loss)),
-            begun,
+            kept,
             hold,
             Call(layout=layout) if layout else PLAIN,
         )
-        steps = int(resume.settings[partials.KEY]["steps"]) if resume and begun is not None else 0
+        steps = int(resume.settings[partials.KEY]["steps"]) if resume and kept is not None else 0
         report.begin(begin // batch, steps)
         try:
-            with half_precision_hint(model), calls.untimed() if layout else nullcontext():
+            with half_precision_hint(model), calls.deterministic_cudnn() if layout else nullcontext():
                 x0 = model.encode(part)
-                if begun is not None:
-                    partials.check_images(begun, x0)
+                if kept is not None:
+                    partials.check_images(kept, x0)
                 result = inversion.invert(problem, x0, grid, report)
-                parts.append(result._replace(calls=calls.recorded(len(part))) if layout else result)
-            begun = None
-            on_event(CodeEvent(begin, partials.whole(empty, parts[-1:])))
+                parts.append(result._replace(calls=calls.call_record(len(part))) if layout else result)
+            kept = None
+            on_event(CodeEvent(begin, partials.complete(empty, parts[-1:])))
         except KeyboardInterrupt as error:
             stop = error
-            if resume is not None and begun is not None and not isinstance(error, InversionInterrupted):
-                stop = partials.as_held(resume, begun)  # before the method had it in hand
+            if resume is not None and kept is not None and not isinstance(error, InversionInterrupted):
+                # Ctrl-C before the method took over the intermediate results: they must not be lost.
+                stop = partials.interruption_of(resume, kept)
             if not parts and not isinstance(stop, InversionInterrupted):
                 raise
             done = sum(len(p.state["x"]) for p in parts)
             raise partials.interrupted(empty, parts, stop, problem.prompts, (count, done, batch)) from None
-    return partials.whole(empty, parts)
+    return partials.complete(empty, parts)
 
 
 def empty_code(
@@ -114,16 +130,17 @@ def empty_code(
     inversion_guidance: float | None = None,
     hold: Hold = NO_HOLD,
 ) -> LatentCode:
-    """What is known of a code before the inversion: all but tensors and prompts; as for ``invert_batches``.
+    """Makes the code of an inversion with its settings only, without tensors and prompts.
+
+    The arguments are those of ``invert_batches``.
 
     Raises:
-        InputError: a weight of the way to noise, or a grid, that the method does not take; a method that no code can
-            name.
+        InputError: the method does not take this guidance weight or grid, or its code could not be saved.
     """
     weight, solver = weight_of(inversion, guidance, inversion_guidance), inversion.solver()
-    need_writable(inversion, solver)
-    acts = conditioned(model)
-    bits = isinstance(solver, ReversibleSolver)
+    check_saveable(inversion, solver)
+    guided = conditioned(model)
+    records_calls = isinstance(solver, ReversibleSolver)
     return LatentCode(
         state={},
         grid=inversion.part(grid),
@@ -132,7 +149,7 @@ def empty_code(
         options=solver.options,
         settings={
             **inversion.options,
-            **({SETTING: weight} if acts else {}),
+            **({INVERSION_GUIDANCE: weight} if guided else {}),
             **({HOLD: hold.options} if hold.acts else {}),
             **({ADAPTERS: model.adapters} if model.adapters else {}),
         },
@@ -140,21 +157,23 @@ def empty_code(
         fingerprint=model.fingerprint,
         dtype=str(model.dtype).removeprefix("torch."),
         machine=calls.machine_now(model.device, model.engine, calls.exact_layout(), guidance.batched_cfg)
-        if bits
+        if records_calls
         else {},
-        guidance=guidance.options if acts else {},
+        guidance=guidance.options if guided else {},
     )
 
 
-def need_writable(inversion: Inversion, solver: Solver) -> None:
-    """Raises InputError for a method whose code could not be read again: a solver that its name does not find, or
-    options that are no plain values."""
+def check_saveable(inversion: Inversion, solver: Solver) -> None:
+    """Raises InputError if the code of a method could not be saved and reconstructed.
+
+    The registry must return the solver for its name, and all options must be plain values.
+    """
     found = SOLVERS.get(solver.name)
     if found is not type(solver):
-        other = "no solver" if found is None else "another one"
+        other = "is not in" if found is None else "is another one in"
         raise InputError(
-            f"its code would name the solver {solver.name!r}, which is {other} of ddim.SOLVERS, so that it could not "
-            f"come back; give it a name of its own and call ddim.SOLVERS.add({type(solver).__name__}) first.",
+            f"its code would name the solver {solver.name!r}, which {other} ddim.SOLVERS, so that it could not be "
+            f"reconstructed; give the solver its own name and call ddim.SOLVERS.add({type(solver).__name__}) first.",
             parameter="method",
         )
     for key, value in {**inversion.options, **solver.options}.items():
@@ -167,10 +186,18 @@ def need_writable(inversion: Inversion, solver: Solver) -> None:
 
 
 def weight_of(inversion: Inversion, forward: Guidance, asked: float | None) -> float:
-    """The weight of the way to noise: the method's own, what is asked for, or what suits the method.
+    """Returns the guidance weight of the inversion.
+
+    It is the weight that the method fixes, else the requested one, else that of sampling for exact methods and 1 for
+    others.
+
+    Args:
+        inversion: the method.
+        forward: the guidance of sampling.
+        asked: the requested weight, or None.
 
     Raises:
-        InputError: one is asked for that is no number, or the method has another of its own.
+        InputError: the requested weight is not a number, or the method fixes another one.
     """
     own = inversion.inversion_guidance
     if asked is not None and not is_number(asked):
@@ -178,7 +205,7 @@ def weight_of(inversion: Inversion, forward: Guidance, asked: float | None) -> f
     if own is not None:
         if asked not in (None, own):
             raise InputError(
-                f"{asked:g} does not go with {inversion.name!r}, whose way back has weight {own:g}.",
+                f"{asked:g} does not go with {inversion.name!r}, which always inverts with the weight {own:g}.",
                 parameter="inversion_guidance",
             )
         return own
@@ -186,10 +213,13 @@ def weight_of(inversion: Inversion, forward: Guidance, asked: float | None) -> f
 
 
 def solver_of(model: Model, code: LatentCode) -> Solver:
-    """The solver that a code comes forward with; warns where the model is not the one that made it.
+    """Makes the solver of a code, and checks whether a model can sample from the code.
 
     Raises:
-        InputError: a code of another shape or condition, or without all that its solver needs.
+        InputError: the model has another shape or other conditions, or the code lacks something its solver needs.
+
+    Warns:
+        DDIMWarning: the model is not the one that made the code.
     """
     takes = model.condition(0 if model.classes else None, 1, size=picture_shape(model, code)[1:])
     dtype = str(model.dtype).removeprefix("torch.")
@@ -201,91 +231,101 @@ def solver_of(model: Model, code: LatentCode) -> Solver:
             f"{model.classes}.",
             parameter="code",
         )
-    hold_of(code)  # what cannot be read is told before the work
+    hold_of(code)  # raises now, and not after the first steps, if the setting is invalid
     solver = make_solver(code.solver, code.options)
     if solver.stochastic and "noise" not in code.extras:
-        raise InputError(f"its solver {code.solver!r} draws noise; it cannot be replayed.", parameter="code")
+        raise InputError(
+            f"its solver {code.solver!r} draws noise, which the code does not contain; it cannot be replayed.",
+            parameter="code",
+        )
     needed = solver.keys if isinstance(solver, ReversibleSolver) else ("x",)
     if missing := sorted(set(needed) - set(code.state)):
         raise InputError(
-            f"it lacks {', '.join(missing)}, without which {code.solver!r} cannot come back.", parameter="code"
+            f"it lacks {', '.join(missing)}, which {code.solver!r} needs to reconstruct it.", parameter="code"
         )
     return solver
 
 
-def prompts_asked(
+def read_prompts(
     model: Model, prompt: str | Sequence[str] | None, negative: str | None, count: int
 ) -> tuple[str | Sequence[str] | None, str | None]:
-    """Prompts, one an image, and negative as a model with text is to read them; of another, as they were given.
+    """Reads the prompts of a text model, one for each image, and its negative prompt.
+
+    For a model without text, both are returned unchanged; ``Model.condition`` refuses them.
 
     Raises:
-        InputError: no texts or none that can be read, another number of them, weighted words.
+        InputError: the prompts are no texts, their number is wrong, a text cannot be read, or words are weighted.
     """
     if not model.text:
         return prompt, negative
-    several = texts_for("" if prompt is None else prompt, count, "prompt")
+    prompts = texts_for("" if prompt is None else prompt, count, "prompt")
     plain = None if negative is None else refuse_weights(check_text(negative, "negative"), "negative")
-    return [refuse_weights(text, "prompt") for text in several], plain
+    return [refuse_weights(text, "prompt") for text in prompts], plain
 
 
 def hold_for(model: Model, clip_x0: float | None, threshold: float | None) -> Hold:
-    """How x0 is held: as asked for, or as the model's config says where nothing is.
+    """Returns how x0 is limited: by the arguments, or if both are None, as the config of the model says.
 
     Raises:
-        InputError: a number out of its range, or both.
+        InputError: a number is out of range, or both arguments are set.
     """
     return model.schedule.hold if clip_x0 is None and threshold is None else Hold(clip_x0, threshold)
 
 
 def hold_of(code: LatentCode) -> Hold:
-    """How x0 was held on a code's way back, and is to be on its way forward. Raises InputError for a broken code."""
+    """Returns the limit of x0 of a code, for inversion and sampling. Raises InputError if it is invalid."""
     return Hold.of(code.settings.get(HOLD))
 
 
-def guidance_for(model: Model, given: float | Guidance | None, usual: float) -> Guidance:
-    """Classifier-free guidance as asked for, or the usual: of a class-conditional model 1.
+def guidance_for(model: Model, requested: float | Guidance | None, default: float) -> Guidance:
+    """Returns the settings of classifier-free guidance.
+
+    Args:
+        model: the model.
+        requested: a weight, or all settings; None for the default.
+        default: the default weight of a text model. For other models it is 1.
 
     Raises:
-        InputError: a number out of its range, or any for a model without conditions, where it cannot act; one that its
-            network is to be told, and it is told none.
+        InputError: a number is out of range, the model has no conditions, or ``embedded`` is set and its network does
+            not take it.
     """
-    if given is not None and not conditioned(model):
+    if requested is not None and not conditioned(model):
         towards = (
-            "a class, and the model {!r} has none that stands for no class"
+            "a class, and the model {!r} has no null class"
             if model.classes
             else ("a prompt, and the model {!r} takes none")
         )
         raise InputError(f"it leads towards {towards.format(model.name)}; leave it out.", parameter="guidance")
-    own = usual if model.text else 1.0
-    guidance = given if isinstance(given, Guidance) else Guidance(own if given is None else given)
+    own = default if model.text else 1.0
+    guidance = requested if isinstance(requested, Guidance) else Guidance(own if requested is None else requested)
     check_embedded(model, guidance)
     return guidance
 
 
 def check_embedded(model: Model, guidance: Guidance) -> None:
-    """Raises InputError for a number that the network is to be told, and it is told none."""
+    """Raises InputError if ``guidance.embedded`` is set and the network of the model does not take it."""
     if guidance.embedded is not None and not model.info.embedded:
         raise InputError(
-            f"{guidance.embedded:g} is a number that guidance-distilled networks are told, and {model.name!r} is told "
-            "none; leave it out.",
+            f"{guidance.embedded:g} is an input of guidance-distilled networks, which {model.name!r} does not take; "
+            "leave it out.",
             parameter="embedded",
         )
 
 
 def need_model(model: object) -> None:
-    """Raises InputError for what is no model of this library."""
+    """Raises InputError if ``model`` is not a ``Model``."""
     if isinstance(model, Model):
         return
     what = f"the text {model!r}" if isinstance(model, str) else f"a {type(model).__name__}"
     raise InputError(
-        f"{what} is not a model; give what ddim.load returns. A network of one's own becomes one by "
-        "ddim.Model.from_network.",
+        f"{what} is not a model; give what ddim.load returns. ddim.Model.from_network makes a model from your own "
+        "network.",
         parameter="model",
     )
 
 
 def need_text(model: Model) -> None:
-    """Raises InputError for a model that takes no prompts."""
+    """Raises InputError if the model takes no prompts."""
     if not model.text:
         raise InputError(
             f"{model.name!r} takes no prompts, so that words cannot edit; use a text model.", parameter="model"
@@ -293,7 +333,7 @@ def need_text(model: Model) -> None:
 
 
 def need_code(code: object, parameter: str = "code") -> None:
-    """Raises InputError for what is no latent code."""
+    """Raises InputError if ``code`` is not a ``LatentCode``."""
     if not isinstance(code, LatentCode):
         raise InputError(
             f"a {type(code).__name__} is not a latent code; give what ddim.invert or LatentCode.load returns.",
@@ -302,12 +342,12 @@ def need_code(code: object, parameter: str = "code") -> None:
 
 
 def state_shape(model: Model) -> tuple[int, int, int]:
-    """(C, H, W) that a code of this model has; 0 stands for any side."""
+    """Returns the shape (C, H, W) of the model's samples; 0 stands for any height or width."""
     return (model.shape[0], 0, 0) if model.multiple else model.shape
 
 
 def picture_shape(model: Model, code: LatentCode) -> tuple[int, int, int]:
-    """(C, H, W) of the pictures that a code comes back to."""
+    """Returns the shape (C, H, W) of the images that a code reconstructs."""
     if not model.multiple:
         return model.picture
     height, width = code.state["x"].shape[2:]
@@ -316,7 +356,7 @@ def picture_shape(model: Model, code: LatentCode) -> tuple[int, int, int]:
 
 @contextmanager
 def half_precision_hint(model: Model) -> Generator[None]:
-    """Adds what would do to an error that names the step at which float16 stopped being numbers."""
+    """A context that adds a hint to ``NotFinite`` errors of a float16 model: to use another dtype."""
     try:
         yield
     except NotFinite as error:
@@ -327,30 +367,33 @@ def half_precision_hint(model: Model) -> Generator[None]:
 
 
 def prior(model: Model, grid: Grid, seeds: Sequence[int], shape: tuple[int, ...]) -> tuple[Tensor, SeededNoise]:
-    """x_T of each seed, [N, *shape], and what draws the noise that follows."""
+    """Returns x_T for each seed, [N, *shape], and the source of noise for the steps."""
     noise = SeededNoise(seeds)
     x = noise(torch.empty(len(seeds), *shape, dtype=model.state_dtype, device=model.device))
     return x * model.schedule.prior_std(grid), noise
 
 
 def grid_for(model: Model, steps: int, spacing: Spacing | None, size: tuple[int, int] | None = None) -> Grid:
-    """The grid of a run: the model's own spacing unless another is asked for.
+    """Returns the grid of a run.
 
     Args:
-        model, steps, spacing: as for the pipelines.
-        size: (height, width) of what is diffused, for schedules that depend on it; the model's own by default.
+        model: the model.
+        steps: the number of steps S.
+        spacing: the spacing, or a list of t; None uses the default of the model.
+        size: (height, width) of the sample, in latent pixels for a latent model; None uses the default of the model.
+            Some schedules depend on it.
     """
     return model.schedule.grid(steps, spacing, model.shape[1:] if size is None else size)
 
 
 def latent_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of what is diffused for pictures of a size in pixels."""
+    """Returns (height, width) of the sample for images of this (height, width) in pixels."""
     per = model.multiple or 1
     return size[0] // per, size[1] // per
 
 
 def check_run(batch: int, on_event: object) -> None:
-    """Raises InputError for a batch of less than one image, or a listener that cannot be called."""
+    """Raises InputError if ``batch`` is not a number of images, or if ``on_event`` is not callable."""
     check_batch(batch)
     if not callable(on_event):
         raise InputError(
@@ -360,23 +403,32 @@ def check_run(batch: int, on_event: object) -> None:
 
 
 def check_batch(batch: int) -> None:
-    """Raises InputError for a batch of less than one image."""
+    """Raises InputError if ``batch`` is not a whole number of at least 1."""
     if not is_whole(batch) or batch < 1:
         raise InputError(f"{batch} is not a number of images; use 1 or more.", parameter="batch")
 
 
 class Report:
-    """Turns each batch's steps into steps done of all; what the loop calls after a step."""
+    """Counts the steps of all batches, and reports a ``StepEvent`` after each; the ``on_step`` of the solver loop.
+
+    Args:
+        on_event: the callback for events.
+        steps: the number of steps of one batch.
+        count, batch: the number of images in all and per batch.
+    """
 
     def __init__(self, on_event: OnEvent, steps: int, count: int, batch: int) -> None:
         self.on_event, self.done = on_event, 0
         self.steps, self.total = steps, steps * -(-count // batch)
 
     def begin(self, batch: int, steps: int) -> None:
-        """A batch begins, whatever those before it reported, with some of its steps done."""
+        """Sets the counter to the start of batch ``batch``, of which ``steps`` steps are already done.
+
+        A method need not report all of its steps, so that the counter may have stopped short of this.
+        """
         self.done = batch * self.steps + steps
 
     def __call__(self, i: int, state: State) -> None:
-        """After each step."""
+        """Counts a step and reports it."""
         self.done += 1
         self.on_event(StepEvent(self.done, self.total))

@@ -22,7 +22,7 @@ from ..editing.plan import AttentionEdit, AttentionPlan
 from ..editing.prompts import Weights
 from ..inversion import make_inversion
 from ..inversion.latent_code import LatentCode
-from ..inversion.replay import PinnedSolver, kept_noise, prompts_of, resumed
+from ..inversion.replay import PinnedSolver, prompts_of, state_of, stored_noise
 from ..models.base import Model
 from ..solvers import make_solver
 from .common import (
@@ -264,7 +264,7 @@ def _forward_with_targets(
         return x.to(model.device).repeat_interleave(1 + k, dim=0)
 
     repeated = {key: rows(v) for key, v in code.state.items()}
-    state = resumed(solver, repeated, code.grid, model.device, model.state_dtype)
+    state = state_of(solver, repeated, code.grid, model.device, model.state_dtype)
     own = code.conditions.to(model.device)
     facts = {name: t.repeat_interleave(k, 0) for name, t in own.cond.tensors.items() if name not in CONTENT}
     targets = targets.replace(**facts)
@@ -277,7 +277,7 @@ def _forward_with_targets(
     denoise = model.guided(guidance, prompts, hold=hold_of(code))
     controlled = Controlled(PinnedSolver(solver, kept, rows=list(range(0, n * (1 + k), 1 + k))), plan, mask)
     with half_precision_hint(model):
-        end = solve(denoise, controlled, state, code.grid, noise=kept_noise(repeated_extras), on_step=report)
+        end = solve(denoise, controlled, state, code.grid, noise=stored_noise(repeated_extras), on_step=report)
     x = _sources_where_equal(controlled.read(end), own.cond, targets, code, plan)
     last = controlled.mask(end, code.grid.steps - 1, code.grid.steps, x)
     pictures = in_groups(model.decode(x), n, 1 + k)

@@ -1,4 +1,4 @@
-"""What a pipeline tells while it works: one callback for steps, losses, images and codes."""
+"""The events that pipelines report through one callback: steps, losses, images and codes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from ..inversion.latent_code import LatentCode
 
 @dataclass(frozen=True)
 class StepEvent:
-    """A step is done.
+    """A step has been completed.
 
     Args:
-        done, total: steps done and steps in all, over every batch.
+        done, total: the number of completed steps, and the number of steps in all batches together.
     """
 
     done: int
@@ -22,11 +22,11 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class LossEvent:
-    """A method that tunes has done so at a step.
+    """A method that optimizes an embedding has finished a step of the grid, or a sweep over it.
 
     Args:
-        step: counted from 0.
-        loss: what is left.
+        step: the index of the step or sweep, from 0.
+        loss: the mean loss after the optimization.
     """
 
     step: int
@@ -35,11 +35,11 @@ class LossEvent:
 
 @dataclass(frozen=True, eq=False)
 class ImagesEvent:
-    """A batch has become images.
+    """The images of a batch are complete.
 
     Args:
-        first: the place of its first image among all.
-        images: [n, C, H, W] in [0, 1]; of an edit [n, 1 + K, C, H, W].
+        first: the index of the first image of the batch among all images.
+        images: [n, C, H, W] in [0, 1]; for an edit [n, 1 + K, C, H, W], each reconstruction before its K edits.
     """
 
     first: int
@@ -48,11 +48,11 @@ class ImagesEvent:
 
 @dataclass(frozen=True, eq=False)
 class CodeEvent:
-    """A batch has been inverted.
+    """The inversion of a batch is complete.
 
     Args:
-        first: the place of its first image among all.
-        code: the batch's own.
+        first: the index of the first image of the batch among all images.
+        code: the code of the batch.
     """
 
     first: int
@@ -61,22 +61,22 @@ class CodeEvent:
 
 Event = StepEvent | LossEvent | ImagesEvent | CodeEvent
 OnEvent = Callable[[Event], None]
-"""Called with each event, in the thread that works."""
+"""A function that is called with each event, in the thread that runs the pipeline."""
 
 
 def silent(event: Event) -> None:
-    """What is called where nobody listens."""
+    """Ignores the event. It is the default of every pipeline."""
 
 
 Progress = Callable[[int, int], None]
-"""Called with how many steps are done, and how many there are."""
+"""A function that is called with the number of completed steps and the number of all steps."""
 
 
 def steps_of(progress: Progress | None) -> OnEvent:
-    """A listener that tells steps alone; nobody listens where there is no ``progress``."""
+    """Makes an event callback that passes only steps on, to ``progress``. With None it ignores all events."""
 
-    def heard(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if progress is not None and isinstance(event, StepEvent):
             progress(event.done, event.total)
 
-    return heard
+    return on_event

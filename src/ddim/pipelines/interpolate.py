@@ -1,4 +1,4 @@
-"""The pipelines ``interpolate`` and ``interpolate_grid``: arcs of latents, with the codes' own images at the ends."""
+"""The pipelines ``interpolate`` and ``interpolate_grid``, which sample images between latent codes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,8 +24,8 @@ from .reconstruct import reconstruct
 
 Mix = Callable[[list[Tensor]], Tensor]
 
-_KEPT = {TUNED: "a null embedding", "noise": "a noise map", "pivot": "a pivot"}
-"""What a code's ``extras`` hold, for a sentence."""
+_EXTRAS = {TUNED: "a null embedding", "noise": "a noise map", "pivot": "a pivot"}
+"""Names for the tensors in a code's ``extras``, for an error."""
 
 
 def interpolate(
@@ -36,23 +36,24 @@ def interpolate(
     batch: int = 64,
     on_event: OnEvent = silent,
 ) -> Tensor:
-    """Images along the arcs between latent codes (Song et al. 2021, section 5.3).
+    """Samples images along the arcs between latent codes (Song et al. 2021, section 5.3).
 
     Args:
-        model: the one that made the codes.
-        codes: two or more, of one method, grid and model; a code of several images counts as that many.
-        frames: from each to the next, ends included; at least 2. The ends are the codes' own reconstructions.
-        through: ``"ddim"``: the frames between lie on arcs of plain DDIM latents. Codes of another method come back
-            to their images first, which are inverted again (with text at guidance 1): an exact code holds what its
-            own way forward needs, a parasitic mode and all, and an arc between two such codes leaves what the model
-            has seen. ``"state"``: every tensor of the states is mixed as it is.
-        batch, on_event: as for ``reconstruct``.
+        model: the model that made the codes.
+        codes: two or more images, in one or more codes of the same method, grid and model.
+        frames: the number of frames from each image to the next, both included; at least 2. The first and the last of
+            them are the reconstructions of the codes.
+        through: which latents are interpolated. ``"ddim"``: those of plain DDIM inversion. Codes of another method are
+            reconstructed and inverted again first, at guidance 1. The latent of an exact method also contains what its
+            own solver needs, such as a parasitic mode, so that points between two of them are no typical noise for the
+            model. ``"state"``: every tensor of the states is interpolated as it is.
+        batch, on_event: see ``reconstruct``.
 
     Returns:
-        float tensor [(n - 1) * (frames - 1) + 1, C, H, W] in [0, 1] for n images.
+        a float tensor [(n - 1) * (frames - 1) + 1, C, H, W] in [0, 1] for n images.
 
     Raises:
-        InputError: fewer than two images, codes that do not belong together, an unknown ``through``.
+        InputError: there are fewer than two images, the codes do not belong together, or ``through`` is unknown.
     """
     _need(model, codes)
     ends = [k * (frames - 1) for k in range(sum(map(len, codes)))]
@@ -68,17 +69,17 @@ def interpolate_grid(
     batch: int = 64,
     on_event: OnEvent = silent,
 ) -> Tensor:
-    """Images between four latent codes: top left, top right, bottom left, bottom right.
+    """Samples a grid of images between four latent codes: top left, top right, bottom left and bottom right.
 
     Args:
-        model, codes, through, batch, on_event: as for ``interpolate``; four images.
-        rows, columns: at least 2.
+        model, codes, through, batch, on_event: see ``interpolate``; the codes have four images in all.
+        rows, columns: the size of the grid, at least 2 each.
 
     Returns:
-        float tensor [rows * columns, C, H, W] in [0, 1], row by row.
+        a float tensor [rows * columns, C, H, W] in [0, 1], in row-major order.
 
     Raises:
-        InputError: not four images, or codes that do not belong together.
+        InputError: there are not four images, or the codes do not belong together.
     """
     _need(model, codes)
     ends = [0, columns - 1, (rows - 1) * columns, rows * columns - 1]
@@ -101,26 +102,31 @@ def _between(
     batch: int,
     on_event: OnEvent,
 ) -> Tensor:
+    """Samples the images of mixed latents. ``ends`` are the frames that are the reconstructions of the codes."""
     check_run(batch, on_event)
     check_through(through)
-    own_opposites = _opposites_differ(codes)
-    mixed = combine(codes, mix, without_uncond=own_opposites)  # also says what does not fit, before any work
-    kept = sorted(codes[0].extras)
-    if through == "state" and (kept or own_opposites):
-        what = next((f"{said} for every step" for key, said in _KEPT.items() if key in kept), "a null embedding each")
+    own_uncond = _unconds_differ(codes)
+    mixed = combine(codes, mix, without_uncond=own_uncond)  # also raises if the codes do not fit, before any sampling
+    extras = sorted(codes[0].extras)
+    if through == "state" and (extras or own_uncond):
+        what = next(
+            (f"{name} for every step" for key, name in _EXTRAS.items() if key in extras), "a null embedding each"
+        )
         raise InputError(
             f"codes of {codes[0].method!r} keep {what}, which cannot be mixed; use 'ddim'.", parameter="through"
         )
-    if through == "state" or (_plain(codes[0]) and not own_opposites):
+    if through == "state" or (_is_plain_ddim(codes[0]) and not own_uncond):
         return reconstruct(model, mixed, batch=batch, on_event=on_event)
-    # each comes back with what is its own; the inversion after that has weight 1 and asks for no opposite
-    wholes, grid = _of_one_kind(codes), codes[0].grid
+    # Each code is reconstructed with its own extras and unconditional branch. The images are then inverted by plain
+    # DDIM at guidance 1, which needs neither.
+    joined, grid = _joined_codes(codes), codes[0].grid
     own_steps = grid.steps - make_solver(codes[0].solver, codes[0].options).first(grid)
-    made = [len(calls.rebuilt(c.calls)) if c.calls else -(-len(c) // batch) for c in wholes]
-    there, between = -(-sum(map(len, wholes)) // batch), -(-len(mixed) // batch)
-    part = _parts(on_event, [*(n * own_steps for n in made), there * grid.steps, between * grid.steps])
-    images = torch.cat([reconstruct(model, c, batch=batch, on_event=part(k)) for k, c in enumerate(wholes)])
-    conditions = PromptConditioning(Conditioning.cat(c.conditions.cond for c in wholes).to(model.device))
+    reconstructions = [len(calls.recorded_calls(c.calls)) if c.calls else -(-len(c) // batch) for c in joined]
+    inversions, samplings = -(-sum(map(len, joined)) // batch), -(-len(mixed) // batch)
+    runs = [*(n * own_steps for n in reconstructions), inversions * grid.steps, samplings * grid.steps]
+    part = _parts(on_event, runs)
+    images = torch.cat([reconstruct(model, c, batch=batch, on_event=part(k)) for k, c in enumerate(joined)])
+    conditions = PromptConditioning(Conditioning.cat(c.conditions.cond for c in joined).to(model.device))
     plain = invert_batches(
         model,
         DDIMInversion(),
@@ -130,33 +136,34 @@ def _between(
         batch,
         Guidance(),
         hold=hold_of(codes[0]),
-        on_event=part(len(wholes)),
+        on_event=part(len(joined)),
     )
 
     def with_ends(first: int, frames: Tensor) -> Tensor:
+        """Puts the reconstructions of the codes into a batch of frames that starts at frame ``first``."""
         for at, image in zip(ends, images, strict=True):
             if first <= at < first + len(frames):
                 frames[at - first] = image
         return frames
 
-    def told(event: Event) -> None:
+    def report(event: Event) -> None:
         if isinstance(event, ImagesEvent):
             on_event(ImagesEvent(event.first, with_ends(event.first, event.images.clone())))
         else:
-            part(len(wholes) + 1)(event)
+            part(len(joined) + 1)(event)
 
-    out = reconstruct(model, combine([plain], mix), batch=batch, on_event=told)
+    out = reconstruct(model, combine([plain], mix), batch=batch, on_event=report)
     return with_ends(0, out)
 
 
-def _of_one_kind(codes: Sequence[LatentCode]) -> list[LatentCode]:
-    """The codes in their order, joined where they can come back in the same calls: made on one machine, kept alike."""
-    alike = groupby(codes, lambda c: (dict(c.machine), set(c.calls), c.state["x"].dtype))
-    return [joined(list(group)) for _, group in alike]
+def _joined_codes(codes: Sequence[LatentCode]) -> list[LatentCode]:
+    """Joins neighbouring codes that can be reconstructed together: of one machine, record of calls and dtype."""
+    groups = groupby(codes, lambda c: (dict(c.machine), set(c.calls), c.state["x"].dtype))
+    return [join(list(group)) for _, group in groups]
 
 
-def joined(codes: Sequence[LatentCode]) -> LatentCode:
-    """One code of the images of several that belong together, each with all that is its own."""
+def join(codes: Sequence[LatentCode]) -> LatentCode:
+    """Joins codes that belong together into one code of all their images, with all tensors of each."""
     one = codes[0]
     groups = {
         group: {key: torch.cat([getattr(c, group)[key] for c in codes]) for key in getattr(one, group)}
@@ -167,62 +174,71 @@ def joined(codes: Sequence[LatentCode]) -> LatentCode:
 
 
 def check_through(through: str) -> None:
-    """Raises InputError for a ``through`` that there is not."""
+    """Raises InputError if ``through`` is unknown."""
     if through not in THROUGH:
         raise UnknownName("through", through, THROUGH)
 
 
-def _plain(code: LatentCode) -> bool:
+def _is_plain_ddim(code: LatentCode) -> bool:
     return code.method == DDIMInversion.name and code.settings.get("iterations", 1) == 1
 
 
 def _parts(on_event: OnEvent, lengths: Sequence[int]) -> Callable[[int], OnEvent]:
-    """One progress for several runs: each reports its steps as its part of the whole, and nothing else."""
+    """Makes the callbacks of consecutive runs, which count their steps together and pass nothing else on.
+
+    Args:
+        on_event: the callback for all runs.
+        lengths: the number of steps of each run.
+
+    Returns:
+        a function from the index of a run to its callback.
+    """
 
     def part(k: int) -> OnEvent:
         before, total = sum(lengths[:k]), sum(lengths)
 
-        def told(event: Event) -> None:
+        def report(event: Event) -> None:
             if isinstance(event, StepEvent):
                 on_event(StepEvent(before + event.done, total))
 
-        return told
+        return report
 
     return part
 
 
-def _opposites_differ(codes: Sequence[LatentCode]) -> bool:
-    """Whether the pictures have different unconditional branches, of one shape."""
-    opposites = [c.conditions.uncond for c in codes if c.conditions.uncond is not None]
-    shapes = [{k: v.shape[1:] for k, v in o.tensors.items()} for o in opposites]
-    if not opposites or any(s != shapes[0] for s in shapes):
+def _unconds_differ(codes: Sequence[LatentCode]) -> bool:
+    """Whether the images have different unconditional branches of the same shape."""
+    unconds = [c.conditions.uncond for c in codes if c.conditions.uncond is not None]
+    shapes = [{k: v.shape[1:] for k, v in u.tensors.items()} for u in unconds]
+    if not unconds or any(s != shapes[0] for s in shapes):
         return False
-    rows = Conditioning.cat(opposites).tensors.values()
+    rows = Conditioning.cat(unconds).tensors.values()
     return any(bool((v != v[:1]).any()) for v in rows)
 
 
 def combine(codes: Sequence[LatentCode], mix: Mix, without_uncond: bool = False) -> LatentCode:
-    """One code whose states are a mix of others', every tensor of a state mixed alike; without their extras.
+    """Makes a code of M images whose states are mixed from those of other codes. It has no extras.
 
     Args:
-        codes: at least one.
-        mix: from a list of tensors [1, ...], one an image, to one tensor [M, ...].
-        without_uncond: leave the unconditional branches out.
+        codes: at least one code.
+        mix: makes a tensor [M, ...] from a list with one tensor [1, ...] per image. It is applied to every tensor of
+            the states.
+        without_uncond: whether to leave out the unconditional branch.
 
     Raises:
-        InputError: codes of another method, model, grid, guidance or size, or with different labels or prompts.
+        InputError: the codes differ in method, model, grid, guidance, size, labels or prompts.
     """
     check_together(codes)
     one = codes[0]
     if any(set(other.extras) != set(one.extras) for other in codes):
-        told = " and ".join(str(dict(c.settings)) for c in codes if c is one or set(c.extras) != set(one.extras))
-        raise InputError(f"they do not belong together: their settings are {told}.", parameter="codes")
+        differing = " and ".join(str(dict(c.settings)) for c in codes if c is one or set(c.extras) != set(one.extras))
+        raise InputError(f"they do not belong together: their settings are {differing}.", parameter="codes")
     states = [c.floats for c in codes]
     state = {key: mix([s[key][k : k + 1] for s in states for k in range(len(s[key]))]) for key in one.state}
     size = len(state["x"])
     cond = _one_for_all([c.conditions.cond for c in codes], size)
-    opposites = [] if without_uncond else [c.conditions.uncond for c in codes if c.conditions.uncond is not None]
-    uncond = _one_for_all(opposites, size) if opposites else None
+    unconds = [] if without_uncond else [c.conditions.uncond for c in codes if c.conditions.uncond is not None]
+    uncond = _one_for_all(unconds, size) if unconds else None
     return replace(
         one,
         state=state,
@@ -235,7 +251,7 @@ def combine(codes: Sequence[LatentCode], mix: Mix, without_uncond: bool = False)
 
 
 def _one_for_all(conditions: Sequence[Conditioning], size: int) -> Conditioning:
-    """The condition that all rows share, ``size`` times. Raises InputError where they differ."""
+    """Returns the condition that all rows share, repeated ``size`` times. Raises InputError if rows differ."""
     whole = Conditioning.cat(conditions)
     for key, values in whole.tensors.items():
         if bool((values != values[:1]).any()):
@@ -245,8 +261,10 @@ def _one_for_all(conditions: Sequence[Conditioning], size: int) -> Conditioning:
 
 
 def check_together(codes: Sequence[LatentCode]) -> None:
-    """Raises InputError for none, or for codes of another method, model, grid, guidance, size or prompt; of the tensors
-    only the sizes of ``state["x"]`` are asked."""
+    """Raises InputError if there is no code, or if codes differ in method, model, grid, guidance, size or prompt.
+
+    Of the tensors it reads only the shape of ``state["x"]``.
+    """
     if not codes:
         raise InputError("an interpolation needs at least two.", parameter="codes")
     one = codes[0]
@@ -260,7 +278,7 @@ def check_together(codes: Sequence[LatentCode]) -> None:
                 )
         if hold_of(other) != hold_of(one):
             raise InputError(
-                f"they do not belong together: their x0 were held by {other.settings.get(HOLD) or 'nothing'} and "
+                f"they do not belong together: their x0 were limited by {other.settings.get(HOLD) or 'nothing'} and "
                 f"{one.settings.get(HOLD) or 'nothing'}.",
                 parameter="codes",
             )
@@ -274,14 +292,15 @@ def check_together(codes: Sequence[LatentCode]) -> None:
             raise InputError("they do not belong together: their pictures are of different sizes.", parameter="codes")
     texts = list(dict.fromkeys((p, c.negative) for c in codes for p in c.prompts))
     if len(texts) > 1:
-        told = [p for p, _ in texts] if texts[0][0] != texts[1][0] else [n for _, n in texts]
+        differing = [p for p, _ in texts] if texts[0][0] != texts[1][0] else [n for _, n in texts]
         raise InputError(
-            f"the codes have {told[0]!r} and {told[1]!r}; an interpolation needs one for all.", parameter="prompts"
+            f"the codes have {differing[0]!r} and {differing[1]!r}; an interpolation needs one for all.",
+            parameter="prompts",
         )
 
 
 def _same_grid(a: LatentCode, b: LatentCode) -> bool:
-    """Whether two codes have the same nodes, up to the last bits of another machine's cosine."""
+    """Whether two codes have the same nodes. The last bits may differ, as a cosine does between machines."""
     return len(a.grid) == len(b.grid) and all(
         m.t == n.t and abs(m.alpha - n.alpha) < 1e-12 and abs(m.sigma - n.sigma) < 1e-12
         for m, n in zip(a.grid, b.grid, strict=True)

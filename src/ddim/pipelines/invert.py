@@ -1,4 +1,4 @@
-"""The pipeline ``invert``: from real images to their latent codes."""
+"""The pipeline ``invert``, which takes real images to latent codes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ from .common import (
     invert_batches,
     latent_size,
     need_model,
-    prompts_asked,
+    read_prompts,
 )
 from .events import CodeEvent, Event, OnEvent, silent
 
@@ -49,41 +49,42 @@ def invert(
     resume: LatentCode | None = None,
     on_event: OnEvent = silent,
 ) -> LatentCode:
-    """Takes real images to their latent codes.
+    """Inverts real images to a latent code, from which ``reconstruct`` and ``edit`` sample.
 
     Args:
         model: from ``ddim.load``.
         images: a path, a PIL image, a tensor [C, H, W] or [N, C, H, W] in [0, 1], or a list of these.
-        steps: S, 1 to ``model.schedule.path.levels``.
-        method: one of ``ddim.inversion_names()``, or an inversion such as ``ddim.BDIA()``; ``edict``, ``bdia`` and
-            ``belm`` come back exactly.
-        spacing: a key of ``ddim.SPACINGS``, or a list of t; the model's own by default.
-        options: of a method that is named, such as ``{"iterations": 5}``.
-        labels: class labels, one an image or one for all.
-        prompt: what the images show, for a text-to-image model: one for all, or one an image; as in ``sample``.
-        negative: the prompt that guidance leads away from, as ``prompt``.
-        guidance: w of the way forward, for a model with text or classes, kept in the code; 1 by default.
-        clip_x0, threshold: as for ``sample``, on the way back and, kept in the code, forward. A network that needs its
-            x0 held to make pictures needs it here too.
-        inversion_guidance: w of the way to noise, where the method leaves it free: by default as ``guidance`` for
-            reversible solvers, which come back exactly only then, and 1 for the others, whose error grows with it.
-            ``null-text``, ``negative-prompt`` and ``direct`` have 1 as their own.
-        seed: for methods that draw noise: the k-th image has the seed ``seed + k``.
-        resize: fit images of another size or number of channels.
-        batch: images a network call.
-        resume: the ``partial`` of an ``Interrupted``, to go on with in its batches; all else as it was. The code is
-            the one that an uninterrupted run gives, bit for bit.
-        on_event: called with a ``StepEvent`` after each step, a ``LossEvent`` while a method tunes, and a
-            ``CodeEvent`` when a batch is done, to keep what there is; of a resumed run also with what was done before.
+        steps: the number of steps S, from 1 to ``model.schedule.path.levels``.
+        method: one of ``ddim.inversion_names()``, or an inversion such as ``ddim.BDIA()``. The round trip of ``edict``,
+            ``bdia`` and ``belm`` is exact.
+        spacing: a key of ``ddim.SPACINGS``, or a list of t; by default that of the model.
+        options: the options of a method that is chosen by name, such as ``{"iterations": 5}``.
+        labels: the class labels of the images: one for each image, or one for all.
+        prompt: a description of the images, for a text-to-image model: one for all, or one for each; see ``sample``.
+        negative: the negative prompt, which guidance leads away from; one for all images.
+        guidance: the weight w of guidance when sampling from the code, for a model with text or classes; 1 by default.
+            It is stored in the code.
+        clip_x0, threshold: the limit of x0, as for ``sample``. It applies during the inversion and, stored in the code,
+            when sampling. A network that needs such a limit to sample images needs it here too.
+        inversion_guidance: the weight w of guidance during the inversion, if the method does not fix it. By default it
+            equals ``guidance`` for exact methods, which reconstruct exactly only then, and 1 for the others, whose
+            error grows with it. ``null-text``, ``negative-prompt`` and ``direct`` fix it to 1.
+        seed: the seed of the first image, for methods that draw noise. Image k has the seed ``seed + k``.
+        resize: fits images of another size or number of channels to the model.
+        batch: the number of images per network call.
+        resume: the ``partial`` code of an ``Interrupted``, to continue from, with the same images and arguments. It
+            keeps its batch size. The result equals that of an uninterrupted run, bit for bit.
+        on_event: called with a ``StepEvent`` after each step, a ``LossEvent`` while a method optimizes, and a
+            ``CodeEvent`` after each batch. A resumed run begins with a ``CodeEvent`` of the images that were complete.
 
     Returns:
-        The code: the solver's whole state, the grid and the settings.
+        the latent code: the complete state of the solver, the grid and the settings.
 
     Raises:
-        InputError: images that do not fit, a value out of range or unknown, or one that could not act.
-        DDIMError: the network returned NaN, or the solver diverged; the step is named.
-        Interrupted: Ctrl-C once a batch is done, or in ``null-text``, with what there is; a ``KeyboardInterrupt`` to
-            whom does not ask.
+        InputError: images do not fit, or a value is out of range, unknown, or would have no effect.
+        NotFinite: the sample contains NaN or infinity after a step.
+        Interrupted: Ctrl-C after a batch is complete, or during ``null-text``, with a partial code. Earlier it is a
+            plain ``KeyboardInterrupt``. An ``Interrupted`` is a ``KeyboardInterrupt`` too.
     """
     need_model(model)
     check_run(batch, on_event)
@@ -91,20 +92,20 @@ def invert(
     forward, hold = guidance_for(model, guidance, 1.0), hold_for(model, clip_x0, threshold)
     if inversion_guidance is not None and not conditioned(model):
         raise InputError(
-            f"it is a weight of guidance, and the model {model.name!r} takes nothing to lead towards; leave it out.",
+            f"it is a weight of guidance, and the model {model.name!r} has nothing to lead towards; leave it out.",
             parameter="inversion_guidance",
         )
     pixels = read_images(images, model.picture, resize=resize, multiple=model.multiple)
     checked_seed(seed, len(pixels))
     size = (pixels.shape[2], pixels.shape[3])
     grid = grid_for(model, steps, spacing, latent_size(model, size))
-    prompt, negative = prompts_asked(model, prompt, negative, len(pixels))
+    prompt, negative = read_prompts(model, prompt, negative, len(pixels))
     conditions = model.condition(labels, len(pixels), prompt, negative, size)
     prompts = tuple(prompt or ()) if model.text else ()
     if resume is not None:
         partials.check(resume, {"prompts": prompts[: len(resume)], "negative": negative}, len(pixels))
 
-    def told(event: Event) -> None:
+    def with_prompts(event: Event) -> None:
         if isinstance(event, CodeEvent):
             first, part = event.first, event.code
             part = replace(part, prompts=prompts[first : first + len(part)], negative=negative)
@@ -124,10 +125,10 @@ def invert(
             seed=seed,
             resume=resume,
             hold=hold,
-            on_event=told,
+            on_event=with_prompts,
         )
     except Interrupted as stop:
-        begun = stop.partial
-        stop.partial = replace(begun, prompts=prompts[: len(begun)], negative=negative)
+        partial = stop.partial
+        stop.partial = replace(partial, prompts=prompts[: len(partial)], negative=negative)
         raise
     return replace(code, prompts=prompts, negative=negative)

@@ -1,4 +1,4 @@
-"""The pipeline ``reconstruct``: from codes to images."""
+"""The pipeline ``reconstruct``, which samples the images of latent codes."""
 
 import warnings
 from collections.abc import Mapping
@@ -12,9 +12,18 @@ from ..core.denoiser import PLAIN, Call
 from ..core.guidance import Guidance
 from ..inversion import calls
 from ..inversion.latent_code import LatentCode
-from ..inversion.replay import prompts_of, replay, resumed
+from ..inversion.replay import prompts_of, replay, state_of
 from ..models.base import Model
-from .common import SETTING, Report, check_run, half_precision_hint, hold_of, need_code, need_model, solver_of
+from .common import (
+    INVERSION_GUIDANCE,
+    Report,
+    check_run,
+    half_precision_hint,
+    hold_of,
+    need_code,
+    need_model,
+    solver_of,
+)
 from .events import ImagesEvent, OnEvent, silent
 
 
@@ -27,27 +36,33 @@ def reconstruct(
     strict: bool = False,
     on_event: OnEvent = silent,
 ) -> Tensor:
-    """Comes forward from codes to images, with the solver, grid and state they were made with.
+    """Reconstructs images from a latent code, by sampling with its solver, grid and state.
 
-    A code of a reversible solver keeps how the network was asked, and is asked so again: in a call of as many rows,
-    each image in its own place, on as many threads, whatever machine this is. Then the same integers come back, also
-    for ``code[3]`` or codes that were put together. What is missing of a call is filled with copies.
+    The code of a reversible solver records the network calls of the inversion, and they are repeated on any machine:
+    with the same number of rows, each image in its own row, and the same number of threads. The reconstruction is then
+    exact to the bit, also for ``code[3]`` and for codes that were joined. Rows whose images are not in the code are
+    filled with copies of others.
 
     Args:
-        model: the one that made the code; another of the same shape warns, and so does another dtype.
-        code: from ``invert`` or ``LatentCode.load``.
-        batch: images a network call. Ignored for a code that keeps its calls.
-        batched_cfg: ask for both branches of guidance in one batch; False asks one after the other, with half the
-            memory. Ignored for a code that keeps its calls.
-        strict: refuse a code that cannot come back to the bit here, where otherwise a warning says how near it comes.
-        on_event: called with a ``StepEvent`` after each step, and with an ``ImagesEvent`` when a batch is done.
+        model: the model that made the code. Another model of the same shape, or another dtype, causes a warning.
+        code: a code from ``invert`` or ``LatentCode.load``.
+        batch: the number of images per network call. Ignored for a code that records its calls.
+        batched_cfg: whether both branches of guidance are evaluated in one batch; False evaluates them one after the
+            other, which needs half the memory. Ignored for a code that records its calls.
+        strict: raises an error if the reconstruction will not be exact to the bit. Otherwise a warning states the
+            accuracy to expect.
+        on_event: called with a ``StepEvent`` after each step, and with an ``ImagesEvent`` after each batch.
 
     Returns:
-        float tensor [N, C, H, W] in [0, 1].
+        a float tensor [N, C, H, W] in [0, 1].
 
     Raises:
-        InputError: a code of another shape, or without all that its solver needs; with ``strict``, one of a method that
-            is not exact, or one that this device or these libraries cannot bring back to the bit.
+        InputError: the code has another shape than the model, or it lacks something that its solver needs; with
+            ``strict``, the method is not exact, or this device or these libraries cannot reproduce its bits.
+        NotFinite: the sample contains NaN or infinity after a step.
+
+    Warns:
+        DDIMWarning: the model, dtype, device or libraries differ from those that made the code.
     """
     need_model(model)
     need_code(code)
@@ -59,48 +74,48 @@ def reconstruct(
             solver = solver_of(model, code)
             machine = _machine(model, code)
         except DDIMWarning as unlike:
-            raise InputError(f"{unlike} That is what strict forbids.", parameter="strict") from None
+            raise InputError(f"{unlike} With strict, this is an error.", parameter="strict") from None
     if strict:
         _need_exact(code)
     layout = calls.layout_of(machine)
     guidance = Guidance.of(code.guidance, bool(machine.get("batched_cfg", batched_cfg)))
-    asked = calls.rebuilt(code.calls) if code.calls else calls.plain_calls(len(code), batch)
-    report = Report(on_event, (code.grid.steps - solver.first(code.grid)) * len(asked), 1, 1)
-    parts: list[tuple[calls.Rebuilt, Tensor]] = []
-    for call in asked:
+    network_calls = calls.recorded_calls(code.calls) if code.calls else calls.batched_calls(len(code), batch)
+    report = Report(on_event, (code.grid.steps - solver.first(code.grid)) * len(network_calls), 1, 1)
+    parts: list[tuple[calls.NetworkCall, Tensor]] = []
+    for call in network_calls:
         part = code if call.items == tuple(range(len(code))) else code.take(call.items)
-        state = resumed(solver, part.state, code.grid, model.device, model.state_dtype)
+        state = state_of(solver, part.state, code.grid, model.device, model.state_dtype)
         extras = {k: v.to(model.device) for k, v in part.extras.items()}
         prompts = prompts_of(part.conditions.to(model.device), code.grid, extras)
-        told = Call(layout=layout) if layout else PLAIN
-        denoise = model.guided(guidance, prompts, hold=hold_of(code), call=told)
-        with half_precision_hint(model), calls.untimed() if layout else nullcontext():
+        arguments = Call(layout=layout) if layout else PLAIN
+        denoise = model.guided(guidance, prompts, hold=hold_of(code), call=arguments)
+        with half_precision_hint(model), calls.deterministic_cudnn() if layout else nullcontext():
             end = replay(denoise, solver, state, code.grid, extras, on_step=report)
         images = model.decode(solver.read(end))
         parts.append((call, images))
-        _tell(on_event, call, images)
+        _report_images(on_event, call, images)
     return calls.images_in_order(parts, len(code))
 
 
 def _need_exact(code: LatentCode) -> None:
-    """Raises InputError for a code that does not come back to the bit anywhere."""
+    """Raises InputError if a code cannot be reconstructed to the bit on any machine."""
     if not code.machine and not {"pivot", "end"} & set(code.extras):
         raise InputError(
-            f"a code of {code.method!r} without a record of its calls comes back nearly, not to the bit; leave it out, "
-            "or invert the picture by an exact method, such as 'bdia'.",
+            f"a code of {code.method!r} without a record of its calls is reconstructed nearly, not to the bit; leave "
+            "it out, or invert the image by an exact method, such as 'bdia'.",
             parameter="strict",
         )
-    forward, back = code.guidance.get("weight", 1.0), code.settings.get(SETTING)
-    if code.machine and back not in (None, forward):
+    forward, inversion = code.guidance.get("weight", 1.0), code.settings.get(INVERSION_GUIDANCE)
+    if code.machine and inversion not in (None, forward):
         raise InputError(
-            f"the code was made at the guidance {back:g} and comes forward at {forward:g}, so that it does not come "
-            "back; invert the picture without inversion_guidance, or leave strict out.",
+            f"the code was inverted at the guidance {inversion:g} and is sampled at {forward:g}, so that the image is "
+            "not reconstructed; invert it without inversion_guidance, or leave strict out.",
             parameter="strict",
         )
 
 
-def _tell(on_event: OnEvent, call: calls.Rebuilt, images: Tensor) -> None:
-    """One event for each run of images that follow each other."""
+def _report_images(on_event: OnEvent, call: calls.NetworkCall, images: Tensor) -> None:
+    """Reports the images of a call: one event for each run of images with consecutive indices."""
     runs: list[list[tuple[int, int]]] = []
     for row, image in call.own:
         if runs and runs[-1][-1][1] == image - 1:
@@ -112,7 +127,7 @@ def _tell(on_event: OnEvent, call: calls.Rebuilt, images: Tensor) -> None:
 
 
 def _machine(model: Model, code: LatentCode) -> Mapping[str, Any]:
-    """How a code's calls are laid out; warns where this machine answers other bits than the one that made it."""
+    """Returns ``code.machine``. Warns if this machine cannot reproduce the bits of the one that made the code."""
     machine = code.machine
     layout = calls.layout_of(machine)
     if layout is None:
@@ -121,10 +136,10 @@ def _machine(model: Model, code: LatentCode) -> Mapping[str, Any]:
     unlike = calls.differences(machine, now)
     if unlike:
         half, tf32 = code.dtype in ("bfloat16", "float16"), machine.get("tf32") or now.get("tf32")
-        near = 9 if half else 18 if tf32 else 61  # the least that benchmarks/bit_law.py saw
+        near = 9 if half else 18 if tf32 else 61  # the lowest PSNR that benchmarks/bit_law.py measured
         warnings.warn(
-            f"This code was made {', '.join(unlike)}; here the network answers with other last bits, and a picture "
-            f"comes back to {near} dB at the least that was measured, not to the bit.",
+            f"This code was made {', '.join(unlike)}. The network returns other last bits here, so that an image is "
+            f"not reconstructed to the bit; the lowest PSNR that was measured is {near} dB.",
             DDIMWarning,
             stacklevel=3,
         )
