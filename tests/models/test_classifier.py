@@ -232,7 +232,7 @@ def test_a_conditional_model_and_the_classifier_share_the_labels():
         ({"labels": [0, True]}, r"labels: True is not a class"),
         ({"labels": [0, 1, 2]}, r"were given for 2 images"),
         ({"labels": 0, "classifier_weight": math.nan}, r"classifier_weight: nan is not a number"),
-        ({"labels": 0, "classifier": classifier(size=16)}, r"knows pictures of 1x16x16; the model 'tiny' works on"),
+        ({"labels": 0, "classifier": classifier(size=16)}, r"of 1x16x16; the model 'tiny' works on"),
     ],
 )
 def test_what_cannot_guide_is_one_sentence(options, says):

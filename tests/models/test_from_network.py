@@ -100,7 +100,7 @@ def test_it_is_told_the_time_as_it_was_trained(flow, lookup):
     told_whole = Model.from_network(
         Lookup().eval(), lookup.schedule, shape=(1, 4, 4), labels=5, timestep_dtype=torch.int64
     )
-    with pytest.raises(ddim.InputError, match="cannot say the label") as caught:
+    with pytest.raises(ddim.InputError, match="timestep") as caught:
         ddim.sample(told_whole, 1, spacing=[500.5], labels=0)
     assert caught.value.parameter == "timestep_dtype"
 
@@ -173,7 +173,7 @@ def test_the_fingerprint_is_of_weights_schedule_and_range():
     with torch.no_grad():
         network.mix.weight.mul_(1.5)
     assert model.fingerprint != before
-    with pytest.warns(ddim.DDIMWarning, match="what comes back will differ"):
+    with pytest.warns(ddim.DDIMWarning, match="the reconstruction will differ"):
         ddim.reconstruct(model, code)
 
 

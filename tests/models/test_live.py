@@ -492,7 +492,7 @@ def test_fused_adapters_draw_the_same_and_are_another_model():
     fused = live(pipeline)
     assert fused.fingerprint not in (one, live(tiny_text.pipeline()).fingerprint)
     assert far(drawn(fused), picture) < 1e-3
-    with pytest.warns(DDIMWarning, match="what comes back will differ"):
+    with pytest.warns(DDIMWarning, match="the reconstruction will differ"):
         ddim.reconstruct(fused, code)
 
 
@@ -526,7 +526,7 @@ def test_adapters_of_peft():
     pipeline.fuse_lora(components=["unet"])
     assert model.fingerprint != other
     assert far(drawn(model), less) < 1e-3
-    with pytest.warns(DDIMWarning, match="what comes back will differ"):
+    with pytest.warns(DDIMWarning, match="the reconstruction will differ"):
         ddim.reconstruct(model, code)
     pipeline.unfuse_lora(components=["unet"])
     assert far(drawn(model), less) < 1e-3

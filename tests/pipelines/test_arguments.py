@@ -68,9 +68,7 @@ def test_guidance_of_a_model_without_conditions(model, guidance):
 def test_guidance_of_classes_without_one_that_stands_for_none(guidance):
     schedule = tiny.model().schedule
     model = Model.from_network(lambda x, t, labels: x, schedule, shape=(1, 8, 8), labels=3)
-    assert "null class" in str(
-        refused("guidance", ddim.sample, model, 1, steps=2, guidance=guidance, labels=1)
-    )
+    assert "null class" in str(refused("guidance", ddim.sample, model, 1, steps=2, guidance=guidance, labels=1))
     refused("guidance", ddim.invert, model, PICTURES, steps=2, guidance=guidance, labels=1)
     assert len(ddim.sample(model, 1, steps=2, labels=1)) == 1
 

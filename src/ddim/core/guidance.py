@@ -129,18 +129,18 @@ def guided(
 
     def denoise(x: Tensor, node: Node, own: Call = PLAIN) -> Pair:
         at = prompts(node) if callable(prompts) else prompts
-        asked = replace(call, controller=own.controller)
+        arguments = replace(call, controller=own.controller)
         if guidance.applies(node, schedule.path.t_max):
             if at.uncond is None:
                 raise InputError(
                     f"{guidance.weight:g} needs something to lead away from, and this model has none; use 1.",
                     parameter="guidance",
                 )
-            asked = replace(asked, branches=("uncond", "cond"), batched=guidance.batched_cfg)
-            uncond, cond = network.ask(x, node, at.uncond, at.cond, call=asked)
+            arguments = replace(arguments, branches=("uncond", "cond"), batched=guidance.batched_cfg)
+            uncond, cond = network.ask(x, node, at.uncond, at.cond, call=arguments)
             output = network.combine(cond, uncond, guidance, node)
         else:
-            (output,) = network.ask(x, node, at.cond, call=asked)
+            (output,) = network.ask(x, node, at.cond, call=arguments)
         pair = to_pair(schedule.prediction, output, x, node)
         return hold(pair, x, node) if hold.acts else pair
 

@@ -209,21 +209,21 @@ class LatentCode:
         if self.fingerprint != fingerprint and had != adapters:
             warnings.warn(
                 f"This code was made with the adapters {had or 'none'}, but the model {model_name!r} has "
-                f"{adapters or 'none'}: what comes back will differ.",
+                f"{adapters or 'none'}: the reconstruction will differ.",
                 DDIMWarning,
                 stacklevel=3,
             )
         elif self.fingerprint and self.fingerprint != fingerprint:
             warnings.warn(
                 f"This code was made by the model {self.model!r} ({self.fingerprint[:12]}), not by {model_name!r} "
-                f"({fingerprint[:12]}): what comes back will differ.",
+                f"({fingerprint[:12]}): the reconstruction will differ.",
                 DDIMWarning,
                 stacklevel=3,
             )
         elif self.dtype != dtype:
             warnings.warn(
-                f"This code was made in {self.dtype}, but the model {model_name!r} computes in {dtype}: what comes "
-                f"back will differ; load the model with dtype {self.dtype!r}.",
+                f"This code was made in {self.dtype}, but the model {model_name!r} computes in {dtype}: the "
+                f"reconstruction will differ; load the model with dtype {self.dtype!r}.",
                 DDIMWarning,
                 stacklevel=3,
             )

@@ -103,12 +103,12 @@ def machine_of(empty: LatentCode, partial: LatentCode) -> dict[str, Any]:
     return {**empty.machine, **laid_out} if empty.machine else {}
 
 
-def check(partial: LatentCode, asked: Mapping[str, Any], images: int) -> None:
+def check(partial: LatentCode, requested: Mapping[str, Any], images: int) -> None:
     """Checks whether a partial code belongs to a requested inversion.
 
     Args:
         partial: ``partial`` of an ``Interrupted``.
-        asked: the fields that the requested code will have.
+        requested: the fields that the requested code will have.
         images: the requested number of images.
 
     Raises:
@@ -125,7 +125,7 @@ def check(partial: LatentCode, asked: Mapping[str, Any], images: int) -> None:
         raise InputError(
             f"the code was begun with {begun['images']} images, but {images} are given.", parameter="resume"
         )
-    for key, value in asked.items():
+    for key, value in requested.items():
         had: Any = was if key == "settings" else getattr(partial, key)
         if key == "grid":
             had, value = had.nodes, value.nodes

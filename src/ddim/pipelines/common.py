@@ -185,7 +185,7 @@ def check_saveable(inversion: Inversion, solver: Solver) -> None:
             )
 
 
-def weight_of(inversion: Inversion, forward: Guidance, asked: float | None) -> float:
+def weight_of(inversion: Inversion, forward: Guidance, requested: float | None) -> float:
     """Returns the guidance weight of the inversion.
 
     It is the weight that the method fixes, else the requested one, else that of sampling for exact methods and 1 for
@@ -194,22 +194,22 @@ def weight_of(inversion: Inversion, forward: Guidance, asked: float | None) -> f
     Args:
         inversion: the method.
         forward: the guidance of sampling.
-        asked: the requested weight, or None.
+        requested: the requested weight, or None.
 
     Raises:
         InputError: the requested weight is not a number, or the method fixes another one.
     """
     own = inversion.inversion_guidance
-    if asked is not None and not is_number(asked):
-        raise InputError(f"{asked!r} is not a number; 1 is the conditional model.", parameter="inversion_guidance")
+    if requested is not None and not is_number(requested):
+        raise InputError(f"{requested!r} is not a number; 1 is the conditional model.", parameter="inversion_guidance")
     if own is not None:
-        if asked not in (None, own):
+        if requested not in (None, own):
             raise InputError(
-                f"{asked:g} does not go with {inversion.name!r}, which always inverts with the weight {own:g}.",
+                f"{requested:g} does not go with {inversion.name!r}, which always inverts with the weight {own:g}.",
                 parameter="inversion_guidance",
             )
         return own
-    return as_plain(asked) if asked is not None else (float(forward.weight) if inversion.exact else 1.0)
+    return as_plain(requested) if requested is not None else (float(forward.weight) if inversion.exact else 1.0)
 
 
 def solver_of(model: Model, code: LatentCode) -> Solver:
