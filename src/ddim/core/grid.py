@@ -24,7 +24,7 @@ class Grid:
 
     Args:
         nodes: at least two, with strictly decreasing sigma / alpha.
-        spacing: the name of the rule that chose the nodes. It is a record; nothing is computed from it.
+        spacing: the name of the rule that chose the nodes. ``Schedule.prior_std`` depends on it.
         path: the path that the nodes lie on. ``between`` needs it. Comparing two grids ignores it.
         inner: nodes inside steps that are known in advance, such as those of a saved code: (step, part) -> node.
 
