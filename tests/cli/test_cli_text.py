@@ -609,8 +609,8 @@ def test_the_attentions_in_help_are_those_of_the_library():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["-p", "a (cat:2)"], "--prompt: '(cat:2)' weighs a word"),
-        (["-p", CAT, "--negative", "(ugly:2)"], "--negative: '(ugly:2)' weighs a word"),
+        (["-p", "a (cat:2)"], "--prompt: '(cat:2)' weights a word"),
+        (["-p", CAT, "--negative", "(ugly:2)"], "--negative: '(ugly:2)' weights a word"),
         (["-p", "a \udcff cat with fur"], "--prompt: 'a \\udcff cat with fur' is not UTF-8"),
         (["-p", CAT, "--negative", "\udcff"], "--negative: '\\udcff' is not UTF-8"),
     ],

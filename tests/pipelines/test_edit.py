@@ -387,7 +387,7 @@ def test_v_prediction_and_float32():
         ({"prompt": ["a\0"]}, "prompt: .* NUL"),
         ({"negative": 3}, "negative: 3 is not a text"),
         ({"source_prompt": []}, "source_prompt: 0 were given"),
-        ({"source_prompt": "a (cat:2)"}, r"source_prompt: '\(cat:2\)' weighs a word"),
+        ({"source_prompt": "a (cat:2)"}, r"source_prompt: '\(cat:2\)' weights a word"),
         ({"attention": 3}, "attention: 3 is neither an AttentionEdit nor one of: refine, replace, none"),
         ({"weights": "dog"}, "weights: 'dog' does not map words to factors"),
         ({"weights": {"tiger": None}}, "'tiger' is not a number"),
