@@ -36,7 +36,7 @@ import ddim
 from ddim.core.denoiser import PLAIN, Call
 from ddim.core.solve import solve
 from ddim.data.images import read_images
-from ddim.evaluation.pairs import psnr
+from ddim.evaluation.metrics import psnr
 from ddim.evaluation.tables import machine, markdown
 from ddim.inversion import calls
 from ddim.inversion.replay import state_of

@@ -17,7 +17,7 @@ import torch
 
 import ddim
 from ddim.data.idx import read_images, read_labels
-from ddim.evaluation.pairs import psnr
+from ddim.evaluation.metrics import psnr
 from ddim.evaluation.tables import machine, markdown
 
 NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")

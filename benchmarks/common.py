@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddim.evaluation.edits import read_pictures
-from ddim.evaluation.pairs import psnr
+from ddim.evaluation.eval_images import recipe_images
+from ddim.evaluation.metrics import psnr
 from ddim.training import load_config
 
 TINY = "tiny"
@@ -39,7 +39,7 @@ def held_out_pictures(recipe: Path | None, count: int, shape: tuple[int, ...]) -
         noise = torch.rand(count, shape[0], shape[1] // 8, shape[2] // 8, generator=torch.Generator().manual_seed(0))
         smooth = torch.nn.functional.interpolate(noise, shape[1:], mode="bilinear").clamp(0, 1)
         return smooth, [("a cat", "a dog on a mat", "a red hat")[k % 3] for k in range(count)]
-    held = [p for p in read_pictures(load_config(recipe)) if p.held]
+    held = [p for p in recipe_images(load_config(recipe)) if p.held]
     chosen = held[:: max(1, len(held) // count)][:count]
     return torch.stack([p.pixels for p in chosen]), [p.prompt for p in chosen]
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 import ddim
-from ddim.evaluation.frechet import Statistics, bootstrap_interval
-from ddim.evaluation.reference import as_saved
+from ddim.evaluation.metrics.feature_extractor import as_saved
+from ddim.evaluation.metrics.frechet import Statistics, bootstrap_interval
 from ddim.evaluation.tables import machine
 from ddim.training.config import DataConfig
 from ddim.training.data import load_images

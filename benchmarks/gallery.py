@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddim.evaluation import nearest
-from ddim.evaluation.edits import read_pictures
+from ddim.evaluation.eval_images import recipe_images
+from ddim.evaluation.metrics import retrieval
 from ddim.training import load_config
 
 PARTS = {
     "pixels": lambda images: [images.flatten(1)],
-    "colours": lambda images: [nearest.layout(images)],
-    "gradients": lambda images: [nearest.directions(images)],
-    "both": nearest.both,
+    "colours": lambda images: [retrieval.colours(images)],
+    "gradients": lambda images: [retrieval.directions(images)],
+    "both": retrieval.colours_and_directions,
 }
 
 
@@ -33,14 +33,14 @@ def disturbed(images: Tensor) -> Tensor:
 
 
 def main(recipe: str) -> None:
-    pictures = read_pictures(load_config(recipe))
+    pictures = recipe_images(load_config(recipe))
     styles = sorted({p.style for p in pictures})
     of = {s: [p for p in pictures if p.style == s] for s in styles}
     pixels = {s: torch.stack([p.pixels for p in of[s]]) for s in styles}
     names = {s: [p.word for p in of[s]] for s in styles}
     print(f"{len(pictures)} pictures, {len(styles)} styles; share found first")
     for label, parts in PARTS.items():
-        galleries = {s: nearest.Gallery(pixels[s], names[s], parts=parts) for s in styles}
+        galleries = {s: retrieval.Gallery(pixels[s], names[s], parts=parts) for s in styles}
         again = [rank for s in styles for rank in galleries[s].rank(disturbed(pixels[s]), names[s])]
         across = []
         for a, b in permutations(styles, 2):

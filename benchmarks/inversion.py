@@ -18,7 +18,7 @@ from sampling import pipeline_of
 from torch import Tensor
 
 import ddim
-from ddim.evaluation.pairs import psnr
+from ddim.evaluation.metrics import psnr
 
 THEIRS, ITS_NETWORK, OURS = "diffusers, a loop", "its network alone", "ddim, there and back"
 

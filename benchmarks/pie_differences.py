@@ -26,11 +26,12 @@ from torch.nn import functional as F
 import ddim
 from ddim._utils.files import write_whole
 from ddim.data.images import read_images, save_image, to_pil
-from ddim.evaluation.edits import edit_pairs, read_pictures
-from ddim.evaluation.networks import Clip, Dino
-from ddim.evaluation.pairs import agreement
-from ddim.evaluation.pie_bench import MAPPING, PICTURES, SIDE, Entry, read_entries
-from ddim.evaluation.scores import METRICS, InversionProblem, Scorer, through_jpeg
+from ddim.evaluation.edit_settings import edit_pairs
+from ddim.evaluation.eval_images import recipe_images
+from ddim.evaluation.metrics.networks import Clip, Dino
+from ddim.evaluation.metrics.pairwise import agreement
+from ddim.evaluation.metrics.scores import METRICS, ScoredEdits, Scorer, through_jpeg
+from ddim.evaluation.pie_entries import MAPPING, PICTURES, SIDE, Entry, read_entries
 from ddim.evaluation.tables import machine
 from ddim.models import bundled_models
 from ddim.training import load_config
@@ -125,7 +126,7 @@ def carried_pairs() -> list[Pair]:
 
 def recipe_pairs(recipe: Path) -> list[Pair]:
     """PinnedSolver-out drawings of a recipe, each with another of its style."""
-    pairs = edit_pairs(read_pictures(load_config(recipe)), words=1, styles=0)
+    pairs = edit_pairs(recipe_images(load_config(recipe)), words=1, styles=0)
     return [(p.source.pixels, p.source.prompt, p.answer.pixels, p.answer.prompt) for p in pairs]
 
 
@@ -212,7 +213,7 @@ def measured(networks: dict[str, Any], case: Case, way: Way, name: str) -> float
         scale = 255 if way.scaled else 1
         a, b = (network.similarity(scale * x, antialias=not way.aliased) for x in (case.source, edit))
         return (a - b).square().mean().item()
-    scene = InversionProblem(case.source, edit, case.annotated if way.bordered else case.mask, [case.prompt], way.black)
+    scene = ScoredEdits(case.source, edit, case.annotated if way.bordered else case.mask, [case.prompt], way.black)
     return METRICS[name].measure(network, scene).item()
 
 

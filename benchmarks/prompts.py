@@ -4,8 +4,8 @@
 
 A tenth of the prompts is from the recipe's further sources (photographs of clothes for `emoji`), the rest from its
 first, held-out pairs of style and word among them (marked * in the list). Writes the sheet, each picture above its
-prompt, and the list beside it as CSV. As a second opinion, the place of the right picture in its style among those the
-drawing is nearest to (``ddim.evaluation.nearest``) is in the list, and the shares of first and first five are printed.
+prompt, and the list beside it as CSV. As a second opinion, the list also has the rank of the right picture in its style
+by ``ddim.evaluation.metrics.retrieval``; the shares of rank 1 and of ranks 1 to 5 are printed.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import ddim
 from ddim.data.sources import open_source
-from ddim.evaluation.edits import galleries, read_pictures
+from ddim.evaluation.eval_images import galleries, recipe_images
 from ddim.evaluation.tables import machine
 from ddim.training import load_config
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/prompts.png"))
     args = parser.parse_args()
     model, config = open_text_model(args.model), load_config(args.recipe)
-    pictures = read_pictures(config)
+    pictures = recipe_images(config)
     known = {p.prompt: p for p in pictures}
     others: set[str] = set()
     for source in config.data.sources[1:]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import ddim
 from ddim.core.conditioning import Conditioning, PromptConditioning
-from ddim.evaluation.pairs import psnr
+from ddim.evaluation.metrics import psnr
 from ddim.pipelines.common import grid_for
 
 PIPELINE, ITS_NETWORK = "diffusers' pipeline", "its network alone"

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from ddim import save_image, to_pil
-from ddim.evaluation.edits import Picture, read_pictures
+from ddim.evaluation.eval_images import EvalImage, recipe_images
 from ddim.training import load_config
 
 SOURCES = ["noto slightly smiling face", "emojitwo dog face", "blobmoji red apple"]
@@ -51,7 +51,7 @@ OWNERS = {
 
 def main(recipe: Path, target: Path) -> None:
     """Writes the demo's three source pictures, ``OTHERS`` more of the held-out pictures, and the answers."""
-    pictures = read_pictures(load_config(recipe))
+    pictures = recipe_images(load_config(recipe))
     held = [p for p in pictures if p.held]
     by_prompt = {p.prompt: p for p in pictures}
     rest = [p for p in held if p.prompt not in {*SOURCES, *ANSWERS}]
@@ -65,7 +65,7 @@ def main(recipe: Path, target: Path) -> None:
         csv.writer(file, lineterminator="\n").writerows([("file", "prompt", "held_out", "source"), *rows])
 
 
-def _write(picture: Picture, folder: Path) -> tuple[str, str, bool, str]:
+def _write(picture: EvalImage, folder: Path) -> tuple[str, str, bool, str]:
     """Writes one picture, and returns its line of ``pictures.csv``."""
     name = re.sub(r"[^a-z0-9]+", "-", picture.word.lower()).strip("-")
     file = folder / f"{picture.style}_{name}.png"

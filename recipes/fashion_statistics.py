@@ -6,7 +6,7 @@ python recipes/fashion_statistics.py ../shared/data/fashion-mnist src/ddim/model
 import sys
 from pathlib import Path
 
-from ddim.evaluation.reference import CARRIED, data_statistics
+from ddim.evaluation.reference import BUNDLED, data_statistics, save_statistics
 from ddim.models.features import load_features
 from ddim.training.config import DataConfig
 from ddim.training.data import load_images
@@ -20,7 +20,7 @@ def main(source: Path, folder: Path) -> None:
     config = DataConfig(str(source), 32, split="test", channels=1, fit="pad")
     statistics, about = data_statistics(load_features(folder, device="cpu"), load_images(config), config)
     about = {**about, "features": folder.resolve().name, "licence": "MIT, Copyright 2017 Zalando SE, arXiv 1708.07747"}
-    statistics.save(folder / CARRIED, about)
+    save_statistics(statistics, folder / BUNDLED, about)
 
 
 if __name__ == "__main__":

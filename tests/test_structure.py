@@ -10,6 +10,7 @@ import diffusers
 import pytest
 
 import ddim
+from ddim.evaluation import BENCHMARKS
 from ddim.inversion import INVERSIONS
 from ddim.models.families import FAMILIES
 from ddim.models.model_folder import refuse_pipeline
@@ -25,7 +26,7 @@ LAYERS = (
 DEMO = {
     "data.images",  # read_images: originals as tensors, to compare with
     "models.counted",  # the number of network calls, and an error that names the batch where memory runs out
-    "evaluation.pairs",  # mse
+    *("evaluation.metrics", "evaluation.metrics.pairwise"),  # the errors between images
     "core.noise",  # a seed that is out of range is refused before any work
     *("_utils.files", "_utils.error_text"),  # files appear whole or not at all; names in any bytes
 }
@@ -144,7 +145,7 @@ for name in {names}:
 # --- registries ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("registry", [FAMILIES, SOLVERS, INVERSIONS, REVERSIBLE], ids=["f", "s", "i", "r"])
+@pytest.mark.parametrize("registry", [FAMILIES, SOLVERS, INVERSIONS, REVERSIBLE, BENCHMARKS], ids=list("fsirb"))
 def test_every_line_of_a_registry_leads_to_its_class(registry):
     for name, line in registry.lines.items():
         module, _, kind = line.partition(":")
@@ -156,7 +157,9 @@ def test_registries_are_read_without_torch():
     code = (
         "import sys; from ddim.models.families import FAMILIES; from ddim.solvers import SOLVERS; "
         "from ddim.inversion import INVERSIONS; from ddim.models.model_folder import refuse_pipeline; "
-        "print(len(list(FAMILIES)) * len(list(SOLVERS)) * len(list(INVERSIONS)) > 0, 'DDIMPipeline' in FAMILIES, "
+        "from ddim.evaluation import BENCHMARKS; "
+        "print(all([*FAMILIES, *SOLVERS, *INVERSIONS, *(kind.columns for kind in BENCHMARKS.values())]), "
+        "'DDIMPipeline' in FAMILIES, "
         "[m for m in ('torch', 'diffusers', 'transformers', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -5,7 +5,7 @@ from common import keep
 
 import ddim
 from ddim.data.images import read_images
-from ddim.evaluation.pairs import psnr
+from ddim.evaluation.metrics import psnr
 
 model, files = ddim.load("fashion"), ddim.bundled_test_images("fashion")[:2]
 originals, numbers, calls = read_images(files, model.picture), {}, [1, 2, 3, 5]

@@ -6,7 +6,7 @@ from common import keep, show
 
 import ddim
 from ddim.data.images import read_images
-from ddim.evaluation.pairs import psnr
+from ddim.evaluation.metrics import psnr
 
 model, files = (
     ddim.load("emoji"),

@@ -6,7 +6,7 @@ from common import data, keep, mixture, show, slope, smooth
 
 import ddim
 from ddim.data.images import read_images
-from ddim.evaluation.pairs import mse
+from ddim.evaluation.metrics import mse
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.6))
 steps, x0, numbers = [8, 16, 32, 64, 128], data(50), {}

@@ -87,11 +87,11 @@ def test_sample_draws_as_the_config_says(clipped):
 
 
 def test_evaluation_draws_as_the_config_says(clipped):
-    from ddim.evaluation.drawing import draw
+    from ddim.evaluation.generation import generate
 
     held = ddim.sample(clipped, 2, steps=5)
     grid = ddim.make_grid(clipped.schedule.path, 5, "leading")
-    assert torch.equal(draw(clipped, ddim.make_solver("ddim"), grid, [0, 1]), held)
+    assert torch.equal(generate(clipped, ddim.make_solver("ddim"), grid, [0, 1]), held)
 
 
 def test_dynamic_thresholding_as_a_config_says():

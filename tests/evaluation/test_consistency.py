@@ -10,16 +10,16 @@ import tiny
 import tiny_features
 import torch
 from commands import fails
-from test_table1 import Flat
+from measuring import Flat, measured, opened
 from typer.testing import CliRunner
 
 import ddim
 from ddim._utils.errors import DDIMError
 from ddim.cli.app import app
-from ddim.evaluation import consistency as c
-from ddim.evaluation.reference import as_saved
-from ddim.evaluation.store import open_rows
-from ddim.evaluation.tables import mean_interval, median_interval
+from ddim.evaluation import generation
+from ddim.evaluation.benchmarks.consistency import Consistency, Trajectories
+from ddim.evaluation.columns import mean_interval, median_interval
+from ddim.evaluation.metrics.feature_extractor import as_saved
 from ddim.models.pixel import PixelModel
 
 SIZE = 16  # SSIM's window is 11 wide
@@ -27,6 +27,13 @@ SIZE = 16  # SSIM's window is 11 wide
 
 def model() -> PixelModel:
     return PixelModel("tiny", tiny.unet(size=SIZE), tiny.DDPM)
+
+
+def bench(folder: Path, network: Any = None, **options: Any) -> Consistency:
+    usual = {"reference": 4, "steps": [2], "spacing": "leading", "samples": 3, "seed": 3, "batch": 2}
+    made = opened("consistency", model(), folder, **{**usual, **options})
+    made.network = network
+    return made
 
 
 def test_a_mean_has_the_usual_interval():
@@ -50,27 +57,24 @@ def test_a_median_s_interval_holds_it_as_often_as_it_says():
 
 
 def test_what_is_measured_of_two_images(tmp_path: Path):
-    bench = c.Consistency(model(), Flat(), tmp_path, "leading", 4)
+    with_features, plain = bench(tmp_path, Flat()), bench(tmp_path)
     dark, light = torch.full((1, 1, SIZE, SIZE), 0.2), torch.full((1, 1, SIZE, SIZE), 0.3)
-    (found,) = bench.compare(dark, light)
+    (found,) = with_features.compare(dark, light)
     assert found["psnr"] == pytest.approx(20.0, abs=1e-4)  # an error of 0.1
     assert found["cosine"] == pytest.approx(1.0)
     assert found["l2"] == pytest.approx(0.1 * SIZE, rel=1e-5)
     # of two greys SSIM is its first factor
     assert found["ssim"] == pytest.approx((2 * 0.2 * 0.3 + 1e-4) / (0.2**2 + 0.3**2 + 1e-4), abs=1e-4)
-    (same,) = bench.compare(dark, dark)
+    (same,) = with_features.compare(dark, dark)
     assert (same["psnr"], same["ssim"], same["l2"]) == (None, pytest.approx(1.0), 0.0)
-    (plain,) = c.Consistency(model(), None, tmp_path, "leading", 4).compare(dark, light)
-    assert (plain["cosine"], plain["l2"]) == (None, None)
+    (pixels_only,) = plain.compare(dark, light)
+    assert (pixels_only["cosine"], pixels_only["l2"]) == (None, None)
 
 
 def test_images_are_compared_with_the_same_seeds_at_the_reference(tmp_path: Path):
-    bench, seeds = c.Consistency(model(), Flat(), tmp_path / "pictures", "quadratic", 4), [3, 4, 5]
-    with open_rows(tmp_path, c.COLUMNS) as rows:
-        for steps in (4, 2):
-            bench.measure(rows, bench.items(1.0, steps, seeds), 2)
-        found = rows.of(bench.items(1.0, 2, seeds))
-        whole = rows.of(bench.items(1.0, 4, seeds))
+    made = bench(tmp_path, Flat(), spacing="quadratic", eta=[1.0])
+    assert made.settings() == [Trajectories(1.0, 4), Trajectories(1.0, 2)]
+    whole, found = (measured(made, setting) for setting in made.settings())
     drawn = [
         as_saved(ddim.sample(model(), 3, steps=steps, eta=1.0, seed=3, spacing="quadratic")).flatten(1)
         for steps in (2, 4)
@@ -78,10 +82,15 @@ def test_images_are_compared_with_the_same_seeds_at_the_reference(tmp_path: Path
     distance = (drawn[0] - drawn[1]).norm(dim=1)
     assert [row["l2"] for row in found] == pytest.approx(distance.tolist(), rel=0.02)  # a grey level here or there
     assert [row["psnr"] for row in whole] == [None] * 3
-    chance = bench.chance(1.0, seeds)
+    assert made.summary(made.settings()[0], whole) == []
+    line, chance = made.summary(made.settings()[1], found)
+    assert (line["steps"], line["images"], line["l2"]) == (2, 3, pytest.approx(float(distance.mean()), rel=0.02))
     other = (drawn[1] - drawn[1].roll(1, 0)).norm(dim=1)
-    assert [row["l2"] for row in chance] == pytest.approx(other.tolist(), rel=0.02)
-    assert bench.chance(1.0, seeds[:1]) == []
+    assert (chance["eta"], chance["steps"], chance["images"]) == (1.0, None, 3)
+    assert chance["l2"] == pytest.approx(float(other.mean()), rel=0.02)
+    made.seeds = made.seeds[:1]
+    alone = made.other_seeds(1.0)
+    assert (alone["eta"], alone["l2"], alone["images"]) == (1.0, None, 0)
 
 
 def test_what_failed_at_the_reference_is_compared_with_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -90,13 +99,11 @@ def test_what_failed_at_the_reference_is_compared_with_nothing(tmp_path: Path, m
             raise DDIMError("it diverged")
         return torch.rand(len(seeds), 1, SIZE, SIZE)
 
-    monkeypatch.setattr(c, "draw", fragile)
-    bench = c.Consistency(model(), None, tmp_path / "pictures", "leading", 4)
-    with open_rows(tmp_path, c.COLUMNS) as rows:
-        for steps in (4, 2):
-            bench.measure(rows, bench.items(0.0, steps, [3, 4, 5]), 3)
-        assert [row["failed"] for row in rows.of(bench.items(0.0, 4, [3, 4, 5]))] == [None, "it diverged", None]
-        assert [row["ssim"] is None for row in rows.of(bench.items(0.0, 2, [3, 4, 5]))] == [False, True, False]
+    monkeypatch.setattr(generation, "generate", fragile)
+    made = bench(tmp_path, eta=[0.0], batch=3)
+    whole, found = (measured(made, setting) for setting in made.settings())
+    assert [row["failed"] for row in whole] == ["", "it diverged", ""]
+    assert [row["ssim"] is None for row in found] == [False, True, False]
 
 
 def test_the_command(tmp_path: Path):

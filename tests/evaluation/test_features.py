@@ -14,8 +14,8 @@ from transformers import ResNetForImageClassification
 import ddim
 from ddim._utils.errors import DDIMError, InputError
 from ddim.data.images import read_images
-from ddim.evaluation.frechet import Statistics
-from ddim.evaluation.reference import carried_statistics
+from ddim.evaluation.metrics.frechet import Statistics
+from ddim.evaluation.reference import bundled_statistics, save_statistics
 from ddim.models.features import bundled_features, load_features
 from ddim.training import load_config, train
 from ddim.training.data import load_images
@@ -160,7 +160,7 @@ def test_the_carried_one_knows_the_test_pictures_and_is_no_model():
 
 def test_the_carried_statistics_are_of_the_carried_weights():
     judge = load_features("fashion-features")
-    found, about = carried_statistics(judge)
+    found, about = bundled_statistics(judge)
     assert (found.count, found.dim) == (10_000, judge.dim)
     assert about["fingerprint"] == judge.fingerprint
     assert (about["data"]["split"], about["data"]["fit"], about["data"]["size"]) == ("test", "pad", 32)
@@ -176,11 +176,13 @@ def test_the_carried_statistics_are_of_the_carried_weights():
 
 def test_statistics_of_other_weights_and_none_are_refused(tmp_path):
     judge = load_features(features_folder(tmp_path / "tiny"))
-    with pytest.raises(InputError, match="data: no statistics of a data set lie in"):
-        carried_statistics(judge)
-    Statistics.of(torch.rand(9, 6)).save(judge.folder / "test_statistics.safetensors", {"fingerprint": "another"})
-    with pytest.raises(InputError, match="was taken with other weights"):
-        carried_statistics(judge)
+    with pytest.raises(InputError) as caught:
+        bundled_statistics(judge)
+    assert caught.value.parameter == "data"
+    file = judge.folder / "test_statistics.safetensors"
+    save_statistics(Statistics.of(torch.rand(9, 6)), file, {"fingerprint": "another"})
+    with pytest.raises(InputError, match="belongs to other weights"):
+        bundled_statistics(judge)
 
 
 def test_the_recipe_is_what_trained_the_carried_one():

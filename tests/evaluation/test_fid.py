@@ -1,7 +1,6 @@
 """``ddim evaluate fid``: torchmetrics' own metric on a tiny network, rows that survive, and what is refused."""
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import tiny
 import tiny_text
 import torch
 from commands import fails
+from measuring import measured, opened
 from PIL import Image
 from tiny_features import features_folder
 from torch import Tensor, nn
@@ -20,12 +20,14 @@ from typer.testing import CliRunner
 import ddim
 from ddim._utils.errors import InputError
 from ddim.cli.app import app
-from ddim.evaluation import inception
-from ddim.evaluation.fid import COLUMNS, Walk, draw_features, items_of, whole_data, words_of
-from ddim.evaluation.frechet import Statistics, frechet_distance
-from ddim.evaluation.inception import WEIGHTS, Inception, open_inception
-from ddim.evaluation.reference import as_saved, data_statistics
-from ddim.evaluation.store import open_rows
+from ddim.evaluation.benchmarks import fid
+from ddim.evaluation.benchmarks.fid import Fid, Sampler, conditions_of, vectors_of, whole_data
+from ddim.evaluation.metrics import inception
+from ddim.evaluation.metrics.feature_extractor import as_saved
+from ddim.evaluation.metrics.frechet import Statistics, frechet_distance
+from ddim.evaluation.metrics.inception import WEIGHTS, Inception, open_inception
+from ddim.evaluation.reference import data_statistics
+from ddim.evaluation.rows import Processes, RowColumns
 from ddim.models.features import load_features
 from ddim.training.config import DataConfig, SourceConfig
 from ddim.training.data import load_images
@@ -139,87 +141,104 @@ def test_of_idx_files_the_test_split_is_the_reference(tmp_path):
 # --- drawing --------------------------------------------------------------------------------------------------------
 
 
-def test_images_are_drawn_once_and_are_the_verb_s(eye, tmp_path):
-    model, walk = tiny.model(), Walk(steps=3)
-    items = items_of(model, eye, walk, 5, [None] * 10)
-    with open_rows(tmp_path / "out", COLUMNS) as rows:
-        draw_features(model, eye, walk, items[3:5], rows)
-    with open_rows(tmp_path / "out", COLUMNS) as rows:
-        todo = [item["seed"] for item in rows.missing(items)]
-        assert todo == [5, 6, 7, 10, 11, 12, 13, 14]
-        found = draw_features(model, eye, walk, items, rows, batch=4)
-        assert len(rows) == 10
-    images = ddim.sample(model, 10, steps=3, seed=5)
+@pytest.fixture
+def bench(eye: Inception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The benchmark with a model, in the features of the tiny network; ``network`` stands in for it."""
+
+    def open_with(model: Any = None, network: Any = eye, data: Path | None = None, **options: Any) -> Fid:
+        monkeypatch.setattr(fid, "open_network", lambda *_: network)
+        folder = data or tmp_path / "data"
+        if not folder.exists():
+            make_images(folder, 12)
+        model = tiny.model() if model is None else model
+        return opened(
+            "fid", model, tmp_path / "out", **{"data": folder, "steps": 3, "seed": 5, "images": 10, **options}
+        )
+
+    return open_with
+
+
+def test_images_are_generated_once_and_are_the_verb_s(bench: Any, eye: Inception, monkeypatch: pytest.MonkeyPatch):
+    made = bench(batch=4)
+    (setting,) = made.settings()
+    items = made.items(setting)
+    measured(made, setting, items[4:6])
+    seeds = []
+    generate = fid.generate
+    monkeypatch.setattr(fid, "generate", lambda *a: seeds.extend(i["seed"] for i in a[2]) or generate(*a))
+    found = vectors_of(measured(made, setting))
+    assert seeds == [5, 6, 7, 8, 11, 12, 13, 14]
+    images = ddim.sample(tiny.model(), 10, steps=3, seed=5)
     torch.testing.assert_close(found, eye.features(as_saved(images)), rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_that_dies_goes_on_with_what_is_missing(eye, tmp_path):
-    model, walk, drawn = tiny.model(), Walk(steps=2), []
+def test_a_run_that_dies_goes_on_with_what_is_missing(bench: Any, eye: Inception, tmp_path: Path):
+    done = []
 
     class Dying(Small):
         def features(self, images: Tensor, batch: int = 32) -> Tensor:
-            if len(drawn) == 2:
+            if len(done) == 2:
                 raise KeyboardInterrupt
-            drawn.append(len(images))
+            done.append(len(images))
             return super().features(images, batch)
 
-    items = items_of(model, eye, walk, 0, [None] * 9)
-    with pytest.raises(KeyboardInterrupt), open_rows(tmp_path / "a", COLUMNS) as rows:
-        draw_features(model, Dying(eye.network, ORIGINAL), walk, items, rows, batch=3)
-    with open_rows(tmp_path / "a", COLUMNS) as rows:
-        assert len(rows) == 6
-        resumed = draw_features(model, eye, walk, items, rows, batch=3)
-    with open_rows(tmp_path / "b", COLUMNS) as rows:
-        assert torch.equal(draw_features(model, eye, walk, items, rows, batch=3), resumed)
+    dying = bench(network=Dying(eye.network, ORIGINAL), images=9, batch=3)
+    with pytest.raises(KeyboardInterrupt):
+        measured(dying, *dying.settings())
+    made = bench(images=9, batch=3)
+    (setting,) = made.settings()
+    assert len(measured(made, setting, made.items(setting)[:6])) == 6
+    resumed = vectors_of(measured(made, setting))
+    other = bench(images=9, batch=3)
+    other.session.out = tmp_path / "other"
+    assert torch.equal(vectors_of(measured(other, setting)), resumed)
 
 
-def test_every_setting_model_and_network_has_its_own_rows(eye):
-    model, walk = tiny.model(), Walk(steps=3)
+def test_every_setting_model_and_network_has_its_own_rows(eye: Inception):
+    model, sampler = tiny.model(), Sampler(steps=3)
 
-    def identity(model: Any = model, network: Any = eye, walk: Walk = walk, seed: int = 0) -> tuple[Any, ...]:
-        return COLUMNS.key(items_of(model, network, walk, seed, [None])[0])
+    def identity(model: Any = model, network: Any = eye, sampler: Sampler = sampler, seed: int = 0) -> tuple[Any, ...]:
+        return RowColumns.of(Fid.columns).key(fid.items(model, network, sampler, seed, [None])[0])
 
-    walks = [Walk(steps=3, eta=0.5), Walk(steps=4), Walk(3, "heun"), Walk(3, spacing="trailing"), Walk(3, "bdia")]
-    several = {identity(), *(identity(walk=w) for w in walks), identity(seed=1), identity(network=Small(Eye(), "b"))}
-    several.add(identity(walk=Walk(3, "bdia", options={"gamma": 0.9})))
-    several.add(identity(model=tiny.model(prediction_type="v_prediction")))
-    several |= {identity(model=tiny_text.model(), walk=Walk(steps=3, guidance=w)) for w in (1.0, 2.0)}
-    assert len(several) == 12
+    samplers = [Sampler(3, eta=0.5), Sampler(4), Sampler(3, "heun"), Sampler(3, spacing="trailing"), Sampler(3, "bdia")]
+    found = {identity(), *(identity(sampler=s) for s in samplers), identity(seed=1)}
+    found.add(identity(network=Small(Eye(), "b")))
+    found.add(identity(sampler=Sampler(3, "bdia", options={"gamma": 0.9})))
+    found.add(identity(model=tiny.model(prediction_type="v_prediction")))
+    found |= {identity(model=tiny_text.model(), sampler=Sampler(3, guidance=w)) for w in (1.0, 2.0)}
+    assert len(found) == 12
 
 
 @pytest.mark.parametrize(("count", "shared"), [(10, 1), (12, 3), (10, 3), (3, 4)])
-def test_each_process_has_seeds_that_follow_each_other(eye, count, shared):
-    items = items_of(tiny.model(), eye, Walk(steps=3), 100, [None] * count, shared)
-    assert sorted(item["seed"] for item in items) == list(range(100, 100 + count))
-    breaks = 0
-    for rank in range(shared):
-        seeds = [item["seed"] for item in items[rank::shared]]
-        breaks += sum(b - a != 1 for a, b in pairwise(seeds))
-    assert breaks <= shared - 1  # where the last process has fewer
+def test_the_seeds_of_a_block_follow_each_other(bench: Any, count: int, shared: int):
+    made = bench(images=count, seed=100)
+    made.session.processes = Processes(0, shared)
+    (setting,) = made.settings()
+    blocks = [[item["seed"] for item in block] for block in made.blocks(setting, made.items(setting))]
+    assert [seed for block in blocks for seed in block] == list(range(100, 100 + count))
+    assert max(map(len, blocks)) == -(-count // shared)
 
 
-def test_classes_come_in_turn_and_prompts_from_the_data(eye, tmp_path):
+def test_classes_come_in_turn_and_prompts_from_the_data(bench: Any, eye: Inception, tmp_path: Path):
     labelled = tiny.model(classes=3)
     images = load_images(grey(tmp_path / "data"))
-    assert words_of(labelled, images, 5) == [0, 1, 2, 0, 1]
-    assert words_of(tiny.model(), images, 2) == [None, None]
+    assert conditions_of(labelled, images, 5) == [0, 1, 2, 0, 1]
+    assert conditions_of(tiny.model(), images, 2) == [None, None]
     tiny_text.pipeline().save_pretrained(tmp_path / "sd")
     text = ddim.load(tmp_path / "sd")
     config = DataConfig(str(make_words(tmp_path / "words.parquet")), 32, prompt="{vendor} {text}")
-    words = words_of(text, load_images(config), 14)
-    assert words[:2] == ["noto dog", "noto cat"]
-    assert words[12:] == words[:2]
-    with pytest.raises(InputError, match="draws prompts, and the data has none"):
-        words_of(text, images, 3)
+    prompts = conditions_of(text, load_images(config), 14)
+    assert prompts[:2] == ["noto dog", "noto cat"]
+    assert prompts[12:] == prompts[:2]
+    with pytest.raises(InputError) as caught:
+        conditions_of(text, images, 3)
+    assert caught.value.parameter == "recipe"
     for model, given, expected in (
         (labelled, [0, 1, 2, 0], {"labels": [0, 1, 2, 0]}),
-        (text, words[:3], {"prompt": words[:3], "guidance": 3.0}),
+        (text, prompts[:3], {"prompt": prompts[:3], "guidance": 3.0}),
     ):
-        walk = Walk(steps=2, guidance=3.0)
-        with open_rows(tmp_path / "rows" / model.name.replace("/", "-"), COLUMNS) as rows:
-            found = draw_features(model, eye, walk, items_of(model, eye, walk, 0, given), rows)
-        drawn = ddim.sample(model, len(given), steps=2, **expected)
-        torch.testing.assert_close(found, eye.features(as_saved(drawn)), rtol=1e-4, atol=1e-5)
+        found = fid.generate(model, Sampler(2, guidance=3.0), fid.items(model, eye, Sampler(2), 0, given))
+        assert torch.equal(found, ddim.sample(model, len(given), steps=2, **expected))
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -233,7 +252,7 @@ def evaluate(*words: object) -> dict[str, Any]:
 
 
 def test_the_command_measures_writes_and_goes_on(eye, tmp_path, monkeypatch):
-    monkeypatch.setattr("ddim.evaluation.inception.open_inception", lambda weights, device: eye)
+    monkeypatch.setattr("ddim.evaluation.metrics.inception.open_inception", lambda weights, device: eye)
     model = tiny.pipeline_folder(tmp_path / "small")
     make_images(tmp_path / "data", 12)
     words = ("--model", model, "--data", "data", "--images", 9)
@@ -248,7 +267,7 @@ def test_the_command_measures_writes_and_goes_on(eye, tmp_path, monkeypatch):
     assert (first["reference"]["images"], first["reference"]["fingerprint"]) == (12, ORIGINAL)
     (page,) = Path("evaluation/fid").glob("fid-*small.md")
     assert page.read_text().startswith("| distance | images | value |")
-    monkeypatch.setattr("ddim.evaluation.fid.sample", lambda *a, **k: pytest.fail("drawn again"))
+    monkeypatch.setattr(fid, "generate", lambda *a, **k: pytest.fail("generated again"))
     assert evaluate(*words)["rows"] == [row]
     assert evaluate(*words, "--resamples", 0)["rows"] == [{**row, "low": None, "high": None, "bias": None}]
     again = CliRunner().invoke(app, [*first["command"].split()[1:], "--json"])
@@ -261,7 +280,7 @@ def test_in_other_features_it_is_never_called_fid(tmp_path):
     found = evaluate("--model", model, "--data", "data", "--images", 6, "--features", judge)
     (row,) = found["rows"]
     assert row["distance"] == "Fréchet distance in the features of judge"
-    assert "6 drawn pictures are fewer than 6 features need (7)" in found["warnings"][0]
+    assert "6 generated images are fewer than 6 features need (7)" in found["warnings"][0]
     names = [Path(file).name for file in found["files"]]
     assert [name.rpartition(".")[2] for name in names] == ["md", "csv", "json"]
     assert all(name.startswith("frechet-") for name in names)
@@ -276,7 +295,7 @@ def test_what_cannot_be_measured_is_one_sentence(tmp_path, monkeypatch):
     assert "--data FOLDER and --recipe" in fails(*model, *judge, "--data", "data", "--recipe", "r.toml", code=2)
     assert "two or more" in fails(*model, *judge, "--data", "data", "--images", "1", code=2)
     make_images(tmp_path / "one", 1)
-    assert "the data: 1 pictures" in fails(*model, *judge, "--data", "one", code=2)
+    assert "the data: 1 images" in fails(*model, *judge, "--data", "one", code=2)
     assert "'padd'" in fails(*model, *judge, "--data", "data", "--fit", "padd", code=2)
     assert "--fit: pad goes with --data" in fails(*model, *judge, "--recipe", "r.toml", "--fit", "pad", code=2)
     assert "has no text encoder" in fails(*model, *judge, "--data", "data", "--guidance", "2", code=2)
@@ -325,13 +344,17 @@ def test_weights_are_read_as_tensors_alone(tmp_path, monkeypatch):
     good = open_inception(tmp_path / "good.pth")
     assert (good.original, len(good.fingerprint), good.network.use_antialias) == (False, 64, False)
     torch.save({"layer.weight": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(InputError, match=r"evil\.pth does not hold Inception's weights"):
+    with pytest.raises(InputError, match=r"evil\.pth"):
         open_inception(tmp_path / "evil.pth")
     assert not Path("touched").exists()
-    with pytest.raises(InputError, match=rf"weights: there is no file .*none\.pth; give {WEIGHTS}"):
+    with pytest.raises(InputError) as caught:
         open_inception(tmp_path / "none.pth")
-    with pytest.raises(InputError, match=r"cannot be fetched \(no route to host\); put https://.* into .*hub/check"):
+    assert caught.value.parameter == "weights"
+    assert WEIGHTS in caught.value.message
+    with pytest.raises(InputError, match="no route to host") as caught:
         open_inception()
+    assert caught.value.parameter == "weights"
+    assert "hub/checkpoints" in str(caught.value.hint)
     kept = tmp_path / "hub/checkpoints" / WEIGHTS
     kept.parent.mkdir(parents=True)
     kept.write_bytes((tmp_path / "good.pth").read_bytes())

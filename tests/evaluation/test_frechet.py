@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from ddim._utils.errors import InputError
-from ddim.evaluation.frechet import (
+from ddim.evaluation.metrics.frechet import (
     Statistics,
     bootstrap_interval,
     frechet_distance,
-    read_statistics,
     title,
 )
+from ddim.evaluation.reference import read_statistics, save_statistics
 
 
 def gaussian(mean: object, covariance: object, count: int = 100) -> Statistics:
@@ -116,7 +116,7 @@ def test_parts_in_any_order_give_the_whole(sizes):
 
 def test_what_is_saved_comes_back_with_what_it_is_of(tmp_path):
     found = Statistics.of(randn(9, 3))
-    file = found.save(tmp_path / "a.safetensors", {"data": "some", "size": 32})
+    file = save_statistics(found, tmp_path / "a.safetensors", {"data": "some", "size": 32})
     again, about = read_statistics(file)
     assert about == {"data": "some", "size": 32}
     assert again.count == 9
@@ -127,32 +127,34 @@ def test_what_is_saved_comes_back_with_what_it_is_of(tmp_path):
 def test_other_files_are_no_statistics(tmp_path):
     from safetensors.torch import save_file
 
-    whole = Statistics.of(randn(9, 3)).save(tmp_path / "a.safetensors", {}).read_bytes()
+    whole = save_statistics(Statistics.of(randn(9, 3)), tmp_path / "a.safetensors", {}).read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[:-9])
-    with pytest.raises(InputError, match=r"cut\.safetensors cannot be read as the statistics of features"):
+    with pytest.raises(InputError, match=r"cut\.safetensors cannot be read"):
         read_statistics(tmp_path / "cut.safetensors")
     with pytest.raises(InputError, match="cannot be read"):
         read_statistics(tmp_path / "none.safetensors")
     save_file({"mean": torch.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match=r"other\.safetensors does not hold the statistics"):
+    with pytest.raises(InputError, match=r"other\.safetensors does not contain statistics"):
         read_statistics(tmp_path / "other.safetensors")
 
 
 def test_what_has_no_distance_is_refused():
     some = Statistics.of(randn(5, 3))
-    with pytest.raises(InputError, match="two images or more in each set, not 1"):
+    with pytest.raises(InputError, match="at least two images in each set, not 1"):
         frechet_distance(some, Statistics.of(randn(1, 3)))
-    with pytest.raises(InputError, match="3 and of 4 numbers do not compare"):
+    with pytest.raises(InputError, match="3 and of 4 numbers cannot be compared"):
         frechet_distance(some, Statistics.of(randn(5, 4)))
-    with pytest.raises(InputError, match="images: there are none"):
+    with pytest.raises(InputError) as caught:
         Statistics.of(iter([]))
+    assert caught.value.parameter == "images"
     with pytest.raises(InputError, match="not finite"):
         Statistics.of(torch.tensor([[1.0, math.nan]]))
     with pytest.raises(InputError, match=r"\[N, D\], not \[4\]"):
         Statistics.of(torch.zeros(4))
     for wrong in ({"resamples": 5}, {"level": 1.0}, {"level": "x"}):
-        with pytest.raises(InputError, match=next(iter(wrong))):
+        with pytest.raises(InputError) as caught:
             bootstrap_interval(randn(5, 3), some, **wrong)  # type: ignore[arg-type]
+        assert caught.value.parameter == next(iter(wrong))
 
 
 def test_in_other_features_it_goes_by_their_name():

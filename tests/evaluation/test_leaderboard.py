@@ -8,19 +8,18 @@ from typing import Any
 import pytest
 import tiny_text
 import torch
+from measuring import kept, measured, opened
 from typer.testing import CliRunner
 
 import ddim
 from ddim.cli.app import app
-from ddim.evaluation import leaderboard, material
-from ddim.evaluation.edits import Picture, edit_pairs
-from ddim.evaluation.leaderboard import COLUMNS, FLOOR, Leaderboard, lines, ranked, summary
-from ddim.evaluation.material import Material
-from ddim.evaluation.memory import MEGA, peak_memory
-from ddim.evaluation.methods import way_of
-from ddim.evaluation.nearest import Gallery
-from ddim.evaluation.store import Rows
-from ddim.evaluation.trips import Trip
+from ddim.evaluation import eval_images
+from ddim.evaluation.benchmarks.leaderboard import AUTOENCODER, Leaderboard
+from ddim.evaluation.columns import summarise
+from ddim.evaluation.edit_settings import edit_pairs
+from ddim.evaluation.eval_images import EvalImage, EvalImages
+from ddim.evaluation.metrics.memory import MEGA, peak_memory
+from ddim.evaluation.metrics.retrieval import Gallery
 
 STYLES, NAMES = ("red", "next"), ("cat", "dog", "hat")
 CPU = torch.device("cpu")
@@ -56,25 +55,39 @@ def test_memory_counts_what_a_gradient_needs():
     assert peak_memory(lambda: run(gradient=True), CPU) >= 4.0
 
 
-def pictures() -> list[Picture]:
+def pictures() -> list[EvalImage]:
     """Two styles of three names, of which ``cat`` is held out."""
     out = []
     for s, style in enumerate(STYLES):
         for n, name in enumerate(NAMES):
             pixels = tiny_text.pictures(1, seed=10 * s + n)[0]
-            out.append(Picture(style, name, "", f"{style} {name}", pixels, name == "cat"))
+            out.append(EvalImage(style, name, "", f"{style} {name}", pixels, name == "cat"))
     return out
 
 
 @pytest.fixture
-def found() -> Material:
+def found(monkeypatch: pytest.MonkeyPatch) -> EvalImages:
+    """What every model is measured on: no LPIPS judges it."""
     known = pictures()
     gallery = Gallery(torch.stack([p.pixels for p in known]), [p.prompt for p in known])
-    return Material([p for p in known if p.held], known, "made up", {"": gallery})
+    images = EvalImages([p for p in known if p.held], known, "made up", {"": gallery})
+    monkeypatch.setattr(eval_images, "_bundled", lambda model, count: images)
+    monkeypatch.setattr("torchmetrics.image.lpip._TORCHVISION_AVAILABLE", False)
+    return images
 
 
-def row(**given: Any) -> dict[str, Any]:
-    return {**dict.fromkeys(COLUMNS.measured), "failed": "", **given}
+@pytest.fixture
+def board(found: EvalImages, tmp_path: Path) -> Any:
+    def opened_with(**options: Any) -> Any:
+        with pytest.warns(ddim.DDIMWarning, match="The column lpips is empty"):
+            return opened("leaderboard", tiny_text.model(), tmp_path / "board", steps=2, **options)
+
+    return opened_with
+
+
+def row(**values: Any) -> dict[str, Any]:
+    every = dict.fromkeys(column.name for column in Leaderboard.columns if column.kind is not None)
+    return {**every, "method": "ddim", "options": "", "steps": 10, "guidance": 7.5, "failed": "", **values}
 
 
 def test_a_summary_by_hand():
@@ -83,12 +96,12 @@ def test_a_summary_by_hand():
         row(psnr=30.0, ssim=0.7, nfe=10.0, seconds=2.0, edits=4, right=3),
         row(failed="no"),
     ]
-    got = summary(Trip(way_of("ddim"), 10, 7.5), rows)
+    got = summarise(Leaderboard.columns, rows)
     assert (got["psnr"], got["psnr_worst"], got["images"], got["failed"]) == (25.0, 20.0, 3, 1)
     assert (got["edits"], got["top1"], got["memory_mb"], got["seconds"], got["lpips"]) == (6, 4 / 6, 3.0, 1.5, None)
 
 
-def test_the_order_and_the_plot():
+def test_the_order_and_the_plot(board: Any):
     def line(method: str, guidance: float | None, steps: int | None, psnr: float | None, nfe: float) -> dict[str, Any]:
         return {"method": method, "guidance": guidance, "steps": steps, "psnr": psnr, "nfe": nfe}
 
@@ -100,92 +113,92 @@ def test_the_order_and_the_plot():
         line("a", 1.0, 20, 10.0, 40),
         line("autoencoder", None, None, 30.0, 0),
     ]
-    order = [(r["method"], r["guidance"], r["steps"]) for r in ranked(table)]
+    ranked = board(method="ddim").arrange(table)
+    order = [(r["method"], r["guidance"], r["steps"]) for r in ranked]
     assert order == [
         *(("autoencoder", None, None), ("a", 1.0, 20), ("a", 7.5, 5)),
         *(("c", 7.5, 10), ("a", 7.5, 10), ("b", 7.5, 10)),
     ]
-    weight, drawn = lines(ranked(table))
-    assert weight == 7.5
-    assert {name: [p[:2] for p in points] for name, points in drawn.items()} == {
+    plot = board(method="ddim").plots(ranked)[""]
+    assert plot.title.endswith(", w = 7.5")
+    assert {name: [p[:2] for p in points] for name, points in plot.lines.items()} == {
         "a": [(10, 10.0), (20, 20.0)],
         "c": [(30, 25.0)],
     }
 
 
-def test_edits_are_of_the_code_that_came_back_and_are_ranked(found: Material, monkeypatch: pytest.MonkeyPatch):
-    """An editor that draws each answer but one."""
+def test_edits_are_of_the_code_that_came_back_and_are_ranked(
+    found: EvalImages, board: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """An editor that gives each answer but one."""
     answers, seen = {p.prompt: p.pixels for p in found.known}, []
 
-    def edited(model: Any, code: Any, prompts: Any, **given: Any) -> Any:
-        seen.append((code, prompts, given))
-        drawn = torch.stack([torch.stack([answers[p] for p in row]) for row in prompts])
-        drawn[0, 0] = answers["next cat"]
-        return SimpleNamespace(edits=drawn)
+    def edited(model: Any, code: Any, prompts: Any, **arguments: Any) -> Any:
+        seen.append((code, prompts, arguments))
+        images = torch.stack([torch.stack([answers[p] for p in row]) for row in prompts])
+        images[0, 0] = answers["next cat"]
+        return SimpleNamespace(edits=images)
 
-    monkeypatch.setattr(leaderboard, "edit", edited)
-    board = Leaderboard(tiny_text.model(), found, lambda images: 1.0, words=2, styles=1)
-    assert [[p.key for p in board.targets[id(s)]] for s in found.pictures] == [
-        [p.key for p in edit_pairs(found.known, 2, 1) if p.source is source] for source in found.pictures
+    monkeypatch.setattr("ddim.pipelines.edit.edit", edited)
+    bench = board(method="direct", guidance=7.5, words=2, styles=1)
+    assert [[p.key for p in bench.targets[id(s)]] for s in found.images] == [
+        [p.key for p in edit_pairs(found.known, 2, 1) if p.source is source] for source in found.images
     ]
-    trip = Trip(way_of("direct"), 2, 7.5)
-    rows = board.run(trip, board.items(trip))
+    rows = measured(bench, bench.settings()[1])
     assert [(r["edits"], r["right"]) for r in rows] == [(3, 2), (3, 3)]
-    ((code, prompts, given),) = seen
+    ((code, prompts, arguments),) = seen
     assert code.method == "direct"
     assert len(code) == 2
-    assert given == {"attention": "refine"}
+    assert arguments == {"attention": "refine"}
     assert [len(p) for p in prompts] == [3, 3]
     assert rows[0]["memory_mb"] > 0
-    assert rows[1]["memory_mb"] is None  # of the first picture alone
+    assert rows[1]["memory_mb"] is None  # measured on the first image only
 
 
-def test_an_edit_that_fails_leaves_the_numbers_of_the_round_trip(found: Material, monkeypatch: pytest.MonkeyPatch):
-    def edited(model: Any, code: Any, prompts: Any, **given: Any) -> Any:
+def test_an_edit_that_fails_leaves_the_numbers_of_the_round_trip(board: Any, monkeypatch: pytest.MonkeyPatch):
+    def edited(model: Any, code: Any, prompts: Any, **_: Any) -> Any:
         if code.prompts[0] == "red cat":
             raise ddim.DDIMError("The sample is no longer finite.")
         return SimpleNamespace(edits=torch.zeros(len(code), len(prompts[0]), 3, 32, 32))
 
-    monkeypatch.setattr(leaderboard, "edit", edited)
-    board = Leaderboard(tiny_text.model(), found, lambda images: 1.0, words=1, styles=0)
-    trip = Trip(way_of("direct"), 2, 1.0)
-    rows = board.run(trip, board.items(trip))
+    monkeypatch.setattr("ddim.pipelines.edit.edit", edited)
+    bench = board(method="direct", guidance=1.0, words=1, styles=0)
+    with pytest.warns(ddim.DDIMWarning, match="edit: The sample is no longer finite"):
+        rows = measured(bench, bench.settings()[1])
     assert [r["failed"] for r in rows] == ["edit: The sample is no longer finite.", ""]
     assert [(r["edits"], r["right"], r["psnr"] > 0) for r in rows] == [(1, 0, True), (1, 0, True)]
 
 
-def test_a_methods_code_is_made_once(found: Material, monkeypatch: pytest.MonkeyPatch):
+def test_a_methods_code_is_made_once(board: Any, monkeypatch: pytest.MonkeyPatch):
     made = []
     invert = ddim.invert
-    monkeypatch.setattr("ddim.evaluation.trips.invert", lambda *a, **k: made.append(len(a[1])) or invert(*a, **k))
-    board = Leaderboard(tiny_text.model(), found, lambda images: 1.0)
-    trip = Trip(way_of("null-text inner=1"), 2, 7.5)
-    rows = board.run(trip, board.items(trip))
-    assert made == [2, 1]  # both pictures for all their edits; the first again under the eyes of the memory
+    bench = board(method="null-text inner=1", guidance=7.5)
+    monkeypatch.setattr("ddim.evaluation.round_trip.invert", lambda *a, **k: made.append(len(a[1])) or invert(*a, **k))
+    rows = measured(bench, bench.settings()[1])
+    assert made == [2, 1]  # both images for all their edits; the first again to measure the memory
     assert all(r["edits"] == 3 for r in rows)
 
 
-def test_the_floor_is_the_autoencoders(found: Material):
-    model = tiny_text.model()
-    board = Leaderboard(model, found, lambda images: 1.0)
-    first, *_ = board.trips([(way_of("ddim"), 7.5, 2)])
-    assert first.way == FLOOR
-    rows = board.run(first, board.items(first))
+def test_the_autoencoder_alone_is_the_ceiling(found: EvalImages, board: Any):
+    bench = board(method="ddim")
+    first, *_ = bench.settings()
+    assert first.spec.method == AUTOENCODER
+    rows = measured(bench, first)
     with torch.no_grad():
-        back = model.decode(model.encode(found.pixels))
+        back = bench.session.model.decode(bench.session.model.encode(found.pixels))
     error = (back.double() - found.pixels.double()).square().flatten(1).mean(1)
     assert [r["mse"] for r in rows] == pytest.approx(error.tolist(), rel=1e-5)
     assert {(r["nfe"], r["edits"]) for r in rows} == {(0.0, None)}
+    (line,) = bench.summary(first, rows)
+    assert (line["method"], line["guidance"], line["steps"]) == (AUTOENCODER, None, None)
 
 
 # the command
 
 
 @pytest.fixture
-def bench(tmp_path: Path, found: Material, monkeypatch: pytest.MonkeyPatch) -> Path:
+def bench(tmp_path: Path, found: EvalImages) -> Path:
     tiny_text.pipeline().save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(material, "_carried", lambda model, count: found)
-    monkeypatch.setattr("torchmetrics.image.lpip._TORCHVISION_AVAILABLE", False)
     return tmp_path
 
 
@@ -210,14 +223,13 @@ def test_the_command_measures_every_method_once(bench: Path, monkeypatch: pytest
     assert "The column lpips is empty" in told["warnings"][0]
     page = (bench / "out" / "leaderboard-model.md").read_text()
     assert f"command: {told['command']}" in page
-    assert "answers: each sought among 6 pictures" in page
-    count = len(Rows(bench / "out" / "rows", COLUMNS))
-    assert count == 6 * 2
+    assert "answers: each searched among 6 images" in page
+    assert len(kept(bench / "out", "leaderboard")) == 6 * 2
 
     def never(*_: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(Leaderboard, "_measured", never)
+    monkeypatch.setattr(Leaderboard, "run", never)
     again = evaluated(bench, "--method", "direct", "--method", "belm", "-w", 7.5, "--words", 1)
     assert [r["psnr"] for r in again["rows"]] == [
         r["psnr"]
@@ -231,7 +243,7 @@ def test_the_command_measures_every_method_once(bench: Path, monkeypatch: pytest
     [
         (["--method", "dirct"], "Did you mean 'direct'"),
         (["--method", "null-text", "-w", "1"], "nothing to tune"),
-        (["--data", "somewhere"], "needs prompts beside its pictures"),
+        (["--data", "somewhere"], "--recipe: "),
         (["--recipe", "nowhere.toml"], "nowhere.toml"),
         (["--steps", "0"], "steps'"),
         (["--words", "-1"], "words'"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddim.evaluation.plots import COLOURS, Point, line_plot, readable
+from ddim.evaluation.plots import COLOURS, Plot, Point, by_line, draw, spaced_ticks
 
 
 def colours(file: Path) -> set[tuple[int, ...]]:
@@ -23,7 +23,7 @@ def test_every_line_with_points_is_drawn_in_its_colour(tmp_path: Path):
         "b": [Point(10, float("nan"))],
         "c": [Point(10, 5), Point(20, 4)],
     }
-    file = line_plot(tmp_path / "plot.png", series, "S", "distance", log_y=True)
+    file = draw(Plot(series, "S", "distance", log_y=True), tmp_path / "plot.png")
     assert file == tmp_path / "plot.png"
     found = colours(file)
     rgb = [tuple(int(c[k : k + 2], 16) for k in (1, 3, 5)) for c in COLOURS[:3]]
@@ -33,14 +33,19 @@ def test_every_line_with_points_is_drawn_in_its_colour(tmp_path: Path):
 
 
 def test_nothing_to_draw_and_no_matplotlib_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert line_plot(tmp_path / "plot.png", {"a": []}, "S", "y") is None
+    assert draw(Plot({"a": []}, "S", "y"), tmp_path / "plot.png") is None
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert line_plot(tmp_path / "plot.png", {"a": [Point(1, 1)]}, "S", "y") is None
+    assert draw(Plot({"a": [Point(1, 1)]}, "S", "y"), tmp_path / "plot.png") is None
     assert list(tmp_path.iterdir()) == []
 
 
 def test_labels_of_an_axis_keep_apart():
-    assert readable({39, 41, 12, 300}) == [12, 39, 300]
-    assert readable([10, 20, 50, 100, 1000]) == [10, 20, 50, 100, 1000]
-    assert readable([10]) == [10]
-    assert readable([0, 10]) == [10]
+    assert spaced_ticks({39, 41, 12, 300}) == [12, 39, 300]
+    assert spaced_ticks([10, 20, 50, 100, 1000]) == [10, 20, 50, 100, 1000]
+    assert spaced_ticks([10]) == [10]
+    assert spaced_ticks([0, 10]) == [10]
+
+
+def test_rows_become_a_line_for_each_name():
+    rows = [{"m": "a", "x": 1, "y": 2.0, "y_low": 1.0, "y_high": 3.0}, {"m": "b", "x": 1, "y": None}]
+    assert by_line([*rows, {"m": "a", "x": 2, "y": 1.0}], "m", "x", "y") == {"a": [Point(1, 2, 1, 3), Point(2, 1)]}

@@ -16,6 +16,7 @@ import tiny
 import tiny_features
 import torch
 from commands import fails
+from measuring import Flat, measured, opened
 from oracles import Gaussian
 from typer.testing import CliRunner
 
@@ -23,12 +24,13 @@ import ddim
 from ddim._utils.errors import DDIMError, InputError
 from ddim.cli.app import app
 from ddim.core.process import eta_std, sigma_hat
-from ddim.evaluation import store, table1
-from ddim.evaluation.drawing import cost, draw, spacing_label, within
-from ddim.evaluation.frechet import Statistics, frechet_distance
-from ddim.evaluation.reference import as_saved
-from ddim.evaluation.store import open_rows
-from ddim.evaluation.table1 import COLUMNS, Place, items, layout, measure, places, summary
+from ddim.evaluation import generation
+from ddim.evaluation import rows as rows_module
+from ddim.evaluation.benchmarks.table1 import Table1, layout, places
+from ddim.evaluation.generation import generate, grid_within, network_calls, spacing_label
+from ddim.evaluation.metrics.feature_extractor import as_saved
+from ddim.evaluation.metrics.frechet import Statistics, frechet_distance
+from ddim.evaluation.rows import RowColumns, Rows
 from ddim.models.base import Model
 from ddim.models.wrapper import ModelWrapper
 from ddim.pipelines.common import grid_for
@@ -36,15 +38,6 @@ from ddim.pipelines.sample import solver_with_eta
 from ddim.solvers import make_solver
 
 SCALE = 0.3
-
-
-class Flat:
-    """Features that are the pixels."""
-
-    name, dim, fingerprint = "pixels", 4, "p" * 64
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        return images.flatten(1)
 
 
 def gaussian_model(scale: float = SCALE) -> Model:
@@ -68,11 +61,12 @@ class Known(ModelWrapper):
         return self.known(x, node).eps
 
 
-def only(model: Model, **given: Any) -> Place:
-    """The one place of a table of one."""
-    usual = {"steps": [10], "etas": ["0"], "solvers": [], "evaluations": [], "spacings": ["leading"]}
-    (place,) = places(model, **{**usual, **given})
-    return place
+@pytest.fixture
+def one_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A table of one cell, in pixels as features."""
+    monkeypatch.setattr("ddim.evaluation.metrics.feature_extractor.feature_extractor", lambda *_: Flat())
+    usual = {"steps": [10], "eta": ["0"], "solver": [], "spacing": ["leading"]}
+    return lambda model, **options: opened("table1", model, tmp_path, **{**usual, **options})
 
 
 # --- cells ----------------------------------------------------------------------------------------------------------
@@ -81,16 +75,17 @@ def only(model: Model, **given: Any) -> Place:
 def test_costs_are_what_the_solvers_ask():
     path = tiny.model().schedule.path
     for name, calls in {"ddim": 7, "ddpm": 7, "heun": 13, "adams-bashforth": 7, "dpm++2m": 7, "bdia": 7}.items():
-        assert cost(make_solver(name), ddim.make_grid(path, 7)) == calls, name
+        assert network_calls(make_solver(name), ddim.make_grid(path, 7)) == calls, name
 
 
 def test_a_budget_is_spent_as_far_as_steps_go():
     model = gaussian_model()
-    steps = [within(make_solver("heun"), model, "leading", n).steps for n in (1, 2, 5, 8, 10, 15, 20)]
+    steps = [grid_within(make_solver("heun"), model, "leading", n).steps for n in (1, 2, 5, 8, 10, 15, 20)]
     assert steps == [1, 1, 3, 4, 5, 8, 10]  # 2 S - 1 calls
-    assert [within(make_solver("dpm++2m"), model, "quadratic", n).steps for n in (5, 8)] == [5, 8]
-    with pytest.raises(InputError, match="are too few for one step of 'edict'"):
-        within(make_solver("edict"), model, "leading", 1)
+    assert [grid_within(make_solver("dpm++2m"), model, "quadratic", n).steps for n in (5, 8)] == [5, 8]
+    with pytest.raises(InputError) as caught:
+        grid_within(make_solver("edict"), model, "leading", 1)
+    assert caught.value.parameter == "evaluations"
 
 
 def test_the_table_has_the_papers_cells_and_begins_with_the_cheap():
@@ -120,8 +115,8 @@ def test_every_level_is_said_of_grids_that_are_it():
 def test_images_are_those_of_sample(solver: str, eta: float):
     model = tiny.model()
     made = solver_with_eta(solver, eta, None)
-    images = draw(model, made, grid_for(model, 3, "quadratic"), [5, 6, 7])
-    alone = draw(model, made, grid_for(model, 3, "quadratic"), [7])
+    images = generate(model, made, grid_for(model, 3, "quadratic"), [5, 6, 7])
+    alone = generate(model, made, grid_for(model, 3, "quadratic"), [7])
     theirs = ddim.sample(model, 3, steps=3, eta=eta, solver=solver, seed=5, spacing="quadratic")
     assert torch.equal(images, theirs)
     assert torch.allclose(images[2:], alone, atol=1e-5)
@@ -129,62 +124,58 @@ def test_images_are_those_of_sample(solver: str, eta: float):
 
 def test_classes_are_the_seeds_modulo_their_number():
     model = tiny.model(classes=3)
-    images = draw(model, make_solver("ddim"), grid_for(model, 2, None), [4, 5])
+    images = generate(model, make_solver("ddim"), grid_for(model, 2, None), [4, 5])
     assert torch.equal(images, ddim.sample(model, 2, steps=2, seed=4, labels=[1, 2]))
 
 
-def measured(model: Model, place: Place, folder: Path, count: int, batch: int = 50) -> list[Any]:
-    wanted = items(place.cell, model.fingerprint, Flat.fingerprint, range(count))
-    with open_rows(folder, COLUMNS) as rows:
-        measure(rows, place.cell, wanted, model, Flat(), batch)
-        return rows.of(wanted)
-
-
-def test_the_distance_of_a_gaussian_is_the_one_known_in_closed_form(tmp_path: Path):
+def test_the_distance_of_a_gaussian_is_the_one_known_in_closed_form(one_cell: Any):
     model, count = gaussian_model(), 60
-    place = only(model)
-    rows = measured(model, place, tmp_path, count)
+    bench = one_cell(model, samples=count)
+    (cell,) = bench.settings()
+    rows = measured(bench, cell)
     factor = 1.0  # what all steps of eta = 0 multiply x_T by
-    for t, s in pairwise(place.cell.grid.nodes):
+    for t, s in pairwise(cell.grid.nodes):
         factor *= (s.alpha * t.alpha * SCALE**2 + s.sigma * t.sigma) / (t.alpha**2 * SCALE**2 + t.sigma**2)
     noise = [torch.randn(1, 2, 2, generator=torch.Generator().manual_seed(k)).double() for k in range(count)]
     images = as_saved((factor * torch.stack(noise) + 1) / 2)
-    reference = Statistics(torch.full((4,), 0.5).double(), torch.eye(4).double() * (SCALE / 2) ** 2, 1000)
-    line = summary(place.cell, rows, reference)
-    assert line["distance"] == pytest.approx(frechet_distance(Statistics.of(images.flatten(1)), reference), rel=1e-4)
+    bench.reference = Statistics(torch.full((4,), 0.5).double(), torch.eye(4).double() * (SCALE / 2) ** 2, 1000)
+    (line,) = bench.summary(cell, rows)
+    expected = frechet_distance(Statistics.of(images.flatten(1)), bench.reference)
+    assert line["distance"] == pytest.approx(expected, rel=1e-4)
     assert line["low"] < line["distance"] < line["high"]
     assert (line["images"], line["failed"], line["nfe"]) == (count, 0, 10)
 
 
 @pytest.mark.parametrize("eta", ["1", "sigma-hat"])
-def test_noise_has_the_variance_known_in_closed_form(tmp_path: Path, eta: str):
+def test_noise_has_the_variance_known_in_closed_form(one_cell: Any, eta: str):
     model, scale = gaussian_model(0.1), 0.1
-    place = only(model, etas=[eta], steps=[5])
-    rows = measured(model, place, tmp_path, 300)
+    bench = one_cell(model, eta=[eta], steps=[5], samples=300)
+    (cell,) = bench.settings()
+    rows = measured(bench, cell)
     variance = 1.0
-    nodes = place.cell.grid.nodes
-    for t, s in pairwise(nodes):
+    for t, s in pairwise(cell.grid.nodes):
         std = eta_std(1.0, t, s)
         direction = math.sqrt(max(s.sigma**2 - std**2, 0))
         factor = (s.alpha * t.alpha * scale**2 + direction * t.sigma) / (t.alpha**2 * scale**2 + t.sigma**2)
-        drawn = 0.0 if s.sigma == 0 else (sigma_hat(t, s) if eta == "sigma-hat" else std)
-        variance = factor**2 * variance + drawn**2
+        added = 0.0 if s.sigma == 0 else (sigma_hat(t, s) if eta == "sigma-hat" else std)
+        variance = factor**2 * variance + added**2
     found = torch.tensor([row["vector"] for row in rows]).double().var() * 4
     assert found.item() == pytest.approx(variance, rel=0.2)  # 1200 numbers: 4 % is one standard deviation
 
 
-def test_an_image_that_fails_is_a_row_and_takes_no_other_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_image_that_fails_is_a_row_and_takes_no_other_with_it(one_cell: Any, monkeypatch: pytest.MonkeyPatch):
     def fragile(model: Any, solver: Any, grid: Any, seeds: Any) -> torch.Tensor:
         if 3 in seeds:
             raise DDIMError("it diverged")
-        return draw(model, solver, grid, seeds)
+        return generate(model, solver, grid, seeds)
 
-    monkeypatch.setattr(table1, "draw", fragile)
-    model = gaussian_model()
-    place = only(model)
-    rows = measured(model, place, tmp_path, 8, batch=8)
-    assert [row["failed"] for row in rows] == [None] * 3 + ["it diverged"] + [None] * 4
-    line = summary(place.cell, rows, Statistics.of(torch.rand(9, 4)))
+    monkeypatch.setattr(generation, "generate", fragile)
+    bench = one_cell(gaussian_model(), samples=8, batch=8)
+    (cell,) = bench.settings()
+    rows = measured(bench, cell)
+    assert [row["failed"] for row in rows] == [""] * 3 + ["it diverged"] + [""] * 4
+    bench.reference = Statistics.of(torch.rand(9, 4))
+    (line,) = bench.summary(cell, rows)
     assert (line["images"], line["failed"], line["distance"], line["why"]) == (7, 1, None, "it diverged")
 
 
@@ -226,8 +217,8 @@ SMALL = ("--samples", 8, "--steps", 2, "--eta", 0, "--spacing", "leading", "--so
 
 
 def words(here: dict[str, str], out: Path, *more: Any) -> list[str]:
-    given = [word for pair in here.items() for word in pair]
-    return [str(w) for w in ("evaluate", "table1", *given, "--out", out, "--json", *more)]
+    fixed = [word for pair in here.items() for word in pair]
+    return [str(w) for w in ("evaluate", "table1", *fixed, "--out", out, "--json", *more)]
 
 
 def evaluated(here: dict[str, str], out: Path, *more: Any) -> dict[str, Any]:
@@ -259,9 +250,9 @@ def test_a_part_of_the_table_shares_its_images_with_more_of_it(
 
     def counting(model: Any, solver: Any, grid: Any, seeds: Any) -> torch.Tensor:
         drawn.append(len(seeds))
-        return draw(model, solver, grid, seeds)
+        return generate(model, solver, grid, seeds)
 
-    monkeypatch.setattr(table1, "draw", counting)
+    monkeypatch.setattr(generation, "generate", counting)
     more = [str(w) for w in SMALL]
     more[1] = "9"
     whole = evaluated(here, tmp_path, *more, "--eta", "sigma-hat")
@@ -272,7 +263,7 @@ def test_a_part_of_the_table_shares_its_images_with_more_of_it(
 
 def test_killed_five_times_the_table_is_the_same(here: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole = evaluated(here, tmp_path / "whole", *SMALL)
-    monkeypatch.setattr(store, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(rows_module, "FLUSH_SECONDS", 0.0)
     out = tmp_path / "killed"
 
     def parts() -> int:
@@ -281,7 +272,7 @@ def test_killed_five_times_the_table_is_the_same(here: dict[str, str], tmp_path:
     for k in range(5):
         child = os.fork()
         if child == 0:
-            monkeypatch.setattr(table1, "draw", lambda *given: (time.sleep(0.05), draw(*given))[1])
+            monkeypatch.setattr(generation, "generate", lambda *a: (time.sleep(0.05), generate(*a))[1])
             CliRunner().invoke(app, words(here, out, *SMALL, "--batch", 1))
             os._exit(0)
         while parts() < 2 * (k + 1) and os.waitpid(child, os.WNOHANG) == (0, 0):
@@ -298,8 +289,7 @@ def test_killed_five_times_the_table_is_the_same(here: dict[str, str], tmp_path:
             assert ours.pop(name) == pytest.approx(theirs.pop(name), rel=1e-3)  # other batches round otherwise
     assert again["rows"] == whole["rows"]
     for cell in (out / "cells").iterdir():
-        with open_rows(cell, COLUMNS) as rows:
-            assert len(rows) == 8  # none twice, none lost
+        assert len(Rows(cell / "rows", RowColumns.of(Table1.columns))) == 8  # none twice, none lost
 
 
 BAD = [
@@ -323,13 +313,13 @@ def test_bad_input_is_one_sentence(here: dict[str, str], tmp_path: Path, more: l
 
 
 def test_a_model_that_no_features_fit_is_told_what_to_do(here: dict[str, str], tmp_path: Path):
-    given = {"--model": here["--model"]}
-    sentence = fails(*words(given, tmp_path, "--samples", 20), code=2)
-    assert "--features: no carried features fit pictures of 1x8x8" in sentence
-    assert "--features" in sentence
+    alone = {"--model": here["--model"]}
+    sentence = fails(*words(alone, tmp_path, "--samples", 20), code=2)
+    assert "--features: no bundled features fit images of 1x8x8" in sentence
+    assert "with --features" in sentence
     larger = tiny_features.features_folder(tmp_path / "larger", size=16)
-    sentence = fails(*words(given, tmp_path, "--features", larger, "--samples", 20), code=2)
-    assert "'larger' are of pictures of 1x16x16, and the model draws 1x8x8" in sentence
+    sentence = fails(*words(alone, tmp_path, "--features", larger, "--samples", 20), code=2)
+    assert "'larger' takes images of 1x16x16, and the model generates 1x8x8" in sentence
 
 
 def test_too_few_pictures_to_compare_with(here: dict[str, str], tmp_path: Path):

@@ -10,7 +10,7 @@ import torch
 
 import ddim
 from ddim.demo.editing import Gallery
-from ddim.evaluation.pairs import psnr
+from ddim.evaluation.metrics import psnr
 from ddim.pipelines.common import grid_for
 
 FOLDER = ddim.bundled_models()["emoji"]

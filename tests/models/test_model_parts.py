@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel, ResNetConfig, ResNetForImageClas
 
 import ddim
 from ddim._utils.errors import DDIMError, InputError, UnknownName
-from ddim.evaluation.networks import Clip, Dino
+from ddim.evaluation.metrics.networks import Clip, Dino
 from ddim.models import device_and_dtype
 from ddim.models.features import load_features
 from ddim.models.sd import StableDiffusion

@@ -110,6 +110,10 @@ class NotFinite(DDIMError):
         self.step = step
 
 
+class NotWritten(DDIMError):
+    """A file could not be written, for example because the disk is full."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C stopped ``ddim.invert``; the work done so far is kept.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .error_text import reason_of
-from .errors import DDIMError, InputError
+from .errors import InputError, NotWritten
 from .temporary import remove_stale, temporary_beside
 
 
@@ -25,7 +25,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
         ``path`` as a ``Path``.
 
     Raises:
-        DDIMError: the folder cannot be written or the disk is full; no temporary file is left behind.
+        NotWritten: the folder cannot be written or the disk is full; no temporary file is left behind.
     """
     target = Path(path)
     temporary = temporary_beside(target)
@@ -38,7 +38,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
             os.fsync(f.fileno())  # without it a power cut could leave an empty file under the final name
         os.replace(temporary, target)
     except OSError as error:
-        raise DDIMError(f"{target} could not be written: {reason_of(error)}") from None
+        raise NotWritten(f"{target} could not be written: {reason_of(error)}") from None
     finally:  # after a success the temporary name no longer exists; after an error or Ctrl-C it may
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -7,25 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import (
-    consistency,
-    demo,
-    edit,
-    edits,
-    evaluate,
-    fid,
-    interpolate,
-    interpolation,
-    invert,
-    leaderboard,
-    pie_bench,
-    reconstruct,
-    sample,
-    table1,
-    table2,
-    tables,
-    train,
-)
+from . import demo, edit, evaluate, interpolate, invert, reconstruct, sample, tables, train
 from .command import DEBUG, Command, remember_debug
 from .failure import Commands
 from .groups import grouped
@@ -69,18 +51,7 @@ for function in (
     demo.demo,
 ):
     app.command(function.__name__, cls=Command)(grouped(function))
-for function in (
-    table1.table1,
-    table2.table2,
-    consistency.consistency,
-    interpolation.interpolation,
-    leaderboard.leaderboard,
-    edits.edits,
-    pie_bench.pie_bench,
-    fid.fid,
-):
-    evaluate.evaluate.command(function.__name__.replace("_", "-"), cls=Command)(grouped(function))
-app.add_typer(evaluate.evaluate)
+app.add_typer(evaluate.app)
 
 
 def main() -> None:

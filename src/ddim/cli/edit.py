@@ -265,12 +265,13 @@ def edit(
         from .._utils.texts import parse_weights
         from ..core.guidance import Guidance
         from ..data.images import read_images
+        from ..evaluation.metrics import errors
         from ..inversion.latent_code import LatentCode
         from ..pipelines.common import picture_shape
         from ..pipelines.edit import edit as edit_images
         from ..pipelines.edit_plan import by_class as need_conditions
         from .pictures import check_page, write_each, write_page
-        from .session import about_model, error_text, errors, guidance_for, if_it_acts, open_for_code, open_model
+        from .session import about_model, error_text, guidance_for, if_it_acts, open_for_code, open_model
 
         code = LatentCode.load(source) if inverted else None
         if code is None:

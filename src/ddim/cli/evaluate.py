@@ -1,182 +1,151 @@
-"""``ddim evaluate``: measured tables. What its commands share; each is a module of its own, registered in ``app``."""
+"""``ddim evaluate``: a command for each benchmark, made from the options that the benchmark declares."""
 
-import shlex
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .._utils.errors import InputError
+from ..evaluation import BENCHMARKS, evaluate
+from ..evaluation.options import Declared, Spacing, declared
 from . import options as o
+from .command import Command
 from .failure import Commands
-from .files import protect, settings_text
 from .output import Terminal, escaped
+from .repeat import repeat
 
-if TYPE_CHECKING:
-    from ..evaluation.edits import Setting
-    from ..evaluation.leaderboard import Leaderboard
-    from ..evaluation.methods import Way
-    from ..evaluation.store import Row, Rows
-    from ..evaluation.table2 import Reconstructions
-    from ..evaluation.trips import Trip
-    from ..models.counted import Counted
-
-evaluate = typer.Typer(
-    name="evaluate", cls=Commands, no_args_is_help=True, help="Measure: tables, with the command under each."
+app = typer.Typer(
+    name="evaluate", cls=Commands, no_args_is_help=True, help="Measure a model. Every table says which command made it."
 )
 
-Methods = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--method",
-        help="An inversion, or one with its options such as 'ddim iterations=5'; repeatable. By default all.",
-        show_default=False,
-    ),
-]
-Option = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--option",
-        "-o",
-        metavar="KEY=VALUE",
-        help="An option of the one --method, such as start=prompt; repeatable.",
-        show_default=False,
-    ),
-]
-Limit = Annotated[
-    int | None,
-    typer.Option("--limit", min=1, help="Only the first so many, for a trial.", show_default=False),
-]
-Folder = Annotated[Path, typer.Option("--out", help="The folder for rows, tables and sheets; a run there goes on.")]
-Recipe = Annotated[
-    Path | None,
-    typer.Option(
-        "--recipe",
-        metavar="RECIPE.toml",
-        help="The model's: its held-out or test pictures, in place of those that the package carries.",
-        show_default=False,
-    ),
-]
-Data = Annotated[
-    Path | None,
-    typer.Option("--data", help="A folder of pictures to take instead, for models without text.", show_default=False),
-]
-Images = Annotated[
-    int | None,
-    typer.Option("--images", min=1, help="How many of the pictures, spread evenly over them.", show_default=False),
-]
-Words = Annotated[int, typer.Option("--words", min=0, help="Edits of a source to other words.")]
-Styles = Annotated[int, typer.Option("--styles", min=0, help="Edits of a source to other styles.")]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Pictures a network call.", rich_help_panel=o.MACHINE)]
+
+def command_of(name: str) -> Callable[..., None]:
+    """The function of a benchmark's command; its signature are the benchmark's options."""
+    benchmark = BENCHMARKS[name]
+    known = {one.name: one for one in declared(benchmark.options_type)}
+
+    def run(**values: Any) -> None:
+        out, device = values.pop("out"), values.pop("device")
+        options = {key: _value(known[key], value) for key, value in values.items()}
+        with Terminal() as terminal:
+            command = repeat(out=None, device=None)
+            found = evaluate(name, out=out, device=device, reporter=_Voice(terminal), command=command, **options)
+            if found is None:
+                return
+            shown = [f for f in found.files if f.suffix in (".md", ".png")]
+            terminal.result(
+                {
+                    "command": f"evaluate {name}",
+                    **found.about,
+                    "rows": found.rows,
+                    "files": [str(f) for f in found.files],
+                },
+                *([escaped(found.headline)] if found.headline else []),
+                *(f"[bold]{escaped(f)}[/bold]" for f in shown),
+                f"[dim]{escaped(found.extent)} · {terminal.seconds:.0f} s[/dim]",
+            )
+
+    parameters = [_parameter(one) for one in known.values()]
+    folder = typer.Option("--out", help="The folder for rows, tables and sheets; a run that was stopped continues.")
+    parameters.append(_keyword("out", Annotated[Path, folder], Path("evaluation") / name))
+    parameters.append(_keyword("device", o.Device, None))
+    # typer and click read a command's parameters from the signature and from the annotations
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__name__, run.__doc__ = name, inspect.cleandoc(benchmark.__doc__ or "")
+    return run
 
 
-MANY = 10_000_000
-"""The most images that a measurement is asked for; each has a row, and all rows are held in memory."""
+class _Voice:
+    """Shows the progress of a benchmark on the terminal."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self.terminal = terminal
+        self.status, self.bar, self.warn = terminal.status, terminal.bar, terminal.warn
+
+    def say(self, line: str) -> None:
+        """A line on stderr, if there is no bar there."""
+        if not (self.terminal.live or self.terminal.as_json or self.terminal.quiet):
+            typer.echo(line, err=True)
 
 
-def usable_folder(out: Path, name: str) -> None:
-    """Raises InputError, before any work, where results cannot lie in ``out``, or a table be called ``name`` there."""
-    kept = [out / part / "x" for part in ("rows", "items", "cells", "pictures", "reference", "statistics")]
-    protect([*kept, *(out / f"{name}{end}" for end in (".md", ".csv", ".json", ".png"))])
+def _keyword(name: str, kind: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
 
 
-def usable_seeds(seed: int, samples: int) -> None:
-    """Raises InputError, before any work, where so many seeds from this one on are not to be had."""
-    from ..core.noise import checked_seed
+def _parameter(one: Declared) -> inspect.Parameter:
+    """An option as a parameter of the command."""
+    option = one.option
+    settings: dict[str, Any] = {"help": option.help, "metavar": option.metavar}
+    if not one.required and one.default is None:
+        settings["show_default"] = False
+    if one.element in (int, float):
+        settings |= {"min": option.least, "max": option.most}
+    if option.machine:
+        settings["rich_help_panel"] = o.MACHINE
+    if _is_pairs(one):
+        settings["metavar"] = "KEY=VALUE"
+    default = inspect.Parameter.empty if one.required else _default(one)
+    if option.positional:
+        return _keyword(one.name, Annotated[_kind(one), typer.Argument(**settings)], default)
+    flags = [f"--{one.name.replace('_', '-')}", *([option.short] if option.short else [])]
+    return _keyword(one.name, Annotated[_kind(one), typer.Option(*flags, **settings)], default)
 
-    checked_seed(seed, samples)
+
+def _kind(one: Declared) -> Any:
+    """The type of an option on the command line."""
+    if one.type == Spacing:
+        kind: Any = str
+    elif _is_pairs(one) or one.option.separated:
+        kind = list[str]
+    else:
+        kind = list[one.element] if one.repeated else one.type
+    return kind | None if one.default is None else kind
 
 
-def ways_from(method: Sequence[str] | None, option: list[str] | None) -> "list[Way]":
-    """The methods that were asked for, each once; none for all.
+def _default(one: Declared) -> Any:
+    return list(one.default) if one.repeated and one.default is not None else one.default
+
+
+def _is_pairs(one: Declared) -> bool:
+    """Whether an option is a mapping, which is typed as KEY=VALUE."""
+    return getattr(one.type, "__origin__", None) is Mapping
+
+
+def _value(one: Declared, value: Any) -> Any:
+    """A typed value as the benchmark takes it.
 
     Raises:
-        InputError: an unknown method or option, or an option for several.
+        InputError: a text that cannot be read.
     """
-    from ..evaluation.methods import way, way_of
-
-    options = o.options_from(option)
-    ways = [way_of(text) for text in method or []]
-    if options and len(ways) != 1:
-        raise InputError(
-            f"it belongs to one method, and {len(ways) or 'all'} are measured; give one --method.", parameter="option"
-        )
-    if options:
-        ways = [way(ways[0].method, {**dict(ways[0].options), **options})]
-    return list(dict.fromkeys(ways))
+    if value is None:
+        return None
+    if one.type == Spacing:
+        return o.spacing_from(value)
+    if _is_pairs(one):
+        return o.options_from(value) or None
+    if one.option.separated:
+        return _separated(one, value)
+    return value or None if one.repeated and one.default is None else value
 
 
-def telling(terminal: Terminal, name: str, key: str, run: "Callable[[Any], Sequence[Row]]") -> "Callable[[Any], Any]":
-    """``run``, each different failure among whose rows is a warning with the row's ``key``."""
+def _separated(one: Declared, texts: Sequence[str]) -> list[Any] | None:
+    """``["0,1", "8"]`` as [0, 1, 8]; None if the option was left out.
 
-    def told(items: Any) -> "Sequence[Row]":
-        rows = run(items)
-        for sentence in dict.fromkeys(f"{row[key]}: {row['failed']}" for row in rows if row["failed"]):
-            terminal.warn(f"{name}: {sentence}")
-        return rows
-
-    return told
-
-
-def walk_trips(
-    terminal: Terminal, bench: "Reconstructions | Leaderboard", trips: "Sequence[Trip]", rows: "Rows", batch: int
-) -> None:
-    """Measures what each trip lacks, under a bar of its own, and gathers the rows of all processes."""
-    from ..evaluation.trips import blocks_of
-
-    for trip in trips:
-        items = bench.items(trip)
-        with terminal.bar(trip.name, len(items)) as report:
-            run = telling(terminal, trip.name, "picture", partial(bench.run, trip))
-            rows.measure_blocks(blocks_of(items, batch), run, report)
-    rows.gather()
+    Raises:
+        InputError: a text is empty, or a part of it is not a number where numbers are wanted.
+    """
+    parts = [part for text in texts for part in re.split(r"[,\s]+", text) if part]
+    if texts and not parts:
+        raise InputError(f"{texts[0]!r} names nothing; leave it out for all.", parameter=one.name)
+    if one.element is int and (wrong := next((part for part in parts if not part.isdecimal()), None)):
+        flag = f"--{one.name.replace('_', '-')}"
+        raise InputError(f"{wrong} is not a number; write for example {flag} 0,1.", parameter=one.name)
+    return [one.element(part) for part in parts] or None
 
 
-def flags_of(**given: object) -> list[str]:
-    """Options as they can be typed again; None and False are left out, a list is repeated."""
-    words: list[str] = []
-    for name, value in given.items():
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            words += [flag] if value else []
-        elif value is not None:
-            several = value if isinstance(value, (list, tuple)) else [value]
-            words += [w for v in several for w in (flag, f"{v:.15g}" if isinstance(v, float) else str(v))]
-    return words
-
-
-def about_run(name: str, words: Sequence[str], counted: "Counted", rest: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands under a table: the command, the model, what else there is to say, machine and versions."""
-    from ..evaluation.tables import machine, versions
-    from .session import about_model
-
-    command = shlex.join(["ddim", "evaluate", name, *words])
-    return {"command": command, **about_model(counted), **rest, "machine": machine(), "versions": versions()}
-
-
-def tell(
-    terminal: Terminal, name: str, about: Mapping[str, Any], table: "Sequence[Row]", files: Sequence[Path], said: str
-) -> None:
-    """Ends a command: where its table is."""
-    terminal.result(
-        {"command": f"evaluate {name}", **about, "rows": table, "files": [str(f) for f in files]},
-        *(f"[bold]{escaped(f)}[/bold]" for f in files if f.suffix in (".md", ".png")),
-        f"[dim]{said} · {terminal.seconds:.0f} s[/dim]",
-    )
-
-
-def setting_name(setting: "Setting", fingerprint: str, more: Mapping[str, float | None] | None = None) -> str:
-    """What a setting's sheet and its folder of pictures are called; ``more`` shaped them too, None is left out."""
-    rest = {"w": float(setting.guidance), **(more or {}), "": fingerprint}
-    return settings_text(setting.method, setting.steps, {**dict(setting.options), "": setting.attention}, rest=rest)
-
-
-def settings(ways: "Sequence[Way]", attentions: Sequence[str], guidance: float, steps: int) -> "list[Setting]":
-    """Every method with every attention control, named as the progress shows them."""
-    from ..evaluation.edits import Setting
-
-    made = [Setting("", w.method, kind, guidance, steps, w.options) for w in ways for kind in attentions]
-    return [replace(setting, name=f"{setting.title} · {setting.attention}") for setting in made]
+for _name in BENCHMARKS:
+    app.command(_name, cls=Command)(command_of(_name))

@@ -65,6 +65,7 @@ def invert(
 
         from .._utils.errors import Interrupted
         from ..data.images import read_images
+        from ..evaluation.metrics import errors
         from ..inversion import make_inversion
         from ..inversion.latent_code import LatentCode
         from ..inversion.partial import KEY, begun
@@ -76,7 +77,6 @@ def invert(
             about_model,
             about_prompts,
             error_text,
-            errors,
             guidance_for,
             if_it_acts,
             keep_partial,

@@ -19,8 +19,6 @@ from .groups import Options, option
 
 SOLVERS = tuple(solvers.SOLVERS)
 METHODS = tuple(inversion.INVERSIONS)
-METRICS = ("structure", "psnr", "lpips", "mse", "ssim", "clip", "clip-edited")
-CLIP, DINO = "openai/clip-vit-large-patch14", "facebook/dino-vitb8"
 
 PROMPTS = "Prompts and guidance"
 SAMPLING = "Sampling and inversion"

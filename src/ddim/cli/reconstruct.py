@@ -55,11 +55,12 @@ def reconstruct(
         import torch
 
         from ..data.images import read_images
+        from ..evaluation.metrics import errors
         from ..inversion.latent_code import LatentCode
         from ..pipelines.common import picture_shape, solver_of
         from ..pipelines.reconstruct import reconstruct as images_of
         from .pictures import check_page, write_each, write_page
-        from .session import about_model, error_text, errors, open_for_code
+        from .session import about_model, error_text, open_for_code
 
         loaded = [LatentCode.load(path) for path in codes]
         total = sum(map(len, loaded))

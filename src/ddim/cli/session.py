@@ -11,8 +11,6 @@ from .options import Guiding, range_from
 from .output import Terminal
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from .._utils.errors import Interrupted
     from ..core.guidance import Guidance
     from ..inversion.latent_code import LatentCode
@@ -147,25 +145,6 @@ def keep_partial(stopped: "Interrupted", path: Path, command: str) -> KeyboardIn
 def about_model(model: "Model | Counted") -> dict[str, Any]:
     """The metadata of a file about the model that made it."""
     return {"ddim": __version__, "model": model.name, "fingerprint": model.fingerprint}
-
-
-def errors(images: "Tensor", others: "Tensor") -> list[dict[str, float | None]]:
-    """For each pair: mse, psnr in dB (None where the two are the same to the bit), and the largest difference.
-
-    Args:
-        images, others: [N, C, H, W] in [0, 1].
-    """
-    distance = (images.double().cpu() - others.double().cpu()).flatten(1)
-    mse = distance.square().mean(1).tolist()
-    worst = distance.abs().amax(1).tolist()
-    return [{"mse": m, "psnr": psnr(m), "max": w} for m, w in zip(mse, worst, strict=True)]
-
-
-def psnr(mse: float) -> float | None:
-    """10 log10(1 / mse) for values in [0, 1]; None for no error at all."""
-    from math import log10
-
-    return -10 * log10(mse) if mse > 0 else None
 
 
 def error_text(error: Mapping[str, float | None]) -> str:

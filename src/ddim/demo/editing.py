@@ -13,9 +13,10 @@ from torch import Tensor
 import ddim
 
 from ..data.images import read_images
+from ..evaluation.metrics import errors
 from .context import Context, Section
 from .jobs import Job, Listen
-from .pictures import errors, tiles
+from .pictures import tiles
 
 STEPS = 50
 SAMPLE_GUIDANCE, EDIT_GUIDANCE = 5.0, 3.0

@@ -10,9 +10,10 @@ from torch import Tensor
 
 import ddim
 
+from ..evaluation.metrics.pairwise import decibels, errors
 from .context import Context, Section
 from .jobs import Job, Listen
-from .pictures import AMPLIFIED, difference, errors, latent, mean_mse, psnr, same_as_png, tiles
+from .pictures import AMPLIFIED, difference, latent, mean_mse, same_as_png, tiles
 
 ORIGINALS = "originals"
 """The folder of the pictures, below the output folder."""
@@ -63,7 +64,7 @@ def round_trips(context: Context, sources: Sources) -> Section:
             "steps": s,
             "options": dict(method.options),
             "mse": mse,
-            "psnr": psnr(mse),
+            "psnr": decibels(mse),
             "max": max(error["max"] or 0.0 for error in found),
             "same_png": same_as_png(pixels, reconstruction),
             "pictures": len(names),

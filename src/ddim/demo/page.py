@@ -6,8 +6,9 @@ from importlib import resources
 from shlex import quote
 from typing import Any
 
+from ..evaluation.metrics.pairwise import decibels
 from .markup import command, db, duration, image, last_part, settings, small, subject, table, whole
-from .pictures import psnr, span
+from .pictures import span
 from .plot import ROUNDING, psnr_plot
 
 Results = Mapping[str, Any]
@@ -375,7 +376,7 @@ def _footer(results: Results) -> str:
 
 def _to_longest(one: Results, longest: int) -> str:
     mse = one.get("mse_to_longest")
-    return f"{db(psnr(mse))} dB to S\u00a0=\u00a0{longest}" if mse else ""
+    return f"{db(decibels(mse))} dB to S\u00a0=\u00a0{longest}" if mse else ""
 
 
 def _noise_name(name: str) -> str:

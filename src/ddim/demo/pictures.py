@@ -1,7 +1,6 @@
 """Tensors as pictures, and the errors between them."""
 
 from collections.abc import Sequence
-from math import log10
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch import Tensor
 import ddim
 
 from ..data.images import MOST_PIXELS
-from ..evaluation.pairs import mse
+from ..evaluation.metrics import mse
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,22 +57,10 @@ def same_as_png(images: Tensor, others: Tensor) -> int:
     return sum(ddim.to_pil(a).tobytes() == ddim.to_pil(b).tobytes() for a, b in pairs)
 
 
-def errors(images: Tensor, others: Tensor) -> list[dict[str, float | None]]:
-    """For each pair of images [N, C, H, W] in [0, 1]: ``mse``, ``psnr`` in dB, and the largest difference ``max``."""
-    images, others = images.cpu(), others.cpu()
-    largest = (images.double() - others.double()).abs().flatten(1).amax(1).tolist()
-    return [{"mse": m, "psnr": psnr(m), "max": d} for m, d in zip(mse(images, others).tolist(), largest, strict=True)]
-
-
 def mean_mse(images: Tensor, others: Tensor) -> float:
     """The mean squared error over all pairs of images."""
     each = mse(images.cpu(), others.cpu()).tolist()
     return sum(each) / len(each)
-
-
-def psnr(mse: float) -> float | None:
-    """The PSNR in dB of a mean squared error between values in [0, 1]; None if there is no error."""
-    return -10 * log10(mse) if mse > 0 else None
 
 
 def span(values: Sequence[int]) -> str:
