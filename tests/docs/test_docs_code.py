@@ -14,6 +14,7 @@ import pytest
 from test_docs import DOCS, FENCE, ROOT, TEXTS, text_of
 
 import ddim
+from ddim.evaluation import BENCHMARKS
 
 NOT_RUN = {
     **dict.fromkeys(("stable-diffusion-v1-5", "stable-diffusion-xl"), "weights that are not carried"),
@@ -42,8 +43,9 @@ RUN = [name for name in SOURCES if name.endswith(".md")]
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the registry of solvers as it was."""
+    """Leaves the registries of solvers and of benchmarks as they were."""
     monkeypatch.setattr(ddim.SOLVERS, "_added", {})
+    monkeypatch.setattr(BENCHMARKS, "_added", {})
 
 
 def imported(tree: ast.AST) -> dict[str, Any]:

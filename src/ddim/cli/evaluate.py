@@ -37,12 +37,7 @@ def command_of(name: str) -> Callable[..., None]:
                 return
             shown = [f for f in found.files if f.suffix in (".md", ".png")]
             terminal.result(
-                {
-                    "command": f"evaluate {name}",
-                    **found.about,
-                    "rows": found.rows,
-                    "files": [str(f) for f in found.files],
-                },
+                {**found.about, "rows": found.rows, "files": [str(f) for f in found.files]},
                 *([escaped(found.headline)] if found.headline else []),
                 *(f"[bold]{escaped(f)}[/bold]" for f in shown),
                 f"[dim]{escaped(found.extent)} · {terminal.seconds:.0f} s[/dim]",
