@@ -308,7 +308,7 @@ def test_what_cannot_be_measured_is_one_sentence(tmp_path, monkeypatch):
     assert "no file w.pth" in fails("evaluate", "fid", "--model", "nowhere", "--weights", "w.pth", code=2)
     other = features_folder(tmp_path / "other", channels=3)
     sentence = fails(*model, "--data", "data", "--images", "20", "--features", other, code=2)
-    assert "other knows images of 3x8x8, not of 1x8x8" in sentence
+    assert "3x8x8" in sentence
     assert not list(Path().rglob("*.parquet"))
 
 

@@ -175,7 +175,7 @@ def test_a_malformed_set_is_one_sentence(tmp_path: Path):
     (tmp_path / "mapping_file.json").write_text("{")
     with pytest.raises(ddim.InputError, match="not readable JSON"):
         read_entries(tmp_path)
-    for content, sentence in (("[1]", "JSON, but no mapping of keys to entries"), ("{}", "has no entry.")):
+    for content, sentence in (("[1]", "mapping of keys to entries"), ("{}", "has no entry.")):
         (tmp_path / "mapping_file.json").write_text(content)
         with pytest.raises(ddim.InputError, match=rf"{sentence}$" if content == "{}" else sentence):
             read_entries(tmp_path)
