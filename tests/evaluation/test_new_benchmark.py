@@ -9,13 +9,10 @@ from typing import Any
 import pytest
 import tiny
 import torch
-import typer
 from typer.testing import CliRunner
 
 import ddim
-from ddim.cli.command import Command
-from ddim.cli.evaluate import command_of
-from ddim.cli.failure import Commands
+from ddim.cli.app import app
 from ddim.data.images import read_images
 from ddim.evaluation import BENCHMARKS, evaluate
 from ddim.evaluation.metrics import psnr
@@ -40,10 +37,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def run(*words: object, code: int = 0) -> Any:
-    app = typer.Typer(cls=Commands)
-    app.command("psnr-by-steps", cls=Command)(command_of("psnr-by-steps"))
-    app.command("other")(lambda: None)  # typer makes no group of a single command
-    result = CliRunner().invoke(app, ["psnr-by-steps", *map(str, words)])
+    result = CliRunner().invoke(app, ["evaluate", "psnr-by-steps", *map(str, words)])
     assert result.exit_code == code, result.output
     return result
 

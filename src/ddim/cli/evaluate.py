@@ -2,28 +2,61 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .._utils.errors import InputError
 from ..evaluation import BENCHMARKS, evaluate
-from ..evaluation.options import Declared, Spacing, declared
 from . import options as o
 from .command import Command
 from .failure import Commands
 from .output import Terminal, escaped
 from .repeat import repeat
 
+if TYPE_CHECKING:
+    from ..evaluation.options import Declared
+
+
+class LazyCommands(Mapping[str, Any]):
+    """The commands by name. A command is made when it is looked up, because that imports the benchmark's module."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in BENCHMARKS:
+            raise KeyError(name)
+        alone = typer.Typer(add_completion=False)
+        alone.command(name, cls=Command)(command_of(name))
+        return typer.main.get_command(alone)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(BENCHMARKS)
+
+    def __len__(self) -> int:
+        return len(BENCHMARKS)
+
+
+class BenchmarkCommands(Commands):
+    """The group whose commands are the registry of benchmarks."""
+
+    def __init__(self, *args: Any, **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self.commands: Any = LazyCommands()
+
+
 app = typer.Typer(
-    name="evaluate", cls=Commands, no_args_is_help=True, help="Measure a model. Every table says which command made it."
+    name="evaluate",
+    cls=BenchmarkCommands,
+    no_args_is_help=True,
+    help="Measure a model. Every table says which command made it.",
 )
 
 
 def command_of(name: str) -> Callable[..., None]:
-    """The function of a benchmark's command; its signature are the benchmark's options."""
+    """The function of a benchmark's command. Its parameters are the benchmark's options."""
+    from ..evaluation.options import declared
+
     benchmark = BENCHMARKS[name]
     known = {one.name: one for one in declared(benchmark.options_type)}
 
@@ -71,7 +104,7 @@ def _keyword(name: str, kind: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
 
 
-def _parameter(one: Declared) -> inspect.Parameter:
+def _parameter(one: "Declared") -> inspect.Parameter:
     """An option as a parameter of the command."""
     option = one.option
     settings: dict[str, Any] = {"help": option.help, "metavar": option.metavar}
@@ -90,9 +123,9 @@ def _parameter(one: Declared) -> inspect.Parameter:
     return _keyword(one.name, Annotated[_kind(one), typer.Option(*flags, **settings)], default)
 
 
-def _kind(one: Declared) -> Any:
+def _kind(one: "Declared") -> Any:
     """The type of an option on the command line."""
-    if one.type == Spacing:
+    if _is_spacing(one):
         kind: Any = str
     elif _is_pairs(one) or one.option.separated:
         kind = list[str]
@@ -101,16 +134,23 @@ def _kind(one: Declared) -> Any:
     return kind | None if one.default is None else kind
 
 
-def _default(one: Declared) -> Any:
+def _default(one: "Declared") -> Any:
     return list(one.default) if one.repeated and one.default is not None else one.default
 
 
-def _is_pairs(one: Declared) -> bool:
+def _is_spacing(one: "Declared") -> bool:
+    """Whether an option is a spacing, which may be typed as a list of numbers."""
+    from ..evaluation.options import Spacing
+
+    return one.type == Spacing
+
+
+def _is_pairs(one: "Declared") -> bool:
     """Whether an option is a mapping, which is typed as KEY=VALUE."""
     return getattr(one.type, "__origin__", None) is Mapping
 
 
-def _value(one: Declared, value: Any) -> Any:
+def _value(one: "Declared", value: Any) -> Any:
     """A typed value as the benchmark takes it.
 
     Raises:
@@ -118,7 +158,7 @@ def _value(one: Declared, value: Any) -> Any:
     """
     if value is None:
         return None
-    if one.type == Spacing:
+    if _is_spacing(one):
         return o.spacing_from(value)
     if _is_pairs(one):
         return o.options_from(value) or None
@@ -127,7 +167,7 @@ def _value(one: Declared, value: Any) -> Any:
     return value or None if one.repeated and one.default is None else value
 
 
-def _separated(one: Declared, texts: Sequence[str]) -> list[Any] | None:
+def _separated(one: "Declared", texts: Sequence[str]) -> list[Any] | None:
     """``["0,1", "8"]`` as [0, 1, 8]; None if the option was left out.
 
     Raises:
@@ -140,7 +180,3 @@ def _separated(one: Declared, texts: Sequence[str]) -> list[Any] | None:
         flag = f"--{one.name.replace('_', '-')}"
         raise InputError(f"{wrong} is not a number; write for example {flag} 0,1.", parameter=one.name)
     return [one.element(part) for part in parts] or None
-
-
-for _name in BENCHMARKS:
-    app.command(_name, cls=Command)(command_of(_name))

@@ -43,7 +43,7 @@ def evaluate(
         name: a key of ``BENCHMARKS``.
         out: the folder for rows, table, plots and sheets; by default ``evaluation/<name>``.
         device: where the model computes; by default a GPU if there is one.
-        reporter: who is told about the progress; by default nobody, and warnings are Python's.
+        reporter: shows the progress; by default nothing is shown, and warnings are Python's.
         command: the line that repeats the run, written under the table; by default this call.
         options: the benchmark's options.
 

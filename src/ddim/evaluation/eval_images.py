@@ -85,7 +85,7 @@ def eval_images(
         data: a folder, parquet or idx file of images that it was not trained on, for a model without text.
 
     Raises:
-        InputError: both are given, there are no such images, or fewer than ``count``.
+        InputError: there is both a recipe and a folder, or there are no such images, or fewer than ``count``.
     """
     if recipe is not None and data is not None:
         raise InputError("it does not go with --data; give one of the two.", parameter="recipe")

@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 
 
 class Reporter(Protocol):
-    """Who is told about the progress of a run."""
+    """Shows the progress of a run."""
 
     def status(self, what: str) -> AbstractContextManager[None]:
         """Shows that something is being done."""
@@ -73,7 +73,7 @@ class Session:
         out: the folder of the run.
         device: where the model computes; None takes a GPU if there is one.
         processes: this process's place among those that share the work.
-        reporter: who is told about the progress.
+        reporter: shows the progress.
     """
 
     out: Path
@@ -149,7 +149,7 @@ def run_benchmark(
         values: its options.
         out: the folder for rows, table, plots and sheets.
         device: where the model computes.
-        reporter: who is told about the progress; by default nobody.
+        reporter: shows the progress; by default nothing is shown, and warnings are Python's.
         command: the line that repeats the run, for the table.
 
     Returns:
