@@ -13,8 +13,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import ddim
+from ddim._utils.names import settings_text
 from ddim.cli.app import app
-from ddim.cli.files import settings_text, stem
+from ddim.cli.files import stem
 
 COMMANDS = ["sample", "invert", "reconstruct", "interpolate", "edit", "train", "models", "methods", "demo"]
 

@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 import ddim
 from ddim._utils.choices import ATTENTIONS
+from ddim._utils.names import short_hash
 from ddim.cli import output
 from ddim.cli.app import app
-from ddim.cli.files import phrase, phrases, short_hash
+from ddim.cli.files import phrase, phrases
 from ddim.editing.plan import AttentionEdit
 
 CAT, TIGER = "a cat on a mat", "a tiger on a mat"

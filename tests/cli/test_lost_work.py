@@ -14,9 +14,10 @@ from commands import fails, picture, run_json
 from typer.testing import CliRunner
 
 import ddim
+from ddim._utils.names import LONGEST, protect, shortened, slug
 from ddim.cli import signals
 from ddim.cli.app import app, main
-from ddim.cli.files import LONGEST, PNG, phrase, protect, shortened, slug, target
+from ddim.cli.files import PNG, phrase, target
 from ddim.data.images import MOST_PIXELS, sheet_size
 from ddim.inversion import partial as partials
 from ddim.models.counted import Counted

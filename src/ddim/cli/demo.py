@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .._utils.names import protect, slug
 from . import options as o
-from .files import folder, protect, slug
+from .files import folder
 from .output import Terminal, escaped, progress
 from .repeat import repeat
 from .session import open_model

@@ -12,9 +12,10 @@ import typer
 
 from .._utils.choices import ATTENTIONS
 from .._utils.errors import DDIMError, InputError, Interrupted
+from .._utils.names import protect, settings_text
 from . import options as o
 from .failure import code_and_sentence
-from .files import CODE, PNG, guidance_tags, is_code, phrase, phrases, protect, settings_text, stem, target
+from .files import CODE, PNG, guidance_tags, is_code, phrase, phrases, stem, target
 from .groups import Options, option
 from .output import Terminal, escaped, listening
 from .repeat import repeat

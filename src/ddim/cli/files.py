@@ -6,11 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._utils.errors import InputError
-from .._utils.names import LONGEST as LONGEST
 from .._utils.names import cut, short_hash, shortened, slug
-from .._utils.names import protect as protect
-from .._utils.names import settings_text as settings_text
-from .._utils.names import value_text as value_text
 
 if TYPE_CHECKING:
     from ..core.guidance import Guidance

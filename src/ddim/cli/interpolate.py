@@ -8,9 +8,10 @@ import typer
 
 from .._utils.choices import THROUGH
 from .._utils.errors import InputError
+from .._utils.names import protect, settings_text
 from . import options as o
 from .command import typed
-from .files import PNG, is_code, protect, settings_text, stem, target
+from .files import PNG, is_code, stem, target
 from .output import Terminal, escaped, listening
 
 if TYPE_CHECKING:

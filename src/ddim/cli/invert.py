@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from .._utils.errors import InputError
+from .._utils.names import protect, settings_text
 from . import options as o
-from .files import CODE, folder, guidance_tags, prompts_slug, protect, settings_text, stem, target
+from .files import CODE, folder, guidance_tags, prompts_slug, stem, target
 from .output import Terminal, escaped, listening
 
 _Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)]

@@ -186,19 +186,6 @@ Device = Annotated[
         show_default=False,
     ),
 ]
-# options of `ddim evaluate`, until each is a benchmark's own
-WORK = SAMPLING
-Steps = Annotated[int, typer.Option("--steps", "-S", help="S, from 1 to the model's T.", rich_help_panel=WORK)]
-Spacing = Annotated[str | None, typer.Option("--spacing", rich_help_panel=WORK, show_default=False)]
-Solver = Annotated[str, typer.Option("--solver", help=f"{', '.join(SOLVERS)}.", rich_help_panel=WORK)]
-MethodOptions = Annotated[
-    list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", rich_help_panel=WORK, show_default=False)
-]
-GuidanceWeight = Annotated[float | None, typer.Option("--guidance", "-w", rich_help_panel=PROMPTS, show_default=False)]
-Seed = Annotated[int, typer.Option("--seed", help="Image k has seed + k.", rich_help_panel=WORK)]
-DType = Annotated[str, typer.Option("--dtype", help=f"{', '.join(DTYPES)}: of the network.", rich_help_panel=MACHINE)]
-
-
 # --- groups of options ----------------------------------------------------------------------------------------------
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._utils.errors import InputError
+from .._utils.names import protect
 from . import options as o
-from .files import PNG, folder, protect, stem, target
+from .files import PNG, folder, stem, target
 from .output import Terminal, escaped, listening
 
 if TYPE_CHECKING:

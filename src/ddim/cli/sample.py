@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .._utils.errors import InputError
+from .._utils.names import protect, settings_text, slug, value_text
 from . import options as o
-from .files import PNG, guidance_tags, prompts_slug, protect, settings_text, slug, target, value_text
+from .files import PNG, guidance_tags, prompts_slug, target
 from .output import Terminal, escaped, listening
 
 if TYPE_CHECKING:

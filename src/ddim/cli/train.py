@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .files import protect
+from .._utils.names import protect
 from .output import Terminal, escaped, main_process
 
 _Config = Annotated[
