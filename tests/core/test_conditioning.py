@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from refusals import refused
 from torch import Tensor
 
 import ddim
@@ -68,9 +69,8 @@ def test_replaced_and_moved_it_is_another_value():
 
 
 def test_tensors_of_another_number_of_rows_are_refused():
-    with pytest.raises(ddim.InputError, match=r"\[2, 3\] rows") as caught:
+    with refused("conditioning", [2, 3]):
         Conditioning({"text": text(3, 4), "labels": torch.arange(2)})
-    assert caught.value.parameter == "conditioning"
     with pytest.raises(ddim.InputError):
         whole(3).replace(labels=torch.arange(2))
 
@@ -134,9 +134,8 @@ def test_masks_that_are_there_are_kept_and_made_longer():
 )
 def test_conditions_of_another_structure_are_refused(a, b):
     for pair in ([a, b], [b, a]):
-        with pytest.raises(ddim.InputError, match="cannot stand in one batch") as caught:
+        with refused("conditioning", *a.tensors, *b.tensors):
             Conditioning.cat(pair)
-        assert caught.value.parameter == "conditioning"
 
 
 # --- both branches ---------------------------------------------------------------------------------------------------

@@ -29,8 +29,8 @@ def test_elsewhere_nothing_changes():
 
 def test_an_error_inside_leaves_all_as_it_was():
     before = flash_sdp_enabled()
-    with pytest.raises(ValueError, match="inside"), quick_gradients("cpu"):
-        raise ValueError("inside")
+    with pytest.raises(ZeroDivisionError), quick_gradients("cpu"):
+        raise ZeroDivisionError
     assert flash_sdp_enabled() == before
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from oracles import Conditional, arc, conditional, gaussian, mixture, noise_like, prompts
+from refusals import refused
 from torch import Tensor
 
 import ddim
-from ddim._utils.errors import InputError
 from ddim.core.conditioning import Conditioning, PromptConditioning
 from ddim.core.denoiser import Call
 from ddim.core.guidance import Guidance, combine, guided
@@ -114,9 +114,8 @@ def test_without_an_unconditional_branch_there_is_no_guidance():
     lone = PromptConditioning(BOTH.cond)
     guided(asked, Guidance(1.0), lone)(X, NODE)
     assert asked.calls == [(("cond",), 4)]
-    with pytest.raises(InputError, match=r"7\.5 needs something to lead away from") as caught:
+    with refused("guidance", 7.5):
         guided(asked, Guidance(7.5), lone)(X, NODE)
-    assert caught.value.parameter == "guidance"
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow"])
@@ -157,22 +156,22 @@ def test_options_come_back():
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "refusal"),
     [
-        ({"weight": float("nan")}, "guidance: nan is not a number"),
-        ({"weight": float("inf")}, "guidance: inf is not a number"),
-        ({"weight": "7.5"}, "guidance: 7.5 is not a number"),
-        ({"weight": None}, "guidance: None is not a number"),
-        ({"weight": "a"}, "guidance: a is not a number"),
-        ({"rescale": "a"}, r"rescale: a lies outside \[0, 1\]"),
-        ({"interval": 0.5}, "interval: 0.5 is not a pair of numbers"),
-        ({"interval": (0.0, 0.5, 1.0)}, r"interval: \(0.0, 0.5, 1.0\) is not a pair of numbers"),
-        ({"interval": ("a", "b")}, "is not a pair of numbers"),
-        ({"rescale": 1.2}, r"rescale: 1.2 lies outside \[0, 1\]"),
-        ({"embedded": "a"}, "embedded: a is not a number"),
-        ({"interval": (0.8, 0.2)}, r"interval: \(0.8, 0.2\) is no part of \[0, 1\]"),
+        ({"weight": float("nan")}, refused("guidance", "nan")),
+        ({"weight": float("inf")}, refused("guidance", "inf")),
+        ({"weight": "7.5"}, refused("guidance", 7.5)),
+        ({"weight": None}, refused("guidance", None)),
+        ({"weight": "a"}, refused("guidance", "a")),
+        ({"rescale": "a"}, refused("rescale", "a")),
+        ({"interval": 0.5}, refused("interval", 0.5)),
+        ({"interval": (0.0, 0.5, 1.0)}, refused("interval", (0.0, 0.5, 1.0))),
+        ({"interval": ("a", "b")}, refused("interval", ("a", "b"))),
+        ({"rescale": 1.2}, refused("rescale", 1.2)),
+        ({"embedded": "a"}, refused("embedded", "a")),
+        ({"interval": (0.8, 0.2)}, refused("interval", (0.8, 0.2))),
     ],
 )
-def test_bad_settings(options, sentence):
-    with pytest.raises(InputError, match=sentence):
+def test_bad_settings(options, refusal):
+    with refusal:
         Guidance(**options)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from exif import exif_of
 from PIL import Image, ImageOps
+from refusals import failed, refused
 
 import ddim
-from ddim._utils.errors import DDIMError
 from ddim.data.images import open_image, read_images, to_uint8
 
 GREY, COLOUR = (1, 4, 6), (3, 4, 6)  # [C, H, W]
@@ -69,60 +69,60 @@ def test_saving_and_reading_eight_bits_is_lossless(tmp_path, dtype):
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "refusal"),
     [
-        ("missing.png", "missing.png"),
-        ([], "the list is empty"),
-        (3.0, "float is not an image"),
-        (None, "NoneType is not an image"),
-        (torch.rand(4, 6), r"shape \(4, 6\) is not a batch"),
-        (torch.rand(0, *COLOUR), "is not a batch"),
-        (torch.rand(COLOUR) * 2, r"values range from .* to .*must lie in \[0, 1\]"),
-        (torch.rand(COLOUR) - 1, r"must lie in \[0, 1\]"),
-        (torch.full(COLOUR, float("nan")), r"must lie in \[0, 1\]"),
-        (torch.ones(COLOUR, dtype=torch.int64), "use floats in .* or uint8"),
-        (torch.rand(GREY), r"shape \(1, 4, 6\), but the model takes \(3, 4, 6\)"),
-        (torch.rand(3, 9, 9), r"the model takes \(3, 4, 6\)"),
+        ("missing.png", refused("images", "missing.png")),
+        ([], refused("images")),
+        (3.0, refused("images", "float")),
+        (None, refused("images", "NoneType")),
+        (torch.rand(4, 6), refused("images", (4, 6))),
+        (torch.rand(0, *COLOUR), refused("images", (0, *COLOUR))),
+        (torch.rand(COLOUR) * 2, refused("images", [0, 1])),
+        (torch.rand(COLOUR) - 1, refused("images", [0, 1])),
+        (torch.full(COLOUR, float("nan")), refused("images", "nan", [0, 1])),
+        (torch.ones(COLOUR, dtype=torch.int64), refused("images", torch.int64, "uint8")),
+        (torch.rand(GREY), refused("images", GREY, COLOUR, "resize")),
+        (torch.rand(3, 9, 9), refused("images", (3, 9, 9), COLOUR)),
     ],
-    ids=lambda v: str(v)[:24] if isinstance(v, str) else type(v).__name__,
+    ids=lambda v: type(v).__name__ if isinstance(v, torch.Tensor) else repr(v),
 )
-def test_what_is_no_image(source, says):
-    with pytest.raises(ddim.InputError, match=says):
+def test_what_is_no_image(source, refusal):
+    with refusal:
         read_images(source, COLOUR)
 
 
 def test_a_truncated_file(picture):
     picture.write_bytes(picture.read_bytes()[:-30])
-    with pytest.raises(ddim.InputError, match="damaged or truncated"):
+    with refused("images", picture, "truncated"):
         read_images(picture, COLOUR)
 
 
 @pytest.mark.parametrize("content", [b"", b"this is text"])
 def test_a_file_that_is_no_image(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(ddim.InputError, match="is not an image that can be read"):
+    with refused("images", tmp_path / "a.png"):
         read_images(tmp_path / "a.png", COLOUR)
 
 
 def test_a_folder_is_no_image(tmp_path):
-    with pytest.raises(ddim.InputError, match="there is no file"):
+    with refused("images", tmp_path):
         read_images(tmp_path, COLOUR)
 
 
 def test_wrong_channels_say_what_would_fit():
-    with pytest.raises(ddim.InputError, match=r"has 1 colour channel\(s\), but the model takes 3; resize"):
+    with refused("images", 1, 3):
         read_images(Image.fromarray(pixels(GREY)), COLOUR)
-    with pytest.raises(ddim.InputError, match=r"has 3 colour channel\(s\), but the model takes 1; resize"):
+    with refused("images", 3, 1):
         read_images(Image.fromarray(pixels()), GREY)
 
 
 def test_a_wrong_size_says_what_would_fit():
-    with pytest.raises(ddim.InputError, match="is 9x5, but the model takes 6x4"):
+    with refused("images", "9x5", "6x4"):
         read_images(Image.new("RGB", (9, 5)), COLOUR)
 
 
 def test_a_model_of_two_channels_has_no_pictures():
-    with pytest.raises(ddim.InputError, match="1 or 3 channels; this model has 2"):
+    with refused(None, 2):
         read_images(Image.new("RGB", (6, 4)), (2, 4, 6), resize=True)
 
 
@@ -203,7 +203,7 @@ def test_transparent_sixteen_bits_lie_on_white(tmp_path):
 
 
 def test_an_image_of_floats_is_refused():
-    with pytest.raises(ddim.InputError, match="mode F"):
+    with refused("images", "mode F"):
         read_images(Image.new("F", (6, 4), 0.5), GREY)
 
 
@@ -263,7 +263,7 @@ def test_what_is_not_the_files_fault_passes(picture, monkeypatch):
 
 def test_a_panorama_beyond_pillows_limit_is_too_large_and_not_broken(picture, monkeypatch):
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(ddim.InputError, match=r"too large: .*24 pixels.* 20 pixels") as caught:
+    with refused("images", picture, 24, 20, hint=True) as caught:
         read_images(picture, COLOUR)
     assert "broken" not in str(caught.value)
     assert caught.value.hint is not None
@@ -276,9 +276,8 @@ def test_numbers_without_an_agreed_white_are_refused(tmp_path, mode):
     image = Image.new(mode, (6, 4))
     image.save(tmp_path / "a.tif")
     for source in (image, tmp_path / "a.tif"):
-        with pytest.raises(ddim.InputError, match=f"mode {mode}") as caught:
+        with refused("images", f"mode {mode}"):
             read_images(source, GREY, resize=True)
-        assert caught.value.parameter == "images"
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.bool])
@@ -301,7 +300,7 @@ def test_a_name_that_is_not_utf_8_is_read_and_said(tmp_path):
     Image.fromarray(pixels()).save(name)
     assert torch.equal(read_images(name, COLOUR), tensor_of(pixels()))
     Path(name).write_bytes(b"text")
-    with pytest.raises(ddim.InputError, match=r"caf\\xe9\.png") as caught:
+    with refused("images", r"caf\xe9.png") as caught:
         read_images(name, COLOUR)
     str(caught.value).encode("utf-8")
     out = ddim.save_image(torch.rand(COLOUR), tmp_path / "a.png", f"of {name}")
@@ -318,9 +317,9 @@ def test_to_uint8_rounds_to_the_nearest():
 def test_to_pil_takes_one_image_only():
     assert ddim.to_pil(torch.rand(1, *COLOUR)).size == (6, 4)
     assert ddim.to_pil(torch.rand(GREY)).mode == "L"
-    with pytest.raises(ddim.InputError, match="is not one image"):
+    with refused(None, (2, *COLOUR)):
         ddim.to_pil(torch.rand(2, *COLOUR))
-    with pytest.raises(ddim.InputError, match="1 or 3 channels"):
+    with refused(None, 2):
         ddim.to_pil(torch.rand(2, 4, 6))
 
 
@@ -338,7 +337,7 @@ def test_a_sheet_is_square_by_default():
 
 
 def test_pictures_are_png_only(tmp_path):
-    with pytest.raises(ddim.InputError, match=r"does not end in .png"):
+    with refused("path", tmp_path / "a.jpg", ".png"):
         ddim.save_image(torch.rand(COLOUR), tmp_path / "a.jpg")
 
 
@@ -347,6 +346,6 @@ def test_a_picture_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("os.replace", broken)
-    with pytest.raises(DDIMError, match="could not be written"):
+    with failed(None, tmp_path / "a.png"):
         ddim.save_image(torch.rand(COLOUR), tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []

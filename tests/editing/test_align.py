@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tiny_text
 import torch
+from refusals import refused
 
 from ddim._utils.errors import InputError
 from ddim.editing.align import NEW, align, refine, replace
@@ -42,7 +43,7 @@ def test_what_is_cut_off_has_no_places():
     assert tokens.spans == ((1, 6), (6, 11), (11, 15), (15, 15))
     assert len(tokens.ids) == L
     assert tokens.ids == tuple(TOKENIZER("zebra zebra zebra cat", truncation=True).input_ids)
-    with pytest.raises(InputError, match=r"'cat' was cut off: .* longer than the 16 tokens"):
+    with refused("word", "'cat'", 16):
         tokens.places("cat")
 
 
@@ -121,7 +122,7 @@ def test_words_are_found_whatever_their_case_and_punctuation():
 
 
 def test_an_unknown_word_names_those_there_are():
-    with pytest.raises(InputError, match=r"'dog' is not in the prompt 'a cat on a mat'; its words: a, cat, on, mat\."):
+    with refused("word", "'dog'", "'a cat on a mat'", "a, cat, on, mat"):
         cut("a cat on a mat").find("dog")
 
 
@@ -170,7 +171,7 @@ def test_replace_loses_no_attention():
 
 
 def test_replace_of_unequal_numbers_of_words_offers_refine():
-    with pytest.raises(InputError, match=r"'a cat' has 2 words and 'a red cat' has 3; use 'refine'"):
+    with refused("attention", "'a cat'", 2, "'a red cat'", 3, "'refine'"):
         replace(cut("a cat"), cut("a red cat"))
 
 

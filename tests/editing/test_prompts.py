@@ -3,6 +3,7 @@
 import pytest
 import tiny_text
 import torch
+from refusals import refused
 
 from ddim._utils.errors import InputError
 from ddim._utils.texts import parse_weights, refuse_weights, texts_for
@@ -92,13 +93,13 @@ def test_no_weights_are_none():
 
 
 def test_a_weight_of_an_unknown_word():
-    with pytest.raises(InputError, match=r"'dog' is not in the prompt 'a cat'; its words: a, cat\."):
+    with refused("weights", "'dog'", "'a cat'", "a, cat"):
         scales(cut("a cat"), {}, {"dog": 2.0})
 
 
 @pytest.mark.parametrize("weight", ["2", float("nan"), float("inf"), True])
 def test_a_weight_that_is_no_number(weight):
-    with pytest.raises(InputError, match="is not a number; 1 changes nothing"):
+    with refused("weights", repr(weight), "'cat'"):
         scales(cut("a cat"), {}, {"cat": weight})
 
 
@@ -118,14 +119,14 @@ def test_blend_words(blend, pair):
 
 @pytest.mark.parametrize("blend", ["", "/", "a/b/c", ("a", "b", "c"), (" ", "")])
 def test_blend_without_words(blend):
-    with pytest.raises(InputError, match="names no words; write it 'cat/tiger'"):
+    with refused("blend", repr(blend)):
         blend_words(blend)
 
 
 def test_the_mask_of_words():
     assert token_mask(cut("a zebra on a mat"), "zebra mat").nonzero().flatten().tolist() == [2, 3, 4, 5, 6, 9]
     assert not token_mask(cut("a cat"), "").any()
-    with pytest.raises(InputError, match="'tiger' is not in the prompt 'a cat'"):
+    with refused("blend", "'tiger'", "'a cat'"):
         token_mask(cut("a cat"), "tiger")
 
 
@@ -133,9 +134,9 @@ def test_one_value_a_target():
     assert per_target("blend", "x", 2, 3) == [["x"] * 3] * 2
     assert per_target("blend", ["x", None], 2, 2) == [["x", None], ["x", None]]
     assert per_target("blend", [["x", "y"], [None, "z"]], 2, 2) == [["x", "y"], [None, "z"]]
-    with pytest.raises(InputError, match=r"blend: 3 values were given for 2 images with 2 targets"):
+    with refused("blend", 3, 2):
         per_target("blend", ["x", "y", "z"], 2, 2)
-    with pytest.raises(InputError, match=r"blend: 1 lists were given for 2 images"):
+    with refused("blend", 1, 2):
         per_target("blend", [["x", "y"]], 2, 2)
 
 
@@ -144,9 +145,9 @@ def test_target_prompts():
     assert target_prompts(["a", "b"], 2) == [["a", "b"], ["a", "b"]]
     assert target_prompts([["a", "b"], ("c", "d")], 2) == [["a", "b"], ["c", "d"]]
     for wrong in ([], [["a"], ["b", "c"]], [["a"], "b"], [[]]):
-        with pytest.raises(InputError, match="is not a target prompt"):
+        with refused("prompt", wrong):
             target_prompts(wrong, 2)
-    with pytest.raises(InputError, match="1 lists of target prompts were given for 2 images"):
+    with refused("prompt", 1, 2):
         target_prompts([["a"]], 2)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from oracles import arc, fitted_order, gaussian, mixture, noise_like
+from refusals import refused, unknown
 
 import ddim
 from ddim.inversion import INVERSIONS, make_inversion
@@ -172,19 +173,19 @@ def test_the_implicit_steps_order():
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "refusal"),
     [
-        ({"iterations": 0}, "iterations: 0 is too few"),
-        ({"iterations": 1.5}, "iterations: 1.5 of 'ddim' is not a whole number"),
-        ({"iterations": float("inf")}, "iterations: inf"),
-        ({"anderson": -1}, "anderson: -1 is negative"),
-        ({"timestep": "surce"}, "Did you mean 'source'"),
-        ({"timestep": "source", "iterations": 2}, "needs timestep = 'destination'"),
-        ({"iteration": 2}, "Did you mean 'iterations'"),
+        ({"iterations": 0}, refused("iterations", 0)),
+        ({"iterations": 1.5}, refused("iterations", 1.5, "'ddim'")),
+        ({"iterations": float("inf")}, refused("iterations", "inf")),
+        ({"anderson": -1}, refused("anderson", -1)),
+        ({"timestep": "surce"}, unknown("timestep", "surce", nearest="source")),
+        ({"timestep": "source", "iterations": 2}, refused("iterations", 2, "timestep = 'destination'")),
+        ({"iteration": 2}, unknown("options", "iteration", nearest="iterations")),
     ],
 )
-def test_options_that_cannot_be(options, says):
-    with pytest.raises(ddim.InputError, match=says):
+def test_options_that_cannot_be(options, refusal):
+    with refusal:
         make_inversion("ddim", options)
 
 

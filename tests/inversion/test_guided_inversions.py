@@ -10,6 +10,7 @@ import tiny
 import tiny_text
 import torch
 from oracles import Conditional, conditional, gaussian, noise_like, prompts
+from refusals import not_finite, refused, unknown
 from torch import Tensor
 
 import ddim
@@ -246,9 +247,7 @@ def test_null_text_names_the_step_that_is_no_number():
             said = super().forward(x, node, cond, call)
             return said * float("nan") if call.branches == ("uncond",) and node.t < 500 else said
 
-    with pytest.raises(
-        ddim.DDIMError, match=r"no longer finite after the step from t = \d+ to t = \d+ \(step 8 of 12\)"
-    ):
+    with not_finite(8, 12):
         NullText().invert(scene(network=Broken(DATA.base, DATA.lead)), images(), GRID)
 
 
@@ -330,27 +329,27 @@ def test_an_interrupted_invert_resumes_twice():
 
 
 @pytest.mark.parametrize(
-    ("changed", "sentence"),
+    ("changed", "refusal"),
     [
-        ({"guidance": 4.0}, "another guidance"),
-        ({"options": {"inner": 3}}, "another settings"),
-        ({"steps": 5}, "another grid"),
-        ({"method": "direct", "options": None}, "another method"),
-        ({"prompt": "a cat"}, "another prompts"),
-        ({"images": tiny_text.pictures(3, seed=1)}, "other images"),
-        ({"images": tiny_text.pictures(2), "prompt": PROMPTS[:2]}, "begun with 3 images, but 2"),
+        ({"guidance": 4.0}, refused("resume", "guidance", 3.0, 4.0)),
+        ({"options": {"inner": 3}}, refused("resume", "settings", "'inner': 2", "'inner': 3")),
+        ({"steps": 5}, refused("resume", "grid")),
+        ({"method": "direct", "options": None}, refused("resume", "method", "null-text", "direct")),
+        ({"prompt": "a cat"}, refused("resume", "prompts", "'a cat'", "'a dog'")),
+        ({"images": tiny_text.pictures(3, seed=1)}, refused("resume", "images")),
+        ({"images": tiny_text.pictures(2), "prompt": PROMPTS[:2]}, refused("resume", 3, 2)),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
-def test_resuming_with_something_else_says_what(changed, sentence):
-    with pytest.raises(InputError, match=sentence):
+def test_resuming_with_something_else_says_what(changed, refusal):
+    with refusal:
         invert(resume=interrupted(2), **changed)
 
 
 def test_a_whole_code_is_nothing_to_resume_and_a_part_nothing_to_reconstruct():
-    with pytest.raises(InputError, match="whole one"):
+    with refused("resume"):
         invert(resume=invert())
-    with pytest.raises(InputError, match=r"interrupted run \(0 of 3 images done, then step 2 of 4\)"):
+    with refused("code", 0, 3, 2, 4):
         ddim.reconstruct(tiny_text.model(), interrupted(2))
 
 
@@ -453,9 +452,8 @@ def test_the_way_back_has_the_weight_that_the_method_wants():
         assert back(name) == (3.0 if free and method.exact else 1.0), name
         if free:
             assert back(name, inversion_guidance=2.0) == 2.0, name
-    with pytest.raises(InputError, match=r"2 does not go with 'direct'.* 1") as caught:
+    with refused("inversion_guidance", 2, "'direct'", 1):
         back("direct", inversion_guidance=2.0)
-    assert caught.value.parameter == "inversion_guidance"
 
 
 @pytest.mark.parametrize("method", ["direct", "edit-friendly"])
@@ -466,43 +464,41 @@ def test_exact_whatever_the_guidance_down_to_the_autoencoder(method):
 
 
 @pytest.mark.parametrize(
-    ("method", "options", "sentence"),
+    ("method", "options", "refusal"),
     [
-        ("null-text", {"inner": 0}, "inner: 0"),
-        ("null-text", {"lr": 0.0}, "lr: 0"),
-        ("null-text", {"stop": -1.0}, "stop: -1"),
-        ("null-text", {"start": "promt"}, "Did you mean 'prompt'"),
-        ("null-text", {"scope": "all"}, "Unknown scope 'all'"),
-        ("negative-prompt", {"toward_empty": 1.5}, r"toward_empty: 1.5 lies outside \[0, 1\]"),
-        ("edit-friendly", {"eta": 0.0}, "without noise there are no noise maps"),
-        ("edit-friendly", {"skip": 2.5}, "neither a fraction below 1 nor a whole number"),
-        ("direct", {"eta": 1}, "takes no options"),
+        ("null-text", {"inner": 0}, refused("inner", 0)),
+        ("null-text", {"lr": 0.0}, refused("lr", 0)),
+        ("null-text", {"stop": -1.0}, refused("stop", -1)),
+        ("null-text", {"start": "promt"}, unknown("start", "promt", nearest="prompt")),
+        ("null-text", {"scope": "all"}, unknown("scope", "all", "global", "step")),
+        ("negative-prompt", {"toward_empty": 1.5}, refused("toward_empty", 1.5)),
+        ("edit-friendly", {"eta": 0.0}, refused("eta", 0)),
+        ("edit-friendly", {"skip": 2.5}, refused("skip", 2.5)),
+        ("direct", {"eta": 1}, refused("eta", "'direct'")),
     ],
 )
-def test_bad_options(method, options, sentence):
-    with pytest.raises(InputError, match=sentence):
+def test_bad_options(method, options, refusal):
+    with refusal:
         make_inversion(method, options)
 
 
 def test_nothing_to_tune_at_weight_one():
-    with pytest.raises(InputError, match=r"guidance: 1 leaves 'null-text' nothing to tune"):
+    with refused("guidance", 1, "'null-text'"):
         invert(guidance=1.0)
 
 
 @pytest.mark.parametrize("method", [name for name, method in INVERSIONS.items() if method.needs])
 def test_a_model_without_conditions(method):
-    with pytest.raises(InputError, match=f"'{method}' (works on a prompt|puts the source's condition)") as caught:
+    with refused("method", repr(method)):
         ddim.invert(tiny.model(), torch.rand(1, 1, 8, 8), steps=2, method=method)
-    assert caught.value.parameter == "method"
 
 
 @pytest.mark.parametrize(("method", "options"), [("null-text", {}), ("negative-prompt", {"toward_empty": 0.5})])
 def test_a_model_of_classes_where_text_is_needed(method, options):
-    with pytest.raises(InputError, match=f"'{method}' works on a prompt") as caught:
+    with refused("method", repr(method)):
         ddim.invert(
             tiny.model(classes=3), torch.rand(1, 1, 8, 8), steps=2, method=method, options=options, labels=1, guidance=3
         )
-    assert caught.value.parameter == "method"
 
 
 @pytest.mark.parametrize(("skip", "steps"), [(12, 12), (0.9, 1), (0.9, 2), (0.999, 12), (3, 2)])

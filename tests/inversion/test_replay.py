@@ -1,12 +1,11 @@
 """Coming forward with what a code keeps: embeddings, noise maps, pivots."""
 
-import pytest
 import torch
 from oracles import arc, conditional, gaussian, noise_like, prompts
+from refusals import failed
 from torch import Tensor
 
 import ddim
-from ddim._utils.errors import DDIMError
 from ddim.core.conditioning import Conditioning, PromptConditioning
 from ddim.core.denoiser import Call
 from ddim.core.guidance import Guidance, guided
@@ -78,7 +77,7 @@ def test_noise_maps_are_the_noise():
 
 
 def test_too_few_noise_maps_say_so():
-    with pytest.raises(DDIMError, match="keeps 5 noise maps; its solver asked for more"):
+    with failed(None, 5):
         replay(GUIDED, ddim.make_solver("ddim", {"eta": 1.0}), {"x": X}, GRID, {"noise": noise_like((3, 5, 2, 3))})
     assert StoredNoise(torch.zeros(1, 1, 2, dtype=torch.float64))(torch.zeros(1, 2)).dtype == torch.float32
 

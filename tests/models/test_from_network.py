@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from refusals import refused, warned
 from torch import Tensor, nn
 
 import ddim
@@ -100,9 +101,8 @@ def test_it_is_told_the_time_as_it_was_trained(flow, lookup):
     told_whole = Model.from_network(
         Lookup().eval(), lookup.schedule, shape=(1, 4, 4), labels=5, timestep_dtype=torch.int64
     )
-    with pytest.raises(ddim.InputError, match="timestep") as caught:
+    with refused("timestep_dtype", "torch.int64", 499.5):
         ddim.sample(told_whole, 1, spacing=[500.5], labels=0)
-    assert caught.value.parameter == "timestep_dtype"
 
 
 def test_a_sampler_by_hand_draws_the_same(flow):
@@ -173,7 +173,7 @@ def test_the_fingerprint_is_of_weights_schedule_and_range():
     with torch.no_grad():
         network.mix.weight.mul_(1.5)
     assert model.fingerprint != before
-    with pytest.warns(ddim.DDIMWarning, match="the reconstruction will differ"):
+    with warned(before[:12], model.fingerprint[:12]):
         ddim.reconstruct(model, code)
 
 
@@ -277,9 +277,8 @@ def test_an_argument_that_cannot_be(changed, parameter):
 )
 def test_an_answer_that_is_no_picture(answer):
     model = Model.from_network(lambda x, t: answer(x), SCHEDULE, shape=(1, 4, 4))
-    with pytest.raises(ddim.InputError, match="it returned") as caught:
+    with refused("network", (2, 1, 4, 4)):
         ddim.sample(model, 2, steps=2)
-    assert caught.value.parameter == "network"
 
 
 @pytest.mark.parametrize("labels", [5, NULL, -1, [0, 1, 2], "1", 1.5, None, True])
@@ -330,7 +329,7 @@ def test_a_code_of_another_network_is_told(flow, lookup):
     other = Model.from_network(
         Lookup().eval(), lookup.schedule, shape=(1, 4, 4), labels=5, null_label=NULL, name="other"
     )
-    with pytest.warns(ddim.DDIMWarning, match="made by the model 'mine'.* not by 'other'"):
+    with warned("'mine'", "'other'"):
         ddim.reconstruct(other, code)
 
 

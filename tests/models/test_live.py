@@ -13,11 +13,12 @@ import tiny
 import tiny_text
 import torch
 from oracles import noise_like
+from refusals import not_finite, refused, warned
 from torch import Tensor, nn
 
 import ddim
 from ddim import AttentionEdit, Guidance
-from ddim._utils.errors import DDIMError, DDIMWarning, InputError
+from ddim._utils.errors import InputError
 from ddim.core.noise import SeededNoise
 from ddim.models.attention.unet import ControlledAttention
 from ddim.models.live import is_compiled
@@ -307,7 +308,7 @@ def test_an_error_of_the_network_leaves_it_unchanged():
     code = ddim.invert(live(pipeline), tiny_text.pictures(1), steps=3, prompt=PROMPT)
     torch.nn.init.constant_(pipeline.unet.conv_out.bias, torch.inf)
     kept = processors(pipeline)
-    with pytest.raises(DDIMError, match="no longer finite"), pytest.warns(DDIMWarning, match="will differ"):
+    with not_finite(1), warned("'StableDiffusionPipeline'"):
         ddim.edit(live(pipeline), code, OTHER, attention=EVERYWHERE)
     assert all(a is b for a, b in zip(processors(pipeline), kept, strict=True))
 
@@ -468,7 +469,7 @@ def test_another_scale_of_any_layer_is_another_model(layer: int):
     loras[layer].scaling["toy"] = 0.25
     assert model.fingerprint != one
     assert far(drawn(model), picture) > 1e-4
-    with pytest.warns(DDIMWarning, match=r"with the adapters toy 1, but .* has toy .*0\.25"):
+    with warned("toy", 0.25):
         ddim.reconstruct(model, code)
     loras[layer].scaling["toy"] = 1.0
     assert model.fingerprint == one
@@ -492,7 +493,7 @@ def test_fused_adapters_draw_the_same_and_are_another_model():
     fused = live(pipeline)
     assert fused.fingerprint not in (one, live(tiny_text.pipeline()).fingerprint)
     assert far(drawn(fused), picture) < 1e-3
-    with pytest.warns(DDIMWarning, match="the reconstruction will differ"):
+    with warned("toy", "none"):
         ddim.reconstruct(fused, code)
 
 
@@ -526,7 +527,7 @@ def test_adapters_of_peft():
     pipeline.fuse_lora(components=["unet"])
     assert model.fingerprint != other
     assert far(drawn(model), less) < 1e-3
-    with pytest.warns(DDIMWarning, match="the reconstruction will differ"):
+    with warned(other[:12], model.fingerprint[:12]):
         ddim.reconstruct(model, code)
     pipeline.unfuse_lora(components=["unet"])
     assert far(drawn(model), less) < 1e-3
@@ -570,9 +571,8 @@ def test_a_compiled_network_works_without_attention_control(wrap: Callable[[nn.M
     assert is_compiled(pipeline.unet)
     model, kept = live(pipeline), processors(pipeline)
     assert model.fingerprint == own.fingerprint
-    with pytest.raises(InputError, match=r"the U-Net is compiled.*or use attention = 'none'") as caught:
+    with refused("attention", "compiled", "attention = 'none'") as caught:
         edit(model)
-    assert caught.value.parameter == "attention"
     assert "\n" not in str(caught.value)
     with suppress_dynamo(wrap):
         assert same_but_for_layout(model, own)
@@ -612,9 +612,8 @@ def test_processors_of_ones_own_work_and_are_never_replaced():
     pipeline.unet.set_attn_processor(louder)
     with unchanged(pipeline):
         model = live(pipeline)
-        with pytest.raises(InputError, match=r"processor Louder of .* does more than plain attention") as caught:
+        with refused("attention", "Louder") as caught:
             edit(model)
-        assert caught.value.parameter == "attention"
         assert "\n" not in str(caught.value)
         drawn(model)
         before = louder.calls
@@ -713,7 +712,7 @@ def test_a_real_inpainting_pipeline_is_refused():
     parts = tiny_text.pipeline().components
     parts = {k: v for k, v in parts.items() if k != "image_encoder"}
     pipeline = diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)  # type: ignore[arg-type]
-    with unchanged(pipeline), pytest.raises(InputError, match="is a StableDiffusionInpaintPipeline") as caught:
+    with unchanged(pipeline), refused("model", "StableDiffusionInpaintPipeline", hint=True) as caught:
         ddim.load(pipeline)
     one_sentence(caught)
 
@@ -730,7 +729,7 @@ def test_an_img2img_pipeline_is_the_same_networks():
 def test_an_ip_adapter_is_refused():
     pipeline = tiny_text.pipeline()
     pipeline.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
-    with unchanged(pipeline), pytest.raises(InputError, match="has an IP-Adapter") as caught:
+    with unchanged(pipeline), refused("model", "IP-Adapter") as caught:
         ddim.load(pipeline)
     assert "pipeline.unload_ip_adapter()" in one_sentence(caught)
 
@@ -739,7 +738,7 @@ def test_an_ip_adapter_is_refused():
 def test_a_network_in_training_is_refused(part: str):
     pipeline = tiny_text.pipeline()
     getattr(pipeline, part).train()
-    with unchanged(pipeline), pytest.raises(InputError, match=f"the {part} of the pipeline is in training") as caught:
+    with unchanged(pipeline), refused("model", part) as caught:
         ddim.load(pipeline)
     assert f"pipeline.{part}.eval()" in one_sentence(caught)
 
@@ -747,10 +746,7 @@ def test_a_network_in_training_is_refused(part: str):
 def test_a_pixel_network_in_training_is_refused():
     pipeline = pixel_pipeline()
     pipeline.unet.train()
-    with (
-        unchanged(pipeline),
-        pytest.raises(InputError, match=r"training mode; call pipeline\.unet\.eval") as caught,
-    ):
+    with unchanged(pipeline), refused("model", "pipeline.unet.eval()") as caught:
         ddim.load(pipeline)
     one_sentence(caught)
 
@@ -759,7 +755,7 @@ def test_a_pixel_network_in_training_is_refused():
 def test_a_pipeline_without_a_part_is_refused(part: str):
     pipeline = tiny_text.pipeline()
     setattr(pipeline, part, None)
-    with pytest.raises(InputError, match=f"the StableDiffusionPipeline has no {part}") as caught:
+    with refused("model", "StableDiffusionPipeline", part) as caught:
         ddim.load(pipeline)
     one_sentence(caught)
 
@@ -768,12 +764,12 @@ def test_a_pipeline_without_a_part_is_refused(part: str):
 def test_a_part_of_another_class_is_refused(part: str):
     pipeline = tiny_text.pipeline()
     setattr(pipeline, part, tiny.unet())
-    with pytest.raises(InputError, match=f"the {part} of the pipeline is a UNet2DModel; only") as caught:
+    with refused("model", part, "UNet2DModel") as caught:
         ddim.load(pipeline)
     one_sentence(caught)
     pixels = pixel_pipeline()
     pixels.unet = tiny_text.pipeline().unet
-    with pytest.raises(InputError, match="is a UNet2DConditionModel; only UNet2DModel is supported"):
+    with refused("model", "UNet2DConditionModel", "UNet2DModel"):
         ddim.load(pixels)
 
 
@@ -787,7 +783,7 @@ def test_a_part_of_another_class_is_refused(part: str):
 @pytest.mark.parametrize("make", [tiny_text.pipeline, pixel_pipeline], ids=["text", "pixels"])
 def test_where_and_what_are_the_owners_affair(make: Callable[[], Any], option: str, value: Any):
     pipeline = make()
-    with unchanged(pipeline), pytest.raises(InputError, match="is not moved, cast or compiled") as caught:
+    with unchanged(pipeline), refused(option, type(pipeline).__name__) as caught:
         ddim.load(pipeline, **{option: value})
     one_sentence(caught, option)
     ddim.load(pipeline, device=None, dtype=None, compile=False)
@@ -799,7 +795,7 @@ def test_where_and_what_are_the_owners_affair(make: Callable[[], Any], option: s
     ids=lambda thing: type(thing).__name__,
 )
 def test_what_is_no_pipeline_is_refused(thing: Any):
-    with pytest.raises(InputError, match="neither the name of a model, nor a folder, nor") as caught:
+    with refused("model", type(thing).__name__, hint=True) as caught:
         ddim.load(thing)
     said = one_sentence(caught)
     assert type(thing).__name__ in said
@@ -807,7 +803,7 @@ def test_what_is_no_pipeline_is_refused(thing: Any):
 
 
 def test_a_loaded_model_is_no_pipeline():
-    with pytest.raises(InputError, match="a PixelModel is neither"):
+    with refused("model", "PixelModel", hint=True):
         ddim.load(tiny.model())  # type: ignore[arg-type]
 
 
@@ -823,6 +819,6 @@ def test_a_network_that_wants_more_than_words_is_refused(config: dict[str, Any])
 def test_a_scheduler_that_is_not_taken_is_refused():
     pipeline = tiny_text.pipeline()
     pipeline.scheduler = diffusers.EDMEulerScheduler()
-    with pytest.raises(InputError, match="EDMEulerScheduler") as caught:
+    with refused("model", "EDMEulerScheduler") as caught:
         ddim.load(pipeline)
     one_sentence(caught)

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import tiny_text
 import torch
+from refusals import failed, refused
 from safetensors.torch import load_file, save_file
 from tiny_features import features_folder
 from torch import Tensor
@@ -17,7 +18,7 @@ from training_helpers import make_autoencoder
 from transformers import CLIPConfig, CLIPModel, ResNetConfig, ResNetForImageClassification, ViTConfig, ViTModel
 
 import ddim
-from ddim._utils.errors import DDIMError, InputError, UnknownName
+from ddim._utils.errors import InputError, UnknownName
 from ddim.evaluation.metrics.networks import Clip, Dino
 from ddim.models import device_and_dtype
 from ddim.models.features import load_features
@@ -110,9 +111,8 @@ def test_a_missing_tensor_is_named(part: Any):
     folder, place, load, _, parameter = part
     name = some(load_file(weights(place)))
     change(place, lambda tensors: {k: t for k, t in tensors.items() if k != name})
-    with pytest.raises(InputError, match=name.split(".")[-2]) as caught:
+    with refused(parameter, name.split(".")[-2]) as caught:
         load(folder)
-    assert caught.value.parameter == parameter
     assert str(place) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -120,27 +120,24 @@ def test_a_missing_tensor_is_named(part: Any):
 def test_a_tensor_that_nothing_takes_is_named(part: Any):
     folder, place, load, _, parameter = part
     change(place, lambda tensors: {**tensors, "another.weight": torch.ones(3)})
-    with pytest.raises(InputError, match=r"another\.weight") as caught:
+    with refused(parameter, "'another.weight'"):
         load(folder)
-    assert caught.value.parameter == parameter
 
 
 def test_a_tensor_of_another_shape_is_named(part: Any):
     folder, place, load, _, parameter = part
     name = some(load_file(weights(place)))
     change(place, lambda tensors: {**tensors, name: torch.ones(2, 97)})
-    with pytest.raises(InputError, match="2x97") as caught:
+    with refused(parameter, "2x97"):
         load(folder)
-    assert caught.value.parameter == parameter
 
 
 def test_quantised_weights_are_refused(part: Any):
     folder, place, load, _, parameter = part
     name = some(load_file(weights(place)))
     change(place, lambda tensors: {**tensors, name: tensors[name].to(torch.int8)})
-    with pytest.raises(InputError, match="int8") as caught:
+    with refused(parameter, "int8"):
         load(folder)
-    assert caught.value.parameter == parameter
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module._fsdp_wrapped_module."])
@@ -171,9 +168,8 @@ def test_a_config_of_far_more_than_the_file_holds_is_given_up_at_once(part: Any)
     if "depths" in config:
         config["depths"] = [10**6 for _ in config["depths"]]
     (place / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="far larger") as caught:
+    with refused(parameter, place / "config.json"):
         load(folder)
-    assert caught.value.parameter == parameter
 
 
 @pytest.mark.parametrize(
@@ -237,7 +233,7 @@ def test_a_missing_shard_is_named_and_a_whole_variant_will_do(tmp_path: Path):
     tiny.unet().save_pretrained(folder / "unet", max_shard_size="40KB")
     gone = sorted((folder / "unet").glob("*.safetensors"))[1]
     gone.unlink()
-    with pytest.raises(InputError, match=gone.name):
+    with refused("model", gone.name):
         ddim.load(folder, device="cpu")
     tiny.unet().half().save_pretrained(folder / "unet", variant="fp16", max_shard_size="40KB")
     assert next(ddim.load(folder, device="cpu").network.parameters()).dtype == torch.float32  # type: ignore[attr-defined]
@@ -302,9 +298,8 @@ def test_a_class_that_is_not_named_is_refused(made: dict[str, Path], tmp_path: P
     for name in ("model_index.json", "unet/config.json"):
         before = (folder / name).read_text()
         (folder / name).write_text(json.dumps({k: v for k, v in json.loads(before).items() if k != "_class_name"}))
-        with pytest.raises(InputError, match="does not name") as caught:
+        with refused("model", folder, None):
             ddim.load(folder, device="cpu")
-        assert caught.value.parameter == "model"
         (folder / name).write_text(before)
 
 
@@ -323,7 +318,9 @@ def test_a_part_of_another_class_is_refused_by_name(made: dict[str, Path], tmp_p
     folder = Path(shutil.copytree(made["unet"], tmp_path / "m"))
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {part: entry}))
-    with pytest.raises(InputError, match=r"NoSuchThing|names no class") as caught:
+    unknown = "NoSuchThing" in str(entry)
+    about = "scheduler" if unknown and part == "scheduler" else "model"
+    with refused(about, "NoSuchThing" if unknown else part) as caught:
         ddim.load(folder, device="cpu")
     assert "NoSuchThing" in str(caught.value) or part in str(caught.value)
 
@@ -375,34 +372,29 @@ def test_a_tokenizer_without_its_vocabulary_is_refused(made: dict[str, Path], tm
     for file in tokens.iterdir():
         if file.name not in kept:
             file.unlink()
-    with pytest.raises(InputError, match=r"no CLIP tokenizer.*(vocab\.json|merges\.txt)") as caught:
+    with refused("model", tokens, "merges.txt" if "vocab.json" in kept else "vocab.json"):
         ddim.load(folder, device="cpu")
-    assert caught.value.parameter == "model"
 
 
 @pytest.mark.parametrize(
-    ("model", "says"),
+    "model",
     [
-        ({"merges": []}, "different words into the same tokens"),
-        (
-            {"vocab": {"<|startoftext|>": 0, "<|endoftext|>": 1}, "merges": []},
-            "different words into the same tokens",
-        ),
-        ({"vocab": "words"}, "no CLIP tokenizer"),
+        {"merges": []},
+        {"vocab": {"<|startoftext|>": 0, "<|endoftext|>": 1}, "merges": []},
+        {"vocab": "words"},
     ],
     ids=["merges", "vocab", "broken"],
 )
 @pytest.mark.parametrize("of", ["unet", "clip"])
 def test_a_tokenizer_that_makes_the_same_of_different_words(
-    made: dict[str, Path], tmp_path: Path, of: str, model: dict[str, Any], says: str
+    made: dict[str, Path], tmp_path: Path, of: str, model: dict[str, Any]
 ):
     folder = Path(shutil.copytree(made[of], tmp_path / "m"))
     file = next(folder.rglob("tokenizer.json"))
     whole = json.loads(file.read_text())
     file.write_text(json.dumps(whole | {"model": whole["model"] | model}))
-    with pytest.raises(InputError, match=says) as caught:
+    with refused(PARTS[of][4], file.parent):
         PARTS[of][2](folder)
-    assert caught.value.parameter == PARTS[of][4]
 
 
 def words(model: Any) -> Tensor:
@@ -422,32 +414,33 @@ def text_unet(**options: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "named"),
     [
-        ({"num_class_embeds": 5}, "num_class_embeds"),
-        ({"class_embed_type": "timestep"}, "class_embed_type"),
+        ({"num_class_embeds": 5}, ["num_class_embeds", 5]),
+        ({"class_embed_type": "timestep"}, ["class_embed_type", "'timestep'"]),
         (
             {
                 "addition_embed_type": "text_time",
                 "addition_time_embed_dim": 4,
                 "projection_class_embeddings_input_dim": 20,
             },
-            "addition_embed_type",
+            ["addition_embed_type", "'text_time'"],
         ),
-        ({"time_cond_proj_dim": 8}, "time_cond_proj_dim"),
-        ({"encoder_hid_dim_type": "text_proj", "encoder_hid_dim": 12}, "encoder_hid_dim"),
-        ({"cross_attention_dim": 20}, r"text of \(16, 12\)"),
-        ({"out_channels": 3}, "3 output channels for 4 input"),
-        ({"sample_size": 0}, "sample_size"),
+        ({"time_cond_proj_dim": 8}, ["time_cond_proj_dim", 8]),
+        ({"encoder_hid_dim_type": "text_proj", "encoder_hid_dim": 12}, ["encoder_hid_dim_type", "'text_proj'"]),
+        ({"cross_attention_dim": 20}, [(16, 12)]),
+        ({"out_channels": 3}, [3, 4]),
+        ({"sample_size": 0}, ["sample_size", 0]),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
-def test_a_text_models_unet_that_wants_more_is_refused_at_load(tmp_path: Path, options: dict[str, Any], says: str):
+def test_a_text_models_unet_that_wants_more_is_refused_at_load(
+    tmp_path: Path, options: dict[str, Any], named: list[Any]
+):
     pipeline = text_unet(**options)
     pipeline.save_pretrained(tmp_path / "m")
-    with pytest.raises(InputError, match=says) as caught:
+    with refused("model", *named):
         ddim.load(tmp_path / "m", device="cpu")
-    assert caught.value.parameter == "model"
 
 
 def test_a_text_models_learned_variance_is_left_aside(tmp_path: Path):
@@ -500,9 +493,8 @@ def test_training_takes_such_an_autoencoder_too(tmp_path: Path):
 )
 def test_an_autoencoder_without_its_scale(made: dict[str, Path], tmp_path: Path, key: str, value: Any):
     folder = text_model(made, tmp_path, "vae/config.json", **{key: value})
-    with pytest.raises(InputError, match=key) as caught:
+    with refused("model", key, repr(value)):
         ddim.load(folder, device="cpu")
-    assert caught.value.parameter == "model"
 
 
 def test_an_autoencoder_that_shrinks_otherwise_is_refused(tmp_path: Path):
@@ -519,7 +511,7 @@ def test_an_autoencoder_that_shrinks_otherwise_is_refused(tmp_path: Path):
         out_channels=1,
     )
     pipeline.save_pretrained(tmp_path / "m")
-    with pytest.raises(InputError, match=r"images of shape \(1, 32, 32\) instead of \(3, 32, 32\)"):
+    with refused("model", (1, 32, 32), (3, 32, 32)):
         ddim.load(tmp_path / "m", device="cpu")
 
 
@@ -528,7 +520,7 @@ def test_tokens_that_the_encoder_does_not_know(made: dict[str, Path], tmp_path: 
     words = tiny_text.tokenizer()
     words.add_tokens(["catish"])
     words.save_pretrained(folder / "tokenizer")
-    with pytest.raises(InputError, match="its text encoder has only"):
+    with refused("model", len(words) - 1):
         ddim.load(folder, device="cpu")
 
 
@@ -553,9 +545,8 @@ def deep(size: int) -> Any:
 
 def test_a_size_that_the_network_cannot_have_is_refused_at_load(tmp_path: Path):
     assert ddim.load(tiny.pipeline_folder(tmp_path / "32", deep(32)), device="cpu").shape == (1, 32, 32)
-    with pytest.raises(InputError, match=r"\(1, 28, 28\)") as caught:
+    with refused("model", (1, 28, 28)):
         ddim.load(tiny.pipeline_folder(tmp_path / "28", deep(28)), device="cpu")
-    assert caught.value.parameter == "model"
 
 
 # --- fingerprints ----------------------------------------------------------------------------------------------------
@@ -628,7 +619,7 @@ def test_a_dtype_as_a_value_is_taken(made: dict[str, Path]):
 
 def test_a_live_pipeline_is_asked_the_same(made: dict[str, Path]):
     pipeline = text_unet(num_class_embeds=5)
-    with pytest.raises(InputError, match="num_class_embeds"):
+    with refused("model", "num_class_embeds"):
         StableDiffusion("live", pipeline)
 
 
@@ -636,6 +627,5 @@ def test_broken_files_are_named(part: Any):
     folder, place, load, _, parameter = part
     file = weights(place)
     file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(DDIMError, match=file.name) as caught:
+    with failed(parameter, file):
         load(folder)
-    assert caught.value.parameter == parameter

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from refusals import failed, refused, unknown, warned
 
 import ddim
 import ddim.models
-from ddim._utils.errors import DDIMError, DDIMWarning
 from ddim.models.fingerprint import fingerprint
 from ddim.models.pixel import PixelModel
 from ddim.pipelines.common import grid_for
@@ -67,7 +67,7 @@ def test_a_path_as_text(folder):
 
 def test_a_folder_without_a_scheduler_is_taken_for_ddpms_and_says_so(folder):
     shutil.rmtree(folder / "scheduler")
-    with pytest.warns(DDIMWarning, match=r"eps.*linear betas") as told:
+    with warned("eps", "linear", 0.0001, 0.02) as told:
         assert torch.equal(load(folder).schedule.path.alpha_bar, ddim.linear_alpha_bar())
     assert len(told) == 1
     assert told[0].filename == __file__
@@ -97,7 +97,7 @@ def test_what_lies_above_a_whole_pipeline_is_anothers(folder, tmp_path):
     shutil.rmtree(folder / "scheduler")
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
-    with pytest.warns(DDIMWarning, match="no scheduler config"):
+    with warned(folder / "unet", "eps"):
         assert load(folder).schedule.prediction == "eps"
 
 
@@ -181,19 +181,19 @@ def test_every_bundled_model_loads_and_its_test_images_fit():
 
 def test_an_unknown_name_suggests_the_nearest(monkeypatch, pristine):
     monkeypatch.setattr(ddim.models, "bundled_models", lambda: {"fashion": pristine})
-    with pytest.raises(ddim.InputError, match=r"Unknown model 'fashoin'\. Did you mean 'fashion'"):
+    with unknown("model", "fashoin", nearest="fashion", hint=True):
         load("fashoin")
     assert load("fashion").name == "fashion"
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c"])
 def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(name):
-    with pytest.raises(ddim.InputError, match="There is no folder"):
+    with unknown("model", name, hint=True):
         load(name)
 
 
 def test_a_hub_id_without_a_network():
-    with pytest.raises(DDIMError, match="'nobody/nothing' is neither a bundled model nor a folder"):
+    with failed("model", "'nobody/nothing'"):
         load("nobody/nothing")
 
 
@@ -204,7 +204,7 @@ def test_a_pickle_is_never_loaded(tmp_path, name):
             return (pytest.fail, ("a pickle was loaded",))
 
     torch.save(Bomb(), tmp_path / name)
-    with pytest.raises(ddim.InputError, match="a pickle, which is never loaded"):
+    with refused("model", tmp_path / name, "pickle"):
         load(tmp_path / name)
 
 
@@ -213,27 +213,27 @@ def test_a_folder_with_pickled_weights_only(folder):
     for file in network.glob("*.safetensors"):
         file.unlink()
     torch.save(tiny.unet().state_dict(), network / "diffusion_pytorch_model.bin")
-    with pytest.raises(ddim.InputError, match=r"only the pickle diffusion_pytorch_model.bin, which is never loaded"):
+    with refused("model", network, "diffusion_pytorch_model.bin", "pickle"):
         load(folder)
 
 
 def test_a_single_file(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"")
-    with pytest.raises(ddim.InputError, match="is a single file; give a folder"):
+    with refused("model", tmp_path / "a.safetensors"):
         load(tmp_path / "a.safetensors")
 
 
 def test_missing_weights(folder):
     for file in (folder / "unet").glob("*.safetensors"):
         file.unlink()
-    with pytest.raises(ddim.InputError, match="contains no weights"):
+    with refused("model", folder / "unet", ".safetensors"):
         load(folder)
 
 
 def test_truncated_weights(folder):
     (file,) = (folder / "unet").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(DDIMError, match="cannot be loaded"):
+    with failed("model", file):
         load(folder)
 
 
@@ -242,7 +242,7 @@ def test_weights_of_another_network(folder):
     shutil.copy(folder / "unet" / "config.json", folder / "other" / "config.json")
     shutil.rmtree(folder / "unet")
     (folder / "other").rename(folder / "unet")
-    with pytest.raises(DDIMError, match="cannot be loaded"):
+    with refused("model", "'conv_in.weight'", "8x3x3x3", "8x1x3x3"):
         load(folder)
 
 
@@ -250,19 +250,19 @@ def test_weights_of_another_network(folder):
 @pytest.mark.parametrize("file", ["unet/config.json", "scheduler/scheduler_config.json"])
 def test_broken_json(folder, file, content):
     (folder / file).write_text(content)
-    with pytest.raises(DDIMError, match=r"config\.json"):
+    with refused(None, folder / file):
         load(folder)
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(ddim.InputError, match="not in the diffusers format"):
+    with refused("model", tmp_path, "config.json"):
         load(tmp_path)
 
 
 def test_a_stable_diffusion_folder(folder):
     config = folder / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "UNet2DConditionModel"}))
-    with pytest.raises(ddim.InputError, match="only a UNet2DConditionModel; give the folder of the whole"):
+    with refused("model", "UNet2DConditionModel", "model_index.json"):
         load(folder)
 
 
@@ -270,7 +270,7 @@ def test_a_stable_diffusion_folder(folder):
 def test_a_variance_exploding_network_is_refused(folder, kind):
     # their networks want their input scaled, or answer the score: taken for eps they would be silently wrong
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": kind}))
-    with pytest.raises(ddim.InputError, match=kind):
+    with refused("model", kind):
         load(folder)
 
 
@@ -285,35 +285,35 @@ def test_a_flow_network_predicts_the_flow_by_default(folder):
 
 
 def test_an_unknown_beta_schedule_names_the_nearest():
-    with pytest.raises(ddim.InputError, match="Did you mean 'linear'"):
+    with unknown("beta_schedule", "liner", nearest="linear"):
         tiny.model(beta_schedule="liner")
 
 
 def test_an_unknown_dtype_names_the_nearest(folder):
-    with pytest.raises(ddim.InputError, match="Did you mean 'float16'"):
+    with unknown("dtype", "flaot16", nearest="float16"):
         load(folder, dtype="flaot16")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_without_cuda(folder):
-    with pytest.raises(ddim.InputError, match="no CUDA device"):
+    with refused("device", "CUDA"):
         ddim.load(folder, device="cuda")
 
 
 def test_a_device_that_does_not_exist(folder):
-    with pytest.raises(ddim.InputError, match="cdua"):
+    with unknown("device", "cdua", nearest="cuda"):
         ddim.load(folder, device="cdua")
 
 
 def test_classes_that_are_not_counted():
     network = tiny.unet()
     network.register_to_config(class_embed_type="timestep")
-    with pytest.raises(ddim.InputError, match="embeds its classes by 'timestep'"):
+    with refused("model", "'timestep'"):
         PixelModel("tiny", network, {})
 
 
 def test_an_unknown_bundled_model_has_no_test_images():
-    with pytest.raises(ddim.InputError, match="Unknown bundled model 'fasion'"):
+    with unknown("name", "fasion", nearest="fashion"):
         ddim.bundled_test_images("fasion")
 
 
@@ -322,7 +322,7 @@ def test_a_hub_repository_of_another_kind_is_refused_before_its_weights(folder, 
     config.write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
     asked = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: asked.append(name) or folder)
-    with pytest.raises(ddim.InputError, match="a UNet2DConditionModel"):
+    with refused("model", "UNet2DConditionModel"):
         load("owner/name")
     assert len(asked) == 1
 
@@ -330,12 +330,12 @@ def test_a_hub_repository_of_another_kind_is_refused_before_its_weights(folder, 
 def test_a_network_without_a_size():
     network = tiny.unet()
     network.register_to_config(sample_size=None)
-    with pytest.raises(ddim.InputError, match="sample_size"):
+    with refused("model", "sample_size", None):
         PixelModel("tiny", network, {})
 
 
 def test_channels_that_do_not_match():
-    with pytest.raises(ddim.InputError, match="5 output channels for 1 input"):
+    with refused("model", 5, 1):
         PixelModel("tiny", tiny.unet(out=5), {})
 
 
@@ -366,18 +366,18 @@ def test_one_label_serves_all():
 
 
 @pytest.mark.parametrize(
-    ("classes", "labels", "says"),
+    ("classes", "labels", "refusal"),
     [
-        (4, None, "from 0 to 3"),
-        (None, [0, 0], "is unconditional"),
-        (4, [1, 2, 3], "were given for 2 images"),
-        (4, [0, 4], "labels: 4 is not a class"),
-        (4, [-1, 0], "labels: -1 is not a class"),
-        (4, [], "were given for 2"),
+        (4, None, refused("labels", "'tiny'", 0, 3)),
+        (None, [0, 0], refused("labels", "'tiny'")),
+        (4, [1, 2, 3], refused("labels", 3, 2)),
+        (4, [0, 4], refused("labels", 4, "'tiny'", 0, 3)),
+        (4, [-1, 0], refused("labels", -1, "'tiny'", 0, 3)),
+        (4, [], refused("labels", 0, 2)),
     ],
 )
-def test_labels_that_do_not_fit(classes, labels, says):
-    with pytest.raises(ddim.InputError, match=says):
+def test_labels_that_do_not_fit(classes, labels, refusal):
+    with refusal:
         tiny.model(classes=classes).condition(labels, 2)
 
 

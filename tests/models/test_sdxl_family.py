@@ -11,6 +11,7 @@ import tiny_sdxl
 import torch
 from diffusers import UNet2DConditionModel
 from oracles import noise_like
+from refusals import failed, refused
 from torch import Tensor
 
 import ddim
@@ -293,7 +294,7 @@ def test_an_edit_of_a_code_tells_its_targets_the_sizes_of_the_source(images):
 def test_conditions_that_lack_a_part_are_refused(model):
     cond = model.encode_prompt(["a cat"]).replace()
     text = type(cond)({"text": cond.tensors["text"]})
-    with pytest.raises(ddim.InputError, match="pooled is missing"):
+    with refused("conditioning", "pooled"):
         model.ask(noise_like((1, 4, 16, 16)).float(), model.schedule.grid(4)[0], text)
 
 
@@ -337,7 +338,7 @@ def test_float16_with_an_autoencoder_in_float32(images, live):
     # without it, there are no numbers
     pipeline.vae.register_to_config(force_upcast=False)
     pipeline.vae.half()
-    with pytest.raises(ddim.DDIMError, match="autoencoder"):
+    with failed(None, repr(model.name)):
         model.encode(images)
 
 
@@ -419,7 +420,7 @@ def test_a_live_pipeline_with_a_lora_stays_as_it_is(images):
 def test_a_pipeline_in_training_is_refused():
     pipeline = tiny_sdxl.pipeline()
     pipeline.text_encoder_2.train()
-    with pytest.raises(ddim.InputError, match="text_encoder_2"):
+    with refused("model", "text_encoder_2"):
         ddim.load(pipeline)
 
 
@@ -516,42 +517,40 @@ def refiner(index: dict[str, Any]) -> None:
 )
 def test_folders_that_are_refused_by_name(folder, tmp_path, change, word):
     there = changed(folder, tmp_path / "other", change)
-    with pytest.raises(ddim.InputError, match=word) as caught:
+    with refused("model", word):
         ddim.load(there, device="cpu")
-    assert caught.value.parameter == "model"
 
 
 UNETS = [
-    ({"in_channels": 9}, "inpainting"),
-    ({"in_channels": 8}, "InstructPix2Pix"),
-    ({"time_cond_proj_dim": 8}, "LCM"),
-    ({"projection_class_embeddings_input_dim": 5 * 6 + 10}, "refiner"),
-    ({"projection_class_embeddings_input_dim": 99}, "99"),
-    ({"addition_embed_type": None}, "addition_embed_type"),
-    ({"out_channels": 5}, "output channels"),
+    ({"in_channels": 9}, [9, 4]),
+    ({"in_channels": 8}, [8, 4, "InstructPix2Pix"]),
+    ({"time_cond_proj_dim": 8}, ["time_cond_proj_dim", 8, "LCM"]),
+    ({"projection_class_embeddings_input_dim": 5 * 6 + 10}, ["refiner"]),
+    ({"projection_class_embeddings_input_dim": 99}, [99]),
+    ({"addition_embed_type": None}, ["addition_embed_type", None]),
+    ({"out_channels": 5}, [5, 4]),
 ]
 
 
-@pytest.mark.parametrize(("config", "word"), UNETS)
-def test_networks_that_are_refused_by_name(config, word):
+@pytest.mark.parametrize(("config", "words"), UNETS)
+def test_networks_that_are_refused_by_name(config, words):
     pipeline = tiny_sdxl.pipeline()
     pipeline.unet = tiny_sdxl.unet(**config)
-    with pytest.raises(ddim.InputError, match=word) as caught:
+    with refused("model", *words):
         ddim.load(pipeline)
-    assert caught.value.parameter == "model"
 
 
 def test_a_live_refiner_is_refused_by_name():
     pipeline = tiny_sdxl.pipeline()
     pipeline.text_encoder = pipeline.tokenizer = None
-    with pytest.raises(ddim.InputError, match="refiner"):
+    with refused("model", "refiner"):
         ddim.load(pipeline)
 
 
 def test_text_encoders_of_different_lengths_are_refused():
     pipeline = tiny_sdxl.pipeline()
     pipeline.tokenizer_2.model_max_length = 12
-    with pytest.raises(ddim.InputError, match="24 and 12"):
+    with refused("model", 24, 12):
         ddim.load(pipeline)
 
 
@@ -561,7 +560,7 @@ def test_tokenizers_that_place_a_word_differently_are_told_by_an_edit(images):
     pipeline.text_encoder_2.resize_token_embeddings(len(pipeline.tokenizer_2))
     model = ddim.load(pipeline)
     ddim.sample(model, 1, steps=2, prompt="a cat", guidance=5.0)
-    with pytest.raises(ddim.InputError, match="differently"):
+    with refused("prompt", "'a cat'"):
         ddim.edit(model, images[:1], ["a dog"], source_prompt="a cat", steps=2)
 
 
@@ -569,7 +568,7 @@ def test_tokenizers_that_place_a_word_differently_are_told_by_an_edit(images):
 def test_statistics_that_are_none(numbers):
     pipeline = tiny_sdxl.pipeline()
     pipeline.vae.register_to_config(latents_mean=[0.0] * 4, latents_std=numbers)
-    with pytest.raises(ddim.InputError, match="latents_std"):
+    with refused("model", "latents_std", repr(numbers)):
         ddim.load(pipeline)
 
 
@@ -586,6 +585,5 @@ def test_nothing_is_drawn_between_pictures_of_different_size_ids(images):
     for sizes in (None, ddim.SizeIds(original=(64, 64))):
         model.size_ids = sizes
         codes.append(ddim.invert(model, images[:1], steps=2, prompt="a cat"))
-    with pytest.raises(ddim.InputError, match="different size_ids; an interpolation") as caught:
+    with refused("codes", "size_ids"):
         ddim.interpolate(model, *codes, frames=3)
-    assert caught.value.parameter == "codes"

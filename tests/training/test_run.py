@@ -18,12 +18,13 @@ import torch
 import training_helpers
 from killing import dead_file
 from PIL import Image
+from refusals import failed, not_finite, refused, unknown
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from training_helpers import Stop, labelled, make_images, make_labels, state, stop_after, tables, tiny, write_toml
 
 import ddim
-from ddim._utils.errors import DDIMError, InputError
+from ddim._utils.errors import InputError
 from ddim._utils.lock import only_process
 from ddim.training import train
 from ddim.training.checkpoint import Checkpoints, clean, whole_folder
@@ -128,12 +129,12 @@ def test_a_finished_run_is_not_run_again_but_can_be_made_longer(images, tmp_path
 def test_a_folder_that_holds_a_run_is_not_overwritten(images, tmp_path):
     train(tiny(images, tmp_path / "run"))
     before = state(tmp_path / "run", 6)
-    with pytest.raises(InputError, match="already contains a run; continue it with --resume"):
+    with refused("output.folder", tmp_path / "run"):
         train(tiny(images, tmp_path / "run"))
-    with pytest.raises(InputError, match=r"other values of model.dropout, train.lr"):
+    with refused("output.folder", "model.dropout", "train.lr"):
         train(tiny(images, tmp_path / "run", train={"lr": 1.0}, model={"dropout": 0.0}), resume=True)
     (images / "003.png").unlink()
-    with pytest.raises(InputError, match="contains other images"):
+    with refused(None, images):
         train(tiny(images, tmp_path / "run"), resume=True)
     assert state(tmp_path / "run", 6) == before
 
@@ -145,7 +146,7 @@ def test_files_of_the_users_own_are_left_alone(images, tmp_path):
     train(tiny(images, tmp_path / "run"))
     stale = tmp_path / "run/.ddim-tmp-model"
     stale.mkdir()
-    with pytest.raises(InputError, match="already contains a run"):
+    with refused("output.folder", tmp_path / "run"):
         train(tiny(images, tmp_path / "run"))
     assert stale.is_dir()  # a refused run alters nothing
     train(tiny(images, tmp_path / "run"), resume=True)
@@ -155,7 +156,7 @@ def test_files_of_the_users_own_are_left_alone(images, tmp_path):
 
 def test_a_model_that_was_only_moved_aside_is_a_run(images, tmp_path):
     (tmp_path / "run/.ddim-old-model").mkdir(parents=True)
-    with pytest.raises(InputError, match="already contains a run"):
+    with refused("output.folder", tmp_path / "run"):
         train(tiny(images, tmp_path / "run"))
 
 
@@ -244,7 +245,7 @@ def test_other_weights_in_the_same_file_are_refused_on_resume(images, tmp_path):
     about = tmp_path / "run/checkpoints/step-00000002/state.json"
     written = about.read_text()
     file.write_text(json.dumps([2.0] * 20))
-    with pytest.raises(InputError, match=r"weights\.json contains other weights than the run in .* began with"):
+    with refused(None, file):
         train(config, resume=True)
     file.write_text(json.dumps([1] * 20))  # the same numbers
     old = {key: value for key, value in json.loads(written).items() if key != "weights"}
@@ -259,7 +260,7 @@ def test_two_processes_do_not_train_into_one_folder(images, tmp_path):
     command = [sys.executable, "-c", code, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match="Another process is training into") as caught:
+        with refused(None, folder) as caught:
             train(tiny(images, folder))
         process.send_signal(signal.SIGKILL)
     assert "\n" not in str(caught.value)
@@ -273,7 +274,7 @@ def test_a_lock_on_a_new_folder_leaves_nothing(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="Cannot write into"), only_process(tmp_path / "file"):
+    with refused(None, tmp_path / "file"), only_process(tmp_path / "file"):
         pass
 
 
@@ -288,7 +289,7 @@ class Bomb:
 def test_a_pickle_in_a_checkpoint_is_refused_and_named(images, tmp_path):
     train(tiny(images, tmp_path / "run"))
     torch.save({"state": Bomb(tmp_path / "ran")}, tmp_path / "run/checkpoints/step-00000006/optimizer.safetensors")
-    with pytest.raises(InputError, match=r"Cannot continue from .*step-00000006"):
+    with refused(None, "step-00000006"):
         train(tiny(images, tmp_path / "run"), resume=True)
     assert not (tmp_path / "ran").exists()
 
@@ -352,11 +353,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(images, tmp_path, monkeypatch, 
 
     with monkeypatch.context() as patch:
         patch.setattr(place, full)
-        with pytest.raises(
-            DDIMError, match=r"Could not write .*step-00000004: the disk is full; its old content was kept"
-        ) as caught:
+        with failed(None, "step-00000004", "disk"):
             train(tiny(images, folder), resume=True)
-    assert not isinstance(caught.value, InputError)
     assert state(folder, 2) == before
     assert not leftovers(folder)
     train(tiny(images, folder), resume=True)
@@ -370,7 +368,7 @@ def test_a_full_disk_at_the_end_leaves_no_half_model(images, tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr("diffusers.DDIMPipeline.save_pretrained", full)
-        with pytest.raises(DDIMError, match="the disk is full"):
+        with failed(None, tmp_path / "run/model", "disk"):
             train(tiny(images, tmp_path / "run"))
     assert not (tmp_path / "run/model").exists()
     assert not leftovers(tmp_path / "run")
@@ -421,7 +419,7 @@ def test_a_folder_is_back_when_the_new_one_cannot_take_its_name(tmp_path, monkey
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(DDIMError, match="its old content was kept"), whole_folder(target):
+    with failed(None, target), whole_folder(target):
         pass
     assert (target / "a").read_text() == "old"
     assert not leftovers(tmp_path)
@@ -454,7 +452,7 @@ def test_a_loss_that_is_not_finite_names_the_step(images, tmp_path, monkeypatch)
         return real(*args) * (math.nan if len(calls) == 5 else 1)
 
     monkeypatch.setattr(pixel, "diffusion_loss", diverging)
-    with pytest.raises(DDIMError, match=r"The loss is nan .* at step 5"):
+    with not_finite(5, "nan", hint=True):
         train(tiny(images, tmp_path / "run"))
     assert [p.name for p in sorted((tmp_path / "run/checkpoints").iterdir())] == ["step-00000002", "step-00000004"]
 
@@ -476,15 +474,18 @@ def test_a_broken_image_is_reported_and_the_run_goes_on(images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "refusal"),
     [
-        ({"model": {"down_block_types": ["DownBlock2D"]}}, "diffusers cannot build the network"),
-        ({"data": {"size": 7}}, "does not take 7x7 images"),
-        ({"data": {"path": "/none"}, "model": {"block_out_chanels": [8]}}, "Did you mean 'block_out_channels'"),
+        ({"model": {"down_block_types": ["DownBlock2D"]}}, refused("model", "diffusers", "down_block_types")),
+        ({"data": {"size": 7}}, refused("model", "7x7")),
+        (
+            {"data": {"path": "/none"}, "model": {"block_out_chanels": [8]}},
+            unknown("model.block_out_chanels", "block_out_chanels", nearest="block_out_channels"),
+        ),
     ],
 )
-def test_a_network_that_cannot_work_is_one_error_before_the_start(images, tmp_path, changes, says):
-    with pytest.raises(InputError, match=says):
+def test_a_network_that_cannot_work_is_one_error_before_the_start(images, tmp_path, changes, refusal):
+    with refusal:
         train(tiny(images, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 from safetensors.torch import load_file
 from training_helpers import make_parquet, make_words, png, task_config
 
@@ -137,5 +138,5 @@ def test_other_labels_are_other_data_on_resume(tmp_path):
     config = task_config("classifier", file, tmp_path / "run")
     train(config)
     make_parquet(file, image=cells, label=[1, 0] * 4)
-    with pytest.raises(ddim.InputError, match=r"a\.parquet contains other images than the run"):
+    with refused(None, file):
         train(config, resume=True)

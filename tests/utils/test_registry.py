@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from refusals import refused, unknown
 
 import ddim
 from ddim._utils.errors import InputError, UnknownName
@@ -110,14 +111,12 @@ def test_a_value_of_another_kind_is_one_sentence(options, parameter):
 
 
 def test_an_unknown_option_names_the_nearest():
-    with pytest.raises(UnknownName, match="Did you mean 'whole'") as caught:
+    with unknown("options", "hole", nearest="whole"):
         build(Options, "options", {"hole": 1})
-    assert caught.value.parameter == "options"
     with pytest.raises(UnknownName):
         build(Options, "options", {"derived": 1})  # no option
-    with pytest.raises(InputError, match="'bare' takes no options, but 'eta' was given") as bare:
+    with refused("eta", "'bare'"):
         build(Bare, "bare", {"eta": 1})
-    assert bare.value.parameter == "eta"
 
 
 def test_a_method_whose_code_could_not_be_read_again_is_refused_before_the_work():
@@ -136,10 +135,9 @@ def test_a_method_whose_code_could_not_be_read_again_is_refused_before_the_work(
     asked = list[Any]()
     model = tiny.model()
     model.network.register_forward_pre_hook(lambda *_: asked.append(0))
-    for method, word in ((Unknown(), "SOLVERS.add"), (Disguised(), "another one"), (Odd(extra=[1]), "extra = ")):
-        with pytest.raises(InputError, match=word) as caught:
+    for method, named in ((Unknown(), "'unknown'"), (Disguised(), "'bdia'"), (Odd(extra=[1]), "extra = [1]")):
+        with refused("method", named):
             ddim.invert(model, torch.rand(1, 1, 8, 8), steps=3, method=method)
-        assert caught.value.parameter == "method"
     assert not asked
 
 
