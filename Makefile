@@ -31,19 +31,33 @@ docs-notebooks: .make/docs
 clean:
 	rm -rf $(VENV) .make demo site
 
-# torch goes first and pinned: an open range would fetch gigabytes of CUDA packages on a machine without a GPU.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 
-.make/user: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+# torch comes first. On Linux the usual index has it with 15 wheels of CUDA, which a machine without a GPU has no use
+# for, so that such a machine takes the build for CPUs from PyTorch's own index; what torch needs comes with the rest.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+GPU ?= $(shell if [ -e /dev/nvidia0 ] || command -v nvidia-smi >/dev/null; then echo yes; else echo no; fi)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CPU_TORCH := $(PIP) --no-deps --retries 1 --timeout 15 --index-url $(TORCH_INDEX) torch
+NO_INDEX := "torch was not found at $(TORCH_INDEX); the usual index has it too, with CUDA's wheels."
+
+.make/torch: $(BIN)/python constraints.txt
+ifeq ($(shell uname)-$(GPU),Linux-no)
+	$(CPU_TORCH) || { echo $(NO_INDEX); $(PIP) torch; }
+else
+	$(PIP) torch
+endif
 	@mkdir -p .make && touch $@
 
-.make/dev: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+.make/user: .make/torch pyproject.toml constraints.txt
+	$(PIP) -e .
 	@mkdir -p .make && touch $@
 
-.make/docs: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+.make/dev: .make/torch pyproject.toml constraints.txt
+	$(PIP) -e ".[dev]"
+	@mkdir -p .make && touch $@
+
+.make/docs: .make/torch pyproject.toml constraints.txt
+	$(PIP) -e ".[docs]"
 	@mkdir -p .make && touch $@

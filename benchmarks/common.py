@@ -21,7 +21,7 @@ def open_text_model(name: str) -> Any:
         import ddim
 
         return ddim.load(name)
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
     import tiny_text
 
     return tiny_text.model()

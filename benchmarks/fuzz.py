@@ -193,7 +193,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as temporary:
         root = Path(temporary).resolve()
         os.environ.update(OFFLINE | {"HF_HOME": str(root / "hf"), "TORCH_HOME": str(root / "torch")})
-        sys.path[1:1] = [str(Path(__file__).parents[1] / "tests")]
+        sys.path[1:1] = [str(Path(__file__).parents[1] / "tests" / "helpers")]
         sys.modules.setdefault("fuzz", sys.modules["__main__"])  # what the kinds import is this very module
         homes, cases = {}, []
         for kind in options.only or COUNTS:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))  # the tiny models are the tests'
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))  # the tiny models are the tests'
 
 RECIPE = """
 [data]

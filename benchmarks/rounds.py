@@ -50,7 +50,7 @@ def opened(name: str) -> Iterator[Network]:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(ddim.bundled_models().get(name, name))
         if name in (TINY, TINY_TEXT):
-            sys.path.append(str(Path(__file__).parents[1] / "tests"))
+            sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
         if name == TINY:
             import tiny
 

@@ -38,6 +38,8 @@ def offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             raise OSError(101, "Network is unreachable")
 
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        # the client asks six times, and sleeps for 23 seconds in all between
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
         monkeypatch.setattr(socket.socket, "connect", unreachable)
         monkeypatch.setattr(socket, "getaddrinfo", unreachable)
 
