@@ -2,14 +2,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs docs-serve docs-figures docs-notebooks clean
+.PHONY: demo test fast lint docs docs-serve docs-figures docs-notebooks clean
 
 demo: .make/user
 	$(BIN)/ddim demo --out demo
 
-# a process a core, of one thread each: two threads beside another busy process wait for each other
+# A process a core, of one thread each: two threads beside another busy process wait for each other. Each process takes
+# a run of tests that stand together, so that what a module sets up is set up once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal
+
 test: .make/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --cov --cov-report=term:skip-covered
+	$(PYTEST) --cov --cov-report=term:skip-covered
+
+fast: .make/dev
+	$(PYTEST) -m fast
 
 lint: .make/dev
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from typing import Any
 
 import tiny
 import tiny_features
+import tiny_pie
 import tiny_text
 import torch
 import training_helpers
@@ -71,12 +72,10 @@ def pictures(root: Path) -> None:
 
 def lines(root: Path) -> None:
     """All that command lines name."""
-    from test_pie_bench import made_up
-
     models(root)
     codes(root)
     pictures(root)
-    made_up(root / "bench", 2)
+    tiny_pie.made_up(root / "bench", 2)
     table(root / "words.parquet", 32)
     (root / "held.csv").write_text("vendor,text\nnoto,dog\nblob,owl\n")
     data = {"path": "words.parquet", "size": 32, "prompt": "a {vendor} {text}", "without": "held.csv"}

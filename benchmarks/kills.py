@@ -14,6 +14,7 @@ writing of a checkpoint, are ``benchmarks/kill_resume.py``'s.
 """
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -240,13 +241,16 @@ def finish(kind: Kind, folder: Path, whole: Path, log: Path) -> None:
     kind.wrong += [f"{name} differs" for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
 
 
-def kinds(root: Path) -> Iterator[Kind]:
-    """The commands, on models and pictures that are made in ``root``."""
+def kinds(root: Path, part: int) -> Iterator[Kind]:
+    """The commands with their steps divided by ``part``, on models and pictures that are made in ``root``."""
     import tiny
     import tiny_text
     import torch
 
     from ddim.data.images import save_image
+
+    def steps(count: int) -> str:
+        return str(count // part)
 
     torch.set_num_threads(1)
     pixel, words = str(tiny.pipeline_folder(root / "pixel")), str(root / "words")
@@ -255,30 +259,47 @@ def kinds(root: Path) -> Iterator[Kind]:
         save_image(torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(k)), root / f"grey/{k:02d}.png")
         save_image(tiny_text.pictures(seed=k)[0], root / f"colour/{k:02d}.png")
     grey, colour = ([str(p) for p in sorted((root / name).iterdir())] for name in ("grey", "colour"))
-    back = ["invert", *grey, "-m", pixel, "-S", "40", "--batch", "1", "--no-check", "--out"]
-    tuned = ["invert", *colour[:3], "-m", words, "-p", "a cat", "-w", "5", "--method", "null-text", "-S", "20"]
+    back = ["invert", *grey, "-m", pixel, "-S", steps(40), "--batch", "1", "--no-check", "--out"]
+    tuned = ["invert", *colour[:3], "-m", words, "-p", "a cat", "-w", "5", "--method", "null-text", "-S", steps(20)]
     tuned += ["-o", "inner=3", "--batch", "1", "--no-check", "--together", "--out"]
     one = "all.code.safetensors"
-    made = ["edit", colour[0], "-m", words, "--from", "a cat", "--to", "a dog", "--to", "a tiger", "-S", "60", "--each"]
-    drawn = ["sample", "-m", pixel, "-n", "12", "-S", "40", "--batch", "1", "--each", "--out"]
+    made = [
+        "edit",
+        colour[0],
+        "-m",
+        words,
+        "--from",
+        "a cat",
+        "--to",
+        "a dog",
+        "--to",
+        "a tiger",
+        "-S",
+        steps(60),
+        "--each",
+    ]
+    drawn = ["sample", "-m", pixel, "-n", "12", "-S", steps(40), "--batch", "1", "--each", "--out"]
     table = ["evaluate", "table2", "-m", pixel, "--data", str(root / "grey"), "--images", "12", "--batch", "2"]
-    table += ["--method", "ddim", "--method", "bdia", "-S", "20", "-S", "40", "--out"]
+    table += ["--method", "ddim", "--method", "bdia", "-S", steps(20), "-S", steps(40), "--out"]
 
     def resumed(command: Sequence[str]) -> Callable[[Path], list[str]]:
         return lambda folder: [*command, str(folder / one), "--resume", str(folder / f"{one}.partial")]
 
     def recipe(folder: Path) -> list[str]:
         config = folder.with_suffix(".toml")
-        values = {"images": json.dumps(str(root / "grey")), "folder": json.dumps(str(folder)), "steps": 120}
+        values = {"images": json.dumps(str(root / "grey")), "folder": json.dumps(str(folder)), "steps": steps(120)}
         config.write_text(RECIPE.format(**values))
         return ["train", str(config), "--resume"]
 
-    yield Kind("invert", lambda folder: [*back, str(folder)], each=40)
+    each = int(steps(40))
+    yield Kind("invert", lambda folder: [*back, str(folder)], each=each)
     together = [*back[:-1], "--together", "--out"]
-    yield Kind("invert --together", lambda folder: [*together, str(folder / one)], resumed(together), each=40)
+    yield Kind(
+        "invert --together", lambda folder: [*together, str(folder / one)], resumed(together), each=int(steps(40))
+    )
     yield Kind("null-text", lambda folder: [*tuned, str(folder / one)], resumed(tuned))
     yield Kind("edit", lambda folder: [*made, "--out", str(folder / "strip.png")])
-    yield Kind("sample", lambda folder: [*drawn, str(folder / "sheet.png")], each=40)
+    yield Kind("sample", lambda folder: [*drawn, str(folder / "sheet.png")], each=each)
     yield Kind("train", recipe)
     yield Kind("evaluate table2", lambda folder: [*table, str(folder)])
 
@@ -287,16 +308,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="in all, shared out among the kinds")
     parser.add_argument("--seed", type=int, default=11, help="of the random moments")
+    parser.add_argument("--part", type=int, default=1, help="divides the steps of every command")
     parser.add_argument("--only", nargs="*", help="kinds, as the table names them")
     options = parser.parse_args()
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        chosen = [kind for kind in kinds(root) if not options.only or kind.name in options.only]
+        chosen = [kind for kind in kinds(root, options.part) if not options.only or kind.name in options.only]
         log = root / "log"
         print(f"{options.kills} kills, moments from seed {options.seed}; Python {sys.version.split()[0]}")
         print(f"{'command':18} kills  inside  kept more  wrong")
         number = 0
+        gc.collect()
+        gc.freeze()  # children then share these pages
         for k, kind in enumerate(chosen):
             name = kind.name.replace(" ", "-")
             whole, folder = root / f"{name}-whole", root / f"{name}-killed"

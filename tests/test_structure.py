@@ -8,6 +8,7 @@ from pathlib import Path
 
 import diffusers
 import pytest
+from conftest import SLOW
 from refusals import refused
 
 import ddim
@@ -141,6 +142,19 @@ for name in {names}:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# --- tests -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_slow_tests_exist_and_every_folder_has_fast_ones():
+    folder = Path(__file__).parent
+    for name in SLOW:
+        module, _, function = name.partition("::")
+        assert f"def {function}" in (folder / module).read_text(encoding="utf-8"), name
+    for layer in set(LAYERS) - {"_utils", "solvers", "demo"}:  # the laws hold the solvers
+        modules = {f"{layer}/{file.name}" for file in (folder / layer).glob("test_*.py")}
+        assert modules - SLOW, layer
 
 
 # --- registries ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ KINDS = ["invert", "invert --together", "edit", "train", "evaluate table2"]
 
 def test_kills_lose_nothing_and_leave_nothing(monkeypatch: pytest.MonkeyPatch, capsys: Any):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    monkeypatch.setattr("sys.argv", ["benchmarks/kills.py", "--kills", str(len(KINDS)), "--only", *KINDS])
+    words = ["--kills", str(len(KINDS)), "--part", "4", "--only", *KINDS]
+    monkeypatch.setattr("sys.argv", ["benchmarks/kills.py", *words])
     code = importlib.import_module("kills").main()
     said = capsys.readouterr().out
     assert code == 0, said

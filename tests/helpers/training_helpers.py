@@ -188,9 +188,11 @@ def state(folder: Path, step: int) -> dict[str, bytes]:
 
 
 def main() -> None:
-    """``python training_helpers.py CONFIG [--resume]``: one run on one thread."""
+    """``python training_helpers.py CONFIG... [--resume]``: one run after the other, on one thread."""
     torch.set_num_threads(1)
-    train(load_config(sys.argv[1]), resume="--resume" in sys.argv)
+    for config in sys.argv[1:]:
+        if config != "--resume":
+            train(load_config(config), resume="--resume" in sys.argv)
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def test_parts_and_joined_codes_come_back_whatever_the_batch_and_the_threads(way
     """Made in batches of three and two on ``workers`` threads; read on one, in every other company."""
     model, settings = WAYS[way][0](), WAYS[way][1]
     with threads(workers):
-        code, begun = inverted(model, five(model), steps=5, method="bdia", batch=3, **settings)
+        code, begun = inverted(model, five(model), steps=3, method="bdia", batch=3, **settings)
     assert code.calls["rows"].tolist() == [3, 3, 3, 2, 2]
     assert code.calls["place"].tolist() == [0, 1, 2, 0, 1]
     assert (code.machine["workers"], code.machine["threads"]) == (workers, 1)

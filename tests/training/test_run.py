@@ -589,19 +589,26 @@ def test_micro_batches_add_up_to_the_batch(images, tmp_path, told):
     np.testing.assert_allclose(curves[2], curves[0], rtol=1e-3)
 
 
-def test_two_processes_share_a_batch(images, tmp_path, told):
+def test_two_processes_share_a_batch(images, tmp_path):
+    """Of an unconditional run, and of one with labels, half of them dropped."""
     changes = {"train": {"batch": 8, "steps": 4, "accumulate": 2, "threads": 1}, "model": {"dropout": 0.0}}
-    changes = told({**changes, "output": {"checkpoint_every": 4}})
-    train(tiny(images, tmp_path / "one", **changes))
-    config = write_toml(tables(images, tmp_path / "two", **changes), tmp_path / "run.toml")
+    changes = {**changes, "output": {"checkpoint_every": 4}}
+    make_labels(images)
+    runs = {"unconditional": changes, "labels": labelled(changes)}
+    configs = list[Path]()
+    for name, told in runs.items():
+        train(tiny(images, tmp_path / name / "one", **told))
+        configs.append(write_toml(tables(images, tmp_path / name / "two", **told), tmp_path / f"{name}.toml"))
     # `accelerate launch` starts several CPU processes only through MPI; torchrun sets the same variables without.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    launch += [str(HELPER), str(config)]
+    launch += [str(HELPER), *map(str, configs)]
     done = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    assert "2 x cpu" in done.stderr
-    one, two = (load_file(tmp_path / n / "checkpoints/step-00000004/weights.safetensors") for n in ("one", "two"))
-    # Rounding that Adam blows up where a gradient is nearly zero moves a weight by a few rates (1e-3) at most.
-    gap = torch.cat([(one[name] - two[name]).flatten() for name in one]).abs()
-    assert float(gap.median()) < 1e-6
-    assert float(gap.max()) < 5e-3
+    assert done.stderr.count("2 x cpu") == 2
+    for name in runs:
+        folders = (tmp_path / name / n / "checkpoints/step-00000004" for n in ("one", "two"))
+        one, two = (load_file(folder / "weights.safetensors") for folder in folders)
+        # Rounding that Adam blows up where a gradient is nearly zero moves a weight by a few rates (1e-3) at most.
+        gap = torch.cat([(one[key] - two[key]).flatten() for key in one]).abs()
+        assert float(gap.median()) < 1e-6
+        assert float(gap.max()) < 5e-3
