@@ -2,10 +2,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast lint docs docs-serve docs-figures docs-notebooks clean
+.PHONY: demo dev test fast lint docs docs-serve docs-figures docs-notebooks clean
 
 demo: .make/user
 	$(BIN)/ddim demo --out demo
+
+dev: .make/dev
 
 # A process a core, of one thread each: two threads beside another busy process wait for each other. Each process takes
 # a run of tests that stand together, so that what a module sets up is set up once.

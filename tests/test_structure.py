@@ -157,6 +157,16 @@ def test_the_slow_tests_exist_and_every_folder_has_fast_ones():
         assert modules - SLOW, layer
 
 
+def test_no_test_holds_an_error_to_its_words():
+    """An error is data: ``refusals`` holds it to type, parameter and the values named."""
+    folder = Path(__file__).parent
+    for file in folder.rglob("test_*.py"):
+        if file.relative_to(folder).parts[0] not in ("cli", "demo", "evaluation"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                asks = isinstance(node, ast.Call) and ast.unparse(node.func) in ("pytest.raises", "pytest.warns")
+                assert not (asks and any(k.arg == "match" for k in node.keywords)), f"{file}, line {node.lineno}"
+
+
 # --- registries ------------------------------------------------------------------------------------------------------
 
 
