@@ -141,6 +141,13 @@ def test_what_is_not_cached_is_one_sentence():
         ddim.load(NAME, device="cpu")
 
 
+@pytest.mark.usefixtures("offline", "cache")
+def test_a_name_that_no_repository_can_have_is_one_sentence():
+    with failed("model", "'[red]x[/red]'") as caught:
+        ddim.load("[red]x[/red]", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
 def test_with_a_network_the_full_weights_are_fetched_or_the_variant(
     made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ):

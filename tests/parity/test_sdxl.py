@@ -207,7 +207,9 @@ def test_the_pooled_embedding_of_the_other_branch_is_seen(monkeypatch):
         assert apart(solved(model, x, right, 7.5), b, b) <= AGREE
         wrong = PromptConditioning(right.cond, right.cond.replace(text=right.uncond.tensors["text"]))
         assert apart(solved(model, x, wrong, 7.5), b, b) >= 1000 * AGREE
-    monkeypatch.setattr(model, "nothing", lambda cond: cond.replace(text=torch.zeros_like(cond.tensors["text"])))
+    monkeypatch.setattr(
+        model, "zero_conditioning", lambda cond: cond.replace(text=torch.zeros_like(cond.tensors["text"]))
+    )
     with refused(None, "wrong rule", kind=AssertionError):
         row("wrong rule", pipeline, model, x, ["a cat"], 7.5, None)
 

@@ -66,9 +66,13 @@ def _stem(part: str) -> str:
 def cached(name: str) -> Path | None:
     """Returns the folder of a repository's main branch in the hub's cache, complete or not; None if there is none."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     for first in _FIRST:
-        found = try_to_load_from_cache(name, first)
+        try:
+            found = try_to_load_from_cache(name, first)
+        except HFValidationError:  # no repository can have this name
+            return None
         if isinstance(found, str):
             return Path(found.removesuffix(first))
     return None
