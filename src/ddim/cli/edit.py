@@ -143,6 +143,7 @@ class Attention(Options):
         "The part of the steps in which attention to words follows the source's; by default 0,0.4.",
         ATTENTION,
         parse=_window("cross_steps"),
+        about=False,
         tag="cross",
         metavar="END|BEGIN,END",
     )
@@ -152,6 +153,7 @@ class Attention(Options):
         "The part of the steps in which self-attention follows the source's; by default 0,0.6.",
         ATTENTION,
         parse=_window("self_steps"),
+        about=False,
         tag="self",
         metavar="END|BEGIN,END",
     )
@@ -203,6 +205,7 @@ class Where(Options):
         ATTENTION,
         verb="weights",
         parse=weights_from,
+        about=False,
         callback=o.check_utf8,
         metavar="WORD=FACTOR",
     )
@@ -316,26 +319,28 @@ def edit(
             about["from"] = made.conditions.cond.tensors["labels"].tolist() if by_class else list(made.prompts)
             about["to"] = [aims] * len(made)
             about.update(
-                negative=made.negative,
-                guidance=guidance.options,
-                method=made.method,
-                solver=made.solver,
-                options=dict(made.settings),
-                steps=made.grid.steps,
-                spacing=arguments.get("spacing", made.grid.spacing),
-                seed=inverting.seed,
-                attention={"kind": how.kind, "cross": list(how.cross_steps), "self": list(how.self_steps)},
-                blend=where.blend,
-                blend_start=how.blend_start,
-                blend_threshold=how.blend_threshold,
-                weights=arguments.get("weights") or {},
-                weight_steps=list(how.weight_window),
-                mask=str(where.mask) if where.mask else None,
-                resize=resize,
-                clip=holding.clip,
-                hold=holding.threshold,
-                dtype=machine.dtype,
-                strip=strip,
+                {
+                    **attention.about,
+                    **where.about,
+                    **holding.about,
+                    **machine.about,
+                    "negative": made.negative,
+                    "guidance": guidance.options,
+                    "method": made.method,
+                    "solver": made.solver,
+                    "options": dict(made.settings),
+                    "steps": made.grid.steps,
+                    "spacing": arguments.get("spacing", made.grid.spacing),
+                    "seed": inverting.seed,
+                    "attention": {"kind": how.kind, "cross": list(how.cross_steps), "self": list(how.self_steps)},
+                    "blend_start": how.blend_start,
+                    "blend_threshold": how.blend_threshold,
+                    "weights": arguments.get("weights") or {},
+                    "weight_steps": list(how.weight_window),
+                    "mask": str(where.mask) if where.mask else None,
+                    "resize": resize,
+                    "strip": strip,
+                }
             )
 
         def on_images(first: int, part: "Tensor") -> None:

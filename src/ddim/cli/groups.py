@@ -21,9 +21,10 @@ def option(default: Any, flags: str, help: str, panel: str | None = None, **rest
         panel: the heading it stands under there.
         rest: ``verb``, the library's name of it where that is not the field's own, or None for an option that is no
             argument of the library; ``parse``, from what was typed to the library's value; ``tag``, what stands before
-            its value in a file's name; and what ``typer.Option`` takes.
+            its value in a file's name; ``about``, False for an option that metadata does not list; and what
+            ``typer.Option`` takes.
     """
-    ours = {key: rest.pop(key) for key in ("verb", "parse", "tag") if key in rest}
+    ours = {key: rest.pop(key) for key in ("verb", "parse", "tag", "about") if key in rest}
     shown = {"show_default": False} if default is None else {}
     declared = {"rich_help_panel": panel, "help": help, **shown, **rest}
     return field(default=default, metadata={"flags": flags.split(), "typer": declared, **ours})
@@ -53,6 +54,12 @@ class Options:
                 value = getattr(self, one.name)
                 found[verb] = one.metadata.get("parse", _as_it_is)(value)
         return found
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the metadata of a result says of these options: field -> value as it was typed or by default."""
+        listed = (one.name for one in fields(self) if one.metadata.get("about", "typer" in one.metadata))
+        return {name: getattr(self, name) for name in listed}
 
     @property
     def tags(self) -> dict[str, str]:

@@ -170,7 +170,7 @@ def interpolate(
             "frames": None if corners else frames,
             "grid": list(corners) if corners else None,
             **({"prompts": list(one.prompts[:1]), "guidance": dict(one.guidance)} if counted.text else {}),
-            "dtype": machine.dtype,
+            **machine.about,
         }
 
         def keep(first: int, part: torch.Tensor) -> None:

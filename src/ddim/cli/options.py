@@ -306,9 +306,14 @@ class Holding(Options):
 class Machine(Options):
     """Where the network computes, and in what numbers."""
 
-    batch: int = option(64, "--batch", "Images in one network call.", MACHINE)
+    batch: int = option(64, "--batch", "Images in one network call.", MACHINE, about=False)
     device: str | None = option(
-        None, "--device", "cpu, cuda or cuda:1; by default cuda where there is one.", MACHINE, verb=None
+        None,
+        "--device",
+        "cpu, cuda or cuda:1; by default cuda where there is one.",
+        MACHINE,
+        verb=None,
+        about=False,
     )
     dtype: str = option("float32", "--dtype", f"Of the network: {', '.join(DTYPES)}.", MACHINE, verb=None, tag="")
 
@@ -323,6 +328,7 @@ class GuidedMachine(Machine):
         "Under guidance, ask the network for both predictions one after the other: half the memory.",
         MACHINE,
         verb=None,
+        about=False,
     )
 
     @property

@@ -124,7 +124,7 @@ def reconstruct(
             measured[k] = {**measured[k], "original": str(originals[k]), **errors(truth, images[k][None])[0]}
         measured = [{**one, "file": str(files[0 if len(files) == 1 else k])} for k, one in enumerate(measured)]
         terminal.result(
-            {"command": "reconstruct", "dtype": machine.dtype, "images": measured, "files": [str(f) for f in files]},
+            {"command": "reconstruct", **machine.about, "images": measured, "files": [str(f) for f in files]},
             *(
                 f"[bold]{escaped(f)}[/bold]"
                 + (f"  [green]{error_text(measured[k])}[/green]" if originals and len(files) == total else "")

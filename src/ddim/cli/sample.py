@@ -139,9 +139,8 @@ def sample(
             "labels": label,
             **about_prompts(counted, prompt, guiding.negative, guidance),
             **({} if classifier is None else {"classifier": str(classifier), "classifier_weight": led}),
-            "clip": holding.clip,
-            "threshold": holding.threshold,
-            "dtype": machine.dtype,
+            **holding.about,
+            **machine.about,
         }
         tags = {
             "label": "-".join(map(str, label)) if label else None,
