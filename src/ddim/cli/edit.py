@@ -406,7 +406,7 @@ class _Files:
 
     @property
     def written(self) -> list[Path]:
-        """All of them."""
+        """All files that the edit writes."""
         return [self.page, self.about, *self.singles, *([self.code] if self.code else [])]
 
     def save(self, code: "LatentCode") -> None:

@@ -221,7 +221,7 @@ class Grid(Options):
 
 @dataclass(frozen=True)
 class Method(Options):
-    """The inversion."""
+    """Which inversion is used."""
 
     method: str = option(
         "ddim", "--method", f"The inversion: {', '.join(METHODS)}.", SAMPLING, autocompletion=lambda: list(METHODS)

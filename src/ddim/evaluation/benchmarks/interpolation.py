@@ -149,7 +149,7 @@ class Interpolation(Benchmark[InterpolationOptions, str]):
             self.reference_text = reference_text(about)
 
     def settings(self) -> list[str]:
-        """The ways."""
+        """One for each way to interpolate."""
         return self.ways
 
     def rows_folder(self, setting: str) -> str:
