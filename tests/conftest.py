@@ -20,7 +20,7 @@ SLOW = {
     *("benchmarks/test_benchmarks.py", "benchmarks/test_fuzz.py", "benchmarks/test_kills.py"),
     *("cli/test_cli_text.py", "cli/test_lost_work.py", "demo/test_demo.py"),
     *("docs/test_docs_code.py", "docs/test_examples.py", "docs/test_notebooks.py"),
-    *("evaluation/test_evaluation.py", "evaluation/test_pie_bench.py", "evaluation/test_store.py"),
+    *("evaluation/test_edits.py", "evaluation/test_pie_bench.py", "evaluation/test_rows.py"),
     *("evaluation/test_table1.py", "evaluation/test_table2.py", "inversion/test_guided_inversions.py"),
     *("laws/test_law_bits.py", "models/test_emoji.py", "models/test_live.py", "models/test_sdxl_family.py"),
     *("parity/test_sdxl.py", "parity/test_stable_diffusion.py", "training/test_run.py"),
