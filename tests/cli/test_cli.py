@@ -20,18 +20,6 @@ from ddim.cli.files import stem
 COMMANDS = ["sample", "invert", "reconstruct", "interpolate", "edit", "train", "models", "methods", "demo"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder called ``small`` with the tiny network."""
-    return str(tiny.pipeline_folder(tmp_path_factory.mktemp("models") / "small"))
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Every command runs in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-
 def pixels(path: str | Path) -> torch.Tensor:
     with Image.open(path) as image:
         data = torch.frombuffer(bytearray(image.convert("L").tobytes()), dtype=torch.uint8)

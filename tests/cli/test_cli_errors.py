@@ -18,17 +18,6 @@ from typer.testing import CliRunner
 from ddim._utils.errors import NetworkMemory
 from ddim.cli.app import app
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny.pipeline_folder(tmp_path_factory.mktemp("models") / "small"))
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-
-
 BAD_VALUES = [
     (["sample", "--steps", "0"], ["--steps: 0", "1 to 1000"]),
     (["sample", "--steps", "1001"], ["--steps: 1001", "1 to 1000"]),
@@ -210,6 +199,17 @@ def test_debug_lets_the_error_through(model: str, monkeypatch: pytest.MonkeyPatc
         assert isinstance(CliRunner().invoke(app, command).exception, ValueError)
     monkeypatch.setenv("DDIM_DEBUG", "1")
     assert isinstance(CliRunner().invoke(app, words).exception, ValueError)
+
+
+def test_an_interruption_keeps_its_sentence_under_debug(model: str, monkeypatch: pytest.MonkeyPatch):
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt("Interrupted; the rest is in a file.")
+
+    monkeypatch.setattr("ddim.pipelines.sample.sample", stop)
+    result = CliRunner().invoke(app, ["sample", "-m", model, "--debug"])
+    assert result.exit_code == 130
+    assert result.stderr.endswith("Error: Interrupted; the rest is in a file.\n")
+    assert "Traceback" in result.stderr
 
 
 @pytest.mark.parametrize(

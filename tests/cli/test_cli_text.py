@@ -40,11 +40,6 @@ def pixel(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny.pipeline_folder(tmp_path_factory.mktemp("models") / "small"))
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def picture(name: str = "cat.png", seed: int = 0, width: int = SIDE, height: int = SIDE) -> Path:
     ddim.save_image(tiny_text.pictures(1, height, width, seed)[0], name)
     return Path(name)

@@ -27,20 +27,10 @@ JAPANESE = "帽子をかぶった犬の顔がこちらを見ているとても�
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny.pipeline_folder(tmp_path_factory.mktemp("models") / "small"))
-
-
-@pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("models") / "words"
     tiny_text.pipeline().save_pretrained(folder)
     return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

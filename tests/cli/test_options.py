@@ -32,7 +32,7 @@ def test_every_option_is_an_argument_of_the_verb_with_its_default(command: Any, 
     for group in groups(command):
         target = inspect.signature(AttentionEdit).parameters if isinstance(group, edit.Attention) else parameters
         for one in fields(group):
-            name = one.metadata.get("verb", one.name)
+            name = one.metadata.get("argument", one.name)
             if "typer" not in one.metadata or name is None:
                 continue
             seen += 1

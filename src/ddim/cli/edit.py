@@ -76,23 +76,23 @@ class Targets(Options):
     """What the image shows, and what it is to show: in words, or as classes."""
 
     from_: str | None = option(
-        None, "--from", "What the image shows; a code knows its own.", verb="source_prompt", callback=o.check_utf8
+        None, "--from", "What the image shows; a code knows its own.", argument="source_prompt", callback=o.check_utf8
     )
     to: list[str] | None = option(
         None,
         "--to",
         "What the image is to show; (word:2) gives a word more weight; repeatable.",
-        verb="prompt",
+        argument="prompt",
         callback=o.check_utf8,
     )
     from_label: int | None = option(
         None,
         "--from-label",
         "The image's own class, for a class-conditional model; a code knows its own.",
-        verb="source_labels",
+        argument="source_labels",
     )
     to_label: list[int] | None = option(
-        None, "--to-label", "The class to edit to, instead of --to; repeatable.", verb="labels"
+        None, "--to-label", "The class to edit to, instead of --to; repeatable.", argument="labels"
     )
 
     @property
@@ -133,7 +133,7 @@ class Attention(Options):
         "--attention",
         "refine: words in both prompts keep the source's attention. replace: word for word. none: no control.",
         ATTENTION,
-        verb="kind",
+        argument="kind",
         tag="attention-",
         autocompletion=lambda: list(ATTENTIONS),
     )
@@ -203,7 +203,7 @@ class Where(Options):
         "--weight",
         "How strongly a word of --to counts; 1 changes nothing; repeatable.",
         ATTENTION,
-        verb="weights",
+        argument="weights",
         parse=weights_from,
         about=False,
         callback=o.check_utf8,
@@ -357,7 +357,8 @@ def edit(
                     pixels if code is None else code,
                     guidance=if_it_acts(counted, guidance),
                     attention=how,
-                    resize=resize and inverted,  # which a code does not take; the pixels fit already
+                    resize=resize
+                    and inverted,  # the pixels have the model's size; for a code the library refuses --resize
                     batched_cfg=machine.batched_cfg,
                     on_code=on_code,
                     on_event=listening(report, on_images if each else None),

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,9 @@ class Commands(TyperGroup):
             if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "exit_code"):
                 raise
             if ctx.meta.get("ddim.debug") or os.environ.get("DDIM_DEBUG", "") not in ("", "0"):
-                raise
+                if not isinstance(error, KeyboardInterrupt):
+                    raise
+                traceback.print_exc()  # the sentence below says how to go on
             code, sentence = code_and_sentence(error, ctx.meta.get("ddim.command"))
             if sentence:
                 say("Error", sentence)

@@ -19,12 +19,12 @@ def option(default: Any, flags: str, help: str, panel: str | None = None, **rest
         flags: as they are typed, separated by spaces: ``"--steps -S"``.
         help: one or two sentences for ``--help``.
         panel: the heading it stands under there.
-        rest: ``verb``, the library's name of it where that is not the field's own, or None for an option that is no
-            argument of the library; ``parse``, from what was typed to the library's value; ``tag``, what stands before
-            its value in a file's name; ``about``, False for an option that metadata does not list; and what
-            ``typer.Option`` takes.
+        rest: ``argument``, the name of the library's argument if it is not the field's, or None if the command uses the
+            option itself; ``parse``, a function from the typed value to the argument; ``tag``, the text before its
+            value in a file's name; ``about``, False for an option that metadata does not list; and arguments of
+            ``typer.Option``.
     """
-    ours = {key: rest.pop(key) for key in ("verb", "parse", "tag", "about") if key in rest}
+    ours = {key: rest.pop(key) for key in ("argument", "parse", "tag", "about") if key in rest}
     shown = {"show_default": False} if default is None else {}
     declared = {"rich_help_panel": panel, "help": help, **shown, **rest}
     return field(default=default, metadata={"flags": flags.split(), "typer": declared, **ours})
@@ -49,10 +49,10 @@ class Options:
         """
         found: dict[str, Any] = {}
         for one in fields(self):
-            verb = one.metadata.get("verb", one.name)
-            if one.name in self.typed and verb is not None:
+            argument = one.metadata.get("argument", one.name)
+            if one.name in self.typed and argument is not None:
                 value = getattr(self, one.name)
-                found[verb] = one.metadata.get("parse", _as_it_is)(value)
+                found[argument] = one.metadata.get("parse", _as_it_is)(value)
         return found
 
     @property

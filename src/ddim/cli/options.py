@@ -245,21 +245,21 @@ class Guiding(Options):
         "--guidance -w",
         "w of classifier-free guidance: 1 is the prompt alone, 7.5 is usual; by default the model's or the code's.",
         PROMPTS,
-        verb=None,
+        argument=None,
     )
     rescale: float | None = option(
         None,
         "--rescale",
         "0 to 1: how far the guided prediction is scaled back to the standard deviation of the conditional one.",
         PROMPTS,
-        verb=None,
+        argument=None,
     )
     interval: str | None = option(
         None,
         "--interval",
         "Guide only where t / T lies between, such as 0.2,0.8.",
         PROMPTS,
-        verb=None,
+        argument=None,
         metavar="LOW,HIGH",
     )
 
@@ -286,7 +286,7 @@ class Holding(Options):
         "--clip",
         "Clip the predicted x0 to ±CLIP; by default as the model's config says, and inf does not clip.",
         SAMPLING,
-        verb="clip_x0",
+        argument="clip_x0",
         tag="clip",
     )
     threshold: float | None = option(
@@ -312,10 +312,10 @@ class Machine(Options):
         "--device",
         "cpu, cuda or cuda:1; by default cuda where there is one.",
         MACHINE,
-        verb=None,
+        argument=None,
         about=False,
     )
-    dtype: str = option("float32", "--dtype", f"Of the network: {', '.join(DTYPES)}.", MACHINE, verb=None, tag="")
+    dtype: str = option("float32", "--dtype", f"Of the network: {', '.join(DTYPES)}.", MACHINE, argument=None, tag="")
 
 
 @dataclass(frozen=True)
@@ -327,7 +327,7 @@ class GuidedMachine(Machine):
         "--one-by-one",
         "Under guidance, ask the network for both predictions one after the other: half the memory.",
         MACHINE,
-        verb=None,
+        argument=None,
         about=False,
     )
 

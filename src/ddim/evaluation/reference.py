@@ -13,11 +13,11 @@ from .._utils.error_text import reason_of
 from .._utils.errors import InputError
 from .._utils.files import write_whole
 from ..models.features import FeatureClassifier
-from ..pipelines.events import Progress
 from ..training.config import DataConfig
 from ..training.data import Images
 from .metrics.feature_extractor import FeatureExtractor
 from .metrics.frechet import Statistics
+from .runner import Progress
 
 BUNDLED = "test_statistics.safetensors"
 """The file beside a bundled classifier that holds the statistics of test images."""

@@ -66,17 +66,3 @@ OnEvent = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """Ignores the event. It is the default of every pipeline."""
-
-
-Progress = Callable[[int, int], None]
-"""A function that is called with the number of completed steps and the number of all steps."""
-
-
-def steps_of(progress: Progress | None) -> OnEvent:
-    """Makes an event callback that passes only steps on, to ``progress``. With None it ignores all events."""
-
-    def on_event(event: Event) -> None:
-        if progress is not None and isinstance(event, StepEvent):
-            progress(event.done, event.total)
-
-    return on_event
