@@ -20,6 +20,11 @@ from ddim.cli.app import app
 
 BAD_VALUES = [
     (["sample", "--steps", "0"], ["--steps: 0", "1 to 1000"]),
+    (["sample", "--steps", "1.5"], ["--steps: '1.5'"]),
+    (["sample", "-S=", "--steps=many"], ["--steps: 'many'"]),
+    (["sample", "-w", "much"], ["--guidance: 'much'"]),
+    (["sample", "--scale", "0"], ["--scale: 0", "1"]),
+    (["evaluate", "table1", "--samples", "0"], ["--samples: 0", "1"]),
     (["sample", "--steps", "1001"], ["--steps: 1001", "1 to 1000"]),
     (["sample", "--eta", "1.5"], ["--eta: 1.5", "[0, 1]"]),
     (["sample", "--eta", "-0.1"], ["--eta: -0.1"]),

@@ -2,7 +2,7 @@
 
 import inspect
 import shlex
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -39,6 +39,16 @@ def test_every_option_is_an_argument_of_the_verb_with_its_default(command: Any, 
             shown, own = getattr(group, one.name), target[name].default
             assert shown is None or own is None or shown == own, name
     assert seen > 5
+
+
+@pytest.mark.parametrize("command", [*(verb[0] for verb in VERBS), interpolate.interpolate], ids=lambda c: c.__name__)
+def test_an_option_with_a_tag_changes_the_name_of_a_file(command: Any):
+    for group in groups(command):
+        for one in fields(group):
+            if "tag" in one.metadata:
+                other = 3 if isinstance(one.default, int) else 0.25 if "float" in str(one.type) else "other"
+                assert one.metadata["tag"] in replace(group, **{one.name: other}).tags
+                assert one.metadata["tag"] not in group.tags
 
 
 def test_what_was_left_out_is_no_argument():

@@ -23,6 +23,16 @@ problems = pytest.mark.parametrize("problem", PROBLEMS)
 grids = pytest.mark.parametrize("grid", GRIDS)
 
 
+def agrees(problem: str, fitted: float, stated: int) -> bool:
+    """Whether a fitted order is the stated one, ±0.15.
+
+    On the Gaussian the ODE is linear, and the leading errors of a method can cancel there: one order more is no fault.
+    The mixture is not linear, and shows the order that users get.
+    """
+    wanted = (stated, stated + 1) if problem == "gaussian" else (stated,)
+    return any(abs(fitted - order) <= 0.15 for order in wanted)
+
+
 @cache
 def truth(problem: str, grid: str, back: bool = False) -> torch.Tensor:
     nodes = GRIDS[grid](STEPS[0]).nodes  # the two ends are the same for every number of steps
@@ -48,7 +58,7 @@ def test_order_of_a_solver_is_the_one_it_states(name, problem, grid, record_prop
     order = fitted_order(STEPS, errors)
     record_property("fitted_order", order)
     print(f"order {name:16} {problem:9} {grid:9} {order:.3f}  error at {STEPS[-1]}: {errors[-1]:.1e}")
-    assert order == pytest.approx(solver.order, abs=0.15)
+    assert agrees(problem, order, solver.order)
     assert errors[-1] < 10 / STEPS[-1] ** solver.order  # and it converges to the closed form, not to something near
 
 
@@ -81,7 +91,7 @@ def test_inversion_reaches_the_closed_form_code_at_its_solvers_order(name, probl
         errors.append(float((solver.read(state) - reached).abs().max()))
     order = fitted_order(STEPS, errors)
     print(f"order back {name:11} {problem:9} {order:.3f}  error at {STEPS[-1]}: {errors[-1]:.1e}")
-    assert order == pytest.approx(inversion.solver().order, abs=0.15)
+    assert agrees(problem, order, inversion.solver().order)
 
 
 def round_trips(inversion, problem: str) -> list[float]:
@@ -105,7 +115,7 @@ def test_round_trip_order_of_an_inversion_is_the_one_it_states(name, options, pr
     order = fitted_order(STEPS, round_trips(inversion, problem))
     record_property("fitted_order", order)
     print(f"order trip {name} {options} {problem:9} {order:.3f}")
-    assert order == pytest.approx(inversion.order, abs=0.15)
+    assert agrees(problem, order, inversion.order)
 
 
 @pytest.mark.parametrize("name", [n for n in PLAIN if INVERSIONS[n].exact])

@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
+
+from .._utils.errors import InputError
 
 MACHINE = "Machine and output"
 DEBUG = "Show where an error came from (or set DDIM_DEBUG=1)."
@@ -91,11 +94,47 @@ class Command(TyperCommand):
     def __init__(self, *args: Any, params: list[Any] | None = None, **rest: Any) -> None:
         super().__init__(*args, params=[*(params or []), *_flag_parameters()], **rest)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses the words of the command line.
+
+        Raises:
+            InputError: a value is of another type, or out of its range.
+        """
+        words = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if refusal := _refusal(error, words):
+                raise refusal from None
+            raise
+
     def invoke(self, ctx: Any) -> Any:
         """Runs the command's function with the command's own parameters."""
         flags = {name: bool(ctx.params.pop(name, False)) for name in ("json", "quiet", "debug")}
         with _known(Running(ctx, flags["json"], flags["quiet"])):
             return super().invoke(ctx)
+
+
+def _refusal(error: Exception, words: list[str]) -> InputError | None:
+    """One sentence with the flag and the value, for a value that the command-line library refused.
+
+    None for any other error: the library's own message names what is wrong.
+    """
+    parameter = getattr(error, "param", None)
+    if type(error).__name__ != "BadParameter" or parameter is None:
+        return None
+    flags = {*parameter.opts, *parameter.secondary_opts}
+    typed_values = [after for word, after in pairwise([*words, ""]) if word in flags]
+    typed_values += [word.partition("=")[2] for word in words if word.partition("=")[0] in flags and "=" in word]
+    value = next((one for one in typed_values if one), None)
+    if value is None:
+        return None
+    said = str(getattr(error, "message", ""))
+    for part, wanted in (("integer", "not a whole number"), ("number", "not a number"), ("float", "not a number")):
+        if part in said:
+            return InputError(f"{value!r} is {wanted}.", parameter=parameter.name)
+    why = said.removeprefix("Input should be ").rstrip(".")
+    return InputError(f"{value} is out of range; use a value {why}.", parameter=parameter.name)
 
 
 @contextmanager

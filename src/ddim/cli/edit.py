@@ -225,7 +225,7 @@ class Where(Options):
             "weight-": "-".join(f"{phrase(word)}{factor:g}" for word, factor in weights.items()),
             "mask-": stem(self.mask) if self.mask else "",
         }
-        return {tag: value for tag, value in found.items() if value}
+        return {**super().tags, **{tag: value for tag, value in found.items() if value}}
 
 
 def edit(
@@ -320,6 +320,7 @@ def edit(
             about["to"] = [aims] * len(made)
             about.update(
                 {
+                    # as typed; below, what the edit made of it
                     **attention.about,
                     **where.about,
                     **holding.about,
@@ -337,7 +338,6 @@ def edit(
                     "blend_threshold": how.blend_threshold,
                     "weights": arguments.get("weights") or {},
                     "weight_steps": list(how.weight_window),
-                    "mask": str(where.mask) if where.mask else None,
                     "resize": resize,
                     "strip": strip,
                 }

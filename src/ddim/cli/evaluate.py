@@ -83,7 +83,8 @@ def command_of(name: str) -> Callable[..., None]:
     # typer and click read a command's parameters from the signature and from the annotations
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    run.__name__, run.__doc__ = name, inspect.cleandoc(benchmark.__doc__ or "")
+    paragraphs = inspect.cleandoc(benchmark.__doc__ or "").split("\n\n")
+    run.__name__, run.__doc__ = name, "\n\n".join(" ".join(p.split()) for p in paragraphs)  # the help keeps line breaks
     return run
 
 

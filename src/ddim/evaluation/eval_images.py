@@ -80,7 +80,7 @@ def eval_images(
 
     Args:
         model: the model. Without ``recipe`` and ``data``, the images that are bundled with it are taken.
-        count: how many, spread evenly; by default all that are bundled, or 100.
+        count: how many, spread evenly; by default all that are bundled, or at most 100.
         recipe: the recipe that trained the model; its held-out images (with text) or its test split are taken.
         data: a folder, parquet or idx file of images that it was not trained on, for a model without text.
 
@@ -98,10 +98,11 @@ def eval_images(
         known = recipe_images(recipe)
         _check_shape(known[0].pixels, model)
         held = [image for image in known if image.held]
-        return EvalImages(spread(held, count or 100), known, "held-out pictures of the recipe", galleries(known))
+        taken = spread(held, count or min(100, len(held)))
+        return EvalImages(taken, known, "held-out pictures of the recipe", galleries(known))
     if recipe is not None or data is not None:
         source = _test_split(recipe) if recipe is not None else _folder(data, model)
-        return EvalImages(_read(source, count or 100, model), origin="test pictures")
+        return EvalImages(_read(source, count, model), origin="test pictures")
     return _bundled(model, count)
 
 
@@ -212,11 +213,11 @@ def _folder(data: Path | None, model: Model) -> DataConfig:
     )
 
 
-def _read(config: DataConfig, count: int, model: Model) -> list[EvalImage]:
+def _read(config: DataConfig, count: int | None, model: Model) -> list[EvalImage]:
     source = config.sources[0]
     part = open_source(source, config)
     out = []
-    for row in spread(range(len(part)), count):
+    for row in spread(range(len(part)), count or min(100, len(part))):
         try:
             pixels = torch.from_numpy(square(part.open(row), config)).float() / 255
         except InputError as error:

@@ -120,7 +120,7 @@ class Options:
             value = getattr(self, one.name)
             if value is None:
                 continue
-            values = [_plain(v, one.element) for v in (_listed(value) if one.repeated else [value])]
+            values = [_plain(one.name, v, one.element) for v in (_listed(value) if one.repeated else [value])]
             for number in values:
                 _check_range(one, number)
             object.__setattr__(self, one.name, tuple(values) if one.repeated else values[0])
@@ -130,7 +130,9 @@ def _listed(value: Any) -> Iterable[Any]:
     return [value] if isinstance(value, (str, int, float, Path)) else value
 
 
-def _plain(value: Any, kind: Any) -> Any:
+def _plain(name: str, value: Any, kind: Any) -> Any:
+    if name == "model" and isinstance(value, Path):
+        return str(value)
     return Path(value) if kind is Path else value
 
 

@@ -64,6 +64,9 @@ class RoundTrip:
 def round_trip(model: Counted, images: Sequence[EvalImage], setting: TripSetting, seed: int) -> RoundTrip:
     """Inverts and reconstructs images in one batch; the k-th has the seed ``seed + k``.
 
+    It counts the network calls itself, as ``nfe_back`` and ``nfe_forward``. A benchmark that uses it must therefore
+    fill in a column ``nfe`` from these two; the runner would count 0.
+
     Raises:
         DDIMError: from ``ddim.invert`` or ``ddim.reconstruct``.
     """

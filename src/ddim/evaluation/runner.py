@@ -88,24 +88,31 @@ class Session:
         assert self._model is not None, "open_model was not called"
         return self._model
 
-    def open_model(self, options: Options, *, classes: bool = False) -> "Counted":
-        """Opens the model of the options, which counts its network calls from now on.
+    def open_model(self, options: Options, *, dtype: str | None = None, classes: bool = False) -> "Counted":
+        """Opens the model of the options; its network calls are counted from now on.
+
+        A benchmark may call it again, in ``items``, to measure another precision.
 
         Args:
-            options: with ``model``; and with ``dtype``, if it is not float32.
+            options: with ``model``, a name or a loaded model.
+            dtype: the precision to load a model by name in; by default ``options.dtype`` if there is one, or float32.
             classes: whether the benchmark can generate the classes of a class-conditional model.
 
         Raises:
-            InputError: there is no such model or device, or the model is class-conditional.
+            InputError: there is no such model or device, the model is class-conditional, or it is loaded already in
+                another precision.
             DDIMError: the model's files are broken, or the hub cannot be reached.
         """
         from ..models import load
         from ..models.counted import Counted
 
-        model = options.model
+        model, wanted = options.model, dtype or getattr(options, "dtype", "float32")
         if isinstance(model, str):
             with self.reporter.status(f"loading {model}"):
-                model = load(model, device=self.device, dtype=getattr(options, "dtype", "float32"))
+                model = load(model, device=self.device, dtype=wanted)
+        own = str(model.dtype).removeprefix("torch.")
+        if wanted not in ("float32", own):
+            raise InputError(f"{wanted}, but the model is loaded in {own}; pass its name instead.", parameter="dtype")
         if model.classes and not classes:
             raise InputError(f"{model.name!r} generates classes, and this benchmark gives none.", parameter="model")
         self._model = Counted(model)
