@@ -344,6 +344,7 @@ def test_a_signal_does_as_ctrl_c_and_handlers_are_back_afterwards(
         signal.signal(number, before)
     assert end.value.code == code
     assert "goes on" in capsys.readouterr().err
+    assert signals.exit_code() == 130  # the next command in this process has its own
     (partial,) = Path().glob("*.partial")
     assert ddim.LatentCode.load(partial).settings["partial"]["steps"] == 2
     assert after is signal.SIG_DFL
@@ -430,7 +431,7 @@ def test_only_a_network_that_lacks_memory_asks_for_a_smaller_batch(model: str, m
     with monkeypatch.context() as patch:
         patch.setattr("ddim.models.pixel.scalar", full)
         sentence = fails("sample", "-m", model, "-n", 3, "-S", 2, code=1)
-    assert "3 in one network call" in sentence
+    assert "3 images in one network call" in sentence
     assert "--batch" in sentence
     with monkeypatch.context() as patch:
         patch.setattr("ddim.data.images.sheet", full)

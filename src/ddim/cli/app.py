@@ -11,7 +11,7 @@ from . import demo, edit, evaluate, interpolate, invert, reconstruct, sample, ta
 from .command import DEBUG, Command, remember_debug
 from .failure import Commands
 from .groups import grouped
-from .signals import as_ctrl_c, exit_code
+from .signals import as_ctrl_c, exit_code, forget
 
 app = typer.Typer(
     name="ddim",
@@ -68,6 +68,8 @@ def main() -> None:
         if error.code == 130:  # what the command-line library makes of it in the first two cases
             raise SystemExit(exit_code()) from None
         raise
+    finally:
+        forget()
 
 
 if __name__ == "__main__":

@@ -35,3 +35,8 @@ def as_ctrl_c() -> Iterator[None]:
 def exit_code() -> int:
     """The exit code of an interrupted command, as shells count it: 143 by SIGTERM, 129 by SIGHUP, 130 by Ctrl-C."""
     return 128 + (_received[0] if _received else signal.SIGINT)
+
+
+def forget() -> None:
+    """Forgets the signal of the command that ended, so that the next one in this process has its own exit code."""
+    _received.clear()
