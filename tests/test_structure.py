@@ -8,8 +8,8 @@ from pathlib import Path
 
 import diffusers
 import pytest
-from conftest import SLOW
 from refusals import refused
+from slow_tests import SLOW
 
 import ddim
 from ddim.evaluation import BENCHMARKS

@@ -362,6 +362,7 @@ def test_a_second_signal_ends_at_once_and_an_ignored_one_stays_ignored():
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+        signals.forget()
 
 
 # --- numbers that cannot be ------------------------------------------------------------------------------------------

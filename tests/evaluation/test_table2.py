@@ -291,7 +291,7 @@ def test_two_runs_do_not_share_a_folder(bench: Path):
         (["--method", "dirct"], "Did you mean 'direct'"),
         (["--method", "null-text"], "null-text"),
         (["--option", "iterations=5"], "--option: it belongs to one method, and all are measured"),
-        (["--steps", "0"], "steps'"),
+        (["--steps", "0"], "--steps: 0 "),
         (["--steps", "1001"], "--steps: 1001"),
         (["--images", "13"], "--images: 13"),
         (["--data", "nowhere"], "nowhere"),

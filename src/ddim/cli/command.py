@@ -1,9 +1,11 @@
 """A command of ``ddim``: it takes the output flags by itself, and is known while it runs."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -126,15 +128,32 @@ def _refusal(error: Exception, words: list[str]) -> InputError | None:
     flags = {*parameter.opts, *parameter.secondary_opts}
     typed_values = [after for word, after in pairwise([*words, ""]) if word in flags]
     typed_values += [word.partition("=")[2] for word in words if word.partition("=")[0] in flags and "=" in word]
-    value = next((one for one in typed_values if one), None)
-    if value is None:
-        return None
     said = str(getattr(error, "message", ""))
-    for part, wanted in (("integer", "not a whole number"), ("number", "not a number"), ("float", "not a number")):
-        if part in said:
-            return InputError(f"{value!r} is {wanted}.", parameter=parameter.name)
-    why = said.removeprefix("Input should be ").rstrip(".")
-    return InputError(f"{value} is out of range; use a value {why}.", parameter=parameter.name)
+    for part, wanted, kind in (("integer", "a whole number", int), ("number", "a number", float)):
+        wrong = [value for value in typed_values if value and not _reads(value, kind)]
+        if part in said and wrong:
+            return InputError(f"{wrong[0]!r} is not {wanted}.", parameter=parameter.name)
+    least, most = (re.search(f"{word} than or equal to ([-+.0-9e]*[0-9])", said) for word in ("greater", "less"))
+    bound = least or most
+    if bound is None:
+        return None
+    limit = Decimal(bound[1])  # exact: 2**63 and 2**63 - 1 are one float
+    numbers = [value for value in typed_values if _reads(value, float)]
+    outside = [value for value in numbers if (Decimal(value) < limit if least else Decimal(value) > limit)]
+    if not outside:
+        return None
+    return InputError(
+        f"{outside[0]} is out of range; use {bound[1]} or {'more' if least else 'less'}.", parameter=parameter.name
+    )
+
+
+def _reads(value: str, kind: type[int] | type[float]) -> bool:
+    """Whether a text is a number of this kind."""
+    try:
+        kind(value)
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager
