@@ -138,8 +138,8 @@ def _refusal(error: Exception, words: list[str]) -> InputError | None:
     if bound is None:
         return None
     limit = Decimal(bound[1])  # exact: 2**63 and 2**63 - 1 are one float
-    numbers = [value for value in typed_values if _reads(value, float)]
-    outside = [value for value in numbers if (Decimal(value) < limit if least else Decimal(value) > limit)]
+    numbers = [(value, Decimal(value)) for value in typed_values if _reads(value, float)]
+    outside = [v for v, number in numbers if number.is_nan() or (number < limit if least else number > limit)]
     if not outside:
         return None
     return InputError(
