@@ -212,7 +212,7 @@ class Where(Options):
     mask: Path | None = option(
         None,
         "--mask",
-        "A grey image of the same size: white may change; black and what is transparent stays.",
+        "A grey image of the same size: what is white may change, what is black or transparent stays.",
         ATTENTION,
     )
 

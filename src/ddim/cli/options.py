@@ -210,7 +210,7 @@ class Grid(Options):
         parse=options_from,
         metavar="KEY=VALUE",
     )
-    seed: int = option(0, "--seed", "Of the noise that is drawn: image k has seed + k.", SAMPLING, tag="seed")
+    seed: int = option(0, "--seed", "Seed of the noise; image k has seed + k.", SAMPLING, tag="seed")
 
     @property
     def count(self) -> int:

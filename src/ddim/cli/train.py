@@ -24,7 +24,10 @@ def train(
     config: _Config,
     resume: _Resume = False,
 ) -> None:
-    """Train a model from a TOML file. Under `accelerate launch`, all of its processes train it together."""
+    """Train a model from a TOML file.
+
+    Under accelerate launch, all of its processes train it together.
+    """
     with Terminal() as terminal:
         from ..training import Event, load_config, train
 
