@@ -273,7 +273,7 @@ def edit(
         from ..inversion.latent_code import LatentCode
         from ..pipelines.common import picture_shape
         from ..pipelines.edit import edit as edit_images
-        from ..pipelines.edit_plan import by_class as need_conditions
+        from ..pipelines.edit_plan import by_class as check_model
         from .pictures import check_page, write_each, write_page
         from .session import about_model, error_text, guidance_for, if_it_acts, open_for_code, open_model
 
@@ -284,7 +284,7 @@ def edit(
         else:
             counted = open_for_code(terminal, model, code, machine.device, machine.dtype)
             usual, size = Guidance.of(code.guidance), picture_shape(counted, code)
-        need_conditions(counted, targets.to, targets.to_label)
+        check_model(counted, targets.to, targets.to_label)
         guidance = guidance_for(counted, guiding, usual=usual, batched_cfg=machine.batched_cfg)
         tags = {
             "from-": phrase(targets.from_) if targets.from_ is not None and not inverted else None,
@@ -349,6 +349,7 @@ def edit(
             singles = files.singles[at : at + len(tiles)]
             write_each(tiles, singles, [{**about, "shows": what} for what in strip * len(part)])
 
+        # for the line of ddim invert that an interrupted inversion prints
         invert_words = {"prompt": targets.from_, "label": targets.from_label, "guidance": float(guidance.weight)}
         with files.kept_code(images=source, model=counted.name, method=inverting.method, **invert_words):
             with terminal.bar("editing", len(targets.names)) as report:
