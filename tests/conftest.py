@@ -29,6 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         seen.add(function)
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Names a row after the error that it expects, so that ``-k steps`` finds it; None for pytest's own name."""
+    return repr(val) if type(val).__module__ == "refusals" else None
+
+
 def pytest_collection_finish() -> None:
     """Takes what was imported out of the garbage collector's sight: it stays, and is an eighth of the tests' time."""
     gc.collect()
