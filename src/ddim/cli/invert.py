@@ -53,7 +53,7 @@ def invert(
 ) -> None:
     """Invert real images to their latent codes.
 
-    edict, bdia and belm are exact; ddim and heun are approximate. For a model with text, say what the images show with
+    edict, bdia and belm return the image to the bit; ddim methods says what the others do. For a model with text, say what the images show with
     --prompt, and at which --guidance they will be reconstructed (1 by default).
 
     Example: ddim invert face.png --model emoji --prompt "noto dog face" --method null-text --guidance 7.5
