@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import refused
 
+from ddim.evaluation import evaluate
 from ddim.evaluation.columns import (
     FAILED,
     count,
@@ -82,3 +84,12 @@ def test_rows_become_a_line():
     assert (line["psnr_low"], line["psnr_high"]) == pytest.approx((21 - 1.96, 21 + 1.96))  # s = sqrt 2, n = 2
     assert largest(rows, "psnr") == 22.0
     assert (largest([], "psnr"), least([], "psnr"), first([], "psnr")) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [("table2", "images", "4"), ("table2", "steps", "five"), ("consistency", "samples", 2.5), ("fid", "features", 3)],
+)
+def test_options_of_another_type_are_refused_from_python_too(name: str, option: str, value: object, tmp_path: Path):
+    with refused(option, value):
+        evaluate(name, out=tmp_path, **{option: value})

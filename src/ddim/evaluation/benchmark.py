@@ -74,7 +74,7 @@ class Benchmark(ABC, Generic[O, S]):
         return batches(items, getattr(self.options, "batch", 1), self.session.processes.count)
 
     def rows_folder(self, setting: S) -> str:
-        """Where the rows of a setting lie, relative to the folder of the run."""
+        """The folder, relative to that of the run, in whose ``rows/`` the rows of a setting lie."""
         return ""
 
     def cost(self, setting: S) -> float:

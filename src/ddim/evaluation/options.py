@@ -10,7 +10,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from .._utils.choices import DTYPES
-from .._utils.errors import InputError
+from .._utils.errors import InputError, is_number, is_whole
 
 if TYPE_CHECKING:
     from ..models.base import Model
@@ -110,7 +110,7 @@ class Options:
     A path may be given as a text, and a sequence as any iterable or as a single value.
 
     Raises:
-        InputError: a number is out of its range.
+        InputError: a value is of another type, or a number is out of its range.
     """
 
     model: ModelOption
@@ -121,8 +121,9 @@ class Options:
             if value is None:
                 continue
             values = [_plain(one.name, v, one.element) for v in (_listed(value) if one.repeated else [value])]
-            for number in values:
-                _check_range(one, number)
+            for each in values:
+                _check_type(one, each)
+                _check_range(one, each)
             object.__setattr__(self, one.name, tuple(values) if one.repeated else values[0])
 
 
@@ -134,6 +135,18 @@ def _plain(name: str, value: Any, kind: Any) -> Any:
     if name == "model" and isinstance(value, Path):
         return str(value)
     return Path(value) if kind is Path else value
+
+
+def _check_type(one: Declared, value: Any) -> None:
+    kinds: dict[Any, tuple[str, bool]] = {
+        int: ("a whole number", is_whole(value)),
+        float: ("a number", is_number(value)),
+        bool: ("true or false", isinstance(value, bool)),
+        str: ("a text", isinstance(value, str)),
+    }
+    wanted, fits = kinds.get(one.element, ("", True))
+    if not fits:
+        raise InputError(f"{value!r} is not {wanted}.", parameter=one.name)
 
 
 def _check_range(one: Declared, value: Any) -> None:

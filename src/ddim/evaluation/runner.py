@@ -189,7 +189,9 @@ def run_benchmark(
             with open_rows(out / folder, columns, among) as rows:
                 for setting in some:
                     items = benchmark.items(setting)
-                    extent = extent or f"{len(items)} {benchmark.unit} · {len(settings)} settings"
+                    extent = (
+                        extent or f"{len(items)} {benchmark.unit} · {len(settings)} setting{'s' * (len(settings) != 1)}"
+                    )
                     with pace.bar(setting, len(items)) as report:
                         measure(benchmark, rows, setting, items, report)
                     if not among.main:
