@@ -145,7 +145,7 @@ def _check_type(one: Declared, value: Any) -> None:
         str: ("a text", isinstance(value, str)),
     }
     wanted, fits = kinds.get(one.element, ("", True))
-    if not fits:
+    if not fits and one.name != "model":  # which may also be a loaded one
         raise InputError(f"{value!r} is not {wanted}.", parameter=one.name)
 
 
