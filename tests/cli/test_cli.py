@@ -265,3 +265,12 @@ def test_names():
     assert settings_text("dpm++2m", 20, {}, "karras", {"seed": 3, "n": None}) == "dpm++2m_S20_karras_seed3"
     assert settings_text("ddim", 9, {"eta": 1.0}, [float(k) for k in range(9, 0, -1)]) == "ddim_S9_eta1_explicit"
     assert stem(Path("a/shirt 1.JPG")) == "shirt-1"
+
+
+def test_settings_that_shape_an_interpolation_are_in_its_name_and_metadata(model: str):
+    ends = [picture(Path(f"{k}.png"), k) for k in range(2)]
+    words = ["interpolate", *ends, "-m", model, "-S", 2, "--frames", 2]
+    plain, other = run_json(*words), run_json(*words, "--seed", 3, "--clip", 2)
+    assert plain["files"] == ["0_to_1_bdia_S2_frames2.png"]
+    assert {"seed3", "clip2"} <= set(Path(other["files"][0]).stem.split("_"))
+    assert (other["seed"], other["clip"], plain["seed"], plain["clip"]) == (3, 2.0, 0, None)

@@ -23,6 +23,7 @@ BAD_VALUES = [
     (["sample", "--steps", "1.5"], ["--steps: '1.5'"]),
     (["sample", "-S=", "--steps=many"], ["--steps: 'many'"]),
     (["sample", "-w", "much"], ["--guidance: 'much'"]),
+    (["sample", "-nabc"], ["--count: 'abc'"]),
     (["sample", "--scale", "0"], ["--scale: 0", "1"]),
     (["evaluate", "table1", "--samples", "0"], ["--samples: 0", "1"]),
     (["sample", "--steps", "1001"], ["--steps: 1001", "1 to 1000"]),

@@ -531,7 +531,7 @@ def test_invert_without_a_prompt_says_so(model: str):
 def test_interpolate_has_one_prompt(model: str):
     cat, dog = picture("cat.png", 1), picture("dog.png", 2)
     words = ["interpolate", cat, dog, "-m", model, "-S", "2", "--frames", "2"]
-    assert "--prompt: 2 of them" in fails(*words, "-p", CAT, "-p", TIGER, code=2)
+    assert "--prompt: 2 different" in fails(*words, "-p", CAT, "-p", TIGER, code=2)
     assert run_json(*words, "-p", CAT)["prompts"] == [CAT]
 
 

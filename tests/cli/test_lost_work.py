@@ -89,8 +89,8 @@ def test_long_prompts_and_a_long_file_name_make_a_name_that_can_be_written(words
         ("file/x.png", "file is not a folder"),
         ("file/deep/x.png", "file is not a folder"),
         ("taken.png", "it is a folder"),
-        ("/proc/x.png", "/proc takes no files"),
-        ("/proc/none/x.png", "/proc takes no files"),
+        ("/proc/x.png", "created in /proc"),
+        ("/proc/none/x.png", "created in /proc"),
     ],
 )
 def test_what_cannot_be_written_is_said_and_leaves_nothing(path: str, said: str):
@@ -438,3 +438,16 @@ def test_only_a_network_that_lacks_memory_asks_for_a_smaller_batch(model: str, m
         patch.setattr("ddim.data.images.sheet", full)
         sentence = fails("sample", "-m", model, "-n", 3, "-S", 2, code=1)
     assert "--batch" not in sentence
+
+
+@pytest.mark.parametrize(
+    "words", [["edit", "a.code.safetensors", "--to", "x"], ["interpolate", *["a.code.safetensors"] * 2]]
+)
+@pytest.mark.parametrize("option", [["--seed", "1"], ["--method", "ddim"], ["-S", "2"], ["--clip", "1"], ["--resize"]])
+def test_settings_of_the_inversion_are_refused_for_codes_before_the_work(
+    words: list[str], option: list[str], model: str, asked: list[int]
+):
+    ddim.invert(ddim.load(model), picture(Path("a.png")), steps=2).save("a.code.safetensors")
+    flag = {"-S": "--steps"}.get(option[0], option[0])
+    assert fails(*words, *option, "-m", model, code=2).startswith(f"Error: {flag}: ")
+    assert asked == []

@@ -113,7 +113,7 @@ def _check_writable(path: Path, tried: set[Path], parameter: str) -> None:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written, because {there} takes no files ({error.strerror or error}).",
+            f"{path} cannot be written, because files cannot be created in {there} ({error.strerror or error}).",
             parameter=parameter,
         ) from None
     tried.add(there)

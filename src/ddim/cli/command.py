@@ -128,6 +128,8 @@ def _refusal(error: Exception, words: list[str]) -> InputError | None:
     flags = {*parameter.opts, *parameter.secondary_opts}
     typed_values = [after for word, after in pairwise([*words, ""]) if word in flags]
     typed_values += [word.partition("=")[2] for word in words if word.partition("=")[0] in flags and "=" in word]
+    short = tuple(flag for flag in flags if len(flag) == 2)
+    typed_values += [word[2:] for word in words if word.startswith(short) and len(word) > 2] if short else []
     said = str(getattr(error, "message", ""))
     for part, wanted, kind in (("integer", "a whole number", int), ("number", "a number", float)):
         wrong = [value for value in typed_values if value and not _reads(value, kind)]

@@ -107,11 +107,11 @@ class Targets(Options):
             inverted: whether the source is a code, which knows its own prompt or class.
         """
         if self.to and self.to_label:
-            raise InputError("it goes without --to: either prompts edit, or classes.", parameter="to_label")
+            raise InputError("it does not go with --to; use one of the two.", parameter="to_label")
         if self.from_label is not None and not self.to_label:
             raise InputError("it goes with --to-label, the class to edit to.", parameter="from_label")
         if self.from_ is not None and self.to_label:
-            raise InputError("it goes with --to; here classes edit, so leave it out.", parameter="source_prompt")
+            raise InputError("it goes with --to, and this edit is by class; leave it out.", parameter="source_prompt")
         if not self.to and not self.to_label:
             raise InputError(
                 'it is missing; say what the image is to show, such as "noto cat face".', parameter="target"
@@ -131,7 +131,7 @@ class Attention(Options):
     attention: str = option(
         "refine",
         "--attention",
-        "refine: words in both prompts keep the source's attention. replace: word for word. none: no control.",
+        "How attention follows the source. refine: at the words of both prompts. replace: word by word. none: not.",
         ATTENTION,
         argument="kind",
         tag="attention-",
@@ -170,7 +170,7 @@ class Attention(Options):
     weight_steps: str | None = option(
         None,
         "--weight-steps",
-        "The part of the steps in which weighted words are scaled; by default that of --cross.",
+        "The part of the steps in which weighted words are scaled; by default the same part as --cross.",
         ATTENTION,
         parse=_window("weight_steps"),
         tag="scaled",
@@ -181,8 +181,13 @@ class Attention(Options):
         """The attention control that was asked for; classes have no words that attention could follow."""
         from ..editing.plan import AttentionEdit
 
-        kind: dict[str, Any] = {"kind": "none"} if by_class else {}
-        return AttentionEdit(**(kind | self.arguments))
+        if by_class and (idle := sorted(self.typed - {"attention"})):
+            raise InputError(
+                "it controls attention to words, and this edit is by class; leave it out.", parameter=idle[0]
+            )
+        if by_class and self.attention == "refine":
+            return AttentionEdit("none")
+        return AttentionEdit(**self.arguments)
 
 
 @dataclass(frozen=True)
@@ -256,6 +261,8 @@ def edit(
     with Terminal() as terminal:
         inverted, by_class = is_code(source), bool(targets.to_label)
         targets.check(inverted)
+        if inverted:
+            o.refuse_for_codes()
         holding.check()
         groups = (targets, where, inverting, guiding, holding, machine)
         arguments = {name: value for group in groups for name, value in group.arguments.items()}

@@ -1,5 +1,6 @@
 """``ddim interpolate``: images between real ones."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -10,8 +11,7 @@ from .._utils.choices import THROUGH
 from .._utils.errors import InputError
 from .._utils.names import protect, settings_text
 from . import options as o
-from .command import typed
-from .files import PNG, is_code, stem, target
+from .files import PNG, guidance_tags, is_code, stem, target
 from .output import Terminal, escaped, listening
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ _Ends = Annotated[
 ]
 _Frames = Annotated[
     int,
-    typer.Option("--frames", help="From each image to the next, both included.", rich_help_panel=o.SAMPLING),
+    typer.Option(
+        "--frames", help="The number of images from one end to the next, including both.", rich_help_panel=o.SAMPLING
+    ),
 ]
 _Corners = Annotated[
     str | None,
@@ -76,8 +78,10 @@ def interpolate(
     with Terminal() as terminal:
         for name, values in (("prompt", prompt), ("label", label)):
             if values and len(set(values)) > 1:
-                raise InputError(f"{len(values)} of them; all images need the same one.", parameter=name)
+                raise InputError(f"{len(values)} different ones; all images need the same.", parameter=name)
         words = prompt[0] if prompt else None
+        if all(is_code(path) for path in ends):
+            o.refuse_for_codes("prompt", "negative", "guidance", "rescale", "interval", "label")
         holding.check()
         arguments, corners = inverting.arguments, o.grid_from(grid) if grid else None
         spacing = arguments.get("spacing")
@@ -99,9 +103,6 @@ def interpolate(
         between.check_through(through)
         arguments["method"] = inversion = make_inversion(inverting.method, arguments.pop("options", None))
         saved = {path: LatentCode.load(path) for path in ends if is_code(path)}
-        idle = [name for name in _OF_IMAGES if name in typed()]
-        if len(saved) == len(ends) and idle:
-            raise InputError("it goes with images; these codes are inverted already.", parameter=idle[0])
         if saved and (label is None or len(saved) == len(ends)):
             counted = open_for_code(terminal, model, next(iter(saved.values())), machine.device, machine.dtype)
         else:
@@ -137,7 +138,14 @@ def interpolate(
         row = columns or (corners[1] if corners else count if total == 2 else frames)
         shape = common.picture_shape(counted, one)
         check_page(count, shape[1:], row, scale, of="grid" if corners else "frames")
-        page = target(out, _name(ends, one, total, frames, corners, through), PNG)
+        tags: dict[str, Any] = {}
+        if images_of:  # codes have these in their own names
+            tags = {
+                **guidance_tags(guidance, 1.0, guiding.negative),
+                "label": "-".join(map(str, label)) if label else None,
+                **{tag: text for group in (guiding, inverting, holding, machine) for tag, text in group.tags.items()},
+            }
+        page = target(out, _name(ends, one, total, frames, corners, through, tags), PNG)
         beside = page.with_suffix("")
         digits = len(str(count - 1))
         singles = [beside / f"{beside.name}_{k:0{digits}d}{PNG}" for k in range(count)] if each else []
@@ -166,6 +174,9 @@ def interpolate(
             "options": dict(one.settings),
             "steps": one.grid.steps,
             "spacing": one.grid.spacing,
+            "seed": inverting.seed,
+            "labels": label,
+            **holding.about,
             "through": through,
             "frames": None if corners else frames,
             "grid": list(corners) if corners else None,
@@ -196,19 +207,19 @@ def interpolate(
         )
 
 
-_OF_IMAGES = (
-    *("prompt", "negative", "guidance", "rescale", "interval", "inversion_guidance", "label", "method", "steps"),
-    *("spacing", "options", "seed", "clip", "threshold", "resize"),
-)
-"""Parameters of the inversion, which codes have already."""
-
-
 def _name(
-    ends: list[Path], code: "LatentCode", total: int, frames: int, corners: tuple[int, int] | None, through: str
+    ends: list[Path],
+    code: "LatentCode",
+    total: int,
+    frames: int,
+    corners: tuple[int, int] | None,
+    through: str,
+    tags: Mapping[str, Any],
 ) -> str:
     """``shirt_to_coat_bdia_S50_frames11``; saved codes lose the settings that their names end in."""
     settings = settings_text(code.method, code.grid.steps, {})
     names = [stem(path).partition(f"_{settings}")[0] for path in ends]
     via = f"_via{total - 2}" if total > 2 else ""
     shape = f"grid{corners[0]}x{corners[1]}" if corners else f"frames{frames}"
-    return f"{names[0]}_to_{names[-1]}{'' if corners else via}_{settings}_{shape}{'_state' * (through == 'state')}"
+    whole = settings_text(code.method, code.grid.steps, {}, rest=tags)
+    return f"{names[0]}_to_{names[-1]}{'' if corners else via}_{whole}_{shape}{'_state' * (through == 'state')}"

@@ -4,7 +4,7 @@ Solvers, inversions and other names come from the registries and from ``_utils/c
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from .. import inversion, solvers
 from .._utils.choices import DTYPES, SPACINGS
 from .._utils.errors import InputError
 from .._utils.texts import check_text
-from .command import MACHINE
+from .command import MACHINE, typed
 from .groups import Options, option
 
 SOLVERS = tuple(solvers.SOLVERS)
@@ -193,7 +193,7 @@ Device = Annotated[
 class Grid(Options):
     """The time grid, the solver's or method's own options, and the seed."""
 
-    steps: int = option(50, "--steps -S", "S, from 1 to the model's T.", SAMPLING)
+    steps: int = option(50, "--steps -S", "The number of steps S, from 1 to the model's T.", SAMPLING)
     spacing: str | None = option(
         None,
         "--spacing",
@@ -210,7 +210,7 @@ class Grid(Options):
         parse=options_from,
         metavar="KEY=VALUE",
     )
-    seed: int = option(0, "--seed", "Seed of the noise; image k has seed + k.", SAMPLING, tag="seed")
+    seed: int = option(0, "--seed", "The seed of the noise; image k has the seed SEED + k.", SAMPLING, tag="seed")
 
     @property
     def count(self) -> int:
@@ -243,7 +243,8 @@ class Guiding(Options):
     guidance: float | None = option(
         None,
         "--guidance -w",
-        "w of classifier-free guidance: 1 is the prompt alone, 7.5 is usual; by default the model's or the code's.",
+        "w of classifier-free guidance: 1 is the prompt alone, 7.5 is usual. By default 1 to invert, a code's own to "
+        "edit it, otherwise the model's usual one.",
         PROMPTS,
         argument=None,
     )
@@ -257,7 +258,7 @@ class Guiding(Options):
     interval: str | None = option(
         None,
         "--interval",
-        "Guide only where t / T lies between, such as 0.2,0.8.",
+        "Guide only while t / T is between LOW and HIGH, such as 0.2,0.8.",
         PROMPTS,
         argument=None,
         metavar="LOW,HIGH",
@@ -271,7 +272,7 @@ class InversionGuiding(Guiding):
     inversion_guidance: float | None = option(
         None,
         "--inversion-guidance",
-        "w of the inversion, where the method leaves it free; by default --guidance for exact methods, else 1.",
+        "w of the inversion, if the method allows a choice; by default --guidance for exact methods, otherwise 1.",
         PROMPTS,
         tag="back",
     )
@@ -290,7 +291,11 @@ class Holding(Options):
         tag="clip",
     )
     threshold: float | None = option(
-        None, "--threshold", "Dynamic thresholding of x0 at this percentile.", SAMPLING, tag="threshold"
+        None,
+        "--threshold",
+        "Dynamic thresholding of x0 at this percentile, above 0 and up to 1, such as 0.995.",
+        SAMPLING,
+        tag="threshold",
     )
 
     def check(self) -> None:
@@ -315,7 +320,9 @@ class Machine(Options):
         argument=None,
         about=False,
     )
-    dtype: str = option("float32", "--dtype", f"Of the network: {', '.join(DTYPES)}.", MACHINE, argument=None, tag="")
+    dtype: str = option(
+        "float32", "--dtype", f"The precision of the network: {', '.join(DTYPES)}.", MACHINE, argument=None, tag=""
+    )
 
 
 @dataclass(frozen=True)
@@ -335,3 +342,22 @@ class GuidedMachine(Machine):
     def batched_cfg(self) -> bool:
         """Whether both branches of guidance are asked in one batch."""
         return not self.one_by_one
+
+
+_INVERSION = (
+    *(one.name for kind in (Inverting, Holding) for one in fields(kind) if "typer" in one.metadata),
+    *("inversion_guidance", "resize"),
+)
+"""Options of the inversion, which a code has behind it."""
+
+
+def refuse_for_codes(*more: str) -> None:
+    """Raises InputError, before a model is loaded, where an option of the inversion was typed and all inputs are codes.
+
+    Args:
+        more: further parameters of the command that only images need.
+    """
+    if idle := [name for name in (*_INVERSION, *more) if name in typed()]:
+        raise InputError(
+            "it is a setting of the inversion, and a code is inverted already; leave it out.", parameter=idle[0]
+        )

@@ -27,9 +27,14 @@ def repeat_words(command: str | None = None, **changes: object) -> list[str]:
     words = command.split() if command else now.context.command_path.split()
     kind = now.context.command if command is None else _found(now.context, words)
     values = {name: now.context.params[name] for name in typed()} | changes
+    arguments: list[str] = []
+    options: list[str] = []
     for parameter in kind.params:
-        words += _words(parameter, values.get(parameter.name))
-    return words
+        place = arguments if parameter.param_type_name == "argument" else options
+        place += _words(parameter, values.get(parameter.name))
+    if any(word.startswith("-") for word in arguments):  # a file's name that looks like a flag
+        return [*words, *options, "--", *arguments]
+    return [*words, *arguments, *options]
 
 
 def _found(context: Any, words: list[str]) -> Any:
@@ -41,9 +46,9 @@ def _found(context: Any, words: list[str]) -> Any:
 
 
 def _words(parameter: Any, value: object) -> list[str]:
-    """A parameter with its value, as it is typed; none where the value is None or False, or an empty list."""
+    """A parameter with its value, as it is typed; none where the value is None or an empty list, or an unset flag."""
     if value is None or value is False:
-        return []
+        return list(parameter.secondary_opts[:1]) if value is False else []  # --no-check
     flag = [] if parameter.param_type_name == "argument" else [parameter.opts[0]]
     if value is True:
         return flag

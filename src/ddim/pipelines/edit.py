@@ -42,6 +42,9 @@ from .edit_plan import Blend, attention_asked, by_class, planned, planned_classe
 from .events import Event, ImagesEvent, LossEvent, OnEvent, StepEvent, silent
 from .invert import invert
 
+DEFAULTS: dict[str, Any] = {"method": "direct", "steps": 50, "seed": 0}
+"""Settings of the inversion of images. They are None in the signature, because a code takes none of them."""
+
 FREE = ("direct", "edit-friendly")
 """Methods that reconstruct the source at any guidance, also at another than the code was made with."""
 
@@ -150,13 +153,16 @@ def edit(
         check_embedded(model, guidance)
     how = attention_asked(attention, classes)
     pixels = None
-    inversion_steps, inversion_method = 50 if steps is None else steps, "direct" if method is None else method
+    inversion_steps = DEFAULTS["steps"] if steps is None else steps
+    inversion_method = DEFAULTS["method"] if method is None else method
     if isinstance(source, LatentCode):
         asked = {"method": method, "steps": steps, "options": options or None}
         asked |= {"clip_x0": clip_x0, "threshold": threshold}
         asked |= {"inversion_guidance": inversion_guidance, "seed": seed, "spacing": spacing, "resize": resize or None}
         if idle := [name for name, value in asked.items() if value is not None]:
-            raise InputError("it goes with images; the code is inverted already, so leave it out.", parameter=idle[0])
+            raise InputError(
+                "it is a setting of the inversion, and a code is inverted already; leave it out.", parameter=idle[0]
+            )
         count, size = len(source), picture_shape(model, source)[1:]
         grid, solver = source.grid, make_solver(source.solver, source.options)
     else:
@@ -194,7 +200,7 @@ def edit(
             clip_x0=clip_x0,
             threshold=threshold,
             inversion_guidance=inversion_guidance,
-            seed=0 if seed is None else seed,
+            seed=DEFAULTS["seed"] if seed is None else seed,
             batch=batch,
             on_event=phases.inversion(),
         )

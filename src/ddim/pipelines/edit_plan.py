@@ -218,7 +218,7 @@ def planned_classes(
     """
     for name, value in words.items():
         if value is not None:
-            raise InputError("it goes with prompts, and here classes edit; leave it out.", parameter=name)
+            raise InputError("it goes with prompts, and this edit is by class; leave it out.", parameter=name)
     own = _labels_of(model, code, source_labels, count)
     return own, _target_labels(model, labels, count), None if mask is None else read_mask(mask, count, size)
 

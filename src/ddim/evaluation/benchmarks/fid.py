@@ -209,7 +209,7 @@ class Fid(Benchmark[FidOptions, Sampler]):
         """How images are generated, and with what they are compared."""
         first = self.options.seed
         return {
-            "walk": self.sampling,
+            "sampling": self.sampling,
             "seeds": f"{first} to {first + self.options.images - 1}",
             "reference": self.reference_about,
             "interval": f"95 %, {self.resamples} resamples of the generated images" if self.resamples else "none",
