@@ -65,7 +65,9 @@ def command_of(name: str) -> Callable[..., None]:
         options = {key: _value(known[key], value) for key, value in values.items()}
         with Terminal() as terminal:
             command = repeat(out=None, device=None)
-            found = evaluate(name, out=out, device=device, reporter=_Voice(terminal), command=command, **options)
+            found = evaluate(
+                name, out=out, device=device, reporter=_TerminalReporter(terminal), command=command, **options
+            )
             if found is None:
                 return
             shown = [f for f in found.files if f.suffix in (".md", ".png")]
@@ -88,7 +90,7 @@ def command_of(name: str) -> Callable[..., None]:
     return run
 
 
-class _Voice:
+class _TerminalReporter:
     """Shows the progress of a benchmark on the terminal."""
 
     def __init__(self, terminal: Terminal) -> None:

@@ -212,7 +212,7 @@ class ReferenceOptions(FeatureOptions):
     data: Annotated[
         Path | None,
         Option(
-            "What to compare with: a recipe, or images in the form that data.path of a recipe takes. By default the "
+            "What to compare with: a recipe, or a folder, parquet or idx file of images. By default the "
             "test images whose statistics are bundled with the features."
         ),
     ] = None

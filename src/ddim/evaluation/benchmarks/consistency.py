@@ -42,7 +42,7 @@ class ConsistencyOptions(FeatureOptions):
     steps: Annotated[
         Sequence[int] | None, Option("Number of steps S; repeatable. By default 10, 20, 50, 100 and 200.", "-S")
     ] = None
-    eta: Annotated[Sequence[float], Option("0 to 1; repeatable. 1 is there to compare.")] = (0.0, 1.0)
+    eta: Annotated[Sequence[float], Option("Values of eta from 0 to 1; repeatable. 0 is DDIM, 1 is DDPM.")] = (0.0, 1.0)
     reference: Annotated[int, Option("The S with which the others are compared.")] = 1000
     spacing: Annotated[str | None, Option(f"{names(SPACINGS)}. By default the model's own spacing.")] = None
     samples: Annotated[int, Option("Number of x_T.", "-n", least=1, most=MANY)] = 100
@@ -67,7 +67,7 @@ class Consistency(Benchmark[ConsistencyOptions, Trajectories]):
     With eta = 0 the image is determined by x_T; eta = 1 adds noise in every step. The last line of each eta compares
     the images of two different x_T. Sections 4.2 and 5.2 of Song et al. 2021.
 
-    ddim evaluate consistency --model fashion
+    Example: ddim evaluate consistency --model fashion
     """
 
     name = "consistency"

@@ -66,13 +66,13 @@ class EditsOptions(MethodOptions, PairOptions):
     ] = None
     steps: Annotated[int, Option("Number of steps S, from 1 to the model's T.", "-S", least=1)] = 20
     guidance: Annotated[float, Option("Weight of classifier-free guidance in the reconstruction.", "-w")] = 7.5
-    limit: Annotated[int | None, Option("Only the first so many edits, for a trial.", least=1)] = None
+    limit: Annotated[int | None, Option("Measure only the first LIMIT edits, for a trial.", least=1)] = None
 
 
 class Edits(Benchmark[EditsOptions, "EditSetting"]):
     """Edits whose answer is known: held-out drawings to another word, or to another style.
 
-    ddim evaluate edits recipes/emoji.toml --method direct --method null-text
+    Example: ddim evaluate edits recipes/emoji.toml --method direct --method null-text
     """
 
     name = "edits"

@@ -103,7 +103,7 @@ class Sampler:
 class Fid(Benchmark[FidOptions, Sampler]):
     """FID: the Fréchet distance of generated images from a data set, in the features of Inception.
 
-    ddim evaluate fid --model fashion --data fashion-mnist --fit pad
+    Example: ddim evaluate fid --model fashion --data fashion-mnist --fit pad
 
     With --features it is the distance in another network's features, under that network's name.
     """

@@ -86,7 +86,7 @@ class Interpolation(Benchmark[InterpolationOptions, str]):
 
     Arcs, as in section 5.3 of Song et al. 2021, are compared with straight lines and with a blend of the two images.
 
-    ddim evaluate interpolation --model fashion
+    Example: ddim evaluate interpolation --model fashion
     """
 
     name = "interpolation"

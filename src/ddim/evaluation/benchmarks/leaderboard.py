@@ -65,7 +65,7 @@ class Leaderboard(Benchmark[LeaderboardOptions, "TripSetting"]):
     By default the images are the few that are bundled with the model. With --recipe they are the recipe's held-out
     images, and the answer of an edit is searched among all images of its style.
 
-    ddim evaluate leaderboard --model emoji --recipe recipes/emoji.toml --images 50
+    Example: ddim evaluate leaderboard --model emoji --recipe recipes/emoji.toml --images 50
     """
 
     name = "leaderboard"

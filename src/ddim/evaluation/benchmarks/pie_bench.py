@@ -39,7 +39,7 @@ class PieBenchOptions(MethodOptions):
     attention: Annotated[Sequence[str], Option(f"{names(ATTENTIONS)}; repeatable.")] = ("refine",)
     steps: Annotated[int, Option("Number of steps S, from 1 to the model's T.", "-S", least=1)] = 50
     guidance: Annotated[float, Option("Weight of classifier-free guidance in the reconstruction.", "-w")] = 7.5
-    limit: Annotated[int | None, Option("Only the first so many entries, for a trial.", least=1)] = None
+    limit: Annotated[int | None, Option("Measure only the first LIMIT entries, for a trial.", least=1)] = None
     categories: Annotated[
         Sequence[int] | None, Option("Only these categories of 0 to 9, such as 0,1,8; repeatable.", separated=True)
     ] = None
@@ -59,7 +59,7 @@ class PieBenchOptions(MethodOptions):
 class PieBench(Benchmark[PieBenchOptions, "EditSetting"]):
     """PIE-Bench: edits by words of 700 images, with scores of their background, their structure and CLIP.
 
-    ddim evaluate pie-bench --model stable-diffusion-v1-5/stable-diffusion-v1-5 --data PIE-Bench_v1
+    Example: ddim evaluate pie-bench --model stable-diffusion-v1-5/stable-diffusion-v1-5 --data PIE-Bench_v1
     """
 
     name = "pie-bench"

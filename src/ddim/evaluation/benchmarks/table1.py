@@ -115,7 +115,7 @@ class Table1(Benchmark[Table1Options, Cell]):
     The measure is the Fréchet distance to test images in the features of a named classifier. Cheap cells come first,
     and the table is written after each, so that a run can be stopped and continued.
 
-    ddim evaluate table1 --model fashion --samples 2000 --steps 10 --steps 20
+    Example: ddim evaluate table1 --model fashion --samples 2000 --steps 10 --steps 20
     """
 
     name = "table1"

@@ -54,7 +54,11 @@ class Table2Options(MethodOptions, ImageOptions):
     model: ModelOption = "fashion"
     steps: Annotated[
         Sequence[int] | None,
-        Option("Number of steps S in both directions; repeatable. By default those of the table.", "-S", least=1),
+        Option(
+            "Number of steps S in both directions; repeatable. By default 10, 20, 50, 100, 200, 500 and 1000.",
+            "-S",
+            least=1,
+        ),
     ] = None
     spacing: Annotated[
         Spacing | None,
@@ -71,7 +75,7 @@ class Table2(Benchmark[Table2Options, "TripSetting"]):
     Images are inverted in S steps and reconstructed in S steps. The error is the mean squared error on [0, 1]. By
     default S is 10 to 1000, on the images that are bundled with the model.
 
-    ddim evaluate table2 --model fashion --steps 10 --steps 50 --method ddim --method belm
+    Example: ddim evaluate table2 --model fashion --steps 10 --steps 50 --method ddim --method belm
     """
 
     name = "table2"
