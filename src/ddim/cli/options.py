@@ -176,7 +176,6 @@ Scale = Annotated[
         "--scale", min=1, help="Enlarge the sheet: each pixel becomes SCALE x SCALE pixels.", rich_help_panel=FILES
     ),
 ]
-Batch = Annotated[int, typer.Option("--batch", help="Images in one network call.", rich_help_panel=MACHINE)]
 Device = Annotated[
     str | None,
     typer.Option(
