@@ -16,7 +16,7 @@ from .._utils.names import protect, settings_text
 from . import options as o
 from .failure import code_and_sentence
 from .files import CODE, PNG, guidance_tags, is_code, phrase, phrases, stem, target
-from .groups import Options, option
+from .groups import Options, option, tags_of
 from .output import Terminal, escaped, listening
 from .repeat import repeat
 from .session import keep_partial, partial_beside
@@ -297,11 +297,7 @@ def edit(
             "from-": phrase(targets.from_) if targets.from_ is not None and not inverted else None,
             "label": targets.from_label if not inverted else None,
             **guidance_tags(guidance, usual.weight, guiding.negative),
-            **{
-                tag: text
-                for group in (guiding, attention, where, holding, inverting, machine)
-                for tag, text in group.tags.items()
-            },
+            **tags_of(guiding, attention, where, holding, inverting, machine),
         }
         name = settings_text(
             inverting.method if code is None else code.method,
@@ -365,8 +361,6 @@ def edit(
                     pixels if code is None else code,
                     guidance=if_it_acts(counted, guidance),
                     attention=how,
-                    resize=resize
-                    and inverted,  # the pixels have the model's size; for a code the library refuses --resize
                     batched_cfg=machine.batched_cfg,
                     on_code=on_code,
                     on_event=listening(report, on_images if each else None),
@@ -387,10 +381,6 @@ def edit(
             f"[dim]{' · '.join(strip)} · {edited.code.method}, S = {edited.code.grid.steps} · "
             f"w = {guidance.weight:g} · {about['nfe']:g} network calls per image · {terminal.seconds:.1f} s[/dim]",
         )
-
-
-_OF_THE_CODE = ("from_", "from_label", "method", "steps", "spacing", "options", "seed", "inversion_guidance")
-"""Parameters of the inversion, which a code has already."""
 
 
 class _Files:
@@ -440,7 +430,7 @@ class _Files:
         except (Exception, KeyboardInterrupt) as error:
             if not self.saved:
                 raise
-            idle = dict.fromkeys((*_OF_THE_CODE, "clip", "threshold", "resize"))
+            idle = dict.fromkeys(("from_", "from_label", *o.INVERSION))  # which the code has already
             kept = f"The inverted code is in {self.code}"
             kept += "." if isinstance(error, InputError) else f": {repeat(source=self.code, **idle)} goes on."
             if isinstance(error, DDIMError):

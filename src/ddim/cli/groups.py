@@ -71,6 +71,11 @@ class Options:
         }
 
 
+def tags_of(*groups: Options) -> dict[str, str]:
+    """The tags of all groups, in their order."""
+    return {tag: text for group in groups for tag, text in group.tags.items()}
+
+
 def _as_it_is(value: Any) -> Any:
     return value
 

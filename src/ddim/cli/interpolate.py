@@ -12,6 +12,7 @@ from .._utils.errors import InputError
 from .._utils.names import protect, settings_text
 from . import options as o
 from .files import PNG, guidance_tags, is_code, stem, target
+from .groups import tags_of
 from .output import Terminal, escaped, listening
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def interpolate(
             tags = {
                 **guidance_tags(guidance, 1.0, guiding.negative),
                 "label": "-".join(map(str, label)) if label else None,
-                **{tag: text for group in (guiding, inverting, holding, machine) for tag, text in group.tags.items()},
+                **tags_of(guiding, inverting, holding, machine),
             }
         page = target(out, _name(ends, one, total, frames, corners, through, tags), PNG)
         beside = page.with_suffix("")

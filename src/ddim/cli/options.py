@@ -343,7 +343,7 @@ class GuidedMachine(Machine):
         return not self.one_by_one
 
 
-_INVERSION = (
+INVERSION = (
     *(one.name for kind in (Inverting, Holding) for one in fields(kind) if "typer" in one.metadata),
     *("inversion_guidance", "resize"),
 )
@@ -356,7 +356,7 @@ def refuse_for_codes(*more: str) -> None:
     Args:
         more: further parameters of the command that only images need.
     """
-    if idle := [name for name in (*_INVERSION, *more) if name in typed()]:
+    if idle := [name for name in (*INVERSION, *more) if name in typed()]:
         raise InputError(
             "it is a setting of the inversion, and a code is inverted already; leave it out.", parameter=idle[0]
         )
