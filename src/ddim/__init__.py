@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from .models.scheduler_config import from_scheduler_config, read_schedule
     from .models.sdxl import SizeIds
     from .pipelines.edit import Edited, edit
-    from .pipelines.events import CodeEvent, Event, ImagesEvent, LossEvent, StepEvent
+    from .pipelines.events import CodeEvent, EngineEvent, Event, ImagesEvent, LossEvent, StepEvent
     from .pipelines.interpolate import interpolate, interpolate_grid
     from .pipelines.invert import invert
     from .pipelines.reconstruct import reconstruct
@@ -89,7 +89,7 @@ _WHERE = {
     "models.info": ["ModelInfo"],
     "models.scheduler_config": ["from_scheduler_config", "read_schedule"],
     "pipelines.edit": ["Edited", "edit"],
-    "pipelines.events": ["CodeEvent", "Event", "ImagesEvent", "LossEvent", "StepEvent"],
+    "pipelines.events": ["CodeEvent", "EngineEvent", "Event", "ImagesEvent", "LossEvent", "StepEvent"],
     "models.sdxl": ["SizeIds"],
     "pipelines.interpolate": ["interpolate", "interpolate_grid"],
     "pipelines.invert": ["invert"],
@@ -124,6 +124,7 @@ __all__ = [
     "DynamicShift",
     "EditFriendly",
     "Edited",
+    "EngineEvent",
     "Event",
     "Flux2Shift",
     "GaussianPath",

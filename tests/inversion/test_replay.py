@@ -93,7 +93,7 @@ def test_each_step_ends_on_the_pivot_and_the_last_on_the_end():
 
 def test_only_the_rows_that_are_held_are_put_back():
     pivot = noise_like((1, 6, 2, 3), seed=5)
-    state = ddim.solve(GUIDED, PinnedSolver(DDIM, {"pivot": pivot}, rows=[1]), {"x": X}, GRID)["x"]
+    state = ddim.solve(GUIDED, PinnedSolver(DDIM, {"pivot": pivot}, rows=slice(1, 2)), {"x": X}, GRID)["x"]
     free = ddim.solve(GUIDED, DDIM, {"x": X}, GRID)["x"]
     assert torch.equal(state[1], pivot[0, -1])
     assert torch.equal(state[[0, 2]], free[[0, 2]])

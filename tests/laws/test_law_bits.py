@@ -429,17 +429,6 @@ def test_a_network_in_one_piece_is_told_from_one_in_parts():
         ddim.reconstruct(model, code)
 
 
-def test_exact_calls_do_not_let_cudnn_choose_by_a_stopwatch(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-    model, seen = tiny.model(), list[bool]()
-    model.network.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
-    code = ddim.invert(model, torch.rand(1, 1, 8, 8), steps=3, method="bdia")
-    ddim.reconstruct(model, code)
-    assert seen
-    assert not any(seen)
-    assert torch.backends.cudnn.benchmark
-
-
 def test_strict_refuses_what_comes_back_nearly_and_takes_what_is_put_on_its_pivot():
     model, picture = tiny.model(), torch.rand(1, 1, 8, 8)
     with refused("strict", "'ddim'"):

@@ -27,8 +27,10 @@ class SeededNoise:
         """Returns new numbers in the shape, dtype and device of ``like``, [N, ...], where N is the number of seeds."""
         if len(like) != len(self._generators):
             raise InputError(f"{len(self._generators)} were given for {len(like)} samples.", parameter="seed")
-        draws = [torch.randn(like.shape[1:], generator=g) for g in self._generators]
-        return torch.stack(draws).to(device=like.device, dtype=like.dtype)
+        draws = torch.stack([torch.randn(like.shape[1:], generator=g) for g in self._generators])
+        if like.is_cuda:  # a copy from pinned memory does not make the host wait for the GPU
+            draws = draws.pin_memory()
+        return draws.to(like.device, non_blocking=True).to(like.dtype)
 
 
 def checked_seed(seed: int, count: int = 1) -> int:

@@ -1,6 +1,7 @@
 """The loop that steps a solver along a grid: from noise to data (``solve``), from data to noise (``solve_back``)."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -10,6 +11,7 @@ from .._utils.errors import NotFinite
 from .contracts import Noise, OnStep, Solver, State
 from .denoiser import Denoiser
 from .grid import Grid
+from .late import late_checks, require
 
 
 class BackwardSolver(Protocol):
@@ -52,7 +54,7 @@ def solve(
         on_step: called after each step with the index of the node reached and the state there.
 
     Raises:
-        NotFinite: the sample contains NaN or infinity after a step.
+        NotFinite: the sample contains NaN or infinity after a step. On a GPU it may be raised a few steps late.
     """
     begin = getattr(state, "node", 0) if first is None else first
     end = grid.steps if last is None else last
@@ -115,16 +117,19 @@ def _along(
     on_step: OnStep | None,
 ) -> State:
     """Makes the steps i in ``indices``. Step i ends at node i + ``offset``: 1 towards the data, 0 towards the noise."""
-    with torch.no_grad():
+
+    def not_finite(i: int) -> NotFinite:
+        a, b, number = (i, i + 1, i + 1) if offset else (i + 1, i, grid.steps - i)
+        return NotFinite(
+            f"The sample is no longer finite after the step from t = {grid[a].t:g} to t = {grid[b].t:g} "
+            f"(step {number} of {grid.steps}): the network returned NaN or infinity, or the solver diverged.",
+            step=number,
+        )
+
+    with torch.no_grad(), late_checks():
         for i in indices:
             state = step(state, i)
-            if not bool(torch.isfinite(read(state)).all()):
-                a, b, number = (i, i + 1, i + 1) if offset else (i + 1, i, grid.steps - i)
-                raise NotFinite(
-                    f"The sample is no longer finite after the step from t = {grid[a].t:g} to t = {grid[b].t:g} "
-                    f"(step {number} of {grid.steps}): the network returned NaN or infinity, or the solver diverged.",
-                    step=number,
-                )
+            require(torch.isfinite(read(state)).all(), partial(not_finite, i))
             if on_step is not None:
                 on_step(i + offset, state)
     return state

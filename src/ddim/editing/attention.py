@@ -6,6 +6,7 @@ the call. The network itself stores nothing about the edit.
 
 import math
 from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class AttentionController:
 
     def __init__(self, plan: AttentionPlan, step: int, steps: int) -> None:
         edit, takes_maps = plan.edit, plan.edit.kind != "none"
-        self.plan = plan
+        self.plan, self.step, self.steps = plan, step, steps
         self.images, self.targets = plan.new.shape[:2]
         self.rows = self.images * (1 + self.targets)
         self.cross = takes_maps and within(edit.cross_steps, step, steps)
@@ -41,6 +42,20 @@ class AttentionController:
     def idle(self) -> bool:
         """Whether this call neither changes nor records attention, so that it does not need the controller."""
         return not (self.cross or self.self_attention or self.reweight or self.plan.blend is not None)
+
+    @property
+    def key(self) -> Hashable:
+        """All that decides what the controller computes, besides the tensors of its plan."""
+        plan = self.plan
+        return plan.edit, plan.layers, plan.size, self.cross, self.self_attention, self.reweight
+
+    def with_tensors(self, tensors: Sequence[Tensor | None]) -> "AttentionController":
+        """Returns a controller for the same call with other tensors in its plan; see ``AttentionPlan.tensors``."""
+        return AttentionController(self.plan.with_tensors(tensors), self.step, self.steps)
+
+    def adopt(self, seen: Mapping[tuple[str, bool], int], maps: Tensor | None) -> None:
+        """Takes over the layers that another controller has seen in this call, and the maps that it has recorded."""
+        self.seen, self.maps = Counter(seen), maps
 
     def attend(
         self,

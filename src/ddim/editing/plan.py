@@ -1,6 +1,7 @@
 """The settings of attention control, the attention layers of a network, and the plan of an edit."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
@@ -142,6 +143,18 @@ class AttentionPlan:
         scales = None if self.scales is None else self.scales[which]
         blend = None if self.blend is None else self.blend[which]
         return replace(self, mapping=self.mapping[which], new=self.new[which], scales=scales, blend=blend)
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """``mapping``, ``new``, ``scales`` and ``blend``."""
+        return self.mapping, self.new, self.scales, self.blend
+
+    def with_tensors(self, tensors: Sequence[Tensor | None]) -> "AttentionPlan":
+        """Returns a plan with other ``tensors``."""
+        mapping, new, scales, blend = tensors
+        assert mapping is not None
+        assert new is not None
+        return replace(self, mapping=mapping, new=new, scales=scales, blend=blend)
 
     @property
     def blend_size(self) -> Size:

@@ -6,8 +6,7 @@ libraries. An inversion that is exact only for equal bits stores all of this in 
 """
 
 import platform
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,9 @@ def exact_layout() -> Layout:
     return Layout(torch.get_num_threads(), 1)
 
 
-def machine_now(device: torch.device, engine: str, layout: Layout, batched_cfg: bool) -> dict[str, Any]:
+def machine_now(
+    device: torch.device, engine: str, layout: Layout, batched_cfg: bool, tf32: bool | None = None
+) -> dict[str, Any]:
     """Describes everything besides the rows of a call that decides the last bits of its output, for this machine.
 
     Args:
@@ -33,16 +34,20 @@ def machine_now(device: torch.device, engine: str, layout: Layout, batched_cfg: 
         engine: how the network is computed; see ``Model.engine``.
         layout: the layout of the calls.
         batched_cfg: whether both branches of guidance form one batch.
+        tf32: ``Model.tf32``.
 
     Returns:
         plain values by name, as ``LatentCode.machine`` stores them.
     """
     cuda = device.type == "cuda"
+    own = {None: torch.get_float32_matmul_precision(), True: "high", False: "highest"}[tf32 if cuda else None]
+    versions = {"cuda": torch.version.cuda or "", "cudnn": torch.backends.cudnn.version() or 0} if cuda else {}
     return {
         "device": torch.cuda.get_device_name(device) if cuda else f"{device.type} {_kernels()}".strip(),
         "torch": torch.__version__.partition("+")[0],
-        "tf32": bool(cuda and torch.backends.cudnn.allow_tf32),
-        "matmul": torch.get_float32_matmul_precision(),
+        **versions,
+        "tf32": cuda and bool(torch.backends.cudnn.allow_tf32 if tf32 is None else tf32),
+        "matmul": own,
         "engine": engine,
         "workers": layout.workers,
         "threads": layout.threads,
@@ -60,20 +65,6 @@ def layout_of(machine: Mapping[str, Any]) -> Layout | None:
     return Layout(int(machine["workers"]), int(machine["threads"])) if machine.get("workers") else None
 
 
-@contextmanager
-def deterministic_cudnn() -> Generator[None]:
-    """A context in which cuDNN chooses its algorithms by shape alone, and not by timing them.
-
-    By timing, it might choose another algorithm for reconstruction than for the inversion, with other last bits.
-    """
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
 def differences(had: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Lists what this machine cannot reproduce: another device or version, other kernels, another engine.
 
@@ -84,8 +75,15 @@ def differences(had: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     Returns:
         phrases that complete the sentence "This code was made ...".
     """
-    phrases = {"device": "on {}", "torch": "with torch {}", "tf32": "with TF32 {}"}
-    phrases |= {"matmul": "with matrix products of {} precision", "engine": "by a network with the engine {!r}"}
+    phrases = {
+        "device": "on {}",
+        "torch": "with torch {}",
+        "cuda": "with CUDA {}",
+        "cudnn": "with cuDNN {}",
+        "tf32": "with TF32 {}",
+        "matmul": "with matrix products of {} precision",
+        "engine": "by a network with the engine {!r}",
+    }
     return [phrase.format(had[key]) for key, phrase in phrases.items() if key in had and had[key] != now.get(key)]
 
 

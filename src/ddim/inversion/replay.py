@@ -150,7 +150,7 @@ class PinnedSolver(SolverWrapper):
         rows: the rows of the batch to set, one for each of N; by default all rows.
     """
 
-    def __init__(self, inner: Solver, extras: Mapping[str, Tensor], rows: list[int] | None = None) -> None:
+    def __init__(self, inner: Solver, extras: Mapping[str, Tensor], rows: slice = slice(None)) -> None:
         super().__init__(inner)
         self.pivot, self.end, self.rows = extras.get("pivot"), extras.get("end"), rows
 
@@ -162,6 +162,6 @@ class PinnedSolver(SolverWrapper):
             target = self.end[:, 0]
         if target is not None:
             x = after["x"].clone()
-            x[self.rows if self.rows is not None else slice(None)] = target.to(x)
+            x[self.rows] = target.to(x)
             after = {**after, "x": x}
         return after

@@ -33,9 +33,11 @@ class Model(ABC):
         info: the facts about the model.
         schedule: its path, its prediction type and its grids.
         parts: for adapters of diffusers pipelines: name of a part that is read -> names of its supported classes.
+        tf32: whether CUDA computes convolutions and matrix products in float32 with TF32; None is torch's own setting.
     """
 
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    tf32: bool | None = None
     info: ModelInfo
     schedule: Schedule
 
@@ -378,7 +380,9 @@ def scalar(timestep: float, device: torch.device) -> Tensor:
 
     Other timesteps become float32.
     """
-    return torch.tensor(int(timestep) if timestep == int(timestep) else timestep, device=device)
+    whole = timestep == int(timestep)
+    # Filled on the device: a copy from the host would make the host wait for a GPU.
+    return torch.full((), timestep, dtype=torch.int64 if whole else torch.float32, device=device)
 
 
 def class_labels(labels: Any, count: int, classes: int, name: str, *, parameter: str = "labels") -> Tensor:

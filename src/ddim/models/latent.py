@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .._utils.errors import DDIMError, InputError, is_number
 from .._utils.files import read_json
 from .base import Model
+from .engine.kernels import kernels
 from .engine.threads import run_in_threads
 from .weights import diffusers_part
 
@@ -42,7 +43,7 @@ class LatentModel(Model):
         Raises:
             DDIMError: the autoencoder returned NaN or infinity.
         """
-        with torch.no_grad(), self.upcast_vae():
+        with torch.no_grad(), self.upcast_vae(), kernels(self.device, self.tf32):
             x = images.to(device=self.device, dtype=self.vae.dtype) * 2 - 1
             code = run_in_threads(lambda rows: code_of(self.vae, rows), x, least=self.min_pictures)
             code = self._finite(code, "encoded an image")
@@ -54,7 +55,7 @@ class LatentModel(Model):
         Raises:
             DDIMError: the autoencoder returned NaN or infinity.
         """
-        with torch.no_grad(), self.upcast_vae():
+        with torch.no_grad(), self.upcast_vae(), kernels(self.device, self.tf32):
             code = self.from_code(x0).to(self.vae.dtype)
             image = run_in_threads(lambda rows: self.vae.decode(rows).sample, code, least=self.min_pictures)
             image = self._finite(image, "decoded a sample")

@@ -14,6 +14,7 @@ from ..core.path import Node, TablePath
 from ..core.schedule import Schedule
 from .base import ClassModel
 from .device import device_and_dtype
+from .engine.kernels import kernels
 from .engine.optimize import engine_of
 from .engine.threads import run_in_threads
 from .fingerprint import fingerprint as fingerprint_of
@@ -119,7 +120,9 @@ class NetworkModel(ClassModel):
             labels = (cond.tensors[LABELS],)
         # The batch is not split, since the user's network may not be thread-safe. A layout still fixes the number of
         # threads that torch uses, and so the last bits of the output.
-        return run_in_threads(self._checked, x.to(self.dtype), t, *labels, least=None, layout=call.layout).to(x.dtype)
+        with kernels(x.device, self.tf32):
+            output = run_in_threads(self._checked, x.to(self.dtype), t, *labels, least=None, layout=call.layout)
+        return output.to(x.dtype)
 
     def _checked(self, x: Tensor, *inputs: Tensor) -> Tensor:
         """Calls the network. Raises InputError if its output is not a tensor of x's shape."""

@@ -15,8 +15,11 @@ from ..core.path import Node, VEPath
 from .base import ClassModel, scalar
 from .device import device_and_dtype
 from .dry_run import output_shape
+from .engine.graphs import Graphs
+from .engine.layout import memory_format
 from .engine.optimize import engine_of
-from .engine.threads import min_rows, run_in_threads
+from .engine.run import run
+from .engine.threads import min_rows
 from .fingerprint import fingerprint
 from .info import ModelInfo
 from .scheduler_config import read_schedule
@@ -88,9 +91,9 @@ class PixelModel(ClassModel):
         self._fingerprint = fingerprint(network, self.schedule.path, self.schedule.prediction) if owned else None
         if owned:
             nn.Module.to(network, device=where, dtype=what)  # diffusers' own method ``to`` would warn of a cast
-            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            network.to(memory_format=memory_format(where, what))  # pyright: ignore[reportCallIssue]
             network.eval().requires_grad_(False)
-        self.network = network
+        self.network, self.graphs = network, Graphs(network)
         self.threads, self.least = True, min_rows(network)
         if int(config.out_channels) not in (shape[0], 2 * shape[0]):
             raise InputError(
@@ -152,7 +155,7 @@ class PixelModel(ClassModel):
     @property
     def engine(self) -> str:
         """How the network computes, as far as it changes the last bits of its output."""
-        return engine_of(self.network, split=self.threads)
+        return engine_of(self.network, split=self.threads, device=self.device)
 
     def check_shapes(self) -> None:
         """Checks on the meta device that the network accepts images of its config's size, and returns the same size.
@@ -176,12 +179,11 @@ class PixelModel(ClassModel):
         if self.classes and labels is None:
             raise InputError(f"the model {self.name!r} needs a class label.", parameter="labels")
 
-        def ask(rows: Tensor, classes: Tensor | None) -> Tensor:
-            return network(rows, label, class_labels=classes, return_dict=False)[0]
+        def ask(rows: Tensor, timestep: Tensor, classes: Tensor | None) -> Tensor:
+            return network(rows, timestep, class_labels=classes, return_dict=False)[0]
 
-        output = run_in_threads(
-            ask, x.to(self.dtype), labels, least=self.least if self.threads else None, layout=call.layout
-        )
+        least = self.least if self.threads else None
+        output = run(ask, x.to(self.dtype), label, labels, call=call, graphs=self.graphs, tf32=self.tf32, least=least)
         return output[:, : self.shape[0]].to(x.dtype)
 
     def encode(self, images: Tensor) -> Tensor:

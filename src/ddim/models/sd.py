@@ -2,8 +2,9 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,8 +25,12 @@ from .attention import unet as attention
 from .base import scalar
 from .device import device_and_dtype
 from .dry_run import output_shape
+from .engine.graphs import Graphs
+from .engine.kernels import kernels
+from .engine.layout import memory_format
 from .engine.optimize import engine_of
-from .engine.threads import min_rows, run_in_threads
+from .engine.run import run
+from .engine.threads import min_rows
 from .fingerprint import fingerprint
 from .info import ModelInfo
 from .latent import LatentModel, code_of, read_autoencoder, read_text_unet, statistics_of
@@ -44,7 +49,7 @@ class StableDiffusion(LatentModel):
         device: the device that it computes on.
         dtype: the dtype that its networks compute in.
         owned: whether the pipeline belongs to this model, which then moves, casts and freezes its parts and converts
-            them to channels-last layout. False leaves a user's pipeline as it is.
+            them to their fastest memory layout. False leaves a user's pipeline as it is.
 
     Attributes:
         threads: whether large batches of the U-Net are split among threads on a CPU.
@@ -96,7 +101,7 @@ class StableDiffusion(LatentModel):
             height, width = (s // multiple for s in sides_of(getattr(vae.config, "sample_size", None), name))
         else:
             height, width = sides_of(unet.config.sample_size, name)
-        self.pipeline, self.network, self.vae = pipeline, unet, vae
+        self.pipeline, self.network, self.vae, self.graphs = pipeline, unet, vae, Graphs(unet)
         self.tokenizers: tuple[Any, ...] = tuple(getattr(pipeline, part) for part in self.tokenizer_parts())
         self.prompt_length = self._longest_prompt(name)
         where, what = device_and_dtype(device, dtype)
@@ -158,13 +163,13 @@ class StableDiffusion(LatentModel):
         return lengths[0]
 
     def _move_and_freeze(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Moves, casts and freezes all networks, and converts the convolutional ones to channels-last layout."""
+        """Moves, casts and freezes all networks, and converts the convolutional ones to their fastest layout."""
         for part in self.networks().values():
             own = self.autoencoder_dtype(dtype) if part is self.vae else dtype
             nn.Module.to(part, device=device, dtype=own)
             part.eval().requires_grad_(False)
-        self.network.to(memory_format=torch.channels_last)
-        self.vae.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=memory_format(device, dtype))
+        self.vae.to(memory_format=memory_format(device, dtype))
 
     @property
     def fingerprint(self) -> str:
@@ -183,7 +188,7 @@ class StableDiffusion(LatentModel):
     @property
     def engine(self) -> str:
         """How the U-Net computes, as far as it changes the last bits of its output."""
-        return engine_of(self.network, split=self.threads)
+        return engine_of(self.network, split=self.threads, device=self.device)
 
     def _fingerprint_now(self) -> str:
         schedule = self.schedule
@@ -323,22 +328,48 @@ class StableDiffusion(LatentModel):
                 "missing; use what model.condition returns.",
                 parameter="conditioning",
             )
-        network, label = self.network, scalar(self.schedule.timestep(node), x.device)
-        attention_kwargs = attention.attention_kwargs(call)
-        names = self.conditions
+        timestep, names = scalar(self.schedule.timestep(node), x.device), self.conditions
         tensors = [cond.tensors[name] for name in names]
         parts = [aligned(t.to(self.dtype) if t.is_floating_point() else t) for t in tensors]
+        inputs = (x.to(self.dtype), timestep, *parts)
 
-        def ask(rows: Tensor, *tensors: Tensor) -> Tensor:
+        def ask(rows: Tensor, timestep: Tensor, *tensors: Tensor, controller: Any = None) -> Tensor:
             wanted = self.network_conditions(dict(zip(names, tensors, strict=True)))
-            return network(rows, label, **wanted, cross_attention_kwargs=attention_kwargs, return_dict=False)[0]
+            wanted["cross_attention_kwargs"] = attention.attention_kwargs(replace(call, controller=controller))
+            return self.network(rows, timestep, **wanted, return_dict=False)[0]
 
-        if attention_kwargs is not None:  # a controller relates rows to each other, so the batch must not be split
-            output = ask(x.to(self.dtype), *parts)
+        if call.controller is not None:
+            output = self._controlled_call(ask, inputs, call)
         else:
             least = self.least if self.threads else None
-            output = run_in_threads(ask, x.to(self.dtype), *parts, least=least, layout=call.layout)
+            output = run(ask, *inputs, call=call, graphs=self.graphs, tf32=self.tf32, least=least)
         return output[:, : self.shape[0]].to(x.dtype)
+
+    def _controlled_call(self, ask: Callable[..., Tensor], inputs: Sequence[Tensor], call: Call) -> Tensor:
+        """Calls the U-Net with the attention controller of a call, in one piece: it relates rows to each other.
+
+        Args:
+            ask: called with ``inputs`` and the keyword ``controller``.
+            inputs: the inputs of the U-Net.
+            call: the arguments of the call.
+        """
+        controller, many = call.controller, len(inputs)
+
+        # A CUDA graph also reads the tensors of the plan as inputs, so that other edits of the same shapes can use it.
+        def controlled(*tensors: Tensor) -> tuple[tuple[Tensor, ...], Any]:
+            own = controller.with_tensors(tensors[many:])
+            output = ask(*tensors[:many], controller=own)
+            return (output,) if own.maps is None else (output, own.maps), own.seen
+
+        every = (*inputs, *controller.plan.tensors)
+        with kernels(inputs[0].device, self.tf32):
+            if inputs[0].is_cuda:
+                key = (controller.key, call.branches)
+                (output, *maps), seen = self.graphs(controlled, *every, key=key, from_use=2, notify=call.on_engine)
+            else:
+                (output, *maps), seen = controlled(*every)
+        controller.adopt(seen, maps[0] if maps else None)
+        return output
 
     def network_conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """Converts conditions, by name, to keyword arguments of the U-Net."""

@@ -26,6 +26,7 @@ class ModelWrapper(Model):
 
     def __init__(self, model: Model) -> None:
         self.model, self.info, self.schedule = model, model.info, model.schedule
+        self.tf32 = model.tf32
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)

@@ -1,7 +1,7 @@
 """Functions that pipelines share: grids, conditions, inversion in batches, and checks of arguments."""
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -18,7 +18,7 @@ from ..core.contracts import (
     Solver,
     State,
 )
-from ..core.denoiser import PLAIN, Call
+from ..core.denoiser import Call
 from ..core.grid import Grid
 from ..core.guidance import Guidance
 from ..core.noise import SeededNoise
@@ -29,7 +29,7 @@ from ..inversion.latent_code import ADAPTERS, HOLD, LatentCode
 from ..models.base import Model
 from ..solvers import SOLVERS, make_solver
 from ..solvers.lattice import ReversibleSolver
-from .events import CodeEvent, LossEvent, OnEvent, StepEvent, silent
+from .events import CodeEvent, LossEvent, OnEvent, StepEvent, engine_events, silent
 
 Spacing = str | Sequence[float]
 INVERSION_GUIDANCE = "inversion_guidance"
@@ -97,12 +97,12 @@ def invert_batches(
             lambda step, loss: on_event(LossEvent(step, loss)),
             kept,
             hold,
-            Call(layout=layout) if layout else PLAIN,
+            Call(layout=layout, on_engine=engine_events(on_event)),
         )
         steps = int(resume.settings[partials.KEY]["steps"]) if resume and kept is not None else 0
         report.begin(begin // batch, steps)
         try:
-            with half_precision_hint(model), calls.deterministic_cudnn() if layout else nullcontext():
+            with half_precision_hint(model):
                 x0 = model.encode(part)
                 if kept is not None:
                     partials.check_images(kept, x0)
@@ -156,7 +156,7 @@ def empty_code(
         model=model.name,
         fingerprint=model.fingerprint,
         dtype=str(model.dtype).removeprefix("torch."),
-        machine=calls.machine_now(model.device, model.engine, calls.exact_layout(), guidance.batched_cfg)
+        machine=calls.machine_now(model.device, model.engine, calls.exact_layout(), guidance.batched_cfg, model.tf32)
         if records_calls
         else {},
         guidance=guidance.options if guided else {},

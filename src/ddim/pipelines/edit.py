@@ -13,6 +13,7 @@ from .._utils.errors import DDIMWarning, InputError
 from .._utils.tensors import in_groups
 from ..core.conditioning import CONTENT, Conditioning, PromptConditioning
 from ..core.contracts import Inversion, OnStep, Solver
+from ..core.denoiser import Call
 from ..core.guidance import Guidance
 from ..core.solve import solve
 from ..data.images import ImageLike, read_images
@@ -39,7 +40,7 @@ from .common import (
     solver_of,
 )
 from .edit_plan import Blend, attention_asked, by_class, planned, planned_classes, prompts_of_code, source_prompts
-from .events import Event, ImagesEvent, LossEvent, OnEvent, StepEvent, silent
+from .events import EngineEvent, Event, ImagesEvent, LossEvent, OnEvent, StepEvent, engine_events, silent
 from .invert import invert
 
 DEFAULTS: dict[str, Any] = {"method": "direct", "steps": 50, "seed": 0}
@@ -216,6 +217,7 @@ def edit(
     report = phases.sampling((code.grid.steps - solver.first(code.grid)) * len(chunks))
     latent_mask = None if pixel_mask is None else to_latent(pixel_mask, code.state["x"].shape[-2:]).to(model.device)
     parts: list[tuple[Tensor, Tensor | None]] = []
+    call = Call(on_engine=engine_events(on_event))
     with nullcontext() if plan is None else model.controlled():
         for which in chunks:
             rows = slice(which.start * many, which.stop * many)
@@ -228,6 +230,7 @@ def edit(
                 None if plan is None else plan[which],
                 None if latent_mask is None else latent_mask[which],
                 report,
+                call,
             )
             parts.append(part)
             on_event(ImagesEvent(which.start, part[0]))
@@ -252,11 +255,13 @@ def _forward_with_targets(
     plan: AttentionPlan | None,
     mask: Tensor | None,
     report: OnStep,
+    call: Call,
 ) -> tuple[Tensor, Tensor | None]:
     """Samples some sources together with their targets.
 
     Args:
         model, solver, code, guidance, plan, report: of these sources.
+        call: the arguments of the network calls.
         targets: the targets' conditions, n * K rows, those of one image next to each other.
         mask: the user's mask at the latent's resolution, or None.
 
@@ -280,8 +285,8 @@ def _forward_with_targets(
     repeated_extras = {key: rows(v) for key, v in kept.items()}
     conditions = PromptConditioning(cond, None if own.uncond is None else own.uncond.repeat(1 + k))
     prompts = prompts_of(conditions, code.grid, repeated_extras)
-    denoise = model.guided(guidance, prompts, hold=hold_of(code))
-    controlled = Controlled(PinnedSolver(solver, kept, rows=list(range(0, n * (1 + k), 1 + k))), plan, mask)
+    denoise = model.guided(guidance, prompts, hold=hold_of(code), call=call)
+    controlled = Controlled(PinnedSolver(solver, kept, rows=slice(0, None, 1 + k)), plan, mask)
     with half_precision_hint(model):
         end = solve(denoise, controlled, state, code.grid, noise=stored_noise(repeated_extras), on_step=report)
     x = _sources_where_equal(controlled.read(end), own.cond, targets, code, plan)
@@ -357,7 +362,7 @@ class _Phases:
             if isinstance(event, StepEvent):
                 self.before = event.total
                 self.on_event(StepEvent(event.done, event.total * self.count))
-            elif isinstance(event, LossEvent):
+            elif isinstance(event, (LossEvent, EngineEvent)):
                 self.on_event(event)
 
         return on_event

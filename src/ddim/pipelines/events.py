@@ -1,4 +1,4 @@
-"""The events that pipelines report through one callback: steps, losses, images and codes."""
+"""The events that pipelines report through one callback: steps, losses, images, codes, and how the network runs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,10 +59,33 @@ class CodeEvent:
     code: LatentCode
 
 
-Event = StepEvent | LossEvent | ImagesEvent | CodeEvent
+@dataclass(frozen=True)
+class EngineEvent:
+    """The network does not run the fastest way.
+
+    Args:
+        message: a sentence that says what it does without, and why.
+    """
+
+    message: str
+
+
+Event = StepEvent | LossEvent | ImagesEvent | CodeEvent | EngineEvent
 OnEvent = Callable[[Event], None]
 """A function that is called with each event, in the thread that runs the pipeline."""
 
 
 def silent(event: Event) -> None:
     """Ignores the event. It is the default of every pipeline."""
+
+
+def engine_events(on_event: OnEvent) -> Callable[[str], None]:
+    """Returns ``Call.on_engine`` for a run, which reports each sentence once."""
+    told: set[str] = set()
+
+    def on_engine(message: str) -> None:
+        if message not in told:
+            told.add(message)
+            on_event(EngineEvent(message))
+
+    return on_engine

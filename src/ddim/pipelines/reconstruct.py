@@ -2,13 +2,12 @@
 
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
 
 from .._utils.errors import DDIMWarning, InputError
-from ..core.denoiser import PLAIN, Call
+from ..core.denoiser import Call
 from ..core.guidance import Guidance
 from ..inversion import calls
 from ..inversion.latent_code import LatentCode
@@ -24,7 +23,7 @@ from .common import (
     need_model,
     solver_of,
 )
-from .events import ImagesEvent, OnEvent, silent
+from .events import ImagesEvent, OnEvent, engine_events, silent
 
 
 def reconstruct(
@@ -82,14 +81,14 @@ def reconstruct(
     network_calls = calls.recorded_calls(code.calls) if code.calls else calls.batched_calls(len(code), batch)
     report = Report(on_event, (code.grid.steps - solver.first(code.grid)) * len(network_calls), 1, 1)
     parts: list[tuple[calls.NetworkCall, Tensor]] = []
+    arguments = Call(layout=layout, on_engine=engine_events(on_event))
     for call in network_calls:
         part = code if call.items == tuple(range(len(code))) else code.take(call.items)
         state = state_of(solver, part.state, code.grid, model.device, model.state_dtype)
         extras = {k: v.to(model.device) for k, v in part.extras.items()}
         prompts = prompts_of(part.conditions.to(model.device), code.grid, extras)
-        arguments = Call(layout=layout) if layout else PLAIN
         denoise = model.guided(guidance, prompts, hold=hold_of(code), call=arguments)
-        with half_precision_hint(model), calls.deterministic_cudnn() if layout else nullcontext():
+        with half_precision_hint(model):
             end = replay(denoise, solver, state, code.grid, extras, on_step=report)
         images = model.decode(solver.read(end))
         parts.append((call, images))
@@ -132,7 +131,7 @@ def _machine(model: Model, code: LatentCode) -> Mapping[str, Any]:
     layout = calls.layout_of(machine)
     if layout is None:
         return machine
-    now = calls.machine_now(model.device, model.engine, layout, bool(machine["batched_cfg"]))
+    now = calls.machine_now(model.device, model.engine, layout, bool(machine["batched_cfg"]), model.tf32)
     unlike = calls.differences(machine, now)
     if unlike:
         half, tf32 = code.dtype in ("bfloat16", "float16"), machine.get("tf32") or now.get("tf32")

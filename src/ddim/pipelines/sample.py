@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._utils.errors import InputError, is_whole
 from ..core.contracts import Solver
-from ..core.denoiser import Denoiser, with_hold
+from ..core.denoiser import Call, Denoiser, with_hold
 from ..core.guidance import Guidance, check_classifier_weight, classifier_guided
 from ..core.noise import checked_seed
 from ..core.prediction import NO_HOLD
@@ -28,7 +28,7 @@ from .common import (
     prior,
     read_prompts,
 )
-from .events import ImagesEvent, OnEvent, silent
+from .events import ImagesEvent, OnEvent, engine_events, silent
 
 
 def sample(
@@ -107,6 +107,7 @@ def sample(
         raise InputError(f"{classifier_weight} goes with a classifier; give one too.", parameter="classifier_weight")
     weight = 1.0 if classifier_weight is None else classifier_weight
     report = Report(on_event, grid.steps, count, batch)
+    call = Call(on_engine=engine_events(on_event))
     out: list[Tensor] = []
     targets = None if classifier is None else _target_classes(model, classifier, labels, count, weight)
     # Labels of an unconditional model are for the classifier only.
@@ -116,7 +117,7 @@ def sample(
     for begin in range(0, count, batch):
         n = min(batch, count - begin)
         x, noise = prior(model, grid, [seed + k for k in range(begin, begin + n)], shape)
-        guided: Denoiser = model.guided(guided_as, conditions[begin : begin + n], hold=NO_HOLD)
+        guided: Denoiser = model.guided(guided_as, conditions[begin : begin + n], hold=NO_HOLD, call=call)
         if classifier is not None and targets is not None:
             guided = classifier_guided(guided, classifier, targets[begin : begin + n], weight)
         denoise = with_hold(guided, hold)  # last, because classifier guidance changes x0

@@ -25,6 +25,7 @@ from .._utils.errors import DDIMWarning, InputError, NotFinite
 from ..core.contracts import Inversion, InversionProblem, InversionResult, Noise, OnStep, Solver, State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
+from ..core.late import require
 from ..core.solve import solve_back
 from .base import move
 
@@ -256,21 +257,24 @@ class ReversibleSolver(Solver, Inversion):
         exact although the images are meaningless.
 
         Args:
-            in_range: for each tensor that was rounded, whether all of it fits; one synchronization reads them all.
+            in_range: for each tensor that was rounded, whether all of it fits.
             grid, step: for the message.
             floats: the numbers before rounding, which tell NaN and infinity from numbers that are too large.
         """
-        if not in_range or bool(torch.stack(list(in_range)).all()):
+        if not in_range:
             return
-        if not all(bool(torch.isfinite(f).all()) for f in floats):
-            raise NotFinite(
-                f"The sample is no longer finite in step {step} of {grid.steps}: the network returned NaN or infinity.",
-                step=step,
+
+        def error() -> NotFinite:
+            finite = all(bool(torch.isfinite(f).all()) for f in floats)
+            what = (
+                f"The numbers of {self.name!r} grow beyond its lattice in step {step} of {grid.steps}; {self.remedy}."
+                if finite
+                else f"The sample is no longer finite in step {step} of {grid.steps}: the network returned NaN or "
+                "infinity."
             )
-        raise NotFinite(
-            f"The numbers of {self.name!r} grow beyond its lattice in step {step} of {grid.steps}; {self.remedy}.",
-            step=step,
-        )
+            return NotFinite(what, step=step)
+
+        require(torch.stack(list(in_range)).all(), error)
 
 
 def _rotated(rotate: Sequence[str]) -> dict[str, str]:

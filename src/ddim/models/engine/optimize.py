@@ -14,6 +14,7 @@ from torch.nn.functional import silu
 
 from ..._utils.errors import InputError
 from ..live import is_compiled
+from .graphs import state_of
 from .winograd import BYTES, WinogradConv
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def optimize(model: "Model", *, compile: bool = False) -> None:
         optimize_network(vae)
 
 
-def engine_of(network: nn.Module, *, split: bool = True) -> str:
+def engine_of(network: nn.Module, *, split: bool = True, device: torch.device | None = None) -> str:
     """Describes how a network computes now, such as ``quick, channels last``.
 
     A latent code records this text, because each way of computing rounds differently in the last bits.
@@ -48,6 +49,7 @@ def engine_of(network: nn.Module, *, split: bool = True) -> str:
     Args:
         network: the network.
         split: whether a large batch is split among threads.
+        device: the device of a network whose calls are replayed as CUDA graphs, if it is a CUDA device.
     """
     own = any(
         isinstance(module.__dict__.get("forward"), (InPlaceResnetBlock, WinogradConv)) for module in network.modules()
@@ -55,7 +57,9 @@ def engine_of(network: nn.Module, *, split: bool = True) -> str:
     kind = "compiled" if is_compiled(network) else "quick" if own else "plain"
     wide = next((p for p in network.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1), None)
     last = wide is not None and wide.is_contiguous(memory_format=torch.channels_last)
-    return ", ".join([kind, *(["channels last"] if last else []), *([] if split else ["in one piece"])])
+    graphs = device is not None and device.type == "cuda" and state_of(network)[1] is None
+    facts = {"channels last": last, "in one piece": not split, "CUDA graphs": graphs}
+    return ", ".join([kind, *(fact for fact, holds in facts.items() if holds)])
 
 
 def require_compiler(device: torch.device) -> None:

@@ -1,0 +1,74 @@
+"""Checks whose result is read late, so that neither a GPU nor the host waits for the other in every step."""
+
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+LAG = 2
+"""How many checks may be open. The host waits for the oldest one, which is one or two steps back."""
+
+
+class LateChecks:
+    """Checks of a run on a GPU, in the order in which they were made."""
+
+    def __init__(self) -> None:
+        self._open: deque[tuple[torch.cuda.Event, Tensor, Callable[[], Exception]]] = deque()
+
+    def add(self, passed: Tensor, error: Callable[[], Exception]) -> None:
+        """Adds a check, and reads the oldest one if more than ``LAG`` are open."""
+        # The copy goes to pinned memory, so that it does not synchronize; the event tells when it has arrived.
+        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+        flag.copy_(passed, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._open.append((event, flag, error))
+        if len(self._open) > LAG:
+            self._read()
+
+    def close(self) -> None:
+        """Reads all open checks."""
+        while self._open:
+            self._read()
+
+    def _read(self) -> None:
+        event, flag, error = self._open.popleft()
+        event.synchronize()
+        if not bool(flag):
+            self._open.clear()
+            raise error()
+
+
+_current: ContextVar[LateChecks | None] = ContextVar("ddim_late_checks", default=None)
+
+
+@contextmanager
+def late_checks() -> Generator[None]:
+    """A context in which ``require`` may raise a few calls late; at its end all checks have been read."""
+    checks = LateChecks()
+    token = _current.set(checks)
+    try:
+        yield
+        checks.close()
+    finally:
+        _current.reset(token)
+
+
+def require(passed: Tensor, error: Callable[[], Exception]) -> None:
+    """Raises an error if a check failed.
+
+    On a CPU it raises at once. On a GPU, inside ``late_checks``, it raises up to ``LAG`` calls later or at the end of
+    the context, because reading the flag at once would make the host wait for the GPU.
+
+    Args:
+        passed: the result of the check, a boolean tensor with one element.
+        error: makes the error; called only if the check failed, possibly some calls later.
+    """
+    checks = _current.get()
+    if checks is not None and passed.is_cuda:
+        checks.add(passed, error)
+    elif not bool(passed):
+        raise error()

@@ -1,0 +1,42 @@
+"""Runs a network call the fastest way on its device: as a CUDA graph, or split among the threads of a CPU."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ...core.denoiser import Call
+from .graphs import Graphs
+from .kernels import kernels
+from .threads import run_in_threads
+
+
+def run(
+    function: Callable[..., Tensor],
+    x: Tensor,
+    timestep: Tensor,
+    *others: Tensor | None,
+    call: Call,
+    graphs: Graphs | None,
+    tf32: bool | None,
+    least: int | None,
+) -> Tensor:
+    """Computes ``function(x, timestep, *others)``.
+
+    Args:
+        function: calls the network. It reads nothing that changes between calls except its arguments.
+        x: the input, [N, ...].
+        timestep: a scalar tensor on the device of x.
+        others: further arguments: [N, ...], [1, ...] (the same for all rows), or None.
+        call: the other arguments of the call.
+        graphs: the CUDA graphs of the network; None calls it as usual.
+        tf32: see ``kernels``.
+        least: see ``run_in_threads``.
+    """
+    with kernels(x.device, tf32):
+        if graphs is not None and x.is_cuda:
+            inputs = (x, timestep, *others)
+            (output,), _ = graphs(lambda *tensors: ((function(*tensors),), None), *inputs, notify=call.on_engine)
+            return output
+        return run_in_threads(
+            lambda rows, *parts: function(rows, timestep, *parts), x, *others, least=least, layout=call.layout
+        )
