@@ -20,12 +20,7 @@ class LateChecks:
 
     def add(self, passed: Tensor, error: Callable[[], Exception]) -> None:
         """Adds a check, and reads the oldest one if more than ``LAG`` are open."""
-        # The copy goes to pinned memory, so that it does not synchronize; the event tells when it has arrived.
-        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
-        flag.copy_(passed, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._open.append((event, flag, error))
+        self._open.append((*_sent(passed), error))
         if len(self._open) > LAG:
             self._read()
 
@@ -40,6 +35,36 @@ class LateChecks:
         if not bool(flag):
             self._open.clear()
             raise error()
+
+
+class LateFlag:
+    """Reads a flag that a loop computes on a GPU one round late, so that the GPU always has a round of work queued."""
+
+    def __init__(self) -> None:
+        self._before: tuple[torch.cuda.Event, Tensor] | None = None
+
+    def __call__(self, flag: Tensor) -> bool:
+        """Returns the flag of the last call on a GPU, true in the first one; on a CPU, the flag itself.
+
+        Args:
+            flag: a boolean tensor with one element.
+        """
+        if not flag.is_cuda:
+            return bool(flag)
+        before, self._before = self._before, _sent(flag)
+        if before is None:
+            return True
+        before[0].synchronize()
+        return bool(before[1])
+
+
+def _sent(flag: Tensor) -> tuple[torch.cuda.Event, Tensor]:
+    """Copies a flag to the host without waiting for it; the event tells when it has arrived."""
+    host = torch.empty((), dtype=torch.bool, pin_memory=True)
+    host.copy_(flag, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return event, host
 
 
 _current: ContextVar[LateChecks | None] = ContextVar("ddim_late_checks", default=None)

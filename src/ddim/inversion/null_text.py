@@ -11,9 +11,10 @@ from .._utils.errors import InputError, UnknownName
 from ..core.conditioning import TEXT
 from ..core.contracts import InversionInterrupted, InversionProblem, InversionResult, OnStep
 from ..core.grid import Grid
+from ..core.late import LateFlag, late_checks
 from .base import ByDDIM, pivot_of
 from .replay import TUNED
-from .tuning import Adam, GuidedStep
+from .tuning import Adam, GuidedStep, only, rows_to_compute
 
 STARTS = ("empty", "prompt")
 SCOPES = ("step", "global")
@@ -28,7 +29,8 @@ class NullText(ByDDIM):
     at the next node of the pivot. The loss is the mean squared distance. Each step starts from the embedding of the
     previous step. As in the paper, the last embedding of a step is stored, even if an earlier one had a smaller loss.
     The images of a batch are optimized together, but each stops by itself: an image whose loss is small enough is not
-    evaluated or changed again in that step.
+    changed again in that step. On a CPU it is not evaluated again either. On a GPU it stays in the batch, whose shape
+    is fixed in a CUDA graph, and the step ends one update after all images have stopped, when the host learns of it.
 
     With ``scope="global"``, one embedding serves all steps. It minimizes the sum of the losses of all steps, where each
     step starts from the pivot itself. The optimization makes at most ``inner`` sweeps over the grid, with one update at
@@ -126,7 +128,8 @@ class NullText(ByDDIM):
         first = (prompts.cond if self.start == "prompt" else prompts.uncond).tensors[TEXT].clone()
         kept = problem.resume or {"pivot": pivot_of(problem, x0, grid)}
         tune = self._tune_all if self.scope == "global" else self._tune_each
-        return tune(problem, grid, first, kept, on_step)
+        with late_checks():
+            return tune(problem, grid, first, kept, on_step)
 
     def _tune_each(
         self, problem: InversionProblem, grid: Grid, first: Tensor, kept: Mapping[str, Tensor], on_step: OnStep | None
@@ -161,17 +164,18 @@ class NullText(ByDDIM):
         x, loss = step.without_call(text)
         enough, text = self.enough(i, steps), text.clone()
         # ``~(loss <= enough)`` and not ``loss > enough``: a NaN must count as not finished, so that ``check`` finds it.
-        rows = torch.nonzero(~(loss <= enough)).flatten() if step.tunable else loss.new_empty(0, dtype=torch.long)
-        adam = Adam(text, self.rate(i, steps))
+        unfinished, adam, more = ~(loss <= enough), Adam(text, self.rate(i, steps)), LateFlag()
         # One round more than updates: the last round evaluates the embedding after the last update.
-        for k in range(self.inner + 1):
-            if len(rows) == 0:
+        for k in range(self.inner + 1 if step.tunable else 0):
+            if not more(unfinished.any()):
                 break
-            x[rows], loss[rows], gradient = step(text[rows], rows, need_gradient=k < self.inner)
-            unfinished = ~(loss[rows] <= enough)
-            rows = rows[unfinished]
-            if gradient is not None and len(rows):
-                text[rows] = adam(text[rows], gradient[unfinished], rows)
+            rows = rows_to_compute(unfinished)
+            end, losses, gradient = step(text[rows], rows, need_gradient=k < self.inner)
+            x[rows] = only(unfinished[rows], end, x[rows])
+            loss[rows] = only(unfinished[rows], losses, loss[rows])
+            unfinished = unfinished & ~(loss <= enough)
+            if gradient is not None:
+                text[rows] = only(unfinished[rows], adam(text[rows], gradient, rows), text[rows])
         step.check(loss, i, steps)
         return text, x, loss
 
@@ -208,14 +212,15 @@ class NullText(ByDDIM):
 
     def _sweep(self, guided: list[GuidedStep], state: dict[str, Tensor], enough: float, q: int) -> dict[str, Tensor]:
         """Makes sweep q: one update at each node in turn, for the images that have not stopped. Returns a new state."""
-        steps, rows = len(guided), torch.nonzero(~state["near"]).flatten()
+        steps, unfinished = len(guided), ~state["near"]
+        rows = rows_to_compute(unfinished)
         text, total = state[TUNED].clone(), torch.zeros_like(state["loss"])
         adam = Adam(text, self.lr * (1 - q / self.inner))
         for i, step in enumerate(guided):
             if step.tunable:
                 _, loss, gradient = step(text[rows], rows, need_gradient=True)
                 assert gradient is not None
-                text[rows] = adam(text[rows], gradient, rows)
+                text[rows] = only(unfinished[rows], adam(text[rows], gradient, rows), text[rows])
             else:
                 loss = step.without_call(text)[1][rows]
             step.check(loss, i, steps)

@@ -1,13 +1,15 @@
 """A guided DDIM step as a function of the unconditional embedding, and the optimizer of that embedding."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from .._utils.errors import NotFinite
 from ..core.conditioning import TEXT
 from ..core.contracts import InversionProblem
-from ..core.denoiser import Call
 from ..core.gradients import quick_gradients
+from ..core.late import require
 from ..core.path import Node
 from ..core.prediction import to_pair
 from ..solvers.base import move
@@ -35,8 +37,9 @@ class GuidedStep:
         same = [(self.uncond.tensors[k] == prompts.cond.tensors[k]).flatten(1).all(1) for k in others]
         self.same_but_text = torch.stack(same).all(0) if same else torch.ones(len(x), dtype=torch.bool, device=x.device)
         self.tunable = problem.guidance.applies(node, self.network.schedule.path.t_max)
+        self.call = replace(problem.call, branches=("uncond",))
         with torch.no_grad():
-            (self.cond,) = self.network.ask(x, node, prompts.cond)
+            (self.cond,) = self.network.ask(x, node, prompts.cond, call=problem.call)
 
     def without_call(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the end of the step, [N, ...], and its loss, [N], as far as they follow without a network call.
@@ -65,7 +68,7 @@ class GuidedStep:
         x, cond = self.x[rows], self.cond[rows]
         with torch.enable_grad() if need_gradient else torch.no_grad(), quick_gradients(x.device):
             leaf = text.detach().requires_grad_(need_gradient)
-            (uncond,) = self.network.ask(x, self.node, self.uncond[rows].replace(text=leaf), call=Call(("uncond",)))
+            (uncond,) = self.network.ask(x, self.node, self.uncond[rows].replace(text=leaf), call=self.call)
             end = self._step(self.network.combine(cond, uncond, self.problem.guidance, self.node), x)
             loss = self._loss(end, rows)
             if not need_gradient:
@@ -77,12 +80,15 @@ class GuidedStep:
 
     def check(self, loss: Tensor, i: int, steps: int) -> None:
         """Raises NotFinite if a loss is NaN or infinity; the error names step ``i`` of ``steps``."""
-        if not bool(torch.isfinite(loss).all()):
-            raise NotFinite(
+
+        def error() -> NotFinite:
+            return NotFinite(
                 f"The sample is no longer finite after the step from t = {self.node.t:g} to t = {self.after.t:g} "
                 f"(step {i + 1} of {steps}): the network returned NaN or infinity while its null embedding was tuned.",
                 step=i + 1,
             )
+
+        require(torch.isfinite(loss).all(), error)
 
     def _step(self, output: Tensor, x: Tensor) -> Tensor:
         """Returns the end of the DDIM step for a guided output of the network."""
@@ -91,6 +97,27 @@ class GuidedStep:
 
     def _loss(self, x: Tensor, rows: Tensor | slice) -> Tensor:
         return (x - self.target[rows]).square().flatten(1).mean(1)
+
+
+def rows_to_compute(unfinished: Tensor) -> Tensor:
+    """Returns the indices of the rows to compute, [n]: on a GPU all rows, because another shape needs another graph.
+
+    Args:
+        unfinished: the rows whose result is needed, bool [N].
+    """
+    if unfinished.is_cuda:
+        return torch.arange(len(unfinished), device=unfinished.device)
+    return torch.nonzero(unfinished).flatten()
+
+
+def only(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Returns ``new`` where ``rows`` is true and ``old`` elsewhere, [n, ...].
+
+    Args:
+        rows: bool [n].
+        new, old: [n, ...].
+    """
+    return torch.where(rows.view(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 class Adam:
@@ -110,8 +137,8 @@ class Adam:
     def __call__(self, text: Tensor, gradient: Tensor, rows: Tensor) -> Tensor:
         """Returns the next embedding of some rows.
 
-        All rows must have been updated in every earlier call, since they share the count of updates. A row is finished
-        when it is left out, and must not return later.
+        All rows must have been updated in every earlier call, since they share the count of updates. A row that is
+        left out must not return later.
 
         Args:
             text: the embedding of these rows, [n, L, D].
