@@ -93,7 +93,7 @@ def demo(
 def _open(terminal: Terminal, name: str, device: str | None) -> "DemoModel":
     from ..demo import DemoModel
 
-    counted = open_model(terminal, name, device, "float32", labels=[])
+    counted = open_model(terminal, name, labels=[], device=device)
     return DemoModel(name, counted.model, describe(counted, name))
 
 

@@ -286,10 +286,10 @@ def edit(
 
         code = LatentCode.load(source) if inverted else None
         if code is None:
-            counted = open_model(terminal, model or MODEL, machine.device, machine.dtype, [0])
+            counted = open_model(terminal, model or MODEL, [0], **machine.loading)
             usual, size = Guidance(counted.info.guidance if counted.text else 1.0), counted.picture
         else:
-            counted = open_for_code(terminal, model, code, machine.device, machine.dtype)
+            counted = open_for_code(terminal, model, code, **machine.loading)
             usual, size = Guidance.of(code.guidance), picture_shape(counted, code)
         check_model(counted, targets.to, targets.to_label)
         guidance = guidance_for(counted, guiding, usual=usual, batched_cfg=machine.batched_cfg)

@@ -105,9 +105,9 @@ def interpolate(
         arguments["method"] = inversion = make_inversion(inverting.method, arguments.pop("options", None))
         saved = {path: LatentCode.load(path) for path in ends if is_code(path)}
         if saved and (label is None or len(saved) == len(ends)):
-            counted = open_for_code(terminal, model, next(iter(saved.values())), machine.device, machine.dtype)
+            counted = open_for_code(terminal, model, next(iter(saved.values())), **machine.loading)
         else:
-            counted = open_model(terminal, model or MODEL, machine.device, machine.dtype, label)
+            counted = open_model(terminal, model or MODEL, label, **machine.loading)
         guidance = guidance_for(counted, guiding, usual=1.0)
         shape, multiple = counted.picture, counted.multiple
         images_of = {p: read_images(p, shape, resize=resize, multiple=multiple) for p in ends if p not in saved}

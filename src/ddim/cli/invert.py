@@ -87,7 +87,7 @@ def invert(
 
         method = inverting.method
         arguments["method"] = inversion = make_inversion(method, arguments.pop("options", None))
-        counted = open_model(terminal, model, machine.device, machine.dtype, label)
+        counted = open_model(terminal, model, label, **machine.loading)
         guidance = guidance_for(counted, guiding, usual=1.0, batched_cfg=machine.batched_cfg)
         if counted.text and prompt is None:
             terminal.warn("There is no --prompt, so the images are inverted under the empty prompt.")

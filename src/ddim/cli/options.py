@@ -322,6 +322,27 @@ class Machine(Options):
     dtype: str = option(
         "float32", "--dtype", f"The precision of the network: {', '.join(DTYPES)}.", MACHINE, argument=None, tag=""
     )
+    tf32: bool | None = option(
+        None,
+        "--tf32/--no-tf32",
+        "Whether a CUDA device computes float32 with TF32: faster, with 10 bits; by default as torch is set.",
+        MACHINE,
+        argument=None,
+        about=False,
+    )
+    low_memory: bool = option(
+        False,
+        "--low-memory",
+        "Need less memory and more time: one prediction at a time, tiles in the autoencoder, networks wait on the CPU.",
+        MACHINE,
+        argument=None,
+        about=False,
+    )
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The keyword arguments of ``ddim.load``."""
+        return {key: getattr(self, key) for key in ("device", "dtype", "tf32", "low_memory")}
 
 
 @dataclass(frozen=True)

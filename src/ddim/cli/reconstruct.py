@@ -83,7 +83,7 @@ def reconstruct(
         for code in loaded:
             wanted = model or code.model
             if wanted not in opened:
-                opened[wanted] = open_for_code(terminal, model, code, machine.device, machine.dtype)
+                opened[wanted] = open_for_code(terminal, model, code, **machine.loading)
             solver_of(opened[wanted], code)
             shapes += [picture_shape(opened[wanted], code)] * len(code)
         if len(files) == 1 and len(set(shapes)) > 1:

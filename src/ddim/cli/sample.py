@@ -118,7 +118,7 @@ def sample(
         from .session import about_model, about_prompts, guidance_for, if_it_acts, open_model
 
         options = options_of(solver_with_eta(solver, eta, arguments.get("options")))
-        counted = open_model(terminal, model, machine.device, machine.dtype, label, compile=compile)
+        counted = open_model(terminal, model, label, compile=compile, **machine.loading)
         usual = counted.info.guidance
         guidance = guidance_for(counted, guiding, usual=usual, batched_cfg=machine.batched_cfg)
         if counted.text and prompt is None:

@@ -21,20 +21,16 @@ if TYPE_CHECKING:
 def open_model(
     terminal: Terminal,
     name: str,
-    device: str | None,
-    dtype: str,
     labels: Sequence[int] | None = None,
-    *,
-    compile: bool = False,
+    **loading: Any,
 ) -> "Counted":
     """Loads a model by name, behind a spinner.
 
     Args:
         terminal: where the spinner is drawn.
         name: a bundled model, a folder or a hub id.
-        device, dtype: as for ``ddim.load``.
         labels: the classes that were asked for; None where there are none.
-        compile: whether torch.compile translates the network.
+        loading: the keyword arguments of ``ddim.load``.
 
     Raises:
         InputError: no such model or device, or a class-conditional model without a label.
@@ -43,7 +39,7 @@ def open_model(
     with terminal.status(f"loading {name}"):
         from ..models import load
 
-        model = load(name, device=device, dtype=dtype, compile=compile)
+        model = load(name, **loading)
     if model.classes and labels is None:
         raise InputError(
             f"the model {name!r} is class-conditional; name a class from 0 to {model.classes - 1}.", parameter="label"
@@ -53,9 +49,7 @@ def open_model(
     return Counted(model)
 
 
-def open_for_code(
-    terminal: Terminal, name: str | None, code: "LatentCode", device: str | None, dtype: str
-) -> "Counted":
+def open_for_code(terminal: Terminal, name: str | None, code: "LatentCode", **loading: Any) -> "Counted":
     """Loads the model of that name, or by default the one that made the code; classes come from the code.
 
     Raises:
@@ -63,7 +57,7 @@ def open_for_code(
         DDIMError: its files are broken.
     """
     try:
-        return open_model(terminal, name or code.model, device, dtype, labels=[])
+        return open_model(terminal, name or code.model, labels=[], **loading)
     except UnknownName as error:
         if name is not None or error.kind != "model":
             raise

@@ -26,7 +26,7 @@ def models(name: _Name = None) -> None:
         if name is not None:
             from .session import open_model
 
-            facts = describe(open_model(terminal, name, None, "float32", labels=[]), name)
+            facts = describe(open_model(terminal, name, labels=[]), name)
             terminal.result({"command": "models", **facts})
             if not (terminal.as_json or terminal.quiet):
                 _show("", [("", ""), ("", "")], [[k.replace("_", " "), _text(v)] for k, v in facts.items()], head=False)

@@ -47,6 +47,8 @@ def load(
     device: "str | torch.device | None" = None,
     dtype: "str | torch.dtype | None" = None,
     compile: bool = False,
+    tf32: bool | None = None,
+    low_memory: bool = False,
 ) -> "Model":
     """Loads a model: a bundled one, a folder in the diffusers format, a model on the hub, or a pipeline object.
 
@@ -59,13 +61,20 @@ def load(
             None for a pipeline object.
         compile: compile the U-Net with torch.compile at its first call, which takes about a minute for each batch
             size; in float32 on a CPU it rarely pays (see ``benchmarks/NOTES.md``).
+        tf32: whether a CUDA device computes convolutions and matrix products in float32 with TF32, which is faster and
+            has 10 bits of precision; by default as torch is set. Exact methods stay exact either way.
+        low_memory: needs less memory and more time: both branches of guidance are evaluated one after the other, the
+            autoencoder works on one image at a time and on tiles of large ones, and on a CUDA device each network is
+            there only while it computes (accelerate's model offload). Must be False for a pipeline object, which
+            has methods of its own for this.
 
     Returns:
         The model, ready for ``ddim.sample``, ``ddim.invert`` and the other functions.
 
     Raises:
         InputError: there is no such model (the most similar name is suggested), its format is not supported, its
-            weights are pickles, ``compile`` finds no C++ compiler, or a pipeline object comes with a device or dtype.
+            weights are pickles, ``compile`` finds no C++ compiler, ``tf32`` is set for another device than CUDA, or a
+            pipeline object comes with a device or dtype.
         DDIMError: the files are damaged, or the hub cannot be reached.
     """
     from .engine.optimize import optimize, require_compiler
@@ -73,14 +82,15 @@ def load(
     from .model_folder import pipeline_class
 
     if not isinstance(model, (str, PathLike)):
-        return _live(model, {"device": device, "dtype": dtype, "compile": compile or None})
+        options = {"device": device, "dtype": dtype, "compile": compile or None, "low_memory": low_memory or None}
+        return _with_tf32(_live(model, options), tf32)
     where, what = device_and_dtype(device, "float32" if dtype is None else dtype)
     if compile:
         require_compiler(where)
     folder = _folder_of(model)
     adapter = FAMILIES[pipeline_class(folder) or "DDPMPipeline"]
     try:
-        made = adapter.from_folder(str(model), folder, where, what)
+        made = adapter.from_folder(str(model), folder, where, what, low_memory=low_memory)
     except (ImportError, RuntimeError) as error:  # diffusers raises RuntimeError if transformers is not installed
         if find_spec("transformers") is None:
             raise InputError("a model with a text encoder needs transformers: pip install transformers.") from None
@@ -90,7 +100,18 @@ def load(
     except Exception as error:  # a config may hold any value, and diffusers raises errors of any type for it
         raise DDIMError(f"{folder} cannot be loaded: {reason_of(error)}", parameter="model") from None
     optimize(made, compile=compile)
-    return made
+    return _with_tf32(made, tf32)
+
+
+def _with_tf32(model: "Model", tf32: bool | None) -> "Model":
+    """Sets ``Model.tf32``. Raises InputError if it would have no effect."""
+    if tf32 is not None and model.device.type != "cuda":
+        raise InputError(
+            f"{tf32} has an effect on a CUDA device only, and the model is on {model.device}; leave it out.",
+            parameter="tf32",
+        )
+    model.tf32 = tf32
+    return model
 
 
 def _live(pipeline: object, options: "Mapping[str, object]") -> "Model":
@@ -106,7 +127,12 @@ def _live(pipeline: object, options: "Mapping[str, object]") -> "Model":
             hint="To wrap your own network, use ddim.Model.from_network.",
         )
     if not_none := next((name for name, value in options.items() if value is not None), None):
-        raise InputError(f"a {kind} object is not moved, cast or compiled; leave it out.", parameter=not_none)
+        own = (
+            "; call pipeline.enable_model_cpu_offload() and pipeline.vae.enable_tiling()"
+            if not_none == "low_memory"
+            else ""
+        )
+        raise InputError(f"a {kind} object is not moved, cast or compiled; leave it out{own}.", parameter=not_none)
     if kind not in FAMILIES:
         refuse_pipeline(kind, f"the pipeline is a {kind}")
     return FAMILIES[kind].from_pipeline(pipeline)

@@ -34,10 +34,12 @@ class Model(ABC):
         schedule: its path, its prediction type and its grids.
         parts: for adapters of diffusers pipelines: name of a part that is read -> names of its supported classes.
         tf32: whether CUDA computes convolutions and matrix products in float32 with TF32; None is torch's own setting.
+        low_memory: whether pipelines evaluate the two branches of guidance one after the other.
     """
 
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     tf32: bool | None = None
+    low_memory: bool = False
     info: ModelInfo
     schedule: Schedule
 
@@ -256,13 +258,16 @@ class Model(ABC):
     # --- construction -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_folder(cls, name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> "Model":
+    def from_folder(
+        cls, name: str, folder: Path, device: torch.device, dtype: torch.dtype, *, low_memory: bool = False
+    ) -> "Model":
         """Loads the model from a folder in the diffusers format, and checks every part against its config.
 
         Args:
             name: the name that errors and codes call it by.
             folder: the folder.
             device, dtype: what its networks compute with.
+            low_memory: as for ``ddim.load``.
 
         Raises:
             InputError: the folder does not hold such a model.

@@ -102,7 +102,9 @@ class PixelModel(ClassModel):
             )
 
     @classmethod
-    def from_folder(cls, name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> "PixelModel":
+    def from_folder(
+        cls, name: str, folder: Path, device: torch.device, dtype: torch.dtype, *, low_memory: bool = False
+    ) -> "PixelModel":
         """Loads a DDPM pipeline's folder or a UNet2DModel's folder, and checks the weights against the config.
 
         Raises:
@@ -125,6 +127,7 @@ class PixelModel(ClassModel):
             )
         model = cls(name, unet, scheduler, device=device, dtype=dtype, null_class=null)
         model.check_shapes()
+        model.low_memory = low_memory
         return model
 
     @classmethod

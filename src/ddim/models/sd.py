@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,6 +51,7 @@ class StableDiffusion(LatentModel):
         dtype: the dtype that its networks compute in.
         owned: whether the pipeline belongs to this model, which then moves, casts and freezes its parts and converts
             them to their fastest memory layout. False leaves a user's pipeline as it is.
+        low_memory: leaves the weights of an owned pipeline on the CPU, for ``save_memory``.
 
     Attributes:
         threads: whether large batches of the U-Net are split among threads on a CPU.
@@ -80,6 +82,7 @@ class StableDiffusion(LatentModel):
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         owned: bool = True,
+        low_memory: bool = False,
     ) -> None:
         unet, vae, scheduler = pipeline.unet, pipeline.vae, pipeline.scheduler
         if unet.config.in_channels != vae.config.latent_channels:
@@ -122,8 +125,9 @@ class StableDiffusion(LatentModel):
         self.scale, self.shift = statistics_of(vae.config, name, like)
         # computed before _move_and_freeze, because a cast changes the weights
         self._fingerprint = self._fingerprint_now() if owned else None
+        self.low_memory = low_memory
         if owned:
-            self._move_and_freeze(where, what)
+            self._move_and_freeze(torch.device("cpu") if low_memory else where, what)
         self.threads, self.least = not attention.is_compiled(unet), min_rows(unet)
 
     @classmethod
@@ -171,6 +175,21 @@ class StableDiffusion(LatentModel):
         self.network.to(memory_format=memory_format(device, dtype))
         self.vae.to(memory_format=memory_format(device, dtype))
 
+    def save_memory(self) -> None:
+        """Lets the autoencoder work on single images and on tiles, and brings each network to a GPU only for its calls.
+
+        Raises:
+            InputError: the device is a GPU, and accelerate is not installed.
+        """
+        self.vae.enable_slicing()
+        self.vae.enable_tiling()
+        self.min_pictures = None
+        if self.device.type == "cpu":
+            return
+        if find_spec("accelerate") is None:
+            raise InputError("it needs accelerate: pip install accelerate.", parameter="low_memory")
+        self.pipeline.enable_model_cpu_offload(device=self.device)
+
     @property
     def fingerprint(self) -> str:
         """A hash of configs and weights as they were loaded.
@@ -202,15 +221,19 @@ class StableDiffusion(LatentModel):
         refuse_other_conditions(name, pipeline.unet.config, cls.addition)
 
     @classmethod
-    def from_folder(cls, name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> "StableDiffusion":
+    def from_folder(
+        cls, name: str, folder: Path, device: torch.device, dtype: torch.dtype, *, low_memory: bool = False
+    ) -> "StableDiffusion":
         """Loads the parts that are used, one by one (no safety checker), and checks that they fit together.
 
         Raises:
             InputError: a part is missing, unsupported, or does not fit the others.
             DDIMError: a file is damaged.
         """
-        model = cls(name, cls.read_pipeline(folder), device=device, dtype=dtype)
+        model = cls(name, cls.read_pipeline(folder), device=device, dtype=dtype, low_memory=low_memory)
         model.check_shapes()
+        if low_memory:
+            model.save_memory()
         return model
 
     @classmethod

@@ -26,7 +26,7 @@ class ModelWrapper(Model):
 
     def __init__(self, model: Model) -> None:
         self.model, self.info, self.schedule = model, model.info, model.schedule
-        self.tf32 = model.tf32
+        self.tf32, self.low_memory = model.tf32, model.low_memory
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)

@@ -299,7 +299,7 @@ def guidance_for(model: Model, requested: float | Guidance | None, default: floa
     own = default if model.text else 1.0
     guidance = requested if isinstance(requested, Guidance) else Guidance(own if requested is None else requested)
     check_embedded(model, guidance)
-    return guidance
+    return replace(guidance, batched_cfg=guidance.batched_cfg and not model.low_memory)
 
 
 def check_embedded(model: Model, guidance: Guidance) -> None:

@@ -208,7 +208,7 @@ def edit(
     if on_code is not None:
         on_code(code)
     forward = _forward(code, guidance)
-    if not batched_cfg:
+    if not batched_cfg or model.low_memory:
         forward = replace(forward, batched_cfg=False)
     solver = solver_of(model, code)
     many = len(targets[0])

@@ -77,7 +77,7 @@ def reconstruct(
     if strict:
         _need_exact(code)
     layout = calls.layout_of(machine)
-    guidance = Guidance.of(code.guidance, bool(machine.get("batched_cfg", batched_cfg)))
+    guidance = Guidance.of(code.guidance, bool(machine.get("batched_cfg", batched_cfg and not model.low_memory)))
     network_calls = calls.recorded_calls(code.calls) if code.calls else calls.batched_calls(len(code), batch)
     report = Report(on_event, (code.grid.steps - solver.first(code.grid)) * len(network_calls), 1, 1)
     parts: list[tuple[calls.NetworkCall, Tensor]] = []
