@@ -63,7 +63,7 @@ def _sent(flag: Tensor) -> tuple[torch.cuda.Event, Tensor]:
     host = torch.empty((), dtype=torch.bool, pin_memory=True)
     host.copy_(flag, non_blocking=True)
     event = torch.cuda.Event()
-    event.record()
+    event.record(torch.cuda.current_stream(flag.device))
     return event, host
 
 

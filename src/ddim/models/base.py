@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._utils.errors import InputError, is_whole
 from ..core import guidance as maths
@@ -19,6 +19,7 @@ from ..core.prediction import Hold
 from ..core.schedule import Schedule
 from ..editing.tokens import Tokens
 from .info import ModelInfo
+from .live import quantised_layers
 
 if TYPE_CHECKING:
     from ..editing.plan import AttentionSite
@@ -107,6 +108,12 @@ class Model(ABC):
         Empty if nothing is known.
         """
         return ""
+
+    @property
+    def quantised(self) -> Sequence[str]:
+        """The classes of its network's layers that have quantised weights; empty if there are none."""
+        network = getattr(self, "network", None)
+        return quantised_layers(network) if isinstance(network, nn.Module) else ()
 
     # --- the network ------------------------------------------------------------------------------------------------
 
@@ -303,6 +310,7 @@ class Model(ABC):
         fingerprint: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        capturable: bool = False,
     ) -> "Model":
         """Wraps your own network as a model, so that ``ddim.sample``, ``ddim.invert`` and the others can use it.
 
@@ -321,6 +329,9 @@ class Model(ABC):
             fingerprint: identifies its weights in latent codes; by default a hash over the weights of a
                 ``torch.nn.Module``, and empty for other callables.
             device, dtype: what it computes with; by default those of its first parameter, or the CPU and float32.
+            capturable: whether a CUDA device may record its calls as CUDA graphs and replay them, which is faster. The
+                network must be a ``torch.nn.Module`` that computes the same operations in every call, and reads no
+                value of a tensor in Python.
 
         Raises:
             InputError: an argument has the wrong type or is out of range.
@@ -339,6 +350,7 @@ class Model(ABC):
             fingerprint=fingerprint,
             device=device,
             dtype=dtype,
+            capturable=capturable,
         )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from .._utils.errors import InputError
@@ -12,6 +13,8 @@ PLAIN = (
     "ControlledAttention",
 )
 """Attention processors of diffusers that compute plain attention, so that ours may replace them."""
+
+_PLAIN_WEIGHTS = (torch.Tensor, nn.Parameter, nn.Buffer)
 
 
 def require_eval_mode(network: nn.Module, part: str) -> None:
@@ -75,6 +78,23 @@ def is_hooked(network: nn.Module) -> bool:
     return any(
         module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
         for module in network.modules()
+    )
+
+
+def is_quantised(weight: torch.Tensor) -> bool:
+    """Whether a weight is stored as integers, or as a tensor of a class that a quantisation library has added."""
+    return type(weight) not in _PLAIN_WEIGHTS or weight.dtype in (torch.int8, torch.uint8)
+
+
+def quantised_layers(network: nn.Module) -> list[str]:
+    """Returns the classes of a network's modules that have quantised weights."""
+    return sorted(
+        {
+            type(module).__name__
+            for module in network.modules()
+            for weight in (*module._parameters.values(), *module._buffers.values())
+            if weight is not None and is_quantised(weight)
+        }
     )
 
 

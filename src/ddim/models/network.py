@@ -14,9 +14,9 @@ from ..core.path import Node, TablePath
 from ..core.schedule import Schedule
 from .base import ClassModel
 from .device import device_and_dtype
-from .engine.kernels import kernels
+from .engine.graphs import Graphs
 from .engine.optimize import engine_of
-from .engine.threads import run_in_threads
+from .engine.run import run
 from .fingerprint import fingerprint as fingerprint_of
 from .info import ModelInfo
 
@@ -38,6 +38,7 @@ class NetworkModel(ClassModel):
         fingerprint: str | None,
         device: str | torch.device | None,
         dtype: str | torch.dtype | None,
+        capturable: bool,
     ) -> None:
         if not callable(network):
             raise InputError(f"a {type(network).__name__} cannot be called as network(x, t).", parameter="network")
@@ -69,6 +70,12 @@ class NetworkModel(ClassModel):
             )
         if timestep_dtype is not None and not isinstance(timestep_dtype, torch.dtype):
             raise InputError(f"{timestep_dtype!r} is not a dtype such as torch.int64.", parameter="timestep_dtype")
+        if capturable and not isinstance(network, nn.Module):
+            raise InputError(
+                f"only calls of a torch.nn.Module can be recorded, and {type(network).__name__} is none; leave it out.",
+                parameter="capturable",
+            )
+        self.graphs = Graphs(network) if capturable and isinstance(network, nn.Module) else None
         self.network, self.schedule, self.values, self.timestep_dtype = network, schedule, values, timestep_dtype
         parameters = list(network.parameters()) if isinstance(network, nn.Module) else []
         if isinstance(network, nn.Module) and network.training:
@@ -103,7 +110,9 @@ class NetworkModel(ClassModel):
     @property
     def engine(self) -> str:
         """How the network computes, as far as it changes the last bits of its output; empty if it is no module."""
-        return engine_of(self.network, split=False) if isinstance(self.network, nn.Module) else ""
+        if not isinstance(self.network, nn.Module):
+            return ""
+        return engine_of(self.network, split=False, device=self.device if self.graphs is not None else None)
 
     def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:
         """Calls the network once; see ``Model.forward``.
@@ -120,8 +129,8 @@ class NetworkModel(ClassModel):
             labels = (cond.tensors[LABELS],)
         # The batch is not split, since the user's network may not be thread-safe. A layout still fixes the number of
         # threads that torch uses, and so the last bits of the output.
-        with kernels(x.device, self.tf32):
-            output = run_in_threads(self._checked, x.to(self.dtype), t, *labels, least=None, layout=call.layout)
+        inputs = (x.to(self.dtype), t, *labels)
+        output = run(self._checked, *inputs, call=call, graphs=self.graphs, tf32=self.tf32, least=None)
         return output.to(x.dtype)
 
     def _checked(self, x: Tensor, *inputs: Tensor) -> Tensor:

@@ -93,7 +93,8 @@ class PixelModel(ClassModel):
             nn.Module.to(network, device=where, dtype=what)  # diffusers' own method ``to`` would warn of a cast
             network.to(memory_format=memory_format(where, what))  # pyright: ignore[reportCallIssue]
             network.eval().requires_grad_(False)
-        self.network, self.graphs = network, Graphs(network)
+        self.network = network
+        self.graphs: Graphs | None = Graphs(network)
         self.threads, self.least = True, min_rows(network)
         if int(config.out_channels) not in (shape[0], 2 * shape[0]):
             raise InputError(

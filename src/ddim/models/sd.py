@@ -104,7 +104,8 @@ class StableDiffusion(LatentModel):
             height, width = (s // multiple for s in sides_of(getattr(vae.config, "sample_size", None), name))
         else:
             height, width = sides_of(unet.config.sample_size, name)
-        self.pipeline, self.network, self.vae, self.graphs = pipeline, unet, vae, Graphs(unet)
+        self.pipeline, self.network, self.vae = pipeline, unet, vae
+        self.graphs: Graphs | None = Graphs(unet)
         self.tokenizers: tuple[Any, ...] = tuple(getattr(pipeline, part) for part in self.tokenizer_parts())
         self.prompt_length = self._longest_prompt(name)
         where, what = device_and_dtype(device, dtype)
@@ -386,7 +387,7 @@ class StableDiffusion(LatentModel):
 
         every = (*inputs, *controller.plan.tensors)
         with kernels(inputs[0].device, self.tf32):
-            if inputs[0].is_cuda:
+            if self.graphs is not None and inputs[0].is_cuda:
                 key = (controller.key, call.branches)
                 (output, *maps), seen = self.graphs(controlled, *every, key=key, from_use=2, notify=call.on_engine)
             else:

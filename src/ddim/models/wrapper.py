@@ -46,6 +46,11 @@ class ModelWrapper(Model):
         """How the wrapped model's network computes."""
         return self.model.engine
 
+    @property
+    def quantised(self) -> Sequence[str]:
+        """The wrapped model's quantised layers."""
+        return self.model.quantised
+
     def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:
         """Calls the wrapped model's network."""
         return self.model.forward(x, node, cond, call)

@@ -1,5 +1,6 @@
 """Functions that pipelines share: grids, conditions, inversion in batches, and checks of arguments."""
 
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -7,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError, NotFinite, as_plain, is_number, is_plain, is_whole
+from .._utils.errors import DDIMWarning, InputError, NotFinite, as_plain, is_number, is_plain, is_whole, out_of_memory
 from .._utils.texts import check_text, refuse_weights, texts_for
 from ..core.conditioning import PromptConditioning
 from ..core.contracts import (
@@ -29,7 +30,7 @@ from ..inversion.latent_code import ADAPTERS, HOLD, LatentCode
 from ..models.base import Model
 from ..solvers import SOLVERS, make_solver
 from ..solvers.lattice import ReversibleSolver
-from .events import CodeEvent, LossEvent, OnEvent, StepEvent, engine_events, silent
+from .events import CodeEvent, EngineEvent, LossEvent, OnEvent, StepEvent, engine_events, silent
 
 Spacing = str | Sequence[float]
 INVERSION_GUIDANCE = "inversion_guidance"
@@ -64,7 +65,7 @@ def invert_batches(
         pixels: the images, [N, C, H, W] in [0, 1].
         grid: the grid of S + 1 nodes.
         conditions: the conditions of the images, N rows each, or without tensors.
-        batch: the number of images per batch. A resumed run uses its own.
+        batch: the number of images per batch. A resumed run uses its own. Halved if the memory is too small.
         guidance: the guidance of sampling from the code.
         inversion_guidance: see ``invert``.
         seed: the seed of the first image; image k has ``seed + k``.
@@ -85,8 +86,12 @@ def invert_batches(
             on_event(CodeEvent(0, partials.complete(empty, parts)))
     layout = calls.layout_of(empty.machine)
     solver = inversion.solver()
+    if layout:
+        _check_repeatable(model, conditions, grid)
     report = Report(on_event, grid.steps - solver.first(grid), count, batch)
-    for begin in range(sum(len(p.state["x"]) for p in parts), count, batch):
+    begin = sum(len(p.state["x"]) for p in parts)
+    finished = begin // batch  # batches
+    while begin < count:
         part = pixels[begin : begin + batch]
         problem = InversionProblem(
             model,
@@ -100,7 +105,7 @@ def invert_batches(
             Call(layout=layout, on_engine=engine_events(on_event)),
         )
         steps = int(resume.settings[partials.KEY]["steps"]) if resume and kept is not None else 0
-        report.begin(begin // batch, steps)
+        report.begin(finished, steps, -(-(count - begin) // batch))
         try:
             with half_precision_hint(model):
                 x0 = model.encode(part)
@@ -110,6 +115,7 @@ def invert_batches(
                 parts.append(result._replace(calls=calls.call_record(len(part))) if layout else result)
             kept = None
             on_event(CodeEvent(begin, partials.complete(empty, parts[-1:])))
+            begin, finished = begin + len(part), finished + 1
         except KeyboardInterrupt as error:
             stop = error
             if resume is not None and kept is not None and not isinstance(error, InversionInterrupted):
@@ -119,7 +125,32 @@ def invert_batches(
                 raise
             done = sum(len(p.state["x"]) for p in parts)
             raise partials.interrupted(empty, parts, stop, problem.prompts, (count, done, batch)) from None
+        except Exception as error:
+            if not out_of_memory(error) or len(part) == 1 or kept is not None:
+                raise
+            batch = -(-len(part) // 2)
+            on_event(EngineEvent(f"{len(part)} images in one call need too much memory; the next calls have {batch}."))
     return partials.complete(empty, parts)
+
+
+def _check_repeatable(model: Model, conditions: PromptConditioning, grid: Grid) -> None:
+    """Warns, before any work, if a quantised network returns other bits for the same input.
+
+    Two calls are compared. The kernels of other networks are known to repeat their bits.
+    """
+    if not (layers := model.quantised):
+        return
+    noise = SeededNoise([0])(torch.empty(1, *model.shape, device=model.device, dtype=model.state_dtype))
+    cond = conditions.cond[:1] if conditions.cond.tensors else conditions.cond
+    with torch.no_grad():
+        (first,), (second,) = model.ask(noise, grid[0], cond), model.ask(noise, grid[0], cond)
+    if not torch.equal(first, second):
+        warnings.warn(
+            f"The quantised network ({', '.join(layers)}) returned other last bits for the same input, so that no "
+            "image will be reconstructed to the bit.",
+            DDIMWarning,
+            stacklevel=4,
+        )
 
 
 def empty_code(
@@ -421,12 +452,17 @@ class Report:
         self.on_event, self.done = on_event, 0
         self.steps, self.total = steps, steps * -(-count // batch)
 
-    def begin(self, batch: int, steps: int) -> None:
-        """Sets the counter to the start of batch ``batch``, of which ``steps`` steps are already done.
+    def begin(self, finished: int, steps: int, left: int) -> None:
+        """Sets the counter to the start of a batch.
 
         A method need not report all of its steps, so that the counter may have stopped short of this.
+
+        Args:
+            finished: the number of finished batches.
+            steps: how many steps of this batch are already done.
+            left: the number of batches that are not finished.
         """
-        self.done = batch * self.steps + steps
+        self.done, self.total = finished * self.steps + steps, (finished + left) * self.steps
 
     def __call__(self, i: int, state: State) -> None:
         """Counts a step and reports it."""

@@ -7,13 +7,14 @@ graph launches all of them at once and computes the same numbers.
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..live import PLAIN, is_compiled
+from ..live import PLAIN, is_compiled, is_quantised
 from .kernels import precision
 
 MOST_GRAPHS = 16
@@ -27,7 +28,6 @@ Function = Callable[..., tuple[Outputs, Any]]
 Notify = Callable[[str], None]
 
 _SCALARS = frozenset({int, float, bool, str, type(None), tuple})
-_WEIGHTS = frozenset({Tensor, nn.Parameter, nn.Buffer})
 
 
 class Graphs:
@@ -72,7 +72,8 @@ class Graphs:
             from_use: record at the first (1) or at the second use (2) of a key; the first one then runs as usual.
             notify: called with a sentence if the call is not replayed.
         """
-        with self._lock:
+        device = next(t.device for t in inputs if t is not None)
+        with self._lock, torch.cuda.device(device):
             state, reason = state_of(self.network)
             if state != self._state:
                 self.release()
@@ -115,11 +116,10 @@ class Graphs:
         """Records a graph; returns None, or the reason why it cannot be recorded."""
         while len(self._entries) >= MOST_GRAPHS:
             self._entries.popitem(last=False)
-        device = next(t.device for t in inputs if t is not None)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.device(device), torch.inference_mode(False):
+            with torch.inference_mode(False):
                 entry = _Gradient(function, inputs) if gradient else _Forward(function, inputs, self._pool)
         except torch.cuda.OutOfMemoryError:
             self.release()
@@ -129,7 +129,7 @@ class Graphs:
             self._failed[whole] = f"CUDA cannot record it ({str(error).splitlines()[0]})"
         else:
             self._entries[whole] = entry
-            room = MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
+            room = MEMORY_SHARE * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
             if sum(entry.size for entry in self._entries.values()) > room:
                 alone = len(self._entries) == 1
                 self.release()  # the graphs share memory, which is freed only if all of them are dropped
@@ -162,7 +162,7 @@ class _Forward:
     def record(self, function: Function, pool: Any) -> None:
         """Calls the function twice: once to prepare the libraries for it, and once to record it."""
         with torch.no_grad():
-            with _side_stream():
+            with side_stream():
                 function(*self.inputs)
             self.graph = torch.cuda.CUDAGraph()
             # Only this thread is restricted during the recording, so that others can go on with other GPU work.
@@ -214,7 +214,7 @@ class _Gradient(_Forward):
             assert own is not None
             leaves.append(own.requires_grad_())
         with torch.enable_grad():
-            with _side_stream():
+            with side_stream():
                 (output,), _ = function(*self.inputs)
                 torch.autograd.grad(output, leaves, torch.zeros_like(output))
                 del output
@@ -268,18 +268,14 @@ class _Replay(torch.autograd.Function):
         return None, None, *gradients
 
 
-class _side_stream:
+@contextmanager
+def side_stream() -> Generator[None]:
     """Runs the block on a stream of its own, as the call before a recording must."""
-
-    def __enter__(self) -> None:
-        self.stream = torch.cuda.Stream()
-        self.stream.wait_stream(torch.cuda.current_stream())
-        self.context = torch.cuda.stream(self.stream)
-        self.context.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self.context.__exit__(*error)  # type: ignore[arg-type]
-        torch.cuda.current_stream().wait_stream(self.stream)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
 
 
 def _about(tensor: Tensor | None) -> Hashable:
@@ -322,7 +318,7 @@ def state_of(network: nn.Module) -> tuple[list[Any], str | None]:
         for weight in (*attributes["_parameters"].values(), *attributes["_buffers"].values()):
             if weight is None:
                 continue
-            if type(weight) not in _WEIGHTS or weight.is_meta or weight.dtype in (torch.int8, torch.uint8):
+            if weight.is_meta or is_quantised(weight):
                 reason = reason or ("it is offloaded" if weight.is_meta else "it is quantised")
             else:
                 state.append(weight.data_ptr())
