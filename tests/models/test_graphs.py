@@ -1,5 +1,6 @@
 """When a network call is recorded as a CUDA graph and replayed; the recording needs a GPU and is replaced."""
 
+import copy
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -209,6 +210,13 @@ def test_graphs_that_hold_too_much_memory_are_dropped(small: Small, monkeypatch:
         assert torch.equal(small(x), small.network(x))
         assert len(small.graphs) == 0
     assert "memory" in small.told[0]
+
+
+def test_a_copy_begins_without_graphs(small: Small):
+    small(torch.randn(2, 3))
+    network, graphs = copy.deepcopy((small.network, small.graphs))
+    assert graphs.network is network is not small.network
+    assert len(graphs) == 0
 
 
 def test_what_cuda_cannot_record_runs_without(small: Small, monkeypatch: pytest.MonkeyPatch):

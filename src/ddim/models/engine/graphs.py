@@ -55,6 +55,10 @@ class Graphs:
         """Returns the number of graphs that it holds."""
         return len(self._entries)
 
+    def __reduce__(self) -> tuple[type["Graphs"], tuple[nn.Module]]:
+        """Makes a copy of a model, or a model in another process, begin without graphs."""
+        return Graphs, (self.network,)
+
     def __call__(
         self,
         function: Function,
