@@ -16,7 +16,6 @@ from .base import ClassModel, scalar
 from .device import device_and_dtype
 from .dry_run import output_shape
 from .engine.graphs import Graphs
-from .engine.layout import memory_format
 from .engine.optimize import engine_of
 from .engine.run import run
 from .engine.threads import min_rows
@@ -91,7 +90,7 @@ class PixelModel(ClassModel):
         self._fingerprint = fingerprint(network, self.schedule.path, self.schedule.prediction) if owned else None
         if owned:
             nn.Module.to(network, device=where, dtype=what)  # diffusers' own method ``to`` would warn of a cast
-            network.to(memory_format=memory_format(where, what))  # pyright: ignore[reportCallIssue]
+            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             network.eval().requires_grad_(False)
         self.network = network
         self.graphs: Graphs | None = Graphs(network)

@@ -1,21 +1,71 @@
-"""The memory layout in which a network's convolutions are fastest, by a table of measurements."""
+"""The memory layout in which a network's convolutions are fastest on CUDA, by a table of measurements."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-CONTIGUOUS: frozenset[tuple[str, torch.dtype]] = frozenset()
-"""Name of a CUDA device and dtype for which channels-last layout was measured to be slower."""
+CONTIGUOUS_FROM: dict[tuple[str, torch.dtype], int] = {
+    ("NVIDIA H200", torch.bfloat16): 48 * 1024,
+    ("NVIDIA H200", torch.float16): 48 * 1024,
+}
+"""CUDA device and dtype -> the pixels of a call (rows times height times width of its input) from which contiguous
+layout was measured to be faster than channels-last; ``benchmarks/gpu.py --only layouts`` measures it."""
+LEAST_WEIGHTS = 10**8
+"""The measurements hold for networks with at least this many weights."""
 
 
-def memory_format(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
-    """Returns the memory layout of the weights and inputs of convolutions.
+def layout_for(x: Tensor, parameters: int) -> torch.memory_format | None:
+    """Returns the layout for a call: that of the weights, and so of the intermediate results.
 
-    It depends on the device and the dtype only, and never on a measurement at run time: another layout gives other
-    last bits.
+    It depends on the device, the dtype and the shape only, and never on a measurement at run time: another layout gives
+    other last bits.
 
     Args:
-        device: the device of the network.
-        dtype: the dtype that it computes in.
+        x: the input of the network, [N, C, H, W], in the dtype that the network computes in.
+        parameters: the number of its weights.
+
+    Returns:
+        a layout; None where nothing was measured, which leaves the weights as they are.
     """
-    if device.type == "cuda" and (torch.cuda.get_device_name(device), dtype) in CONTIGUOUS:
-        return torch.contiguous_format
-    return torch.channels_last
+    most = CONTIGUOUS_FROM.get((torch.cuda.get_device_name(x.device), x.dtype)) if x.is_cuda else None
+    if most is None or parameters < LEAST_WEIGHTS:
+        return None
+    pixels = x.shape[0] * x.shape[-2] * x.shape[-1]
+    return torch.channels_last if pixels < most else torch.contiguous_format
+
+
+def in_layout(network: nn.Module, function: Callable[..., Any], layout: torch.memory_format) -> Callable[..., Any]:
+    """Returns a function that computes the same, with the weights of convolutions in a layout.
+
+    Weights in another layout are converted in every call, which takes 0.5 ms for those of Stable Diffusion 1.5 on an
+    H200. Copies that are kept would need memory, and would not change with the weights when a LoRA is fused.
+
+    Args:
+        network: the network that ``function`` calls.
+        function: the function.
+        layout: the layout.
+    """
+
+    def converted(*inputs: Tensor | None) -> Any:
+        weights = {
+            f"network.{name}": weight.contiguous(memory_format=layout)
+            for name, weight in network.named_parameters()
+            if weight.ndim == 4
+        }
+        return torch.func.functional_call(_Calling(network, function), weights, inputs)
+
+    return converted
+
+
+class _Calling(nn.Module):
+    """Calls a function that calls the network; ``functional_call`` needs a module around both."""
+
+    def __init__(self, network: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.network, self.function = network, function
+
+    def forward(self, *inputs: Tensor | None) -> Any:
+        """Calls the function."""
+        return self.function(*inputs)
