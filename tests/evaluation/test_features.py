@@ -52,7 +52,7 @@ def test_it_learns_from_the_images_themselves(words, tmp_path):
         seen.append(x)
         return torch.tensor([[1.0, 2.0, 0.0, 0.0], [0.0, 3.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
 
-    loss = task.loss(forward, batch, Draw(seed=0, step=0, batch=3, positions=range(3)))  # type: ignore[arg-type]
+    loss = task.loss(forward, task.inputs(batch, Draw(seed=0, step=0, batch=3, positions=range(3))))  # type: ignore[arg-type]
     rows = [math.log(math.e + math.e**2 + 2) - 1, math.log(math.e**3 + 3) - 3, math.log(4)]  # labels 0, 1, 3
     assert float(loss) == pytest.approx(sum(rows) / 3, rel=1e-6)
     torch.testing.assert_close(seen[0], batch.pixels.float() / 127.5 - 1)
@@ -80,7 +80,7 @@ def test_a_shift_is_of_the_step_and_the_place(words, tmp_path):
         return torch.zeros(len(x), 4)
 
     for step in (0, 0, 1):
-        task.loss(forward, batch, Draw(seed=0, step=step, batch=8, positions=range(8)))  # type: ignore[arg-type]
+        task.loss(forward, task.inputs(batch, Draw(seed=0, step=step, batch=8, positions=range(8))))  # type: ignore[arg-type]
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
     assert len({tuple(image.flatten().tolist()) for image in seen[0]}) > 4

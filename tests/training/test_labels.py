@@ -48,7 +48,7 @@ def told_labels(task, batch, draws):
         seen.append((class_labels, x))
         return SimpleNamespace(sample=torch.zeros_like(x))
 
-    task.loss(forward, batch, draws)
+    task.loss(forward, task.inputs(batch, draws))
     (asked,) = seen
     return asked
 
@@ -138,7 +138,7 @@ def test_the_loss_is_its_formula(images, tmp_path):
     gone = draws.chances() < 0.5
     assert 0 < int(gone.sum()) < 64
     squares = [64.0 if dropped else float(4**label) for label, dropped in zip(batch.labels, gone.tolist(), strict=True)]
-    assert float(task.loss(forward, batch, draws)) == pytest.approx(sum(squares) / 64, rel=1e-5)
+    assert float(task.loss(forward, task.inputs(batch, draws))) == pytest.approx(sum(squares) / 64, rel=1e-5)
 
 
 # --- the network ----------------------------------------------------------------------------------------------------

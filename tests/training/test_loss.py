@@ -13,8 +13,8 @@ from ddim.core.prediction import Pair, from_pair
 from ddim.training import draws
 from ddim.training.config import LossConfig, OptimConfig, ScheduleConfig
 from ddim.training.ema import EMA
-from ddim.training.loop import learning_rate
 from ddim.training.loss import diffusion_loss, levels_of, path_of
+from ddim.training.step import learning_rate
 
 SCHEDULE = ScheduleConfig(steps=50)
 PREDICTIONS = ["eps", "x0", "v"]

@@ -130,7 +130,7 @@ def test_the_autoencoders_loss_is_its_formula(words, tmp_path):
     # |e| = 0.4 / 4; along a row |0.2|, |0|; along a column |-0.1|, |-0.3|; KL of N(2, e^0.5) from N(0, 1)
     divergence = 0.5 * (4 + np.exp(0.5) - 1 - 0.5)
     expected = 0.1 + 2.0 * (0.1 + 0.2) + 0.5 * divergence
-    assert float(task.loss(forward, batch, draw(1))) == pytest.approx(expected, rel=1e-6)
+    assert float(task.loss(forward, task.inputs(batch, draw(1)))) == pytest.approx(expected, rel=1e-6)
     assert asked[0][0].tolist() == [[[[-1, 1], [1, -1]]]]
     assert torch.equal(asked[0][1], draw(1).flips_and_noise(torch.Size((4, 1, 1)))[1])
 
@@ -262,7 +262,7 @@ def test_a_share_of_the_prompts_is_left_empty(words, tmp_path, autoencoder, empt
         given.append(tokens)
         return torch.zeros_like(x)
 
-    task.loss(forward, batch, draw(400))
+    task.loss(forward, task.inputs(batch, draw(400)))
     gone = (given[0] == task.tokens[""]).all(1)
     assert low <= int(gone.sum()) <= high
     for k in (~gone).nonzero().flatten().tolist():
@@ -274,7 +274,7 @@ def test_a_flip_takes_the_mirrored_pictures_code(words, tmp_path, autoencoder, m
     (batch,) = codes.stream([list(range(12))])
     given = []
     monkeypatch.setattr(text, "diffusion_loss", lambda network, x0, *rest: given.append(x0))
-    task.loss(None, batch, draw(12))
+    task.loss(None, task.inputs(batch, draw(12)))
     flips = draw(12).flips_and_noise(batch.pixels.shape[2:])[0]
     assert 0 < int(flips.sum()) < 12
     for k, flipped in enumerate(flips.tolist()):

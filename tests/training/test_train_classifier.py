@@ -50,7 +50,7 @@ def test_the_loss_is_the_cross_entropy_of_noised_pictures_and_their_level(words,
 
     # labels 0, 1, 3; log-sum-exp of each row less its own logit
     rows = [math.log(math.e + math.e**2 + 2) - 1, math.log(math.e**3 + 3) - 3, math.log(4)]
-    assert float(task.loss(forward, batch, draw(3))) == pytest.approx(sum(rows) / 3, rel=1e-6)
+    assert float(task.loss(forward, task.inputs(batch, draw(3)))) == pytest.approx(sum(rows) / 3, rel=1e-6)
     t = draw(3).times(20, "uniform")
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 20, dtype=torch.float64), 0)[t - 1].view(-1, 1, 1, 1)
     noise = draw(3).flips_and_noise(torch.Size((3, 16, 16)))[1]

@@ -4,9 +4,12 @@ from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+_T = TypeVar("_T")
 
 LAG = 2
 """How many checks may be open. The host waits for the oldest one, which is one or two steps back."""
@@ -58,10 +61,36 @@ class LateFlag:
         return bool(before[1])
 
 
-def _sent(flag: Tensor) -> tuple[torch.cuda.Event, Tensor]:
-    """Copies a flag to the host without waiting for it; the event tells when it has arrived."""
-    host = torch.empty((), dtype=torch.bool, pin_memory=True)
-    host.copy_(flag, non_blocking=True)
+class LateValues(Generic[_T]):
+    """Reads the numbers that a loop computes on a GPU up to ``LAG`` rounds late; on a CPU it reads them at once."""
+
+    def __init__(self) -> None:
+        self._open: deque[tuple[_T, torch.cuda.Event | None, Tensor]] = deque()
+
+    def add(self, about: _T, values: Tensor, *, wait: bool = False) -> list[tuple[_T, list[float]]]:
+        """Adds the numbers of a round, and returns those that have been read now, the oldest round first.
+
+        Args:
+            about: what is returned beside the numbers, such as the number of the round.
+            values: the numbers, of shape [n].
+            wait: wait for all rounds, this one included.
+        """
+        event, host = _sent(values) if values.is_cuda else (None, values)
+        self._open.append((about, event, host))
+        most = 0 if wait or event is None else LAG
+        read: list[tuple[_T, list[float]]] = []
+        while len(self._open) > most:
+            earlier, event, host = self._open.popleft()
+            if event is not None:
+                event.synchronize()
+            read.append((earlier, [float(value) for value in host]))
+        return read
+
+
+def _sent(values: Tensor) -> tuple[torch.cuda.Event, Tensor]:
+    """Copies a tensor to the host without waiting for it; the event tells when it has arrived."""
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
     event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(flag.device))
     return event, host

@@ -246,6 +246,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
+        if name != "step":  # fused AdamW needs moments in the memory layout of their weight
+            value = torch.empty_like(weights[int(index)]).copy_(value)
         state.setdefault(int(index), {})[name] = value
     # Options such as betas come from the config, and the loop sets the learning rate in each step: neither is loaded.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -6,27 +6,28 @@ resumed run repeats an unbroken one bit for bit, on the same machine with the sa
 """
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .._utils.errors import InputError, NotFinite
 from .._utils.lock import only_process
 from ..core.gradients import quick_gradients
+from ..core.late import LateValues
 from ..data.images import save_image
+from ..models.engine.kernels import deterministic
 from . import draws
 from .checkpoint import Checkpoints, clean_run, holds_run, whole_folder
 from .config import OptimConfig, TrainConfig
-from .data import Batch, Images, fingerprint, load_images
-from .ema import EMA
+from .data import Images, fingerprint, load_images
 from .progress import OnEvent, Reporter
+from .step import Processes, Step, learning_rate, positions
 from .tasks import Task, make_task
-from .tasks.base import Draw, write_about
+from .tasks.base import write_about
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -59,7 +60,7 @@ def train(config: TrainConfig, *, resume: bool = False, on_event: OnEvent | None
         )
     alone = only_process(Path(config.output.folder)) if accelerator.is_main_process else nullcontext()
     device = accelerator.device
-    with alone, _repeatable(device, config.train.threads), quick_gradients(device):
+    with alone, repeatable(device, config.train.threads), quick_gradients(device):
         return _Run(config, task, accelerator, on_event).run(resume)
 
 
@@ -81,16 +82,8 @@ class _Run:
             images = load_images(self.config.data)
         self.sums = {"images": fingerprint(images), **self.task.checksums()}
         self.images = self.task.prepare(images, self.accelerator.device)
-        torch.manual_seed(draws.network_seed(self.config.train.seed, 0, 0, 0))
-        self.network = self.task.build()
-        self.ema = EMA(self.network.to(self.accelerator.device), self.config.train.ema, self.config.train.ema_warmup)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=self.config.train.lr,
-            betas=self.config.train.betas,
-            weight_decay=self.config.train.weight_decay,
-            fused=self.accelerator.device.type in ("cpu", "cuda"),
-        )
+        self.step = Step(self.config.train, self.task, self.accelerator)
+        self.network, self.ema = self.step.network, self.step.ema
         step = 0
         if last is not None:
             about, _ = self.checkpoints.about(last, self.config.as_dict())
@@ -102,7 +95,7 @@ class _Run:
             for name, found in self.sums.items():
                 if about.get(name, found) != found:
                     raise InputError(f"{sources[name]} than the run in {self.folder} began with.")
-            self.checkpoints.load(last, self.network, self.ema, self.optimizer)
+            self.checkpoints.load(last, self.network, self.ema, self.step.optimizer)
             step = about["step"]
         self.report.open(step)
         try:
@@ -115,63 +108,45 @@ class _Run:
     def _loop(self, first: int) -> None:
         """Trains from step number ``first`` (from 0) to the last one."""
         settings, output = self.config.train, self.config.output
-        forward = self.accelerator.prepare(self.network)  # wrapped in DDP if there are several processes
-        forward.train()
+        self.step.start(notify=lambda message: self.report.event("engine", first, message))
         micro_batches = self.images.stream(_order(settings, len(self.images), first, self.accelerator))
         skipped = len(self.images.skipped)
+        late = LateValues[int]()
         for step in range(first, settings.steps):
-            lr = learning_rate(settings, step)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            loss = torch.zeros((), device=self.accelerator.device)
-            for micro in range(settings.accumulate):
-                last = micro == settings.accumulate - 1  # DDP exchanges gradients only in the last backward pass
-                with nullcontext() if last else self.accelerator.no_sync(forward):
-                    part = self._micro_batch(forward, next(micro_batches), step, micro) / settings.accumulate
-                    self.accelerator.backward(part)
-                loss += part.detach()
-            value = float(self.accelerator.reduce(loss, "mean"))  # type: ignore[arg-type]
-            limit = settings.grad_clip or math.inf
-            norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit))
-            if not (math.isfinite(value) and math.isfinite(norm)):
-                raise NotFinite(
-                    f"The loss is {value:g} and its gradient norm {norm:g} at step {step + 1}; the last checkpoint is "
-                    "still good.",
-                    step=step + 1,
-                    hint="A lower train.lr or train.precision = 'float32' may help.",
-                )
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.ema.update(step)
-
+            values = self.step(step, micro_batches)
             done = step + 1
-            self.report.step(done, value, lr, norm)
+            end = done == settings.steps
+            sheet = bool(output.sample_every) and (done % output.sample_every == 0 or end)
+            checkpoint = done % output.checkpoint_every == 0 or end
+            for at, (loss, norm) in late.add(done, values, wait=sheet or checkpoint):
+                self._report_step(at, loss, norm)
             if len(self.images.skipped) > skipped:
                 skipped = len(self.images.skipped)
                 self.report.event("skipped", done, _skipped(self.images))
             self.report.pause_clock()
-            end = done == settings.steps
-            if output.sample_every and (done % output.sample_every == 0 or end):
+            if sheet:
                 self._sheet(done)
-            if done % output.checkpoint_every == 0 or end:
+            if checkpoint:
                 # After the sheet: a run killed in between resumes before this step, and makes the sheet again.
                 self._checkpoint(done)
             self.report.resume_clock()
 
-    def _micro_batch(self, forward: nn.Module, batch: Batch, step: int, micro: int) -> Tensor:
-        """Computes the loss of this process's part of a micro-batch."""
-        settings = self.config.train
-        draw = Draw(settings.seed, step, settings.batch, _positions(settings, micro, self.accelerator))
-        torch.manual_seed(draws.network_seed(settings.seed, step, micro, self.accelerator.process_index))  # dropout
-        device = self.accelerator.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            return self.task.loss(forward, batch, draw)
+    def _report_step(self, step: int, loss: float, norm: float) -> None:
+        """Reports that ``step`` steps have been made. Raises NotFinite if the last one was not finite."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NotFinite(
+                f"The loss is {loss:g} and its gradient norm {norm:g} at step {step}; the last checkpoint is still "
+                "good.",
+                step=step,
+                hint="A lower train.lr or train.precision = 'float32' may help.",
+            )
+        self.report.step(step, loss, learning_rate(self.config.train, step - 1), norm)
 
     def _checkpoint(self, step: int) -> None:
         """Writes a checkpoint after ``step`` steps."""
         if self.main:
             about = {"config": self.config.as_dict(), **self.sums}
-            path = self.checkpoints.save(step, self.network, self.ema, self.optimizer, about)
+            path = self.checkpoints.save(step, self.network, self.ema, self.step.optimizer, about)
             self.report.event("checkpoint", step, f"checkpoint: {path}", path)
         self.accelerator.wait_for_everyone()
 
@@ -244,30 +219,7 @@ class _Run:
             self.report.event("skipped", step, _skipped(self.images))
 
 
-def learning_rate(config: OptimConfig, step: int) -> float:
-    """Returns the learning rate of step number ``step`` (from 0).
-
-    It rises linearly during ``warmup``. Then it is constant, with a linear fall at the end if ``decay`` is set, or
-    follows half a period of a cosine.
-    """
-    rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-    if config.lr_schedule == "constant":
-        fall = min(1.0, (config.steps - step) / config.decay) if config.decay else 1.0
-        return config.lr * min(rise, fall)
-    if step < config.warmup:
-        return config.lr * rise
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _positions(config: OptimConfig, micro: int, accelerator: "Accelerator") -> range:
-    """Returns the positions in a step's whole batch that belong to this process's micro-batch."""
-    share = config.batch // (config.accumulate * accelerator.num_processes)
-    start = (micro * accelerator.num_processes + accelerator.process_index) * share
-    return range(start, start + share)
-
-
-def _order(config: OptimConfig, count: int, first: int, accelerator: "Accelerator") -> Iterator[list[int]]:
+def _order(config: OptimConfig, count: int, first: int, processes: Processes) -> Iterator[list[int]]:
     """Yields the image indices of each micro-batch of this process, from step ``first`` on.
 
     An epoch need not end with a batch: one batch may contain the end of an epoch and the beginning of the next.
@@ -276,7 +228,7 @@ def _order(config: OptimConfig, count: int, first: int, accelerator: "Accelerato
     for step in range(first, config.steps):
         for micro in range(config.accumulate):
             batch = []
-            for position in _positions(config, micro, accelerator):
+            for position in positions(config, micro, processes):
                 wanted, at = divmod(step * config.batch + position, count)
                 if wanted != epoch:
                     epoch, permutation = wanted, draws.order(config.seed, wanted, count)
@@ -296,26 +248,26 @@ def _accelerator(config: OptimConfig) -> "Accelerator":
         from accelerate import Accelerator
     except ImportError:
         raise InputError("Training needs more packages: pip install 'ddim[train]'.") from None
-    # Mixed precision is our own autocast in _micro_batch, because Accelerate fixes one setting for the whole process.
+    # Mixed precision is our own autocast in ``Step``, because Accelerate fixes one setting for the whole process.
     return Accelerator(mixed_precision="no", cpu=config.device == "cpu")
 
 
 @contextmanager
-def _repeatable(device: torch.device, threads: int) -> Iterator[None]:
-    """Inside the block, the same input gives the same bits; afterwards the caller's settings are restored."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    gpus = [device] if device.type == "cuda" else []
-    if gpus:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this setting
-        torch.use_deterministic_algorithms(True, warn_only=True)
+def repeatable(device: torch.device, threads: int) -> Iterator[None]:
+    """Inside the block, the same input gives the same bits; afterwards the caller's settings are restored.
+
+    Args:
+        device: the device of the network.
+        threads: the number of CPU threads; 0 leaves it as it is.
+    """
+    before = torch.get_num_threads()
     if threads:
         torch.set_num_threads(threads)
     try:
-        with torch.random.fork_rng(gpus), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), deterministic(device):
             yield
     finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
+        torch.set_num_threads(before)
 
 
 @contextmanager

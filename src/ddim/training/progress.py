@@ -10,7 +10,7 @@ from typing import Literal
 from .._utils.error_text import reason_of
 from .config import OutputConfig
 
-EventKind = Literal["start", "step", "checkpoint", "samples", "skipped", "done"]
+EventKind = Literal["start", "step", "checkpoint", "samples", "skipped", "engine", "done"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Event:
     """Something that happened in a training run.
 
     Attributes:
-        kind: what happened.
+        kind: what happened. ``engine``: the network does not run the fastest way. On a GPU a ``step`` is reported up to
+            two steps late, so that the host need not wait for it; before a checkpoint or sheet all steps are reported.
         step: the number of optimiser steps so far.
         steps: the number of steps of the whole run.
         loss, gradient_norm: values of the last step; the norm is that before clipping.

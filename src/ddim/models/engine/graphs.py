@@ -281,9 +281,11 @@ def side_stream() -> Generator[None]:
     """Runs the block on a stream of its own, as the call before a recording must."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream().wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        torch.cuda.current_stream().wait_stream(stream)
 
 
 def _about(tensor: Tensor | None) -> Hashable:
@@ -291,7 +293,7 @@ def _about(tensor: Tensor | None) -> Hashable:
     return None if tensor is None else (tuple(tensor.shape), tensor.dtype, tensor.device, tensor.requires_grad)
 
 
-def state_of(network: nn.Module) -> tuple[list[Any], str | None]:
+def state_of(network: nn.Module, *, training: bool = False) -> tuple[list[Any], str | None]:
     """Describes all of a network that a graph fixes, and whether it can be recorded.
 
     A graph reads the weights where they were, so that their values may change but not their addresses. It does not see
@@ -299,13 +301,16 @@ def state_of(network: nn.Module) -> tuple[list[Any], str | None]:
 
     Args:
         network: the network.
+        training: whether it may be in training mode.
 
     Returns:
         a list that changes if the modules, the plain attributes or the addresses of the weights change; and the reason
         why calls cannot be recorded, or None.
     """
     state: list[Any] = []
-    reason = "it is compiled" if is_compiled(network) else "it is in training mode" if network.training else None
+    reason = "it is compiled" if is_compiled(network) else None
+    if network.training and not training:
+        reason = reason or "it is in training mode"
     stack = [network]
     while stack:  # this runs before every call, so that it visits the attributes of each module only once
         module = stack.pop()

@@ -1,5 +1,6 @@
 """Trains an autoencoder of images, diffusers' AutoencoderKL, for a latent diffusion model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,11 +89,15 @@ class AutoencoderTask(Task):
         side = self.config.data.size // self.factor
         return count, self.config.model.get("latent_channels", 4), side, side
 
-    def loss(self, forward: nn.Module, batch: Batch, draw: Draw) -> Tensor:
-        """Computes |e| + gradient |differences of e| + kl KL(latent | N(0, 1)), each a mean over its numbers."""
+    def inputs(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
+        """Draws flips and the noise of the latents; see ``Task.inputs``."""
         flips, noise = draw.flips_and_noise(torch.Size(self._code_shape(1)[1:]))
-        x = to_model_range(batch, flips, self.config.data.flip).to(self.device)
-        image, mean, logvar = (part.float() for part in forward(x, noise.to(self.device)))
+        return {"pixels": batch.pixels, "flips": flips, "noise": noise}
+
+    def loss(self, forward: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Computes |e| + gradient |differences of e| + kl KL(latent | N(0, 1)), each a mean over its numbers."""
+        x = to_model_range(inputs["pixels"], inputs["flips"], self.config.data.flip)
+        image, mean, logvar = (part.float() for part in forward(x, inputs["noise"]))
         error = image - x
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()

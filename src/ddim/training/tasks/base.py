@@ -108,13 +108,27 @@ class Task(ABC):
         return {}
 
     @abstractmethod
-    def loss(self, forward: nn.Module, batch: Batch, draw: Draw) -> Tensor:
+    def inputs(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
+        """Prepares a micro-batch on the CPU.
+
+        Args:
+            batch: the images of this micro-batch.
+            draw: its random numbers.
+
+        Returns:
+            All that ``loss`` reads of the two: tensors on the CPU, whose names and shapes are the same in each step.
+        """
+
+    @abstractmethod
+    def loss(self, forward: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """Computes the mean loss of a micro-batch.
+
+        On a GPU it is recorded once as a CUDA graph and then replayed for other inputs. So it must read nothing else
+        that changes, copy nothing between host and GPU, and take no decision that depends on the values of tensors.
 
         Args:
             forward: the network, which may be wrapped in DDP.
-            batch: the images of this micro-batch.
-            draw: its random numbers.
+            inputs: what ``inputs`` returned, on the device of the network.
 
         Returns:
             A scalar.
@@ -225,9 +239,16 @@ def scheduler_options(schedule: ScheduleConfig, prediction: str) -> dict[str, An
     }
 
 
-def to_model_range(batch: Batch, flips: Tensor, flip: bool) -> Tensor:
+def to_device(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Copies tensors from the CPU to a device. The host does not wait for a GPU."""
+    if device.type != "cuda":
+        return {name: value.to(device) for name, value in inputs.items()}
+    return {name: value.pin_memory().to(device, non_blocking=True) for name, value in inputs.items()}
+
+
+def to_model_range(pixels: Tensor, flips: Tensor, flip: bool) -> Tensor:
     """Converts images from uint8 to float32 in [-1, 1], and mirrors those in ``flips`` if ``flip`` is set."""
-    x0 = batch.pixels.to(torch.float32) / 127.5 - 1
+    x0 = pixels.to(torch.float32) / 127.5 - 1
     return torch.where(flips.view(-1, 1, 1, 1), x0.flip(-1), x0) if flip else x0
 
 

@@ -5,6 +5,7 @@ compare sets of images.
 """
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from .base import (
     declare_float32,
     first_output,
     scheduler_options,
+    to_device,
     to_model_range,
 )
 
@@ -70,6 +72,7 @@ class ClassifierTask(Task):
     def prepare(self, images: Images, device: torch.device) -> Images:
         """Checks the classes, and keeps the images, which the sheets and the statistics of batch norm need."""
         count_classes(images, "a classifier")
+        self.alpha, self.sigma, self.log_snr = (table.to(device) for table in (self.alpha, self.sigma, self.log_snr))
         self.images = images
         return super().prepare(images, device)
 
@@ -93,28 +96,32 @@ class ClassifierTask(Task):
 
         return build_network(make, {**self.config.model, **sides}, maker="transformers")
 
-    def loss(self, forward: nn.Module, batch: Batch, draw: Draw) -> Tensor:
-        """Computes the cross entropy of the labels; see ``Task.loss``."""
-        logits, labels = self._logits(forward, batch, draw)
-        return cross_entropy(logits.float(), labels)
-
-    def _logits(self, network: nn.Module, batch: Batch, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Flips, shifts and noises the images as ``draw`` says; returns their logits [N, K] and labels [N]."""
+    def inputs(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
+        """Flips and shifts the images, and draws noise and levels; see ``Task.inputs``."""
         flips, noise = draw.flips_and_noise(batch.pixels.shape[1:])
-        x0 = to_model_range(batch, flips, self.config.data.flip)
+        x0 = to_model_range(batch.pixels, flips, self.config.data.flip)
         most = self.config.classifier.shift
         if most:
             x0 = shifted(x0, draw.chances(), most, self.config.data.background / 127.5 - 1)
-        labels = torch.tensor(batch.labels, device=self.device)
+        clean = {"x0": x0, "labels": torch.tensor(batch.labels)}
         if not self.noise:
-            return network(x0.to(self.device)), labels
-        t = draw.times(len(self.alpha), self.config.loss.times)
-        return network(*self._noised(x0, t, noise)), labels
+            return clean
+        return {**clean, "noise": noise, "t": draw.times(len(self.alpha), self.config.loss.times)}
+
+    def loss(self, forward: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Computes the cross entropy of the labels; see ``Task.loss``."""
+        return cross_entropy(self._logits(forward, inputs).float(), inputs["labels"])
+
+    def _logits(self, network: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Returns the logits [N, K] of what ``inputs`` returned."""
+        if not self.noise:
+            return network(inputs["x0"])
+        return network(*self._noised(inputs["x0"], inputs["t"], inputs["noise"]))
 
     def _noised(self, x0: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Returns alpha x0 + sigma eps at levels t in 1..T, [N, C, H, W], and the log-SNR [N]."""
         alpha, sigma = (table[t - 1].view(-1, 1, 1, 1) for table in (self.alpha, self.sigma))
-        return (alpha * x0 + sigma * noise).to(self.device), self.log_snr[t - 1].to(self.device)
+        return alpha * x0 + sigma * noise, self.log_snr[t - 1]
 
     @torch.no_grad()
     def recompute_batch_norm(self, network: nn.Module) -> NoisyResNet | CleanResNet:
@@ -135,7 +142,8 @@ class ClassifierTask(Task):
         ready.train()
         # Counting starts after the last training step, so that the random numbers are new.
         for step, batch in enumerate(self.images.stream(parts), settings.steps):
-            self._logits(ready, batch, Draw(settings.seed, step, len(batch.pixels), range(len(batch.pixels))))
+            draw = Draw(settings.seed, step, len(batch.pixels), range(len(batch.pixels)))
+            self._logits(ready, to_device(self.inputs(batch, draw), self.device))
         return ready.eval()
 
     @torch.no_grad()
@@ -143,17 +151,14 @@ class ClassifierTask(Task):
         """Shows images at increasing noise levels; those that are classified wrongly appear as negatives."""
         data, count = self.config.data, min(self.config.output.samples, len(self.images))
         (batch,) = self.images.stream([torch.linspace(0, len(self.images) - 1, count).long().tolist()])
-        x0, ready = (
-            to_model_range(batch, torch.zeros(count, dtype=torch.bool), False),
-            self.recompute_batch_norm(network),
-        )
+        x = to_model_range(batch.pixels, torch.zeros(count, dtype=torch.bool), False).to(self.device)
+        ready = self.recompute_batch_norm(network)
         if self.noise:
-            t = torch.linspace(1, len(self.alpha), count).long()
+            t = torch.linspace(1, len(self.alpha), count).long().to(self.device)
             noise = draws.sheet_noise(self.config.train.seed, count, (data.channels, data.size, data.size))
-            x, log_snr = self._noised(x0, t, noise)
+            x, log_snr = self._noised(x, t, noise.to(self.device))
             named = ready(x, log_snr).argmax(1)
         else:
-            x = x0.to(self.device)
             named = ready(x).argmax(1)
         wrong = named != torch.tensor(batch.labels, device=self.device)
         return sheet((torch.where(wrong.view(-1, 1, 1, 1), -x, x).clamp(-1, 1) + 1) / 2)

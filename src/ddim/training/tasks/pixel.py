@@ -1,6 +1,7 @@
 """Trains a pixel diffusion model, diffusers' UNet2DModel, with or without classes; exported as a DDIMPipeline."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,7 @@ class PixelTask(Task):
                     f"{wanted!r} contradicts the images, whose {self.classes} classes{also} need {self.embeddings}.",
                     parameter="model.num_class_embeds",
                 )
+        self.levels = self.levels.to(device)
         return super().prepare(images, device)
 
     @property
@@ -115,18 +117,22 @@ class PixelTask(Task):
         """Returns a checksum of the user's own loss weights."""
         return {"weights": checksum(self.config.loss, self.levels)}
 
-    def loss(self, forward: nn.Module, batch: Batch, draw: Draw) -> Tensor:
-        """Computes the diffusion loss; see ``loss.diffusion_loss``."""
+    def inputs(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
+        """Draws flips, noise and levels, and drops labels; see ``Task.inputs``."""
         flips, noise = draw.flips_and_noise(batch.pixels.shape[1:])
-        x0 = to_model_range(batch, flips, self.config.data.flip).to(self.device)
-        t = draw.times(len(self.levels.alpha), self.config.loss.times).to(self.device)
-        conditions = self._class_labels(self._drop_labels(batch, draw).to(self.device))
+        t = draw.times(len(self.levels.alpha), self.config.loss.times)
+        labels = {"labels": self._drop_labels(batch, draw)} if self.labelled else {}
+        return {"pixels": batch.pixels, "flips": flips, "noise": noise, "t": t, **labels}
+
+    def loss(self, forward: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Computes the diffusion loss; see ``loss.diffusion_loss``."""
+        conditions = self._class_labels(inputs["labels"]) if self.labelled else {}
         return diffusion_loss(
             lambda x, timestep: forward(x, timestep, **conditions).sample,
-            x0,
-            noise.to(self.device),
-            t,
-            self.levels.to(self.device),
+            to_model_range(inputs["pixels"], inputs["flips"], self.config.data.flip),
+            inputs["noise"],
+            inputs["t"],
+            self.levels,
             self.config.loss.prediction,
         )
 

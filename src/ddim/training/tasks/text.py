@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +143,7 @@ class TextTask(Task):
     def prepare(self, images: Images, device: torch.device) -> Images:
         """Encodes all images to latents, and trains the tokenizer on their prompts."""
         super().prepare(images, device)
+        self.levels = self.levels.to(device)
         self.autoencoder.to(device)
         codes = Codes(images, self._encode, self.config.data.flip)
         self.tokenizer = train_tokenizer(codes.prompts, self.config.text)
@@ -199,21 +200,25 @@ class TextTask(Task):
             total = zlib.crc32(part, total)
         return {"weights": checksum(self.config.loss, self.levels), "autoencoder": total}
 
-    def loss(self, forward: nn.Module, batch: Batch, draw: Draw) -> Tensor:
-        """Computes the diffusion loss; see ``loss.diffusion_loss``."""
+    def inputs(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
+        """Draws flips, noise and levels, and empties prompts; see ``Task.inputs``."""
         flips, noise = draw.flips_and_noise(batch.pixels.shape[2:])
         which = flips.long() if batch.pixels.shape[1] == 2 else torch.zeros(len(flips), dtype=torch.int64)
-        x0 = batch.pixels[torch.arange(len(which)), which].to(self.device)
+        x0 = batch.pixels[torch.arange(len(which)), which]
         empty = draw.dropped(self.config.text.empty)
         words = ["" if gone else prompt for gone, prompt in zip(empty.tolist(), batch.prompts, strict=True)]
-        tokens = torch.stack([self.tokens[prompt] for prompt in words]).to(self.device)
-        t = draw.times(len(self.levels.alpha), self.config.loss.times).to(self.device)
+        tokens = torch.stack([self.tokens[prompt] for prompt in words])
+        t = draw.times(len(self.levels.alpha), self.config.loss.times)
+        return {"x0": x0, "noise": noise, "t": t, "tokens": tokens}
+
+    def loss(self, forward: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Computes the diffusion loss; see ``loss.diffusion_loss``."""
         return diffusion_loss(
-            lambda x, label: forward(x, label, tokens),
-            x0,
-            noise.to(self.device),
-            t,
-            self.levels.to(self.device),
+            lambda x, label: forward(x, label, inputs["tokens"]),
+            inputs["x0"],
+            inputs["noise"],
+            inputs["t"],
+            self.levels,
             self.config.loss.prediction,
         )
 

@@ -1,0 +1,145 @@
+"""The gradient of a micro-batch. On a GPU it is recorded once as a CUDA graph, and then replayed.
+
+The forward and the backward pass of a U-Net launch thousands of small kernels, and launching them from Python takes
+longer than most of them run. A graph launches all of them at once and computes the same numbers.
+"""
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..models.engine.graphs import Notify, side_stream, state_of
+from .tasks.base import to_device
+
+Function = Callable[[Mapping[str, Tensor]], Tensor]
+"""Takes the inputs of a micro-batch on the device, adds the gradient of its loss to ``grad`` of the weights, and
+returns the loss without gradient."""
+
+
+class Gradient:
+    """Calls a function that computes the loss and the gradient of a micro-batch, as a CUDA graph if possible.
+
+    The graph is recorded at the first call and fixes the shapes of the inputs. The function is called as usual on other
+    devices, for inputs of other shapes, and if the network has hooks, does not fit or cannot be recorded.
+
+    Args:
+        function: computes the gradient. It must read nothing that changes between calls except its inputs, the weights
+            and buffers of the network, and torch's random numbers.
+        network: the network, in training mode. Its modules and hooks must not change any more.
+        device: the device of the network.
+        add: whether the gradients of several micro-batches are added before they are cleared.
+        reason: why no graph is to be recorded, or None.
+        notify: called once with a sentence if a GPU computes without the graph.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        network: nn.Module,
+        device: torch.device,
+        *,
+        add: bool = False,
+        reason: str | None = None,
+        notify: Notify | None = None,
+    ) -> None:
+        self.function, self.network, self.device, self.add = function, network, device, add
+        self.reason = reason or state_of(network, training=True)[1]
+        self._notify = notify
+        self._graph: _Graph | None = None
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Computes the gradient of a micro-batch.
+
+        Args:
+            inputs: tensors on the CPU.
+
+        Returns:
+            The loss, a scalar on the device.
+        """
+        if self.device.type != "cuda":
+            return self.function(to_device(inputs, self.device))
+        if self._graph is None and self.reason is None:
+            self._record(inputs)
+        reason = self.reason
+        if self._graph is not None:
+            if self._graph.fits(inputs):
+                return self._graph.replay(inputs)
+            reason = "this micro-batch has another shape than the first one"
+        if self._notify is not None:
+            self._notify(f"The network is trained without a CUDA graph: {reason}.")
+            self._notify = None
+        return self.function(to_device(inputs, self.device))
+
+    def _record(self, inputs: Mapping[str, Tensor]) -> None:
+        """Records the graph, or finds the reason why it cannot be recorded."""
+        try:
+            self._graph = _Graph(self.function, self.network, to_device(inputs, self.device), self.add)
+            return
+        except torch.cuda.OutOfMemoryError:
+            self.reason = "its graph does not fit into the memory of the GPU"
+        except RuntimeError as error:  # an operation that CUDA cannot record, or that waits for the GPU
+            self.reason = f"CUDA cannot record it ({str(error).splitlines()[0]})"
+        self.network.zero_grad()
+        torch.cuda.empty_cache()
+
+
+class _Graph:
+    """A recorded function, with the inputs, the loss and the gradients at fixed addresses.
+
+    Args:
+        function, network, add: those of ``Gradient``.
+        inputs: those of the first micro-batch, on the device.
+    """
+
+    def __init__(self, function: Function, network: nn.Module, inputs: dict[str, Tensor], add: bool) -> None:
+        self.inputs = inputs
+        network.zero_grad()  # so that the backward pass makes new gradients, in the memory of the graph
+        with _unchanged(network, next(iter(inputs.values())).device):
+            with side_stream():  # prepares the libraries, which cannot be done while a graph is recorded
+                function(inputs)
+            network.zero_grad()
+            self.graph = torch.cuda.CUDAGraph()
+            # Only this thread is restricted during the recording: others may be decoding and copying images.
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                self.loss = function(inputs)
+        self.weights = [weight for weight in network.parameters() if weight.grad is not None]
+        self.gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        self.sums = [torch.empty_like(gradient) for gradient in self.gradients] if add else []
+        network.zero_grad()
+
+    def fits(self, inputs: Mapping[str, Tensor]) -> bool:
+        """Whether the inputs have the shapes and dtypes of those that were recorded."""
+        return _about(inputs) == _about(self.inputs)
+
+    def replay(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Computes the gradient of other inputs."""
+        for name, own in self.inputs.items():
+            own.copy_(inputs[name].pin_memory(), non_blocking=True)
+        self.graph.replay()
+        if self.sums:  # because the next replay overwrites the gradients
+            if self.weights[0].grad is None:
+                torch._foreach_zero_(self.sums)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(self.sums, self.gradients)  # pyright: ignore[reportPrivateImportUsage]
+        for weight, gradient in zip(self.weights, self.sums or self.gradients, strict=True):
+            weight.grad = gradient
+        return self.loss.clone()
+
+
+@contextmanager
+def _unchanged(network: nn.Module, device: torch.device) -> Generator[None]:
+    """Afterwards the network's buffers and torch's random numbers are as before, so that no result changes."""
+    before = [buffer.clone() for buffer in network.buffers()]
+    try:
+        with torch.random.fork_rng([device]):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(network.buffers(), before, strict=True):
+                buffer.copy_(value)
+
+
+def _about(inputs: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Returns what a graph fixes of its inputs."""
+    return {name: (value.shape, value.dtype) for name, value in inputs.items()}
