@@ -1,10 +1,10 @@
-"""Checks that are read late: on a GPU they are copied and read some calls later, on a CPU at once."""
+"""Checks and numbers that are read late: on a GPU they are copied and read later, on a CPU at once."""
 
 import pytest
 import torch
 
 from ddim.core import late
-from ddim.core.late import LAG, LateChecks, LateFlag, late_checks, require
+from ddim.core.late import LAG, LateChecks, LateFlag, LateValues, late_checks, require
 
 
 class Wrong(Exception):
@@ -95,3 +95,35 @@ def test_a_flag_on_a_gpu_is_read_one_call_late(monkeypatch: pytest.MonkeyPatch):
 
     more = LateFlag()
     assert [more(OnGPU(value)) for value in (False, True, False)] == [True, False, True]  # type: ignore[arg-type]
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+def test_on_a_cpu_no_number_is_late():
+    values = LateValues[str]()
+    assert values.add("first", torch.tensor([1.0, 2.0])) == [("first", [1.0, 2.0])]
+    assert values.add("second", torch.tensor([3.0]), wait=True) == [("second", [3.0])]
+
+
+class Sent:
+    """What stands for a tensor on a GPU, and for the event that tells when its copy has arrived."""
+
+    is_cuda = True
+
+    def __init__(self, number: float) -> None:
+        self.number, self.waited = number, False
+
+    def synchronize(self) -> None:
+        self.waited = True
+
+
+def test_on_a_gpu_the_host_waits_for_the_oldest_numbers_only(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(late, "_sent", lambda values: (values, torch.tensor([values.number])))
+    values, rounds = LateValues[int](), [Sent(float(k)) for k in range(6)]
+    read = [values.add(k, sent) for k, sent in enumerate(rounds[:5])]  # type: ignore[arg-type]
+    assert read == [[]] * LAG + [[(k, [float(k)])] for k in range(5 - LAG)]
+    assert [sent.waited for sent in rounds] == [k < 5 - LAG for k in range(6)]
+    rest = values.add(5, rounds[5], wait=True)  # type: ignore[arg-type]
+    assert rest == [(k, [float(k)]) for k in range(5 - LAG, 6)]
+    assert all(sent.waited for sent in rounds)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddim.models.engine.kernels import kernels, precision
+from ddim.models.engine.kernels import deterministic, kernels, precision
 
 CUDA = torch.device("cuda")
 
@@ -41,3 +41,29 @@ def test_nothing_changes_on_a_cpu():
     with kernels(torch.device("cpu"), tf32=True):
         assert torch.backends.cudnn.benchmark
         assert precision() == (True, False)
+
+
+def test_gradients_repeat_with_cudnn_and_the_callers_settings_come_back():
+    """Torch's own context for these flags switches cuDNN off, unless it is told not to."""
+
+    def settings() -> tuple[bool, ...]:
+        cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
+        every, warn = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        return cudnn.enabled, cudnn.benchmark, cudnn.deterministic, every, warn, memory.fill_uninitialized_memory
+
+    def fail() -> None:
+        with deterministic(CUDA):
+            assert settings() == (True, False, True, True, True, False)
+            assert precision() == (True, False)
+            raise KeyError
+
+    before = settings()
+    assert before == (True, True, False, False, False, True)
+    with pytest.raises(KeyError):
+        fail()
+    with deterministic(torch.device("cpu")):
+        assert settings() == before
+    assert settings() == before
