@@ -1,12 +1,17 @@
 """A training step of ddim.train against diffusers' unconditional example, written out plainly, in turns.
 
     python benchmarks/training_step.py --network fashion --batch 64 --steps 12
+    python benchmarks/training_step.py --device cuda
 
 Both learn eps on the same random pictures with AdamW, gradients clipped to 1 and averaged weights, on the same network.
 The plain loop does what the example does in one process: a DataLoader, DDPMScheduler.add_noise, the mean squared
 error, Accelerate's backward pass, the learning rate's schedule, EMAModel. ddim.train runs whole; what it takes between
 its first and its last step counts, so loading, checkpoints and export do not. Milliseconds a step, the median of the
 rounds.
+
+With ``--device`` bare steps are compared on that device, and nothing but torch and diffusers is needed; see
+training_device.py. By default that is ``fashion`` at its batch of 64 and the shape of CIFAR's network at 128, each in
+float32 and under autocast to bfloat16.
 """
 
 import json
@@ -19,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import training_device
 from PIL import Image
 from rounds import Network, arguments, headline, in_turns, only, opened, peaks, ratios
 from torch import Tensor
@@ -109,11 +115,19 @@ def ours(options: dict[str, Any], folder: Path, batch: int, steps: int, precisio
 
 def main() -> None:
     parser = arguments(__doc__, batch=64, rounds=3)
-    parser.add_argument("--steps", type=int, default=12, help="of a round; the first does not count")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--steps", type=int, help="of a round; without --device, the first does not count")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"))
+    parser.add_argument("--device", help="compare bare steps on this device, such as cuda")
+    also = "with --device: ours in the usual memory layout, or compiled"
+    parser.add_argument("--also", nargs="*", choices=("contiguous", "compile"), default=[], help=also)
+    parser.set_defaults(network=None, batch=None, rounds=None)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.device:
+        return training_device.main(args, options_of)
+    given = {"network": "fashion", "batch": 64, "rounds": 3, "steps": 12, "precision": "float32"}
+    vars(args).update({name: value for name, value in given.items() if getattr(args, name) is None})
     with opened(args.network) as network, tempfile.TemporaryDirectory() as folder:
         options = options_of(network)
         images = random_pictures(Path(folder), 4 * args.batch, options)

@@ -74,15 +74,19 @@ class Gradient:
 
     def _record(self, inputs: Mapping[str, Tensor]) -> None:
         """Records the graph, or finds the reason why it cannot be recorded."""
-        try:
-            self._graph = _Graph(self.function, self.network, to_device(inputs, self.device), self.add)
-            return
-        except torch.cuda.OutOfMemoryError:
-            self.reason = "its graph does not fit into the memory of the GPU"
-        except RuntimeError as error:  # an operation that CUDA cannot record, or that waits for the GPU
-            self.reason = f"CUDA cannot record it ({str(error).splitlines()[0]})"
-        self.network.zero_grad()
-        torch.cuda.empty_cache()
+        given = to_device(inputs, self.device)
+        for strict in (True, False):
+            try:
+                with _strictly(strict):
+                    self._graph = _Graph(self.function, self.network, given, self.add)
+                self.reason = None
+                return
+            except torch.cuda.OutOfMemoryError:
+                self.reason = "its graph does not fit into the memory of the GPU"
+            except RuntimeError as error:  # an operation without a deterministic kernel, or that CUDA cannot record
+                self.reason = f"CUDA cannot record it ({str(error).splitlines()[0]})"
+            self.network.zero_grad()
+            torch.cuda.empty_cache()
 
 
 class _Graph:
@@ -125,6 +129,20 @@ class _Graph:
         for weight, gradient in zip(self.weights, self.sums or self.gradients, strict=True):
             weight.grad = gradient
         return self.loss.clone()
+
+
+@contextmanager
+def _strictly(strict: bool) -> Generator[None]:
+    """Inside the block torch refuses operations without a deterministic kernel if ``strict`` is set, and else warns.
+
+    Where it only warns, it also computes the gradient of attention with a kernel that does not repeat its bits.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(before[0], warn_only=not strict)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 @contextmanager

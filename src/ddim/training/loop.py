@@ -109,7 +109,7 @@ class _Run:
         """Trains from step number ``first`` (from 0) to the last one."""
         settings, output = self.config.train, self.config.output
         self.step.start(notify=lambda message: self.report.event("engine", first, message))
-        micro_batches = self.images.stream(_order(settings, len(self.images), first, self.accelerator))
+        micro_batches = self.images.stream(image_order(settings, len(self.images), first, self.accelerator))
         skipped = len(self.images.skipped)
         late = LateValues[int]()
         for step in range(first, settings.steps):
@@ -219,7 +219,7 @@ class _Run:
             self.report.event("skipped", step, _skipped(self.images))
 
 
-def _order(config: OptimConfig, count: int, first: int, processes: Processes) -> Iterator[list[int]]:
+def image_order(config: OptimConfig, count: int, first: int, processes: Processes) -> Iterator[list[int]]:
     """Yields the image indices of each micro-batch of this process, from step ``first`` on.
 
     An epoch need not end with a batch: one batch may contain the end of an epoch and the beginning of the next.
