@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from rounds import CIFAR, headline, opened, ratios
@@ -21,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from ddim.core.late import LateValues
-from ddim.models.engine import layout
 from ddim.training import config_from_dict
 from ddim.training.data import MemoryImages
+from ddim.training.ema import EMA
 from ddim.training.loop import image_order, repeatable
 from ddim.training.step import Step, positions
 from ddim.training.tasks import make_task
@@ -85,9 +84,11 @@ class Ours:
         self.images = self.task.prepare(MemoryImages(pixels, [""] * len(pixels), range(len(pixels)), []), device)
         self.order = lambda: image_order(config.train, len(pixels), 0, processes)
         self.batches = self.images.stream(self.order())
-        slower = {(torch.cuda.get_device_name(device), getattr(torch, precision))} if name == CONTIGUOUS else set()
-        with repeatable(device, 0), patch.object(layout, "CONTIGUOUS", layout.CONTIGUOUS | slower):
+        with repeatable(device, 0):
             self.step = Step(config.train, self.task, processes)
+        if name == CONTIGUOUS:
+            self.step.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            self.step.ema = EMA(self.step.network, config.train.ema, config.train.ema_warmup)
         self.start = {key: value.to("cpu", copy=True) for key, value in self.step.network.state_dict().items()}
         if name == COMPILED:
             self.step.network.compile()

@@ -92,7 +92,7 @@ def _sent(values: Tensor) -> tuple[torch.cuda.Event, Tensor]:
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     host.copy_(values, non_blocking=True)
     event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(flag.device))
+    event.record(torch.cuda.current_stream(values.device))
     return event, host
 
 

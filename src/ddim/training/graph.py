@@ -99,8 +99,9 @@ class _Graph:
 
     def __init__(self, function: Function, network: nn.Module, inputs: dict[str, Tensor], add: bool) -> None:
         self.inputs = inputs
+        self.device = next(iter(inputs.values())).device
         network.zero_grad()  # so that the backward pass makes new gradients, in the memory of the graph
-        with _unchanged(network, next(iter(inputs.values())).device):
+        with torch.cuda.device(self.device), _unchanged(network, self.device):
             with side_stream():  # prepares the libraries, which cannot be done while a graph is recorded
                 function(inputs)
             network.zero_grad()
@@ -121,7 +122,8 @@ class _Graph:
         """Computes the gradient of other inputs."""
         for name, own in self.inputs.items():
             own.copy_(inputs[name].pin_memory(), non_blocking=True)
-        self.graph.replay()
+        with torch.cuda.device(self.device):
+            self.graph.replay()
         if self.sums:  # because the next replay overwrites the gradients
             if self.weights[0].grad is None:
                 torch._foreach_zero_(self.sums)  # pyright: ignore[reportPrivateImportUsage]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..models.engine.graphs import Notify
-from ..models.engine.layout import memory_format
 from . import draws
 from .config import OptimConfig
 from .data import Batch
@@ -76,7 +75,7 @@ class Step:
         torch.manual_seed(draws.network_seed(settings.seed, 0, 0, 0))
         self.network = task.build().to(device)
         if device.type == "cuda":
-            self.network.to(memory_format=memory_format(device, self._dtype))  # type: ignore[call-overload]
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = EMA(self.network, settings.ema, settings.ema_warmup)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(),
