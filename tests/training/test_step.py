@@ -218,7 +218,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
 
     class Graph:
-        def __init__(self, function: Any, network: nn.Module, inputs: dict[str, Tensor], add: bool) -> None:
+        def __init__(self, function: Any, network: nn.Module, inputs: dict[str, Tensor]) -> None:
             strict = not torch.is_deterministic_algorithms_warn_only_enabled()
             if inputs["x"].sum() < 0 or (strict and inputs["x"].sum() > 100):
                 raise RuntimeError("operation not permitted when stream is capturing\nmore")

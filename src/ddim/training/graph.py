@@ -29,7 +29,6 @@ class Gradient:
             and buffers of the network, and torch's random numbers.
         network: the network, in training mode. Its modules and hooks must not change any more.
         device: the device of the network.
-        add: whether the gradients of several micro-batches are added before they are cleared.
         reason: why no graph is to be recorded, or None.
         notify: called once with a sentence if a GPU computes without the graph.
     """
@@ -40,11 +39,10 @@ class Gradient:
         network: nn.Module,
         device: torch.device,
         *,
-        add: bool = False,
         reason: str | None = None,
         notify: Notify | None = None,
     ) -> None:
-        self.function, self.network, self.device, self.add = function, network, device, add
+        self.function, self.network, self.device = function, network, device
         self.reason = reason or state_of(network, training=True)[1]
         self._notify = notify
         self._graph: _Graph | None = None
@@ -78,7 +76,7 @@ class Gradient:
         for strict in (True, False):
             try:
                 with _strictly(strict):
-                    self._graph = _Graph(self.function, self.network, given, self.add)
+                    self._graph = _Graph(self.function, self.network, given)
                 self.reason = None
                 return
             except torch.cuda.OutOfMemoryError:
@@ -93,11 +91,11 @@ class _Graph:
     """A recorded function, with the inputs, the loss and the gradients at fixed addresses.
 
     Args:
-        function, network, add: those of ``Gradient``.
+        function, network: those of ``Gradient``.
         inputs: those of the first micro-batch, on the device.
     """
 
-    def __init__(self, function: Function, network: nn.Module, inputs: dict[str, Tensor], add: bool) -> None:
+    def __init__(self, function: Function, network: nn.Module, inputs: dict[str, Tensor]) -> None:
         self.inputs = inputs
         self.device = next(iter(inputs.values())).device
         network.zero_grad()  # so that the backward pass makes new gradients, in the memory of the graph
@@ -111,7 +109,6 @@ class _Graph:
                 self.loss = function(inputs)
         self.weights = [weight for weight in network.parameters() if weight.grad is not None]
         self.gradients = [weight.grad for weight in self.weights if weight.grad is not None]
-        self.sums = [torch.empty_like(gradient) for gradient in self.gradients] if add else []
         network.zero_grad()
 
     def fits(self, inputs: Mapping[str, Tensor]) -> bool:
@@ -119,16 +116,16 @@ class _Graph:
         return _about(inputs) == _about(self.inputs)
 
     def replay(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Computes the gradient of other inputs."""
+        """Computes the gradient of other inputs, and adds it to gradients that the weights have."""
+        # Copies, because these may be the gradients of this graph, which it overwrites.
+        earlier = [weight.grad.clone() for weight in self.weights if weight.grad is not None]
         for name, own in self.inputs.items():
             own.copy_(inputs[name].pin_memory(), non_blocking=True)
         with torch.cuda.device(self.device):
             self.graph.replay()
-        if self.sums:  # because the next replay overwrites the gradients
-            if self.weights[0].grad is None:
-                torch._foreach_zero_(self.sums)  # pyright: ignore[reportPrivateImportUsage]
-            torch._foreach_add_(self.sums, self.gradients)  # pyright: ignore[reportPrivateImportUsage]
-        for weight, gradient in zip(self.weights, self.sums or self.gradients, strict=True):
+        if earlier:
+            torch._foreach_add_(self.gradients, earlier)  # pyright: ignore[reportPrivateImportUsage]
+        for weight, gradient in zip(self.weights, self.gradients, strict=True):
             weight.grad = gradient
         return self.loss.clone()
 

@@ -102,7 +102,6 @@ class Step:
             self._add_gradient,
             self.network,
             self.processes.device,
-            add=self.settings.accumulate > 1,
             reason=reason,
             notify=notify,
         )
