@@ -49,7 +49,9 @@ def random_pictures(folder: Path, count: int, options: dict[str, Any]) -> Tensor
     return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
 
 
-def plain(options: dict[str, Any], images: Tensor, batch: int, steps: int, precision: str) -> Callable[[], float]:
+def plain(
+    options: dict[str, Any], images: Tensor, batch: int, steps: int, precision: str, device: str = "cpu"
+) -> Callable[[], float]:
     """The example's loop; seconds a step."""
     from accelerate import Accelerator
     from diffusers import DDPMScheduler, UNet2DModel
@@ -58,19 +60,21 @@ def plain(options: dict[str, Any], images: Tensor, batch: int, steps: int, preci
 
     def run() -> float:
         torch.manual_seed(0)
-        accelerator, scheduler, network = Accelerator(mixed_precision="no"), DDPMScheduler(), UNet2DModel(**options)
+        accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu")
+        scheduler, network = DDPMScheduler(), UNet2DModel(**options)
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
         data = torch.utils.data.DataLoader(images, batch_size=batch, shuffle=True)
         rate = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=10_000)
         network, optimizer, data, rate = accelerator.prepare(network, optimizer, data, rate)
         averaged = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True)
+        averaged.to(accelerator.device)
         network.train()
         began, done = 0.0, 0
         while done < steps:
             for clean in data:
                 noise = torch.randn_like(clean)
-                times = torch.randint(0, 1000, (len(clean),))
-                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+                times = torch.randint(0, 1000, (len(clean),), device=clean.device)
+                with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
                     said = network(scheduler.add_noise(clean, noise, times), times).sample
                 loss = mse_loss(said.float(), noise)
                 accelerator.backward(loss)
@@ -90,7 +94,9 @@ def plain(options: dict[str, Any], images: Tensor, batch: int, steps: int, preci
     return run
 
 
-def ours(options: dict[str, Any], folder: Path, batch: int, steps: int, precision: str) -> Callable[[], float]:
+def ours(
+    options: dict[str, Any], folder: Path, batch: int, steps: int, precision: str, device: str = "cpu"
+) -> Callable[[], float]:
     """ddim.train; seconds a step."""
     from ddim.training import config_from_dict, train
 
@@ -102,7 +108,12 @@ def ours(options: dict[str, Any], folder: Path, batch: int, steps: int, precisio
                 {
                     "data": {"path": str(folder), "size": size, "channels": channels},
                     "model": {k: v for k, v in options.items() if k not in _LEFT_OUT},
-                    "train": {"steps": steps, "batch": batch, "precision": precision},
+                    "train": {
+                        "steps": steps,
+                        "batch": batch,
+                        "precision": precision,
+                        "device": "cpu" if device == "cpu" else "auto",
+                    },
                     "output": {"folder": f"{out}/run", "sample_every": 0, "tensorboard": False},
                 }
             )
