@@ -29,7 +29,7 @@ from gpu_sampling import layouts, memory, sampling
 from gpu_training import training
 
 SECTIONS: dict[str, tuple[tuple[str, float, Callable[[Bench], None]], ...]] = {
-    "sampling": (("sampling, SD 1.5", 0.3, sampling), ("sampling, SDXL", 0.3, lambda b: sampling(b, "SDXL"))),
+    "sampling": (("sampling, SD 1.5", 0.3, sampling), ("sampling, SDXL", 0.3, lambda b: sampling(b, large=True))),
     "null-text": (("null-text", 0.4, null_text),),
     "edit": (("edit", 0.4, edit),),
     "exact": (("exact", 0.6, exact),),

@@ -19,6 +19,8 @@ SOURCE, TARGET, OTHER = "a red cat on a mat", "a red tiger on a mat", "a blue do
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CHANGE = 0.05
 """How far another prompt should move the network's output, as a part of it; random weights alone hardly look at it."""
+SENSITIVE = 10.0
+"""How much more than usual a U-Net makes of a text embedding, which is as much smaller."""
 LEAST_CHANGE = 1e-3
 """Below this the prompt counts as ignored, and no ratio is printed."""
 
@@ -144,7 +146,12 @@ def tokenizer(size: int, length: int) -> Any:
 
 
 def text_encoder(shape: Shape, k: int) -> Any:
-    """The k-th text encoder of a shape, on the current default device; its words are spread wide."""
+    """The k-th text encoder of a shape, on the current default device.
+
+    Its words are spread wide, so that prompts are told apart. Its output is a tenth of usual, and ``sharpen`` makes the
+    U-Net ten times as sensitive to it: so ten updates of null-text move an embedding by its own size, and the loss of a
+    random network falls as that of a trained one does.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     ends = {"bos_token_id": shape.vocabulary - 2, "eos_token_id": shape.vocabulary - 1}
@@ -157,6 +164,7 @@ def text_encoder(shape: Shape, k: int) -> Any:
     )
     made: Any = CLIPTextModelWithProjection(config) if k else CLIPTextModel(config)
     made.get_input_embeddings().weight.data *= 25
+    getattr(made, "text_model", made).final_layer_norm.weight.data /= SENSITIVE
     return made
 
 
@@ -198,14 +206,17 @@ def pipeline(shape: Shape, device: torch.device, seed: int = 0) -> Any:
             made = StableDiffusionPipeline(**parts, **off)
     made.set_progress_bar_config(disable=True)
     sharpen(made)
+    with torch.no_grad():
+        code = vae.encode(pictures(1, shape).to(device) * 2 - 1).latent_dist.mean
+    vae.register_to_config(scaling_factor=float(1 / code.std()))  # latents of pictures get the usual size
     return made
 
 
 def sharpen(pipe: Any) -> float:
     """Scales a random U-Net so that another prompt changes its output by about ``CHANGE``, and its output has std 1.
 
-    Peaked attention maps come from larger queries and keys; the prompt's weight is that of the cross-attention's output,
-    which is scaled until the change is right.
+    Peaked attention maps come from larger queries and keys. The prompt's weight is that of the cross-attention's
+    output, which is scaled until the change is right.
 
     Returns:
         the change that was reached, as a part of the output.
@@ -215,6 +226,8 @@ def sharpen(pipe: Any) -> float:
     for name, weight in unet.named_parameters():
         if name.endswith(("to_q.weight", "to_k.weight")):
             weight.data *= 3
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            weight.data *= SENSITIVE
         if name.endswith("attn2.to_out.0.weight"):
             outs.append(weight)
     one, other = (asked_of(pipe, [prompt], side=16) for prompt in (SOURCE, OTHER))
@@ -342,12 +355,13 @@ def free() -> None:
 class Peak:
     """Peak memory of the device in a block, in MB: what was allocated, and what was reserved, graphs' pools among it.
 
-    The block must contain the first call, since a CUDA graph allocates when it is captured, and not when it is replayed.
+    Both are None without a GPU. The block must contain the first call: a CUDA graph allocates when it is captured,
+    and not when it is replayed.
     """
 
     device: torch.device
-    allocated: float = field(default=float("nan"), init=False)
-    reserved: float = field(default=float("nan"), init=False)
+    allocated: float | None = field(default=None, init=False)
+    reserved: float | None = field(default=None, init=False)
 
     def __enter__(self) -> "Peak":
         free()
@@ -359,6 +373,11 @@ class Peak:
         if self.device.type == "cuda":
             self.allocated = torch.cuda.max_memory_allocated(self.device) / 2**20
             self.reserved = torch.cuda.max_memory_reserved(self.device) / 2**20
+
+
+def part_of(peak: Peak, other: Peak) -> float | None:
+    """What was allocated in one block, as a part of what was in the other."""
+    return None if peak.allocated is None or not other.allocated else peak.allocated / other.allocated
 
 
 def graphed(call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:

@@ -179,7 +179,7 @@ def null_text(bench: Bench) -> None:
                     "ratio": statistics.median(times["reference", 1]) / statistics.median(seconds),
                     "peak MB": peak.allocated,
                     "reserved MB": peak.reserved,
-                    "memory ratio": peak.allocated / theirs.allocated,
+                    "memory ratio": models.part_of(peak, theirs),
                     "evaluations an image": one.calls,
                     "mean loss": statistics.mean(one.losses),
                     "distance from the pivot": models.distance(one.end[:1], target[:1]),

@@ -23,6 +23,7 @@ from ddim.models.counted import Counted
 from ddim.pipelines.common import grid_for, prior
 
 PIPELINE, OURS = "diffusers' pipeline", "ddim.sample"
+LIVE = f"{OURS}, a live pipeline"
 WEIGHT = 7.5
 
 
@@ -99,11 +100,11 @@ def replayed(pipe: Any, case: Case) -> Callable[[], None]:
     return run
 
 
-def sampling(bench: Bench, shapes: str = "SD") -> None:
-    """The table of sampling, for the shapes whose names contain ``shapes``."""
+def sampling(bench: Bench, large: bool = False) -> None:
+    """The table of sampling, for SD 1.5 or for SDXL (``large``)."""
     built: dict[str, tuple[Any, Any, ddim.Model, float]] = {}
     for case in cases(bench):
-        if shapes not in case.shape.name or not bench.more():
+        if case.shape.large != large or not bench.more():
             continue
         if case.shape.name not in built:
             built.clear()
@@ -140,6 +141,8 @@ def compare(bench: Bench, case: Case, pipe: Any, last: Any, model: ddim.Model, a
     near = models.distance(mine, theirs(pipe, model, short, "latent")())
     change = models.distance(latents(model, short, models.OTHER), mine)
     runs: dict[str, Callable[[], Any]] = {PIPELINE: theirs(pipe, model, case), OURS: ours(model, case)}
+    if case.images == 1:
+        runs[LIVE] = ours(ddim.load(models.cast(pipe, torch.bfloat16)), case)
     runs["network, eager"] = bare(pipe, case)
     if bench.cuda:
         runs["network, graph"] = replayed(pipe, case)
@@ -159,7 +162,7 @@ def compare(bench: Bench, case: Case, pipe: Any, last: Any, model: ddim.Model, a
         **{f"{name}, s": value for name, value in seconds.items()},
         **{
             "ratio": median_ratio(times, OURS, PIPELINE) if usable else None,
-            "ours by the limit": seconds[OURS] / limit,
+            "ours by the network's limit": seconds[OURS] / limit,
             "evaluations an image, ours": calls,
             "theirs": 2 * case.steps,
             "float32 latents differ by": agree,
@@ -199,7 +202,7 @@ def memory(bench: Bench) -> None:
                 shape=shape.name,
                 images=images,
                 dtype="bfloat16",
-                **{"theirs, MB": a.allocated, "ours, MB": b.allocated, "ratio": b.allocated / a.allocated},
+                **{"theirs, MB": a.allocated, "ours, MB": b.allocated, "ratio": models.part_of(b, a)},
                 **{"theirs, reserved": a.reserved, "ours, reserved": b.reserved},
             )
         del model

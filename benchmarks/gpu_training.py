@@ -1,4 +1,4 @@
-"""The section ``training`` of benchmarks/gpu.py: a step of ddim.train against diffusers' example, both on the device."""
+"""The section ``training`` of benchmarks/gpu.py: a step of ddim.train against that of diffusers' example."""
 
 import statistics
 import tempfile

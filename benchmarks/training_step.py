@@ -101,6 +101,7 @@ def ours(
     from ddim.training import config_from_dict, train
 
     size, channels = options["sample_size"], options["in_channels"]
+    where = "cpu" if device == "cpu" else "auto"
 
     def run() -> float:
         with tempfile.TemporaryDirectory() as out:
@@ -108,12 +109,7 @@ def ours(
                 {
                     "data": {"path": str(folder), "size": size, "channels": channels},
                     "model": {k: v for k, v in options.items() if k not in _LEFT_OUT},
-                    "train": {
-                        "steps": steps,
-                        "batch": batch,
-                        "precision": precision,
-                        "device": "cpu" if device == "cpu" else "auto",
-                    },
+                    "train": {"steps": steps, "batch": batch, "precision": precision, "device": where},
                     "output": {"folder": f"{out}/run", "sample_every": 0, "tensorboard": False},
                 }
             )

@@ -1,7 +1,7 @@
 """The tests that `make fast` leaves out."""
 
 SLOW = {
-    *("benchmarks/test_benchmarks.py", "benchmarks/test_fuzz.py", "benchmarks/test_kills.py"),
+    *("benchmarks/test_benchmarks.py", "benchmarks/test_fuzz.py", "benchmarks/test_gpu.py", "benchmarks/test_kills.py"),
     *("cli/test_cli_text.py", "cli/test_lost_work.py", "demo/test_demo.py"),
     *("docs/test_docs_code.py", "docs/test_examples.py", "docs/test_notebooks.py"),
     *("evaluation/test_edits.py", "evaluation/test_pie_bench.py", "evaluation/test_rows.py"),
