@@ -17,13 +17,19 @@ layouts    the U-Net's call, eager and as a CUDA graph, contiguous and channels 
 """
 
 import argparse
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+BEGAN = time.perf_counter()
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for a GPU must not touch it before a fork
 
 import torch
 from gpu_bench import Bench
 from gpu_edit import edit
 from gpu_exact import exact
+from gpu_models import imported
 from gpu_null_text import null_text
 from gpu_sampling import layouts, memory, sampling
 from gpu_training import training
@@ -53,8 +59,8 @@ def main() -> None:
         parser.error(f"--only {unknown[0]!r} is no section; use some of {','.join(SECTIONS)}")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("this machine has no CUDA device; use --device cpu --tiny to try the script")
-    bench = Bench(torch.device(args.device), args.tiny, 60 * args.minutes)
-    bench.say(str(bench.provenance()))
+    imported()
+    bench = Bench(torch.device(args.device), args.tiny, 60 * args.minutes, began=BEGAN)
     if not bench.cuda:
         bench.note("without CUDA: no graphs, no peak memory; figures of tiny networks mean nothing.")
     for name in chosen:

@@ -124,6 +124,18 @@ TINY_SDXL = Shape(
 )
 
 
+def imported() -> None:
+    """Imports what sections need, so that each forked process finds it there."""
+    with quiet():
+        import diffusers
+        import transformers
+
+        for name in ("DDIMScheduler", "StableDiffusionPipeline", "StableDiffusionXLPipeline", "UNet2DConditionModel"):
+            getattr(diffusers, name)
+        for name in ("CLIPTokenizer", "CLIPTextConfig", "CLIPTextModel", "CLIPTextModelWithProjection"):
+            getattr(transformers, name)
+
+
 def tokenizer(size: int, length: int) -> Any:
     """A CLIP tokenizer of ``size`` tokens: letters, the words of the prompts, and fillers that no prompt has."""
     from transformers import CLIPTokenizer
@@ -391,7 +403,11 @@ def graphed(call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
     graph = torch.cuda.CUDAGraph()
     with torch.no_grad(), torch.cuda.graph(graph):
         output = call()
-    return graph.replay, output
+
+    def replay(call: Callable[[], Tensor] = call) -> None:  # the graph reads the tensors of ``call``, so they must live
+        graph.replay()
+
+    return replay, output
 
 
 def pictures(count: int, shape: Shape) -> Tensor:
