@@ -18,11 +18,9 @@ layouts    the U-Net's call, eager and as a CUDA graph, contiguous and channels 
 
 import argparse
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-BEGAN = time.perf_counter()
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for a GPU must not touch it before a fork
 
 import torch
@@ -48,7 +46,7 @@ SECTIONS: dict[str, tuple[tuple[str, float, Callable[[Bench], None]], ...]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8, help="nothing new is begun after so many minutes")
+    parser.add_argument("--minutes", type=float, default=8, help="after the imports; then nothing new is begun")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true", help="networks of a few thousand weights, to try the script")
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"some of {','.join(SECTIONS)}, in this order")
@@ -60,7 +58,7 @@ def main() -> None:
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("this machine has no CUDA device; use --device cpu --tiny to try the script")
     imported()
-    bench = Bench(torch.device(args.device), args.tiny, 60 * args.minutes, began=BEGAN)
+    bench = Bench(torch.device(args.device), args.tiny, 60 * args.minutes)
     if not bench.cuda:
         bench.note("without CUDA: no graphs, no peak memory; figures of tiny networks mean nothing.")
     for name in chosen:
