@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true", help="networks of a few thousand weights, to try the script")
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"some of {','.join(SECTIONS)}, in this order")
-    parser.add_argument("--json", type=Path, help="writes all rows there, each with card and versions")
+    parser.add_argument("--json", type=Path, help="a file for all rows; the tables go beside it, as .md")
     args = parser.parse_args()
     chosen = args.only.split(",")
     if unknown := [name for name in chosen if name not in SECTIONS]:

@@ -19,6 +19,9 @@ import torch
 
 from ddim._utils.files import write_whole
 
+GRACE = 30.0
+"""Seconds after which a section that does not end when it should is killed."""
+
 
 def card_of(device: torch.device) -> str:
     """The device in words: the card's name, or the processor's architecture."""
@@ -89,6 +92,11 @@ class Bench:
         os._exit(code)
 
     @property
+    def command(self) -> str:
+        """The command line of this run."""
+        return " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]])
+
+    @property
     def cuda(self) -> bool:
         """Whether the device is a GPU."""
         return self.device.type == "cuda"
@@ -140,7 +148,7 @@ class Bench:
             file.touch()
             if self.forked:
                 pid = self._fork(lambda: self._in_section(name, run, file))
-                status = self._wait(pid, min(self.until + 60, self.limit + 30))
+                status = self._wait(pid, min(self.until, self.limit) + GRACE)
             else:
                 status, self.log = self._in_section(name, run, file), None
             for line in file.read_text().splitlines():
@@ -183,18 +191,19 @@ class Bench:
             lines = [f"### {name}", "", f"| {' | '.join([*heads, 'on'])} |", "|" + "---|" * (len(heads) + 1)]
             lines += [f"| {' | '.join([*(shown(row.get(h)) for h in heads), where])} |" for row in rows]
             parts.append("\n".join(lines))
-        notes = "\n".join(f"- {note}" for note in self.notes)
+        notes = "\n".join([f"command: {self.command}", *(f"- {note}" for note in self.notes)])
         about = ", ".join(f"{k} {v}" for k, v in on.items() if k not in ("card", "torch", "diffusers"))
         parts.append(f"{notes}\n{where}; {about}; Python {platform.python_version()}; {self.used:.0f} s".strip())
         return "\n\n".join(parts)
 
     def write(self, file: Path) -> None:
-        """Writes all rows as JSON, each with its provenance."""
+        """Writes all rows as JSON, each with its provenance, and the tables beside it in Markdown."""
         tables = {name: [{**row, **self.on} for row in rows] for name, rows in self.tables.items()}
         text = json.dumps(
             {"tables": tables, "notes": self.notes, "seconds": round(self.used, 1)}, indent=1, default=str
         )
         write_whole(file, text.encode())
+        write_whole(file.with_suffix(".md"), f"{self.report()}\n".encode())
 
 
 def _version() -> str:

@@ -1,10 +1,9 @@
-"""Every test runs offline, on the CPU, on one thread and from the same seed."""
+"""Every test runs offline, on the CPU, on one thread and from the same seed; with ``-m cuda`` those of a GPU run."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the cores to the other worker
 
 import gc
@@ -18,6 +17,15 @@ from slow_tests import SLOW
 torch.set_num_threads(1)  # the networks here are tiny: more threads are slower, and sums in another order
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides CUDA from torch and from processes that tests start, except where ``-m cuda`` asks for those tests alone.
+
+    Elsewhere ``ddim.load`` would choose the GPU, and tests of bits and of speed are about a CPU.
+    """
+    if config.option.markexpr != "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.hookimpl(tryfirst=True)  # before ``-m`` is applied
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the fast tests: the first row of every test function, but for what ``SLOW`` names."""
@@ -27,6 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if function not in seen and not SLOW & {function, function.partition("::")[0]}:
             item.add_marker(pytest.mark.fast)
         seen.add(function)
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device is visible; on a machine with one, use -m cuda"))
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

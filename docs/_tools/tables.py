@@ -31,6 +31,7 @@ EXPECTED = (
     "interpolation-fashion",
     "leaderboard-fashion",
     "leaderboard-emoji",
+    "gpu",
 )
 _KEYS = ("method", "options", "guidance", "steps", "images", "model", "fingerprint", "seed", "failed", "edits")
 FLOOR = "autoencoder"

@@ -1,13 +1,17 @@
 """benchmarks/gpu.py, on a CPU with tiny networks: every section runs, and both sides of a ratio do the same work."""
 
+import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,8 +55,37 @@ def test_every_section_runs_and_compares_equal_work(tmp_path: Path):
     assert "exact, failures" not in tables
 
 
-def test_what_the_time_does_not_reach_is_named(tmp_path: Path):
-    said, written = run(tmp_path, "--minutes", "0", "--only", "exact,edit")
-    assert written["tables"] == {}
-    assert [note.split(" ")[0] for note in written["notes"][1:]] == ["exact", "edit"]
-    assert "the time is used up" in said
+def raising(bench: Any) -> None:
+    bench.row("table", found=1)
+    raise ValueError("this one fails")
+
+
+def hanging(bench: Any) -> None:
+    bench.row("table", found=2)
+    time.sleep(60)
+
+
+def dying(bench: Any) -> None:
+    bench.row("table", found=3)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("section", "minutes", "rows", "says"),
+    [
+        (raising, 1.0, [{"found": 1}], "ValueError: this one fails"),
+        (dying, 1.0, [{"found": 3}], "its process ended with -9"),
+        (hanging, 1.0, [{"found": 2}], "was ended after"),
+        (raising, 0.0, [], "skipped"),
+    ],
+)
+def test_a_section_that_fails_loses_nothing(section, minutes, rows, says, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = importlib.import_module("gpu_bench")
+    monkeypatch.setattr(module, "GRACE", 1.0 - 60 * minutes * 0.5)
+    bench = module.Bench(torch.device("cpu"), True, 60 * minutes)
+    bench.section("this section", 0.5, section)
+    assert bench.tables.get("table", []) == rows
+    assert len(bench.notes) == 1
+    assert says in bench.notes[0]
+    assert says in bench.report()

