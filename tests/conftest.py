@@ -71,5 +71,6 @@ def _no_network(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``datasets`` keeps of a test lies in the test's own folder."""
+    """What ``datasets`` keeps of a test lies in the test's own folder; without that package the test is skipped."""
+    pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

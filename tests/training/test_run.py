@@ -533,6 +533,7 @@ def test_the_result_holds_the_averaged_weights(images, tmp_path):
 
 
 def test_checkpoints_sheets_and_tensorboard(images, tmp_path):
+    pytest.importorskip("tensorboard")
     output = {"keep": 2, "checkpoint_every": 1, "sample_every": 4, "samples": 5, "tensorboard": True, "log_every": 1}
     events = []
     train(tiny(images, tmp_path / "run", output=output), on_event=events.append)
