@@ -42,7 +42,10 @@ PRECISIONS = {
 }
 PROMPT, OTHER = "noto dog face", "twemoji rabbit face"
 WEIGHTS = {"fashion": (1.0,), "emoji": (1.0, 7.5)}
-VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {"bdia": ({"gamma": 0.96},)}
+VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "bdia": ({"gamma": 0.96},),
+    "rex": ({"tableau": "euler"}, {"tableau": "rk4"}),
+}
 """Options of solvers that are measured besides the defaults."""
 COLUMNS = ("integers", "pictures", "alone", "another batch", "second process")
 Integers = Mapping[str, Tensor]
