@@ -217,8 +217,17 @@ class Where(Options):
     mask: Path | None = option(
         None,
         "--mask",
-        "A grey image of the same size: what is white may change, what is black or transparent stays.",
+        "A grey image of the size of the photograph, of its crop or of the model's image: what is white may change, "
+        "what is black or transparent stays.",
         ATTENTION,
+    )
+    feather: int | None = option(
+        None,
+        "--feather",
+        "The width in pixels of the soft edge, inside of what may change, with which the edit is pasted into the "
+        "photograph; by default one pixel of the latent, at most an eighth of what may change.",
+        ATTENTION,
+        tag="feather",
     )
 
     @property
@@ -242,6 +251,7 @@ def edit(
     inverting: o.Inverting = o.Inverting(method="direct"),
     guiding: o.InversionGuiding = o.InversionGuiding(),
     holding: o.Holding = o.Holding(),
+    cropping: o.Cropping = o.Cropping(),
     resize: o.Resize = False,
     out: o.Out = None,
     each: o.Each = False,
@@ -250,9 +260,13 @@ def edit(
 ) -> None:
     """Change a real image by words, or to another class.
 
-    Writes a strip (source, reconstruction, one image for each --to), and beside it a JSON file with all settings.
+    Writes a strip (source, reconstruction, one image for each --to), and beside it a JSON file with all settings. With
+    --mask, --blend or --crop, or from a code that keeps its source, it also writes the whole photograph with the edit
+    pasted in, as NAME_photo.png: outside of the mask every byte is the photograph's.
 
     Example: ddim edit face.png --from "noto smiling face" --to "noto smiling face with sunglasses"
+
+    Example: ddim edit photo.jpg --from "noto dog face" --to "noto cat face" --mask mask.png
 
     Example: ddim edit shirt.png --model fashion-classes --from-label 0 --to-label 3 --guidance 3
 
@@ -264,7 +278,7 @@ def edit(
         if inverted:
             o.refuse_for_codes()
         holding.check()
-        groups = (targets, where, inverting, guiding, holding, machine)
+        groups = (targets, where, inverting, guiding, holding, cropping, machine)
         arguments = {name: value for group in groups for name, value in group.arguments.items()}
         how = attention.edit(by_class)
         inputs = [source, *([where.mask] if where.mask else [])]
@@ -275,29 +289,30 @@ def edit(
         from .._utils.files import write_whole
         from .._utils.texts import parse_weights
         from ..core.guidance import Guidance
-        from ..data.images import read_images
         from ..evaluation.metrics import errors
         from ..inversion.latent_code import LatentCode
         from ..pipelines.common import picture_shape
         from ..pipelines.edit import edit as edit_images
+        from ..pipelines.edit import needs_photographs
         from ..pipelines.edit_plan import by_class as check_model
-        from .pictures import check_page, write_each, write_page
+        from ..pipelines.pictures import read_pictures
+        from .pictures import check_page, write_each, write_page, write_photograph
         from .session import about_model, error_text, guidance_for, if_it_acts, open_for_code, open_model
 
-        code = LatentCode.load(source) if inverted else None
+        code, pictures, crop = LatentCode.load(source) if inverted else None, None, arguments.pop("crop", None)
         if code is None:
             counted = open_model(terminal, model or MODEL, [0], **machine.loading)
-            usual, size = Guidance(counted.info.guidance if counted.text else 1.0), counted.picture
+            usual, size = Guidance(counted.info.guidance if counted.text else 1.0), counted.picture[1:]
         else:
             counted = open_for_code(terminal, model, code, **machine.loading)
-            usual, size = Guidance.of(code.guidance), picture_shape(counted, code)
+            usual, size = Guidance.of(code.guidance), picture_shape(counted, code)[1:]
         check_model(counted, targets.to, targets.to_label)
         guidance = guidance_for(counted, guiding, usual=usual, batched_cfg=machine.batched_cfg)
         tags = {
             "from-": phrase(targets.from_) if targets.from_ is not None and not inverted else None,
             "label": targets.from_label if not inverted else None,
             **guidance_tags(guidance, usual.weight, guiding.negative),
-            **tags_of(guiding, attention, where, holding, inverting, machine),
+            **tags_of(guiding, attention, where, holding, inverting, cropping, machine),
         }
         name = settings_text(
             inverting.method if code is None else code.method,
@@ -308,12 +323,14 @@ def edit(
         )
         page = target(out, f"{stem(source)}_to_{phrases(targets.names, 'targets')}_{name}", PNG)
         strip = [*(["source"] if code is None else []), "reconstruction", *map(phrase, targets.names)]
-        files = _Files(page, strip, 1 if code is None else len(code), each, inverted)
+        pasted = bool(code.sources) if code else bool(where.mask) or needs_photographs(arguments.get("blend"), crop)
+        files = _Files(page, strip, 1 if code is None else len(code), each, inverted, pasted)
         protect(files.written, inputs)
-        check_page(files.rows * len(strip), size[1:], len(strip), scale, of="target")
-        pixels = None
+        check_page(files.rows * len(strip), size, len(strip), scale, of="target")
         if code is None:
-            pixels = read_images(source, counted.picture, resize=resize, multiple=counted.multiple)
+            keep = needs_photographs(arguments.get("blend"), crop)
+            pictures = read_pictures(counted, source, crop=crop, resize=resize, keep=keep, mask=where.mask)
+        pixels = None if pictures is None else pictures.pixels
         about: dict[str, Any] = {"command": "edit", **about_model(counted), "source": str(source)}
 
         def on_code(made: "LatentCode") -> None:
@@ -342,6 +359,7 @@ def edit(
                     "weights": arguments.get("weights") or {},
                     "weight_steps": list(how.weight_window),
                     "resize": resize,
+                    "crops": [list(crop) for crop in made.crops],
                     "strip": strip,
                 }
             )
@@ -354,11 +372,14 @@ def edit(
 
         # for the line of ddim invert that an interrupted inversion prints
         invert_words = {"prompt": targets.from_, "label": targets.from_label, "guidance": float(guidance.weight)}
+        if pictures is not None and pictures.photographs:  # the code keeps them, and that line knows no mask
+            chosen = ",".join(map(str, pictures.photographs[0].crop))
+            invert_words |= {"keep_source": True, "crop": None if resize else chosen}
         with files.kept_code(images=source, model=counted.name, method=inverting.method, **invert_words):
             with terminal.bar("editing", len(targets.names)) as report:
                 edited = edit_images(
                     counted,
-                    pixels if code is None else code,
+                    code or pictures,
                     guidance=if_it_acts(counted, guidance),
                     attention=how,
                     batched_cfg=machine.batched_cfg,
@@ -370,13 +391,20 @@ def edit(
             rows = errors(pixels, edited.reconstruction) if pixels is not None else []
             about |= {"nfe": counted.calls(files.rows), "reconstruction": rows}
             write_page(_tiles(images, pixels), page, about, columns=len(strip), scale=scale)
-            about["files"] = [str(page), *(str(file) for file in files.singles), str(files.about)]
+            photographs = [one for row in edited.composites or () for one in row]
+            for k, (file, photograph) in enumerate(zip(files.photographs, photographs, strict=True)):
+                n, target_number = divmod(k, len(targets.names))
+                shows = {"shows": targets.names[target_number], "size": list(photograph.shape[:0:-1])}
+                write_photograph(photograph, file, {**about, **shows}, edited.code.sources[n].icc)
+            about["photographs"] = [str(file) for file in files.photographs]
+            about["files"] = [str(page), *map(str, files.singles), *about["photographs"], str(files.about)]
             text = json.dumps({**about, "seconds": round(terminal.seconds, 3)}, indent=2, default=str)
             write_whole(files.about, f"{text}\n".encode())
         terminal.result(
             about,
             f"[bold]{escaped(page)}[/bold]"
             + (f"  and {len(files.singles)} files in {escaped(page.with_suffix(''))}" if each else ""),
+            *(f"photograph  [bold]{escaped(file)}[/bold]" for file in files.photographs),
             *(f"reconstruction  [green]{error_text(row)}[/green]" for row in rows),
             f"[dim]{' · '.join(strip)} · {edited.code.method}, S = {edited.code.grid.steps} · "
             f"w = {guidance.weight:g} · {about['nfe']:g} network calls per image · {terminal.seconds:.1f} s[/dim]",
@@ -392,21 +420,27 @@ class _Files:
         rows: images that are edited.
         each: whether every image of the strip gets its own file.
         inverted: whether the source is a code; an image's code is saved while the edit runs.
+        pasted: whether the edits are pasted into their photographs.
     """
 
-    def __init__(self, page: Path, strip: Sequence[str], rows: int, each: bool, inverted: bool) -> None:
+    def __init__(
+        self, page: Path, strip: Sequence[str], rows: int, each: bool, inverted: bool, pasted: bool = False
+    ) -> None:
         self.page, self.rows = page, rows
         self.code = None if inverted else page.with_name(f"{page.with_suffix('').name}{CODE}")
         self.about = page.with_suffix(".json")
         self.saved = False
         digits = len(str(rows))
         names = [f"{n:0{digits}d}-{k}_{what}{PNG}" for n in range(rows) for k, what in enumerate(strip)]
+        edits = rows * (len(strip) - (1 if inverted else 2))
+        ends = [f"_photo{k + 1:0{len(str(edits))}d}" for k in range(edits)] if edits > 1 else ["_photo"]
+        self.photographs = [page.with_name(f"{page.with_suffix('').name}{end}{PNG}") for end in ends] if pasted else []
         self.singles = [page.with_suffix("") / name for name in names] if each else []
 
     @property
     def written(self) -> list[Path]:
         """All files that the edit writes."""
-        return [self.page, self.about, *self.singles, *([self.code] if self.code else [])]
+        return [self.page, self.about, *self.singles, *self.photographs, *([self.code] if self.code else [])]
 
     def save(self, code: "LatentCode") -> None:
         """Saves the code of an image that was inverted."""

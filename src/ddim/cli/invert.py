@@ -45,6 +45,7 @@ def invert(
     label: o.Labels = None,
     holding: o.Holding = o.Holding(),
     check: _Check = True,
+    keeping: o.Keeping = o.Keeping(),
     resize: o.Resize = False,
     out: o.Out = None,
     together: _Together = False,
@@ -65,13 +66,13 @@ def invert(
         protect([target(out, "x", CODE) if one_file else folder(out, CODE) / "x"])
 
         from .._utils.errors import Interrupted
-        from ..data.images import read_images
         from ..evaluation.metrics import errors
         from ..inversion import make_inversion
         from ..inversion.latent_code import LatentCode
         from ..inversion.partial import KEY, begun
         from ..pipelines.common import grid_for
         from ..pipelines.invert import invert as invert_images
+        from ..pipelines.pictures import read_pictures
         from ..pipelines.reconstruct import reconstruct
         from .repeat import repeat
         from .session import (
@@ -100,12 +101,15 @@ def invert(
             "label": "-".join(map(str, label)) if label else None,
             **inverting.tags,
             **holding.tags,
+            **keeping.tags,
             **machine.tags,
         }
         settings = settings_text(method, grid.steps, changed, arguments.get("spacing"), tags)
         files = _code_files(images, prompt, settings, out, one_file)
         protect(files, [*images, *([resume] if resume else [])])
-        pixels = read_images(list(images), counted.picture, resize=resize, multiple=counted.multiple)
+        crop = keeping.arguments.get("crop")
+        pictures = read_pictures(counted, list(images), crop=crop, resize=resize, keep=keeping.keep_source)
+        pixels = pictures.pixels
         kept = None if resume is None else LatentCode.load(resume)
         partial = partial_beside(files[0])
         if one_file and partial.exists() and (resume is None or not resume.exists() or not partial.samefile(resume)):
@@ -130,7 +134,7 @@ def invert(
             try:
                 code = invert_images(
                     counted,
-                    pixels,
+                    pictures,
                     labels=label,
                     prompt=prompt,
                     guidance=if_it_acts(counted, guidance),
@@ -139,6 +143,7 @@ def invert(
                     **arguments,
                     **guiding.arguments,
                     **holding.arguments,
+                    keep_source=keeping.keep_source,
                     **machine.arguments,
                 )
             except Interrupted as stopped:
@@ -158,6 +163,8 @@ def invert(
             rows = [row | error for row, error in zip(rows, errors(pixels, again), strict=True)]
         for k, row in enumerate(rows):
             row["file"] = str(files[0 if one_file else k])
+            if code.sources:
+                row["crop"] = list(code.crops[k])
         about = {
             "command": "invert",
             **about_model(counted),
@@ -167,6 +174,7 @@ def invert(
             "spacing": arguments.get("spacing", grid.spacing),
             "labels": label,
             **holding.about,
+            **keeping.about,
             **about_prompts(counted, prompt, guiding.negative, guidance),
             **machine.about,
             "nfe": nfe,

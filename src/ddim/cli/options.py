@@ -97,6 +97,23 @@ def size_from(text: str | None) -> tuple[int, int] | None:
     return height, width
 
 
+def crop_from(text: str | None) -> tuple[int, ...] | str | None:
+    """(left, top, right, bottom) of ``100,200,900,1000``; ``whole`` stays as it is.
+
+    Raises:
+        InputError: anything else.
+    """
+    if text is None or text.strip() == "whole":
+        return text and text.strip()
+    parts = text.split(",")
+    if len(parts) != 4 or not all(re.fullmatch(r"\s*\d+\s*", part, re.ASCII) for part in parts):
+        raise InputError(
+            f"{text!r} is not LEFT,TOP,RIGHT,BOTTOM in pixels; write for example 100,200,900,1000, or whole.",
+            parameter="crop",
+        )
+    return tuple(map(int, parts))
+
+
 def _two_numbers(text: str, parameter: str, sentence: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)\s*[xX×]\s*(\d+)", text.strip())
     if not match:
@@ -307,6 +324,34 @@ class Holding(Options):
 
 
 @dataclass(frozen=True)
+class Cropping(Options):
+    """Which region of a photograph is used."""
+
+    crop: str | None = option(
+        None,
+        "--crop",
+        "The region of a photograph in pixels, which is scaled to the model's size; or whole. By default an image must "
+        "fit the model, unless something else says what to do with a photograph: --mask, --blend or --keep-source.",
+        FILES,
+        parse=crop_from,
+        tag="crop",
+        metavar="LEFT,TOP,RIGHT,BOTTOM",
+    )
+
+
+@dataclass(frozen=True)
+class Keeping(Cropping):
+    """The same, and whether the code keeps the photograph."""
+
+    keep_source: bool = option(
+        False,
+        "--keep-source",
+        "Store the photograph in the code at its own size, so that ddim edit can paste an edit of the code into it.",
+        FILES,
+    )
+
+
+@dataclass(frozen=True)
 class Machine(Options):
     """Where the network computes, and in what numbers."""
 
@@ -366,7 +411,7 @@ class GuidedMachine(Machine):
 
 INVERSION = (
     *(one.name for kind in (Inverting, Holding) for one in fields(kind) if "typer" in one.metadata),
-    *("inversion_guidance", "resize"),
+    *("inversion_guidance", "resize", "crop"),
 )
 """Options of the inversion, which a code has behind it."""
 

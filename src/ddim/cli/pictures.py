@@ -43,3 +43,10 @@ def write_each(images: "Tensor", paths: Sequence[Path], abouts: Sequence[Mapping
     """Writes one file for each image, with its own ``about``; returns the paths."""
     pairs = zip(paths, abouts, strict=True)
     return [write_page(images[k : k + 1], path, about) for k, (path, about) in enumerate(pairs)]
+
+
+def write_photograph(photograph: "Tensor", path: Path, about: Mapping[str, Any], icc: bytes = b"") -> Path:
+    """Writes a photograph, uint8 [C, H, W], with its colour profile and ``about``; returns the path."""
+    from ..data.images import save_image
+
+    return save_image(photograph, path, about=json.dumps(about, default=str), icc=icc)

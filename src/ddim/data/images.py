@@ -56,15 +56,8 @@ def read_images(source: ImageLike, shape: Sequence[int], *, resize: bool = False
         return torch.cat(read)
     if isinstance(source, Tensor):
         return _from_tensor(source, _required_shape(shape, source.shape[-2:], multiple, resize, "An image"), resize)
-    if isinstance(source, (str, os.PathLike)):
-        image, name = open_image(Path(source)), printable(source)
-        return _from_pil(image, _required_shape(shape, image.size[::-1], multiple, resize, name), resize, name)
-    if hasattr(source, "convert") and hasattr(source, "getbands"):
-        name = "The image"
-        return _from_pil(source, _required_shape(shape, source.size[::-1], multiple, resize, name), resize, name)
-    raise InputError(
-        f"{type(source).__name__} is not an image; give a path, a PIL image or a tensor.", parameter="images"
-    )
+    image, name = opened(source)
+    return _from_pil(image, _required_shape(shape, image.size[::-1], multiple, resize, name), resize, name)
 
 
 def _required_shape(shape: Sequence[int], size: Sequence[int], multiple: int, resize: bool, name: str) -> Sequence[int]:
@@ -79,6 +72,21 @@ def _required_shape(shape: Sequence[int], size: Sequence[int], multiple: int, re
             parameter="images",
         )
     return shape[0], *near
+
+
+def opened(source: ImageLike) -> "tuple[PILImage.Image, str]":
+    """Opens a path, or takes a PIL image; also returns its name in an error message.
+
+    Raises:
+        InputError: ``source`` is neither, or ``open_image`` refuses the file.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return open_image(Path(source)), printable(source)
+    if hasattr(source, "convert") and hasattr(source, "getbands"):
+        return source, "The image"
+    raise InputError(
+        f"{type(source).__name__} is not an image; give a path, a PIL image or a tensor.", parameter="images"
+    )
 
 
 def open_image(path: Path, parameter: str = "images") -> "PILImage.Image":
@@ -189,8 +197,23 @@ def _from_pil(image: "PILImage.Image", shape: Sequence[int], resize: bool, name:
     image = flatten(image, mode, name=name)
     if resize and image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return _floats(image, channels)
+
+
+def scaled_from_pil(image: "PILImage.Image", channels: int, size: tuple[int, int]) -> Tensor:
+    """Converts a whole PIL image to float32 [1, channels, *size] in [0, 1], scaled with Lanczos if its size differs."""
+    from PIL import Image
+
+    image = flatten(image, _mode(channels))
+    if image.size != size[::-1]:
+        image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    return _floats(image, channels)
+
+
+def _floats(image: "PILImage.Image", channels: int) -> Tensor:
+    """Converts an 8-bit PIL image to float32 [1, C, H, W] in [0, 1]."""
     data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return (data.view(1, height, width, channels).permute(0, 3, 1, 2).float() / 255).contiguous()
+    return (data.view(1, image.height, image.width, channels).permute(0, 3, 1, 2).float() / 255).contiguous()
 
 
 def flatten(
@@ -243,6 +266,19 @@ def flatten(
             "to RGB.",
             parameter=parameter,
         ) from None
+
+
+def bytes_from_tensor(x: Tensor) -> Tensor:
+    """Converts a tensor of images to uint8 [N, C, H, W] with C in {1, 3}, at its own size.
+
+    Raises:
+        InputError: it is no batch of images, or its values lie outside [0, 1].
+    """
+    channels = int(x.shape[-3]) if x.ndim in (3, 4) else 0
+    checked = x if x.dtype == torch.uint8 and channels else _from_tensor(x, x.shape[-3:], False)
+    if channels not in (1, 3) or not checked.numel():
+        raise InputError(f"a tensor of shape {tuple(x.shape)} is no image of 1 or 3 channels.", parameter="images")
+    return to_uint8(checked if checked.ndim == 4 else checked[None])
 
 
 def _from_tensor(x: Tensor, shape: Sequence[int], resize: bool) -> Tensor:
@@ -298,19 +334,25 @@ def _mode(channels: int) -> str:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Rounds floats in [0, 1] to uint8 in 0..255, on the CPU; the shape stays the same."""
+    """Rounds floats in [0, 1] to uint8 in 0..255, on the CPU; the shape stays the same, and so does uint8."""
+    if images.dtype == torch.uint8:
+        return images.detach().cpu()
     return (images.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def to_pil(image: Tensor) -> "PILImage.Image":
-    """Converts one image [C, H, W] or [1, C, H, W] in [0, 1] to a PIL image."""
+    """Converts one image [C, H, W] or [1, C, H, W] to a PIL image: floats in [0, 1], or uint8.
+
+    A uint8 image may have transparency in its last channel, as ``Edited.composites`` may.
+    """
     from PIL import Image
 
     if image.ndim == 4 and len(image) == 1:
         image = image[0]
     if image.ndim != 3:
         raise InputError(f"A tensor of shape {tuple(image.shape)} is not one image [C, H, W].")
-    mode = _mode(image.shape[0])
+    alpha = {2: "LA", 4: "RGBA"}.get(image.shape[0]) if image.dtype == torch.uint8 else None
+    mode = alpha or _mode(image.shape[0])
     data = to_uint8(image).permute(1, 2, 0).contiguous()
     return Image.frombytes(mode, (image.shape[2], image.shape[1]), data.numpy().tobytes())
 
@@ -379,13 +421,16 @@ def sheet(images: Tensor, columns: int | None = None, *, scale: int = 1, gap: in
     return page
 
 
-def save_image(image: "Tensor | PILImage.Image", path: str | os.PathLike[str], about: str = "") -> Path:
+def save_image(
+    image: "Tensor | PILImage.Image", path: str | os.PathLike[str], about: str = "", icc: bytes = b""
+) -> Path:
     """Writes one image as a PNG file, atomically.
 
     Args:
-        image: a PIL image, or a tensor [C, H, W] in [0, 1].
+        image: a PIL image, or a tensor [C, H, W] as ``to_pil`` takes it.
         path: the file; its name must end in ``.png``.
         about: a text for the PNG's ``Description``; empty for none.
+        icc: the colour profile; empty for none.
 
     Returns:
         ``path`` as a ``Path``.
@@ -406,5 +451,5 @@ def save_image(image: "Tensor | PILImage.Image", path: str | os.PathLike[str], a
     if about:
         info.add_text("Description", printable(about))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", pnginfo=info)
+    picture.save(buffer, "PNG", pnginfo=info, **({"icc_profile": icc} if icc else {}))
     return write_whole(target, buffer.getvalue())

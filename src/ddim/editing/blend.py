@@ -34,11 +34,31 @@ def read_mask(mask: MaskLike, images: int, size: tuple[int, int]) -> Tensor:
         size: (height, width) of the images.
 
     Raises:
-        InputError: the size or number of masks does not fit, values lie outside [0, 1], a file cannot be read, an image
-            has colours, or an image is black wherever it is not transparent.
+        InputError: as for ``read_masks``, or the size of a mask does not fit.
+    """
+    masks = read_masks(mask, images)
+    wrong = next((m for m in masks if tuple(m.shape) != tuple(size)), None)
+    if wrong is not None:
+        raise InputError(
+            f"it is {wrong.shape[1]}x{wrong.shape[0]}, the picture {size[1]}x{size[0]}; give a mask of the same size.",
+            parameter="mask",
+        )
+    return torch.stack(masks)[:, None]
+
+
+def read_masks(mask: MaskLike, images: int) -> list[Tensor]:
+    """Reads a mask for each image, each at its own size, as float32 [H, W] in [0, 1].
+
+    Args:
+        mask: one mask for all images, or a list or tensor with one for each.
+        images: the number of images.
+
+    Raises:
+        InputError: the number of masks does not fit, values lie outside [0, 1], a file cannot be read, an image has
+            colours, or an image is black wherever it is not transparent.
     """
     if isinstance(mask, (list, tuple)):
-        return torch.cat([read_mask(m, 1, size) for m in _as_many(mask, images)])
+        return [read_masks(m, 1)[0] for m in _as_many(mask, images)]
     x = mask if isinstance(mask, Tensor) else _from_file(mask)
     if x.is_complex():
         raise InputError(f"it is of {x.dtype}; use numbers in [0, 1], bool or uint8.", parameter="mask")
@@ -50,17 +70,12 @@ def read_mask(mask: MaskLike, images: int, size: tuple[int, int]) -> Tensor:
             f"a mask of shape {tuple(mask.shape)} does not go with {images} images; use [H, W] or one each.",
             parameter="mask",
         )
-    if tuple(x.shape[2:]) != tuple(size):
-        raise InputError(
-            f"it is {x.shape[3]}x{x.shape[2]}, the picture {size[1]}x{size[0]}; give a mask of the same size.",
-            parameter="mask",
-        )
     if not bool(((x >= 0) & (x <= 1)).all()):
         raise InputError(
             f"its values run from {float(x.min()):g} to {float(x.max()):g}; 0 must stay, 1 may change.",
             parameter="mask",
         )
-    return x.expand(images, -1, -1, -1)
+    return list(x[:, 0].expand(images, -1, -1))
 
 
 def _as_many(masks: Sequence[MaskLike], images: int) -> Sequence[MaskLike]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from ..core.conditioning import LABELS, TEXT, Conditioning, PromptConditioning
 from ..core.grid import Grid
 from ..core.path import MOST_LEVELS, Node, description, path_from
 from .latent_code import HOLD, LatentCode
+from .photograph import MOST_ICC, Photograph, is_packed, packed, unpacked
 from .replay import TUNED
 
 FORMAT = "ddim.latent-code"
@@ -28,6 +29,9 @@ MOST_ROWS = 2**16
 """The most rows that a recorded network call may have. A larger number in a file is an error."""
 MOST_THREADS = 2**10
 """The most parts or threads that a recorded layout may have. A larger number in a file is an error."""
+SOURCE, ICC = "source.", ".icc"
+"""A kept source is the tensor ``source.0``, the compressed photograph of image 0, and ``source.0.icc``, its colour
+profile. The setting ``sources`` has their sizes and crops. See ``inversion.photograph``."""
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _GROUPS = ("state", "cond", "uncond", "extras", "calls")
 _RENAMED = {
@@ -60,7 +64,9 @@ def write_code(code: LatentCode, path: str | os.PathLike[str]) -> Path:
         tensors["inner"] = torch.tensor(inner, dtype=torch.float64)
     path_about, path_tensors = ({}, {}) if code.grid.path is None else description(code.grid.path)
     tensors |= {f"path.{key}": tensor for key, tensor in path_tensors.items()}
-    about = {
+    sources, source_tensors = _packed_sources(code.sources)
+    tensors |= source_tensors
+    about: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "spacing": code.grid.spacing,
@@ -77,9 +83,22 @@ def write_code(code: LatentCode, path: str | os.PathLike[str]) -> Path:
         "prompts": list(code.prompts),
         "negative": code.negative,
         "guidance": dict(code.guidance),
+        **({"sources": sources} if sources else {}),
     }
     about["checksum"] = checksum(about, tensors)
     return write_whole(path, save(tensors, metadata={"ddim": json.dumps(about)}))
+
+
+def _packed_sources(sources: Sequence[Photograph]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Returns the setting ``sources`` and the tensors of the photographs that a code keeps."""
+    about: list[dict[str, Any]] = []
+    tensors: dict[str, Tensor] = {}
+    for k, source in enumerate(sources):
+        described, tensors[f"{SOURCE}{k}"] = packed(source)
+        about.append(described)
+        if source.icc:
+            tensors[f"{SOURCE}{k}{ICC}"] = torch.frombuffer(bytearray(source.icc), dtype=torch.uint8)
+    return about, tensors
 
 
 def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -107,6 +126,7 @@ def read_code(path: str | os.PathLike[str]) -> LatentCode:
     """Reads a code from a file; see ``LatentCode.load``."""
     about, tensors = _read(Path(path))
     grid = _grid(path, tensors, about)
+    sources = _sources(path, tensors, about)
     groups = _grouped(path, tensors)
     _check_complete(path, about, groups, grid)
     numbers = about.get("numbers", {})
@@ -128,6 +148,7 @@ def read_code(path: str | os.PathLike[str]) -> LatentCode:
         prompts=tuple(about.get("prompts", ())),
         negative=about.get("negative"),
         guidance=about.get("guidance", {}),
+        sources=sources,
     )
 
 
@@ -176,6 +197,10 @@ def _check_complete(
     if len(about.get("prompts", ())) not in (0, *shape[:1]):
         raise InputError(
             f"{path} has {len(about['prompts'])} prompts for {shape[0]} images; it is not whole.", parameter="path"
+        )
+    if len(about.get("sources", ())) not in (0, *shape[:1]):
+        raise InputError(
+            f"{path} has {len(about['sources'])} sources for {shape[0]} images; it is not whole.", parameter="path"
         )
     begun = about["settings"].get("partial")
     if begun is not None and shape[0] not in (begun["done"], min(begun["done"] + begun["batch"], begun["images"])):
@@ -239,6 +264,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "path": is_dict(about.get("path", {})) and all(map(is_plain, about.get("path", {}).values())),
         "numbers": is_dict(about.get("numbers", {})) and all(map(is_whole, about.get("numbers", {}).values())),
         "guidance": _is_guidance(about.get("guidance", {})),
+        "sources": isinstance(about.get("sources", []), list) and all(map(is_packed, about.get("sources", []))),
         "dtype": isinstance(about["dtype"], str) and isinstance(getattr(torch, about["dtype"], None), torch.dtype),
         "options": is_dict(about["options"]) and all(map(is_plain, about["options"].values())),
         "settings": is_dict(about["settings"]) and _are_settings(about["settings"]),
@@ -268,6 +294,25 @@ def _grid(path: str | os.PathLike[str], tensors: dict[str, Tensor], about: Mappi
         raise InputError(f"{path} has a grid that cannot be used: {error.message}", parameter="path") from None
 
 
+def _sources(
+    path: str | os.PathLike[str], tensors: dict[str, Tensor], about: Mapping[str, Any]
+) -> tuple[Photograph, ...]:
+    """Removes the kept sources from ``tensors`` and returns them. Raises InputError if one is missing or damaged."""
+    kept = {name: tensors.pop(name) for name in list(tensors) if name.startswith(SOURCE)}
+    sources: list[Photograph] = []
+    for k, described in enumerate(about.get("sources", [])):
+        data, icc = kept.pop(f"{SOURCE}{k}", None), kept.pop(f"{SOURCE}{k}{ICC}", None)
+        found = None if data is None else unpacked(described, data, b"" if icc is None else icc.numpy().tobytes())
+        if found is None:
+            raise InputError(
+                f"{path} has no whole photograph {k} in 'sources'; it is not a whole latent code.", parameter="path"
+            )
+        sources.append(found)
+    if kept:
+        raise InputError(f"{path} holds a tensor {next(iter(kept))!r}, which no latent code has.", parameter="path")
+    return tuple(sources)
+
+
 def _has_one_dtype_kind(state: Mapping[str, Tensor], solver: str) -> bool:
     """Whether all entries of a state are floats, or all entries of a reversible solver and integers."""
     from ..solvers import SOLVERS
@@ -289,6 +334,8 @@ def _is_sound(name: str, tensor: Tensor) -> bool:
         return tensor.dtype == torch.int64 and tensor.ndim == 1
     if name == "path.alpha_bar":
         return tensor.dtype == torch.float64 and tensor.ndim == 1 and len(tensor) <= MOST_LEVELS
+    if name.startswith(SOURCE):
+        return tensor.dtype == torch.uint8 and tensor.ndim == 1 and (ICC not in name or len(tensor) <= MOST_ICC)
     if tensor.dtype in _FLOATS:
         # An interrupted null-text inversion may store an infinite loss, of images before their first sweep.
         return name.startswith("extras.resume.") or bool(torch.isfinite(tensor).all())

@@ -14,6 +14,7 @@ from torch import Tensor
 from .._utils.errors import DDIMWarning, InputError, is_whole
 from ..core.conditioning import TEXT, PromptConditioning
 from ..core.grid import Grid
+from .photograph import Crop, Photograph
 from .replay import TUNED
 
 HOLD, ADAPTERS = "hold", "adapters"
@@ -49,6 +50,8 @@ class LatentCode:
         prompts: the prompt of each image; empty for a model without text.
         negative: the prompt of the unconditional branch; None if there was none.
         guidance: ``Guidance.options`` to sample with; empty for a model without text or classes.
+        sources: the photograph of each image, if the code keeps them (``keep_source`` of ``invert``); otherwise empty.
+            ``edit`` pastes its edits into them.
     """
 
     state: Mapping[str, Tensor]
@@ -67,6 +70,17 @@ class LatentCode:
     prompts: tuple[str, ...] = ()
     negative: str | None = None
     guidance: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    sources: tuple[Photograph, ...] = ()
+
+    def __repr__(self) -> str:
+        kept = f", sources={self.sources!r}" if self.sources else ""
+        shape, steps = tuple(self.state["x"].shape) if "x" in self.state else (), self.grid.steps
+        return f"LatentCode({shape}, method={self.method!r}, steps={steps}, model={self.model!r}{kept})"
+
+    @property
+    def crops(self) -> tuple[Crop, ...]:
+        """The crops of the sources that the code keeps."""
+        return tuple(source.crop for source in self.sources)
 
     @property
     def x(self) -> Tensor:
@@ -114,7 +128,7 @@ class LatentCode:
         # A slice makes views and no copies.
         rows = slice(chosen.start, chosen.stop) if chosen.step == 1 else list(chosen)
 
-        return self._rows(rows, self.prompts[which])
+        return self._rows(rows, self.prompts[which], self.sources[which])
 
     def take(self, which: Sequence[int]) -> "LatentCode":
         """Returns the code of the images with these indices, in this order. An index may be repeated.
@@ -125,9 +139,11 @@ class LatentCode:
         rows = list(which)
         if not rows or not all(is_whole(k) and -len(self) <= k < len(self) for k in rows):
             raise InputError(f"{rows} are not indices of images in a code of {len(self)}.", parameter="which")
-        return self._rows(rows, tuple(self.prompts[k] for k in rows) if self.prompts else ())
+        prompts = tuple(self.prompts[k] for k in rows) if self.prompts else ()
+        sources = tuple(self.sources[k] for k in rows) if self.sources else ()
+        return self._rows(rows, prompts, sources)
 
-    def _rows(self, rows: slice | list[int], prompts: tuple[str, ...]) -> "LatentCode":
+    def _rows(self, rows: slice | list[int], prompts: tuple[str, ...], sources: tuple[Photograph, ...]) -> "LatentCode":
         def taken(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: tensor[rows] for name, tensor in group.items()}
 
@@ -138,6 +154,7 @@ class LatentCode:
             extras=taken(self.extras),
             calls=taken(self.calls),
             prompts=prompts,
+            sources=sources,
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -235,6 +252,15 @@ class LatentCode:
         if TUNED in self.extras:  # these embeddings, one per step, replace the unconditional text
             had[f"uncond {TEXT}"] = tuple(self.extras[TUNED].shape[2:])
         return None if had == want else (_condition(had), _condition(want))
+
+
+def joined_rows(codes: Sequence[LatentCode]) -> dict[str, Any]:
+    """The fields ``prompts`` and ``sources`` of codes that are joined; sources only if every code keeps its own."""
+    kept = all(code.sources for code in codes)
+    return {
+        "prompts": tuple(prompt for code in codes for prompt in code.prompts),
+        "sources": tuple(source for code in codes for source in code.sources) if kept else (),
+    }
 
 
 def _shapes(conditions: PromptConditioning, guided: bool) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._utils.errors import InputError, Interrupted
 from ..core.conditioning import PromptConditioning
 from ..core.contracts import InversionInterrupted, InversionResult
-from .latent_code import LatentCode
+from .latent_code import LatentCode, joined_rows
 
 KEY, RESUME = "partial", "resume."
 """The key of the progress in ``LatentCode.settings``, and the prefix of the names in ``LatentCode.extras`` of the
@@ -55,9 +55,8 @@ def begun(codes: Sequence[LatentCode], images: int, batch: int) -> LatentCode:
     """
     counts, one = [len(code) for code in codes], codes[0]
     about = {"images": images, "done": sum(counts), "steps": 0, "batch": batch}
-    prompts = tuple(p for code in codes for p in code.prompts)
     settings = {**one.settings, KEY: about}
-    return replace(one, prompts=prompts, settings=settings, **_tensors(codes, counts))
+    return replace(one, settings=settings, **_tensors(codes, counts), **joined_rows(codes))
 
 
 def interrupted(

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,13 +16,16 @@ from ..core.contracts import Inversion, OnStep, Solver
 from ..core.denoiser import Call
 from ..core.guidance import Guidance
 from ..core.solve import solve
-from ..data.images import ImageLike, read_images
-from ..editing.blend import MaskLike, to_latent
+from ..data.images import ImageLike
+from ..data.photographs import CropLike
+from ..editing.blend import MaskLike, read_masks, to_latent
+from ..editing.composite import checked_feather, enlarged, on_crop, pasted, usual_feather
 from ..editing.controlled import Controlled
 from ..editing.plan import AttentionEdit, AttentionPlan
 from ..editing.prompts import Weights
 from ..inversion import make_inversion
 from ..inversion.latent_code import LatentCode
+from ..inversion.photograph import Photograph
 from ..inversion.replay import PinnedSolver, prompts_of, state_of, stored_noise
 from ..models.base import Model
 from ..solvers import make_solver
@@ -42,6 +45,7 @@ from .common import (
 from .edit_plan import Blend, attention_asked, by_class, planned, planned_classes, prompts_of_code, source_prompts
 from .events import EngineEvent, Event, ImagesEvent, LossEvent, OnEvent, StepEvent, engine_events, silent
 from .invert import invert
+from .pictures import Pictures, model_mask, read_pictures
 
 DEFAULTS: dict[str, Any] = {"method": "direct", "steps": 50, "seed": 0}
 """Settings of the inversion of images. They are None in the signature, because a code takes none of them."""
@@ -63,6 +67,11 @@ class Edited:
         code: the code that sampling started from.
         blend_mask: where an edit could differ from its source at the last step, [N, K, H, W] in [0, 1], enlarged from
             the latent's resolution; None without blending.
+        composites: for each image and target the whole photograph with the edit pasted in, uint8 [C, h, w] with the
+            channels of the photograph, ``[N][K]``; for ``save_image``. Every byte outside of the mask is the
+            photograph's. None where the photographs are not known: ``edit`` was called with images that it took whole,
+            without mask, blend and crop, or with a code that keeps no source. ``reconstruction`` and ``edits`` are
+            always decoded from the latents, and no byte of them is pasted.
     """
 
     source: Tensor | None
@@ -71,11 +80,12 @@ class Edited:
     prompts: tuple[tuple[str | int, ...], ...]
     code: LatentCode
     blend_mask: Tensor | None = None
+    composites: tuple[tuple[Tensor, ...], ...] | None = None
 
 
 def edit(
     model: Model,
-    source: ImageLike | LatentCode,
+    source: ImageLike | Pictures | LatentCode,
     prompt: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
     *,
     source_prompt: str | Sequence[str] | None = None,
@@ -88,6 +98,8 @@ def edit(
     blend: Blend | list[Any] = None,
     weights: Weights | list[Any] | None = None,
     mask: MaskLike | None = None,
+    crop: CropLike | None = None,
+    feather: int | None = None,
     negative: str | None = None,
     options: Mapping[str, Any] | None = None,
     clip_x0: float | None = None,
@@ -124,8 +136,15 @@ def edit(
         blend: ``"cat/tiger"`` or ``("cat", "tiger")``: change the image only where these words of the source or of the
             target lie. A list has one entry for each target (or one such list for each image); None blends nothing.
         weights: word -> factor on its attention, like ``(word:2.0)``; lists as for ``blend``.
-        mask: of the images' size. Where it is 1 or white the image may change; where it is 0, black or transparent the
-            source stays; see ``MaskLike``. With ``blend``, the image changes only where both allow it.
+        mask: where it is 1 or white the image may change; where it is 0, black or transparent the source stays; see
+            ``MaskLike``. It has the size of the photograph, of its crop or of the model's image. With ``blend``, the
+            image changes only where both allow it.
+        crop: the region of a photograph that is edited, as for ``invert``. By default, with a mask or ``blend``, an
+            image that the model takes is whole; of another one it is a region around a mask of the photograph's size,
+            otherwise the largest one at the centre. Not for a code, which has its own.
+        feather: the width in pixels of the soft edge of ``Edited.composites``, on the inside of what may change; 0 for
+            a hard edge. By default one pixel of the latent, but at most an eighth of the shorter side of what may
+            change.
         negative: for images, the prompt that guidance leads away from. A code has its own.
         resize: resize images of another size; not for a code.
         batch: sources and targets in one network call; at least one image with all its targets.
@@ -137,7 +156,8 @@ def edit(
             images are [n, 1 + K, C, H, W].
 
     Returns:
-        The sources, their reconstructions and the edits.
+        The sources, their reconstructions and the edits; and with a mask, a blend, a crop, or a code that keeps its
+        source, the edits pasted into the photographs.
 
     Raises:
         InputError: a model without text or classes, no source prompt or class, a word that is not in its prompt,
@@ -147,49 +167,62 @@ def edit(
     """
     need_model(model)
     check_run(batch, on_event)
+    if feather is not None:
+        feather = checked_feather(feather)
     classes = by_class(model, prompt, labels)
     if source_labels is not None and not classes:
         raise InputError("they go with labels, and here a prompt edits; leave them out.", parameter="source_labels")
     if isinstance(guidance, Guidance):
         check_embedded(model, guidance)
     how = attention_asked(attention, classes)
-    pixels = None
+    pictures = None
     inversion_steps = DEFAULTS["steps"] if steps is None else steps
     inversion_method = DEFAULTS["method"] if method is None else method
     if isinstance(source, LatentCode):
         asked = {"method": method, "steps": steps, "options": options or None}
         asked |= {"clip_x0": clip_x0, "threshold": threshold}
         asked |= {"inversion_guidance": inversion_guidance, "seed": seed, "spacing": spacing, "resize": resize or None}
+        asked |= {"crop": crop}
         if idle := [name for name, value in asked.items() if value is not None]:
             raise InputError(
                 "it is a setting of the inversion, and a code is inverted already; leave it out.", parameter=idle[0]
             )
-        count, size = len(source), picture_shape(model, source)[1:]
+        count, size, photographs = len(source), picture_shape(model, source)[1:], source.sources
+        user_masks = () if mask is None else tuple(read_masks(mask, count))
         grid, solver = source.grid, make_solver(source.solver, source.options)
     else:
-        pixels = read_images(source, model.picture, resize=resize, multiple=model.multiple)
-        count, size = len(pixels), (pixels.shape[2], pixels.shape[3])
+        pictures = read_pictures(
+            model, source, crop=crop, resize=resize, keep=needs_photographs(blend, crop), mask=mask
+        )
+        count, size, photographs, user_masks = len(pictures), pictures.size, pictures.photographs, pictures.masks
         grid = grid_for(model, inversion_steps, spacing, latent_size(model, size))
         solver = make_inversion(inversion_method, options).solver()
     code = source if isinstance(source, LatentCode) else None
+    if feather is not None and not photographs:
+        raise InputError(
+            "it is the edge of what is pasted into a photograph, and there is none; give a mask, a blend, a crop, or a "
+            "code that keeps its source.",
+            parameter="feather",
+        )
+    pixel_mask = model_mask(user_masks, photographs, size) if user_masks else None
     if classes:
         words = {"source_prompt": source_prompt, "blend": blend, "weights": weights, "negative": negative}
-        own, targets, pixel_mask = planned_classes(model, code, source_labels, labels, count, size, words, mask)
+        own, targets = planned_classes(model, code, source_labels, labels, count, words)
         plan = None
         conditions = model.condition([k for row in targets for k in row], count * len(targets[0]), size=size).cond
     else:
         own = source_prompts(source_prompt, count) if code is None else prompts_of_code(code, source_prompt, negative)
         assert prompt is not None
         taken = range(solver.first(grid), grid.steps)
-        targets, pixel_mask, plan = planned(model, own, prompt, size, how, blend, weights, mask, taken)
+        targets, plan = planned(model, own, prompt, size, how, blend, weights, taken)
         conditions = _embedded(model, [p for row in targets for p in row], size)
     phases = _Phases(on_event, 1 if code is not None else 2)
     if code is None:
-        assert pixels is not None
+        assert pictures is not None
         usual = None if classes else model.info.guidance
         code = invert(
             model,
-            pixels,
+            pictures,
             steps=inversion_steps,
             method=inversion_method,
             spacing=spacing,
@@ -202,6 +235,7 @@ def edit(
             threshold=threshold,
             inversion_guidance=inversion_guidance,
             seed=DEFAULTS["seed"] if seed is None else seed,
+            keep_source=bool(photographs),
             batch=batch,
             on_event=phases.inversion(),
         )
@@ -237,7 +271,57 @@ def edit(
     images = torch.cat([pictures for pictures, _ in parts])
     masks = [m for _, m in parts if m is not None]
     shown = torch.nn.functional.interpolate(torch.cat(masks), images.shape[-2:]) if masks else None
-    return Edited(pixels, images[:, 0], images[:, 1:], targets, code, shown)
+    composites = None
+    if photographs:
+        by_words = None if plan is None or plan.blend is None else shown
+        crop_masks = [on_crop(one, photographs[k], size) for k, one in enumerate(user_masks)]
+        composites = _composites(images[:, 1:], photographs, crop_masks, by_words, feather, model.multiple)
+    source_pixels = None if pictures is None else pictures.pixels
+    return Edited(source_pixels, images[:, 0], images[:, 1:], targets, code, shown, composites)
+
+
+def needs_photographs(blend: object, crop: object) -> bool:
+    """Whether an edit with these settings is pasted into its photographs; one with a mask is too."""
+    return crop is not None or _blends(blend)
+
+
+def _blends(blend: object) -> bool:
+    """Whether a setting blends any target by words; lists as for ``edit``."""
+    if isinstance(blend, list):
+        return any(_blends(one) for one in cast("list[object]", blend))
+    return blend is not None
+
+
+def _composites(
+    edits: Tensor,
+    photographs: Sequence[Photograph],
+    masks: Sequence[Tensor],
+    words: Tensor | None,
+    feather: int | None,
+    multiple: int,
+) -> tuple[tuple[Tensor, ...], ...]:
+    """Pastes every edit into its photograph; see ``Edited.composites``.
+
+    Args:
+        edits: [N, K, C, H, W].
+        photographs: one for each image.
+        masks: the user's masks on the crops, [h, w] each; without masks the whole crop may change.
+        words: the mask of the blend words, [N, K, H, W], of which 0 stays; None for none.
+        feather: see ``edit``.
+        multiple: pixels of the image per pixel of the latent, for the default feather.
+    """
+    size = (edits.shape[3], edits.shape[4])
+    rows: list[tuple[Tensor, ...]] = []
+    for n, photograph in enumerate(photographs):
+        row: list[Tensor] = []
+        for k in range(edits.shape[1]):
+            mask = masks[n] if masks else torch.ones(photograph.crop_size)
+            if words is not None:
+                mask = mask * enlarged((words[n, k].cpu() > 0).float(), photograph.crop_size)
+            width = usual_feather(mask, size, multiple) if feather is None else feather
+            row.append(pasted(photograph, edits[n, k], mask, width))
+        rows.append(tuple(row))
+    return tuple(rows)
 
 
 def _embedded(model: Model, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:

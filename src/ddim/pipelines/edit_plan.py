@@ -12,7 +12,6 @@ from .._utils.tensors import in_groups, whole_numbers
 from .._utils.texts import check_text, parse_weights, refuse_weights, texts_for
 from ..editing.align import refine
 from ..editing.align import replace as swap
-from ..editing.blend import MaskLike, read_mask
 from ..editing.plan import AttentionEdit, AttentionPlan, within
 from ..editing.prompts import Weights, blend_words, per_target, scales, target_prompts, token_mask
 from ..editing.tokens import Tokens
@@ -104,13 +103,12 @@ def planned(
     how: AttentionEdit,
     blend: Blend | list[Any] = None,
     weights: Weights | list[Any] | None = None,
-    mask: MaskLike | None = None,
     steps: range | None = None,
-) -> tuple[tuple[tuple[str, ...], ...], Tensor | None, AttentionPlan | None]:
+) -> tuple[tuple[tuple[str, ...], ...], AttentionPlan | None]:
     """Plans an edit by prompts.
 
     Args:
-        model, prompt, blend, weights, mask: as for ``edit``.
+        model, prompt, blend, weights: as for ``edit``.
         sources: the source prompts, one for each image.
         size: (height, width) of the images.
         how: attention control.
@@ -118,14 +116,13 @@ def planned(
             the check.
 
     Returns:
-        The targets without their weights, [N][K]; the mask, or None; the plan for attention, or None.
+        The targets without their weights, [N][K]; the plan for attention, or None.
 
     Raises:
-        InputError: what ``edit`` raises about prompts, words and masks.
+        InputError: what ``edit`` raises about prompts and words.
     """
     wanted = [[parse_weights(p) for p in row] for row in target_prompts(prompt, len(sources))]
     targets = tuple(tuple(p for p, _ in row) for row in wanted)
-    pixel_mask = None if mask is None else read_mask(mask, len(sources), size)
     plan = _plan(model, how, sources, wanted, blend, weights, size)
     if plan is None or plan.blend is None:
         how.refuse(("blend_start", "blend_threshold", "blend_side"), "since no words blend")
@@ -138,7 +135,7 @@ def planned(
             "weight_steps.",
             parameter="weights",
         )
-    return targets, pixel_mask, plan
+    return targets, plan
 
 
 def _plan(
@@ -198,29 +195,27 @@ def planned_classes(
     source_labels: Any,
     labels: Any,
     count: int,
-    size: tuple[int, int],
     words: Mapping[str, object],
-    mask: MaskLike | None,
-) -> tuple[list[int], tuple[tuple[int, ...], ...], Tensor | None]:
+) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
     """Plans an edit by classes.
 
     Args:
-        model, source_labels, labels, mask: as for ``edit``.
+        model, source_labels, labels: as for ``edit``.
         code: the sources' code; None for images.
-        count, size: the number of sources, and their (height, width).
+        count: the number of sources.
         words: settings that only go with prompts, by name; None where they were not passed.
 
     Returns:
-        The sources' classes, the targets' classes [N][K], and the mask or None.
+        The sources' classes, and the targets' classes [N][K].
 
     Raises:
-        InputError: what ``edit`` raises about classes, prompts and masks.
+        InputError: what ``edit`` raises about classes and prompts.
     """
     for name, value in words.items():
         if value is not None:
             raise InputError("it goes with prompts, and this edit is by class; leave it out.", parameter=name)
     own = _labels_of(model, code, source_labels, count)
-    return own, _target_labels(model, labels, count), None if mask is None else read_mask(mask, count, size)
+    return own, _target_labels(model, labels, count)
 
 
 def _labels_of(model: Model, code: LatentCode | None, labels: Any, count: int) -> list[int]:

@@ -14,7 +14,7 @@ from ..core.guidance import Guidance
 from ..core.slerp import chain, four_corners
 from ..inversion import calls
 from ..inversion.ddim import DDIMInversion
-from ..inversion.latent_code import HOLD, LatentCode
+from ..inversion.latent_code import HOLD, LatentCode, joined_rows
 from ..inversion.replay import TUNED
 from ..models.base import Model
 from ..solvers import make_solver
@@ -170,7 +170,7 @@ def join(codes: Sequence[LatentCode]) -> LatentCode:
         for group in ("state", "extras", "calls")
     }
     conditions = PromptConditioning.cat([c.conditions for c in codes])
-    return replace(one, **groups, conditions=conditions, prompts=tuple(p for c in codes for p in c.prompts))
+    return replace(one, **groups, conditions=conditions, **joined_rows(codes))
 
 
 def check_through(through: str) -> None:

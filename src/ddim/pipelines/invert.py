@@ -8,7 +8,8 @@ from .._utils.errors import InputError, Interrupted
 from ..core.contracts import Inversion
 from ..core.guidance import Guidance
 from ..core.noise import checked_seed
-from ..data.images import ImageLike, read_images
+from ..data.images import ImageLike
+from ..data.photographs import CropLike
 from ..inversion import make_inversion
 from ..inversion import partial as partials
 from ..inversion.latent_code import LatentCode
@@ -26,11 +27,12 @@ from .common import (
     read_prompts,
 )
 from .events import CodeEvent, Event, OnEvent, silent
+from .pictures import Pictures, read_pictures
 
 
 def invert(
     model: Model,
-    images: ImageLike,
+    images: ImageLike | Pictures,
     *,
     steps: int = 50,
     method: str | Inversion = "ddim",
@@ -44,7 +46,9 @@ def invert(
     threshold: float | None = None,
     inversion_guidance: float | None = None,
     seed: int = 0,
+    crop: CropLike | None = None,
     resize: bool = False,
+    keep_source: bool = False,
     batch: int = 64,
     resume: LatentCode | None = None,
     on_event: OnEvent = silent,
@@ -70,7 +74,15 @@ def invert(
             equals ``guidance`` for exact methods, which reconstruct exactly only then, and 1 for the others, whose
             error grows with it. ``null-text``, ``negative-prompt`` and ``direct`` fix it to 1.
         seed: the seed of the first image, for methods that draw noise. Image k has the seed ``seed + k``.
-        resize: fits images of another size or number of channels to the model.
+        crop: the region of a photograph that is inverted: ``(left, top, right, bottom)`` in its pixels, ``"whole"``, or
+            a list with one of these for each photograph. It is scaled to the size of the model; for a model of any size
+            it keeps its aspect ratio. By default an image must have a size that the model takes; with ``keep_source``,
+            the largest region at the centre is taken of an image of another size, or with far more pixels than the
+            model's images.
+        resize: fits images of another size or number of channels to the model: crops them around their centre and
+            scales them. Not with ``crop``.
+        keep_source: stores the photographs in the code at their own size, without loss, so that ``edit`` can paste its
+            edits into them.
         batch: the number of images per network call.
         resume: the ``partial`` code of an ``Interrupted``, to continue from, with the same images and arguments. It
             keeps its batch size. The result equals that of an uninterrupted run, bit for bit.
@@ -95,7 +107,8 @@ def invert(
             f"it is a weight of guidance, and the model {model.name!r} has nothing to lead towards; leave it out.",
             parameter="inversion_guidance",
         )
-    pixels = read_images(images, model.picture, resize=resize, multiple=model.multiple)
+    pictures = read_pictures(model, images, crop=crop, resize=resize, keep=keep_source)
+    pixels, sources = pictures.pixels, pictures.photographs if keep_source else ()
     checked_seed(seed, len(pixels))
     size = (pixels.shape[2], pixels.shape[3])
     grid = grid_for(model, steps, spacing, latent_size(model, size))
@@ -103,12 +116,15 @@ def invert(
     conditions = model.condition(labels, len(pixels), prompt, negative, size)
     prompts = tuple(prompt or ()) if model.text else ()
     if resume is not None:
-        partials.check(resume, {"prompts": prompts[: len(resume)], "negative": negative}, len(pixels))
+        crops = tuple(source.crop for source in sources[: len(resume)])
+        wanted = {"prompts": prompts[: len(resume)], "negative": negative, "crops": crops}
+        partials.check(resume, wanted, len(pixels))
 
-    def with_prompts(event: Event) -> None:
+    def with_rows(event: Event) -> None:
         if isinstance(event, CodeEvent):
             first, part = event.first, event.code
-            part = replace(part, prompts=prompts[first : first + len(part)], negative=negative)
+            rows = slice(first, first + len(part))
+            part = replace(part, prompts=prompts[rows], negative=negative, sources=sources[rows])
             event = CodeEvent(first, part)
         on_event(event)
 
@@ -125,10 +141,11 @@ def invert(
             seed=seed,
             resume=resume,
             hold=hold,
-            on_event=with_prompts,
+            on_event=with_rows,
         )
     except Interrupted as stop:
         partial = stop.partial
-        stop.partial = replace(partial, prompts=prompts[: len(partial)], negative=negative)
+        rows = slice(len(partial))
+        stop.partial = replace(partial, prompts=prompts[rows], negative=negative, sources=sources[rows])
         raise
-    return replace(code, prompts=prompts, negative=negative)
+    return replace(code, prompts=prompts, negative=negative, sources=sources)

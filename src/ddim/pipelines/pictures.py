@@ -1,0 +1,151 @@
+"""Reads the images that ``invert`` and ``edit`` are given, and the photographs that they are crops of."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._utils.errors import DDIMWarning, InputError
+from ..data.images import ImageLike, read_images
+from ..data.photographs import CropLike, checked_crops, read_photographs, scaled_crops, takes, window
+from ..editing.blend import MaskLike, read_masks
+from ..editing.composite import bounding_box, on_crop
+from ..inversion.photograph import Photograph
+from ..models.base import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Images as a model takes them.
+
+    ``invert`` and ``edit`` accept it in place of images, so that a file is read only once.
+
+    Attributes:
+        pixels: [N, C, H, W] in [0, 1].
+        photographs: the photographs of which they are crops; empty if nobody needs them.
+        masks: the user's mask for each image, [H, W] at its own size; empty without masks.
+    """
+
+    pixels: Tensor
+    photographs: tuple[Photograph, ...] = ()
+    masks: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images."""
+        return self.pixels.shape[2], self.pixels.shape[3]
+
+
+def read_pictures(
+    model: Model,
+    images: "ImageLike | Pictures",
+    *,
+    crop: CropLike | None = None,
+    resize: bool = False,
+    keep: bool = False,
+    mask: MaskLike | None = None,
+) -> Pictures:
+    """Reads images of any size.
+
+    If neither a crop is given nor the photographs are needed, images are read by ``read_images``, which refuses other
+    sizes unless ``resize`` is set. Otherwise a crop of each photograph is scaled to the size of the model.
+
+    Args:
+        model: for its size.
+        images: as for ``invert``, or what this function returned.
+        crop: see ``invert``. By default an image that the model takes is whole, and of another one ``window`` chooses
+            the crop: around its mask if that is of the photograph's size, else at the centre.
+        resize: see ``invert``; the crop is then the one that ``read_images`` takes.
+        keep: whether the photographs are needed. A mask needs them too.
+        mask: see ``edit``.
+
+    Raises:
+        InputError: an image or a mask cannot be read, a crop is none or does not go with ``resize``, or the crops have
+            different aspect ratios.
+
+    Warns:
+        DDIMWarning: a mask reaches beyond the crop.
+    """
+    if isinstance(images, Pictures):
+        return images
+    if crop is not None and resize:
+        raise InputError("it does not go with resize, which takes the centre; leave one out.", parameter="crop")
+    shape, multiple = model.picture, model.multiple
+    if crop is None and mask is None and not keep:
+        return Pictures(read_images(images, shape, resize=resize, multiple=multiple))
+    read = read_photographs(images)
+    masks = () if mask is None else tuple(read_masks(mask, len(read)))
+    if crop is not None:
+        sizes = [(pixels.shape[1], pixels.shape[2]) for pixels, _ in read]
+        crops = checked_crops(crop, sizes)
+    else:
+        crops = [
+            _usual_crop(pixels, shape, multiple, resize, masks[k] if masks else None)
+            for k, (pixels, _) in enumerate(read)
+        ]
+    photographs = tuple(Photograph(pixels, one, icc) for (pixels, icc), one in zip(read, crops, strict=True))
+    fit = all(len(one.pixels) == shape[0] and takes(one.size, shape, multiple) for one in photographs)
+    if crop is None and (resize or fit):
+        pixels = read_images(images, shape, resize=resize, multiple=multiple)  # tensors keep their precision
+    else:
+        pixels = scaled_crops(photographs, shape, multiple)
+    for photograph, one in zip(photographs, masks, strict=False):
+        _warn_of_mask_beyond(photograph, one)
+    return Pictures(pixels, photographs if keep or masks else (), masks)
+
+
+def _usual_crop(
+    pixels: Tensor, shape: Sequence[int], multiple: int, resize: bool, mask: Tensor | None
+) -> tuple[int, int, int, int]:
+    """The crop of an image [C, H, W] for which none was chosen."""
+    height, width = size = pixels.shape[1], pixels.shape[2]
+    if resize:
+        return window(size, shape)
+    if takes(size, shape, multiple):
+        return 0, 0, width, height
+    box = None if mask is None or tuple(mask.shape) != size else bounding_box(mask)
+    return window(size, shape, box)
+
+
+def _warn_of_mask_beyond(photograph: Photograph, mask: Tensor) -> None:
+    """Warns if a mask of the photograph's size lets something change beyond the crop, which cannot change."""
+    box = bounding_box(mask) if tuple(mask.shape) == photograph.size else None
+    left, top, right, bottom = photograph.crop
+    if box is not None and (box[0] < left or box[1] < top or box[2] > right or box[3] > bottom):
+        warnings.warn(
+            f"The mask reaches from {box[:2]} to {box[2:]}, beyond the crop from {(left, top)} to {(right, bottom)}; "
+            "nothing changes outside of the crop.",
+            DDIMWarning,
+            stacklevel=4,
+        )
+
+
+def model_mask(masks: Sequence[Tensor], photographs: Sequence[Photograph], size: tuple[int, int]) -> Tensor:
+    """Brings masks to the model's size: float32 [N, 1, H, W], the mean over the area of each pixel.
+
+    Args:
+        masks: [H, W] each, of the photograph's size, its crop's or the model's.
+        photographs: one for each mask; none if only the model's size is known.
+        size: (height, width) of the model's images.
+
+    Raises:
+        InputError: a mask has another size.
+    """
+    fitted: list[Tensor] = []
+    for k, mask in enumerate(masks):
+        own = (mask.shape[0], mask.shape[1])
+        if photographs and (own != size or own == photographs[k].size):
+            mask = on_crop(mask, photographs[k], size)
+        elif own != size:
+            raise InputError(
+                f"it is {own[1]}x{own[0]}, the picture {size[1]}x{size[0]}; give a mask of the same size, or keep the "
+                "photograph in the code by keep_source.",
+                parameter="mask",
+            )
+        fitted.append(torch.nn.functional.adaptive_avg_pool2d(mask[None], size).clamp(0, 1))
+    return torch.stack(fitted)
