@@ -14,6 +14,7 @@ from ddim._utils.errors import DDIMError
 from ddim._utils.files import write_whole
 from ddim.core.conditioning import Conditioning, PromptConditioning
 from ddim.inversion.code_file import VERSION, checksum
+from ddim.inversion.photograph import MOST_ICC, Photograph
 
 GRID = ddim.make_grid(ddim.ddpm_linear(), 4)
 LAID_OUT = {"workers": 1, "threads": 1, "batched_cfg": True}
@@ -229,7 +230,7 @@ WRONG += [10**400, float("nan"), float("inf")]
 WRONG += [{"partial": {"images": 3, "done": 5, "steps": 0, "batch": 1}}, {"weight": 7.5, "rescale": 2.0}]
 WRONG += [{"weight": 7.5, "interval": [1, 0]}, {"weight": 7.5, "colour": 1}, {"weight": True}, {"weight": "7.5"}]
 FIELDS = ["format", "version", "spacing", "method", "solver", "options", "settings", "model", "fingerprint", "dtype"]
-FIELDS += ["prompts", "negative", "guidance", "machine", "numbers", "checksum"]
+FIELDS += ["prompts", "negative", "guidance", "machine", "numbers", "checksum", "sources"]
 
 
 @pytest.fixture(scope="module")
@@ -489,6 +490,72 @@ def test_some_images_of_a_code_in_any_order():
     assert some.conditions.cond.tensors["labels"].tolist() == [2, 0, 2]
     assert some.calls["place"].tolist() == [2, 0, 2]
     assert code(prompts=()).take([1]).prompts == ()
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+def sources(count: int = 3) -> tuple[Photograph, ...]:
+    made = [torch.randint(0, 256, (1 + k, 9 + k, 7), dtype=torch.uint8) for k in range(count)]
+    return tuple(Photograph(pixels, (1, 2, 6, 7), b"profile" * (k > 0)) for k, pixels in enumerate(made))
+
+
+def test_sources_are_loaded_byte_for_byte(tmp_path):
+    before = code(sources=sources())
+    after = ddim.LatentCode.load(before.save(tmp_path / "a"))
+    for mine, theirs in zip(before.sources, after.sources, strict=True):
+        assert torch.equal(mine.pixels, theirs.pixels)
+        assert (mine.crop, mine.icc) == (theirs.crop, theirs.icc)
+    assert before.save(tmp_path / "a").read_bytes() == after.save(tmp_path / "b").read_bytes()
+    assert ddim.LatentCode.load(code().save(tmp_path / "a")).sources == ()
+    one = ddim.LatentCode.load(before[1].save(tmp_path / "a"))
+    assert torch.equal(one.sources[0].pixels, before.sources[1].pixels)
+    assert "10x7" not in repr(code())
+    assert "7x10" in repr(one)
+
+
+def test_a_flipped_bit_in_a_source_is_found(tmp_path):
+    path = code(sources=sources()).save(tmp_path / "a")
+    good = path.read_bytes()
+    start = 8 + int.from_bytes(good[:8], "little")
+    header = {k: v for k, v in json.loads(good[8:start]).items() if k.startswith("source.")}
+    assert len(header) == 3 + 2
+    for where in header.values():
+        flipped = bytearray(good)
+        flipped[start + where["data_offsets"][0]] ^= 1
+        path.write_bytes(flipped)
+        with refused("path", path, "checksum"):
+            ddim.LatentCode.load(path)
+
+
+GOOD = {"shape": [1, 9, 7], "crop": [1, 2, 6, 7]}
+
+
+@pytest.mark.parametrize(
+    ("about", "tensors", "drop", "named"),
+    [
+        ({}, {"source.0": torch.zeros(9)}, "", "source.0"),
+        ({}, {"source.0": torch.zeros(2, 9, dtype=torch.uint8)}, "", "source.0"),
+        ({}, {"source.0": torch.zeros(9, dtype=torch.uint8)}, "", "sources"),
+        ({}, {"source.3": torch.zeros(9, dtype=torch.uint8)}, "", "source.3"),
+        ({}, {"source.0.icc": torch.zeros(MOST_ICC + 1, dtype=torch.uint8)}, "", "source.0.icc"),
+        ({}, {}, "source.1", "sources"),
+        ({"sources": []}, {}, "", "source.0"),
+        ({"sources": [{**GOOD, "shape": [1, 9, 8]}]}, {}, "", "sources"),
+        ({"sources": [{**GOOD, "shape": [1, 2**20, 2**20]}]}, {}, "", "sources"),
+        ({"sources": [{**GOOD, "crop": [1, 2, 8, 7]}]}, {}, "", "sources"),
+        ({"sources": [{**GOOD, "crop": None}]}, {}, "", "sources"),
+    ],
+    ids=str,
+)
+def test_sources_that_no_code_has(tmp_path, about, tensors, drop, named):
+    with refused("path", named):
+        ddim.LatentCode.load(altered(tmp_path / "a", code(sources=sources()), about, drop, tensors))
+
+
+def test_sources_are_none_or_one_an_image(tmp_path):
+    with refused("path", 2, 3):
+        ddim.LatentCode.load(code(sources=sources(2)).save(tmp_path / "a"))
 
 
 # --- the checksum ----------------------------------------------------------------------------------------------------

@@ -73,6 +73,12 @@ def takes(size: tuple[int, int], shape: Sequence[int], multiple: int) -> bool:
     return not many and all(side % multiple == 0 for side in size)
 
 
+def is_taken_whole(photographs: Sequence[Photograph], shape: Sequence[int], multiple: int) -> bool:
+    """Whether all photographs are whole and of one size that the model takes."""
+    sizes = {photograph.size for photograph in photographs} | {photograph.crop_size for photograph in photographs}
+    return len(sizes) == 1 and takes(photographs[0].size, shape, multiple)
+
+
 def window(size: tuple[int, int], shape: Sequence[int], around: Crop | None = None) -> Crop:
     """Chooses a crop with the aspect ratio of a model.
 
@@ -137,8 +143,8 @@ def _checked_crop(crop: Any, size: tuple[int, int]) -> Crop:
 def scaled_size(photograph: Photograph, shape: Sequence[int], multiple: int) -> tuple[int, int]:
     """The (height, width) to which a model's crop of a photograph is scaled.
 
-    It is that of the model's images. For a model of any size, a whole photograph that it takes keeps its own size, and
-    a crop of another aspect ratio keeps that, with about as many pixels as the model's images.
+    It is that of the model's images. For a model of any size, a crop of another aspect ratio keeps that, with about as
+    many pixels as the model's images.
 
     Args:
         photograph: the photograph and its crop.
@@ -147,8 +153,6 @@ def scaled_size(photograph: Photograph, shape: Sequence[int], multiple: int) -> 
     (height, width), (high, wide) = photograph.crop_size, (shape[1], shape[2])
     if not multiple:
         return high, wide
-    if photograph.crop_size == photograph.size and takes(photograph.size, shape, multiple):
-        return photograph.size
     if abs(math.log(width * high / (height * wide))) < _ALIKE:
         return high, wide
     scale = math.sqrt(high * wide / (height * width))
@@ -162,6 +166,8 @@ def _nearest(side: float, multiple: int) -> int:
 def scaled_crops(photographs: Sequence[Photograph], shape: Sequence[int], multiple: int) -> Tensor:
     """Scales the crops of photographs to the size of a model, on white where they are transparent (Lanczos).
 
+    Whole photographs of one size that the model takes are not scaled.
+
     Args:
         photographs: with their crops.
         shape, multiple: as for ``read_images``.
@@ -172,7 +178,10 @@ def scaled_crops(photographs: Sequence[Photograph], shape: Sequence[int], multip
     Raises:
         InputError: the crops of a model of any size have different aspect ratios.
     """
-    sizes = [scaled_size(photograph, shape, multiple) for photograph in photographs]
+    if is_taken_whole(photographs, shape, multiple):
+        sizes = [photograph.size for photograph in photographs]
+    else:
+        sizes = [scaled_size(photograph, shape, multiple) for photograph in photographs]
     if other := next((size for size in sizes if size != sizes[0]), None):
         (h, w), (a, b) = sizes[0], other
         raise InputError(

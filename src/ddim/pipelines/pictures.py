@@ -2,14 +2,14 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .._utils.errors import DDIMWarning, InputError
 from ..data.images import ImageLike, read_images
-from ..data.photographs import CropLike, checked_crops, read_photographs, scaled_crops, takes, window
+from ..data.photographs import CropLike, checked_crops, is_taken_whole, read_photographs, scaled_crops, window
 from ..editing.blend import MaskLike, read_masks
 from ..editing.composite import bounding_box, on_crop
 from ..inversion.photograph import Photograph
@@ -58,9 +58,10 @@ def read_pictures(
     Args:
         model: for its size.
         images: as for ``invert``, or what this function returned.
-        crop: see ``invert``. By default an image that the model takes is whole, and of another one ``window`` chooses
-            the crop: around its mask if that is of the photograph's size, else at the centre.
-        resize: see ``invert``; the crop is then the one that ``read_images`` takes.
+        crop: see ``invert``. By default images of one size that the model takes are whole, and of others ``window``
+            chooses the crop: around the mask if that is of the photograph's size, else at the centre.
+        resize: see ``invert``; the crop is then the one that ``read_images`` takes,
+            rounded to whole pixels.
         keep: whether the photographs are needed. A mask needs them too.
         mask: see ``edit``.
 
@@ -80,36 +81,24 @@ def read_pictures(
         return Pictures(read_images(images, shape, resize=resize, multiple=multiple))
     read = read_photographs(images)
     masks = () if mask is None else tuple(read_masks(mask, len(read)))
+    photographs = tuple(Photograph(pixels, (0, 0, pixels.shape[2], pixels.shape[1]), icc) for pixels, icc in read)
     if crop is not None:
-        sizes = [(pixels.shape[1], pixels.shape[2]) for pixels, _ in read]
-        crops = checked_crops(crop, sizes)
+        crops = checked_crops(crop, [one.size for one in photographs])
+    elif resize or not is_taken_whole(photographs, shape, multiple):
+        boxes = [bounding_box(m) if m.shape == p.size else None for p, m in zip(photographs, masks, strict=False)]
+        boxes = [None] * len(photographs) if resize or not masks else boxes
+        crops = [window(one.size, shape, box) for one, box in zip(photographs, boxes, strict=True)]
     else:
-        crops = [
-            _usual_crop(pixels, shape, multiple, resize, masks[k] if masks else None)
-            for k, (pixels, _) in enumerate(read)
-        ]
-    photographs = tuple(Photograph(pixels, one, icc) for (pixels, icc), one in zip(read, crops, strict=True))
-    fit = all(len(one.pixels) == shape[0] and takes(one.size, shape, multiple) for one in photographs)
-    if crop is None and (resize or fit):
+        crops = [one.crop for one in photographs]
+    photographs = tuple(replace(photograph, crop=one) for photograph, one in zip(photographs, crops, strict=True))
+    channels = {len(one.pixels) for one in photographs}
+    if crop is None and (resize or (channels == {shape[0]} and is_taken_whole(photographs, shape, multiple))):
         pixels = read_images(images, shape, resize=resize, multiple=multiple)  # tensors keep their precision
     else:
         pixels = scaled_crops(photographs, shape, multiple)
     for photograph, one in zip(photographs, masks, strict=False):
         _warn_of_mask_beyond(photograph, one)
     return Pictures(pixels, photographs if keep or masks else (), masks)
-
-
-def _usual_crop(
-    pixels: Tensor, shape: Sequence[int], multiple: int, resize: bool, mask: Tensor | None
-) -> tuple[int, int, int, int]:
-    """The crop of an image [C, H, W] for which none was chosen."""
-    height, width = size = pixels.shape[1], pixels.shape[2]
-    if resize:
-        return window(size, shape)
-    if takes(size, shape, multiple):
-        return 0, 0, width, height
-    box = None if mask is None or tuple(mask.shape) != size else bounding_box(mask)
-    return window(size, shape, box)
 
 
 def _warn_of_mask_beyond(photograph: Photograph, mask: Tensor) -> None:
