@@ -75,3 +75,15 @@ def test_ratios_are_of_rounds_and_a_run_may_take_its_own_time(monkeypatch: pytes
     times = rounds.in_turns({"a": lambda: next(seconds), "b": lambda: next(seconds)}, 3)
     assert times == {"a": [1.0, 2.0, 1.0], "b": [3.0, 2.0, 8.0]}
     assert rounds.ratios(times, "a", "b") == "3.00 (1.00 to 8.00)"
+
+
+def test_the_photograph_benchmark_counts_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    words = ["--model", "tiny", "--from", "a cat", "--to", "a tiger", "--steps", "2", "--out", str(tmp_path)]
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr("sys.argv", ["benchmarks/photograph.py", "--size", "123x77", "--disc", "50,40,20", *words])
+    importlib.import_module("photograph").main()
+    said = capsys.readouterr().out
+    assert "| bytes outside the mask that differ | 0 of " in said
+    assert "| bytes inside the mask that differ | 0 of " not in said
+    assert "| the loaded code gives the same photograph | yes |" in said
+    assert (tmp_path / "edited.png").is_file()

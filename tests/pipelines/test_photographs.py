@@ -198,6 +198,8 @@ def test_a_code_that_keeps_its_source_edits_without_the_photograph(model, tmp_pa
     assert changed(without, own(image), inside)[0] == 0
     assert changed(without, own(image), inside)[1] > 0
     assert torch.equal(ddim.reconstruct(model, loaded), ddim.reconstruct(model, bare))
+    with warned("(0, 0)", "(301, 203)", "(40, 30)", "(160, 150)"):
+        ddim.edit(model, loaded, TARGET, mask=torch.ones(203, 301))
 
 
 def test_parts_of_a_code_keep_their_sources(model, tmp_path: Path):

@@ -68,9 +68,6 @@ def read_pictures(
     Raises:
         InputError: an image or a mask cannot be read, a crop is none or does not go with ``resize``, or the crops have
             different aspect ratios.
-
-    Warns:
-        DDIMWarning: a mask reaches beyond the crop.
     """
     if isinstance(images, Pictures):
         return images
@@ -96,8 +93,6 @@ def read_pictures(
         pixels = read_images(images, shape, resize=resize, multiple=multiple)  # tensors keep their precision
     else:
         pixels = scaled_crops(photographs, shape, multiple)
-    for photograph, one in zip(photographs, masks, strict=False):
-        _warn_of_mask_beyond(photograph, one)
     return Pictures(pixels, photographs if keep or masks else (), masks)
 
 
@@ -124,11 +119,15 @@ def model_mask(masks: Sequence[Tensor], photographs: Sequence[Photograph], size:
 
     Raises:
         InputError: a mask has another size.
+
+    Warns:
+        DDIMWarning: a mask reaches beyond the crop.
     """
     fitted: list[Tensor] = []
     for k, mask in enumerate(masks):
         own = (mask.shape[0], mask.shape[1])
         if photographs and (own != size or own == photographs[k].size):
+            _warn_of_mask_beyond(photographs[k], mask)
             mask = on_crop(mask, photographs[k], size)
         elif own != size:
             raise InputError(
