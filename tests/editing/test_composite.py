@@ -167,11 +167,14 @@ def test_an_edit_is_scaled_to_its_crop_and_lies_in_its_place():
     assert after[:, 20, 40].tolist() == [255, 0, 0]
 
 
-def test_the_edge_is_soft_where_the_crop_ends_inside_the_photograph_only():
-    source = Photograph(torch.zeros(1, 20, 20, dtype=torch.uint8), (0, 0, 10, 20))
-    after = pasted(source, torch.ones(1, 8, 8), torch.ones(20, 10), 4)[0]
-    assert after[10].tolist() == [255] * 6 + [204, 153, 102, 51] + [0] * 10
-    assert after[0].tolist() == after[19].tolist() == after[10].tolist()
+@pytest.mark.parametrize("turn", range(4))
+def test_the_edge_is_soft_where_the_crop_ends_inside_the_photograph_only(turn: int):
+    crop = ((0, 0, 10, 20), (0, 10, 20, 20), (10, 0, 20, 20), (0, 0, 20, 10))[turn]
+    source = Photograph(torch.zeros(1, 20, 20, dtype=torch.uint8), crop)
+    after = pasted(source, torch.ones(1, 8, 8), torch.ones(source.crop_size), 4)[0]
+    turned = torch.rot90(after, -turn)  # the crop is the left half again
+    assert turned[10].tolist() == [255] * 6 + [204, 153, 102, 51] + [0] * 10
+    assert turned[0].tolist() == turned[19].tolist() == turned[10].tolist()
 
 
 def test_a_grey_photograph_stays_grey_and_a_coloured_one_takes_grey():
