@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 
 CONTIGUOUS_FROM: dict[tuple[str, torch.dtype], int] = {
-    ("NVIDIA H200", torch.bfloat16): 48 * 1024,
-    ("NVIDIA H200", torch.float16): 48 * 1024,
+    ("NVIDIA H200", torch.bfloat16): 128 * 1024,
 }
 """CUDA device and dtype -> the pixels of a call (rows times height times width of its input) from which contiguous
-layout was measured to be faster than channels-last; ``benchmarks/gpu.py --only layouts`` measures it."""
+layout was measured to be faster than channels-last, although the weights are converted in each call."""
 LEAST_WEIGHTS = 10**8
 """The measurements hold for networks with at least this many weights."""
 
@@ -39,8 +38,8 @@ def layout_for(x: Tensor, parameters: int) -> torch.memory_format | None:
 def in_layout(network: nn.Module, function: Callable[..., Any], layout: torch.memory_format) -> Callable[..., Any]:
     """Returns a function that computes the same, with the weights of convolutions in a layout.
 
-    Weights in another layout are converted in every call, which takes 0.5 ms for those of Stable Diffusion 1.5 on an
-    H200. Copies that are kept would need memory, and would not change with the weights when a LoRA is fused.
+    Weights in another layout are converted in every call. Copies that are kept would need memory, and would not change
+    with the weights when a LoRA is fused.
 
     Args:
         network: the network that ``function`` calls.
