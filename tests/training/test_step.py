@@ -37,8 +37,6 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-
 
 class Alone:
     """One process, without Accelerate."""
@@ -325,7 +323,7 @@ def bits(step: Step) -> list[Tensor]:
     return [*step.network.state_dict().values(), *step.ema.average.values(), *moments]
 
 
-@on_a_gpu
+@pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("task", TASKS)
@@ -348,7 +346,7 @@ def test_a_graph_computes_the_bits_of_the_plain_step(
     assert len({tuple(numbers) for numbers in told}) == len(told)
 
 
-@on_a_gpu
+@pytest.mark.cuda
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "classifier"])
 def test_a_resumed_run_on_a_gpu_is_the_unbroken_one_bit_for_bit(task: str, images: Path, tmp_path: Path):
     def config(name: str) -> TrainConfig:
