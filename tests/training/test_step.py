@@ -1,5 +1,6 @@
 """One step of training against plain torch, and its gradient as a CUDA graph, whose logic needs no GPU."""
 
+import json
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -67,8 +68,9 @@ def config_of(task: str, images: Path, tmp_path: Path, **changes: Any) -> TrainC
     if task == "pixel":
         return tiny(images, folder, **labelled(changes))
     pictures = make_labels(make_images(tmp_path / "pictures", 12, 16))
-    if task == "text":
-        changes = {**changes, "data": {**changes.get("data", {}), "prompt": "a picture of {label}"}}
+    about = [json.loads(line) for line in (pictures / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    told = [{**row, "vendor": "noto", "text": ("dog", "cat", "owl")[row["label"]]} for row in about]
+    (pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, told)), encoding="utf-8")
     return task_config(task, pictures, folder, make_autoencoder(tmp_path / "autoencoder" / "model"), **changes)
 
 
