@@ -195,6 +195,17 @@ def test_the_tokenizer_knows_its_words_and_spells_the_others(tmp_path):
     )
 
 
+def test_the_same_prompts_give_the_same_tokenizer():
+    """Also for words of one letter, whose tokens the trainer numbers in another order each time."""
+    prompts, config = ["a picture of 0", "b picture of 1", "c d e f g h i"], TextConfig(vocabulary=400, length=12)
+    first = train_tokenizer(prompts, config)
+    for _ in range(4):
+        again = train_tokenizer(prompts[::-1] * 2, config)
+        assert again.get_vocab() == first.get_vocab()
+        assert again("a picture of 0 g").input_ids == first("a picture of 0 g").input_ids
+    assert len(set(first("a b c d e f g h i 0 1").input_ids)) == 13  # start, eleven words, end
+
+
 class Counting:
     """An encoder that shrinks by two, and counts what it was given."""
 

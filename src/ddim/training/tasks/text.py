@@ -1,6 +1,7 @@
 """Trains a small Stable Diffusion: a tokenizer, text encoder and U-Net on the latents of a frozen autoencoder."""
 
 import hashlib
+import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -295,8 +296,9 @@ def load_autoencoder(folder: str, channels: int) -> Any:
 def train_tokenizer(prompts: Sequence[str], config: TextConfig) -> Any:
     """Trains CLIP's byte-pair tokenizer (Sennrich et al. 2016, arXiv 1508.07909) on prompts.
 
-    Words that do not occur in them are split into shorter tokens, down to single letters. CLIP has separate tokens for
-    the last letter of a word; if no word of the prompts ends in that letter, it becomes the unknown token.
+    The same prompts give the same tokenizer. Words that do not occur in them are split into shorter tokens, down to
+    single letters. CLIP has separate tokens for the last letter of a word; if no word of the prompts ends in that
+    letter, it becomes the unknown token.
 
     Args:
         prompts: the prompts; each is counted once.
@@ -304,7 +306,19 @@ def train_tokenizer(prompts: Sequence[str], config: TextConfig) -> Any:
     """
     from transformers import CLIPTokenizer
 
-    words = sorted(set(prompts))
-    tokenizer = CLIPTokenizer().train_new_from_iterator([words], config.vocabulary, show_progress=False)
+    texts, untrained = sorted(set(prompts)), CLIPTokenizer()
+    steps = untrained.backend_tokenizer
+    words = {
+        word for text in texts for word, _ in steps.pre_tokenizer.pre_tokenize_str(steps.normalizer.normalize_str(text))
+    }
+    # The trainer numbers the tokens of last letters in the order of a hash map, which changes from run to run. As
+    # special tokens they get their numbers first and in our order; a resumed run then trains the same tokenizer.
+    ends = [f"{letter}</w>" for letter in sorted({word[-1] for word in words})]
+    trained = untrained.train_new_from_iterator(
+        [texts], config.vocabulary, show_progress=False, new_special_tokens=ends
+    )
+    model = json.loads(trained.backend_tokenizer.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in model["merges"]]
+    tokenizer = CLIPTokenizer(vocab=model["vocab"], merges=merges)
     tokenizer.model_max_length = config.length
     return tokenizer
