@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from .solvers.heun import Heun
     from .solvers.lattice import LatticeState, Lift, ReversibleSolver
     from .solvers.multistep import AdamsBashforth, DPMSolverPP
+    from .solvers.reversible_heun import ReversibleHeun
+    from .solvers.rex import Rex
 
 _WHERE = {
     "_utils.errors": ["DDIMError", "DDIMWarning", "InputError", "Interrupted", "NotFinite", "UnknownName"],
@@ -153,7 +155,9 @@ __all__ = [
     "Pair",
     "PromptConditioning",
     "RectifiedFlow",
+    "ReversibleHeun",
     "ReversibleSolver",
+    "Rex",
     "Schedule",
     "SizeIds",
     "Solver",

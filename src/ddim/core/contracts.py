@@ -43,12 +43,14 @@ class Solver(ABC):
             solver that always adds noise.
         nfe: the number of network calls per step.
         paper: the source of the formula.
+        asks_data: whether it calls the network at the data node; without noise there, a predicted x0 determines no eps.
     """
 
     name: ClassVar[str]
     order: ClassVar[int]
     nfe: ClassVar[int]
     paper: ClassVar[str]
+    asks_data: ClassVar[bool] = False
 
     @property
     def stochastic(self) -> bool:

@@ -166,9 +166,10 @@ def empty_code(
     The arguments are those of ``invert_batches``.
 
     Raises:
-        InputError: the method does not take this guidance weight or grid, or its code could not be saved.
+        InputError: the method does not take this guidance weight, grid or model, or its code could not be saved.
     """
     weight, solver = weight_of(inversion, guidance, inversion_guidance), inversion.solver()
+    check_asks_data(model, solver, "method")
     check_saveable(inversion, solver)
     guided = conditioned(model)
     records_calls = isinstance(solver, ReversibleSolver)
@@ -192,6 +193,23 @@ def empty_code(
         else {},
         guidance=guidance.options if guided else {},
     )
+
+
+def check_asks_data(model: Model, solver: Solver, parameter: str) -> None:
+    """Raises InputError if a solver calls a network that predicts x0 at a data node without noise.
+
+    Args:
+        model: the model.
+        solver: the solver.
+        parameter: the argument that chose the solver.
+    """
+    schedule = model.schedule
+    if solver.asks_data and schedule.prediction == "x0" and schedule.path.node(0).sigma == 0:
+        raise InputError(
+            f"{solver.name!r} calls the network at the data, where the model {model.name!r}, which predicts x0, says "
+            "nothing about the noise; use 'bdia', 'belm' or 'edict'.",
+            parameter=parameter,
+        )
 
 
 def check_saveable(inversion: Inversion, solver: Solver) -> None:
@@ -264,6 +282,7 @@ def solver_of(model: Model, code: LatentCode) -> Solver:
         )
     hold_of(code)  # raises now, and not after the first steps, if the setting is invalid
     solver = make_solver(code.solver, code.options)
+    check_asks_data(model, solver, "code")
     if solver.stochastic and "noise" not in code.extras:
         raise InputError(
             f"its solver {code.solver!r} draws noise, which the code does not contain; it cannot be replayed.",

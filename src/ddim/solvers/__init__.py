@@ -15,6 +15,8 @@ REVERSIBLE: "Registry[ReversibleSolver]" = Registry(
         "edict": "solvers.edict:EDICT",
         "bdia": "solvers.bdia:BDIA",
         "belm": "solvers.belm:BELM",
+        "rex": "solvers.rex:Rex",
+        "reversible-heun": "solvers.reversible_heun:ReversibleHeun",
     }
 )
 """The solvers whose steps can be undone to the bit; each of them is also an inversion."""

@@ -1,11 +1,14 @@
 """Formulas that solvers share: steps between two nodes from predicted x0 and eps."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ..core.denoiser import Denoiser
-from ..core.path import Node
+from ..core.grid import Grid
+from ..core.path import Node, RectifiedFlow
 from ..core.prediction import Pair
 
 
@@ -57,3 +60,33 @@ def power(base: float, exponent: int) -> float:
         return base**exponent
     except OverflowError:
         return math.inf
+
+
+class PathODE(NamedTuple):
+    """The ODE of deterministic sampling in the coordinate of a path: du / dr = slope, where x = weight * u.
+
+    On rectified flow, u = x, r = sigma, and the slope is the velocity eps - x0. On other paths, u = x / alpha,
+    r = sigma / alpha, and the slope is eps (Song et al. 2021, Eq. 14). ``Grid.between`` measures in the same r.
+
+    Attributes:
+        weight: the factor of u at a node.
+        time: r at a node; infinite on other paths where alpha = 0.
+        slope: the slope for a predicted pair.
+    """
+
+    weight: Callable[[Node], float]
+    time: Callable[[Node], float]
+    slope: Callable[[Pair], Tensor]
+
+    def first(self, grid: Grid) -> int:
+        """Returns the first step whose ends have a finite r: 0, or 1 if alpha = 0 at ``grid[0]`` of other paths."""
+        return 0 if math.isfinite(self.time(grid[0])) else 1
+
+
+_RATIO = PathODE(lambda node: node.alpha, lambda node: node.ratio, lambda pair: pair.eps)
+_STRAIGHT = PathODE(lambda node: 1.0, lambda node: node.sigma, lambda pair: pair.eps - pair.x0)
+
+
+def path_ode(grid: Grid) -> PathODE:
+    """Returns the ODE in the coordinate of the grid's path. A grid without a path counts as one of other paths."""
+    return _STRAIGHT if isinstance(grid.path, RectifiedFlow) else _RATIO

@@ -26,6 +26,8 @@ from ..core.contracts import Inversion, InversionProblem, InversionResult, Noise
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
 from ..core.late import require
+from ..core.path import GaussianPath, Node
+from ..core.prediction import Pair
 from ..core.solve import solve_back
 from .base import move
 
@@ -56,6 +58,20 @@ class Lift(NamedTuple):
     add: Add
 
 
+class Answer(NamedTuple):
+    """The last network call of a step, from which the next step may begin; see ``ReversibleSolver.repeats``.
+
+    Attributes:
+        denoise: the denoiser that was called.
+        node: the node that it was called at.
+        pair: what it returned.
+    """
+
+    denoise: Denoiser
+    node: Node
+    pair: Pair
+
+
 @dataclass(frozen=True, eq=False)
 class LatticeState(Mapping[str, Tensor]):
     """The state of a reversible solver at one node of a grid. As a mapping, it contains the integers of its entries.
@@ -65,12 +81,15 @@ class LatticeState(Mapping[str, Tensor]):
         integers: an int64 tensor [N, ...] for each entry. A ``LatentCode`` stores these.
         spacing: the spacing of each entry's lattice: the entry is ``integers[key] * spacing[key]``.
         dtype: the dtype of the entries when they are read as floats.
+        answer: the last network call of the step that made this state, if the next step begins with the same call. It
+            is no part of the exact state, and only saves that call.
     """
 
     node: int
     integers: Mapping[str, Tensor]
     spacing: Mapping[str, float]
     dtype: torch.dtype
+    answer: Answer | None = None
 
     def __getitem__(self, key: str) -> Tensor:
         return self.integers[key]
@@ -88,7 +107,7 @@ class LatticeState(Mapping[str, Tensor]):
         return entry.clone(memory_format=torch.contiguous_format)
 
     def with_integers(self, integers: Mapping[str, Tensor]) -> "LatticeState":
-        """Returns a state with other integers, at the same node and on the same lattice."""
+        """Returns a state with other integers, at the same node and on the same lattice, without ``answer``."""
         return LatticeState(self.node, integers, self.spacing, self.dtype)
 
 
@@ -105,12 +124,16 @@ class ReversibleSolver(Solver, Inversion):
         remedy: what a user should change if a state leaves the lattice or the range ``spread``.
         spread: the range of the root mean square of a code's x, in units of that of noise. A code outside it still
             reconstructs its image, but is not a typical sample of noise, so that it cannot be edited or interpolated.
+        repeats: whether every step ends with the network call that the next step begins with, in both directions: the
+            same entries at the same node. The state then carries the answer, and the next step does not ask again, as
+            long as it has the same denoiser. ``nfe`` counts such a call once; a run makes one call more in all.
     """
 
     keys: ClassVar[tuple[str, ...]]
     rotate: ClassVar[tuple[str, ...]] = ()
     remedy: ClassVar[str] = "use fewer steps"
     spread: ClassVar[tuple[float, float]] = (0.02, 10.0)
+    repeats: ClassVar[bool] = False
     exact: ClassVar[bool] = True
     floor_db: ClassVar[float] = math.inf
 
@@ -149,6 +172,8 @@ class ReversibleSolver(Solver, Inversion):
         with torch.no_grad():
             state = self.from_image(denoise, x0, grid)
         state = solve_back(denoise, self, state, grid, on_step=on_step)
+        assert isinstance(state, LatticeState)
+        state = state.with_integers(state.integers)  # without ``answer``, which would keep the model in memory
         self._check_spread(state, grid)
         return InversionResult(state, grid, problem.prompts, {})
 
@@ -198,7 +223,7 @@ class ReversibleSolver(Solver, Inversion):
         Raises:
             NotFinite: an entry is not finite, or too large for the lattice.
         """
-        spacing = _spacings(self, grid)[i - self.first(grid)][0]
+        spacing = _spacings(self, grid, grid.path)[i - self.first(grid)][0]
         dtype = dtype or (torch.float64 if entries["x"].dtype == torch.float64 else torch.float32)
         integers: dict[str, Tensor] = {}
         in_range: list[Tensor] = []
@@ -214,9 +239,10 @@ class ReversibleSolver(Solver, Inversion):
 
     def _lifted(self, denoise: Denoiser, state: LatticeState, grid: Grid, i: int, direction: int) -> LatticeState:
         """Applies the lifts of step i (``direction`` 1), or undoes them in reverse order (``direction`` -1)."""
-        table, k = _spacings(self, grid), i - self.first(grid)
+        table, k = _spacings(self, grid, grid.path), i - self.first(grid)
         stages, lifts = table[k], self.lifts(grid, i)
         source = _rotated(self.rotate)
+        ask = _Repeating(denoise, state.answer) if self.repeats else denoise
         # Undoing a step begins by undoing the rotation that ended it.
         integers = {source.get(key, key) if direction < 0 else key: state[key] for key in state}
         in_range: list[Tensor] = []
@@ -227,7 +253,7 @@ class ReversibleSolver(Solver, Inversion):
             # therefore compute ``added`` from the same bits, divide it by the same float64 and round it alike.
             reader = LatticeState(state.node, integers, stages[j], state.dtype)
             others = {key: reader.entry(key) for key in self.keys if key != lift.key}
-            added = lift.add(denoise, others).to(torch.float64) / stages[j + 1][lift.key]
+            added = lift.add(ask, others).to(torch.float64) / stages[j + 1][lift.key]
             integers = {**integers, lift.key: integers[lift.key] + direction * added.round().to(torch.int64)}
             in_range += [(added.abs() < LARGEST).all(), (integers[lift.key].abs() < LARGEST).all()]
             added_floats.append(added)
@@ -235,7 +261,8 @@ class ReversibleSolver(Solver, Inversion):
         spacing = table[k + (direction > 0)][0]
         rotation = source if direction > 0 else {}
         integers = {key: integers[rotation.get(key, key)] for key in self.keys}
-        return LatticeState(state.node + direction, integers, spacing, state.dtype)
+        answer = ask.answer if isinstance(ask, _Repeating) else None
+        return LatticeState(state.node + direction, integers, spacing, state.dtype, answer)
 
     def _check_spread(self, state: State, grid: Grid) -> None:
         """Warns if the root mean square of x, relative to that of noise at its node, lies outside ``spread``."""
@@ -277,6 +304,28 @@ class ReversibleSolver(Solver, Inversion):
         require(torch.stack(list(in_range)).all(), error)
 
 
+class _Repeating:
+    """The denoiser of one step of a solver that ``repeats``. It does not make a first call that was made already.
+
+    Args:
+        denoise: the denoiser of the step.
+        answer: the last call of the step before, which is the same as the first call of this step if it was made by
+            the same denoiser: no entry that it depends on has changed. Under attention control every step has a
+            denoiser of its own, and nothing is reused.
+    """
+
+    def __init__(self, denoise: Denoiser, answer: Answer | None) -> None:
+        self._denoise = denoise
+        self._known = answer if answer is not None and answer.denoise is denoise else None
+        self.answer: Answer | None = None
+
+    def __call__(self, x: Tensor, node: Node) -> Pair:
+        known, self._known = self._known, None
+        pair = known.pair if known is not None and known.node == node else self._denoise(x, node)
+        self.answer = Answer(self._denoise, node, pair)
+        return pair
+
+
 def _rotated(rotate: Sequence[str]) -> dict[str, str]:
     """Returns, for each entry that is rotated, the entry whose value it takes."""
     return dict(zip(rotate, (*rotate[1:], *rotate[:1]), strict=True))
@@ -290,12 +339,17 @@ def _at(state: State, node: int) -> LatticeState:
 
 
 @lru_cache(maxsize=16)
-def _spacings(solver: ReversibleSolver, grid: Grid) -> list[list[dict[str, float]]]:
+def _spacings(solver: ReversibleSolver, grid: Grid, path: GaussianPath | None) -> list[list[dict[str, float]]]:
     """Computes the lattice spacing of every entry at every stage of every step from ``first`` on.
 
     The spacing is 2**-k times the running product of the scales of the lifts, in float64. Both directions read the same
     table. The products are multiplied by one power of two that centres them: a coarse spacing loses precision of the
     sample, and a fine spacing leaves less room below the bound of the integers.
+
+    Args:
+        solver: the solver.
+        grid: the grid.
+        path: ``grid.path``. Scales may depend on it, and equal grids, which share a result here, may differ in it.
 
     Returns:
         for each node, a list with the spacings by entry: before the first lift and after each lift of the step that
