@@ -16,7 +16,7 @@ import tiny
 import tiny_text
 import torch
 from bits import Integers, inverted, returned, rows, same, threads
-from oracles import mixture, noise_like
+from oracles import arc, gaussian, mixture, noise_like
 from refusals import refused, warned
 
 import ddim
@@ -28,9 +28,11 @@ from ddim.models.pixel import PixelModel
 from ddim.pipelines.events import StepEvent
 from ddim.pipelines.interpolate import join
 from ddim.solvers import REVERSIBLE
-from ddim.solvers.lattice import LatticeState, Lift, ReversibleSolver
+from ddim.solvers.lattice import LatticeState, Lift, ReversibleSolver, _spacings
 
 reversible = pytest.mark.parametrize("name", REVERSIBLE)
+EVERY = [*((name, {}) for name in REVERSIBLE), ("rex", {"tableau": "euler"}), ("rex", {"tableau": "rk4"})]
+every = pytest.mark.parametrize(("name", "options"), EVERY, ids=str)
 DATA = mixture(2, 4)
 PATHS = {
     "linear": ddim.ddpm_linear(),
@@ -41,21 +43,26 @@ PATHS = {
 }
 
 
-def start_of(name: str, x0: torch.Tensor, grid: ddim.Grid) -> tuple[ReversibleSolver, LatticeState]:
-    solver = ddim.make_solver(name)
+def start_of(name: str, x0: torch.Tensor, grid: ddim.Grid, **options: Any) -> tuple[ReversibleSolver, LatticeState]:
+    solver = ddim.make_solver(name, options)
     state = solver.from_image(DATA, x0, grid)
     return solver, state
 
 
-@reversible
+def grid_of(name: str, path: str, steps: int, spacing: str = "trailing") -> ddim.Grid:
+    """A grid of at most so many steps, as far as the numbers of the solver fit the lattice."""
+    grid = ddim.make_grid(PATHS[path], steps, spacing)
+    outgrown = ddim.make_solver(name).amplification(grid) * grid[0].sigma > 1e12
+    return ddim.make_grid(PATHS[path], min(steps, 100), spacing) if outgrown else grid
+
+
+@every
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("steps", [5, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_the_integers_at_the_data_end_come_back(name, path, steps, dtype):
-    grid = ddim.make_grid(PATHS[path], steps, "trailing")
-    if ddim.make_solver(name).amplification(grid) * grid[0].sigma > 1e13:  # such numbers outgrow the lattice
-        grid = ddim.make_grid(PATHS[path], min(steps, 100), "trailing")
-    solver, state = start_of(name, DATA.draw(5).to(dtype), grid)
+def test_the_integers_at_the_data_end_come_back(name, options, path, steps, dtype):
+    grid = grid_of(name, path, steps)
+    solver, state = start_of(name, DATA.draw(5).to(dtype), grid, **options)
     code = ddim.solve_back(DATA, solver, state, grid)
     assert not same(code, state)
     assert same(ddim.solve(DATA, solver, code, grid), state)
@@ -65,12 +72,56 @@ def test_the_integers_at_the_data_end_come_back(name, path, steps, dtype):
     assert not same(ddim.solve(DATA, solver, code.with_integers(kicked), grid), state)
 
 
-@reversible
+def in_halves(x: torch.Tensor, node: ddim.Node) -> ddim.Pair:
+    """As a network in bfloat16: what goes in and what comes out has eight binary digits."""
+    pair = DATA(x.to(torch.bfloat16).to(x.dtype), node)
+    return ddim.Pair(*(value.to(torch.bfloat16).to(x.dtype) for value in pair))
+
+
+def guided_strongly(x: torch.Tensor, node: ddim.Node) -> ddim.Pair:
+    """Guidance of weight 7.5 from one distribution to another."""
+    cond, uncond = DATA(x, node), gaussian(2, 4)(x, node)
+    return ddim.Pair(*(u + 7.5 * (c - u) for c, u in zip(cond, uncond, strict=True)))
+
+
+NETWORKS: dict[str, tuple[ddim.Denoiser, torch.dtype]] = {
+    "float64": (DATA, torch.float64),
+    "float32": (DATA, torch.float32),
+    "bfloat16": (in_halves, torch.float32),
+    "guided": (guided_strongly, torch.float32),
+}
+
+
+@every
+@pytest.mark.parametrize("spacing", ddim.SPACINGS)
 @pytest.mark.parametrize("path", PATHS)
-def test_without_the_lattice_the_same_lifts_give_the_same_latent(name, path):
+def test_every_grid_and_every_network_comes_back(name, options, path, spacing):
+    """Among them grids whose first node has no signal: all of rectified flow's and zero terminal SNR's but leading."""
+    solver, grid = ddim.make_solver(name, options), ddim.make_grid(PATHS[path], 11, spacing)
+    assert (grid[0].alpha == 0) is (path in ("zero-snr", "flow") and spacing != "leading")
+    for network, (denoise, dtype) in NETWORKS.items():
+        state = solver.from_image(denoise, DATA.draw(3).to(dtype), grid)
+        code = ddim.solve_back(denoise, solver, state, grid)
+        assert not same(code, state), network
+        assert same(ddim.solve(denoise, solver, code, grid), state), network
+
+
+@every
+@pytest.mark.parametrize("path", ["zero-snr", "flow"])
+def test_three_hundred_steps_come_back(name, options, path):
+    grid = grid_of(name, path, 300)
+    solver, state = start_of(name, DATA.draw(2), grid, **options)
+    code = ddim.solve_back(DATA, solver, state, grid)
+    assert grid.steps == (100 if name == "edict" else 300)
+    assert same(ddim.solve(DATA, solver, code, grid), state)
+
+
+@every
+@pytest.mark.parametrize("path", PATHS)
+def test_without_the_lattice_the_same_lifts_give_the_same_latent(name, options, path):
     """Float64 as a witness: what the lattice rounds away is no part of the method."""
     grid = ddim.make_grid(PATHS[path], 20, "trailing")
-    solver, state = start_of(name, DATA.draw(5), grid)
+    solver, state = start_of(name, DATA.draw(5), grid, **options)
     entries = {key: state.entry(key) for key in state}
     for i in reversed(range(solver.first(grid), grid.steps)):
         state = solver.unstep(DATA, state, grid, i)
@@ -82,6 +133,104 @@ def test_without_the_lattice_the_same_lifts_give_the_same_latent(name, path):
     for key in solver.keys:
         largest = float(entries[key].abs().max())
         assert (state.entry(key) - entries[key]).abs().max() <= 1e-6 * largest, key
+
+
+# --- the call that two steps share -----------------------------------------------------------------------------------
+
+REPEATING = [name for name, kind in REVERSIBLE.items() if kind.repeats]
+repeating = pytest.mark.parametrize("name", REPEATING)
+
+
+def counted(denoise: ddim.Denoiser) -> tuple[ddim.Denoiser, list[ddim.Node]]:
+    """A denoiser, and the nodes that it was called at."""
+    nodes: list[ddim.Node] = []
+
+    def asked(x: torch.Tensor, node: ddim.Node) -> ddim.Pair:
+        nodes.append(node)
+        return denoise(x, node)
+
+    return asked, nodes
+
+
+def trip(denoise: ddim.Denoiser, solver: ReversibleSolver, grid: ddim.Grid, forget: bool) -> list[Integers]:
+    """All states there and back; ``forget``: without what the step before has asked."""
+    state = solver.from_image(denoise, DATA.draw(3), grid)
+    states = [state]
+    indices = list(range(solver.first(grid), grid.steps))
+    for step, order in ((solver.unstep, indices[::-1]), (solver.step, indices)):
+        for i in order:
+            state = step(denoise, state.with_integers(dict(state)) if forget else state, grid, i)
+            states.append(state)
+    return states
+
+
+@repeating
+@pytest.mark.parametrize("path", PATHS)
+def test_a_call_that_is_not_repeated_changes_nothing(name, path):
+    solver, grid = ddim.make_solver(name), ddim.make_grid(PATHS[path], 7)
+    (few, made), (many, repeated) = counted(DATA), counted(DATA)
+    assert all(map(same, trip(few, solver, grid, False), trip(many, solver, grid, True)))
+    steps = grid.steps - solver.first(grid)
+    assert len(made) == 2 * steps * solver.nfe + 1  # the turn at the noise repeats a call too
+    assert len(repeated) == 2 * len(made) - 2
+
+
+@repeating
+def test_another_denoiser_or_other_numbers_are_asked_again(name):
+    solver, grid = ddim.make_solver(name), ddim.make_grid(PATHS["linear"], 7)
+    first, nodes = counted(DATA)
+    state = solver.unstep(first, solver.from_image(first, DATA.draw(3), grid), grid, 6)
+    again = counted(in_halves)
+    other = solver.unstep(again[0], state, grid, 5)
+    assert len(again[1]) == 2
+    assert same(other, solver.unstep(in_halves, state.with_integers(dict(state)), grid, 5))
+    moved = state.with_integers({key: value + 2**35 for key, value in state.items()})
+    solver.unstep(first, moved, grid, 5)
+    assert len(nodes) == 2 + 2
+    solver.unstep(first, state, grid, 5)
+    assert len(nodes) == 2 + 2 + 1
+
+
+@repeating
+def test_the_result_of_an_inversion_does_not_keep_the_model(name):
+    grid = ddim.make_grid(PATHS["linear"], 3)
+    state = make_inversion(name).invert(DATA, DATA.draw(3), grid).state
+    assert isinstance(state, LatticeState)
+    assert state.answer is None
+
+
+@reversible
+def test_a_solver_says_whether_its_steps_share_a_call(name):
+    """Of one that says no, no two calls in a row are the same; of one that says yes, those that end and begin a step."""
+    solver, grid, asked = ddim.make_solver(name), ddim.make_grid(PATHS["linear"], 4), []
+
+    def watched(x: torch.Tensor, node: ddim.Node) -> ddim.Pair:
+        asked.append((x, node))
+        return DATA(x, node)
+
+    state = solver.from_image(DATA, DATA.draw(3), grid)
+    for i in reversed(range(solver.first(grid), grid.steps)):
+        state = solver.unstep(watched, state.with_integers(dict(state)), grid, i)
+    shared = sum(a[1] == b[1] and torch.equal(a[0], b[0]) for a, b in itertools.pairwise(asked))
+    assert shared == (grid.steps - solver.first(grid) - 1 if solver.repeats else 0)
+
+
+@reversible
+def test_equal_grids_of_other_paths_have_their_own_scales(name):
+    """A grid compares by its nodes, but the coordinate of a step is that of its path."""
+    flow = ddim.make_grid(PATHS["flow"], 6, "leading")
+    bare, solver, x = ddim.Grid(flow.nodes, flow.spacing, arc(1).path), ddim.make_solver(name), noise_like((3, 2, 4))
+
+    def sampled(grid: ddim.Grid) -> torch.Tensor:
+        return solver.read(ddim.solve(DATA, solver, solver.init(x, grid), grid))
+
+    assert bare == flow
+    _spacings.cache_clear()
+    alone = sampled(bare)
+    _spacings.cache_clear()
+    other = sampled(flow)
+    assert torch.equal(sampled(bare), alone)
+    assert torch.equal(other, alone) is (name in ("edict", "bdia", "belm"))  # whose formulas are of x / alpha
 
 
 @reversible

@@ -65,16 +65,17 @@ class Controlled(SolverWrapper):
 
         def controlled(x: Tensor, node: Node) -> Pair:
             nonlocal maps
-            control = AttentionController(plan, i, grid.steps) if plan is not None else None
-            if control is None or control.idle:
-                return denoise(x, node)
+            assert plan is not None
+            control = AttentionController(plan, i, grid.steps)
             pair = cast(ModelDenoiser, denoise)(x, node, Call(controller=control))
             seen = control.finish()
             # A solver may call the network several times per step; the maps of all calls are summed.
             maps = seen if maps is None else maps if seen is None else maps + seen
             return pair
 
-        after = self.inner.step(controlled, controlled_state.inner, grid, i, noise)
+        # Outside its windows, control passes the denoiser on as it is: a solver may reuse its answers in other steps.
+        idle = plan is None or AttentionController(plan, i, grid.steps).idle
+        after = self.inner.step(denoise if idle else controlled, controlled_state.inner, grid, i, noise)
         mask = self.mask(ControlledState(after, maps), i, grid.steps, after["x"])
         if mask is not None:
             blends = {k: blended(v, mask) for k, v in after.items()}

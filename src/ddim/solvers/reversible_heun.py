@@ -33,6 +33,8 @@ class ReversibleHeun(ReversibleSolver):
     keys: ClassVar[tuple[str, ...]] = ("x", "hat")
     asks_data: ClassVar[bool] = True
     repeats: ClassVar[bool] = True
+    remedy: ClassVar[str] = "use another number of steps, or weaker guidance"
+    spread: ClassVar[tuple[float, float]] = (0.2, 8.0)
 
     def first(self, grid: Grid) -> int:
         """Returns 0; or 1 where the coordinate is infinite at the first node: alpha = 0, except on rectified flow."""

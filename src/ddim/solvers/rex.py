@@ -101,7 +101,8 @@ class Rex(ReversibleSolver):
     paper: ClassVar[str] = "Blasingame & Liu 2025, arXiv 2502.08834"
     keys: ClassVar[tuple[str, ...]] = ("x", "hat")
     asks_data: ClassVar[bool] = True
-    remedy: ClassVar[str] = "use fewer steps, or zeta nearer to 1"
+    remedy: ClassVar[str] = "use another number of steps, weaker guidance, or zeta nearer to 1"
+    spread: ClassVar[tuple[float, float]] = (0.2, 8.0)
 
     def __post_init__(self) -> None:
         if self.tableau not in TABLEAUS:
