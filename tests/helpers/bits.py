@@ -76,12 +76,15 @@ def main(folder: Path) -> None:
     """In another process: every code of a folder comes back, and what came back is written beside it."""
     import tiny_text
 
-    models: dict[str, Any] = {}
+    models: dict[tuple[str, str], Any] = {}
     for file in sorted(folder.glob("*.code")):
         code = ddim.LatentCode.load(file)
-        if code.dtype not in models:
-            models[code.dtype] = tiny_text.model(dtype=getattr(torch, code.dtype))
-        images, ended = returned(models[code.dtype], code, strict=True)
+        key = code.model, code.dtype
+        if key not in models:
+            bundled = code.model in ddim.bundled_models()
+            dtype = getattr(torch, code.dtype)
+            models[key] = ddim.load(code.model, device="cpu", dtype=dtype) if bundled else tiny_text.model(dtype=dtype)
+        images, ended = returned(models[key], code, strict=True)
         torch.save((images, dict(ended)), file.with_suffix(".back"))
 
 

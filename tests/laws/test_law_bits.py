@@ -22,6 +22,7 @@ from refusals import refused, warned
 import ddim
 from ddim._utils.errors import NotFinite
 from ddim.core.conditioning import PromptConditioning
+from ddim.data.images import read_images
 from ddim.inversion import calls, make_inversion
 from ddim.models.engine import threads as engine_threads
 from ddim.models.pixel import PixelModel
@@ -201,7 +202,7 @@ def test_the_result_of_an_inversion_does_not_keep_the_model(name):
 
 @reversible
 def test_a_solver_says_whether_its_steps_share_a_call(name):
-    """Of one that says no, no two calls in a row are the same; of one that says yes, those that end and begin a step."""
+    """If it says no, no two calls in a row are the same; if yes, those that end one step and begin the next are."""
     solver, grid, asked = ddim.make_solver(name), ddim.make_grid(PATHS["linear"], 4), []
 
     def watched(x: torch.Tensor, node: ddim.Node) -> ddim.Pair:
@@ -281,6 +282,14 @@ def trips(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Trip]:
         settings = {"steps": 5, "method": name, "prompt": "a cat", "guidance": guidance}
         made[k] = (pictures, *inverted(model, pictures, **settings))
         made[k][1].save(folder / f"{k}.code")
+    return_elsewhere(folder)
+    for k, case in enumerate(CASES):
+        out[case] = Trip(*made[k], *torch.load(folder / f"{k}.back"))
+    return out
+
+
+def return_elsewhere(folder: Path) -> None:
+    """A process of its own, with two threads, reads the codes of a folder and writes what comes back beside them."""
     here = Path(bits.__file__).parent
     path = os.pathsep.join([str(here), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "2"}
@@ -288,9 +297,35 @@ def trips(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Trip]:
         [sys.executable, str(here / "bits.py"), str(folder)], env=environment, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
-    for k, case in enumerate(CASES):
-        out[case] = Trip(*made[k], *torch.load(folder / f"{k}.back"))
-    return out
+
+
+def test_bundled_models_come_back_to_the_bit_in_another_process_and_in_parts(tmp_path):
+    """Real networks: pictures inverted in batches of two and one by the Runge-Kutta solvers, saved, read elsewhere."""
+    made = {}
+    for model_name, dtype, settings in (
+        ("fashion", torch.float32, {}),
+        ("fashion", torch.bfloat16, {}),
+        ("emoji", torch.float32, {"prompt": "noto dog face", "guidance": 7.5}),
+    ):
+        model = ddim.load(model_name, device="cpu", dtype=dtype)
+        pictures = read_images(ddim.bundled_test_images(model_name)[:3], model.picture)
+        for name, options in (("rex", {"tableau": "midpoint"}), ("reversible-heun", {})):
+            key = f"{model_name} {dtype} {name} {options}"
+            method = make_inversion(name, options)
+            code, begun = inverted(model, pictures, steps=3, method=method, batch=2, **settings)
+            code.save(tmp_path / f"{key}.code")
+            made[key] = (code, begun)
+            if dtype == torch.float32:
+                one, alone = returned(model, code[2])
+                assert same(alone, rows(begun, [2])), key
+                assert one.shape == pictures[:1].shape
+                far = float((code.x - model.encode(pictures)).abs().max())
+                assert far > 0.5, key
+    return_elsewhere(tmp_path)
+    for key, (_, begun) in made.items():
+        assert same(torch.load(tmp_path / f"{key}.back")[1], begun), key
+    inner = {key for key, (code, _) in made.items() if code.grid.inner}
+    assert inner == {key for key in made if " rex " in key}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

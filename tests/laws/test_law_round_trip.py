@@ -54,6 +54,12 @@ def decibels(error: torch.Tensor) -> float:
     ("name", "options", "steps", "useless"),
     [
         *(("edict", {}, 220, True), ("edict", {"p": 0.8}, 60, True), ("bdia", {"gamma": 0.7}, 60, True)),
+        *(
+            ("rex", {}, 1, True),
+            ("reversible-heun", {}, 1, True),
+            ("rex", {}, 300, False),
+            ("reversible-heun", {}, 300, False),
+        ),
         *((name, {}, 50, False) for name in REVERSIBLE),
     ],
 )
@@ -205,7 +211,12 @@ def enlargement(solver: ReversibleSolver, grid: ddim.Grid, problem: str) -> floa
 @problems
 @pytest.mark.parametrize("spacing", ["arc", *ddim.SPACINGS])
 @pytest.mark.parametrize(
-    ("name", "options"), [*((name, {}) for name in REVERSIBLE), ("bdia", {"gamma": 0.96}), ("bdia", {"gamma": 0.7})]
+    ("name", "options"),
+    [
+        *((name, {}) for name in REVERSIBLE),
+        *(("bdia", {"gamma": 0.96}), ("bdia", {"gamma": 0.7})),
+        *(("rex", {"tableau": "euler"}), ("rex", {"tableau": "rk4"}), ("rex", {"zeta": 0.8})),
+    ],
 )
 def test_amplification_bounds_what_a_disturbance_does(name, options, spacing, problem):
     solver = ddim.make_solver(name, options)
@@ -219,7 +230,13 @@ def test_amplification_of_bdia_below_one_is_real(gamma):
     assert enlargement(solver, arc(20), "mixture") > 0.1 * gamma**-20
 
 
-@pytest.mark.parametrize(("name", "options"), [("bdia", {"gamma": 0.5}), ("edict", {"p": 0.5})])
+@pytest.mark.parametrize("zeta", [0.5, 0.8])
+def test_amplification_of_rex_below_one_is_real(zeta):
+    solver = ddim.make_solver("rex", {"zeta": zeta})
+    assert enlargement(solver, arc(20), "mixture") > 0.03 * zeta**-20
+
+
+@pytest.mark.parametrize(("name", "options"), [("bdia", {"gamma": 0.5}), ("edict", {"p": 0.5}), ("rex", {"zeta": 0.5})])
 def test_amplification_beyond_floats_is_infinite(name, options):
     assert ddim.make_solver(name, options).amplification(arc(1100)) == math.inf
 

@@ -253,7 +253,7 @@ def describe(model: Any) -> object:
     return json.dumps(model.describe())
 
 
-ROUND = [there_and_back(name) for name in ("ddim", "heun", "bdia", "edict")]
+ROUND = [there_and_back(name) for name in ("ddim", "heun", "bdia", "edict", "rex", "reversible-heun")]
 TUNED = [there_and_back(name) for name in ("null-text", "negative-prompt", "direct", "edit-friendly")]
 WORKS = [sample, *ROUND, *TUNED, edit, edit_plainly, interpolate, describe]
 

@@ -14,6 +14,7 @@ import ddim.models
 from ddim.models.fingerprint import fingerprint
 from ddim.models.pixel import PixelModel
 from ddim.pipelines.common import grid_for
+from ddim.solvers import REVERSIBLE
 
 NODE = ddim.ddpm_linear().node(300)
 
@@ -398,7 +399,7 @@ def test_the_samplers_state_stays_in_float32(pristine, dtype):
     assert code.x.dtype == torch.float32
 
 
-@pytest.mark.parametrize("method", ["edict", "bdia", "belm"])
+@pytest.mark.parametrize("method", REVERSIBLE)
 def test_half_precision_networks_come_back_exactly_too(pristine, method):
     # what is exact is the algebra of the state, whatever the network answers, as long as it answers the same twice
     model, picture = load(pristine, dtype="bfloat16"), torch.rand(1, 1, 8, 8)

@@ -27,7 +27,15 @@ from ddim.models.attention.unet import sites
 from ddim.models.sdxl import StableDiffusionXL
 from ddim.pipelines.events import LossEvent
 
-EXACT = (("bdia", 2.0), ("bdia", 7.5), ("belm", 2.0), ("edict", 2.0), ("edict", 7.5))
+EXACT = (
+    ("bdia", 2.0),
+    ("bdia", 7.5),
+    ("belm", 2.0),
+    ("edict", 2.0),
+    ("edict", 7.5),
+    ("rex", 7.5),
+    ("reversible-heun", 7.5),
+)
 FAR = 0.01
 """What a wrong vector changes, at the least, in parts of the largest value."""
 

@@ -16,6 +16,7 @@ from ddim.inversion import INVERSIONS
 from ddim.inversion.ddim import DDIMInversion
 from ddim.models.pixel import PixelModel
 from ddim.pipelines.events import CodeEvent, ImagesEvent, StepEvent
+from ddim.solvers import REVERSIBLE
 from ddim.solvers.bdia import BDIA
 from ddim.solvers.heun import Heun
 
@@ -266,7 +267,7 @@ def test_the_ends_of_an_interpolation_are_the_reconstructions(model, pictures, m
         assert not torch.allclose(frames[1], back[0], atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["heun", "edict", "bdia", "belm"])
+@pytest.mark.parametrize("method", ["heun", *REVERSIBLE])
 def test_between_codes_of_any_method_lie_arcs_of_plain_latents(model, pictures, method):
     """The state of another method holds what its own way forward needs; mixed, it leaves what the model has seen."""
     code = ddim.invert(model, pictures, steps=4, method=method)
@@ -283,6 +284,27 @@ def test_an_interpolation_counts_every_step_of_its_walks(model, pictures):
     code = ddim.invert(model, pictures, steps=4, method="bdia")
     ddim.interpolate(model, code, frames=5, on_event=steps_into(seen))
     assert seen == [(k, 11) for k in range(1, 12)]  # the code lies past the first step: 3 + 4 + 4
+
+
+ASKING = [name for name, kind in REVERSIBLE.items() if kind.asks_data]
+
+
+@pytest.mark.filterwarnings("ignore:The code of:ddim.DDIMWarning")  # of a random network, no latent
+@pytest.mark.parametrize("name", ASKING)
+def test_a_solver_that_asks_at_the_data_is_refused_for_predicted_x0_before_any_work(pictures, name):
+    model, calls = tiny.model(prediction_type="sample"), []
+    model.network.register_forward_hook(lambda *_: calls.append(1))
+    with refused("solver", repr(name), "'tiny'", "x0"):
+        ddim.sample(model, 1, steps=3, solver=name)
+    with refused("method", repr(name), "'tiny'", "x0"):
+        ddim.invert(model, pictures, steps=3, method=name)
+    code = ddim.invert(tiny.model(), pictures, steps=3, method=name)
+    with refused("code", repr(name), "'tiny'", "x0"), warned("'tiny'"):
+        ddim.reconstruct(model, code)
+    assert not calls
+    noisy = tiny.model(prediction_type="sample", _class_name="DDIMScheduler", set_alpha_to_one=False)
+    assert noisy.schedule.path.node(0).sigma > 0  # so that its data says something
+    assert ddim.reconstruct(noisy, ddim.invert(noisy, pictures, steps=3, method=name)).shape == pictures.shape
 
 
 def test_an_unknown_way_between(model, pictures):
@@ -398,6 +420,9 @@ def test_eta_goes_with_ddim_only(model, solver):
         ({"method": "ddpm"}, refused("method", "'ddpm'", *ddim.inversion_names())),
         ({"method": "dpm++2m"}, refused("method", "'dpm++2m'")),
         ({"method": "edict", "options": {"q": 1}}, unknown("options", "q", "'edict'", "p")),
+        ({"method": "rex", "options": {"tableau": "rk5"}}, unknown("tableau", "rk5", nearest="rk4")),
+        ({"method": "rex", "options": {"zeta": 0}}, refused("zeta", 0, 0.999)),
+        ({"method": "rex", "options": {"zeta": 1.1}}, refused("zeta", 1.1)),
         ({"steps": 0}, refused("steps", 0)),
         ({"batch": -1}, refused("batch", -1)),
         ({"spacing": "even"}, unknown("spacing", "even")),
