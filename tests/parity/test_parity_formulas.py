@@ -22,6 +22,11 @@ def forward(solver, problem: str, grid: ddim.Grid, noise=None) -> torch.Tensor:
     return solver.read(ddim.solve(PROBLEMS[problem], solver, solver.init(X, grid), grid, noise=noise))
 
 
+def backward(solver, problem: str, grid: ddim.Grid):
+    data = PROBLEMS[problem]
+    return ddim.solve_back(data, solver, solver.from_image(data, data.draw(4), grid), grid)
+
+
 def compare(name: str, a: torch.Tensor, b: torch.Tensor, record_property, tolerance: float = 1e-12) -> None:
     worst = float((a - b).abs().max())
     record_property("largest_disagreement", worst)
@@ -182,6 +187,98 @@ def test_belm(problem, spacing, record_property):
         )
     result = forward(ddim.make_solver("belm"), problem, grid)
     compare(f"belm {problem} {spacing}", result, x[0], record_property, LATTICE)
+
+
+FLOW = {f"flow {s}": ddim.make_grid(ddim.RectifiedFlow(), 20, s) for s in ddim.SPACINGS}
+VE = {f"ve {s}": ddim.make_grid(ddim.VEPath(), 20, s) for s in ddim.SPACINGS}
+GRIDS_OF_PATHS = {**GRIDS, **FLOW, **VE}
+every_path = pytest.mark.parametrize("grid", GRIDS_OF_PATHS)
+
+
+class Coordinate:
+    """gamma and w of Rex' noise prediction, with the network in them; on rectified flow sigma, 1 and the velocity."""
+
+    def __init__(self, problem: str, grid: str) -> None:
+        self.data, self.straight, self.ve = PROBLEMS[problem], grid in FLOW, grid in VE
+        self.nodes = GRIDS_OF_PATHS[grid].nodes
+        self.gamma = [n.sigma if self.straight else n.sigma / n.alpha for n in self.nodes]
+        self.w = [1.0 if self.straight else n.alpha for n in self.nodes]
+
+    def f(self, gamma: float, u: torch.Tensor) -> torch.Tensor:
+        """du / dgamma. The level of a gamma is known without the library: from alpha + sigma = 1, alpha = 1, or
+        alpha^2 + sigma^2 = 1."""
+        alpha = 1 - gamma if self.straight else 1.0 if self.ve else 1 / math.sqrt(1 + gamma**2)
+        node = ddim.Node(math.nan, alpha, gamma if self.straight else gamma * alpha)
+        pair = self.data(u if self.straight else alpha * u, node)
+        return pair.eps - pair.x0 if self.straight else pair.eps
+
+
+def euler(f, gamma, u, h):
+    return h * f(gamma, u)
+
+
+def midpoint(f, gamma, u, h):
+    return h * f(gamma + h / 2, u + h / 2 * f(gamma, u))
+
+
+def runge_kutta_4(f, gamma, u, h):
+    k1 = f(gamma, u)
+    k2 = f(gamma + h / 2, u + h / 2 * k1)
+    k3 = f(gamma + h / 2, u + h / 2 * k2)
+    k4 = f(gamma + h, u + h * k3)
+    return h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+
+METHODS = {"euler": euler, "midpoint": midpoint, "rk4": runge_kutta_4}
+COORDINATE = 1e-8  # a node within a step is found in a table by its angle, and Rex enlarges the difference on its way
+
+
+@every_path
+@every_problem
+@pytest.mark.parametrize("zeta", [0.999, 0.8])
+@pytest.mark.parametrize("tableau", METHODS)
+def test_rex(tableau, zeta, problem, grid, record_property):
+    """Blasingame & Liu 2025: the coupling of McCallum & Foster 2024, forth and, by its inverse, back."""
+    at, psi, last = Coordinate(problem, grid), METHODS[tableau], len(GRIDS_OF_PATHS[grid]) - 1
+    x = hat = X
+    for i in range(last):
+        h, w, w_next = at.gamma[i + 1] - at.gamma[i], at.w[i], at.w[i + 1]
+        x = w_next / w * (zeta * x + (1 - zeta) * hat) + w_next * psi(at.f, at.gamma[i], hat / w, h)
+        hat = w_next / w * hat - w_next * psi(at.f, at.gamma[i + 1], x / w_next, -h)
+    solver = ddim.make_solver("rex", {"tableau": tableau, "zeta": zeta})
+    end = forward(solver, problem, GRIDS_OF_PATHS[grid])
+    compare(f"rex {tableau} {zeta} {problem} {grid}", end, x, record_property, COORDINATE)
+    x = hat = PROBLEMS[problem].draw(4)
+    for i in reversed(range(last)):
+        h, w, w_next = at.gamma[i + 1] - at.gamma[i], at.w[i], at.w[i + 1]
+        hat = w / w_next * hat + w * psi(at.f, at.gamma[i + 1], x / w_next, -h)
+        x = w / w_next * x / zeta + (1 - 1 / zeta) * hat - w / zeta * psi(at.f, at.gamma[i], hat / w, h)
+    state = backward(solver, problem, GRIDS_OF_PATHS[grid])
+    for key, value in (("x", x), ("hat", hat)):
+        compare(f"rex back {tableau} {zeta} {problem} {grid}", state.entry(key), value, record_property, COORDINATE)
+
+
+@every_path
+@every_problem
+def test_reversible_heun(problem, grid, record_property):
+    """Algorithm 1 of Kidger et al. 2021 without noise: a step of z-hat by the slope at it, of z by the trapezoid."""
+    at, last = Coordinate(problem, grid), len(GRIDS_OF_PATHS[grid]) - 1
+    z = hat = X / at.w[0]
+    for n in range(last):
+        h, slope = at.gamma[n + 1] - at.gamma[n], at.f(at.gamma[n], hat)
+        hat = 2 * z - hat + slope * h
+        z = z + (slope + at.f(at.gamma[n + 1], hat)) * h / 2
+    solver = ddim.make_solver("reversible-heun")
+    end = forward(solver, problem, GRIDS_OF_PATHS[grid])
+    compare(f"reversible heun {problem} {grid}", end, z * at.w[-1], record_property, LATTICE)
+    z = hat = PROBLEMS[problem].draw(4) / at.w[-1]
+    for n in reversed(range(last)):  # algorithm 2, its inverse
+        h, slope = at.gamma[n + 1] - at.gamma[n], at.f(at.gamma[n + 1], hat)
+        hat = 2 * z - hat - slope * h
+        z = z - (slope + at.f(at.gamma[n], hat)) * h / 2
+    state = backward(solver, problem, GRIDS_OF_PATHS[grid])
+    for key, value in (("x", z), ("hat", hat)):
+        compare(f"reversible heun back {problem} {grid}", state.entry(key), value * at.w[0], record_property, LATTICE)
 
 
 @every_grid
