@@ -21,7 +21,7 @@ from ddim.core.denoiser import Call
 from ddim.core.guidance import Guidance, guided
 from ddim.core.noise import SeededNoise
 from ddim.core.process import eta_std
-from ddim.inversion import INVERSIONS, make_inversion
+from ddim.inversion import INVERSIONS, make_inversion, null_text
 from ddim.inversion.base import pivot_of
 from ddim.inversion.edit_friendly import EditFriendly
 from ddim.inversion.negative_prompt import along_arc
@@ -183,6 +183,30 @@ def test_an_image_that_is_near_enough_is_neither_asked_for_nor_changed():
     assert loss[0] == by_itself[0]
     assert not torch.equal(tuned[1], null[1])
     assert counted.count("uncond") == 4
+
+
+@pytest.mark.parametrize("scope", ["step", "global"])
+def test_a_whole_batch_that_learns_late_of_its_end_tunes_the_same(scope: str, monkeypatch: pytest.MonkeyPatch):
+    """What a GPU does, for the sake of its graphs: all rows stay in the batch, and the flag is read one update late."""
+    method = NullText(inner=6, lr=0.05, stop=0.02, rise=0, scope=scope)
+    near, whole = Counted(), Counted()
+    few = method.invert(scene(network=near), images(), GRID)
+
+    class OneLate:
+        def __init__(self) -> None:
+            self.before = True
+
+        def __call__(self, flag: Tensor) -> bool:
+            before, self.before = self.before, bool(flag)
+            return before
+
+    monkeypatch.setattr(null_text, "rows_to_compute", lambda rows: torch.arange(len(rows)))
+    monkeypatch.setattr(null_text, "LateFlag", OneLate)
+    many = method.invert(scene(network=whole), images(), GRID)
+    assert whole.count("uncond") > near.count("uncond")  # some images stopped before others
+    one, other = (run.extras["uncond_text"] if scope == "step" else opposite(run.prompts) for run in (few, many))
+    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+    assert not torch.equal(other[0], other[1])
 
 
 def test_the_rate_and_the_threshold_are_the_paper_s_and_stay_above_zero():
