@@ -28,7 +28,7 @@ class Recorded:
     busy = False
     size = 1
 
-    def __init__(self, function: Any, inputs: Any, pool: Any = None) -> None:
+    def __init__(self, function: Any, inputs: Any, *_: Any) -> None:
         self.function = function
         self.note = function(*inputs)[1]
 
@@ -56,6 +56,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Small:
     monkeypatch.setattr(engine, "_Gradient", Recorded)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "Event", object)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=30))
@@ -120,6 +121,18 @@ def elsewhere(network: nn.Module) -> None:
     network.weight = nn.Parameter(torch.empty(3, 3, device="meta"), requires_grad=False)
 
 
+def replaced(network: nn.Module) -> None:
+    network.forward = type(network).forward.__get__(network)  # type: ignore[method-assign]
+
+
+class Collecting:
+    """An attention processor of the user's own."""
+
+
+def with_a_processor(network: nn.Module) -> None:
+    network.processor = Collecting()  # type: ignore[assignment]
+
+
 def training(network: nn.Module) -> None:
     network.train()
 
@@ -136,6 +149,8 @@ def tuned(network: nn.Module) -> None:
         (offloaded, "accelerate"),
         (quantised, "quantised"),
         (elsewhere, "offloaded"),
+        (replaced, "forward"),
+        (with_a_processor, "Collecting"),
         (training, "training"),
         (tuned, "require gradients"),
     ],
@@ -169,17 +184,58 @@ def set_the_scale_of_a_lora(network: nn.Module) -> None:
     network.scaling = {"style": 0.5}  # type: ignore[assignment]
 
 
-def set_a_processor(network: nn.Module) -> None:
-    network.processor = object()  # type: ignore[assignment]
-
-
-@pytest.mark.parametrize("change", [add_a_layer, move_a_weight, set_a_number, set_the_scale_of_a_lora, set_a_processor])
+@pytest.mark.parametrize("change", [add_a_layer, move_a_weight, set_a_number, set_the_scale_of_a_lora])
 def test_graphs_are_dropped_when_the_network_changes(small: Small, change: Any):
     small(torch.randn(2, 3))
     small(torch.randn(4, 3))
     change(small.network)
     small(torch.randn(2, 3))
     assert len(small.graphs) == 1
+
+
+def test_autocast_and_a_recording_of_the_callers_keep_graphs_away(small: Small, monkeypatch: pytest.MonkeyPatch):
+    x = torch.randn(2, 3)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: True)
+    small(x)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    small(x)
+    assert ["autocast" in small.told[0], "records" in small.told[1], len(small.graphs)] == [True, True, 0]
+
+
+def test_every_change_of_a_real_lora_is_seen():
+    """peft fuses in place, so that no address changes; a graph would apply a fused LoRA twice, or not at all."""
+    from peft import LoraConfig
+
+    network = tiny_text.pipeline().unet
+    network.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights="gaussian"), "style")
+    network.eval()
+    before, reason = state_of(network)
+    assert reason is None
+    for change in (
+        lambda: network.set_adapters(["style"], [0.5]),
+        network.disable_adapters,
+        network.enable_adapters,
+        *(network.fuse_lora, network.unfuse_lora) * 2,
+    ):
+        change()
+        after, reason = state_of(network)
+        assert reason is None
+        assert after != before
+        before = after
+
+
+def test_free_u_is_seen():
+    pipeline = tiny_text.pipeline()
+    before = state_of(pipeline.unet)[0]
+    pipeline.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    assert state_of(pipeline.unet)[0] != before
+
+
+def test_our_own_blocks_are_no_reason():
+    model: Any = ddim.load("fashion", device="cpu")
+    assert any("forward" in module.__dict__ for module in model.network.modules())
+    assert state_of(model.network)[1] is None
 
 
 def test_new_values_of_a_weight_in_place_keep_the_graphs(small: Small):
@@ -330,7 +386,7 @@ def test_the_layout_follows_from_device_dtype_and_shape(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "card")
 
     def layout(rows: int, dtype: torch.dtype = torch.float16, weights: int = 10**9) -> torch.memory_format | None:
-        x: Any = SimpleNamespace(is_cuda=True, device="cuda", dtype=dtype, shape=(rows, 4, 5, 5))
+        x: Any = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(rows, 4, 5, 5))
         return layout_for(x, weights)
 
     assert layout(3) is torch.channels_last

@@ -48,6 +48,55 @@ def test_a_batch_that_is_too_large_is_halved(method: str):
         ddim.reconstruct(tiny.model(), code, strict=True)
 
 
+@pytest.mark.parametrize("where", ["callback", "joining"])
+def test_memory_that_runs_out_elsewhere_repeats_no_image(where: str, monkeypatch: pytest.MonkeyPatch):
+    """Only the network's calls are tried again: what follows them has changed the result already."""
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    def on_event(event: ddim.Event) -> None:
+        if where == "callback" and isinstance(event, ddim.CodeEvent):
+            full()
+
+    if where == "joining":
+        monkeypatch.setattr("ddim.inversion.partial.complete", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        ddim.invert(tiny.model(), BIG, steps=2, on_event=on_event)
+
+
+def test_an_interrupted_run_goes_on_with_the_smaller_batch():
+    model = tiny.model()
+    small_memory(model, 2)
+    seen: list[ddim.CodeEvent] = []
+
+    def on_event(event: ddim.Event) -> None:
+        if isinstance(event, ddim.CodeEvent):
+            seen.append(event)
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(ddim.Interrupted) as stop:
+        ddim.invert(model, BIG, steps=3, method="bdia", on_event=on_event)
+    assert [event.batch for event in seen] == [2, 2]
+    whole = ddim.invert(model, BIG, steps=3, method="bdia", resume=stop.value.partial)
+    assert whole.calls["rows"].tolist() == [2, 2, 2, 2, 1]
+    assert torch.equal(whole.state["x"], ddim.invert(model, BIG, steps=3, method="bdia", batch=2).state["x"])
+
+
+def test_low_memory_that_would_change_nothing_is_refused():
+    with refused("low_memory"):
+        ddim.load("fashion", device="cpu", low_memory=True)
+    assert ddim.load("fashion-classes", device="cpu", low_memory=True).low_memory
+
+
+def test_a_wrapper_has_the_settings_of_its_model():
+    model = tiny.model()
+    counted = Counted(model)
+    model.tf32, model.low_memory = True, True
+    assert (counted.tf32, counted.low_memory) == (True, True)
+
+
 def test_one_image_that_is_too_large_is_an_error():
     model = tiny.model()
     small_memory(model, 0)

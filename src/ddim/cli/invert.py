@@ -69,7 +69,7 @@ def invert(
         from ..evaluation.metrics import errors
         from ..inversion import make_inversion
         from ..inversion.latent_code import LatentCode
-        from ..inversion.partial import KEY, begun
+        from ..inversion.partial import begun
         from ..pipelines.common import grid_for
         from ..pipelines.invert import invert as invert_images
         from ..pipelines.pictures import read_pictures
@@ -119,7 +119,7 @@ def invert(
             )
         parts = list[LatentCode]()
 
-        def keep(first: int, part: LatentCode) -> None:
+        def keep(first: int, part: LatentCode, batch: int) -> None:
             """Writes what is done: each code as its batch ends, or the beginning of the one code of all images."""
             if not one_file:
                 for k in range(len(part)):
@@ -128,7 +128,7 @@ def invert(
             parts.append(part)
             resumed = kept is not None and first == 0  # the file that is resumed holds this and more
             if not resumed and first + len(part) < len(pixels):
-                begun(parts, len(pixels), kept.settings[KEY]["batch"] if kept else machine.batch).save(partial)
+                begun(parts, len(pixels), batch).save(partial)
 
         with terminal.bar("inverting", len(pixels)) as report:
             try:

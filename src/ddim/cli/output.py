@@ -44,12 +44,13 @@ class Meter:
         self._show(*self._at, self._text)
 
 
-def listening(meter: Meter | None, keep: "Callable[[int, Any], None] | None" = None) -> "OnEvent":
+def listening(meter: Meter | None, keep: "Callable[..., None] | None" = None) -> "OnEvent":
     """An ``on_event`` for a pipeline.
 
     Args:
         meter: shows steps and losses; None shows nothing.
-        keep: called with the images or the code of a batch, and before it the index of its first image among all.
+        keep: called with the index of a batch's first image among all, and the images of the batch; or the code of the
+            batch and the number of images per batch.
     """
     from ..pipelines.events import CodeEvent, Event, ImagesEvent, LossEvent, StepEvent
 
@@ -61,7 +62,7 @@ def listening(meter: Meter | None, keep: "Callable[[int, Any], None] | None" = N
         elif isinstance(event, ImagesEvent) and keep is not None:
             keep(event.first, event.images)
         elif isinstance(event, CodeEvent) and keep is not None:
-            keep(event.first, event.code)
+            keep(event.first, event.code, event.batch)
 
     return on_event
 

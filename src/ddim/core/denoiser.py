@@ -48,7 +48,7 @@ class Call:
         controller: an ``AttentionController``, for models whose attention can be edited.
         batched: whether several conditions are evaluated in one batch; otherwise one after the other.
         layout: how the batch is split on a CPU; None leaves the choice to the engine.
-        on_engine: called with a sentence if the call cannot be computed the fastest way, such as as a CUDA graph.
+        on_engine: called with a sentence if the call cannot be computed the fastest way, for example as a CUDA graph.
     """
 
     branches: tuple[str, ...] = ("cond",)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._utils.tensors import whole_numbers
 from ..core.denoiser import Layout
+from ..core.tf32 import precision
 
 ROWS, PLACE = "rows", "place"
 
@@ -40,19 +41,27 @@ def machine_now(
         plain values by name, as ``LatentCode.machine`` stores them.
     """
     cuda = device.type == "cuda"
-    own = {None: torch.get_float32_matmul_precision(), True: "high", False: "highest"}[tf32 if cuda else None]
+    convolutions, products = precision() if tf32 is None else (tf32, tf32)
     versions = {"cuda": torch.version.cuda or "", "cudnn": torch.backends.cudnn.version() or 0} if cuda else {}
     return {
         "device": torch.cuda.get_device_name(device) if cuda else f"{device.type} {_kernels()}".strip(),
         "torch": torch.__version__.partition("+")[0],
         **versions,
-        "tf32": cuda and bool(torch.backends.cudnn.allow_tf32 if tf32 is None else tf32),
-        "matmul": own,
+        "tf32": cuda and convolutions,
+        "matmul": ("high" if products else "highest") if cuda else _matmul_precision(),
         "engine": engine,
         "workers": layout.workers,
         "threads": layout.threads,
         "batched_cfg": batched_cfg,
     }
+
+
+def _matmul_precision() -> str:
+    """Returns how precise matrix products in float32 are on a CPU."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch refuses this after a program has set its newer switches
+        return str(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
 
 
 def _kernels() -> str:

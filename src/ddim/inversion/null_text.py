@@ -11,7 +11,7 @@ from .._utils.errors import InputError, UnknownName
 from ..core.conditioning import TEXT
 from ..core.contracts import InversionInterrupted, InversionProblem, InversionResult, OnStep
 from ..core.grid import Grid
-from ..core.late import LateFlag, late_checks
+from ..core.late import LateFlag, LateValues, late_checks
 from .base import ByDDIM, pivot_of
 from .replay import TUNED
 from .tuning import Adam, GuidedStep, only, rows_to_compute
@@ -139,14 +139,16 @@ class NullText(ByDDIM):
         # One tuple, which is replaced by one assignment after each step: Ctrl-C can come between any two operations,
         # and must find a sample that belongs to the embeddings.
         done = kept.get("x", pivot[:, 0]), kept[TUNED].unbind(1) if TUNED in kept else ()
+        losses = LateValues[int]()
         try:
             for i in range(len(done[1]), grid.steps):
                 x, texts = done
                 step = GuidedStep(problem, x, grid[i], grid[i + 1], pivot[:, i + 1])
                 text, x, loss = self._tune(step, texts[-1] if texts else first, i, grid.steps)
                 done = x, (*texts, text)
-                if problem.on_loss is not None:
-                    problem.on_loss(i, float(loss.mean()))
+                for at, (mean,) in losses.add(i, loss.mean().view(1), wait=i + 1 == grid.steps):
+                    if problem.on_loss is not None:
+                        problem.on_loss(at, mean)
                 if on_step is not None:
                     on_step(i + 1, {"x": x})
         except KeyboardInterrupt:

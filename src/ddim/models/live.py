@@ -14,7 +14,7 @@ PLAIN = (
 )
 """Attention processors of diffusers that compute plain attention, so that ours may replace them."""
 
-_PLAIN_WEIGHTS = (torch.Tensor, nn.Parameter, nn.Buffer)
+_PLAIN_WEIGHTS = (torch.Tensor, nn.Parameter, getattr(nn, "Buffer", nn.Parameter))  # torch 2.5 has added nn.Buffer
 
 
 def require_eval_mode(network: nn.Module, part: str) -> None:

@@ -127,6 +127,11 @@ class PixelModel(ClassModel):
             )
         model = cls(name, unet, scheduler, device=device, dtype=dtype, null_class=null)
         model.check_shapes()
+        if low_memory and model.info.null_class is None:
+            raise InputError(
+                f"{name!r} has neither an autoencoder nor guidance, so that nothing would change; leave it out.",
+                parameter="low_memory",
+            )
         model.low_memory = low_memory
         return model
 

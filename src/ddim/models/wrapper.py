@@ -26,7 +26,6 @@ class ModelWrapper(Model):
 
     def __init__(self, model: Model) -> None:
         self.model, self.info, self.schedule = model, model.info, model.schedule
-        self.tf32, self.low_memory = model.tf32, model.low_memory
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -45,6 +44,16 @@ class ModelWrapper(Model):
     def engine(self) -> str:
         """How the wrapped model's network computes."""
         return self.model.engine
+
+    @property
+    def tf32(self) -> bool | None:  # type: ignore[override]
+        """The wrapped model's setting."""
+        return self.model.tf32
+
+    @property
+    def low_memory(self) -> bool:  # type: ignore[override]
+        """The wrapped model's setting."""
+        return self.model.low_memory
 
     @property
     def quantised(self) -> Sequence[str]:

@@ -83,7 +83,7 @@ def invert_batches(
         batch = int(resume.settings[partials.KEY]["batch"])
         parts, kept = partials.unpacked(resume, model.device)
         if parts:
-            on_event(CodeEvent(0, partials.complete(empty, parts)))
+            on_event(CodeEvent(0, partials.complete(empty, parts), batch))
     layout = calls.layout_of(empty.machine)
     solver = inversion.solver()
     if layout:
@@ -106,16 +106,21 @@ def invert_batches(
         )
         steps = int(resume.settings[partials.KEY]["steps"]) if resume and kept is not None else 0
         report.begin(finished, steps, -(-(count - begin) // batch))
+        result = None
         try:
-            with half_precision_hint(model):
-                x0 = model.encode(part)
-                if kept is not None:
-                    partials.check_images(kept, x0)
-                result = inversion.invert(problem, x0, grid, report)
+            try:
+                with half_precision_hint(model):
+                    x0 = model.encode(part)
+                    if kept is not None:
+                        partials.check_images(kept, x0)
+                    result = inversion.invert(problem, x0, grid, report)
+            except Exception as error:
+                if not out_of_memory(error) or len(part) == 1 or kept is not None:
+                    raise
+            if result is not None:
+                kept = None
                 parts.append(result._replace(calls=calls.call_record(len(part))) if layout else result)
-            kept = None
-            on_event(CodeEvent(begin, partials.complete(empty, parts[-1:])))
-            begin, finished = begin + len(part), finished + 1
+                on_event(CodeEvent(begin, partials.complete(empty, parts[-1:]), batch))
         except KeyboardInterrupt as error:
             stop = error
             if resume is not None and kept is not None and not isinstance(error, InversionInterrupted):
@@ -125,9 +130,9 @@ def invert_batches(
                 raise
             done = sum(len(p.state["x"]) for p in parts)
             raise partials.interrupted(empty, parts, stop, problem.prompts, (count, done, batch)) from None
-        except Exception as error:
-            if not out_of_memory(error) or len(part) == 1 or kept is not None:
-                raise
+        if result is not None:
+            begin, finished = begin + len(part), finished + 1
+        else:  # here and not where the error is caught, which would keep the memory of the failed call
             batch = -(-len(part) // 2)
             on_event(EngineEvent(f"{len(part)} images in one call need too much memory; the next calls have {batch}."))
     return partials.complete(empty, parts)

@@ -53,10 +53,12 @@ class CodeEvent:
     Args:
         first: the index of the first image of the batch among all images.
         code: the code of the batch.
+        batch: the number of images per batch from here on; smaller than requested if the memory was too small.
     """
 
     first: int
     code: LatentCode
+    batch: int
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def invert(
             first, part = event.first, event.code
             rows = slice(first, first + len(part))
             part = replace(part, prompts=prompts[rows], negative=negative, sources=sources[rows])
-            event = CodeEvent(first, part)
+            event = CodeEvent(first, part, event.batch)
         on_event(event)
 
     try:

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from ...core.tf32 import precision
 from ..live import PLAIN, is_compiled, is_quantised
-from .kernels import precision
 from .layout import in_layout, layout_for
 
 MOST_GRAPHS = 16
@@ -28,6 +29,7 @@ Function = Callable[..., tuple[Outputs, Any]]
 """A network call: takes tensors or None, and returns output tensors and one more value that no input changes."""
 Notify = Callable[[str], None]
 
+_ENGINE = __name__.rpartition(".")[0]
 _SCALARS = frozenset({int, float, bool, str, type(None), tuple})
 
 
@@ -51,6 +53,8 @@ class Graphs:
         self._failed: dict[Hashable, str] = {}
         self._state: list[Any] = []
         self._pool: Any = None
+        self._held = 0  # bytes that the graphs have taken from the device
+        self._done: torch.cuda.Event | None = None
 
     def __len__(self) -> int:
         """Returns the number of graphs that it holds."""
@@ -116,7 +120,7 @@ class Graphs:
             self._entries.clear()
             self._seen.clear()
             self._failed.clear()
-            self._pool = None
+            self._pool, self._held = None, 0
 
     def _record(
         self, function: Function, inputs: Sequence[Tensor | None], whole: Hashable, gradient: bool
@@ -125,22 +129,28 @@ class Graphs:
         while len(self._entries) >= MOST_GRAPHS:
             self._entries.popitem(last=False)
         if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+            self._pool, self._done = torch.cuda.graph_pool_handle(), torch.cuda.Event()
         try:
             with torch.inference_mode(False):
-                entry = _Gradient(function, inputs) if gradient else _Forward(function, inputs, self._pool)
+                kind = _Gradient if gradient else _Forward
+                pool = torch.cuda.graph_pool_handle() if gradient else self._pool
+                entry = kind(function, inputs, pool, self._done)
         except torch.cuda.OutOfMemoryError:
+            held = bool(self._entries)
             self.release()
             torch.cuda.empty_cache()
+            if held:
+                return self._record(function, inputs, whole, gradient)
             self._failed[whole] = "its graph does not fit into the memory of the GPU"
         except RuntimeError as error:  # an operation that CUDA cannot record, or that waits for the GPU
             self._failed[whole] = f"CUDA cannot record it ({str(error).splitlines()[0]})"
         else:
             self._entries[whole] = entry
+            self._held += entry.size  # also of graphs that were dropped since: their pool keeps it until all are
             room = MEMORY_SHARE * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-            if sum(entry.size for entry in self._entries.values()) > room:
-                alone = len(self._entries) == 1
-                self.release()  # the graphs share memory, which is freed only if all of them are dropped
+            if self._held > room:
+                alone = self._held == entry.size
+                self.release()
                 if not alone:
                     return self._record(function, inputs, whole, gradient)
                 self._failed[whole] = f"its graph needs more than {MEMORY_SHARE:.0%} of the memory of the GPU"
@@ -152,14 +162,20 @@ class _Forward:
 
     All graphs of a network without gradients share a memory pool, so that together they need what the largest needs:
     their outputs are copied before another graph is replayed.
+
+    Args:
+        function: the call.
+        inputs: its inputs.
+        pool: the memory pool.
+        done: the event of the last replay of any of these graphs, which the next one waits for on every stream.
     """
 
-    def __init__(self, function: Function, inputs: Sequence[Tensor | None], pool: Any) -> None:
+    def __init__(self, function: Function, inputs: Sequence[Tensor | None], pool: Any, done: Any) -> None:
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
         self.inputs = [None if t is None else t.detach().clone() for t in inputs]
         self.note: Any = None
-        self.done = torch.cuda.Event()
+        self.done = done
         self.record(function, pool)
         # What this recording added to the shared pool; it keeps that much until all graphs are dropped.
         self.size = max(0, torch.cuda.memory_reserved() - before)
@@ -204,10 +220,10 @@ class _Gradient(_Forward):
     The second graph reads what the first one has stored, so that the two share a pool of their own.
     """
 
-    def __init__(self, function: Function, inputs: Sequence[Tensor | None]) -> None:
+    def __init__(self, function: Function, inputs: Sequence[Tensor | None], pool: Any, done: Any) -> None:
         self.needed = [k for k, t in enumerate(inputs) if t is not None and t.requires_grad]
         self._user: weakref.ref[Any] | None = None
-        super().__init__(function, inputs, torch.cuda.graph_pool_handle())
+        super().__init__(function, inputs, pool, done)
 
     @property
     def busy(self) -> bool:  # type: ignore[override]
@@ -227,10 +243,10 @@ class _Gradient(_Forward):
                 torch.autograd.grad(output, leaves, torch.zeros_like(output))
                 del output
             self.graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=pool):
+            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
                 (output,), self.note = function(*self.inputs)
             self.slope = torch.zeros_like(output)
-            with torch.cuda.graph(self.backward_graph, pool=pool):
+            with torch.cuda.graph(self.backward_graph, pool=pool, capture_error_mode="thread_local"):
                 self.gradients = torch.autograd.grad(output, leaves, self.slope)
         self.outputs = (output.detach(),)
 
@@ -269,8 +285,11 @@ class _Replay(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> Any:  # type: ignore[override]
-        """Replays the gradient."""
+        """Replays the gradient. It can be computed once, because the next call overwrites what it reads."""
+        if ctx.user is None:
+            raise RuntimeError("The gradient of this call was computed already; call the network again.")
         gradients = ctx.entry.backward(slope)
         ctx.user = None
         return None, None, *gradients
@@ -317,15 +336,18 @@ def state_of(network: nn.Module, *, training: bool = False) -> tuple[list[Any], 
         attributes = module.__dict__
         state.append(type(module))
         state += [value for value in attributes.values() if type(value) in _SCALARS]
-        if scaling := attributes.get("scaling"):  # of a LoRA layer, with its active adapters
-            state.append(f"{scaling} {attributes.get('_active_adapter')}")
+        if scaling := attributes.get("scaling"):  # of a LoRA layer, with its active and its fused adapters
+            state.append(f"{scaling} {attributes.get('_active_adapter')} {attributes.get('merged_adapters')}")
         if (processor := attributes.get("processor")) is not None:
             kind = type(processor)
             # Without a controller, ours computes what diffusers' does, and is set for the time of an edit only.
-            name = kind.__name__.replace("ControlledAttention", "AttnProcessor2_0")
-            state.append(name if name in PLAIN else id(processor))
+            state.append(kind.__name__.replace("ControlledAttention", "AttnProcessor2_0"))
+            if kind.__name__ not in PLAIN:
+                reason = reason or f"it has an attention processor of its own ({kind.__name__})"
         if "_hf_hook" in attributes:
             reason = reason or "it is offloaded or has hooks of accelerate"
+        elif "forward" in attributes and not type(attributes["forward"]).__module__.startswith(_ENGINE):
+            reason = reason or f"the forward of a {type(module).__name__} was replaced"
         elif attributes["_forward_hooks"] or attributes["_forward_pre_hooks"]:
             reason = reason or "it has hooks"
         for weight in (*attributes["_parameters"].values(), *attributes["_buffers"].values()):

@@ -1,16 +1,17 @@
 """Which kernels of CUDA compute a network call: TF32, and cuDNN's choice of algorithms."""
 
 import os
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from ...core.tf32 import with_tf32
 
-def precision() -> tuple[bool, bool]:
-    """Returns whether convolutions and matrix products in float32 may use TF32 on CUDA."""
-    return bool(torch.backends.cudnn.allow_tf32), bool(torch.backends.cuda.matmul.allow_tf32)
+_LOCK = threading.RLock()
+"""Torch's settings belong to the process, so that one thread at a time computes a call with them."""
 
 
 @contextmanager
@@ -18,7 +19,7 @@ def kernels(device: torch.device, tf32: bool | None = None) -> Generator[None]:
     """A context in which CUDA computes the calls of a network; afterwards torch's settings are restored.
 
     cuDNN chooses its algorithms by shape alone, and not by timing them: otherwise it might choose another algorithm for
-    a reconstruction than for the inversion, with other last bits.
+    a reconstruction than for the inversion, with other last bits. Other threads wait until the context ends.
 
     Args:
         device: the device of the network; on other devices than CUDA the context changes nothing.
@@ -27,22 +28,27 @@ def kernels(device: torch.device, tf32: bool | None = None) -> Generator[None]:
     if device.type != "cuda":
         yield
         return
-    backends = torch.backends
-    before = backends.cudnn.benchmark, *precision()
-    backends.cudnn.benchmark = False
-    if tf32 is not None:
-        backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = tf32
+    with _LOCK, _by_shape(), with_tf32(tf32):
+        yield
+
+
+@contextmanager
+def _by_shape() -> Generator[None]:
+    """Inside the block, cuDNN chooses its algorithms by shape alone."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
-        backends.cudnn.benchmark, backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cudnn.benchmark = before
 
 
 @contextmanager
 def deterministic(device: torch.device) -> Generator[None]:
     """A context in which CUDA computes the same gradients with the same bits; afterwards torch's settings are restored.
 
-    Where CUDA has no deterministic kernel for an operation, torch warns.
+    The environment variable CUBLAS_WORKSPACE_CONFIG stays set, because cuBLAS reads it only once. Where CUDA has no
+    deterministic kernel for an operation, torch warns.
 
     Args:
         device: the device of the network; on other devices than CUDA the context changes nothing.
@@ -59,7 +65,7 @@ def deterministic(device: torch.device) -> Generator[None]:
     # Filling new tensors would launch a kernel for many of them. It serves only programs that read them before writing.
     cudnn.deterministic, memory.fill_uninitialized_memory = True, False
     try:
-        with kernels(device):
+        with _by_shape():  # not ``kernels``, whose lock would keep other threads waiting during the whole training
             yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -15,6 +15,19 @@ LEAST_WEIGHTS = 10**8
 """The measurements hold for networks with at least this many weights."""
 
 
+def contiguous_from(device: torch.device | None, dtype: torch.dtype, parameters: int) -> int | None:
+    """Returns the pixels of a call from which a network uses contiguous layout; None where nothing was measured.
+
+    Args:
+        device: the device of the network.
+        dtype: the dtype that it computes in.
+        parameters: the number of its weights.
+    """
+    if device is None or device.type != "cuda" or parameters < LEAST_WEIGHTS:
+        return None
+    return CONTIGUOUS_FROM.get((torch.cuda.get_device_name(device), dtype))
+
+
 def layout_for(x: Tensor, parameters: int) -> torch.memory_format | None:
     """Returns the layout for a call: that of the weights, and so of the intermediate results.
 
@@ -28,11 +41,10 @@ def layout_for(x: Tensor, parameters: int) -> torch.memory_format | None:
     Returns:
         a layout; None where nothing was measured, which leaves the weights as they are.
     """
-    most = CONTIGUOUS_FROM.get((torch.cuda.get_device_name(x.device), x.dtype)) if x.is_cuda else None
-    if most is None or parameters < LEAST_WEIGHTS:
+    most = contiguous_from(x.device, x.dtype, parameters)
+    if most is None:
         return None
-    pixels = x.shape[0] * x.shape[-2] * x.shape[-1]
-    return torch.channels_last if pixels < most else torch.contiguous_format
+    return torch.channels_last if x.shape[0] * x.shape[-2] * x.shape[-1] < most else torch.contiguous_format
 
 
 def in_layout(network: nn.Module, function: Callable[..., Any], layout: torch.memory_format) -> Callable[..., Any]:
