@@ -2,6 +2,7 @@
 
     python benchmarks/bit_law.py --out runs/bit-law                   # fashion and emoji on this machine; resumable
     python benchmarks/bit_law.py --out runs/bit-law --device cuda     # the same on a GPU
+    python benchmarks/bit_law.py --solvers rex reversible-heun        # of some solvers only
 
 One row for each model, dtype, guidance weight, solver, number of steps and batch. Images are inverted, and the code is
 written to a file. Another process reads it, comes forward in four companies, and compares integers with those that the
@@ -19,6 +20,7 @@ noise's, and how many integers at the data end another condition changes (of a m
 import argparse
 import csv
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -41,7 +43,7 @@ from ddim.evaluation.tables import machine, markdown
 from ddim.inversion import calls
 from ddim.inversion.replay import state_of
 
-SOLVERS = ("bdia", "bdia gamma=0.96", "belm", "edict")
+SOLVERS = ("bdia", "bdia gamma=0.96", "belm", "edict", "rex", "rex tableau=euler", "rex tableau=rk4", "reversible-heun")
 PROMPT, OTHER = "noto dog face", "twemoji rabbit face"
 COMPANIES = {"same": "bit for bit", "alone": "code[0] alone", "threads": "other threads"}
 
@@ -56,7 +58,7 @@ def made_by(solver: str) -> ddim.ReversibleSolver:
 
 def parameters(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every row's settings, the quick ones first."""
-    for steps, model, dtype, batch, solver in product(args.steps, args.models, args.dtypes, args.batches, SOLVERS):
+    for steps, model, dtype, batch, solver in product(args.steps, args.models, args.dtypes, args.batches, args.solvers):
         for weight in args.weights if model == "emoji" else [1.0]:
             yield {"model": model, "dtype": dtype, "w": weight, "solver": solver, "S": steps, "batch": batch}
 
@@ -85,7 +87,8 @@ def ends(model: ddim.Model, code: ddim.LatentCode, kept: bool = True) -> list[Te
 
 
 def _told(code: ddim.LatentCode) -> str:
-    options = " ".join(f"{k}={v}" for k, v in code.options.items() if v not in (1.0, 0.93))
+    usual = type(ddim.make_solver(code.solver))().options
+    options = " ".join(f"{k}={v}" for k, v in code.options.items() if v != usual[k])
     return f"{code.solver} {options}".strip()
 
 
@@ -184,6 +187,17 @@ def _range(values: Sequence[float], form: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def _typed(args: argparse.Namespace) -> str:
+    """The options of the run that are not the default ones, as typed."""
+    named = {"solvers": SOLVERS, "models": ["fashion", "emoji"], "dtypes": ["float32", "bfloat16", "float16"]}
+    named |= {"weights": [1.0, 7.5], "steps": [5, 20, 50], "batches": [1, 3]}
+    typed = {key: getattr(args, key) for key, usual in named.items() if list(getattr(args, key)) != list(usual)}
+    return "".join(
+        f" --{key} {shlex.join(format(v, 'g') if isinstance(v, float) else str(v) for v in values)}"
+        for key, values in typed.items()
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -194,6 +208,7 @@ def main() -> None:
     parser.add_argument("--weights", nargs="+", type=float, default=[1.0, 7.5])
     parser.add_argument("--steps", nargs="+", type=int, default=[5, 20, 50])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 3])
+    parser.add_argument("--solvers", nargs="+", default=SOLVERS, help="such as bdia or 'rex tableau=rk4'")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
@@ -217,7 +232,9 @@ def main() -> None:
             file.writelines(f"{json.dumps(row)}\n" for row in found)
         print(*found, sep="\n", flush=True)
     about = f"{machine()}; torch {torch.__version__}; {args.device}"
-    (args.out / "bit-law.md").write_text(f"{table(rows)}\n\ncommand: python benchmarks/bit_law.py\n{about}\n")
+    (args.out / "bit-law.md").write_text(
+        f"{table(rows)}\n\ncommand: python benchmarks/bit_law.py{_typed(args)}\n{about}\n"
+    )
     with (args.out / "bit-law.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()

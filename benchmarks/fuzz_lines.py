@@ -57,12 +57,25 @@ BASES: dict[str, list[str]] = {
     "evaluate pie-bench": ["-m text --data bench -S 2 --limit 1 --metrics mse --method ddim"],
     "evaluate fid": ["-m pixel --data pictures --split test -n 4 -S 2 --features features --resamples 20"],
 }
+REVERSIBLE = ("edict", "bdia", "belm", "rex", "reversible-heun")
 VALID: dict[str, list[str]] = {
     "model": ["pixel", "text", "classes"],
     "steps": ["1", "2", "5", "20"],
-    "solver": ["ddim", "ddpm", "heun", "adams-bashforth", "dpm++2m", "edict", "bdia", "belm"],
-    "method": ["ddim", "heun", "null-text", "negative-prompt", "direct", "edit-friendly", "edict", "bdia", "belm"],
-    "option": ["gamma=0.5", "p=0.9", "skip=0.4", "inner=1", "iterations=2"],
+    "solver": ["ddim", "ddpm", "heun", "adams-bashforth", "dpm++2m", "edict", "bdia", "belm", "rex", "reversible-heun"],
+    "method": [
+        "ddim",
+        "heun",
+        "null-text",
+        "negative-prompt",
+        "direct",
+        "edit-friendly",
+        "edict",
+        "bdia",
+        "belm",
+        "rex",
+        "reversible-heun",
+    ],
+    "option": ["gamma=0.5", "p=0.9", "tableau=rk4", "skip=0.4", "inner=1", "iterations=2"],
     "spacing": ["trailing", "linspace", "quadratic", "karras", "900,500,100", "900"],
     "attention": ["refine", "replace", "none"],
     "dtype": ["float64", "bfloat16", "float16"],

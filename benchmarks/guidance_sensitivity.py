@@ -32,6 +32,8 @@ METHODS = {
     "bdia": ("bdia", {}),
     "belm": ("belm", {}),
     "edict": ("edict", {}),
+    "rex": ("rex", {}),
+    "reversible-heun": ("reversible-heun", {}),
 }
 FLOOR = "autoencoder"
 FIELDS = ["method", "guidance", "steps", "model", "image", "psnr", "floor", "calls", "seconds"]

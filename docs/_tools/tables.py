@@ -25,6 +25,7 @@ EXPECTED = (
     "table2-long-fashion",
     "table2-exact-fashion",
     "bit-law",
+    "bit-law-runge-kutta",
     "bit-law-h200",
     "class-edits",
     "consistency-fashion",
@@ -32,6 +33,7 @@ EXPECTED = (
     "leaderboard-fashion",
     "leaderboard-emoji",
     "gpu",
+    "leaderboard-emoji-reversible",
 )
 _KEYS = ("method", "options", "guidance", "steps", "images", "model", "fingerprint", "seed", "failed", "edits")
 FLOOR = "autoencoder"

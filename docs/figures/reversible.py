@@ -8,7 +8,10 @@ from ddim import LatticeState
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.6), sharey=True)
 steps, x0, numbers = [10, 20, 50, 100], data(100), {}
-for name, options in (("edict", {}), ("bdia", {}), ("bdia", {"gamma": 0.9}), ("belm", {}), ("ddim", {})):
+for name, options in (
+    *(("edict", {}), ("bdia", {}), ("bdia", {"gamma": 0.9}), ("belm", {})),
+    *(("rex", {}), ("reversible-heun", {}), ("ddim", {})),
+):
     method, whole, alone = ddim.make_inversion(name, options), [], []
     for count in steps:
         grid, solver = ddim.make_grid(PATH, count, "trailing"), method.solver()

@@ -43,6 +43,8 @@ def test_a_batch_has_no_gaps_so_that_picture_k_has_seed_k(sensitivity: ModuleTyp
         ("inversion", "tiny-text", [], "there and back"),
         ("training_step", "tiny", [], "ms a step"),
         ("training_step", "tiny", ["--device", "cpu"], "first losses"),
+        ("lattice", "tiny", [], "reversible-heun"),
+        ("lattice", "tiny-text", [], "of the inversion"),
     ],
 )
 def test_a_speed_benchmark_runs_and_says_what_it_did(

@@ -54,8 +54,9 @@ def invert(
 ) -> None:
     """Invert real images to their latent codes.
 
-    edict, bdia and belm return the image to the bit; ddim methods describes the others. For a model with text,
-    say what the images show with --prompt, and at which --guidance they will be reconstructed (1 by default).
+    edict, bdia, belm, rex and reversible-heun return the image to the bit; ddim methods describes the others. For a
+    model with text, say what the images show with --prompt, and at which --guidance they will be reconstructed (1 by
+    default).
 
     Example: ddim invert face.png --model emoji --prompt "noto dog face" --method null-text --guidance 7.5
     """

@@ -60,7 +60,7 @@ def invert(
         images: a path, a PIL image, a tensor [C, H, W] or [N, C, H, W] in [0, 1], or a list of these.
         steps: the number of steps S, from 1 to ``model.schedule.path.levels``.
         method: one of ``ddim.inversion_names()``, or an inversion such as ``ddim.BDIA()``. The round trip of ``edict``,
-            ``bdia`` and ``belm`` is exact.
+            ``bdia``, ``belm``, ``rex`` and ``reversible-heun`` is exact.
         spacing: a key of ``ddim.SPACINGS``, or a list of t; by default that of the model.
         options: the options of a method that is chosen by name, such as ``{"iterations": 5}``.
         labels: the class labels of the images: one for each image, or one for all.
