@@ -1,8 +1,7 @@
 """Formulas that solvers share: steps between two nodes from predicted x0 and eps."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -62,31 +61,36 @@ def power(base: float, exponent: int) -> float:
         return math.inf
 
 
-class PathODE(NamedTuple):
+@dataclass(frozen=True)
+class PathODE:
     """The ODE of deterministic sampling in the coordinate of a path: du / dr = slope, where x = weight * u.
 
     On rectified flow, u = x, r = sigma, and the slope is the velocity eps - x0. On other paths, u = x / alpha,
     r = sigma / alpha, and the slope is eps (Song et al. 2021, Eq. 14). ``Grid.between`` measures in the same r.
 
     Attributes:
-        weight: the factor of u at a node.
-        time: r at a node; infinite on other paths where alpha = 0.
-        slope: the slope for a predicted pair.
+        straight: whether the path is rectified flow.
     """
 
-    weight: Callable[[Node], float]
-    time: Callable[[Node], float]
-    slope: Callable[[Pair], Tensor]
+    straight: bool
+
+    def weight(self, node: Node) -> float:
+        """Returns the factor of u in x = weight * u."""
+        return 1.0 if self.straight else node.alpha
+
+    def time(self, node: Node) -> float:
+        """Returns r; it is infinite where alpha = 0, except on rectified flow."""
+        return node.sigma if self.straight else node.ratio
+
+    def slope(self, pair: Pair) -> Tensor:
+        """Returns du / dr for a predicted pair."""
+        return pair.eps - pair.x0 if self.straight else pair.eps
 
     def first(self, grid: Grid) -> int:
-        """Returns the first step whose ends have a finite r: 0, or 1 if alpha = 0 at ``grid[0]`` of other paths."""
+        """Returns the first step of which both ends have a finite r: 0 or 1."""
         return 0 if math.isfinite(self.time(grid[0])) else 1
 
 
-_RATIO = PathODE(lambda node: node.alpha, lambda node: node.ratio, lambda pair: pair.eps)
-_STRAIGHT = PathODE(lambda node: 1.0, lambda node: node.sigma, lambda pair: pair.eps - pair.x0)
-
-
 def path_ode(grid: Grid) -> PathODE:
-    """Returns the ODE in the coordinate of the grid's path. A grid without a path counts as one of other paths."""
-    return _STRAIGHT if isinstance(grid.path, RectifiedFlow) else _RATIO
+    """Returns the ODE in the coordinate of the grid's path. A grid without a path does not count as rectified flow."""
+    return PathODE(isinstance(grid.path, RectifiedFlow))
