@@ -139,7 +139,10 @@ class ReversibleSolver(Solver, Inversion):
 
     @abstractmethod
     def amplification(self, grid: Grid) -> float:
-        """Returns the largest factor by which inversion over the whole grid may enlarge a disturbance; 1 for none."""
+        """Returns the largest factor by which the method enlarges a disturbance over the whole inversion; 1 for none.
+
+        A network that is not smooth enlarges it further, with every method.
+        """
 
     @abstractmethod
     def first(self, grid: Grid) -> int:
