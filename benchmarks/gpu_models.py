@@ -3,8 +3,7 @@
 import copy
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 import ddim
 from ddim._utils.silence import quiet
+from ddim.core.tf32 import with_tf32 as precision  # noqa: F401  (for the sections)
 
 SOURCE, TARGET, OTHER = "a red cat on a mat", "a red tiger on a mat", "a blue dog in the snow"
 """Prompts of one token a word. The second differs from the first in one word, so that attention control has work."""
@@ -327,17 +327,6 @@ def owned(pipe: Any) -> ddim.Model:
     made = adapter("random", pipe, device=pipe.unet.device, dtype=pipe.unet.dtype)
     optimize(made)
     return made
-
-
-@contextmanager
-def precision(tf32: bool) -> Iterator[None]:
-    """Float32 products with TF32 or without it; afterwards torch's settings are as before."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def synchronize(device: torch.device) -> None:

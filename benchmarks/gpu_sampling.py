@@ -20,6 +20,7 @@ from torch import Tensor
 
 import ddim
 from ddim.models.counted import Counted
+from ddim.models.engine.layout import in_layout
 from ddim.pipelines.common import grid_for, prior
 
 PIPELINE, OURS = "diffusers' pipeline", "ddim.sample"
@@ -210,7 +211,7 @@ def memory(bench: Bench) -> None:
 
 
 def layouts(bench: Bench) -> None:
-    """Milliseconds of a call of the U-Net: eager and as a CUDA graph, contiguous and channels last."""
+    """Milliseconds of a call of the U-Net: eager and as a graph, contiguous, channels last, and converted."""
     if not bench.cuda:
         bench.note("layouts: without CUDA there are no graphs; only eager calls are timed.")
     wanted = [(TINY_SD15, (1, 2)), (TINY_SDXL, (2,))] if bench.tiny else [(SD15, (1, 2, 8, 16)), (SDXL, (2, 8))]
@@ -238,13 +239,17 @@ def layouts_of(bench: Bench, whole: Any, shape: Shape, dtype: str, counts: tuple
             bench.note(f"layouts: {shape.name}, {dtype}, {rows} rows and more were skipped; the time was used up.")
             return
         asked = {key: _cast(value, DTYPES[dtype]) for key, value in models.asked_of(whole, [SOURCE], rows=rows).items()}
+        calls: dict[str, Callable[[], Tensor]] = {
+            name: lambda unet=unet, asked=asked: unet(**asked, return_dict=False)[0] for name, unet in networks.items()
+        }
+        # As ddim computes a call that ``engine/layout.py`` puts into contiguous layout: with converted weights.
+        unet = networks["channels last"]
+        calls["converted"] = in_layout(unet, calls["channels last"], torch.contiguous_format)
         cells: dict[str, Any] = {}
         with models.precision(True), torch.no_grad():
-            for name, unet in networks.items():
-                cells |= timed(bench, lambda unet=unet, asked=asked: unet(**asked, return_dict=False)[0], name)
-        best = min(
-            ("contiguous", "channels last"), key=lambda name: cells[f"{name}, {'graph' if bench.cuda else 'eager'}"]
-        )
+            for name, call in calls.items():
+                cells |= timed(bench, call, name)
+        best = min(calls, key=lambda name: cells[f"{name}, {'graph' if bench.cuda else 'eager'}"])
         bench.row("layouts", shape=shape.name, dtype=dtype, TF32=dtype == "float32", rows=rows, **cells, best=best)
 
 
