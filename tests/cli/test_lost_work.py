@@ -18,8 +18,9 @@ from ddim._utils.names import LONGEST, protect, shortened, slug
 from ddim.cli import signals
 from ddim.cli.app import app, main
 from ddim.cli.files import PNG, phrase, target
-from ddim.data.images import MOST_PIXELS, sheet_size
+from ddim.data.images import sheet_size
 from ddim.inversion import partial as partials
+from ddim.inversion.photograph import MOST_PIXELS
 from ddim.models.counted import Counted
 from ddim.pipelines.events import CodeEvent, StepEvent
 

@@ -212,6 +212,7 @@ def test_a_turned_photo_is_turned_back(tmp_path):
     exif[0x0112] = 6  # orientation: a quarter turn
     Image.fromarray(pixels((3, 6, 4))).save(tmp_path / "a.png", exif=exif)
     assert read_images(tmp_path / "a.png", COLOUR).shape == (1, *COLOUR)
+    assert torch.equal(read_images(Image.open(tmp_path / "a.png"), COLOUR), read_images(tmp_path / "a.png", COLOUR))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

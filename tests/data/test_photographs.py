@@ -7,9 +7,9 @@ from exif import exif_of
 from PIL import Image
 from refusals import refused
 
-from ddim.data.images import MOST_PIXELS, read_images, save_image
+from ddim.data.images import read_images, save_image
 from ddim.data.photographs import checked_crops, read_photographs, scaled_crops, scaled_size, takes, window
-from ddim.inversion.photograph import LARGEST, Photograph
+from ddim.inversion.photograph import MOST_PIXELS, Photograph
 
 SHAPE = (3, 32, 32)
 
@@ -52,10 +52,12 @@ def test_a_profile_is_kept_unless_the_colours_are_converted(tmp_path):
 def test_a_photograph_is_upright(turn: int, tmp_path):
     image = drawn("RGB")
     image.save(tmp_path / "a.png", exif=exif_of({0x0112: (3, turn)}))
-    [(pixels, _)] = read_photographs(tmp_path / "a.png")
     own = planes(image)
     ways = [own, own.flip(2), own.flip(1, 2), own.flip(1), own.mT, own.mT.flip(2), own.mT.flip(1, 2), own.mT.flip(1)]
-    assert torch.equal(pixels, ways[turn - 1])
+    for form in (tmp_path / "a.png", Image.open(tmp_path / "a.png"), Image.open(tmp_path / "a.png").convert("RGBA")):
+        [(pixels, _)] = read_photographs(form)
+        assert torch.equal(pixels[:3], ways[turn - 1])
+    assert planes(form).shape == (4, *own.shape[1:])  # the caller's own image stays as it is
 
 
 @pytest.mark.parametrize("mode", ["1", "P", "I;16", "CMYK"])
@@ -97,8 +99,14 @@ def test_what_is_no_photograph(source: object, refusal: refused):
         read_photographs(source)
 
 
-def test_the_limits_are_one():
-    assert LARGEST == MOST_PIXELS
+def test_more_pixels_than_a_code_file_holds(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    with refused("images", "20,000", f"{MOST_PIXELS:,}"):
+        read_photographs(torch.zeros(1, 1, 1, dtype=torch.uint8).expand(3, 20_000, 20_000))
+    drawn("RGB").save(tmp_path / "a.png")
+    monkeypatch.setattr("ddim.inversion.photograph.MOST_PIXELS", 7 * 5 - 1)
+    for form in (drawn("RGB"), tmp_path / "a.png"):
+        with refused("images", 7, 5, 34):
+            read_photographs(form)
 
 
 # --- the crop --------------------------------------------------------------------------------------------------------
@@ -138,7 +146,9 @@ def test_crops_that_are_given():
     assert checked_crops("whole", sizes) == [(0, 0, 30, 20), (0, 0, 50, 40)]
     assert checked_crops([1, 2, 11, 12], sizes) == [(1, 2, 11, 12)] * 2
     assert checked_crops([(0, 0, 5, 5), "whole"], sizes) == [(0, 0, 5, 5), (0, 0, 50, 40)]
-    for wrong in ((0, 0, 31, 20), (5, 0, 5, 9), "all", 3, [(0.0, 0, 9, 9), "whole"], [(0, 0, 31, 20), "whole"]):
+    wrong_ones = [(0, 0, 31, 20), (5, 0, 5, 9), "all", 3, [(0.0, 0, 9, 9), "whole"], [(0, 0, 31, 20), "whole"]]
+    wrong_ones += [(0.0, 0, 9, 9), (0, 0, 9), (0, 0, 9, None), [3, "whole"], []]
+    for wrong in wrong_ones:
         with refused("crop", "30x20"):
             checked_crops(wrong, sizes)
     with refused("crop", 3, 2):

@@ -4,13 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from exif import exif_of
 from PIL import Image
 from refusals import refused
 
 from ddim._utils.errors import InputError
-from ddim.editing.blend import blended, from_maps, read_mask, to_latent
+from ddim.editing.blend import blended, from_maps, read_masks, to_latent
 
 SIZE = (6, 4)
+
+
+def read(mask: object, images: int = 1) -> torch.Tensor:
+    """Masks of one size, [N, H, W]."""
+    return torch.stack(read_masks(mask, images))
 
 
 def square(height: int = 6, width: int = 4) -> torch.Tensor:
@@ -34,7 +40,7 @@ def test_a_mask_in_every_form(kind: str, tmp_path: Path):
         "RGB": picture.convert("RGB"),
         "path": str(tmp_path / "mask.png"),
     }[kind]
-    assert torch.equal(read_mask(form, 3, SIZE), mask.expand(3, 1, 6, 4))
+    assert torch.equal(read(form, 3), mask.expand(3, 6, 4))
 
 
 def painted(mode: str, values: torch.Tensor) -> Image.Image:
@@ -49,12 +55,12 @@ def painted(mode: str, values: torch.Tensor) -> Image.Image:
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16", "F"])
 def test_a_mask_in_every_mode_of_pictures(mode: str):
-    assert torch.equal(read_mask(painted(mode, square()), 1, SIZE), square()[None, None])
+    assert torch.equal(read(painted(mode, square())), square()[None])
 
 
 def test_a_mask_of_32_bits_has_no_agreed_white():
     with pytest.raises(InputError) as caught:
-        read_mask(painted("I", square()), 1, SIZE)
+        read(painted("I", square()))
     assert caught.value.parameter == "mask"
 
 
@@ -77,19 +83,19 @@ def test_a_mask_of_0_and_1_is_one_whatever_its_type(kind: str, mask: torch.Tenso
         "I;16": Image.fromarray(mask.numpy().astype("uint16")),
         "png": tmp_path / "mask.png",
     }[kind]
-    assert torch.equal(read_mask(form, 1, SIZE), mask[None, None])
+    assert torch.equal(read(form), mask[None])
 
 
 def test_eight_bits_that_are_more_than_two_values_run_to_255():
     mask = torch.tensor([[0, 1, 2, 255]], dtype=torch.uint8)
     for form in (mask, Image.fromarray(mask.numpy())):
-        assert torch.equal(read_mask(form, 1, (1, 4))[0, 0], mask / 255)
+        assert torch.equal(read(form)[0], mask / 255)
 
 
 def test_what_is_transparent_stays():
     white = Image.new("RGBA", (4, 6), (255, 255, 255, 0))
     white.paste((255, 255, 255, 255), (0, 0, 2, 3))
-    assert torch.equal(read_mask(white, 1, SIZE), square()[None, None])
+    assert torch.equal(read(white), square()[None])
 
 
 def black_on_nothing() -> Image.Image:
@@ -100,15 +106,23 @@ def black_on_nothing() -> Image.Image:
 
 def test_a_mask_an_image():
     masks = [square(), 1 - square()]
-    want = torch.stack(masks)[:, None]
-    assert torch.equal(read_mask(masks, 2, SIZE), want)
-    assert torch.equal(read_mask(torch.stack(masks), 2, SIZE), want)
+    assert torch.equal(read(masks, 2), torch.stack(masks))
+    assert torch.equal(read(torch.stack(masks), 2), torch.stack(masks))
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_mask_is_upright(turn: int, tmp_path: Path):
+    mask = torch.arange(24).view(6, 4) / 255
+    Image.fromarray((mask * 255).byte().numpy()).save(tmp_path / "a.png", exif=exif_of({0x0112: (3, turn)}))
+    ways = [mask, mask.flip(1), mask.flip(0, 1), mask.flip(0)]
+    ways += [mask.mT, mask.mT.flip(1), mask.mT.flip(0, 1), mask.mT.flip(0)]
+    for form in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
+        assert torch.equal(read(form)[0], ways[turn - 1])
 
 
 @pytest.mark.parametrize(
     ("mask", "refusal"),
     [
-        (torch.zeros(4, 6), refused("mask", "6x4", "4x6")),
         (torch.zeros(2, 6, 4), refused("mask", (2, 6, 4), 3)),
         (torch.full((6, 4), 1.5), refused("mask", 1.5)),
         (torch.full((6, 4), torch.nan), refused("mask", "nan")),
@@ -120,13 +134,13 @@ def test_a_mask_an_image():
         (Image.fromarray(torch.full((6, 4), 255).numpy().astype("uint16")), refused("mask", 255, 65535)),
         (Image.fromarray(torch.full((6, 4), 2.0).numpy()), refused("mask", 2)),
         (black_on_nothing(), refused("mask", "black", "transparent")),
-        (Image.new("RGBA", (4, 7)), refused("mask", "4x7", "4x6")),
+        (Image.new("L", (0, 6)), refused("mask", "0x6")),
         ("nowhere.png", refused("mask", "nowhere.png")),
     ],
 )
 def test_masks_that_do_not_fit(mask, refusal: refused):
     with refusal:
-        read_mask(mask, 3, SIZE)
+        read_masks(mask, 3)
 
 
 def test_a_mask_on_the_latent_is_the_part_that_may_change():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from refusals import refused
 
-from ddim.inversion.photograph import LARGEST, Photograph, is_packed, packed, unpacked
+from ddim.inversion.photograph import MOST_ICC, MOST_PIXELS, Photograph, is_packed, packed, unpacked
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 9, 4), (2, 5, 3), (3, 7, 11), (4, 6, 1)])
@@ -54,7 +54,7 @@ def test_no_more_is_unpacked_than_its_size_says():
         {"shape": [5, 4, 5], "crop": [0, 0, 5, 4]},
         {"shape": [0, 4, 5], "crop": [0, 0, 5, 4]},
         {"shape": [3, 4.0, 5], "crop": [0, 0, 5, 4]},
-        {"shape": [3, LARGEST, 2], "crop": [0, 0, 2, 4]},
+        {"shape": [3, MOST_PIXELS, 2], "crop": [0, 0, 2, 4]},
         {"shape": "345", "crop": [0, 0, 5, 4]},
         {"shape": [3, 4, 5], "crop": [0, 0, 5, 4], "more": 1},
     ],
@@ -70,6 +70,19 @@ def test_what_is_no_photograph():
         Photograph(torch.zeros(3, 4, 5), (0, 0, 5, 4))
     with refused("crop", (0, 0, 6, 4), "5x4"):
         Photograph(torch.zeros(3, 4, 5, dtype=torch.uint8), (0, 0, 6, 4))
+
+
+def test_what_no_file_could_hold_is_refused():
+    side = 20_000  # 4e8 pixels, in one byte of memory
+    with refused("pixels", f"{side:,}", f"{MOST_PIXELS:,}"):
+        Photograph(torch.zeros(1, 1, 1, dtype=torch.uint8).expand(3, side, side), (0, 0, 9, 9))
+    largest = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(3, 1, MOST_PIXELS)
+    assert Photograph(largest, (0, 0, 9, 1)).size == (1, MOST_PIXELS)
+    assert is_packed({"shape": list(largest.shape), "crop": [0, 0, 9, 1]})
+    pixels = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    assert Photograph(pixels, (0, 0, 4, 4), bytes(MOST_ICC)).mode == "L"
+    with refused("icc", f"{MOST_ICC + 1:,}"):
+        Photograph(pixels, (0, 0, 4, 4), bytes(MOST_ICC + 1))
 
 
 def test_what_it_says_of_itself():

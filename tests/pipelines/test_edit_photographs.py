@@ -17,6 +17,8 @@ import ddim
 from ddim import Edited, Interrupted, LatentCode, StepEvent
 from ddim.data.photographs import read_photographs
 from ddim.models.sd import StableDiffusion
+from ddim.pipelines.interpolate import combine, join
+from ddim.pipelines.pictures import Pictures, read_pictures
 
 SOURCE, TARGET = "a cat next to a mirror", "a tiger next to a mirror"
 SETTINGS = {"source_prompt": SOURCE, "steps": 3, "guidance": 3.0}
@@ -99,9 +101,10 @@ def test_a_turned_photograph_is_edited_upright(model, tmp_path: Path):
     image.save(tmp_path / "turned.png", exif=exif_of({0x0112: (3, 6)}))
     upright = own(image).mT.flip(2)
     mask = disc(60, 80, 20, 30, 12)
-    edited = ddim.edit(model, tmp_path / "turned.png", TARGET, mask=mask, **SETTINGS)
-    assert changed(edited, upright, mask)[0] == 0
-    assert changed(edited, upright, mask)[1] > 0
+    for form in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
+        edited = ddim.edit(model, form, TARGET, mask=mask, **SETTINGS)
+        assert changed(edited, upright, mask)[0] == 0
+        assert changed(edited, upright, mask)[1] > 0
 
 
 def test_the_crop_that_is_given_is_the_one_that_changes(model):
@@ -233,6 +236,10 @@ def test_an_interrupted_inversion_keeps_its_sources(model):
     assert [source.size for source in resumed.sources] == [(50, 40), (50, 41), (50, 42)]
     with refused("resume", (0, 0, 30, 30)):
         ddim.invert(model, images, resume=partial, crop=(0, 0, 30, 30), **settings)
+    with refused("resume", 1):
+        ddim.invert(model, [bytes_of("RGB", 40, 50, 7), *images[1:]], resume=partial, **settings)
+    with refused("resume", 1):  # with transparency
+        ddim.invert(model, [images[0].convert("RGBA"), *images[1:]], resume=partial, **settings)
     parts = [event.code for event in seen if isinstance(event, ddim.CodeEvent)]
     assert [part.crops for part in parts] == [whole.crops[:1]]
 
@@ -321,6 +328,57 @@ def test_bad_photographs(model, options, refusal, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("ddim.pipelines.edit.invert", None)  # before any work
     with refusal:
         ddim.edit(model, bytes_of("RGB", 101, 60), TARGET, **SETTINGS, **options)
+
+
+@pytest.mark.parametrize("options", [{"crop": "whole"}, {"resize": True}, {"mask": torch.ones(32, 32)}], ids=list)
+@pytest.mark.parametrize("keep", [False, True])
+def test_images_that_were_read_take_no_further_word(model, options, keep: bool, monkeypatch: pytest.MonkeyPatch):
+    pictures = read_pictures(model, tiny_text.pictures(1), keep=keep)
+    monkeypatch.setattr("ddim.pipelines.edit.invert", None)  # before any work
+    monkeypatch.setattr("ddim.pipelines.invert.invert_batches", None)
+    name = next(iter(options))
+    with refused(name):
+        ddim.edit(model, pictures, TARGET, **SETTINGS, **options)
+    if name != "mask":
+        with refused(name):
+            ddim.invert(model, pictures, prompt=SOURCE, steps=2, **options)
+
+
+def test_images_that_were_read_keep_the_photographs_they_hold(model, monkeypatch: pytest.MonkeyPatch):
+    image, mask = bytes_of("RGB", 101, 60), disc(101, 60, 40, 30, 15)
+    pictures = read_pictures(model, image, crop=(10, 5, 58, 53), keep=True)
+    code = ddim.invert(model, pictures, prompt=SOURCE, steps=2, keep_source=True)
+    assert torch.equal(code.sources[0].pixels, own(image))
+    assert ddim.invert(model, pictures, prompt=SOURCE, steps=2).sources == ()
+    edited = ddim.edit(model, read_pictures(model, image, mask=mask), TARGET, **SETTINGS)
+    assert changed(edited, own(image), mask)[0] == 0
+    assert changed(edited, own(image), mask)[1] > 0
+    monkeypatch.setattr("ddim.pipelines.invert.invert_batches", None)
+    with refused("keep_source"):
+        ddim.invert(model, Pictures(pictures.pixels), prompt=SOURCE, steps=2, keep_source=True)
+
+
+def test_a_photograph_that_no_code_file_holds_is_refused_before_any_work(model, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ddim.pipelines.invert.invert_batches", None)
+    huge = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(3, 20_000, 20_000)
+    with refused("images", "20,000"):
+        ddim.invert(model, huge, prompt=SOURCE, steps=2, keep_source=True)
+    with refused("images", "20,000"):
+        ddim.edit(model, huge, TARGET, mask=torch.ones(32, 32), **SETTINGS)
+
+
+def test_a_mixed_code_keeps_no_source(model, tmp_path: Path):
+    code = ddim.invert(model, tiny_text.pictures(2), prompt=SOURCE, steps=2, keep_source=True)
+    mixed = combine([code], lambda rows: torch.cat([rows[0], rows[0], rows[1]]))
+    assert (len(code.sources), mixed.sources) == (2, ())
+    assert len(LatentCode.load(mixed.save(tmp_path / "mixed"))) == 3
+
+
+def test_joined_codes_keep_their_sources_only_if_each_has_its_own(model, tmp_path: Path):
+    kept = ddim.invert(model, tiny_text.pictures(2), prompt=SOURCE, steps=2, keep_source=True)
+    bare = ddim.invert(model, tiny_text.pictures(1), prompt=SOURCE, steps=2)
+    assert join([kept, kept[0]]).sources == (*kept.sources, kept.sources[0])
+    assert LatentCode.load(join([kept, bare]).save(tmp_path / "joined")).sources == ()
 
 
 def test_a_code_without_a_source_takes_masks_of_its_own_size_only(model):

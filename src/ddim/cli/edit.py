@@ -329,7 +329,9 @@ def edit(
         check_page(files.rows * len(strip), size, len(strip), scale, of="target")
         if code is None:
             keep = needs_photographs(arguments.get("blend"), crop)
-            pictures = read_pictures(counted, source, crop=crop, resize=resize, keep=keep, mask=where.mask)
+            pictures = read_pictures(
+                counted, source, crop=crop, resize=resize, keep=keep, mask=arguments.pop("mask", None)
+            )
         pixels = None if pictures is None else pictures.pixels
         about: dict[str, Any] = {"command": "edit", **about_model(counted), "source": str(source)}
 

@@ -15,21 +15,25 @@ from .._utils.error_text import first_line, printable, reason_of
 from .._utils.errors import InputError, is_whole
 from .._utils.files import write_whole
 from .._utils.silence import silence_libtiff
+from ..inversion.photograph import MOST_PIXELS
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _16_BIT_FORMATS = ("PNG", "PPM")  # Pillow may open their 16-bit images as mode I, which usually means 32 bits
-MOST_PIXELS = 178_956_970
-"""Largest sheet, in pixels: Pillow refuses to open larger images, since they may be decompression bombs."""
 
 ImageLike = Any
-"""A path, a PIL image, a tensor [C, H, W] or [N, C, H, W] in [0, 1] (or uint8), or a list of these."""
+"""A path, a PIL image, a tensor [C, H, W] or [N, C, H, W] in [0, 1] (or uint8), or a list of these.
+
+Files and PIL images are turned upright as their EXIF data says.
+"""
 
 
 def read_images(source: ImageLike, shape: Sequence[int], *, resize: bool = False, multiple: int = 0) -> Tensor:
     """Reads images into one float32 tensor [N, C, H, W] in [0, 1]; a float64 tensor stays float64.
+
+    The EXIF orientation of files and PIL images is applied.
 
     Args:
         source: a path, a PIL image, a tensor in [0, 1] or of uint8, or a list of these.
@@ -75,15 +79,15 @@ def _required_shape(shape: Sequence[int], size: Sequence[int], multiple: int, re
 
 
 def opened(source: ImageLike) -> "tuple[PILImage.Image, str]":
-    """Opens a path, or takes a PIL image; also returns its name in an error message.
+    """Opens a path, or takes a PIL image, both upright; also returns its name in an error message.
 
     Raises:
-        InputError: ``source`` is neither, or ``open_image`` refuses the file.
+        InputError: ``source`` is neither, or ``open_image`` or ``upright`` refuses it.
     """
     if isinstance(source, (str, os.PathLike)):
         return open_image(Path(source)), printable(source)
     if hasattr(source, "convert") and hasattr(source, "getbands"):
-        return source, "The image"
+        return upright(source, "The image"), "The image"
     raise InputError(
         f"{type(source).__name__} is not an image; give a path, a PIL image or a tensor.", parameter="images"
     )
@@ -120,9 +124,21 @@ def decode(source: str | Path | BinaryIO, name: str, parameter: str = "images") 
 
     silence_libtiff()
     with _decoding(name, parameter), Image.open(source) as image:
-        image.load()
-        if not all(image.size):
-            raise ValueError(f"it is {image.width}x{image.height}")
+        return _upright(image)
+
+
+def upright(image: "PILImage.Image", name: str, parameter: str = "images") -> "PILImage.Image":
+    """Decodes an opened image completely, and turns it upright as its EXIF data says.
+
+    Args:
+        image: a PIL image. It stays as it is.
+        name: the image's name in an error message.
+        parameter: the argument that an error names.
+
+    Raises:
+        InputError: as for ``decode``.
+    """
+    with _decoding(name, parameter):
         return _upright(image)
 
 
@@ -148,12 +164,15 @@ def _decoding(name: str, parameter: str) -> Iterator[None]:
 
 
 def _upright(image: "PILImage.Image") -> "PILImage.Image":
-    """Turns an image as its EXIF data says, and drops that data.
+    """Decodes an image, turns it as its EXIF data says, and drops that data.
 
     Otherwise a reader would turn it a second time, and Pillow cannot always rewrite the data.
     """
     from PIL import Image
 
+    image.load()  # Pillow reads a file lazily
+    if not all(image.size):
+        raise ValueError(f"it is {image.width}x{image.height}")
     turns = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError, is_whole
-from ..inversion.photograph import MOST_ICC, Crop, Photograph, as_crop
+from .._utils.errors import InputError
+from ..inversion.photograph import MOST_ICC, Crop, Photograph, as_crop, check_size
 from .images import ImageLike, bytes_from_tensor, flatten, opened, scaled_from_pil, to_pil
 
 CropLike = Any
@@ -38,15 +38,19 @@ def read_photographs(source: ImageLike) -> list[tuple[Tensor, bytes]]:
         for each image its pixels, uint8 [C, H, W], and its colour profile, which may be empty.
 
     Raises:
-        InputError: a file is missing or damaged, a tensor is no image, or values lie outside [0, 1].
+        InputError: a file is missing or damaged, a tensor is no image, values lie outside [0, 1], or an image has more
+            than ``MOST_PIXELS``.
     """
     if isinstance(source, (list, tuple)):
         if not source:
             raise InputError("the list is empty.", parameter="images")
         return [read for one in source for read in read_photographs(one)]
     if isinstance(source, Tensor):
-        return [(pixels, b"") for pixels in bytes_from_tensor(source)]
+        stack = bytes_from_tensor(source)
+        check_size(stack.shape[2], stack.shape[3], "images")
+        return [(pixels, b"") for pixels in stack]
     image, name = opened(source)
+    check_size(image.height, image.width, "images")
     profile: Any = image.info.get("icc_profile")
     grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
     if image.has_transparency_data and not image.mode.startswith("I"):
@@ -118,7 +122,7 @@ def checked_crops(crop: CropLike, sizes: Sequence[tuple[int, int]]) -> list[Crop
     Raises:
         InputError: it is no crop, reaches beyond a photograph, or another number is given.
     """
-    many = isinstance(crop, (list, tuple)) and not all(map(is_whole, crop))
+    many = isinstance(crop, (list, tuple)) and bool(crop) and all(isinstance(one, (list, tuple, str)) for one in crop)
     crops: list[Any] = list(crop) if many else [crop] * len(sizes)
     if len(crops) != len(sizes):
         raise InputError(

@@ -11,39 +11,18 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, max_pool2d
 
 from .._utils.errors import InputError
-from ..data.images import flatten, open_image
+from ..data.images import flatten, open_image, upright
 
 MaskLike = Any
 """A mask: a path, a PIL image, or a tensor [H, W], [N, H, W] or [N, 1, H, W]. 1 (white) may change, 0 (black) stays.
 
 If all values are 0 or 1, they are used as they are, in every dtype. Otherwise the values of uint8 tensors and 8-bit
 images are divided by 255, those of 16-bit images by 65535, and all others must lie in [0, 1]. Transparent pixels of an
-image count as black.
+image count as black. Files and PIL images are turned upright as their EXIF data says.
 """
 
 _COLOURED = 32
 """How much the colour channels of a grey mask may differ, of 255. Lossy file formats change them slightly."""
-
-
-def read_mask(mask: MaskLike, images: int, size: tuple[int, int]) -> Tensor:
-    """Reads masks as a float32 tensor [N, 1, H, W] in [0, 1].
-
-    Args:
-        mask: one mask for all images, or a list or tensor with one for each.
-        images: the number of images N.
-        size: (height, width) of the images.
-
-    Raises:
-        InputError: as for ``read_masks``, or the size of a mask does not fit.
-    """
-    masks = read_masks(mask, images)
-    wrong = next((m for m in masks if tuple(m.shape) != tuple(size)), None)
-    if wrong is not None:
-        raise InputError(
-            f"it is {wrong.shape[1]}x{wrong.shape[0]}, the picture {size[1]}x{size[0]}; give a mask of the same size.",
-            parameter="mask",
-        )
-    return torch.stack(masks)[:, None]
 
 
 def read_masks(mask: MaskLike, images: int) -> list[Tensor]:
@@ -87,12 +66,13 @@ def _as_many(masks: Sequence[MaskLike], images: int) -> Sequence[MaskLike]:
 
 
 def _from_file(mask: MaskLike) -> Tensor:
-    image = open_image(Path(mask), "mask") if isinstance(mask, (str, os.PathLike)) else mask
-    if not hasattr(image, "getbands"):
+    if isinstance(mask, (str, os.PathLike)):
+        return _from_pil(open_image(Path(mask), "mask"))
+    if not hasattr(mask, "getbands"):
         raise InputError(
-            f"{type(image).__name__} is not a mask; give a path, a PIL image or a tensor.", parameter="mask"
+            f"{type(mask).__name__} is not a mask; give a path, a PIL image or a tensor.", parameter="mask"
         )
-    return _from_pil(image)
+    return _from_pil(upright(mask, "the mask", "mask"))
 
 
 def _from_pil(image: Any) -> Tensor:

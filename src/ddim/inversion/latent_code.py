@@ -51,7 +51,8 @@ class LatentCode:
         negative: the prompt of the unconditional branch; None if there was none.
         guidance: ``Guidance.options`` to sample with; empty for a model without text or classes.
         sources: the photograph of each image, if the code keeps them (``keep_source`` of ``invert``); otherwise empty.
-            ``edit`` pastes its edits into them.
+            ``edit`` pastes its edits into them. Codes that are joined keep them only if every code has its own, and a
+            mixture of codes keeps none.
     """
 
     state: Mapping[str, Tensor]

@@ -11,6 +11,7 @@ from .._utils.errors import InputError, Interrupted
 from ..core.conditioning import PromptConditioning
 from ..core.contracts import InversionInterrupted, InversionResult
 from .latent_code import LatentCode, joined_rows
+from .photograph import Photograph
 
 KEY, RESUME = "partial", "resume."
 """The key of the progress in ``LatentCode.settings``, and the prefix of the names in ``LatentCode.extras`` of the
@@ -132,6 +133,21 @@ def check(partial: LatentCode, requested: Mapping[str, Any], images: int) -> Non
             shown = "" if key == "grid" else f" ({had} there, {value} here)"
             raise InputError(
                 f"the code was begun with another {key}{shown}; continue with the same.", parameter="resume"
+            )
+
+
+def check_sources(partial: LatentCode, sources: Sequence[Photograph]) -> None:
+    """Raises InputError if the photographs that a partial code keeps are others than the ones that are given.
+
+    Args:
+        partial: ``partial`` of an ``Interrupted``.
+        sources: the photographs of all images; the partial code has the first of them. Their crops are not compared.
+    """
+    for k, (had, given) in enumerate(zip(partial.sources, sources, strict=False)):
+        if not torch.equal(had.pixels.cpu(), given.pixels.cpu()):
+            raise InputError(
+                f"the code was begun with another photograph in place {k + 1}; give the same, in the same order.",
+                parameter="resume",
             )
 
 

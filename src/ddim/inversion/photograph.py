@@ -16,10 +16,10 @@ Crop = tuple[int, int, int, int]
 
 MODES = ("L", "LA", "RGB", "RGBA")
 """The kinds of photographs by their number of channels: grey or colour, with or without transparency."""
-LARGEST = 178_956_970
-"""The most pixels of a photograph: what Pillow opens, ``data.images.MOST_PIXELS``."""
+MOST_PIXELS = 178_956_970
+"""The most pixels of a photograph or a sheet: Pillow refuses larger images, since they may be decompression bombs."""
 MOST_ICC = 2**24
-"""The most bytes that a colour profile may have. A larger one is dropped, and in a code file it is an error."""
+"""The most bytes that a colour profile may have. A larger one of an image file is dropped, and elsewhere refused."""
 _LEVEL = 3  # of zlib: a level of 6 saves 6 % more on photographs, and takes four times as long
 
 
@@ -31,6 +31,10 @@ class Photograph:
         pixels: uint8 [C, H, W] with the channels of one of ``MODES``, upright.
         crop: the region that was scaled to the model's size.
         icc: the colour profile of its file; empty if it has none.
+
+    Raises:
+        InputError: the pixels are no such tensor or more than ``MOST_PIXELS``, the crop lies outside of them, or the
+            profile has more than ``MOST_ICC`` bytes. A code file could not be loaded with them.
     """
 
     pixels: Tensor
@@ -45,6 +49,12 @@ class Photograph:
                 parameter="pixels",
             )
         height, width = self.size
+        check_size(height, width, "pixels")
+        if len(self.icc) > MOST_ICC:
+            raise InputError(
+                f"a colour profile of {len(self.icc):,} bytes is too large; the largest has {MOST_ICC:,}.",
+                parameter="icc",
+            )
         if as_crop(self.crop, height, width) is None:
             raise InputError(
                 f"{self.crop!r} is no region of a photograph of {width}x{height}; use (left, top, right, bottom) in "
@@ -81,6 +91,20 @@ class Photograph:
         """The pixels of the crop, uint8 [C, h, w]; a view."""
         left, top, right, bottom = self.crop
         return self.pixels[:, top:bottom, left:right]
+
+
+def check_size(height: int, width: int, parameter: str) -> None:
+    """Raises InputError if a photograph of this size has more than ``MOST_PIXELS``.
+
+    Args:
+        height, width: in pixels.
+        parameter: the argument that the error names.
+    """
+    if height * width > MOST_PIXELS:
+        raise InputError(
+            f"a photograph of {width:,} x {height:,} pixels is too large; the largest has {MOST_PIXELS:,} pixels.",
+            parameter=parameter,
+        )
 
 
 def packed(photograph: Photograph) -> tuple[dict[str, Any], Tensor]:
@@ -131,7 +155,7 @@ def is_packed(about: Any) -> bool:
     if not is_dict(about) or set(about) != {"shape", "crop"}:
         return False
     shape = _wholes(about["shape"], 3)
-    if shape is None or min(shape) < 1 or shape[0] > len(MODES) or shape[1] * shape[2] > LARGEST:
+    if shape is None or min(shape) < 1 or shape[0] > len(MODES) or shape[1] * shape[2] > MOST_PIXELS:
         return False
     return as_crop(about["crop"], shape[1], shape[2]) is not None
 

@@ -70,8 +70,8 @@ class Edited:
         composites: for each image and target the whole photograph with the edit pasted in, uint8 [C, h, w] with the
             channels of the photograph, ``[N][K]``; for ``save_image``. Every byte outside of the mask is the
             photograph's. None where the photographs are not known: ``edit`` was called with images that it took whole,
-            without mask, blend and crop, or with a code that keeps no source. ``reconstruction`` and ``edits`` are
-            always decoded from the latents, and no byte of them is pasted.
+            without mask, blend and crop, or with ``Pictures`` or a code that keep no photographs. ``reconstruction``
+            and ``edits`` are always decoded from the latents, and no byte of them is pasted.
     """
 
     source: Tensor | None
@@ -120,7 +120,8 @@ def edit(
 
     Args:
         model: from ``ddim.load``: a text-to-image model, or a class-conditional one.
-        source: images, as ``invert`` takes them, or a code.
+        source: images, as ``invert`` takes them, or a code. ``Pictures`` are read already, and go with none of
+            ``mask``, ``crop`` and ``resize``.
         prompt: what the images are to show: one target, a list of targets, or such a list for each image.
             ``(word:2.0)`` gives a word more weight.
         source_prompt: what the images show: one prompt for all, or one for each. A code knows its own.
@@ -175,7 +176,6 @@ def edit(
     if isinstance(guidance, Guidance):
         check_embedded(model, guidance)
     how = attention_asked(attention, classes)
-    pictures = None
     inversion_steps = DEFAULTS["steps"] if steps is None else steps
     inversion_method = DEFAULTS["method"] if method is None else method
     if isinstance(source, LatentCode):
@@ -183,21 +183,17 @@ def edit(
         asked |= {"clip_x0": clip_x0, "threshold": threshold}
         asked |= {"inversion_guidance": inversion_guidance, "seed": seed, "spacing": spacing, "resize": resize or None}
         asked |= {"crop": crop}
-        if idle := [name for name, value in asked.items() if value is not None]:
-            raise InputError(
-                "it is a setting of the inversion, and a code is inverted already; leave it out.", parameter=idle[0]
-            )
-        count, size, photographs = len(source), picture_shape(model, source)[1:], source.sources
+        _refuse_for_code(asked)
+        code, pictures = source, None
+        count, size, photographs = len(code), picture_shape(model, code)[1:], code.sources
         user_masks = () if mask is None else tuple(read_masks(mask, count))
-        grid, solver = source.grid, make_solver(source.solver, source.options)
+        grid, solver = code.grid, make_solver(code.solver, code.options)
     else:
-        pictures = read_pictures(
-            model, source, crop=crop, resize=resize, keep=needs_photographs(blend, crop), mask=mask
-        )
+        keep = needs_photographs(blend, crop)
+        code, pictures = None, read_pictures(model, source, crop=crop, resize=resize, keep=keep, mask=mask)
         count, size, photographs, user_masks = len(pictures), pictures.size, pictures.photographs, pictures.masks
         grid = grid_for(model, inversion_steps, spacing, latent_size(model, size))
         solver = make_inversion(inversion_method, options).solver()
-    code = source if isinstance(source, LatentCode) else None
     if feather is not None and not photographs:
         raise InputError(
             "it is the edge of what is pasted into a photograph, and there is none; give a mask, a blend, a crop, or a "
@@ -244,40 +240,23 @@ def edit(
     forward = _forward(code, guidance)
     if not batched_cfg or model.low_memory:
         forward = replace(forward, batched_cfg=False)
-    solver = solver_of(model, code)
-    many = len(targets[0])
-    per = max(1, batch // (1 + many))
-    chunks = [slice(k, k + per) for k in range(0, len(code), per)]
-    report = phases.sampling((code.grid.steps - solver.first(code.grid)) * len(chunks))
-    latent_mask = None if pixel_mask is None else to_latent(pixel_mask, code.state["x"].shape[-2:]).to(model.device)
-    parts: list[tuple[Tensor, Tensor | None]] = []
-    call = Call(on_engine=engine_events(on_event))
-    with nullcontext() if plan is None else model.controlled():
-        for which in chunks:
-            rows = slice(which.start * many, which.stop * many)
-            part = _forward_with_targets(
-                model,
-                solver,
-                code[which],
-                conditions[rows],
-                forward,
-                None if plan is None else plan[which],
-                None if latent_mask is None else latent_mask[which],
-                report,
-                call,
-            )
-            parts.append(part)
-            on_event(ImagesEvent(which.start, part[0]))
-    images = torch.cat([pictures for pictures, _ in parts])
-    masks = [m for _, m in parts if m is not None]
-    shown = torch.nn.functional.interpolate(torch.cat(masks), images.shape[-2:]) if masks else None
+    images, shown = _sampled(
+        model, solver_of(model, code), code, conditions, forward, plan, pixel_mask, batch, phases, on_event
+    )
     composites = None
     if photographs:
         by_words = None if plan is None or plan.blend is None else shown
-        crop_masks = [on_crop(one, photographs[k], size) for k, one in enumerate(user_masks)]
-        composites = _composites(images[:, 1:], photographs, crop_masks, by_words, feather, model.multiple)
+        composites = _composites(images[:, 1:], photographs, user_masks, by_words, feather, model.multiple)
     source_pixels = None if pictures is None else pictures.pixels
     return Edited(source_pixels, images[:, 0], images[:, 1:], targets, code, shown, composites)
+
+
+def _refuse_for_code(asked: Mapping[str, object]) -> None:
+    """Raises InputError if a setting of the inversion is given for a code; ``asked`` has None for those left out."""
+    if idle := [name for name, value in asked.items() if value is not None]:
+        raise InputError(
+            "it is a setting of the inversion, and a code is inverted already; leave it out.", parameter=idle[0]
+        )
 
 
 def needs_photographs(blend: object, crop: object) -> bool:
@@ -305,7 +284,7 @@ def _composites(
     Args:
         edits: [N, K, C, H, W].
         photographs: one for each image.
-        masks: the user's masks on the crops, [h, w] each; without masks the whole crop may change.
+        masks: the user's masks as given, one for each image; without masks the whole crop may change.
         words: the mask of the blend words, [N, K, H, W], of which 0 stays; None for none.
         feather: see ``edit``.
         multiple: pixels of the image per pixel of the latent, for the default feather.
@@ -314,8 +293,9 @@ def _composites(
     rows: list[tuple[Tensor, ...]] = []
     for n, photograph in enumerate(photographs):
         row: list[Tensor] = []
+        allowed = on_crop(masks[n], photograph, size) if masks else torch.ones(photograph.crop_size)
         for k in range(edits.shape[1]):
-            mask = masks[n] if masks else torch.ones(photograph.crop_size)
+            mask = allowed
             if words is not None:
                 mask = mask * enlarged((words[n, k].cpu() > 0).float(), photograph.crop_size)
             width = usual_feather(mask, size, multiple) if feather is None else feather
@@ -328,6 +308,58 @@ def _embedded(model: Model, prompts: Sequence[str], size: tuple[int, int]) -> Co
     """The condition of each prompt; equal prompts are encoded once."""
     texts = list(dict.fromkeys(prompts))
     return model.encode_prompt(texts, size)[[texts.index(p) for p in prompts]]
+
+
+def _sampled(
+    model: Model,
+    solver: Solver,
+    code: LatentCode,
+    targets: Conditioning,
+    guidance: Guidance,
+    plan: AttentionPlan | None,
+    mask: Tensor | None,
+    batch: int,
+    phases: "_Phases",
+    on_event: OnEvent,
+) -> tuple[Tensor, Tensor | None]:
+    """Samples all sources with their targets, in batches.
+
+    Args:
+        model, solver, code, guidance, plan: of all N sources.
+        targets: the targets' conditions, N * K rows, those of one image next to each other.
+        mask: the user's mask in pixels of the images, [N, 1, H, W], or None.
+        batch, on_event: see ``edit``.
+        phases: counts the steps.
+
+    Returns:
+        Images [N, 1 + K, C, H, W] in [0, 1], and the mask of the last step, [N, K, H, W], or None.
+    """
+    many = (targets.rows or len(code)) // len(code)
+    per = max(1, batch // (1 + many))
+    chunks = [slice(k, k + per) for k in range(0, len(code), per)]
+    report = phases.sampling((code.grid.steps - solver.first(code.grid)) * len(chunks))
+    mask = None if mask is None else to_latent(mask, code.state["x"].shape[-2:]).to(model.device)
+    parts: list[tuple[Tensor, Tensor | None]] = []
+    call = Call(on_engine=engine_events(on_event))
+    with nullcontext() if plan is None else model.controlled():
+        for which in chunks:
+            part = _forward_with_targets(
+                model,
+                solver,
+                code[which],
+                targets[which.start * many : which.stop * many],
+                guidance,
+                None if plan is None else plan[which],
+                None if mask is None else mask[which],
+                report,
+                call,
+            )
+            parts.append(part)
+            on_event(ImagesEvent(which.start, part[0]))
+    images = torch.cat([pictures for pictures, _ in parts])
+    masks = [last for _, last in parts if last is not None]
+    shown = torch.nn.functional.interpolate(torch.cat(masks), images.shape[-2:]) if masks else None
+    return images, shown
 
 
 def _forward_with_targets(

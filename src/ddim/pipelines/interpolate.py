@@ -163,7 +163,10 @@ def _joined_codes(codes: Sequence[LatentCode]) -> list[LatentCode]:
 
 
 def join(codes: Sequence[LatentCode]) -> LatentCode:
-    """Joins codes that belong together into one code of all their images, with all tensors of each."""
+    """Joins codes that belong together into one code of all their images, with all tensors of each.
+
+    Their sources are kept only if every code keeps its own; a file has none, or one for each image.
+    """
     one = codes[0]
     groups = {
         group: {key: torch.cat([getattr(c, group)[key] for c in codes]) for key in getattr(one, group)}
@@ -217,7 +220,7 @@ def _unconds_differ(codes: Sequence[LatentCode]) -> bool:
 
 
 def combine(codes: Sequence[LatentCode], mix: Mix, without_uncond: bool = False) -> LatentCode:
-    """Makes a code of M images whose states are mixed from those of other codes. It has no extras.
+    """Makes a code of M images whose states are mixed from those of other codes. It has no extras and no sources.
 
     Args:
         codes: at least one code.
@@ -247,6 +250,7 @@ def combine(codes: Sequence[LatentCode], mix: Mix, without_uncond: bool = False)
         calls={},
         machine={},
         prompts=one.prompts[:1] * size,
+        sources=(),
     )
 
 

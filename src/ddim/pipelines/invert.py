@@ -57,7 +57,8 @@ def invert(
 
     Args:
         model: from ``ddim.load``.
-        images: a path, a PIL image, a tensor [C, H, W] or [N, C, H, W] in [0, 1], or a list of these.
+        images: a path, a PIL image, a tensor [C, H, W] or [N, C, H, W] in [0, 1], or a list of these. ``Pictures`` are
+            read already, and go with neither ``crop`` nor ``resize``.
         steps: the number of steps S, from 1 to ``model.schedule.path.levels``.
         method: one of ``ddim.inversion_names()``, or an inversion such as ``ddim.BDIA()``. The round trip of ``edict``,
             ``bdia``, ``belm``, ``rex`` and ``reversible-heun`` is exact.
@@ -82,10 +83,11 @@ def invert(
         resize: fits images of another size or number of channels to the model: crops them around their centre and
             scales them. Not with ``crop``.
         keep_source: stores the photographs in the code at their own size, without loss, so that ``edit`` can paste its
-            edits into them.
+            edits into them. ``Pictures`` must hold photographs for it.
         batch: the number of images per network call.
         resume: the ``partial`` code of an ``Interrupted``, to continue from, with the same images and arguments. It
-            keeps its batch size. The result equals that of an uninterrupted run, bit for bit.
+            keeps its batch size. Images that were finished are compared only if the code keeps its sources. The result
+            equals that of an uninterrupted run, bit for bit.
         on_event: called with a ``StepEvent`` after each step, a ``LossEvent`` while a method optimizes, and a
             ``CodeEvent`` after each batch. A resumed run begins with a ``CodeEvent`` of the images that were complete.
 
@@ -107,6 +109,11 @@ def invert(
             f"it is a weight of guidance, and the model {model.name!r} has nothing to lead towards; leave it out.",
             parameter="inversion_guidance",
         )
+    if keep_source and isinstance(images, Pictures) and not images.photographs:
+        raise InputError(
+            "these Pictures hold no photographs, so there are none to keep; read them with keep=True, or leave it out.",
+            parameter="keep_source",
+        )
     pictures = read_pictures(model, images, crop=crop, resize=resize, keep=keep_source)
     pixels, sources = pictures.pixels, pictures.photographs if keep_source else ()
     checked_seed(seed, len(pixels))
@@ -119,6 +126,7 @@ def invert(
         crops = tuple(source.crop for source in sources[: len(resume)])
         wanted = {"prompts": prompts[: len(resume)], "negative": negative, "crops": crops}
         partials.check(resume, wanted, len(pixels))
+        partials.check_sources(resume, sources)
 
     def with_rows(event: Event) -> None:
         if isinstance(event, CodeEvent):

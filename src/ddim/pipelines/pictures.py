@@ -12,7 +12,7 @@ from ..data.images import ImageLike, read_images
 from ..data.photographs import CropLike, checked_crops, is_taken_whole, read_photographs, scaled_crops, window
 from ..editing.blend import MaskLike, read_masks
 from ..editing.composite import bounding_box, on_crop
-from ..inversion.photograph import Photograph
+from ..inversion.photograph import Crop, Photograph
 from ..models.base import Model
 
 
@@ -22,9 +22,12 @@ class Pictures:
 
     ``invert`` and ``edit`` accept it in place of images, so that a file is read only once.
 
+    It was read with its crop and its masks: ``crop``, ``resize`` and ``mask`` beside it are errors.
+
     Attributes:
         pixels: [N, C, H, W] in [0, 1].
-        photographs: the photographs of which they are crops; empty if nobody needs them.
+        photographs: the photographs of which they are crops; empty if nobody needs them. Without them ``invert`` keeps
+            no source, and ``edit`` pastes nothing.
         masks: the user's mask for each image, [H, W] at its own size; empty without masks.
     """
 
@@ -57,19 +60,25 @@ def read_pictures(
 
     Args:
         model: for its size.
-        images: as for ``invert``, or what this function returned.
+        images: as for ``invert``, or what this function returned, which is returned unchanged.
         crop: see ``invert``. By default images of one size that the model takes are whole, and of others ``window``
             chooses the crop: around the mask if that is of the photograph's size, else at the centre.
-        resize: see ``invert``; the crop is then the one that ``read_images`` takes,
-            rounded to whole pixels.
+        resize: see ``invert``; the crop is then the one that ``read_images`` takes, rounded to whole pixels.
         keep: whether the photographs are needed. A mask needs them too.
         mask: see ``edit``.
 
     Raises:
-        InputError: an image or a mask cannot be read, a crop is none or does not go with ``resize``, or the crops have
-            different aspect ratios.
+        InputError: an image or a mask cannot be read, a crop is none or does not go with ``resize``, the crops have
+            different aspect ratios, or a crop, ``resize`` or a mask is given for images that were read already.
     """
     if isinstance(images, Pictures):
+        asked = {"crop": crop is not None, "resize": resize, "mask": mask is not None}
+        if idle := [name for name, given in asked.items() if given]:
+            raise InputError(
+                "it says how to read images, and Pictures are read already; give the images themselves, or leave it "
+                "out.",
+                parameter=idle[0],
+            )
         return images
     if crop is not None and resize:
         raise InputError("it does not go with resize, which takes the centre; leave one out.", parameter="crop")
@@ -78,22 +87,38 @@ def read_pictures(
         return Pictures(read_images(images, shape, resize=resize, multiple=multiple))
     read = read_photographs(images)
     masks = () if mask is None else tuple(read_masks(mask, len(read)))
-    photographs = tuple(Photograph(pixels, (0, 0, pixels.shape[2], pixels.shape[1]), icc) for pixels, icc in read)
-    if crop is not None:
-        crops = checked_crops(crop, [one.size for one in photographs])
-    elif resize or not is_taken_whole(photographs, shape, multiple):
-        boxes = [bounding_box(m) if m.shape == p.size else None for p, m in zip(photographs, masks, strict=False)]
-        boxes = [None] * len(photographs) if resize or not masks else boxes
-        crops = [window(one.size, shape, box) for one, box in zip(photographs, boxes, strict=True)]
-    else:
-        crops = [one.crop for one in photographs]
-    photographs = tuple(replace(photograph, crop=one) for photograph, one in zip(photographs, crops, strict=True))
+    whole = [Photograph(pixels, (0, 0, pixels.shape[2], pixels.shape[1]), icc) for pixels, icc in read]
+    crops = _crops_of(whole, model, crop, resize, masks)
+    photographs = tuple(replace(photograph, crop=one) for photograph, one in zip(whole, crops, strict=True))
     channels = {len(one.pixels) for one in photographs}
     if crop is None and (resize or (channels == {shape[0]} and is_taken_whole(photographs, shape, multiple))):
         pixels = read_images(images, shape, resize=resize, multiple=multiple)  # tensors keep their precision
     else:
         pixels = scaled_crops(photographs, shape, multiple)
     return Pictures(pixels, photographs if keep or masks else (), masks)
+
+
+def _crops_of(
+    photographs: Sequence[Photograph], model: Model, crop: CropLike | None, resize: bool, masks: Sequence[Tensor]
+) -> list[Crop]:
+    """The crop of each whole photograph; see ``read_pictures``.
+
+    Args:
+        photographs, masks: one mask for each photograph, or none.
+        model, crop, resize: as for ``read_pictures``.
+
+    Raises:
+        InputError: ``crop`` is no crop of the photographs.
+    """
+    if crop is not None:
+        return checked_crops(crop, [one.size for one in photographs])
+    if resize:
+        return [window(one.size, model.picture) for one in photographs]
+    if is_taken_whole(photographs, model.picture, model.multiple):
+        return [one.crop for one in photographs]
+    boxes = [bounding_box(m) if m.shape == p.size else None for p, m in zip(photographs, masks, strict=False)]
+    boxes = boxes or [None] * len(photographs)
+    return [window(one.size, model.picture, box) for one, box in zip(photographs, boxes, strict=True)]
 
 
 def _warn_of_mask_beyond(photograph: Photograph, mask: Tensor) -> None:
