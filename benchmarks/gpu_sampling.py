@@ -20,7 +20,6 @@ from torch import Tensor
 
 import ddim
 from ddim.models.counted import Counted
-from ddim.models.engine.layout import in_layout
 from ddim.pipelines.common import grid_for, prior
 
 PIPELINE, OURS = "diffusers' pipeline", "ddim.sample"
@@ -211,7 +210,7 @@ def memory(bench: Bench) -> None:
 
 
 def layouts(bench: Bench) -> None:
-    """Milliseconds of a call of the U-Net: eager and as a graph, contiguous, channels last, and converted."""
+    """Milliseconds of a call of the U-Net: eager and as a CUDA graph, contiguous and channels last."""
     if not bench.cuda:
         bench.note("layouts: without CUDA there are no graphs; only eager calls are timed.")
     wanted = [(TINY_SD15, (1, 2)), (TINY_SDXL, (2,))] if bench.tiny else [(SD15, (1, 2, 8, 16)), (SDXL, (2, 8))]
@@ -242,9 +241,6 @@ def layouts_of(bench: Bench, whole: Any, shape: Shape, dtype: str, counts: tuple
         calls: dict[str, Callable[[], Tensor]] = {
             name: lambda unet=unet, asked=asked: unet(**asked, return_dict=False)[0] for name, unet in networks.items()
         }
-        # As ddim computes a call that ``engine/layout.py`` puts into contiguous layout: with converted weights.
-        unet = networks["channels last"]
-        calls["converted"] = in_layout(unet, calls["channels last"], torch.contiguous_format)
         cells: dict[str, Any] = {}
         with models.precision(True), torch.no_grad():
             for name, call in calls.items():

@@ -16,9 +16,8 @@ import ddim
 from ddim.editing.attention import AttentionController
 from ddim.editing.plan import AttentionEdit
 from ddim.models.engine import graphs as engine
-from ddim.models.engine import layout as layouts
+from ddim.models.engine import layout
 from ddim.models.engine.graphs import Graphs, state_of
-from ddim.models.engine.layout import in_layout, layout_for
 from ddim.models.live import quantised_layers
 
 
@@ -362,35 +361,12 @@ def test_quantised_layers_are_found_by_their_weights():
     assert quantised_layers(network) == ["Linear"]
 
 
-@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_a_call_in_another_layout_computes_the_same_and_leaves_the_weights(layout: torch.memory_format):
-    network, seen = unet().requires_grad_(False), list[bool]()
-    conv = network.conv_in
-    x, t = torch.randn(2, 1, 8, 8), torch.tensor(5)
-
-    def ask(x: Tensor, t: Tensor) -> Tensor:
-        seen.append(network.down_blocks[0].resnets[0].conv1.weight.is_contiguous(memory_format=layout))
-        return network(x, t, return_dict=False)[0]
-
-    network.to(memory_format=torch.channels_last if layout is torch.contiguous_format else torch.contiguous_format)
-    before, plain = state_of(network)[0], ask(x, t)
-    again = in_layout(network, ask, layout)(x, t)
-    assert seen == [False, True]
-    torch.testing.assert_close(plain, again)
-    assert state_of(network)[0] == before
-    assert network.conv_in is conv
-
-
-def test_the_layout_follows_from_device_dtype_and_shape(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(layouts, "CONTIGUOUS_FROM", {("card", torch.float16): 100})
+def test_the_layout_follows_from_the_device_and_the_shape(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(layout, "CONTIGUOUS_FROM", {"card": 100, "NVIDIA H200": 10**9})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "card")
-
-    def layout(rows: int, dtype: torch.dtype = torch.float16, weights: int = 10**9) -> torch.memory_format | None:
-        x: Any = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(rows, 4, 5, 5))
-        return layout_for(x, weights)
-
-    assert layout(3) is torch.channels_last
-    assert layout(4) is torch.contiguous_format
-    assert layout(4, torch.float32) is None
-    assert layout(4, weights=1000) is None
-    assert layout_for(torch.zeros(4, 4, 5, 5), 10**9) is None
+    cuda = torch.device("cuda")
+    assert layout.memory_format(cuda, (4, 7, 7)) is torch.channels_last
+    assert layout.memory_format(cuda, (4, 5, 10)) is torch.contiguous_format
+    assert layout.memory_format(torch.device("cpu"), (4, 5, 10)) is torch.channels_last
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "another")
+    assert layout.memory_format(cuda, (4, 5, 10)) is torch.channels_last

@@ -16,6 +16,7 @@ from .base import ClassModel, scalar
 from .device import device_and_dtype
 from .dry_run import output_shape
 from .engine.graphs import Graphs
+from .engine.layout import memory_format
 from .engine.optimize import engine_of
 from .engine.run import run
 from .engine.threads import min_rows
@@ -41,7 +42,7 @@ class PixelModel(ClassModel):
         dtype: the dtype that it computes in.
         null_class: the label of the null class: by default the last one; None if there is none.
         owned: whether the network belongs to this model, which then moves, casts and freezes it and converts it to
-            channels-last layout. False leaves a user's network as it is.
+            its fastest memory layout. False leaves a user's network as it is.
 
     Attributes:
         threads: whether large batches are split among threads on a CPU.
@@ -90,7 +91,7 @@ class PixelModel(ClassModel):
         self._fingerprint = fingerprint(network, self.schedule.path, self.schedule.prediction) if owned else None
         if owned:
             nn.Module.to(network, device=where, dtype=what)  # diffusers' own method ``to`` would warn of a cast
-            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            network.to(memory_format=memory_format(where, shape))  # pyright: ignore[reportCallIssue]
             network.eval().requires_grad_(False)
         self.network = network
         self.graphs: Graphs | None = Graphs(network)

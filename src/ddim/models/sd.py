@@ -28,6 +28,7 @@ from .device import device_and_dtype
 from .dry_run import output_shape
 from .engine.graphs import Graphs
 from .engine.kernels import kernels
+from .engine.layout import memory_format
 from .engine.optimize import engine_of
 from .engine.run import run
 from .engine.threads import min_rows
@@ -49,7 +50,7 @@ class StableDiffusion(LatentModel):
         device: the device that it computes on.
         dtype: the dtype that its networks compute in.
         owned: whether the pipeline belongs to this model, which then moves, casts and freezes its parts and converts
-            them to channels-last layout. False leaves a user's pipeline as it is.
+            them to their fastest memory layout. False leaves a user's pipeline as it is.
         low_memory: leaves the weights of an owned pipeline on the CPU, for ``save_memory``.
 
     Attributes:
@@ -167,13 +168,14 @@ class StableDiffusion(LatentModel):
         return lengths[0]
 
     def _move_and_freeze(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Moves, casts and freezes all networks, and converts the convolutional ones to channels-last layout."""
+        """Moves, casts and freezes all networks, and converts the convolutional ones to their fastest layout."""
         for part in self.networks().values():
             own = self.autoencoder_dtype(dtype) if part is self.vae else dtype
             nn.Module.to(part, device=device, dtype=own)
             part.eval().requires_grad_(False)
-        self.network.to(memory_format=torch.channels_last)
-        self.vae.to(memory_format=torch.channels_last)
+        layout = memory_format(self.device, self.shape)
+        self.network.to(memory_format=layout)
+        self.vae.to(memory_format=layout)
 
     def save_memory(self) -> None:
         """Lets the autoencoder work on single images and on tiles, and brings each network to a GPU only for its calls.

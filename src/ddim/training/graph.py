@@ -46,6 +46,10 @@ class Gradient:
         self.reason = reason or state_of(network, training=True)[1]
         self._notify = notify
         self._graph: _Graph | None = None
+        # Whether calls without a graph refuse kernels that do not repeat their bits. Several processes exchange
+        # gradients in each call, so that none can be made to find out.
+        alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        self._strict: bool | None = None if alone else False
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Computes the gradient of a micro-batch.
@@ -68,7 +72,28 @@ class Gradient:
         if self._notify is not None:
             self._notify(f"The network is trained without a CUDA graph: {reason}.")
             self._notify = None
-        return self.function(to_device(inputs, self.device))
+        given = to_device(inputs, self.device)
+        if self._strict is None:
+            self._strict = self._is_deterministic(given)
+        with _strictly(self._strict):
+            return self.function(given)
+
+    def _is_deterministic(self, given: Mapping[str, Tensor]) -> bool:
+        """Whether every operation has a deterministic kernel, found by a call that changes nothing."""
+        weights = list(self.network.parameters())
+        earlier = [weight.grad for weight in weights]
+        self.network.zero_grad()
+        try:
+            with _unchanged(self.network, self.device), _strictly(True):
+                self.function(given)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            return False
+        finally:
+            for weight, gradient in zip(weights, earlier, strict=True):
+                weight.grad = gradient
+        return True
 
     def _record(self, inputs: Mapping[str, Tensor]) -> None:
         """Records the graph, or finds the reason why it cannot be recorded."""

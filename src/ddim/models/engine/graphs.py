@@ -17,7 +17,6 @@ from torch.autograd.function import once_differentiable
 
 from ...core.tf32 import precision
 from ..live import PLAIN, is_compiled, is_quantised
-from .layout import in_layout, layout_for
 
 MOST_GRAPHS = 16
 """The most graphs per network; the one that was unused for the longest time is dropped first."""
@@ -46,7 +45,7 @@ class Graphs:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.network, self.parameters = network, sum(p.numel() for p in network.parameters())
+        self.network = network
         self._lock = threading.RLock()
         self._entries: OrderedDict[Hashable, _Forward] = OrderedDict()
         self._seen: set[Hashable] = set()
@@ -76,7 +75,7 @@ class Graphs:
 
         Args:
             function: calls the network. It must read nothing that changes between calls except its inputs.
-            inputs: tensors on one CUDA device, or None; the first one is the input of the network, [N, C, H, W].
+            inputs: tensors on one CUDA device, or None.
             key: tells functions apart that compute different things with inputs of the same shapes.
             from_use: record at the first (1) or at the second use (2) of a key; the first one then runs as usual.
             notify: called with a sentence if the call is not replayed.
@@ -94,9 +93,6 @@ class Graphs:
                 reason = "autocast is enabled"
             if reason is None and torch.cuda.is_current_stream_capturing():
                 reason = "the calling code records a CUDA graph itself"
-            x = inputs[0]
-            if reason is None and x is not None and (layout := layout_for(x, self.parameters)) is not None:
-                function = in_layout(self.network, function, layout)
             whole = (key, gradient, *precision(), *map(_about, inputs))
             reason = reason or self._failed.get(whole)
             if reason is None and from_use > 1 and whole not in self._seen:

@@ -15,7 +15,6 @@ from torch.nn.functional import silu
 from ..._utils.errors import InputError
 from ..live import is_compiled
 from .graphs import state_of
-from .layout import contiguous_from
 from .winograd import BYTES, WinogradConv
 
 if TYPE_CHECKING:
@@ -59,17 +58,7 @@ def engine_of(network: nn.Module, *, split: bool = True, device: torch.device | 
     wide = next((p for p in network.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1), None)
     last = wide is not None and wide.is_contiguous(memory_format=torch.channels_last)
     graphs = device is not None and device.type == "cuda" and state_of(network)[1] is None
-    most = (
-        contiguous_from(device, wide.dtype, sum(p.numel() for p in network.parameters()))
-        if graphs and wide is not None
-        else None
-    )
-    facts = {
-        "channels last": last,
-        "in one piece": not split,
-        "CUDA graphs": graphs,
-        f"contiguous from {most} pixels": most is not None,
-    }
+    facts = {"channels last": last, "in one piece": not split, "CUDA graphs": graphs}
     return ", ".join([kind, *(fact for fact, holds in facts.items() if holds)])
 
 
