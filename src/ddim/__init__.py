@@ -6,7 +6,11 @@ Nothing heavy is imported until a name is used: torch and diffusers load with th
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ._utils.openmp import bound_spinning as _bound_spinning
+
 __version__ = "0.1.0"
+
+_bound_spinning()  # before torch is loaded, which reads the variables only once
 
 if TYPE_CHECKING:
     from ._utils.errors import DDIMError, DDIMWarning, InputError, Interrupted, NotFinite, UnknownName

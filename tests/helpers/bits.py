@@ -12,6 +12,8 @@ from torch import Tensor
 
 import ddim
 from ddim.inversion.calls import recorded_calls
+from ddim.models.engine import threads as engine
+from ddim.models.engine.thread_table import Least
 from ddim.pipelines import reconstruct as pipeline
 from ddim.solvers.lattice import ReversibleSolver
 
@@ -63,11 +65,14 @@ def returned(model: Any, code: ddim.LatentCode, **settings: Any) -> tuple[Tensor
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Torch has so many threads inside, whatever the machine has."""
+    """Torch has so many threads inside, the machine as many cores, and one row is work enough for a thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "usable_cores", lambda: count)
+            patch.setattr(engine, "CPU", {"float32": Least(part=1.0, layer=1e18)})
+            yield
     finally:
         torch.set_num_threads(before)
 

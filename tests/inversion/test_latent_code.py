@@ -167,6 +167,7 @@ def test_a_missing_part_is_named(tmp_path, key):
             {"machine": {"workers": 2}},
             {"machine": {"workers": 2, "threads": 1}},
             {"machine": {**LAID_OUT, "workers": 0}},
+            *({"machine": {**LAID_OUT, "min_rows": n}} for n in (0, -1, 1.5, "x", None)),
         ),
         *({"machine": {**LAID_OUT, "threads": 2**40}}, {"machine": {**LAID_OUT, "workers": "x"}}),
         *({"machine": {**LAID_OUT, "workers": None}}, {"machine": {**LAID_OUT, "batched_cfg": 1}}),

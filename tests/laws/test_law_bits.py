@@ -25,7 +25,6 @@ from ddim._utils.errors import NotFinite
 from ddim.core.conditioning import PromptConditioning
 from ddim.data.images import read_images
 from ddim.inversion import calls, make_inversion
-from ddim.models.engine import threads as engine_threads
 from ddim.models.pixel import PixelModel
 from ddim.pipelines.events import StepEvent
 from ddim.pipelines.interpolate import join
@@ -403,7 +402,7 @@ def test_parts_and_joined_codes_come_back_whatever_the_batch_and_the_threads(way
         code, begun = inverted(model, five(model), steps=3, method="bdia", batch=3, **settings)
     assert code.calls["rows"].tolist() == [3, 3, 3, 2, 2]
     assert code.calls["place"].tolist() == [0, 1, 2, 0, 1]
-    assert (code.machine["workers"], code.machine["threads"]) == (workers, 1)
+    assert [code.machine[key] for key in ("workers", "threads", "min_rows")] == [workers, 1, 1]
     code = ddim.LatentCode.load(code.save(tmp_path / "a.code"))
     whole, ended = returned(model, code, batch=1, batched_cfg=False)
     assert same(ended, begun)
@@ -437,11 +436,9 @@ def test_without_its_calls_a_code_does_not_come_back_to_the_bit(way):
 
 
 @pytest.mark.parametrize("name", REVERSIBLE)
-def test_batches_that_the_engine_cuts_by_itself_do_not_disturb_it(name, monkeypatch):
+def test_batches_that_the_engine_cuts_by_itself_do_not_disturb_it(name):
     """Without a layout a large batch is cut by the threads there are; a code's own layout decides in its place."""
-    monkeypatch.setattr(engine_threads, "MIN_WORK", 1.0)
     model = tiny.model(channels=3)
-    assert model.least == 1
     with threads(3):
         code, begun = inverted(model, five(model), steps=5, method=name)
     for count in (1, 2, 4):

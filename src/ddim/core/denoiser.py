@@ -32,11 +32,13 @@ class Layout:
 
     Args:
         workers: the largest number of parts that a batch is split into; each part is computed by its own worker.
-        threads: the number of threads for each part; None divides the threads of the machine among the parts.
+        threads: the number of threads for each part; None divides the workers among the parts.
+        min_rows: the smallest number of rows of a part.
     """
 
     workers: int
     threads: int | None = None
+    min_rows: int = 1
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import torch
 
 import ddim
 
+from ..models.engine.threads import thread_limit
+
 MOST_WORKERS = 4
 
 OnEvent = Callable[[ddim.Event], None]
@@ -59,9 +61,9 @@ def worker_threads(device: str) -> Iterator[int]:
     A small network uses one core well and two poorly, so jobs side by side are faster than threads inside each job.
     With up to four cores each job has one thread, and its numbers do not depend on the number of cores.
     """
-    threads = torch.get_num_threads()
-    workers = min(threads, MOST_WORKERS) if device == "cpu" else 1
-    torch.set_num_threads(max(threads // workers, 1))
+    threads, limit = torch.get_num_threads(), thread_limit()
+    workers = min(limit, MOST_WORKERS) if device == "cpu" else 1
+    torch.set_num_threads(max(limit // workers, 1))
     try:
         yield workers
     finally:

@@ -12,6 +12,7 @@ import torch
 
 import ddim
 
+from .._utils.cores import usable_cores
 from .._utils.error_text import printable
 from .._utils.files import write_whole
 from ..core.noise import checked_seed
@@ -145,10 +146,9 @@ def run(
 
 def _machine(device: torch.device) -> dict[str, Any]:
     """The machine that the demo runs on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = {
         "processor": _processor(),
-        "cores": cores,
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

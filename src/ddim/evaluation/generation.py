@@ -14,9 +14,10 @@ from ..core.path import GaussianPath, Node
 from ..core.prediction import Pair
 from ..core.solve import solve
 from ..models.base import Model
-from ..pipelines.common import grid_for, half_precision_hint, prior
+from ..pipelines.common import grid_for, half_precision_hint, in_model_threads, prior
 
 
+@in_model_threads
 def denoise_to_images(
     model: Model, solver: Solver, grid: Grid, x: Tensor, noise: Noise | None, classes: Sequence[int]
 ) -> Tensor:

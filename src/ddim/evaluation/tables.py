@@ -24,11 +24,13 @@ def machine() -> str:
     """The processor, the GPU, the threads, and the versions of torch and Python, in one line."""
     import torch
 
+    from ..models.engine.threads import thread_limit
+
     info = Path("/proc/cpuinfo")  # exists on Linux only
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    threads = torch.get_num_threads()
+    threads = thread_limit()
     return f"{cpu}{gpu}, {threads} thread(s), torch {torch.__version__}, Python {platform.python_version()}"
 
 

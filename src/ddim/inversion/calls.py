@@ -20,11 +20,6 @@ from ..core.tf32 import precision
 ROWS, PLACE = "rows", "place"
 
 
-def exact_layout() -> Layout:
-    """Returns the layout of calls whose bits must be reproducible: a part for each thread, computed by one thread."""
-    return Layout(torch.get_num_threads(), 1)
-
-
 def machine_now(
     device: torch.device, engine: str, layout: Layout, batched_cfg: bool, tf32: bool | None = None
 ) -> dict[str, Any]:
@@ -52,6 +47,7 @@ def machine_now(
         "engine": engine,
         "workers": layout.workers,
         "threads": layout.threads,
+        "min_rows": layout.min_rows,
         "batched_cfg": batched_cfg,
     }
 
@@ -71,7 +67,9 @@ def _kernels() -> str:
 
 def layout_of(machine: Mapping[str, Any]) -> Layout | None:
     """Returns the layout of a code's calls, or None if the code has no record of it."""
-    return Layout(int(machine["workers"]), int(machine["threads"])) if machine.get("workers") else None
+    if not machine.get("workers"):
+        return None
+    return Layout(int(machine["workers"]), int(machine["threads"]), int(machine.get("min_rows", 1)))
 
 
 def differences(had: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

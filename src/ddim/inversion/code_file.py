@@ -367,8 +367,9 @@ def _is_machine(value: Any) -> bool:
     """Whether this value is a valid ``LatentCode.machine``."""
     if not is_dict(value) or not all(map(is_plain, value.values())):
         return False
-    counts = [value.get(key, 0) for key in ("workers", "threads")]
-    laid_out = all(is_whole(n) and 0 < n <= MOST_THREADS for n in counts) and isinstance(value.get("batched_cfg"), bool)
+    counts, rows = [value.get(key, 0) for key in ("workers", "threads")], value.get("min_rows", 1)
+    laid_out = all(is_whole(n) and 0 < n <= MOST_THREADS for n in counts) and is_whole(rows) and rows > 0
+    laid_out = laid_out and isinstance(value.get("batched_cfg"), bool)
     return laid_out or "workers" not in value
 
 

@@ -99,7 +99,7 @@ def compared(empty: LatentCode) -> dict[str, Any]:
 
 def machine_of(empty: LatentCode, partial: LatentCode) -> dict[str, Any]:
     """Returns ``LatentCode.machine`` of a run that continues here, with the layout that it started with."""
-    laid_out = {key: value for key, value in partial.machine.items() if key in ("workers", "threads")}
+    laid_out = {key: value for key, value in partial.machine.items() if key in ("workers", "threads", "min_rows")}
     return {**empty.machine, **laid_out} if empty.machine else {}
 
 

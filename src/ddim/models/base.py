@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from .._utils.errors import InputError, is_whole
 from ..core import guidance as maths
 from ..core.conditioning import Conditioning, PromptConditioning
-from ..core.denoiser import PLAIN, Call, ModelDenoiser, aligned, ask_network
+from ..core.denoiser import PLAIN, Call, Layout, ModelDenoiser, aligned, ask_network
 from ..core.guidance import Guidance, Prompts
 from ..core.path import Node
 from ..core.prediction import Hold
 from ..core.schedule import Schedule
 from ..editing.tokens import Tokens
+from .engine.threads import engine_threads, least_rows, thread_limit
+from .engine.work import Work
 from .info import ModelInfo
 from .live import quantised_layers
 
@@ -36,6 +38,8 @@ class Model(ABC):
         parts: for adapters of diffusers pipelines: name of a part that is read -> names of its supported classes.
         tf32: whether CUDA computes convolutions and matrix products in float32 with TF32; None is torch's own setting.
         low_memory: whether pipelines evaluate the two branches of guidance one after the other.
+        threads: whether large batches of the network are split among threads on a CPU.
+        work: the estimated work of the network's calls; None if it is unknown.
     """
 
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -43,6 +47,8 @@ class Model(ABC):
     low_memory: bool = False
     info: ModelInfo
     schedule: Schedule
+    threads: bool = True
+    work: Work | None = None
 
     # --- facts ------------------------------------------------------------------------------------------------------
 
@@ -116,6 +122,35 @@ class Model(ABC):
         return quantised_layers(network) if isinstance(network, nn.Module) else ()
 
     # --- the network ------------------------------------------------------------------------------------------------
+
+    def row_work(self, shape: Sequence[int] | None = None) -> float | None:
+        """Returns the estimated multiply-adds of a network call for one row; None if they are unknown.
+
+        Args:
+            shape: (C, H, W) of x; by default ``self.shape``.
+        """
+        _, height, width = shape or self.shape
+        return None if self.work is None else self.work.row(height * width)
+
+    def exact_layout(self) -> Layout:
+        """Returns the layout of calls whose bits must be reproducible on other machines.
+
+        A batch is split into a part for each thread that may be used here, if the parts are large enough, and each part
+        is computed by one thread.
+        """
+        return Layout(thread_limit(), 1, least_rows(self.row_work(), self.dtype))
+
+    @contextmanager
+    def in_threads(self) -> Iterator[None]:
+        """A context for everything that a pipeline does with this model, which chooses torch's threads by its work.
+
+        Outside, the calling thread has as many threads as before.
+        """
+        if self.device.type != "cpu":
+            yield
+            return
+        with engine_threads(self.row_work(), self.dtype):
+            yield
 
     @abstractmethod
     def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:

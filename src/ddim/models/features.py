@@ -15,6 +15,8 @@ from .._utils.errors import InputError, UnknownName
 from .._utils.files import read_json
 from .classifier import SCHEDULE, read_resnet
 from .device import device_and_dtype
+from .engine.threads import run_in_threads
+from .engine.work import Work
 from .fingerprint import fingerprint
 
 
@@ -94,8 +96,9 @@ class FeatureClassifier:
             raise InputError(
                 f"{self.name} takes images of {sides(self.shape)}, not of {sides(tuple(images.shape[1:]))}."
             )
-        parts = images.split(batch)
-        return torch.cat([network(part.to(self.device, torch.float32) * 2 - 1).cpu() for part in parts])
+        work = Work.of(self.network).row(images.shape[2] * images.shape[3])
+        parts = [part.to(self.device, torch.float32) * 2 - 1 for part in images.split(batch)]
+        return torch.cat([run_in_threads(network, part, row_work=work).cpu() for part in parts])
 
 
 def bundled_features() -> dict[str, Path]:

@@ -16,6 +16,7 @@ from .._utils.files import read_json
 from .base import Model
 from .engine.kernels import kernels
 from .engine.threads import run_in_threads
+from .engine.work import Work
 from .weights import diffusers_part
 
 _UPCASTING = threading.Lock()
@@ -28,14 +29,14 @@ class LatentModel(Model):
         upcasts: whether the family's pipeline obeys ``force_upcast`` in the autoencoder's config.
         vae: the autoencoder.
         scale, shift: latent = (output of the encoder - shift) * scale; numbers, or tensors [1, C, 1, 1].
-        min_pictures: the smallest number of images for each thread in the autoencoder; None never splits a batch.
+        vae_threads: whether large batches of the autoencoder are split among threads on a CPU.
     """
 
     upcasts: ClassVar[bool] = False
     vae: Any
     scale: float | Tensor
     shift: float | Tensor
-    min_pictures: int | None = 4
+    vae_threads: bool = True
 
     def encode(self, images: Tensor) -> Tensor:
         """Encodes images [N, C, H, W] in [0, 1]: the mean of the autoencoder's posterior, shifted and scaled.
@@ -45,7 +46,8 @@ class LatentModel(Model):
         """
         with torch.no_grad(), self.upcast_vae(), kernels(self.device, self.tf32):
             x = images.to(device=self.device, dtype=self.vae.dtype) * 2 - 1
-            code = run_in_threads(lambda rows: code_of(self.vae, rows), x, least=self.min_pictures)
+            work = Work.of(self.vae.encoder).row(x.shape[2] * x.shape[3])
+            code = run_in_threads(lambda rows: code_of(self.vae, rows), x, row_work=work, split=self.vae_threads)
             code = self._finite(code, "encoded an image")
         return self.to_code(code.to(self.state_dtype))
 
@@ -57,9 +59,15 @@ class LatentModel(Model):
         """
         with torch.no_grad(), self.upcast_vae(), kernels(self.device, self.tf32):
             code = self.from_code(x0).to(self.vae.dtype)
-            image = run_in_threads(lambda rows: self.vae.decode(rows).sample, code, least=self.min_pictures)
+            work = Work.of(self.vae.decoder).row(code.shape[2] * code.shape[3] * self._pixels_per_position)
+            image = run_in_threads(lambda rows: self.vae.decode(rows).sample, code, row_work=work, split=self.vae_threads)
             image = self._finite(image, "decoded a sample")
         return ((image.to(self.state_dtype) + 1) / 2).clamp(0, 1)
+
+    @property
+    def _pixels_per_position(self) -> int:
+        """The number of pixels in an image for each position of its latent."""
+        return (self.picture[1] * self.picture[2]) // (self.shape[1] * self.shape[2])
 
     def to_code(self, encoded: Tensor) -> Tensor:
         """Shifts and scales the encoder's output to the latent that the network sees."""

@@ -17,6 +17,7 @@ from .device import device_and_dtype
 from .engine.graphs import Graphs
 from .engine.optimize import engine_of
 from .engine.run import run
+from .engine.work import Work
 from .fingerprint import fingerprint as fingerprint_of
 from .info import ModelInfo
 
@@ -95,6 +96,8 @@ class NetworkModel(ClassModel):
             null_class=null_label,
         )
         self._fingerprint = fingerprint
+        self.threads = False  # the user's network may not be thread-safe
+        self.work = Work.of(network) if isinstance(network, nn.Module) else None
 
     @property
     def fingerprint(self) -> str:
@@ -127,10 +130,12 @@ class NetworkModel(ClassModel):
             if LABELS not in cond:
                 raise InputError(f"the model {self.name!r} needs a class label.", parameter="labels")
             labels = (cond.tensors[LABELS],)
-        # The batch is not split, since the user's network may not be thread-safe. A layout still fixes the number of
-        # threads that torch uses, and so the last bits of the output.
-        inputs = (x.to(self.dtype), t, *labels)
-        output = run(self._checked, *inputs, call=call, graphs=self.graphs, tf32=self.tf32, least=None)
+        # The batch is not split. A layout still fixes the number of threads that torch uses, and so the last bits of
+        # the output.
+        work, inputs = self.row_work(x.shape[1:]), (x.to(self.dtype), t, *labels)
+        output = run(
+            self._checked, *inputs, call=call, graphs=self.graphs, tf32=self.tf32, row_work=work, split=False
+        )
         return output.to(x.dtype)
 
     def _checked(self, x: Tensor, *inputs: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from .engine.graphs import Graphs
 from .engine.layout import memory_format
 from .engine.optimize import engine_of
 from .engine.run import run
-from .engine.threads import min_rows
+from .engine.work import Work
 from .fingerprint import fingerprint
 from .info import ModelInfo
 from .scheduler_config import read_schedule
@@ -43,9 +43,6 @@ class PixelModel(ClassModel):
         null_class: the label of the null class: by default the last one; None if there is none.
         owned: whether the network belongs to this model, which then moves, casts and freezes it and converts it to
             its fastest memory layout. False leaves a user's network as it is.
-
-    Attributes:
-        threads: whether large batches are split among threads on a CPU.
     """
 
     def __init__(
@@ -95,7 +92,7 @@ class PixelModel(ClassModel):
             network.eval().requires_grad_(False)
         self.network = network
         self.graphs: Graphs | None = Graphs(network)
-        self.threads, self.least = True, min_rows(network)
+        self.work = Work.of(network)
         if int(config.out_channels) not in (shape[0], 2 * shape[0]):
             raise InputError(
                 f"{name!r} has {config.out_channels} output channels for {shape[0]} input channels.",
@@ -191,8 +188,9 @@ class PixelModel(ClassModel):
         def ask(rows: Tensor, timestep: Tensor, classes: Tensor | None) -> Tensor:
             return network(rows, timestep, class_labels=classes, return_dict=False)[0]
 
-        least = self.least if self.threads else None
-        output = run(ask, x.to(self.dtype), label, labels, call=call, graphs=self.graphs, tf32=self.tf32, least=least)
+        work, split = self.row_work(x.shape[1:]), self.threads
+        inputs = (x.to(self.dtype), label, labels)
+        output = run(ask, *inputs, call=call, graphs=self.graphs, tf32=self.tf32, row_work=work, split=split)
         return output[:, : self.shape[0]].to(x.dtype)
 
     def encode(self, images: Tensor) -> Tensor:

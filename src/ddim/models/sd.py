@@ -31,7 +31,7 @@ from .engine.kernels import kernels
 from .engine.layout import memory_format
 from .engine.optimize import engine_of
 from .engine.run import run
-from .engine.threads import min_rows
+from .engine.work import Work
 from .fingerprint import fingerprint
 from .info import ModelInfo
 from .latent import LatentModel, code_of, read_autoencoder, read_text_unet, statistics_of
@@ -129,7 +129,7 @@ class StableDiffusion(LatentModel):
         self.low_memory = low_memory
         if owned:
             self._move_and_freeze(torch.device("cpu") if low_memory else where, what)
-        self.threads, self.least = not attention.is_compiled(unet), min_rows(unet)
+        self.threads, self.work = not attention.is_compiled(unet), Work.of(unet)
 
     @classmethod
     def tokenizer_parts(cls) -> tuple[str, ...]:
@@ -185,7 +185,7 @@ class StableDiffusion(LatentModel):
         """
         self.vae.enable_slicing()
         self.vae.enable_tiling()
-        self.min_pictures = None
+        self.vae_threads = False
         if self.device.type == "cpu":
             return
         if find_spec("accelerate") is None:
@@ -291,7 +291,7 @@ class StableDiffusion(LatentModel):
             require_eval_mode(network, part)
         if is_hooked(model.network) or is_hooked(model.vae):
             # Hooks may not be thread-safe, and may expect the whole batch.
-            model.threads, model.min_pictures = False, None
+            model.threads = model.vae_threads = False
         return model
 
     def check_shapes(self) -> None:
@@ -366,8 +366,8 @@ class StableDiffusion(LatentModel):
         if call.controller is not None:
             output = self._controlled_call(ask, inputs, call)
         else:
-            least = self.least if self.threads else None
-            output = run(ask, *inputs, call=call, graphs=self.graphs, tf32=self.tf32, least=least)
+            work, split = self.row_work(x.shape[1:]), self.threads
+            output = run(ask, *inputs, call=call, graphs=self.graphs, tf32=self.tf32, row_work=work, split=split)
         return output[:, : self.shape[0]].to(x.dtype)
 
     def _controlled_call(self, ask: Callable[..., Tensor], inputs: Sequence[Tensor], call: Call) -> Tensor:

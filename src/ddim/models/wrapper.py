@@ -60,6 +60,10 @@ class ModelWrapper(Model):
         """The wrapped model's quantised layers."""
         return self.model.quantised
 
+    def row_work(self, shape: Sequence[int] | None = None) -> float | None:
+        """Estimates the work of the wrapped model's network."""
+        return self.model.row_work(shape)
+
     def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:
         """Calls the wrapped model's network."""
         return self.model.forward(x, node, cond, call)

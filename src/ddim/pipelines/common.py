@@ -1,9 +1,11 @@
 """Functions that pipelines share: grids, conditions, inversion in batches, and checks of arguments."""
 
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,8 +35,22 @@ from ..solvers.lattice import ReversibleSolver
 from .events import CodeEvent, EngineEvent, LossEvent, OnEvent, StepEvent, engine_events, silent
 
 Spacing = str | Sequence[float]
+_P, _R = ParamSpec("_P"), TypeVar("_R")
 INVERSION_GUIDANCE = "inversion_guidance"
 """A key of ``LatentCode.settings``: the guidance weight of the inversion; absent for a model without conditions."""
+
+
+def in_model_threads(pipeline: Callable[Concatenate[Model, _P], _R]) -> Callable[Concatenate[Model, _P], _R]:
+    """Decorates a pipeline, so that torch's threads are chosen by the work of its model; see ``Model.in_threads``."""
+
+    @wraps(pipeline)
+    def run(model: Model, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if not isinstance(model, Model):  # pyright: ignore[reportUnnecessaryIsInstance]  # the pipeline refuses it
+            return pipeline(model, *args, **kwargs)
+        with model.in_threads():
+            return pipeline(model, *args, **kwargs)
+
+    return run
 
 
 def conditioned(model: Model) -> bool:
@@ -193,7 +209,7 @@ def empty_code(
         model=model.name,
         fingerprint=model.fingerprint,
         dtype=str(model.dtype).removeprefix("torch."),
-        machine=calls.machine_now(model.device, model.engine, calls.exact_layout(), guidance.batched_cfg, model.tf32)
+        machine=calls.machine_now(model.device, model.engine, model.exact_layout(), guidance.batched_cfg, model.tf32)
         if records_calls
         else {},
         guidance=guidance.options if guided else {},

@@ -30,6 +30,7 @@ from ..inversion.replay import PinnedSolver, prompts_of, state_of, stored_noise
 from ..models.base import Model
 from ..solvers import make_solver
 from .common import (
+    in_model_threads,
     Report,
     Spacing,
     check_embedded,
@@ -83,6 +84,7 @@ class Edited:
     composites: tuple[tuple[Tensor, ...], ...] | None = None
 
 
+@in_model_threads
 def edit(
     model: Model,
     source: ImageLike | Pictures | LatentCode,

@@ -18,7 +18,7 @@ from ..inversion.latent_code import HOLD, LatentCode, joined_rows
 from ..inversion.replay import TUNED
 from ..models.base import Model
 from ..solvers import make_solver
-from .common import check_run, hold_of, invert_batches, need_code, need_model
+from .common import check_run, hold_of, in_model_threads, invert_batches, need_code, need_model
 from .events import Event, ImagesEvent, OnEvent, StepEvent, silent
 from .reconstruct import reconstruct
 
@@ -28,6 +28,7 @@ _EXTRAS = {TUNED: "a null embedding", "noise": "a noise map", "pivot": "a pivot"
 """Names for the tensors in a code's ``extras``, for an error."""
 
 
+@in_model_threads
 def interpolate(
     model: Model,
     *codes: LatentCode,
@@ -60,6 +61,7 @@ def interpolate(
     return _between(model, codes, lambda points: chain(points, frames), ends, through, batch, on_event)
 
 
+@in_model_threads
 def interpolate_grid(
     model: Model,
     *codes: LatentCode,

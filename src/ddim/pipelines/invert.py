@@ -15,6 +15,7 @@ from ..inversion import partial as partials
 from ..inversion.latent_code import LatentCode
 from ..models.base import Model
 from .common import (
+    in_model_threads,
     Spacing,
     check_run,
     conditioned,
@@ -30,6 +31,7 @@ from .events import CodeEvent, Event, OnEvent, silent
 from .pictures import Pictures, read_pictures
 
 
+@in_model_threads
 def invert(
     model: Model,
     images: ImageLike | Pictures,

@@ -14,6 +14,7 @@ from ..inversion.latent_code import LatentCode
 from ..inversion.replay import prompts_of, replay, state_of
 from ..models.base import Model
 from .common import (
+    in_model_threads,
     INVERSION_GUIDANCE,
     Report,
     check_run,
@@ -26,6 +27,7 @@ from .common import (
 from .events import ImagesEvent, OnEvent, engine_events, silent
 
 
+@in_model_threads
 def reconstruct(
     model: Model,
     code: LatentCode,

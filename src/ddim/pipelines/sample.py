@@ -17,6 +17,7 @@ from ..models.base import Model, class_labels
 from ..models.classifier import NoisyClassifier
 from ..solvers import make_solver
 from .common import (
+    in_model_threads,
     Report,
     Spacing,
     check_asks_data,
@@ -32,6 +33,7 @@ from .common import (
 from .events import ImagesEvent, OnEvent, engine_events, silent
 
 
+@in_model_threads
 def sample(
     model: Model,
     count: int = 16,

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from ..._utils.error_text import first_line, reason_of
 from ..._utils.errors import InputError
 from ...models import device_and_dtype
+from ...models.engine.threads import run_in_threads
+from ...models.engine.work import Work
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 """The file that torch-fidelity downloads: the original weights, named by the first digits of their SHA-256."""
 
+_SIDE = 299  # of the images that the network works on, whatever the size of its input
 _WHERE = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
 
 
@@ -49,7 +52,8 @@ class Inception:
         """
         pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8)
         pixels = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
-        return torch.cat([self.network(part.to(self.device)).float().cpu() for part in pixels.split(batch)])
+        work, parts = Work.of(self.network).row(_SIDE**2), [part.to(self.device) for part in pixels.split(batch)]
+        return torch.cat([run_in_threads(self.network, part, row_work=work).float().cpu() for part in parts])
 
 
 def open_inception(weights: Path | None = None, device: str | torch.device = "cpu") -> Inception:

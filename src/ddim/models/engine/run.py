@@ -18,7 +18,8 @@ def run(
     call: Call,
     graphs: Graphs | None,
     tf32: bool | None,
-    least: int | None,
+    row_work: float | None,
+    split: bool,
 ) -> Tensor:
     """Computes ``function(x, timestep, *others)``.
 
@@ -30,13 +31,15 @@ def run(
         call: the other arguments of the call.
         graphs: the CUDA graphs of the network; None calls it as usual.
         tf32: see ``kernels``.
-        least: see ``run_in_threads``.
+        row_work, split: see ``run_in_threads``.
     """
     with kernels(x.device, tf32):
         if graphs is not None and x.is_cuda:
             inputs = (x, timestep, *others)
             (output,), _ = graphs(lambda *tensors: ((function(*tensors),), None), *inputs, notify=call.on_engine)
             return output
-        return run_in_threads(
-            lambda rows, *parts: function(rows, timestep, *parts), x, *others, least=least, layout=call.layout
-        )
+
+        def part(rows: Tensor, *about: Tensor | None) -> Tensor:
+            return function(rows, timestep, *about)
+
+        return run_in_threads(part, x, *others, row_work=row_work, split=split, layout=call.layout)
