@@ -23,7 +23,7 @@ from ddim.cli.app import app
 from ddim.cli.demo import _Bars
 from ddim.cli.output import Terminal
 from ddim.data.images import save_image, to_pil
-from ddim.demo.jobs import Job, run_jobs
+from ddim.demo.jobs import Job, run_jobs, worker_threads
 from ddim.demo.pictures import difference, latent, same_as_png, tiles
 from ddim.demo.plot import psnr_plot
 
@@ -260,15 +260,26 @@ def test_a_failure_in_one_job_ends_the_demo(folder: Path, tmp_path: Path, monkey
     tensors = load_file(weights)
     tensors["conv_out.bias"].fill_(float("nan"))
     save_file(tensors, weights)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    threads: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     result = run("demo", "--model", "sick", "--images", folder / "small" / "test_images", "--editor", "")
     assert result.exit_code == 1
     assert "no longer finite" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
-    assert threads == [1, 3]
     assert not list(tmp_path.rglob("*.html"))
+
+
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(1, 1, 1), (3, 3, 1), (8, 4, 2)])
+def test_jobs_share_the_threads_that_may_be_used(
+    cores: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ddim.models.engine.threads.usable_cores", lambda: cores)
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        with worker_threads("cpu") as found:
+            assert (found, torch.get_num_threads()) == (workers, threads)
+        assert torch.get_num_threads() == 8
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_pictures():

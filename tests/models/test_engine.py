@@ -11,6 +11,7 @@ from refusals import refused
 from tiny import pipeline_folder, unet
 from torch import nn
 from torch.nn.functional import conv2d
+from torch.utils.flop_counter import FlopCounterMode
 
 import ddim
 from ddim._utils.errors import InputError
@@ -18,7 +19,9 @@ from ddim.core.denoiser import Layout
 from ddim.models.engine import threads as rows
 from ddim.models.engine import winograd
 from ddim.models.engine.optimize import InPlaceResnetBlock, optimize_network
-from ddim.models.engine.threads import run_in_threads
+from ddim.models.engine.thread_table import CPU, Least
+from ddim.models.engine.threads import Plan, engine_threads, plan_call, run_in_threads, thread_limit
+from ddim.models.engine.work import Work
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -26,7 +29,10 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.fixture
-def two_threads():
+def two_threads(monkeypatch: pytest.MonkeyPatch):
+    """Torch has two threads, the machine two cores, and a part needs a work of 16."""
+    monkeypatch.setattr(rows, "usable_cores", lambda: 2)
+    monkeypatch.setattr(rows, "CPU", {"float32": Least(part=16, layer=1e18)})
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
@@ -251,10 +257,10 @@ def test_rows_come_back_in_their_order_from_several_threads():
 
     x, labels = torch.randn(33, 4), torch.arange(33)
     with torch.no_grad():
-        assert torch.equal(run_in_threads(work, x, labels, None, least=16), x * 2 + labels[:, None])
-        assert torch.equal(run_in_threads(work, x, labels, None, least=16), x * 2 + labels[:, None])
+        assert torch.equal(run_in_threads(work, x, labels, None, row_work=1), x * 2 + labels[:, None])
+        assert torch.equal(run_in_threads(work, x, labels, None, row_work=1), x * 2 + labels[:, None])
     with torch.inference_mode():
-        run_in_threads(work, x, labels, None, least=16)
+        run_in_threads(work, x, labels, None, row_work=1)
     assert sorted(seen) == sorted(
         [(16, 1, False, False), (17, 1, False, False)] * 2 + [(n, 1, False, True) for n in (16, 17)]
     )
@@ -271,25 +277,27 @@ def test_few_rows_gradients_and_autocast_stay_in_one_call():
     calls = []
 
     def work(x: torch.Tensor) -> torch.Tensor:
-        calls.append(len(x))
+        calls.append((len(x), torch.get_num_threads()))
         return x
 
     with torch.no_grad():
-        run_in_threads(work, torch.zeros(31, 1), least=16)
+        run_in_threads(work, torch.zeros(31, 1), row_work=1)
+        run_in_threads(work, torch.zeros(64, 1), row_work=1, split=False)
+        run_in_threads(work, torch.zeros(64, 1), row_work=None)
         with torch.autocast("cpu", torch.bfloat16):
-            run_in_threads(work, torch.zeros(64, 1), least=16)
-    run_in_threads(work, torch.zeros(64, 1), least=16)
+            run_in_threads(work, torch.zeros(64, 1), row_work=1)
+    run_in_threads(work, torch.zeros(64, 1), row_work=1)
     torch.set_num_threads(1)
     with torch.no_grad():
-        run_in_threads(work, torch.zeros(64, 1), least=16)
-    assert calls == [31, 64, 64, 64]
+        run_in_threads(work, torch.zeros(64, 1), row_work=1)
+    assert calls == [(31, 1), (64, 1), (64, 2), (64, 2), (64, 2), (64, 1)]
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_one_row_serves_all_parts():
     x, one = torch.randn(64, 3), torch.randn(1, 3)
     with torch.no_grad():
-        assert torch.equal(run_in_threads(torch.add, x, one, least=16), x + one)
+        assert torch.equal(run_in_threads(torch.add, x, one, row_work=1), x + one)
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -298,16 +306,128 @@ def test_what_a_part_raises_reaches_the_caller():
         raise InputError("no such row")
 
     with torch.no_grad(), refused(None, "no such row"):
-        run_in_threads(work, torch.zeros(64, 1), least=16)
+        run_in_threads(work, torch.zeros(64, 1), row_work=1)
 
 
-def test_a_large_network_is_worth_a_thread_for_fewer_rows():
-    assert rows.min_rows(nn.Linear(999, 1000)) == 48
-    assert rows.min_rows(nn.Linear(9_999, 10_000)) == 1
+TABLE = {"float32": Least(part=10, layer=100), "bfloat16": Least(part=20, layer=100)}
+
+
+@pytest.mark.parametrize(
+    ("call", "plan"),
+    [
+        ({"rows": 1, "row_work": 9}, (1, 1)),
+        ({"rows": 3, "row_work": 9}, (1, 1)),
+        ({"rows": 4, "row_work": 9}, (2, 1)),
+        ({"rows": 64, "row_work": 9, "limit": 1}, (1, 1)),
+        ({"rows": 64, "row_work": 9, "limit": 3}, (3, 1)),
+        ({"rows": 64, "row_work": 9}, (4, 1)),  # no more than four parts
+        ({"rows": 3, "row_work": 10}, (3, 1)),
+        ({"rows": 3, "row_work": 10, "dtype": torch.bfloat16}, (1, 1)),
+        ({"rows": 4, "row_work": 10, "dtype": torch.bfloat16}, (2, 1)),
+        ({"rows": 3, "row_work": 10, "dtype": torch.int8}, (3, 1)),  # another dtype is taken for float32
+        ({"rows": 1, "row_work": 199}, (1, 1)),
+        ({"rows": 1, "row_work": 200}, (1, 2)),  # the layers are shared
+        ({"rows": 1, "row_work": 1e9}, (1, 8)),
+        ({"rows": 2, "row_work": 1e9}, (2, 4)),
+        ({"rows": 3, "row_work": 1e9}, (3, 2)),
+        ({"rows": 64, "row_work": 100, "split": False}, (1, 8)),
+        ({"rows": 64, "row_work": 4, "split": False}, (1, 2)),
+        ({"rows": 64, "row_work": None}, (1, 8)),  # unknown work: torch's number
+    ],
+    ids=str,
+)
+def test_the_work_of_a_call_decides_its_threads(
+    call: dict[str, Any], plan: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(rows, "CPU", TABLE)
+    assert plan_call(**{"dtype": torch.float32, "limit": 8, **call}) == Plan(*plan)
+
+
+def test_the_table_has_the_dtypes_that_networks_compute_in():
+    assert set(CPU) >= {"float32", "float64", "bfloat16", "float16"}
+    assert all(0 < least.part < least.layer < 1e12 for least in CPU.values())
+
+
+@pytest.mark.parametrize(("torch_s", "cores", "limit"), [(1, 8, 1), (8, 1, 1), (3, 2, 2), (2, 3, 2)])
+def test_threads_are_limited_by_torch_s_number_and_by_the_cores(
+    torch_s: int, cores: int, limit: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(rows, "usable_cores", lambda: cores)
+    torch.set_num_threads(torch_s)
+    try:
+        assert thread_limit() == limit
+        with engine_threads(1.0, torch.float32):
+            assert torch.get_num_threads() == 1
+            assert thread_limit() == limit
+            with engine_threads(None, torch.float32):
+                assert torch.get_num_threads() == limit
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == torch_s
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_the_number_of_a_pipeline_is_the_calling_thread_s_alone():
+    """Another thread that begins meanwhile, and may sample too, has the number that the user chose."""
+    asked = []
+    with engine_threads(1.0, torch.float32):
+        later = threading.Thread(target=lambda: asked.extend([torch.get_num_threads(), thread_limit()]))
+        later.start()
+        later.join()
+        with torch.no_grad():
+            run_in_threads(torch.neg, torch.zeros(64, 1), row_work=1)  # starts workers
+        later = threading.Thread(target=lambda: asked.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert torch.get_num_threads() == 1
+    assert asked == [2, 2, 2]
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_pipeline_leaves_the_threads_as_they_were(tmp_path: Path):
+    seen = []
+    model: Any = ddim.load(pipeline_folder(tmp_path / "model", unet()))
+    ddim.sample(model, 2, steps=3, on_event=lambda _: seen.append(torch.get_num_threads()))
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == 2
+    with pytest.raises(ZeroDivisionError):
+        ddim.sample(model, 2, steps=3, on_event=lambda _: 1 // 0)
+    assert torch.get_num_threads() == 2
+    with refused("model", "int"):
+        ddim.sample(3)  # type: ignore[arg-type]
+    assert torch.get_num_threads() == 2
+
+
+def test_the_choice_does_not_look_at_the_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Clocks and load averages that say anything else change no plan, and no bit of the samples."""
+    plans, plan = [], rows.plan_call
+    monkeypatch.setattr(rows, "usable_cores", lambda: 3)
+    monkeypatch.setattr(rows, "CPU", {"float32": Least(part=1.0, layer=1e18)})
+    monkeypatch.setattr(rows, "plan_call", lambda *a, **k: plans.append(plan(*a, **k)) or plans[-1])
+    model = ddim.load(pipeline_folder(tmp_path / "model", unet()))
+    torch.set_num_threads(3)
+    try:
+        first = ddim.sample(model, 7, steps=3, seed=5)
+        quiet = plans.copy()
+        plans.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr("os.getloadavg", lambda: (99.0, 99.0, 99.0))
+            patch.setattr("os.times", lambda: pytest.fail("the engine asked for the times of the process"))
+            for clock in ("time", "perf_counter", "process_time", "thread_time"):
+                patch.setattr(f"time.{clock}", lambda: 0.0)
+            second = ddim.sample(model, 7, steps=3, seed=5)
+    finally:
+        torch.set_num_threads(1)
+    assert plans == quiet
+    assert Plan(3, 1) in plans
+    assert torch.equal(first, second)
 
 
 def test_samples_do_not_depend_on_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rows, "MIN_WORK", 1)
+    monkeypatch.setattr(rows, "usable_cores", lambda: 3)
+    monkeypatch.setattr(rows, "CPU", {"float32": Least(part=1.0, layer=1e18)})
     model = ddim.load(pipeline_folder(tmp_path / "model", unet()))
     alone = ddim.sample(model, 7, steps=3, seed=5)
     try:
@@ -333,6 +453,8 @@ def test_samples_do_not_depend_on_the_threads(tmp_path: Path, monkeypatch: pytes
         (5, Layout(2), (2, 1)),
         (1, Layout(6), (1, 6)),
         (2, Layout(6), (2, 3)),
+        (5, Layout(3, 1, 2), (2, 1)),  # no part is smaller
+        (5, Layout(3, 1, 3), (1, 1)),
     ],
 )
 def test_a_layout_decides_whatever_threads_there_are(rows_of: int, layout: Layout, parts: tuple[int, int]):
@@ -341,11 +463,12 @@ def test_a_layout_decides_whatever_threads_there_are(rows_of: int, layout: Layou
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
             try:
-                assert rows.split_plan(x, 1000, layout) == parts
+                assert rows._plan(x, None, True, layout) == parts
             finally:
                 torch.set_num_threads(1)
-        assert rows.split_plan(x, None, layout)[0] == 1  # a network that cannot be cut is not cut
-    assert rows.split_plan(x, 1000, layout) == (1, 0)  # where a gradient is taken all is as it was
+        whole: Any = rows._plan(x, None, False, layout)
+        assert whole.parts == 1  # a network that cannot be cut is not cut
+    assert rows._plan(x, None, True, layout) is None  # where a gradient is taken all is as it was
 
 
 def test_a_layout_gives_each_part_its_threads_and_the_rows_their_order():
@@ -357,12 +480,52 @@ def test_a_layout_gives_each_part_its_threads_and_the_rows_their_order():
 
     x = torch.randn(7, 2)
     with torch.no_grad():
-        assert torch.equal(run_in_threads(work, x, least=1000, layout=Layout(3, 1)), x + 1)
+        assert torch.equal(run_in_threads(work, x, row_work=None, layout=Layout(3, 1)), x + 1)
         assert sorted(seen) == [(2, 1), (2, 1), (3, 1)]
         seen.clear()
-        assert torch.equal(run_in_threads(work, x, least=1000, layout=Layout(1, 2)), x + 1)
+        assert torch.equal(run_in_threads(work, x, row_work=None, layout=Layout(1, 2)), x + 1)
     assert seen == [(7, 2)]
     assert torch.get_num_threads() == 1
+
+
+# The work
+
+
+@pytest.mark.parametrize("name", ["fashion", "emoji"])
+def test_the_estimated_work_is_near_the_counted_one(name: str):
+    model: Any = ddim.load(ddim.bundled_models()[name])
+    _, height, width = model.shape
+    conditions = model.condition(None, 1, ["a cat"] if model.text else None).cond
+
+    def ask() -> None:
+        model.ask(torch.zeros(1, *model.shape), model.schedule.grid(4)[1], conditions)
+
+    assert 0.75 < model.row_work() / counted(ask) < 1.33
+    assert model.row_work((4, 2 * height, width)) == pytest.approx(2 * model.row_work(), rel=0.02)
+    if not model.text:
+        return
+    pixels = model.picture[1] * model.picture[2]
+    for part, call, given in (
+        (model.vae.encoder, model.vae.encode, model.picture),
+        (model.vae.decoder, lambda x: model.vae.decode(x).sample, model.shape),
+    ):
+        assert 0.75 < Work.of(part).row(pixels) / counted(lambda c=call, g=given: c(torch.zeros(1, *g))) < 2
+
+
+def counted(call: Any) -> float:
+    """The multiply-adds of a call, as torch counts them."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 2
+
+
+def test_the_work_of_layers_outside_of_blocks_and_of_embeddings():
+    assert Work.of(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Embedding(9, 9), nn.Linear(5, 7))).row(10) == 10 * (54 + 35)
+    blocks = nn.ModuleDict({"down_blocks": nn.ModuleList([nn.Linear(2, 2), nn.Linear(3, 3), nn.Linear(4, 4)])})
+    assert Work.of(blocks).row(64) == 64 * 4 + 16 * 9 + 4 * 16
+    blocks["up_blocks"] = nn.ModuleList([nn.Linear(5, 5), nn.Linear(6, 6), nn.Linear(7, 7)])
+    blocks["mid_block"], blocks["time_embedding"] = nn.Linear(8, 8), nn.Linear(9, 9)
+    assert Work.of(blocks) == Work(81, (4 + 49, 9 + 36, 16 + 25 + 64))
 
 
 # torch.compile

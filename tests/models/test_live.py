@@ -21,6 +21,7 @@ from ddim import AttentionEdit, Guidance
 from ddim._utils.errors import InputError
 from ddim.core.noise import SeededNoise
 from ddim.models.attention.unet import ControlledAttention
+from ddim.models.engine.thread_table import Least
 from ddim.models.live import is_compiled
 from ddim.models.pixel import PixelModel
 from ddim.models.sd import StableDiffusion
@@ -399,8 +400,9 @@ def test_weights_that_accelerate_keeps_elsewhere_are_found():
 
 
 def test_hooks_see_whole_batches_in_one_thread(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("torch.get_num_threads", lambda: 4)  # parts of a batch would go to threads of their own
-    monkeypatch.setattr("ddim.models.engine.threads.MIN_WORK", 1.0)
+    threads = "ddim.models.engine.threads"
+    monkeypatch.setattr(f"{threads}.thread_limit", lambda: 4)  # parts of a batch would go to threads of their own
+    monkeypatch.setattr(f"{threads}.CPU", {"float32": Least(part=1.0, layer=1e18)})
     pipeline, rows = tiny_text.pipeline(), []
     pipeline.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     pipeline.vae.decoder.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))

@@ -1,7 +1,6 @@
 """Runs the sections one after the other and writes the page."""
 
 import json
-import os
 import platform
 import time
 from collections.abc import Mapping, Sequence

@@ -60,7 +60,9 @@ class LatentModel(Model):
         with torch.no_grad(), self.upcast_vae(), kernels(self.device, self.tf32):
             code = self.from_code(x0).to(self.vae.dtype)
             work = Work.of(self.vae.decoder).row(code.shape[2] * code.shape[3] * self._pixels_per_position)
-            image = run_in_threads(lambda rows: self.vae.decode(rows).sample, code, row_work=work, split=self.vae_threads)
+            image = run_in_threads(
+                lambda rows: self.vae.decode(rows).sample, code, row_work=work, split=self.vae_threads
+            )
             image = self._finite(image, "decoded a sample")
         return ((image.to(self.state_dtype) + 1) / 2).clamp(0, 1)
 

@@ -97,7 +97,8 @@ class NetworkModel(ClassModel):
         )
         self._fingerprint = fingerprint
         self.threads = False  # the user's network may not be thread-safe
-        self.work = Work.of(network) if isinstance(network, nn.Module) else None
+        work = Work.of(network) if isinstance(network, nn.Module) else None
+        self.work = work if work and work.known else None
 
     @property
     def fingerprint(self) -> str:

@@ -30,7 +30,6 @@ from ..inversion.replay import PinnedSolver, prompts_of, state_of, stored_noise
 from ..models.base import Model
 from ..solvers import make_solver
 from .common import (
-    in_model_threads,
     Report,
     Spacing,
     check_embedded,
@@ -38,6 +37,7 @@ from .common import (
     grid_for,
     half_precision_hint,
     hold_of,
+    in_model_threads,
     latent_size,
     need_model,
     picture_shape,

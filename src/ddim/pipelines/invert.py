@@ -15,13 +15,13 @@ from ..inversion import partial as partials
 from ..inversion.latent_code import LatentCode
 from ..models.base import Model
 from .common import (
-    in_model_threads,
     Spacing,
     check_run,
     conditioned,
     grid_for,
     guidance_for,
     hold_for,
+    in_model_threads,
     invert_batches,
     latent_size,
     need_model,

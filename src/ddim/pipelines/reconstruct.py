@@ -14,12 +14,12 @@ from ..inversion.latent_code import LatentCode
 from ..inversion.replay import prompts_of, replay, state_of
 from ..models.base import Model
 from .common import (
-    in_model_threads,
     INVERSION_GUIDANCE,
     Report,
     check_run,
     half_precision_hint,
     hold_of,
+    in_model_threads,
     need_code,
     need_model,
     solver_of,

@@ -17,7 +17,6 @@ from ..models.base import Model, class_labels
 from ..models.classifier import NoisyClassifier
 from ..solvers import make_solver
 from .common import (
-    in_model_threads,
     Report,
     Spacing,
     check_asks_data,
@@ -26,6 +25,7 @@ from .common import (
     guidance_for,
     half_precision_hint,
     hold_for,
+    in_model_threads,
     need_model,
     prior,
     read_prompts,

@@ -28,8 +28,14 @@ class Work:
 
     @classmethod
     def of(cls, network: nn.Module) -> "Work":
-        """Counts the weights of a network's convolutions and linear layers."""
-        layers = {n: m.weight.numel() for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+        """Counts the weights of a network: all parameters of two or more dimensions, without embedding tables."""
+        layers = {
+            f"{name}.{own}": parameter.numel()
+            for name, module in network.named_modules()
+            if not isinstance(module, nn.Embedding)
+            for own, parameter in module.named_parameters(recurse=False)
+            if parameter.ndim > 1
+        }
         blocks = {name: _block(name) for name in layers}
         lowest = max((index for _, index in blocks.values()), default=0)
         per_row, per_position = 0, [0] * (lowest + 1)
@@ -42,6 +48,11 @@ class Work:
             else:
                 per_position[lowest if "mid_block" in name else index] += weights
         return cls(per_row, tuple(per_position))
+
+    @property
+    def known(self) -> bool:
+        """Whether the network has weights at all."""
+        return self.per_row + sum(self.per_position) > 0
 
     def row(self, positions: int) -> float:
         """Returns the estimated multiply-adds for one row.
