@@ -35,7 +35,8 @@ from ..solvers.lattice import ReversibleSolver
 from .events import CodeEvent, EngineEvent, LossEvent, OnEvent, StepEvent, engine_events, silent
 
 Spacing = str | Sequence[float]
-_P, _R = ParamSpec("_P"), TypeVar("_R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 INVERSION_GUIDANCE = "inversion_guidance"
 """A key of ``LatentCode.settings``: the guidance weight of the inversion; absent for a model without conditions."""
 
