@@ -101,9 +101,8 @@ def main() -> None:
     parser.add_argument("--where", nargs="+", choices=(ALONE, BUSY, ONE_CORE), default=[ALONE, BUSY, ONE_CORE])
     args = parser.parse_args()
     print(f"python {' '.join(sys.argv)}\n{machine()}\n", flush=True)
-    print(
-        "| command | surroundings | as it comes, s | one thread, s | times one thread | same |\n|---|---|---|---|---|---|"
-    )
+    print("| command | surroundings | as it comes, s | one thread, s | times one thread | same |")
+    print("|---|---|---|---|---|---|")
     for name in args.commands:
         first: dict[str, np.ndarray] | None = None
         for where in args.where:

@@ -18,9 +18,9 @@ from sampling import asked, pipeline_of
 from torch import Tensor
 
 import ddim
-from ddim.models import winograd
-from ddim.models.engine.optimize import optimize_network
-from ddim.models.engine.threads import min_rows, run_in_threads
+from ddim.models.engine import optimize, winograd
+from ddim.models.engine.threads import run_in_threads
+from ddim.models.engine.work import Work
 
 
 def variants(network: Network, args: Namespace) -> dict[str, Callable[[], Tensor]]:
@@ -32,7 +32,7 @@ def variants(network: Network, args: Namespace) -> dict[str, Callable[[], Tensor
         made = pipeline_of(network).unet.requires_grad_(False).to(memory_format=layout)
         if least is not None:
             with mock.patch.object(winograd, "MIN_CHANNELS", least):
-                optimize_network(made)
+                optimize.optimize_network(made)
         return made
 
     def call(which: Any, rows: Tensor, told: Tensor | None) -> Tensor:
@@ -46,12 +46,13 @@ def variants(network: Network, args: Namespace) -> dict[str, Callable[[], Tensor
     plain, last = unet(torch.contiguous_format), unet(torch.channels_last)
     blocks = unet(torch.channels_last, least=2**40)
     wide = unet(torch.channels_last, least=winograd.MIN_CHANNELS)
+    work = Work.of(wide).row(x.shape[2] * x.shape[3])
     return {
         "as diffusers loads it": lambda: call(plain, x, words),
         "channels-last": lambda: call(last, x, words),
         "+ blocks in place": lambda: call(blocks, x, words),
         "+ Winograd": lambda: call(wide, x, words),
-        "+ rows side by side": lambda: run_in_threads(lambda *rows: call(wide, *rows), x, words, least=min_rows(wide)),
+        "+ threads by work": lambda: run_in_threads(lambda *rows: call(wide, *rows), x, words, row_work=work),
         "channels-last, bfloat16": lambda: half(last),
     }
 

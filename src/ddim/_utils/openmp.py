@@ -4,12 +4,12 @@ import os
 import sys
 from collections.abc import Container, MutableMapping
 
-WAITING = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}
+WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 """The bounds, for GNU's OpenMP in turns of a loop and for Intel's and LLVM's in milliseconds.
 
 A thread that has done its share of a layer spins until the next layer begins, without a bound for several milliseconds
 (GNU) or 200 (Intel, LLVM). Beside another busy process that time is missing to the thread that the others wait for.
-3,000 turns last some ten microseconds, which covers the time between two layers. ``benchmarks/NOTES.md`` has the
+1,000 turns last some ten microseconds, which covers the time between two layers. ``benchmarks/NOTES.md`` has the
 measurements.
 """
 CHOSEN_BY = ("OMP_WAIT_POLICY", "KMP_LIBRARY")

@@ -214,7 +214,8 @@ class OptimConfig:
         ema_warmup: let the decay start at 0.1 and rise as (1 + step) / (10 + step) until it reaches ``ema``.
         precision: ``bfloat16`` runs the network under autocast; weights, EMA and loss stay in float32.
         seed: all random numbers are functions of this seed, the step and the position in the batch.
-        threads: the number of CPU threads; 0 leaves the choice to torch. Another number may round differently.
+        threads: the number of CPU threads; 0 uses torch's number, but at most the cores that the process may use.
+            Another number may round differently. On a machine that does other work too, 1 is often the fastest.
         device: ``auto`` (a GPU if available) or ``cpu``.
     """
 

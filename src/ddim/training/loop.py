@@ -20,6 +20,7 @@ from ..core.gradients import quick_gradients
 from ..core.late import LateValues
 from ..data.images import save_image
 from ..models.engine.kernels import deterministic
+from ..models.engine.threads import thread_limit
 from . import draws
 from .checkpoint import Checkpoints, clean_run, holds_run, whole_folder
 from .config import OptimConfig, TrainConfig
@@ -258,11 +259,10 @@ def repeatable(device: torch.device, threads: int) -> Iterator[None]:
 
     Args:
         device: the device of the network.
-        threads: the number of CPU threads; 0 leaves it as it is.
+        threads: the number of CPU threads; 0 uses torch's number, but at most the cores that the process may use.
     """
     before = torch.get_num_threads()
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or thread_limit())
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), deterministic(device):
             yield
