@@ -4,12 +4,13 @@
     python benchmarks/engine.py --dtype float32 --write    # and writes them into models/engine/thread_table.py
 
 One network call on one thread is compared with two threads, in two ways: the rows in two parts, and all layers shared.
-The networks are random U-Nets of rising width; the work is the estimate of ``Work``. Calls take turns, alone and beside
-a process that keeps one core busy; a time is the mean of the turns, because a wait in every tenth call counts too.
+The work of a call is the estimate of ``Work``. Each call is timed alone and beside a process that keeps one core busy.
+A time is the median of three turns, and a turn is a mean, because a wait in every tenth call counts too.
 
-A way pays from the least work on where two threads take at most 0.9 of the time of one when alone, and at most 1.3 of
-it beside the busy process, there and in all larger calls. The table has the work of one of the two threads, rounded up
-to two digits. Where no call qualifies, the old entry stays.
+A way pays from the least work on where two threads take at most 0.9 of the time of one when alone, and not too much
+more than it beside the busy process, there and in all larger calls: 1.3 times for parts, and twice for shared layers,
+without which a large network would leave most cores of a large machine idle. The table has the work of one of the two
+threads, rounded up to two digits. Where no call qualifies, the old entry stays.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import Any
 
 import torch
 
+import ddim
 from ddim._utils.files import write_whole
 from ddim.evaluation.tables import machine
 from ddim.models.engine import thread_table
@@ -34,15 +36,17 @@ from ddim.models.engine.optimize import optimize_network
 from ddim.models.engine.threads import Plan, _pool
 from ddim.models.engine.work import Work
 
-SHAPES = {
-    "small": ((32, 64, 128), 32, (4, 8, 16, 32)),
-    "middle": ((64, 128, 256), 32, (2, 4, 8, 16)),
-    "wide": ((128, 256, 256), 32, (1, 2, 4, 8)),
-    "large": ((128, 256, 512), 64, (1, 2, 4)),
+CALLS = {
+    "fashion": (2, 4, 8, 16, 32),
+    "emoji": (2, 4, 8, 16),
+    "wide": (1, 2, 4),
+    "large": (1, 2),
+    "sd": (1,),
 }
-"""Name -> channels by level, side of the images, rows of the calls."""
+"""The networks and the rows of their calls: the two of the package, two random pixel U-Nets of 32 and 64 pixels, and a
+U-Net of the shape of Stable Diffusion 1.5 for images of 256 pixels."""
 ONE, PARTS, LAYERS = "one thread", "two parts", "shared layers"
-GAIN, LOSS = 0.9, 1.3
+GAIN, LOSS = 0.9, {PARTS: 1.3, LAYERS: 2.0}
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Measured:
         """Whether a way qualifies for this call."""
         if way not in self.alone:
             return False
-        return self.alone[way] <= GAIN * self.alone[ONE] and self.busy[way] <= LOSS * self.busy[ONE]
+        return self.alone[way] <= GAIN * self.alone[ONE] and self.busy[way] <= LOSS[way] * self.busy[ONE]
 
 
 @contextmanager
@@ -74,57 +78,74 @@ def busy_process() -> Iterator[None]:
         process.wait()
 
 
-def network_of(channels: tuple[int, ...], side: int, dtype: torch.dtype) -> Any:
-    """A random U-Net, as ``ddim.load`` makes it quick."""
+def network_of(name: str, dtype: torch.dtype) -> tuple[Any, tuple[int, ...]]:
+    """A network by name, as ``ddim.load`` makes it quick, and the shape of its x."""
     from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    torch.manual_seed(0)
-    down, up = ("DownBlock2D",) * len(channels), ("UpBlock2D",) * len(channels)
-    network: Any = UNet2DModel(side, block_out_channels=channels, down_block_types=down, up_block_types=up)
-    network.eval().requires_grad_(False).to(dtype=dtype, memory_format=torch.channels_last)
-    optimize_network(network)
-    return network
-
-
-def call(network: Any, x: torch.Tensor, way: str) -> None:
-    """One call in one of the ways."""
-    t = torch.tensor(500)
-    if way == PARTS:
-        list(_pool(Plan(2, 1)).map(lambda rows: network(rows, t, return_dict=False), x.tensor_split(2)))
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if way == ONE else 2)
-    network(x, t, return_dict=False)
-    torch.set_num_threads(before)
+    if name in ("fashion", "emoji"):
+        model: Any = ddim.load(name, dtype=dtype)
+        return model.network, model.shape
+    with torch.device("meta"):
+        if name == "sd":
+            made: Any = UNet2DConditionModel(cross_attention_dim=768)
+        else:
+            channels, side = ((128, 256, 256), 32) if name == "wide" else ((128, 256, 512), 64)
+            down, up = ("DownBlock2D",) * 3, ("UpBlock2D",) * 3
+            made = UNet2DModel(side, block_out_channels=channels, down_block_types=down, up_block_types=up)
+    made.to_empty(device="cpu").eval().requires_grad_(False).to(dtype=dtype, memory_format=torch.channels_last)
+    for parameter in made.parameters():
+        parameter.fill_(1e-3)
+    optimize_network(made)
+    return made, (4, 32, 32) if name == "sd" else (3, made.config.sample_size, made.config.sample_size)
 
 
-def milliseconds(network: Any, x: torch.Tensor, ways: list[str], least: float) -> dict[str, float]:
-    """The mean time of a call in each way; the ways take turns of ``least`` seconds each."""
-    out = {}
-    for way in ways:
-        call(network, x, way)
-        times, end = [], time.perf_counter() + least
-        while time.perf_counter() < end or len(times) < 3:
-            start = time.perf_counter()
-            call(network, x, way)
-            times.append(time.perf_counter() - start)
-        out[way] = 1e3 * statistics.mean(times)
-    return out
+def ways_of(network: Any, x: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """One call in each of the ways that its rows allow."""
+    t, text = torch.tensor(500), getattr(network.config, "cross_attention_dim", None)
+    words = [torch.randn(len(x), 77, text, dtype=x.dtype)] if text else []
+
+    def ask(rows: torch.Tensor, *about: torch.Tensor) -> object:
+        return network(rows, t, *about, return_dict=False)
+
+    def in_layers(threads: int) -> None:
+        torch.set_num_threads(threads)
+        ask(x, *words)
+
+    def in_parts() -> None:
+        list(_pool(Plan(2, 1)).map(ask, *(tensor.tensor_split(2) for tensor in (x, *words))))
+
+    ways: dict[str, Callable[[], object]] = {ONE: lambda: in_layers(1), LAYERS: lambda: in_layers(2)}
+    return ways if len(x) == 1 else {**ways, PARTS: in_parts}
 
 
-def measure(dtype: torch.dtype, names: list[str], least: float) -> list[Measured]:
+def milliseconds(ways: Mapping[str, Callable[[], object]], least: float) -> dict[str, float]:
+    """The time of a call in each way: the median of three turns, each of which is a mean over ``least`` seconds."""
+    turns: dict[str, list[float]] = {way: [] for way in ways}
+    for call in ways.values():
+        call()
+    for _ in range(3):
+        for way, call in ways.items():
+            count, start = 0, time.perf_counter()
+            while (passed := time.perf_counter() - start) < least or not count:
+                call()
+                count += 1
+            turns[way].append(1e3 * passed / count)
+    return {way: statistics.median(times) for way, times in turns.items()}
+
+
+def measure(dtype: torch.dtype, names: Sequence[str], least: float) -> list[Measured]:
     """Measures all calls, and prints each."""
-    out = []
+    out: list[Measured] = []
     for name in names:
-        channels, side, counts = SHAPES[name]
-        network = network_of(channels, side, dtype)
-        for rows in counts:
-            x = torch.randn(rows, 3, side, side, dtype=dtype)
-            ways = [ONE, LAYERS] if rows == 1 else [ONE, PARTS, LAYERS]
-            alone = milliseconds(network, x, ways, least)
+        network, shape = network_of(name, dtype)
+        row = Work.of(network).row(shape[1] * shape[2])
+        for rows in CALLS[name]:
+            ways = ways_of(network, torch.randn(rows, *shape, dtype=dtype))
+            alone = milliseconds(ways, least)
             with busy_process():
-                busy = milliseconds(network, x, ways, least)
-            out.append(Measured(f"{name}, {rows}", rows * Work.of(network).row(side * side), alone, busy))
+                busy = milliseconds(ways, least)
+            out.append(Measured(f"{name}, {rows}", rows * row, alone, busy))
             cells = " | ".join(f"{s[w]:.0f}" if w in s else "" for s in (alone, busy) for w in (ONE, PARTS, LAYERS))
             print(f"| {out[-1].what} | {out[-1].work / 1e9:.2f} | {cells} |", flush=True)
     return out
@@ -156,8 +177,8 @@ def write(dtype: str, entry: thread_table.Least) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=tuple(thread_table.CPU), default="float32")
-    parser.add_argument("--networks", nargs="+", choices=tuple(SHAPES), default=list(SHAPES))
-    parser.add_argument("--seconds", type=float, default=0.5, help="of a turn")
+    parser.add_argument("--networks", nargs="+", choices=tuple(CALLS), default=list(CALLS))
+    parser.add_argument("--seconds", type=float, default=0.2, help="of a turn")
     parser.add_argument("--write", action="store_true", help="write the thresholds into the table")
     args = parser.parse_args()
     if len(os.sched_getaffinity(0)) < 2:
