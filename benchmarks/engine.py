@@ -164,12 +164,17 @@ def threshold(calls: list[Measured], way: str) -> float | None:
     return math.ceil(found / digits) * digits
 
 
+def _short(number: float) -> str:
+    """A number as ``7.1e08``."""
+    return f"{number:.1e}".replace("+", "")
+
+
 def write(dtype: str, entry: thread_table.Least) -> None:
     """Puts an entry into the table's file; everything else in it stays."""
     path = Path(thread_table.__file__)
     head, _, rest = path.read_text().partition("CPU: dict[str, Least] = {\n")
     _, _, tail = rest.partition("}\n")
-    lines = [f'    "{name}": Least(part={e.part:.1e}, layer={e.layer:.1e}),\n' for name, e in
+    lines = [f'    "{name}": Least(part={_short(e.part)}, layer={_short(e.layer)}),\n' for name, e in
              {**thread_table.CPU, dtype: entry}.items()]  # fmt: skip
     write_whole(path, f"{head}CPU: dict[str, Least] = {{\n{''.join(lines)}}}\n{tail}".encode())
 
@@ -190,8 +195,12 @@ def main() -> None:
     with torch.no_grad():
         calls = measure(getattr(torch, args.dtype), args.networks, args.seconds)
     old = thread_table.CPU[args.dtype]
-    new = thread_table.Least(*(threshold(calls, way) or kept for way, kept in ((PARTS, old.part), (LAYERS, old.layer))))
-    print(f"\nfound: {[threshold(calls, way) for way in (PARTS, LAYERS)]}; the table has {tuple(old)}")
+    part, layer = threshold(calls, PARTS), threshold(calls, LAYERS)
+    whole = set(args.networks) == set(CALLS)
+    print(f"\nfound: {part} for a part, {layer} for a thread in shared layers; the table has {tuple(old)}")
+    if not whole:
+        print("The second is not written: it needs the largest network.")
+    new = thread_table.Least(part or old.part, layer if layer and whole else old.layer)
     if args.write:
         write(args.dtype, new)
 
