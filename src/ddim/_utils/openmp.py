@@ -9,8 +9,8 @@ WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 
 A thread that has done its share of a layer spins until the next layer begins, without a bound for several milliseconds
 (GNU) or 200 (Intel, LLVM). Beside another busy process that time is missing to the thread that the others wait for.
-1,000 turns last some ten microseconds, which covers the time between two layers. ``benchmarks/NOTES.md`` has the
-measurements.
+1,000 turns cover the time between two layers, so that they cost nothing on an idle machine; 300 are too few.
+``benchmarks/NOTES.md`` has the measurements.
 """
 CHOSEN_BY = ("OMP_WAIT_POLICY", "KMP_LIBRARY")
 """Variables by which a user chooses how threads wait; then nothing is set."""
