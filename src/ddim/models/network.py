@@ -134,9 +134,7 @@ class NetworkModel(ClassModel):
         # The batch is not split. A layout still fixes the number of threads that torch uses, and so the last bits of
         # the output.
         work, inputs = self.row_work(x.shape[1:]), (x.to(self.dtype), t, *labels)
-        output = run(
-            self._checked, *inputs, call=call, graphs=self.graphs, tf32=self.tf32, row_work=work, split=False
-        )
+        output = run(self._checked, *inputs, call=call, graphs=self.graphs, tf32=self.tf32, row_work=work, split=False)
         return output.to(x.dtype)
 
     def _checked(self, x: Tensor, *inputs: Tensor) -> Tensor:
