@@ -29,6 +29,7 @@ DEMO = {
     "data.images",  # read_images: originals as tensors, to compare with
     "models.counted",  # the number of network calls, and an error that names the batch where memory runs out
     *("evaluation.metrics", "evaluation.metrics.pairwise"),  # the errors between images
+    "_utils.cores",  # how many jobs run at once
     "core.noise",  # a seed that is out of range is refused before any work
     *("_utils.files", "_utils.error_text"),  # files appear whole or not at all; names in any bytes
 }

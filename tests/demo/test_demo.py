@@ -271,7 +271,7 @@ def test_a_failure_in_one_job_ends_the_demo(folder: Path, tmp_path: Path, monkey
 def test_jobs_share_the_threads_that_may_be_used(
     cores: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("ddim.models.engine.threads.usable_cores", lambda: cores)
+    monkeypatch.setattr("ddim.demo.jobs.usable_cores", lambda: cores)
     before = torch.get_num_threads()
     torch.set_num_threads(8)
     try:

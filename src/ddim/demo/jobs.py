@@ -11,7 +11,7 @@ import torch
 
 import ddim
 
-from ..models.engine.threads import thread_limit
+from .._utils.cores import usable_cores
 
 MOST_WORKERS = 4
 
@@ -61,7 +61,8 @@ def worker_threads(device: str) -> Iterator[int]:
     A small network uses one core well and two poorly, so jobs side by side are faster than threads inside each job.
     With up to four cores each job has one thread, and its numbers do not depend on the number of cores.
     """
-    threads, limit = torch.get_num_threads(), thread_limit()
+    threads = torch.get_num_threads()
+    limit = min(threads, usable_cores())
     workers = min(limit, MOST_WORKERS) if device == "cpu" else 1
     torch.set_num_threads(max(limit // workers, 1))
     try:
