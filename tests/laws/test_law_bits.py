@@ -23,8 +23,10 @@ from refusals import refused, warned
 import ddim
 from ddim._utils.errors import NotFinite
 from ddim.core.conditioning import PromptConditioning
+from ddim.core.denoiser import Layout
 from ddim.data.images import read_images
 from ddim.inversion import calls, make_inversion
+from ddim.models.engine.thread_table import Least
 from ddim.models.pixel import PixelModel
 from ddim.pipelines.events import StepEvent
 from ddim.pipelines.interpolate import join
@@ -445,6 +447,19 @@ def test_batches_that_the_engine_cuts_by_itself_do_not_disturb_it(name):
         with threads(count):
             assert same(returned(model, code)[1], begun)
             assert same(returned(model, code[3])[1], rows(begun, [3]))
+
+
+def test_the_least_rows_of_a_part_are_those_of_the_code(monkeypatch):
+    """Five rows on four threads are two parts if a part has at least two rows, whatever it needs where it is read."""
+    model, seen = tiny.model(channels=3), list[int]()
+    with threads(4):
+        monkeypatch.setattr("ddim.models.engine.threads.CPU", {"float32": Least(2 * model.row_work(), 1e18)})
+        code, begun = inverted(model, five(model), steps=5, method="bdia")
+    assert [code.machine[key] for key in ("workers", "threads", "min_rows")] == [4, 1, 2]
+    model.network.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    assert same(returned(model, code)[1], begun)
+    assert {*seen} == {2, 3}
+    assert calls.layout_of({**code.machine, "min_rows": 3}) == Layout(4, 1, 3)
 
 
 def test_codes_of_two_machines_are_interpolated_with_their_own_ends():
