@@ -119,13 +119,35 @@ def test_a_sampler_by_hand_draws_the_same(flow):
 @pytest.mark.parametrize("method", PLAIN)
 def test_there_and_back(flow, lookup, method):
     for model, settings in ((flow, {}), (lookup, {"labels": [1, 4], "guidance": 2.0})):
-        code = ddim.invert(model, pictures(model), steps=8, method=method, **settings)
+        # The second network looks its timesteps up, so that it has no answer between two of them.
+        options = {"tableau": "euler"} if method == "rex" and model is lookup else None
+        code = ddim.invert(model, pictures(model), steps=8, method=method, options=options, **settings)
         assert (code.fingerprint, len(code.fingerprint)) == (model.fingerprint, 64)
         back = ddim.reconstruct(model, code, strict=method in EXACT)
         assert back.shape == (2, *model.picture)
         if method in EXACT:
             assert (back - pictures(model)).abs().max() < 1e-5, model.name
         assert (code.x - model.encode(pictures(model))).abs().max() > 0.1
+
+
+def test_a_network_of_whole_timesteps_is_not_asked_between_them():
+    calls: list[int] = []
+
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return x
+
+    schedule = ddim.Schedule(ddim.ddpm_linear(), "eps")
+    model = ddim.Model.from_network(network, schedule, shape=(1, 4, 4), timestep_dtype=torch.int64)
+    picture = torch.rand(1, 1, 4, 4)
+    for tableau in ("midpoint", "rk4"):
+        with refused("method", "timestep_dtype"):
+            ddim.invert(model, picture, steps=4, method="rex", options={"tableau": tableau})
+        with refused("solver", "timestep_dtype"):
+            ddim.sample(model, 1, steps=4, solver="rex", options={"tableau": tableau})
+    assert not calls
+    ddim.invert(model, picture, steps=4, method="rex", options={"tableau": "euler"})
+    assert calls
 
 
 @pytest.mark.parametrize("method", ["bdia", "direct"])

@@ -44,6 +44,7 @@ class Solver(ABC):
         nfe: the number of network calls per step.
         paper: the source of the formula.
         asks_data: whether it calls the network at the data node; without noise there, a predicted x0 determines no eps.
+        asks_between: whether it calls the network between two nodes of the grid, where timesteps are no whole numbers.
     """
 
     name: ClassVar[str]
@@ -51,6 +52,7 @@ class Solver(ABC):
     nfe: ClassVar[int]
     paper: ClassVar[str]
     asks_data: ClassVar[bool] = False
+    asks_between: ClassVar[bool] = False
 
     @property
     def stochastic(self) -> bool:

@@ -116,6 +116,11 @@ class Model(ABC):
         return ""
 
     @property
+    def whole_timesteps(self) -> bool:
+        """Whether its network takes only whole timesteps."""
+        return False
+
+    @property
     def quantised(self) -> Sequence[str]:
         """The classes of its network's layers that have quantised weights; empty if there are none."""
         network = getattr(self, "network", None)

@@ -112,6 +112,11 @@ class NetworkModel(ClassModel):
         return hashlib.sha256(f"{whole}{self.values}{clock}".encode()).hexdigest()
 
     @property
+    def whole_timesteps(self) -> bool:
+        """Whether ``timestep_dtype`` is an integer type."""
+        return self.timestep_dtype is not None and not self.timestep_dtype.is_floating_point
+
+    @property
     def engine(self) -> str:
         """How the network computes, as far as it changes the last bits of its output; empty if it is no module."""
         if not isinstance(self.network, nn.Module):

@@ -56,6 +56,11 @@ class ModelWrapper(Model):
         return self.model.low_memory
 
     @property
+    def whole_timesteps(self) -> bool:
+        """Whether the wrapped model's network takes only whole timesteps."""
+        return self.model.whole_timesteps
+
+    @property
     def quantised(self) -> Sequence[str]:
         """The wrapped model's quantised layers."""
         return self.model.quantised

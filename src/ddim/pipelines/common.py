@@ -191,7 +191,7 @@ def empty_code(
         InputError: the method does not take this guidance weight, grid or model, or its code could not be saved.
     """
     weight, solver = weight_of(inversion, guidance, inversion_guidance), inversion.solver()
-    check_asks_data(model, solver, "method")
+    check_nodes(model, solver, "method")
     check_saveable(inversion, solver)
     guided = conditioned(model)
     records_calls = isinstance(solver, ReversibleSolver)
@@ -217,8 +217,11 @@ def empty_code(
     )
 
 
-def check_asks_data(model: Model, solver: Solver, parameter: str) -> None:
-    """Raises InputError if a solver calls a network that predicts x0 at a data node without noise.
+def check_nodes(model: Model, solver: Solver, parameter: str) -> None:
+    """Raises InputError if a solver calls a network at nodes where it cannot answer.
+
+    These are the data node without noise, for a network that predicts x0, and nodes inside a step, for a network that
+    takes only whole timesteps.
 
     Args:
         model: the model.
@@ -230,6 +233,12 @@ def check_asks_data(model: Model, solver: Solver, parameter: str) -> None:
         raise InputError(
             f"{solver.name!r} calls the network at the data, where the model {model.name!r}, which predicts x0, says "
             "nothing about the noise; use 'bdia', 'belm' or 'edict'.",
+            parameter=parameter,
+        )
+    if solver.asks_between and model.whole_timesteps:
+        raise InputError(
+            f"{solver.name!r} calls the network between timesteps, but {model.name!r} takes only whole ones "
+            "(timestep_dtype); use tableau = 'euler', or 'bdia', 'belm' or 'edict'.",
             parameter=parameter,
         )
 
@@ -304,7 +313,7 @@ def solver_of(model: Model, code: LatentCode) -> Solver:
         )
     hold_of(code)  # raises now, and not after the first steps, if the setting is invalid
     solver = make_solver(code.solver, code.options)
-    check_asks_data(model, solver, "code")
+    check_nodes(model, solver, "code")
     if solver.stochastic and "noise" not in code.extras:
         raise InputError(
             f"its solver {code.solver!r} draws noise, which the code does not contain; it cannot be replayed.",

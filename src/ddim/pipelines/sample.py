@@ -19,7 +19,7 @@ from ..solvers import make_solver
 from .common import (
     Report,
     Spacing,
-    check_asks_data,
+    check_nodes,
     check_run,
     grid_for,
     guidance_for,
@@ -101,7 +101,7 @@ def sample(
     check_run(batch, on_event)
     checked_seed(seed, count)
     chosen = solver_with_eta(solver, eta, options)
-    check_asks_data(model, chosen, "solver")
+    check_nodes(model, chosen, "solver")
     shape = _shape_of(model, size)
     grid = grid_for(model, steps, spacing, (shape[1], shape[2]))
     hold, guided_as = hold_for(model, clip_x0, threshold), guidance_for(model, guidance, model.info.guidance)

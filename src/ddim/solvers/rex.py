@@ -116,6 +116,11 @@ class Rex(ReversibleSolver):
         return TABLEAUS[self.tableau].order
 
     @property
+    def asks_between(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the Runge-Kutta method has a stage inside a step."""
+        return any(0 < part < 1 for part in TABLEAUS[self.tableau].parts)
+
+    @property
     def nfe(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The number of network calls per step: two for each stage of the Runge-Kutta method."""
         return 2 * len(TABLEAUS[self.tableau].parts)
