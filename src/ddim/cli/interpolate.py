@@ -96,6 +96,7 @@ def interpolate(
         from ..inversion.latent_code import LatentCode
         from ..pipelines import common
         from ..pipelines import interpolate as between
+        from ..pipelines.batches import empty_code
         from ..pipelines.invert import invert
         from .pictures import check_page, write_each, write_page
         from .session import about_model, guidance_for, if_it_acts, open_for_code, open_model
@@ -112,7 +113,7 @@ def interpolate(
         shape, multiple = counted.picture, counted.multiple
         images_of = {p: read_images(p, shape, resize=resize, multiple=multiple) for p in ends if p not in saved}
         # codes as they will be, apart from their numbers: what does not go together is said before any inversion
-        blank = common.empty_code(
+        blank = empty_code(
             counted,
             inversion,
             common.grid_for(counted, inverting.steps, spacing),

@@ -18,7 +18,8 @@ from ..inversion.latent_code import HOLD, LatentCode, joined_rows
 from ..inversion.replay import TUNED
 from ..models.base import Model
 from ..solvers import make_solver
-from .common import check_run, hold_of, in_model_threads, invert_batches, need_code, need_model
+from .batches import invert_batches
+from .common import check_run, hold_of, in_model_threads, need_code, need_model
 from .events import Event, ImagesEvent, OnEvent, StepEvent, silent
 from .reconstruct import reconstruct
 

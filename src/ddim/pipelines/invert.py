@@ -14,6 +14,7 @@ from ..inversion import make_inversion
 from ..inversion import partial as partials
 from ..inversion.latent_code import LatentCode
 from ..models.base import Model
+from .batches import invert_batches
 from .common import (
     Spacing,
     check_run,
@@ -22,7 +23,6 @@ from .common import (
     guidance_for,
     hold_for,
     in_model_threads,
-    invert_batches,
     latent_size,
     need_model,
     read_prompts,
