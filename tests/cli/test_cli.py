@@ -175,6 +175,15 @@ def test_interpolate_between_a_picture_and_a_code(model: str):
     assert torch.equal(pixels(said["files"][-1]), pixels(coat))
 
 
+def test_interpolations_with_other_options_are_other_files(model: str):
+    images = [str(p) for p in ddim.bundled_test_images("fashion")[:2]]
+    words = ["interpolate", *images, "-m", model, "-S", 3, "--frames", 2, "--method", "bdia", "--resize"]
+    plain = run_json(*words)
+    other = run_json(*words, "-o", "gamma=0.9")
+    assert plain["files"] != other["files"]
+    assert "gamma0.9" in other["files"][0]
+
+
 def test_interpolate_four_corners_and_a_chain(model: str):
     images = [picture(Path(f"{k}.png"), k) for k in range(4)]
     grid = run_json("interpolate", *images, "-m", model, "--steps", 2, "--grid", "3x5")

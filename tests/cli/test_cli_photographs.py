@@ -165,3 +165,13 @@ def test_crop_is_no_option_for_a_code(model: str, photo: Path):
 def test_the_result_is_no_jpeg(model: str, photo: Path):
     result = CliRunner().invoke(app, ["edit", "photo.png", "-m", model, "--from", CAT, "--to", TIGER, "--out", "a.jpg"])
     assert result.exit_code == 2
+
+
+def test_a_code_that_keeps_its_photograph_is_measured_on_its_crop(model: str, photo: Path):
+    words = ["-m", model, "--prompt", CAT, "-S", 3, "--method", "bdia", "--crop", "30,10,94,74", "--keep-source"]
+    made = run_json("invert", photo, *words, "--out", "kept.code.safetensors")
+    said = run_json("reconstruct", made["files"][0], "--original", photo)
+    assert ddim.LatentCode.load(made["files"][0]).crops == ((30, 10, 94, 74),)
+    assert said["images"][0]["psnr"] == pytest.approx(made["images"][0]["psnr"])
+    whole = run_json("reconstruct", made["files"][0], "--original", "mask.png", "--resize")
+    assert whole["images"][0]["psnr"] != pytest.approx(made["images"][0]["psnr"])

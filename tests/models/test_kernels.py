@@ -92,6 +92,21 @@ def test_every_switch_of_torch_is_left_as_it_was(setting: str):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_switch_that_is_as_wanted_still_follows_the_general_one():
+    code = """
+import torch
+from ddim.models.engine.kernels import kernels
+with kernels(torch.device("cuda"), tf32=True):
+    pass
+torch.backends.fp32_precision = "ieee"
+assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+"""
+    if not hasattr(torch.backends.cudnn, "conv"):
+        pytest.skip("torch before 2.9 has no general switch")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_threads_do_not_compute_with_each_others_settings():
     inside, go_on, seen = threading.Event(), threading.Event(), list[tuple[bool, bool]]()
 

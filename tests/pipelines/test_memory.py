@@ -84,6 +84,27 @@ def test_an_interrupted_run_goes_on_with_the_smaller_batch():
     assert torch.equal(whole.state["x"], ddim.invert(model, BIG, steps=3, method="bdia", batch=2).state["x"])
 
 
+def test_ctrl_c_while_the_smaller_batch_is_reported_keeps_what_is_done():
+    model = tiny.model()
+    real, calls = model.forward, list[int]()
+
+    def forward(x: torch.Tensor, *words: Any) -> torch.Tensor:
+        calls.append(len(x))
+        if len(calls) > 3:  # the first batch has its three steps
+            raise torch.OutOfMemoryError
+        return real(x, *words)
+
+    model.forward = forward  # type: ignore[method-assign]
+
+    def on_event(event: ddim.Event) -> None:
+        if isinstance(event, ddim.EngineEvent):
+            raise KeyboardInterrupt
+
+    with pytest.raises(ddim.Interrupted) as stop:
+        ddim.invert(model, BIG[:4], steps=3, batch=2, on_event=on_event)
+    assert len(stop.value.partial) == 2
+
+
 def test_low_memory_that_would_change_nothing_is_refused():
     with refused("low_memory"):
         ddim.load("fashion", device="cpu", low_memory=True)

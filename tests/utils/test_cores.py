@@ -123,3 +123,27 @@ def test_a_changed_affinity_is_seen():
         assert usable_cores() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_names_of_other_mounts_may_be_in_any_bytes(tmp_path: Path):
+    root = version_2(tmp_path, "/", {"cpu.max": "150000 100000"})
+    mounts = root / "proc/self/mountinfo"
+    odd = b"50 1 0:40 / /media/caf\xe9 rw - ext4 /dev/sda rw\n51 1 0:41 / relative rw - cgroup2 cgroup2 rw\n"
+    mounts.write_bytes(odd + mounts.read_bytes())
+    assert cpu_quota(root) == 1.5
+
+
+def test_a_space_in_the_path_of_a_mount_is_read(tmp_path: Path):
+    mount = MOUNT_2.format(top="/", point="/sys/fs/cgroup/of\\040mine")
+    root = machine(tmp_path, "0::/", mount, {"of mine/cpu.max": "50000 100000"})
+    assert cpu_quota(root) == 0.5
+
+
+def test_an_affinity_that_may_not_be_read_is_all_cores(monkeypatch: pytest.MonkeyPatch):
+    def refused(_: int) -> set[int]:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_getaffinity", refused, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    monkeypatch.setattr(cores, "_quota_of_this_process", lambda: None)
+    assert usable_cores() == 5

@@ -1,6 +1,7 @@
 """Counts the CPU cores that this process may use: by its affinity, and by the CPU quota of its control groups."""
 
 import os
+import re
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -15,7 +16,10 @@ def usable_cores() -> int:
 
     The number does not depend on what else the machine does. The quota is read once per process.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # not on this system, or not allowed
+        cores = os.cpu_count() or 1
     quota = _quota_of_this_process()
     return cores if quota is None else max(1, min(cores, int(quota)))
 
@@ -36,8 +40,11 @@ def cpu_quota(root: Path) -> float | None:
         root: the root of the file system.
     """
     try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
-        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
+        # Names of mounts may be in any bytes.
+        groups, mounts = (
+            (root / "proc/self" / name).read_text(errors="surrogateescape").splitlines()
+            for name in ("cgroup", "mountinfo")
+        )
     except OSError:
         return None
     paths: dict[str, str] = {}  # file system type -> path of the own group
@@ -56,9 +63,15 @@ def cpu_quota(root: Path) -> float | None:
             continue
         if kind[0] == "cgroup" and "cpu" not in kind[-1].split(","):  # the last field names the controllers
             continue
-        top, point = PurePosixPath(fields[3]), PurePosixPath(fields[4])
-        quotas += _quotas(root / point.relative_to("/"), _below(PurePosixPath(paths[kind[0]]), top))
+        top, point = (PurePosixPath(_unescaped(field)) for field in fields[3:5])
+        if point.is_absolute():
+            quotas += _quotas(root / point.relative_to("/"), _below(PurePosixPath(paths[kind[0]]), top))
     return min(quotas, default=None)
+
+
+def _unescaped(field: str) -> str:
+    """Returns a path of mountinfo, where a space is written as ``\\040``."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
 
 
 def _below(path: PurePosixPath, top: PurePosixPath) -> PurePosixPath:

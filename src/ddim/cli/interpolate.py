@@ -141,13 +141,16 @@ def interpolate(
         shape = common.picture_shape(counted, one)
         check_page(count, shape[1:], row, scale, of="grid" if corners else "frames")
         tags: dict[str, Any] = {}
+        changed: dict[str, Any] = {}
         if images_of:  # codes have these in their own names
+            usual = make_inversion(inversion.name).options
+            changed = {k: v for k, v in inversion.options.items() if v != usual.get(k)}
             tags = {
                 **guidance_tags(guidance, 1.0, guiding.negative),
                 "label": "-".join(map(str, label)) if label else None,
                 **tags_of(guiding, inverting, holding, machine),
             }
-        page = target(out, _name(ends, one, total, frames, corners, through, tags), PNG)
+        page = target(out, _name(ends, one, total, frames, corners, through, changed, tags), PNG)
         beside = page.with_suffix("")
         digits = len(str(count - 1))
         singles = [beside / f"{beside.name}_{k:0{digits}d}{PNG}" for k in range(count)] if each else []
@@ -216,6 +219,7 @@ def _name(
     frames: int,
     corners: tuple[int, int] | None,
     through: str,
+    options: Mapping[str, Any],
     tags: Mapping[str, Any],
 ) -> str:
     """``shirt_to_coat_bdia_S50_frames11``; saved codes lose the settings that their names end in."""
@@ -223,5 +227,5 @@ def _name(
     names = [stem(path).partition(f"_{settings}")[0] for path in ends]
     via = f"_via{total - 2}" if total > 2 else ""
     shape = f"grid{corners[0]}x{corners[1]}" if corners else f"frames{frames}"
-    whole = settings_text(code.method, code.grid.steps, {}, rest=tags)
+    whole = settings_text(code.method, code.grid.steps, options, rest=tags)
     return f"{names[0]}_to_{names[-1]}{'' if corners else via}_{whole}_{shape}{'_state' * (through == 'state')}"

@@ -59,6 +59,7 @@ def reconstruct(
         from ..evaluation.metrics import errors
         from ..inversion.latent_code import LatentCode
         from ..pipelines.common import picture_shape, solver_of
+        from ..pipelines.pictures import read_pictures
         from ..pipelines.reconstruct import reconstruct as images_of
         from .pictures import check_page, write_each, write_page
         from .session import about_model, error_text, open_for_code
@@ -92,7 +93,16 @@ def reconstruct(
             )
         if len(files) == 1:
             check_page(total, shapes[0][1:], columns, scale, of="codes")
-        truths = [read_images(path, shape, resize=resize) for path, shape in zip(originals, shapes, strict=False)]
+        # A code that keeps its photographs knows which crop of them it holds.
+        crops = [crop for code in loaded for crop in (code.crops or [None] * len(code))]
+        truths = [
+            read_images(path, shape, resize=resize)
+            if crop is None
+            else read_pictures(opened[model or code.model], [path], crop=crop).pixels
+            for path, shape, crop, code in zip(
+                originals, shapes, crops, [code for code in loaded for _ in range(len(code))], strict=False
+            )
+        ]
         images: list[torch.Tensor] = []
         measured: list[dict[str, Any]] = []
         first: dict[str, Any] = {}

@@ -29,7 +29,12 @@ def _switches() -> tuple[tuple[Any, str, Mapping[bool, object]], tuple[Any, str,
 @contextmanager
 def with_tf32(tf32: bool | None) -> Generator[None]:
     """A context in which TF32 is on or off; None leaves torch's own settings. Afterwards they are as before."""
-    switches = () if tf32 is None else _switches()
+    # A switch that is as wanted is not touched: once it is set, torch's general switch no longer reaches it.
+    switches = [
+        (where, name, values)
+        for (where, name, values), now in zip(_switches(), precision(), strict=True)
+        if tf32 is not None and now is not tf32
+    ]
     before = [getattr(where, name) for where, name, _ in switches]
     try:
         for where, name, values in switches:

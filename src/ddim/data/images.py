@@ -74,6 +74,7 @@ def _required_shape(shape: Sequence[int], size: Sequence[int], multiple: int, re
             f"{name} is {size[1]}x{size[0]}; the model takes sides that are multiples of {multiple}, "
             f"such as {near[1]}x{near[0]}.",
             parameter="images",
+            hint="Of a large photograph, resize it, or give a crop.",
         )
     return shape[0], *near
 

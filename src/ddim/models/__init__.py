@@ -107,7 +107,7 @@ def _with_tf32(model: "Model", tf32: bool | None) -> "Model":
     """Sets ``Model.tf32``. Raises InputError if it would have no effect."""
     if tf32 is not None and model.device.type != "cuda":
         raise InputError(
-            f"{tf32} has an effect on a CUDA device only, and the model is on {model.device}; leave it out.",
+            f"TF32 is a mode of CUDA devices, and the model is on {str(model.device)!r}; leave it out.",
             parameter="tf32",
         )
     model.tf32 = tf32

@@ -72,7 +72,7 @@ def invert_batches(
         _check_repeatable(model, conditions, grid)
     report = Report(on_event, grid.steps - solver.first(grid), count, batch)
     begin = sum(len(p.state["x"]) for p in parts)
-    finished = begin // batch  # batches
+    finished, smaller = begin // batch, ""  # batches, and what to report when the next one begins
     while begin < count:
         part = pixels[begin : begin + batch]
         problem = InversionProblem(
@@ -87,9 +87,12 @@ def invert_batches(
             Call(layout=layout, on_engine=engine_events(on_event)),
         )
         steps = int(resume.settings[partials.KEY]["steps"]) if resume and kept is not None else 0
-        report.begin(finished, steps, -(-(count - begin) // batch))
         result = None
         try:
+            report.begin(finished, steps, -(-(count - begin) // batch))
+            if smaller:
+                on_event(EngineEvent(smaller))
+                smaller = ""
             try:
                 with half_precision_hint(model):
                     x0 = model.encode(part)
@@ -116,7 +119,7 @@ def invert_batches(
             begin, finished = begin + len(part), finished + 1
         else:  # here and not where the error is caught, which would keep the memory of the failed call
             batch = -(-len(part) // 2)
-            on_event(EngineEvent(f"{len(part)} images in one call need too much memory; the next calls have {batch}."))
+            smaller = f"{len(part)} images in one call need too much memory; the next calls have {batch}."
     return partials.complete(empty, parts)
 
 
