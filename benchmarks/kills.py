@@ -146,6 +146,13 @@ def begun_in(folder: Path) -> int:
     return sum(int(LatentCode.load(p).settings["partial"]["done"]) for p in folder.glob("*.partial"))
 
 
+def pictures_in(path: Path) -> int:
+    """How many pictures a result holds. A kill may come after the code of all of them, before the process ends."""
+    from ddim import LatentCode
+
+    return len(LatentCode.load(path)) if path.name.endswith(".code.safetensors") else 1
+
+
 def broken(path: Path) -> str | None:
     """Why a file cannot be read, or None."""
     from PIL import Image
@@ -223,7 +230,8 @@ def kill(kind: Kind, folder: Path, chance: random.Random, number: int, seconds: 
             kind.wrong.append(why)
     if kind.name != "edit":  # whose code goes when its picture is there
         kind.wrong += [f"{path.name} is gone" for path in before if not path.exists()]
-    done = begun_in(folder) - begun + sum(p.stat().st_mtime_ns != before.get(p) for p in results(folder))
+    new = [p for p in results(folder) if p.stat().st_mtime_ns != before.get(p) and not broken(p)]
+    done = begun_in(folder) - begun + sum(map(pictures_in, new))
     if kind.each and code != 0 and done < CALLS.value // kind.each - 1:
         kind.wrong.append(f"{CALLS.value} network calls, {kind.each} a result, and only {done} results")
     kind.kept += len(results(folder)) > len(before)
