@@ -18,6 +18,7 @@ from rounds import in_turns
 from torch import Tensor
 
 import ddim
+from ddim.core.tf32 import with_tf32
 from ddim.editing.plan import AttentionEdit, within
 from ddim.models.counted import Counted
 from ddim.pipelines.common import grid_for
@@ -172,7 +173,7 @@ def edit(bench: Bench) -> None:
         return torch.stack([found.reconstruction[0], found.edits[0, 0]])
 
     few = min(steps, 5)
-    with models.precision(False):
+    with with_tf32(False):
         model = models.owned(models.cast(whole, torch.float32))
         agree = models.distance(ours(model, few), reference(whole, model, picture, few, how))
         control = models.distance(ours(model, few, "none")[1], ours(model, few)[1])

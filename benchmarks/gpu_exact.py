@@ -24,10 +24,10 @@ from unittest import mock
 
 import torch
 from gpu_bench import Bench
-from gpu_models import precision
 from torch import Tensor
 
 import ddim
+from ddim.core.tf32 import with_tf32
 from ddim.data.images import read_images
 from ddim.inversion.calls import recorded_calls
 from ddim.models.counted import Counted
@@ -160,7 +160,7 @@ def exact(bench: Bench) -> None:
         warnings.simplefilter("ignore", ddim.DDIMWarning)  # a code of little spread is exact too; its spread is shown
         for how, name in combinations:
             dtype, tf32 = PRECISIONS[how]
-            with precision(tf32):
+            with with_tf32(tf32):
                 model = ddim.load(name, device=bench.device, dtype=dtype)
                 images = read_images(ddim.bundled_test_images(name)[:count], model.picture)
                 pairs = list(product(solvers().items(), WEIGHTS[name]))
@@ -205,7 +205,7 @@ def read_all(folder: Path, device: str) -> dict[int, bool]:
         if not file.is_file():
             continue
         dtype, tf32 = PRECISIONS[row["precision"]]
-        with precision(tf32):
+        with with_tf32(tf32):
             key = (row["model"], dtype)
             models.setdefault(key, ddim.load(row["model"], device=device, dtype=dtype))
             back, _ = returned(models[key], ddim.LatentCode.load(file))

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import ddim
 from ddim._utils.silence import quiet
-from ddim.core.tf32 import with_tf32 as precision  # noqa: F401  (for the sections)
 
 SOURCE, TARGET, OTHER = "a red cat on a mat", "a red tiger on a mat", "a blue dog in the snow"
 """Prompts of one token a word. The second differs from the first in one word, so that attention control has work."""

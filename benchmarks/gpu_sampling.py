@@ -19,6 +19,7 @@ from rounds import in_turns
 from torch import Tensor
 
 import ddim
+from ddim.core.tf32 import with_tf32
 from ddim.models.counted import Counted
 from ddim.pipelines.common import grid_for, prior
 
@@ -117,7 +118,7 @@ def _ready(bench: Bench, shape: Shape) -> tuple[Any, Any, ddim.Model, float]:
     """The pipeline in bfloat16, a channels-last copy, the library's model, and how far float32 latents agree."""
     whole = models.pipeline(shape, bench.device)
     case = Case(shape, 1, 2 if bench.tiny else 4)
-    with models.precision(False):
+    with with_tf32(False):
         model = models.owned(models.cast(whole, torch.float32))
         reference = theirs(whole, model, case, "latent")()
         agree = models.distance(latents(model, case), reference)
@@ -242,7 +243,7 @@ def layouts_of(bench: Bench, whole: Any, shape: Shape, dtype: str, counts: tuple
             name: lambda unet=unet, asked=asked: unet(**asked, return_dict=False)[0] for name, unet in networks.items()
         }
         cells: dict[str, Any] = {}
-        with models.precision(True), torch.no_grad():
+        with with_tf32(True), torch.no_grad():
             for name, call in calls.items():
                 cells |= timed(bench, call, name)
         best = min(calls, key=lambda name: cells[f"{name}, {'graph' if bench.cuda else 'eager'}"])

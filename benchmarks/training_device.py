@@ -10,13 +10,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from rounds import CIFAR, headline, opened, ratios
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from ddim.core.late import LateValues
@@ -24,7 +22,7 @@ from ddim.training import config_from_dict
 from ddim.training.data import MemoryImages
 from ddim.training.ema import EMA
 from ddim.training.loop import image_order, repeatable
-from ddim.training.step import Step, positions
+from ddim.training.step import Alone, Step, positions
 from ddim.training.tasks import make_task
 from ddim.training.tasks.base import Draw
 
@@ -35,31 +33,6 @@ CASES = (("fashion", 64), (CIFAR, 128))
 PLAIN, GRAPH, EAGER = "diffusers' example", "ours, CUDA graph", "ours, no graph"
 CONTIGUOUS, COMPILED = "ours, graph, contiguous", "ours, compiled, no graph"
 RATE, BETAS, DECAY, STEPS = 1e-4, (0.95, 0.999), 1e-6, 10_000
-
-
-@dataclass
-class Alone:
-    """One process, without Accelerate."""
-
-    device: torch.device
-    num_processes: int = 1
-    process_index: int = 0
-
-    def prepare(self, network: nn.Module) -> nn.Module:
-        """Nothing is to be exchanged."""
-        return network
-
-    def no_sync(self, network: nn.Module) -> nullcontext[None]:
-        """Nothing is to be exchanged."""
-        return nullcontext()
-
-    def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of the loss to those of the weights."""
-        loss.backward()
-
-    def reduce(self, values: Tensor, reduction: str) -> Tensor:
-        """The mean over one process."""
-        return values
 
 
 class Ours:

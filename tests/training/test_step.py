@@ -29,32 +29,11 @@ from ddim.training.checkpoint import Checkpoints
 from ddim.training.data import load_images
 from ddim.training.ema import EMA
 from ddim.training.graph import Gradient
-from ddim.training.step import Step, learning_rate
+from ddim.training.step import Alone, Step, learning_rate
 from ddim.training.tasks import TASKS, make_task
 from ddim.training.tasks.base import Draw, Task, to_device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-class Alone:
-    """One process, without Accelerate."""
-
-    num_processes, process_index = 1, 0
-
-    def __init__(self, device: torch.device = CPU) -> None:
-        self.device = device
-
-    def prepare(self, network: nn.Module) -> nn.Module:
-        return network
-
-    def no_sync(self, network: nn.Module) -> nullcontext[None]:
-        return nullcontext()
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def reduce(self, values: Tensor, reduction: str) -> Tensor:
-        return values
 
 
 @pytest.fixture
@@ -93,7 +72,7 @@ def test_steps_are_those_of_plain_torch(images: Path, tmp_path: Path, accumulate
     rows = [[0, 3, 5, 7], [8, 1, 2, 9], [4, 6, 0, 1]]
     size = settings.batch // accumulate
     batches = list(found.stream([row[k : k + size] for row in rows for k in range(0, settings.batch, size)]))
-    step = Step(settings, task, Alone())
+    step = Step(settings, task, Alone(CPU))
     network = task.build()
     network.load_state_dict(step.network.state_dict())
     step.start()

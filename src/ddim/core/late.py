@@ -1,7 +1,7 @@
 """Checks whose result is read late, so that neither a GPU nor the host waits for the other in every step."""
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Generic, TypeVar
@@ -15,36 +15,51 @@ LAG = 2
 """How many checks may be open. The host waits for the oldest one, which is one or two steps back."""
 
 
+class _Queue(Generic[_T]):
+    """Tensors on their way from a GPU to the host, in their order, each with a value beside it."""
+
+    def __init__(self) -> None:
+        self._open: deque[tuple[_T, torch.cuda.Event, Tensor]] = deque()
+
+    def push(self, about: _T, values: Tensor) -> None:
+        """Sends a tensor."""
+        self._open.append((about, *_sent(values)))
+
+    def read(self, most: int) -> Iterator[tuple[_T, Tensor]]:
+        """Yields the oldest tensors when they have arrived, until ``most`` are left."""
+        while len(self._open) > most:
+            about, event, host = self._open.popleft()
+            event.synchronize()
+            yield about, host
+
+
 class LateChecks:
     """Checks of a run on a GPU, in the order in which they were made."""
 
     def __init__(self) -> None:
-        self._open: deque[tuple[torch.cuda.Event, Tensor, Callable[[], Exception]]] = deque()
+        self._queue = _Queue[Callable[[], Exception]]()
 
     def add(self, passed: Tensor, error: Callable[[], Exception]) -> None:
         """Adds a check, and reads the oldest one if more than ``LAG`` are open."""
-        self._open.append((*_sent(passed), error))
-        if len(self._open) > LAG:
-            self._read()
+        self._queue.push(error, passed)
+        self._read(LAG)
 
     def close(self) -> None:
         """Reads all open checks."""
-        while self._open:
-            self._read()
+        self._read(0)
 
-    def _read(self) -> None:
-        event, flag, error = self._open.popleft()
-        event.synchronize()
-        if not bool(flag):
-            self._open.clear()
-            raise error()
+    def _read(self, most: int) -> None:
+        for error, passed in self._queue.read(most):
+            if not bool(passed):
+                self._queue = _Queue[Callable[[], Exception]]()
+                raise error()
 
 
 class LateFlag:
     """Reads a flag that a loop computes on a GPU one round late, so that the GPU always has a round of work queued."""
 
     def __init__(self) -> None:
-        self._before: tuple[torch.cuda.Event, Tensor] | None = None
+        self._queue = _Queue[None]()
 
     def __call__(self, flag: Tensor) -> bool:
         """Returns the flag of the last call on a GPU, true in the first one; on a CPU, the flag itself.
@@ -54,18 +69,15 @@ class LateFlag:
         """
         if not flag.is_cuda:
             return bool(flag)
-        before, self._before = self._before, _sent(flag)
-        if before is None:
-            return True
-        before[0].synchronize()
-        return bool(before[1])
+        self._queue.push(None, flag)
+        return all(bool(before) for _, before in self._queue.read(1))
 
 
 class LateValues(Generic[_T]):
     """Reads the numbers that a loop computes on a GPU up to ``LAG`` rounds late; on a CPU it reads them at once."""
 
     def __init__(self) -> None:
-        self._open: deque[tuple[_T, torch.cuda.Event | None, Tensor]] = deque()
+        self._queue = _Queue[_T]()
 
     def add(self, about: _T, values: Tensor, *, wait: bool = False) -> list[tuple[_T, list[float]]]:
         """Adds the numbers of a round, and returns those that have been read now, the oldest round first.
@@ -75,16 +87,12 @@ class LateValues(Generic[_T]):
             values: the numbers, of shape [n].
             wait: wait for all rounds, this one included.
         """
-        event, host = _sent(values) if values.is_cuda else (None, values)
-        self._open.append((about, event, host))
-        most = 0 if wait or event is None else LAG
-        read: list[tuple[_T, list[float]]] = []
-        while len(self._open) > most:
-            earlier, event, host = self._open.popleft()
-            if event is not None:
-                event.synchronize()
-            read.append((earlier, [float(value) for value in host]))
-        return read
+        if values.is_cuda:
+            self._queue.push(about, values)
+            read = self._queue.read(0 if wait else LAG)
+        else:
+            read = iter([(about, values)])
+        return [(earlier, [float(value) for value in host]) for earlier, host in read]
 
 
 def _sent(values: Tensor) -> tuple[torch.cuda.Event, Tensor]:

@@ -4,6 +4,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -46,7 +47,7 @@ class LatentModel(Model):
         """
         with torch.no_grad(), self.upcast_vae(), kernels(self.device, self.tf32):
             x = images.to(device=self.device, dtype=self.vae.dtype) * 2 - 1
-            work = Work.of(self.vae.encoder).row(x.shape[2] * x.shape[3])
+            work = self._vae_work[0].row(x.shape[2] * x.shape[3])
             code = run_in_threads(lambda rows: code_of(self.vae, rows), x, row_work=work, split=self.vae_threads)
             code = self._finite(code, "encoded an image")
         return self.to_code(code.to(self.state_dtype))
@@ -59,12 +60,17 @@ class LatentModel(Model):
         """
         with torch.no_grad(), self.upcast_vae(), kernels(self.device, self.tf32):
             code = self.from_code(x0).to(self.vae.dtype)
-            work = Work.of(self.vae.decoder).row(code.shape[2] * code.shape[3] * self._pixels_per_position)
+            work = self._vae_work[1].row(code.shape[2] * code.shape[3] * self._pixels_per_position)
             image = run_in_threads(
                 lambda rows: self.vae.decode(rows).sample, code, row_work=work, split=self.vae_threads
             )
             image = self._finite(image, "decoded a sample")
         return ((image.to(self.state_dtype) + 1) / 2).clamp(0, 1)
+
+    @cached_property
+    def _vae_work(self) -> tuple[Work, Work]:
+        """The estimated work of the encoder and of the decoder."""
+        return Work.of(self.vae.encoder), Work.of(self.vae.decoder)
 
     @property
     def _pixels_per_position(self) -> int:

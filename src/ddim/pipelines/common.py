@@ -11,10 +11,7 @@ from torch import Tensor
 
 from .._utils.errors import InputError, NotFinite, is_whole
 from .._utils.texts import check_text, refuse_weights, texts_for
-from ..core.contracts import (
-    Solver,
-    State,
-)
+from ..core.contracts import Solver, State
 from ..core.grid import Grid
 from ..core.guidance import Guidance
 from ..core.noise import SeededNoise

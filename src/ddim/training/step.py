@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -51,6 +52,35 @@ class Processes(Protocol):
     def reduce(self, values: Tensor, /, reduction: str) -> Any:
         """Combines a tensor over the processes; ``reduction`` is ``mean``."""
         ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The ``Processes`` of one process, without Accelerate.
+
+    Args:
+        device: the device that it computes on.
+    """
+
+    device: torch.device
+    num_processes: int = 1
+    process_index: int = 0
+
+    def prepare(self, network: nn.Module) -> nn.Module:
+        """Returns the network, which exchanges nothing."""
+        return network
+
+    def no_sync(self, network: nn.Module) -> AbstractContextManager[object]:
+        """Returns a context that changes nothing."""
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of the loss to those of the weights."""
+        loss.backward()
+
+    def reduce(self, values: Tensor, reduction: str) -> Tensor:
+        """Returns the values, which are their own mean."""
+        return values
 
 
 class Step:
