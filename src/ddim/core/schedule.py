@@ -9,7 +9,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
 
 from .._utils.errors import InputError, UnknownName, is_number, is_whole
 from .grid import SPACINGS, Grid, grid_at, make_grid
@@ -36,6 +39,8 @@ class Shift(ABC):
     """
 
     terminal: float | None = field(default=None, kw_only=True)
+    static: ClassVar[bool] = False
+    """Whether the factor is the same for every image; diffusers rounds differently if it is."""
 
     def __post_init__(self) -> None:
         if self.terminal is not None and not (is_number(self.terminal) and 0 < self.terminal < 1):
@@ -62,26 +67,32 @@ class Shift(ABC):
 
     def lowest(self, levels: int) -> float:
         """Returns the level, before the shift, at which the last step of a ``linspace`` grid starts."""
-        return 1 / levels
+        return float(torch.tensor(1.0) / levels)
 
-    def __call__(self, sigmas: Sequence[float], tokens: int | None = None) -> list[float]:
-        """Returns the moved levels. A level of 1 stays 1, and the levels stay strictly descending.
+    def __call__(self, sigmas: Tensor, tokens: int | None = None) -> Tensor:
+        """Returns the moved levels, in the dtype of ``sigmas``. A level of 1 stays 1, and the levels stay descending.
 
         Args:
-            sigmas: the S levels at which the steps start, in (0, 1], strictly descending.
+            sigmas: the S levels at which the steps start, in (0, 1], strictly descending, [S].
             tokens: see ``factor``.
         """
         factor = self.factor(len(sigmas), tokens)
-        moved = [shifted(sigma, factor) for sigma in sigmas]
+        moved = shifted(sigmas, factor) if self.static else shifted_by_odds(sigmas, factor)
         if self.terminal is None or moved[-1] >= 1:
             return moved
-        scale = (1 - moved[-1]) / (1 - self.terminal)
-        return [1 - (1 - sigma) / scale for sigma in moved]
+        signal = 1 - moved
+        return 1 - signal / (signal[-1] / (1 - self.terminal))
 
 
-def shifted(sigma: float, factor: float) -> float:
-    """Returns f sigma / (1 + (f - 1) sigma) for the factor f; exactly 1 at sigma = 1."""
-    return 1.0 if sigma >= 1 else factor * sigma / (1 + (factor - 1) * sigma)
+def shifted(sigma: Tensor, factor: float) -> Tensor:
+    """Returns f sigma / (1 + (f - 1) sigma) for the factor f, in the dtype of sigma; exactly 1 at sigma = 1."""
+    return torch.where(sigma >= 1, 1.0, factor * sigma / (1 + (factor - 1) * sigma))
+
+
+def shifted_by_odds(sigma: Tensor, factor: float) -> Tensor:
+    """Returns the same as ``shifted``, computed as f / (f + (1 / sigma - 1)), whose last bits differ."""
+    # torch computes f / x as f times 1 / x, which rounds twice; a tensor is divided.
+    return torch.full_like(sigma, factor) / (factor + (1 / sigma - 1))
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,7 @@ class StaticShift(Shift):
     """
 
     value: float = 1.0
+    static: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,7 +129,7 @@ class StaticShift(Shift):
         diffusers shifts the training table when it makes a scheduler, and takes the ends of its default grid from the
         shifted table. The last node of that grid is therefore shifted twice, and the images of SD3 and Sana use it.
         """
-        return shifted(1 / levels, self.value)
+        return float(shifted(torch.tensor(1.0) / levels, self.value))
 
 
 @dataclass(frozen=True)
@@ -333,6 +345,9 @@ class Schedule:
     ) -> Grid:
         """Returns the grid of the model for S steps, shifted as its scheduler shifts it.
 
+        The sigmas of a flow model are those of diffusers' scheduler to the last bit, which are float32 numbers: so the
+        network takes the timesteps that it takes in its own pipeline.
+
         Args:
             steps: the number of steps S, 1 <= S <= ``path.levels``. Ignored if ``spacing`` is a list.
             spacing: a spacing other than the default, or a list of t. A list is used as it is, without a shift.
@@ -344,12 +359,22 @@ class Schedule:
         """
         spacing = self.spacing if spacing is None else spacing
         plain = make_grid(self.path, steps, spacing, offset=self.offset if spacing == "leading" else 0)
-        if not self.shift.acts or not isinstance(spacing, str):
+        if not isinstance(self.path, RectifiedFlow) or not isinstance(spacing, str):
             return plain
-        times = [node.t for node in plain.nodes[:-1]]
         if spacing == "linspace":
-            # The ends of a linspace grid are those of the training table, not of the path.
-            gap = (1 - self.shift.lowest(self.path.levels)) / max(steps - 1, 1)
-            times = [1 - i * gap for i in range(steps)]
+            sigmas = self._from_table(steps)
+        else:
+            sigmas = torch.tensor([node.t for node in plain.nodes[:-1]], dtype=torch.float32)
         tokens = None if image_size is None else packed_tokens(image_size)
-        return grid_at(self.path, self.shift(times, tokens), spacing)
+        moved = self.shift(sigmas, tokens) if self.shift.acts else sigmas
+        return grid_at(self.path, moved.float().double().tolist(), spacing)
+
+    def _from_table(self, steps: int) -> Tensor:
+        """Returns the S levels of a flow model's ``linspace`` grid before the shift, float64.
+
+        The ends are those of the training table, not of the path. diffusers computes these levels in float64, and those
+        that a pipeline gives to its scheduler in float32.
+        """
+        levels = self.path.levels
+        gap = (self.shift.lowest(levels) * levels - levels) / max(steps - 1, 1)
+        return (levels + gap * torch.arange(steps, dtype=torch.float64)) / levels
