@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, UnknownName, is_number, is_whole
+from .._utils.tensors import numbers
 from .grid import SPACINGS, Grid, grid_at, make_grid
 from .path import GaussianPath, Node, RectifiedFlow, TablePath
 from .prediction import NO_HOLD, PREDICTIONS, Hold
@@ -367,7 +368,7 @@ class Schedule:
             sigmas = torch.tensor([node.t for node in plain.nodes[:-1]], dtype=torch.float32)
         tokens = None if image_size is None else packed_tokens(image_size)
         moved = self.shift(sigmas, tokens) if self.shift.acts else sigmas
-        return grid_at(self.path, moved.float().double().tolist(), spacing)
+        return grid_at(self.path, numbers(moved.float().double()), spacing)
 
     def _from_table(self, steps: int) -> Tensor:
         """Returns the S levels of a flow model's ``linspace`` grid before the shift, float64.

@@ -73,6 +73,11 @@ class Model(ABC):
         return self.info.multiple
 
     @property
+    def downscaling(self) -> int:
+        """How many pixels of an image, along each side, belong to one position of x0; 1 for pixel models."""
+        return self.picture[1] // self.shape[1]
+
+    @property
     def text(self) -> bool:
         """Whether it is conditioned on prompts."""
         return self.info.text

@@ -20,12 +20,14 @@ _SDXL = (
     # pipelines with the same networks, which diffusers samples in other ways
     *("StableDiffusionXLPAGPipeline", "StableDiffusionXLPAGImg2ImgPipeline", "LEditsPPPipelineStableDiffusionXL"),
 )
+_SD3 = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3PAGPipeline")
 
 FAMILIES: "Registry[Model]" = Registry(
     {
         **dict.fromkeys(_PIXEL, "models.pixel:PixelModel"),
         **dict.fromkeys(_STABLE_DIFFUSION, "models.sd:StableDiffusion"),
         **dict.fromkeys(_SDXL, "models.sdxl:StableDiffusionXL"),
+        **dict.fromkeys(_SD3, "models.sd3:StableDiffusion3"),
     }
 )
 """Name of a pipeline class of diffusers -> the adapter for its models."""

@@ -2,7 +2,7 @@
 
 import threading
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
@@ -48,7 +48,7 @@ class LatentModel(Model):
         with torch.no_grad(), self.upcast_vae(), kernels(self.device, self.tf32):
             x = images.to(device=self.device, dtype=self.vae.dtype) * 2 - 1
             work = self._vae_work[0].row(x.shape[2] * x.shape[3])
-            code = run_in_threads(lambda rows: code_of(self.vae, rows), x, row_work=work, split=self.vae_threads)
+            code = run_in_threads(lambda rows: self.encoded(self.vae, rows), x, row_work=work, split=self.vae_threads)
             code = self._finite(code, "encoded an image")
         return self.to_code(code.to(self.state_dtype))
 
@@ -60,22 +60,25 @@ class LatentModel(Model):
         """
         with torch.no_grad(), self.upcast_vae(), kernels(self.device, self.tf32):
             code = self.from_code(x0).to(self.vae.dtype)
-            work = self._vae_work[1].row(code.shape[2] * code.shape[3] * self._pixels_per_position)
+            work = self._vae_work[1].row(code.shape[2] * code.shape[3] * self.downscaling**2)
             image = run_in_threads(
-                lambda rows: self.vae.decode(rows).sample, code, row_work=work, split=self.vae_threads
+                lambda rows: self.decoded(self.vae, rows), code, row_work=work, split=self.vae_threads
             )
             image = self._finite(image, "decoded a sample")
         return ((image.to(self.state_dtype) + 1) / 2).clamp(0, 1)
+
+    def encoded(self, vae: Any, x: Tensor) -> Tensor:
+        """Encodes images [N, C, H, W] in [-1, 1] with an autoencoder of this family, without shift and scale."""
+        return code_of(vae, x)
+
+    def decoded(self, vae: Any, code: Tensor) -> Tensor:
+        """Decodes what ``from_code`` has returned to images [N, C, H, W] in [-1, 1]."""
+        return vae.decode(code).sample
 
     @cached_property
     def _vae_work(self) -> tuple[Work, Work]:
         """The estimated work of the encoder and of the decoder."""
         return Work.of(self.vae.encoder), Work.of(self.vae.decoder)
-
-    @property
-    def _pixels_per_position(self) -> int:
-        """The number of pixels in an image for each position of its latent."""
-        return (self.picture[1] * self.picture[2]) // (self.shape[1] * self.shape[2])
 
     def to_code(self, encoded: Tensor) -> Tensor:
         """Shifts and scales the encoder's output to the latent that the network sees."""
@@ -127,40 +130,34 @@ class LatentModel(Model):
 
 
 def read_autoencoder(folder: Path, *, parameter: str = "model") -> Any:
-    """Loads the AutoencoderKL or AutoencoderTiny in a folder, on the CPU and in the dtype of its file.
+    """Loads the AutoencoderKL or AutoencoderTiny in a folder; see ``read_network``."""
+    return read_network(folder, ("AutoencoderKL", "AutoencoderTiny"), parameter=parameter)
+
+
+def read_network(folder: Path, kinds: Sequence[str], *, parameter: str = "model") -> Any:
+    """Loads the network of diffusers in a folder, on the CPU and in the dtype of its file.
+
+    Args:
+        folder: the folder.
+        kinds: the classes that it may have.
+        parameter: the argument that an error names.
 
     Raises:
-        InputError: the folder holds another kind of autoencoder, or weights that do not fit its config; see
+        InputError: the folder holds another class, or weights that do not fit its config; see
             ``weights.diffusers_part``.
         DDIMError: the files are damaged.
     """
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    import diffusers
 
-    kinds = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny)}
-    named = _class_of(folder, parameter)
-    if named not in kinds:
-        raise InputError(f"{folder} is a {named}; it must be {' or '.join(kinds)}.", parameter=parameter)
-    return diffusers_part(kinds[named], folder, parameter=parameter)
-
-
-def read_text_unet(folder: Path) -> Any:
-    """Loads the UNet2DConditionModel in a folder, in the dtype of its file; raises as ``read_autoencoder``."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    if (named := _class_of(folder, "model")) != UNet2DConditionModel.__name__:
-        raise InputError(f"{folder} is a {named}; it must be a UNet2DConditionModel.", parameter="model")
-    return diffusers_part(UNet2DConditionModel, folder)
-
-
-def _class_of(folder: Path, parameter: str) -> str:
-    """Returns the class name in a network's config."""
     if not (folder / "config.json").is_file():
         raise InputError(
             f"{folder} has no config.json; a diffusers folder with config.json and .safetensors weights is needed.",
             parameter=parameter,
         )
-    return str(read_json(folder / "config.json").get("_class_name"))
+    kind = str(read_json(folder / "config.json").get("_class_name"))
+    if kind not in kinds:
+        raise InputError(f"{folder} is a {kind}; it must be {' or '.join(kinds)}.", parameter=parameter)
+    return diffusers_part(getattr(diffusers, kind), folder, parameter=parameter)
 
 
 def code_of(autoencoder: Any, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from .._utils.errors import InputError, is_whole
 from .._utils.files import read_json
 from ..core.conditioning import POOLED, TEXT, Conditioning
 from .sd import StableDiffusion
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SIZE_IDS = "size_ids"
 """Name of the condition [N, 6]: original height and width, top and left of the crop, target height and width."""
@@ -66,6 +69,7 @@ class StableDiffusionXL(StableDiffusion):
     """
 
     family: ClassVar[str] = "SDXL text-to-image"
+    pipeline_class: ClassVar[str] = "StableDiffusionXLPipeline"
     conditions: ClassVar[tuple[str, ...]] = (TEXT, POOLED, SIZE_IDS)
     addition: ClassVar[str | None] = "text_time"
     upcasts: ClassVar[bool] = True
@@ -91,19 +95,19 @@ class StableDiffusionXL(StableDiffusion):
         self._sizes = SizeIds() if value is None else value
 
     @classmethod
-    def from_pipeline(cls, pipeline: Any, name: str | None = None) -> StableDiffusion:
+    def from_pipeline(cls, pipeline: Any, name: str | None = None) -> "Self":
         """Wraps a pipeline object, which is not changed. Raises InputError for SDXL's refiner."""
         if pipeline.text_encoder is None or pipeline.config.get(_AESTHETIC):
             raise refiner(name or type(pipeline).__name__)
         return super().from_pipeline(pipeline, name)
 
     @classmethod
-    def check_conditions(cls, name: str, pipeline: Any) -> None:
+    def check_pipeline(cls, name: str, pipeline: Any) -> None:
         """Raises InputError for a U-Net that needs other conditions.
 
         The refiner's U-Net is recognised by its five additional numbers; the base model's has six.
         """
-        super().check_conditions(name, pipeline)
+        super().check_pipeline(name, pipeline)
         unet = pipeline.unet.config
         wanted = unet.projection_class_embeddings_input_dim
         pooled, each = int(pipeline.text_encoder_2.config.projection_dim), int(unet.addition_time_embed_dim)
@@ -127,14 +131,12 @@ class StableDiffusionXL(StableDiffusion):
         return super().read_pipeline(folder)
 
     @classmethod
-    def make_pipeline(cls, parts: Mapping[str, Any], index: Mapping[str, Any]) -> Any:
-        """Makes a StableDiffusionXLPipeline, with ``force_zeros_for_empty_prompt`` from the index."""
-        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-
+    def pipeline_options(cls, index: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the options of a StableDiffusionXLPipeline: ``force_zeros_for_empty_prompt`` from the index."""
         zeros = index.get(_ZEROS, True)
         if not isinstance(zeros, bool):
             raise InputError(f"{_ZEROS} in its index is {zeros!r}; it must be true or false.", parameter="model")
-        return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
+        return {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
 
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of ``text``, ``pooled`` and ``size_ids`` for one prompt."""
@@ -150,10 +152,6 @@ class StableDiffusionXL(StableDiffusion):
         """Returns the text of the unconditional branch, or None if that branch consists of zeros."""
         zeros = negative is None and self.pipeline.config.get(_ZEROS, True)
         return None if zeros else super().negative_text(negative)
-
-    def zero_conditioning(self, cond: Conditioning) -> Conditioning:
-        """Returns zeros in place of the token and pooled text embeddings; the size conditioning stays the same."""
-        return super().zero_conditioning(cond).replace(**{POOLED: torch.zeros_like(cond.tensors[POOLED])})
 
     def encode_prompt(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
         """Encodes prompts to ``text`` [N, L, D], ``pooled`` [N, P] and ``size_ids`` [N, 6].

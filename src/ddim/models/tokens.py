@@ -10,16 +10,19 @@ from .._utils.silence import loading
 _PROBES = 8  # how many words of the vocabulary are tried
 
 
-def read_tokenizer(folder: Path, *, parameter: str = "model") -> Any:
-    """Loads the CLIPTokenizer of a folder.
+def read_tokenizer(folder: Path, kind: str = "CLIPTokenizer", *, parameter: str = "model") -> Any:
+    """Loads the tokenizer of a folder.
 
     Args:
         folder: the folder.
+        kind: the class in transformers.
         parameter: the argument that an error names.
 
     Raises:
         InputError: a file is missing or cannot be read, or the tokenizer turns different words into the same tokens.
     """
+    if not kind.startswith("CLIP"):
+        return _other_tokenizer(folder, kind, parameter)
     names = {p.name for p in folder.glob("*")}
     if "tokenizer.json" not in names:  # without these files transformers would silently make an empty tokenizer
         lacking = [name for name in ("vocab.json", "merges.txt") if name not in names]
@@ -29,6 +32,25 @@ def read_tokenizer(folder: Path, *, parameter: str = "model") -> Any:
                 parameter=parameter,
             )
     return checked_tokenizer(str(folder), parameter=parameter)
+
+
+def _other_tokenizer(folder: Path, kind: str, parameter: str) -> Any:
+    """Loads a tokenizer of another class than CLIP's, and checks that it tells two words apart."""
+    with loading():
+        import transformers
+
+        try:
+            if not any(folder.glob("*")):
+                raise FileNotFoundError("it has no files")
+            tokenizer = getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
+            apart = tokenizer("cat").input_ids != tokenizer("dog").input_ids
+        except Exception as error:  # tokenizers and transformers raise errors of many types
+            raise InputError(f"{folder} has no {kind}: {reason_of(error)}", parameter=parameter) from None
+    if not apart:
+        raise InputError(
+            f"{folder} has no working {kind}: it turns different words into the same tokens.", parameter=parameter
+        )
+    return tokenizer
 
 
 def checked_tokenizer(source: str, *, parameter: str) -> Any:

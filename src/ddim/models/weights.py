@@ -60,7 +60,13 @@ def diffusers_part(kind: Any, folder: Path, *, parameter: str = "model") -> Any:
 
 
 def transformers_part(
-    kind: Any, folder: Path, *, parameter: str = "model", spare: Collection[str] = (), **options: Any
+    kind: Any,
+    folder: Path,
+    *,
+    parameter: str = "model",
+    spare: Collection[str] = (),
+    stored: bool = False,
+    **options: Any,
 ) -> Any:
     """Loads a network of transformers, on the CPU, in float32, or in float64 if its file is.
 
@@ -69,6 +75,7 @@ def transformers_part(
         folder: as for ``diffusers_part``.
         parameter: the argument that an error names.
         spare: prefixes of tensor names that the file may contain without being used, such as another task's head.
+        stored: load it in the dtype of its file instead.
         options: further arguments of the class's constructor.
 
     Raises:
@@ -83,8 +90,10 @@ def transformers_part(
         )
     tensors = unwrapped(read_tensors(folder, TRANSFORMERS, parameter=parameter))
     _refuse_integers({k: t for k, t in tensors.items() if not k.endswith(_COUNTS)}, str(folder), parameter)
-    wide = any(t.dtype == torch.float64 for t in tensors.values())
-    dtype = torch.float64 if wide else torch.float32
+    own = {t.dtype for t in tensors.values() if t.is_floating_point()}
+    dtype = next(d for d in (torch.float64, torch.float32, torch.bfloat16, torch.float16) if d in own or not own)
+    if not stored and dtype != torch.float64:
+        dtype = torch.float32
     with loading():
         try:
             config = kind.config_class.from_pretrained(folder, local_files_only=True)

@@ -213,7 +213,7 @@ def picture_shape(model: Model, code: LatentCode) -> tuple[int, int, int]:
     if not model.multiple:
         return model.picture
     height, width = code.state["x"].shape[2:]
-    return model.picture[0], height * model.multiple, width * model.multiple
+    return model.picture[0], height * model.downscaling, width * model.downscaling
 
 
 @contextmanager
@@ -250,8 +250,7 @@ def grid_for(model: Model, steps: int, spacing: Spacing | None, size: tuple[int,
 
 def latent_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:
     """Returns (height, width) of the sample for images of this (height, width) in pixels."""
-    per = model.multiple or 1
-    return size[0] // per, size[1] // per
+    return size[0] // model.downscaling, size[1] // model.downscaling
 
 
 def check_run(batch: int, on_event: object) -> None:

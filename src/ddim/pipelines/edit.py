@@ -248,7 +248,7 @@ def edit(
     composites = None
     if photographs:
         by_words = None if plan is None or plan.blend is None else shown
-        composites = _composites(images[:, 1:], photographs, user_masks, by_words, feather, model.multiple)
+        composites = _composites(images[:, 1:], photographs, user_masks, by_words, feather, model.downscaling)
     source_pixels = None if pictures is None else pictures.pixels
     return Edited(source_pixels, images[:, 0], images[:, 1:], targets, code, shown, composites)
 
@@ -279,7 +279,7 @@ def _composites(
     masks: Sequence[Tensor],
     words: Tensor | None,
     feather: int | None,
-    multiple: int,
+    downscaling: int,
 ) -> tuple[tuple[Tensor, ...], ...]:
     """Pastes every edit into its photograph; see ``Edited.composites``.
 
@@ -289,7 +289,7 @@ def _composites(
         masks: the user's masks as given, one for each image; without masks the whole crop may change.
         words: the mask of the blend words, [N, K, H, W], of which 0 stays; None for none.
         feather: see ``edit``.
-        multiple: pixels of the image per pixel of the latent, for the default feather.
+        downscaling: pixels of the image per pixel of the latent, for the default feather.
     """
     size = (edits.shape[3], edits.shape[4])
     rows: list[tuple[Tensor, ...]] = []
@@ -300,7 +300,7 @@ def _composites(
             mask = allowed
             if words is not None:
                 mask = mask * enlarged((words[n, k].cpu() > 0).float(), photograph.crop_size)
-            width = usual_feather(mask, size, multiple) if feather is None else feather
+            width = usual_feather(mask, size, downscaling) if feather is None else feather
             row.append(pasted(photograph, edits[n, k], mask, width))
         rows.append(tuple(row))
     return tuple(rows)

@@ -17,6 +17,7 @@ from ..editing.prompts import Weights, blend_words, per_target, scales, target_p
 from ..editing.tokens import Tokens
 from ..inversion.latent_code import LatentCode
 from ..models.base import Model, class_labels
+from .common import latent_size
 
 Blend = str | tuple[str, str] | None
 
@@ -174,7 +175,7 @@ def _plan(
     return AttentionPlan(
         how,
         model.attention_sites(),
-        (size[0] // model.multiple, size[1] // model.multiple),
+        latent_size(model, size),
         grouped(mappings),
         grouped(news),
         grouped([ones if f is None else f for f in factors]) if some_factors else None,

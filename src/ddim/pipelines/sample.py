@@ -26,6 +26,7 @@ from .common import (
     half_precision_hint,
     hold_for,
     in_model_threads,
+    latent_size,
     need_model,
     prior,
     read_prompts,
@@ -196,4 +197,4 @@ def _shape_of(model: Model, size: tuple[int, int] | None) -> tuple[int, ...]:
         raise InputError(
             f"{size[1]}x{size[0]}: the sides must be multiples of {m}, such as {near[1]}x{near[0]}.", parameter="size"
         )
-    return (model.shape[0], *(side // m for side in near))
+    return (model.shape[0], *latent_size(model, (near[0], near[1])))

@@ -9,22 +9,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..._utils.errors import InputError
-from ...core.denoiser import Call
 from ...editing.attention import AttentionController
 from ...editing.plan import AttentionSite
-from ..live import PLAIN, is_compiled
+from ..live import PLAIN
 
-__all__ = ["ControlledAttention", "attention_kwargs", "controlled", "is_compiled", "sites"]
-
-
-def attention_kwargs(call: Call) -> dict[str, Any] | None:
-    """Returns ``cross_attention_kwargs`` for a call: the controller, and the branch of guidance of the rows.
-
-    None without a controller.
-    """
-    if call.controller is None:
-        return None
-    return {"control": call.controller, "cfg_branch": call.branches[0] if len(call.branches) == 1 else "both"}
+__all__ = ["ControlledAttention", "controlled", "sites"]
 
 
 class ControlledAttention:

@@ -9,6 +9,9 @@ _BLOCK = re.compile(r"(?:^|\.)(down_blocks|up_blocks|stages)\.(\d+)(?:\.|$)")
 _PER_ROW = ("time_emb", "time_embedding", "add_embedding", "class_embedding")
 """Parts of a name of layers that are called once per row, and not at each of its positions."""
 
+_ONCE = ("time", "norm", "modulation", "mod.", "pooled", "guidance")
+"""Parts of a name of layers of a transformer that are called once per row, and not for each token."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -48,6 +51,22 @@ class Work:
             else:
                 per_position[lowest if "mid_block" in name else index] += weights
         return cls(per_row, tuple(per_position))
+
+    @classmethod
+    def of_tokens(cls, network: nn.Module, patch: int) -> "Work":
+        """Counts the weights of a transformer, whose layers act on tokens of ``patch`` x ``patch`` positions.
+
+        Layers that modulate the tokens act once per row. The tokens of the prompt are not counted.
+        """
+        per_row = per_token = 0
+        for name, parameter in network.named_parameters():
+            if parameter.ndim > 1:
+                once = any(part in name for part in _ONCE)
+                per_row, per_token = (
+                    per_row + parameter.numel() * once,
+                    per_token + parameter.numel() * (not once),
+                )
+        return cls(per_row, (*[0] * (patch.bit_length() - 1), per_token))
 
     @property
     def known(self) -> bool:

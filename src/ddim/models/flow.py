@@ -1,0 +1,89 @@
+"""The part that the adapters of transformers on rectified flow share (SD 3, FLUX, Qwen-Image, Z-Image)."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .._utils.errors import InputError
+from ..core.path import Node, RectifiedFlow
+from ..core.schedule import Clock, Schedule
+from .engine.work import Work
+from .info import ModelInfo
+from .pipeline_model import PipelineModel
+from .scheduler_config import read_schedule
+
+
+class FlowModel(PipelineModel):
+    """A text-to-image pipeline whose network is a transformer that predicts the velocity of rectified flow.
+
+    The velocity is eps - x0 at x = (1 - sigma) x0 + sigma eps (Liu et al. 2022, arXiv 2209.03003). Latents are
+    [N, C, h, w] here; a family that packs them into tokens does so inside ``call_network``.
+    """
+
+    network_part: ClassVar[str] = "transformer"
+    spacing: ClassVar[str] = "trailing"
+    """The spacing of the pipeline's grid before its shift; see ``read_schedule``."""
+    clock: ClassVar[Clock] = "sigma"
+    """The timestep that the network takes; see ``Schedule``."""
+    patch: ClassVar[int] = 2
+    """Along each side, so many pixels of the latent make one token."""
+
+    def schedule_of(self, name: str, config: Mapping[str, Any]) -> Schedule:
+        """Makes the schedule. Raises InputError for a scheduler that is not for rectified flow."""
+        schedule = read_schedule(config, flow_spacing=self.spacing)
+        if not isinstance(schedule.path, RectifiedFlow):
+            raise InputError(
+                f"{name!r} has a {config['_class_name']}, but its network needs a scheduler for rectified flow, such "
+                "as FlowMatchEulerDiscreteScheduler.",
+                parameter="model",
+            )
+        return replace(schedule, clock=self.clock)
+
+    def read_info(self, name: str, device: torch.device, dtype: torch.dtype) -> ModelInfo:
+        """Collects the facts about the model."""
+        vae = self.vae.config
+        factor, (height, width) = self.pixels_per_latent(), self.latent_sides()
+        return ModelInfo(
+            name=name,
+            family=self.family,
+            shape=(self.latent_channels(), height, width),
+            picture=(int(vae.get("in_channels") or 3), height * factor, width * factor),
+            parameters=self.count_parameters(),
+            dtype=dtype,
+            device=device,
+            multiple=factor * self.patch,
+            text=True,
+            guidance=self.usual_guidance,
+            prompt_tokens=self.longest_prompt(),
+        )
+
+    def pixels_per_latent(self) -> int:
+        """Returns how many pixels of an image, along each side, belong to one position of the latent."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def latent_channels(self) -> int:
+        """Returns the number of channels of the latent."""
+        return int(self.vae.config.latent_channels)
+
+    @abstractmethod
+    def latent_sides(self) -> tuple[int, int]:
+        """Returns (height, width) of the latent by default."""
+
+    @abstractmethod
+    def longest_prompt(self) -> int:
+        """Returns the largest number of tokens in a prompt, without start and end token."""
+
+    def timestep(self, node: Node, x: Tensor) -> Tensor:
+        """Returns the timestep of a call as a float32 scalar on the device of x, to the last bit that of the pipeline.
+
+        Like the sigmas of the grid, it is a float32 number in every dtype of the network.
+        """
+        return torch.full((), self.schedule.timestep(node), dtype=torch.float32, device=x.device)
+
+    def estimate_work(self) -> Work:
+        """Estimates the work of the network's calls, whose layers act on tokens."""
+        return Work.of_tokens(self.network, self.patch)

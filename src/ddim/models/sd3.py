@@ -1,0 +1,126 @@
+"""The adapter for Stable Diffusion 3 and 3.5 in the diffusers format (Esser et al. 2024, arXiv 2403.03206)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .._utils.errors import InputError
+from .._utils.silence import quiet
+from ..core.conditioning import POOLED, TEXT, Conditioning
+from ..core.schedule import Clock
+from .flow import FlowModel
+from .pixel import sides_of
+from .tokens import longest_prompt
+
+T5_TOKENS = 256
+"""The number of tokens that the pipeline gives the T5 encoder, its default ``max_sequence_length``."""
+
+
+class StableDiffusion3(FlowModel):
+    """A Stable Diffusion 3 or 3.5 model; ``ddim.load`` makes it from a folder, the hub or a pipeline object.
+
+    Two CLIP encoders and a T5 encoder embed each prompt. The T5 encoder may be absent; the network then sees zeros in
+    place of its tokens. The unconditional branch is always the encoded negative prompt, by default the empty one.
+    """
+
+    family: ClassVar[str] = "SD3 text-to-image"
+    pipeline_class: ClassVar[str] = "StableDiffusion3Pipeline"
+    usual_guidance: ClassVar[float] = 7.0
+    spacing: ClassVar[str] = "linspace"
+    clock: ClassVar[Clock] = "path"
+    conditions: ClassVar[tuple[str, ...]] = (TEXT, POOLED)
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "transformer": ("SD3Transformer2DModel",),
+        "vae": ("AutoencoderKL", "AutoencoderTiny"),
+        "text_encoder": ("CLIPTextModelWithProjection",),
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
+        "text_encoder_3": ("T5EncoderModel",),
+        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+        "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+        "tokenizer_3": ("T5TokenizerFast", "T5Tokenizer"),
+    }
+    optional: ClassVar[frozenset[str]] = frozenset({"text_encoder_3", "tokenizer_3"})
+
+    @classmethod
+    def check_pipeline(cls, name: str, pipeline: Any) -> None:
+        """Raises InputError for a network that takes other channels than the autoencoder makes."""
+        takes, makes = pipeline.transformer.config.in_channels, pipeline.vae.config.latent_channels
+        if takes != makes:
+            raise InputError(
+                f"the transformer of {name!r} takes {takes} channels, but its autoencoder makes {makes}; give a "
+                "text-to-image model.",
+                parameter="model",
+            )
+
+    def latent_sides(self) -> tuple[int, int]:
+        """Returns the ``sample_size`` of the transformer."""
+        return sides_of(self.network.config.sample_size, type(self).__name__)
+
+    def longest_prompt(self) -> int:
+        """Returns the number of tokens that the longest of the text encoders takes."""
+        clip = longest_prompt(self.tokenizer, int(self.encoders[0].config.max_position_embeddings)) - 2
+        return clip if self.pipeline.text_encoder_3 is None else T5_TOKENS - 1
+
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of ``text`` and ``pooled`` for one prompt, from the configs of the text encoders."""
+        clips = [encoder.config for encoder in self.encoders[:2]]
+        length = self.pipeline.tokenizer_max_length + (T5_TOKENS if len(self.encoders) > 2 else 0)
+        width = self.network.config.joint_attention_dim
+        made = [sum(c.hidden_size for c in clips), *(e.config.d_model for e in self.encoders[2:])]
+        if made[0] > width or any(d != width for d in made[1:]):
+            raise InputError(
+                f"the text encoders of {self.name!r} make embeddings of {' and '.join(map(str, made))} numbers, which "
+                f"do not fit the {width} that its transformer takes.",
+                parameter="model",
+            )
+        return {TEXT: (1, length, width), POOLED: (1, sum(c.projection_dim for c in clips))}
+
+    def encode_prompt(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
+        """Encodes prompts to ``text`` [N, L, D] and ``pooled`` [N, P].
+
+        The tokens of ``text`` are those of CLIP, followed by those of T5 if there is a T5 encoder.
+
+        Raises:
+            InputError: an image of this size has more tokens than the network has positions.
+        """
+        self._check_size(size or self.picture[1:])
+        with torch.no_grad(), quiet():
+            text, _, pooled, _ = self.pipeline.encode_prompt(
+                list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=T5_TOKENS
+            )
+        if self.pipeline.text_encoder_3 is None:
+            text = text[:, :-T5_TOKENS]  # zeros, which call_network puts back
+        return Conditioning({TEXT: text.to(self.state_dtype), POOLED: pooled.to(self.state_dtype)})
+
+    def _check_size(self, size: Sequence[int]) -> None:
+        limit = self.network.config.pos_embed_max_size
+        most = limit and limit * self.network.config.patch_size * self.downscaling
+        if most and max(size) > most:
+            raise InputError(
+                f"{size[1]}x{size[0]}: {self.name!r} has positions for sides of at most {most} pixels.",
+                parameter="size",
+            )
+
+    def call_network(
+        self,
+        network: Any,
+        x: Tensor,
+        timestep: Tensor,
+        conditions: Mapping[str, Tensor],
+        control: dict[str, Any] | None,
+    ) -> Tensor:
+        """Calls a transformer; see ``PipelineModel.call_network``."""
+        text = conditions[TEXT]
+        if self.pipeline.text_encoder_3 is None:
+            text = pad(text, (0, 0, 0, T5_TOKENS))
+        return network(
+            x,
+            encoder_hidden_states=text,
+            pooled_projections=conditions[POOLED],
+            timestep=timestep.expand(len(x)),
+            joint_attention_kwargs=control,
+            return_dict=False,
+        )[0]
