@@ -15,6 +15,7 @@ _NEXT = {  # the command that uses a trained model of each task
     "pixel": "ddim sample --model {}",
     "autoencoder": 'a recipe with task = "text" and text.autoencoder = "{}"',
     "text": 'ddim sample --model {} --prompt "..."',
+    "flow": 'ddim sample --model {} --prompt "..."',
     "classifier": "ddim sample --classifier {} --label 0",
 }
 _Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]

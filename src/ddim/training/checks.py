@@ -21,6 +21,10 @@ _LIMITS: Sequence[tuple[str, str, Any, str]] = (
     ("text", "vocabulary", lambda v: v >= 300, "at least 300 (256 are single bytes)"),
     ("text", "length", lambda v: v >= 3, "at least 3 (start, a word, end)"),
     ("text", "empty", lambda v: 0 <= v <= 1, "from 0 to 1"),
+    ("flow", "length", lambda v: v >= 3, "at least 3 (start, a word, end)"),
+    ("flow", "empty", lambda v: 0 <= v <= 1, "from 0 to 1"),
+    ("flow", "zeros", lambda v: v and all(0 <= n <= 512 for n in v), "a list of whole numbers from 0 to 512"),
+    ("flow", "shift", lambda v: 0 < v < float("inf"), "above 0"),
     ("classifier", "shift", lambda v: v >= 0, "at least 0 pixels"),
     ("loss", "min_snr_k", lambda v: v > 0, "above 0"),
     ("train", "steps", lambda v: v >= 1, "at least 1"),
@@ -35,6 +39,7 @@ _LIMITS: Sequence[tuple[str, str, Any, str]] = (
     ("train", "ema", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("train", "seed", lambda v: 0 <= v < 2**63, "a whole number from 0"),
     ("train", "threads", lambda v: v >= 0, "at least 0"),
+    ("train", "processes", lambda v: v >= 1, "at least 1"),
     ("output", "folder", lambda v: v != "", "a folder"),
     ("output", "log_every", lambda v: v >= 1, "at least 1"),
     ("output", "checkpoint_every", lambda v: v >= 1, "at least 1"),
@@ -51,12 +56,19 @@ def check(config: "TrainConfig") -> None:
         value = getattr(getattr(config, section), key)
         if not holds(value):
             raise InputError(f"it must be {wanted}, not {value!r}.", parameter=f"{section}.{key}")
-    for section in ("pixel", "autoencoder", "text", "classifier"):  # only the task of the same name reads a section
+    for section in (
+        "pixel",
+        "autoencoder",
+        "text",
+        "flow",
+        "classifier",
+    ):  # only the task of the same name reads a section
         if config.task != section and getattr(config, section) != type(getattr(config, section))():
             raise InputError(
                 f"task = {config.task!r} does not use this section; remove it, or set task = {section!r}.",
                 parameter=section,
             )
+    _check_flow(config)
     labels = config.pixel.condition == "labels"
     for key in ("label_dropout", "classes"):
         value = getattr(config.pixel, key)
@@ -82,6 +94,12 @@ def check(config: "TrainConfig") -> None:
             f"{config.train.batch} does not divide into {config.train.accumulate} micro-batches.",
             parameter="train.batch",
         )
+    if config.train.processes > 1 and config.train.device != "cpu":
+        raise InputError(
+            f"{config.train.processes} processes share the CPUs; set train.device = 'cpu', or start one process for "
+            "each GPU with accelerate launch.",
+            parameter="train.processes",
+        )
     if config.schedule.zero_terminal_snr and config.loss.prediction == "eps":
         raise InputError(
             "with zero terminal SNR the last level is pure noise, where predicting eps determines nothing; use 'v'.",
@@ -94,6 +112,8 @@ def check(config: "TrainConfig") -> None:
             f"{config.output.sample_steps} exceeds schedule.steps = {config.schedule.steps}.",
             parameter="output.sample_steps",
         )
+    if config.task == "flow":
+        return
     fixed = {"sample_size": config.data.size, "in_channels": config.data.channels}
     fixed["out_channels"] = fixed["in_channels"]
     for key, value in config.model.items():
@@ -110,6 +130,32 @@ def check(config: "TrainConfig") -> None:
             )
         if key in fixed and value != fixed[key]:
             raise InputError(f"{value!r} contradicts [data], which says {fixed[key]}.", parameter=f"model.{key}")
+
+
+def _check_flow(config: "TrainConfig") -> None:
+    """Raises InputError if the loss is one of rectified flow and the task is not, or the other way round."""
+    loss, kind = config.loss, type(config.loss)()
+    if config.task != "flow":
+        for key, value in (("prediction", "flow"), ("times", "logit_normal")):
+            if getattr(loss, key) == value:
+                raise InputError(
+                    f"{value!r} belongs to rectified flow, and task = {config.task!r} trains on a noise schedule; use "
+                    f"another value, or set task = 'flow'.",
+                    parameter=f"loss.{key}",
+                )
+        return
+    for key, value in (("prediction", "flow"), ("times", "logit_normal"), ("weight", "ones")):
+        if getattr(loss, key) != value:
+            raise InputError(
+                f"task = 'flow' trains on rectified flow, which needs {value!r}, not {_plain(getattr(loss, key))!r}.",
+                parameter=f"loss.{key}",
+            )
+    if loss.min_snr_k != kind.min_snr_k:
+        raise InputError("task = 'flow' does not weight the noise levels; remove it.", parameter="loss.min_snr_k")
+    if config.schedule != type(config.schedule)():
+        raise InputError(
+            "task = 'flow' trains on rectified flow, which has no betas; remove this section.", parameter="schedule"
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -114,18 +114,20 @@ class LossConfig:
     """What the network learns to predict, and the weight of each noise level in the loss.
 
     Attributes:
-        prediction: ``eps``, ``x0`` or ``v``.
+        prediction: ``eps``, ``x0`` or ``v``, on the noise schedule; or ``flow``, the velocity eps - x0 of rectified
+            flow, which the task ``flow`` learns.
         weight: ``ones`` (L_gamma with gamma = 1, the mean squared error of the prediction), ``min_snr`` (Hang et al.
             2023; not with zero terminal SNR), a list of T numbers, or the path of a .json or .txt file with T numbers.
         min_snr_k: the cap on the SNR in the min-SNR weight.
         times: how noise levels t are drawn: ``uniform`` draws each independently; ``stratified`` draws one from each
-            of ``batch`` equal intervals.
+            of ``batch`` equal intervals; ``logit_normal`` draws the levels of rectified flow, see
+            ``draws.logit_normal``.
     """
 
-    prediction: Literal["eps", "x0", "v"] = "eps"
+    prediction: Literal["eps", "x0", "v", "flow"] = "eps"
     weight: str | tuple[float, ...] = "ones"
     min_snr_k: float = 5.0
-    times: Literal["uniform", "stratified"] = "uniform"
+    times: Literal["uniform", "stratified", "logit_normal"] = "uniform"
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,29 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class FlowConfig:
+    """The parts of a flow model other than the transformer, which ``[model]`` describes.
+
+    Attributes:
+        base: a text-to-image model, by the name of a bundled one or its folder. Its autoencoder, text encoder and
+            tokenizer are used and not trained.
+        length: the number of tokens of a prompt, with start and end token.
+        empty: the share of prompts that are replaced by the empty prompt, for classifier-free guidance (Ho & Salimans
+            2022).
+        zeros: the numbers of zero tokens that follow a prompt; the images of a batch take turns. Where a pipeline of SD
+            3 has no T5 encoder, diffusers puts zeros in place of its tokens: ``max_sequence_length`` of them, 256 by
+            default, and before version 0.36 as many as a prompt has.
+        shift: the shift of the noise levels that the exported scheduler samples with. Training does not depend on it.
+    """
+
+    base: str = ""
+    length: int = 77
+    empty: float = 0.1
+    zeros: tuple[int, ...] = (256,)
+    shift: float = 1.0
+
+
+@dataclass(frozen=True)
 class ClassifierConfig:
     """The inputs of a classifier.
 
@@ -216,6 +241,9 @@ class OptimConfig:
         seed: all random numbers are functions of this seed, the step and the position in the batch.
         threads: the number of CPU threads; 0 uses torch's number, but at most the cores that the process may use.
             Another number may round differently. On a machine that does other work too, 1 is often the fastest.
+        processes: the number of processes that share each batch, on the CPUs of this machine; the run starts the others
+            itself. Each uses ``threads`` threads. It is ignored under ``accelerate launch`` and ``torchrun``, which
+            have a number of their own.
         device: ``auto`` (a GPU if available) or ``cpu``.
     """
 
@@ -234,6 +262,7 @@ class OptimConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     threads: int = 0
+    processes: int = 1
     device: Literal["auto", "cpu"] = "auto"
 
 
@@ -274,10 +303,11 @@ class TrainConfig:
         output: the results.
         task: what is trained: ``pixel``, a diffusion model on pixels (UNet2DModel); ``autoencoder`` (AutoencoderKL);
             ``text``, a text-to-image model on an autoencoder's latents (CLIPTextModel and UNet2DConditionModel, trained
-            together); or ``classifier``, of noisy or clean images (ResNetForImageClassification).
+            together); ``flow``, a text-to-image model on rectified flow (SD3Transformer2DModel); or ``classifier``, of
+            noisy or clean images (ResNetForImageClassification).
         schedule: the noise levels.
         loss: prediction type and weights.
-        pixel, autoencoder, text, classifier: options that only the task of the same name reads.
+        pixel, autoencoder, text, flow, classifier: options that only the task of the same name reads.
         model: options of the network's class in diffusers, or of transformers' ResNetConfig; ``train`` checks their
             names.
     """
@@ -285,12 +315,13 @@ class TrainConfig:
     data: DataConfig
     train: OptimConfig
     output: OutputConfig
-    task: Literal["pixel", "autoencoder", "text", "classifier"] = "pixel"
+    task: Literal["pixel", "autoencoder", "text", "flow", "classifier"] = "pixel"
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     pixel: PixelConfig = field(default_factory=PixelConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     model: Mapping[str, Any] = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ from .config import (
     AutoencoderConfig,
     ClassifierConfig,
     DataConfig,
+    FlowConfig,
     LossConfig,
     OptimConfig,
     OutputConfig,
@@ -67,6 +68,7 @@ def config_from_dict(table: Mapping[str, Any]) -> TrainConfig:
         pixel=_section("pixel", PixelConfig, table.get("pixel", {})),
         autoencoder=_section("autoencoder", AutoencoderConfig, table.get("autoencoder", {})),
         text=_section("text", TextConfig, table.get("text", {})),
+        flow=_section("flow", FlowConfig, table.get("flow", {})),
         classifier=_section("classifier", ClassifierConfig, table.get("classifier", {})),
         model={k: _frozen(v) for k, v in table.get("model", {}).items()},
     )
@@ -136,14 +138,14 @@ def _frozen(value: Any) -> Any:
 # Keys that may change when a run is resumed, because they do not affect the weights. (A fingerprint of the images
 # ensures that data.path still leads to the same data.)
 FREE_KEYS = frozenset(
-    {"data.path", "data.memory_gib", "data.workers", "text.autoencoder", "pixel.classes"}
+    {"data.path", "data.memory_gib", "data.workers", "text.autoencoder", "flow.base", "flow.shift", "pixel.classes"}
     | {f"output.{f.name}" for f in dataclasses.fields(OutputConfig)}
 )
 
 
 # If the config of an older run lacks a key, it is assumed to have today's value. For the keys here it is known what
 # those runs did instead.
-_BEFORE = {"pixel.condition": "none"}
+_BEFORE = {"pixel.condition": "none", "train.processes": 1}
 
 
 def _same_source(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -37,6 +37,17 @@ def times(seed: int, step: int, batch: int, levels: int, kind: str) -> Tensor:
     return torch.from_numpy(np.minimum((u * levels).astype(np.int64), levels - 1) + 1)
 
 
+def logit_normal(seed: int, step: int, batch: int) -> Tensor:
+    """Draws the noise levels of rectified flow for the whole batch of a step: float64 [batch], in [0, 1).
+
+    The logit of a level is normal with mean 0 and variance 1 (Esser et al. 2024, arXiv 2403.03206, section 3.1). The
+    draws are stratified as in ``times``: the level at position p is the quantile of a number in the p-th of ``batch``
+    equal intervals.
+    """
+    u = (np.arange(batch) + _generator(seed, _TIMES, step).random(batch)) / batch
+    return torch.sigmoid(torch.special.ndtri(torch.from_numpy(u)))
+
+
 def flips_and_noise(seed: int, step: int, positions: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Draws, for each of the given positions in the batch, whether its image is mirrored, and its noise.
 

@@ -25,6 +25,7 @@ from . import draws
 from .checkpoint import Checkpoints, clean_run, holds_run, whole_folder
 from .config import OptimConfig, TrainConfig
 from .data import Images, fingerprint, load_images
+from .processes import other_processes
 from .progress import OnEvent, Reporter
 from .step import Processes, Step, learning_rate, positions
 from .tasks import Task, make_task
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 def train(config: TrainConfig, *, resume: bool = False, on_event: OnEvent | None = None) -> Path:
     """Trains a model. Under ``accelerate launch`` or ``torchrun`` it uses all of their processes.
+
+    Otherwise it starts ``config.train.processes`` - 1 further processes, which end with it.
 
     Args:
         config: the config, from ``load_config``.
@@ -49,9 +52,15 @@ def train(config: TrainConfig, *, resume: bool = False, on_event: OnEvent | None
     Raises:
         InputError: the config, the data or the folder cannot be used, or has changed since the run began.
         NotFinite: the loss is no longer finite.
-        DDIMError: the disk is full.
+        DDIMError: the disk is full, or one of the other processes failed.
     """
     task = make_task(config)
+    with other_processes(config, resume):
+        return _train(config, task, resume, on_event)
+
+
+def _train(config: TrainConfig, task: Task, resume: bool, on_event: OnEvent | None) -> Path:
+    """Trains in this process, together with the others."""
     accelerator = _accelerator(config.train)
     if config.train.batch % (accelerator.num_processes * config.train.accumulate):
         raise InputError(
@@ -92,6 +101,7 @@ class _Run:
                 "images": " and ".join(source.path for source in self.config.data.sources) + " contains other images",
                 "weights": f"{self.config.loss.weight} contains other weights",
                 "autoencoder": f"{self.config.text.autoencoder} contains another autoencoder",
+                "base": f"{self.config.flow.base} contains another autoencoder or text encoder",
             }
             for name, found in self.sums.items():
                 if about.get(name, found) != found:

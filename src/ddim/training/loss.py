@@ -1,4 +1,4 @@
-"""The diffusion loss: the mean squared error of the network's prediction, weighted by noise level."""
+"""The losses: the mean squared error of the network's prediction, weighted by noise level, and flow matching."""
 
 import json
 import zlib
@@ -11,7 +11,14 @@ from torch import Tensor
 
 from .._utils.error_text import reason_of
 from .._utils.errors import InputError, UnknownName
-from ..core.path import TablePath, cosine_alpha_bar, linear_alpha_bar, scaled_linear_alpha_bar, zero_terminal_snr
+from ..core.path import (
+    RectifiedFlow,
+    TablePath,
+    cosine_alpha_bar,
+    linear_alpha_bar,
+    scaled_linear_alpha_bar,
+    zero_terminal_snr,
+)
 from ..core.prediction import Pair, from_pair
 from .config import LossConfig, ScheduleConfig
 
@@ -136,3 +143,26 @@ def diffusion_loss(
     output = network(alpha * x0 + sigma * eps, t - 1)
     error = (output.float() - target).square().flatten(1).mean(1)
     return (levels.weight[t - 1] * error).mean()
+
+
+def flow_loss(
+    network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, eps: Tensor, sigma: Tensor, path: RectifiedFlow
+) -> Tensor:
+    """Computes the flow-matching loss, the mean of |network(x_sigma) - (eps - x0)|^2 over the batch and the pixels.
+
+    x_sigma = (1 - sigma) x0 + sigma eps lies on the straight line from data to noise, whose velocity is eps - x0
+    (Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2022, arXiv 2209.03003).
+
+    Args:
+        network: called as ``network(x, timestep)`` with the timesteps levels * sigma of the path.
+        x0: images in [-1, 1] or scaled latents, float32 [N, C, H, W].
+        eps: noise of x0's shape.
+        sigma: noise levels in [0, 1], float32 [N].
+        path: the path, whose ``levels`` number the timesteps.
+
+    Returns:
+        A scalar, float32.
+    """
+    level = sigma.view(-1, 1, 1, 1)
+    output = network((1 - level) * x0 + level * eps, sigma * path.levels)
+    return (output.float() - (eps - x0)).square().mean()

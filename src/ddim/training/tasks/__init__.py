@@ -4,6 +4,7 @@ from ..config import TrainConfig
 from .autoencoder import AutoencoderTask
 from .base import Task
 from .classifier import ClassifierTask
+from .flow import FlowTask
 from .pixel import PixelTask
 from .text import TextTask
 
@@ -11,6 +12,7 @@ TASKS: dict[str, type[Task]] = {
     "pixel": PixelTask,
     "autoencoder": AutoencoderTask,
     "text": TextTask,
+    "flow": FlowTask,
     "classifier": ClassifierTask,
 }
 

@@ -49,6 +49,11 @@ class Draw:
         whole = draws.times(self.seed, self.step, self.batch, levels, kind)
         return whole[self.positions.start : self.positions.stop]
 
+    def logit_normal(self) -> Tensor:
+        """Draws noise levels of rectified flow in [0, 1), float32 [N]; see ``draws.logit_normal``."""
+        whole = draws.logit_normal(self.seed, self.step, self.batch)
+        return whole[self.positions.start : self.positions.stop].float()
+
     def flips_and_noise(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Draws whether each image is mirrored, bool [N], and its noise, N(0, 1) float32 [N, *shape]."""
         return draws.flips_and_noise(self.seed, self.step, self.positions, shape)
