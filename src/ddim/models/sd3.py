@@ -11,6 +11,7 @@ from .._utils.errors import InputError
 from .._utils.silence import quiet
 from ..core.conditioning import POOLED, TEXT, Conditioning
 from ..core.schedule import Clock
+from .attention.counted import CountedAttention, last_key_counted
 from .flow import FlowModel
 from .pixel import sides_of
 from .tokens import longest_prompt
@@ -43,6 +44,24 @@ class StableDiffusion3(FlowModel):
         "tokenizer_3": ("T5TokenizerFast", "T5Tokenizer"),
     }
     optional: ClassVar[frozenset[str]] = frozenset({"text_encoder_3", "tokenizer_3"})
+
+    counts_zeros: bool = False
+    """Whether one token stands for all zeros that take the place of T5's tokens.
+
+    The zeros are equal and have no positions, so that they stay equal in every block. One of them, which counts as
+    many times as there are zeros, gives the same image except for rounding, with fewer tokens.
+    """
+
+    def convert_layout(self) -> None:
+        """Lets one token stand for the zeros that take the place of T5's tokens; see ``counts_zeros``."""
+        if self.pipeline.text_encoder_3 is None:
+            self.network.set_attn_processor(CountedAttention())
+            self.counts_zeros = True
+
+    @property
+    def engine(self) -> str:
+        """How the network computes, as far as it changes the last bits of its output."""
+        return f"{super().engine}, zeros counted" if self.counts_zeros else super().engine
 
     @classmethod
     def check_pipeline(cls, name: str, pipeline: Any) -> None:
@@ -113,14 +132,18 @@ class StableDiffusion3(FlowModel):
         control: dict[str, Any] | None,
     ) -> Tensor:
         """Calls a transformer; see ``PipelineModel.call_network``."""
-        text = conditions[TEXT]
+        text, arguments = conditions[TEXT], control
         if self.pipeline.text_encoder_3 is None:
-            text = pad(text, (0, 0, 0, T5_TOKENS))
+            once = self.counts_zeros and control is None
+            text = pad(text, (0, 0, 0, 1 if once else T5_TOKENS))
+            if once:
+                count = text.new_full((1,), T5_TOKENS)
+                arguments = {"attention_mask": last_key_counted(count, x, text, network.config.patch_size)}
         return network(
             x,
             encoder_hidden_states=text,
             pooled_projections=conditions[POOLED],
             timestep=timestep.expand(len(x)),
-            joint_attention_kwargs=control,
+            joint_attention_kwargs=arguments,
             return_dict=False,
         )[0]

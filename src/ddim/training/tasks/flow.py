@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..._utils.errors import InputError
 from ..._utils.silence import loading, quiet
@@ -22,6 +21,7 @@ from ...core.schedule import Schedule
 from ...core.solve import solve
 from ...data.images import sheet
 from ...models import bundled_models
+from ...models.attention.counted import CountedAttention, last_key_counted
 from ...models.latent import code_of
 from ...models.tokens import read_tokenizer
 from ...models.weights import diffusers_part, transformers_part
@@ -66,41 +66,6 @@ class Statistics(NamedTuple):
         return Statistics(mean.float(), torch.where(std > 1e-6, std, 1.0).float())
 
 
-class WeightedAttention:
-    """Computes the joint attention of SD 3 with a bias for each key, which diffusers' own processor ignores.
-
-    A key with the bias log n counts as n equal keys.
-    """
-
-    def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Attends from all tokens to all tokens.
-
-        Args:
-            attn: the Attention module of diffusers.
-            hidden_states: the tokens of the image, [N, S, D].
-            encoder_hidden_states: those of the text, [N, L, D].
-            attention_mask: the biases, broadcast to [N, heads, S + L, S + L]; None for zeros.
-
-        Returns:
-            The new tokens of the image and of the text. In the last block of the network the latter are not used.
-        """
-
-        def heads(x: Tensor, norm: nn.Module | None) -> Tensor:
-            x = x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
-            return x if norm is None else norm(x)
-
-        image, text = hidden_states, encoder_hidden_states
-        query = torch.cat([heads(attn.to_q(image), attn.norm_q), heads(attn.add_q_proj(text), attn.norm_added_q)], 2)
-        key = torch.cat([heads(attn.to_k(image), attn.norm_k), heads(attn.add_k_proj(text), attn.norm_added_k)], 2)
-        value = torch.cat([heads(attn.to_v(image), None), heads(attn.add_v_proj(text), None)], 2)
-        bias = None if attention_mask is None else attention_mask.to(query.dtype)
-        both = F.scaled_dot_product_attention(query, key, value, bias).transpose(1, 2).flatten(2)
-        image, text = both[:, : image.shape[1]], both[:, image.shape[1] :]
-        return attn.to_out[0](image), text if attn.context_pre_only else attn.to_add_out(text)
-
-
 class FlowNetwork(nn.Module):
     """The transformer in training. One token stands for all the zero tokens that a pipeline adds to the prompt.
 
@@ -116,7 +81,7 @@ class FlowNetwork(nn.Module):
         super().__init__()
         self.transformer = transformer
         self.register_buffer("zero", zero, persistent=False)
-        transformer.set_attn_processor(WeightedAttention())  # type: ignore[operator]
+        transformer.set_attn_processor(CountedAttention())  # type: ignore[operator]
 
     def forward(self, x: Tensor, timestep: Tensor, words: Tensor, pooled: Tensor, zeros: Tensor) -> Tensor:
         """Predicts the velocity.
@@ -132,9 +97,7 @@ class FlowNetwork(nn.Module):
             eps - x0, [N, C, h, w].
         """
         words = torch.cat([words, self.zero.expand(len(words), 1, -1)], 1)  # type: ignore[operator]
-        patch = self.transformer.config.patch_size  # type: ignore[union-attr]
-        keys = (x.shape[-2] // patch) * (x.shape[-1] // patch) + words.shape[1]  # type: ignore[operator]
-        bias = F.pad(zeros.log().view(-1, 1, 1, 1), (keys - 1, 0))
+        bias = last_key_counted(zeros, x, words, self.transformer.config.patch_size)  # type: ignore[union-attr]
         return self.transformer(
             x,
             encoder_hidden_states=words,
