@@ -6,8 +6,10 @@ and of parity walk over ``FAMILIES``.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import tiny_flux
 import torch
 from torch import Tensor
 
@@ -30,6 +32,8 @@ class Family:
         guidances: what a row is called -> our guidance, and the same as arguments of the pipeline.
         negative: whether the pipeline takes a negative prompt.
         size: (height, width) of the pictures of a non-square row, in pixels.
+        options: arguments of ``make``.
+        settings: attributes of our model, such as the reference that ``draw`` gives the pipeline.
     """
 
     make: Callable[..., Any]
@@ -38,6 +42,7 @@ class Family:
     negative: bool = True
     size: tuple[int, int] = (16, 48)
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def pipeline(self, seed: int = 0) -> Any:
         """The pipeline, without a progress bar."""
@@ -49,7 +54,14 @@ class Family:
 
     def model(self, seed: int = 0) -> Model:
         """The pipeline as the library sees it."""
-        return ddim.load(self.pipeline(seed))
+        return self.load(self.pipeline(seed))
+
+    def load(self, pipeline: Any) -> Model:
+        """What the library makes of such a pipeline, with the family's settings."""
+        model = ddim.load(pipeline)
+        for name, value in self.settings.items():
+            setattr(model, name, value)
+        return model
 
 
 STEPS = 4
@@ -149,9 +161,37 @@ _CFG = {
     "unguided": (Guidance(1.0), {"guidance_scale": 1.0}),
 }
 
+_FLUX = {
+    "embedded": (Guidance(1.0, embedded=3.5), {"guidance_scale": 3.5}),
+    "embedded by default": (Guidance(1.0), {}),
+    "less embedded": (Guidance(1.0, embedded=1.3), {"guidance_scale": 1.3}),
+}
+_FLUX_TRUE_CFG = {
+    "true cfg": (Guidance(4.0, embedded=3.5), {"guidance_scale": 3.5, "true_cfg_scale": 4.0}),
+}
+
 FAMILIES: dict[str, Family] = {
     "sd3": Family(sd3, draw_sd3, _CFG),
     "sd3 without t5": Family(sd3, draw_sd3, _CFG, options={"t5": False}),
     "sd3.5 dual": Family(sd3, draw_sd3, _CFG, options={"dual_attention_layers": (0,)}),
+    "flux dev": Family(tiny_flux.pipeline, tiny_flux.draw, _FLUX, negative=False),
+    "flux dev true cfg": Family(tiny_flux.pipeline, tiny_flux.draw, _FLUX_TRUE_CFG),
+    "flux schnell": Family(
+        tiny_flux.pipeline, tiny_flux.draw, {"distilled": (Guidance(1.0), {})}, False, options={"guidance": False}
+    ),
+    "flux kontext": Family(
+        tiny_flux.pipeline,
+        partial(tiny_flux.draw_with_reference, reference=tiny_flux.picture()),
+        {**_FLUX_TRUE_CFG, **_FLUX},
+        options={"kind": "FluxKontextPipeline"},
+        settings={"reference": tiny_flux.picture()},
+    ),
+    "flux kontext without a reference": Family(
+        tiny_flux.pipeline,
+        partial(tiny_flux.draw_with_reference, reference=None),
+        _FLUX,
+        negative=False,
+        options={"kind": "FluxKontextPipeline"},
+    ),
 }
 """Every family, some in several forms."""

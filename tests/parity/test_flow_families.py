@@ -58,7 +58,7 @@ def rows(family: Family) -> dict[str, dict[str, Any]]:
 def test_latents_are_those_of_the_pipeline(name):
     family = FAMILIES[name]
     pipeline = family.pipeline()
-    model = ddim.load(pipeline)
+    model = family.load(pipeline)
     for row, about in rows(family).items():
         prompts, negative = PROMPTS[: about["count"]], about.get("negative")
         x = noise(model, about["count"], about.get("size"))
@@ -72,6 +72,9 @@ def test_latents_are_those_of_the_pipeline(name):
                 moved["negative"] = ours(model, x, prompts, guidance, "bright")
         if guidance.embedded is not None:
             moved["embedded"] = ours(model, x, prompts, replace(guidance, embedded=guidance.embedded + 3), negative)
+        if family.settings:
+            plain = ddim.load(pipeline)
+            moved["settings"] = ours(plain, x, prompts, guidance, negative)
         change = {what: apart(value, a) for what, value in moved.items()}
         print(f"{name:16} {row:14} {apart(a, b):.1e}", *(f"{what} {value:.1e}" for what, value in change.items()))
         assert torch.isfinite(a).all()

@@ -11,8 +11,12 @@ from .._utils.errors import InputError
 TEXT, TEXT_MASK, POOLED, LABELS = "text", "text_mask", "pooled", "labels"
 """The names of the usual tensors: the embedded tokens [N, L, D], a mask of the tokens that are not padding [N, L], one
 embedding of the whole prompt [N, D], and class labels [N]."""
-CONTENT = (TEXT, TEXT_MASK, POOLED, LABELS)
-"""The names of the tensors that describe the content of an image; an edit keeps the others, such as its size."""
+EMBEDDED, REFERENCE = "guidance", "reference"
+"""The names of two tensors that few networks take: the guidance scale of a guidance-distilled network, float32 [N], and
+the latents of a picture that the network looks at, [N, C, h, w]."""
+CONTENT = (TEXT, TEXT_MASK, POOLED, LABELS, EMBEDDED)
+"""The names of the tensors that an edit chooses for its targets: what the image shows, and how strongly it follows its
+prompt. Targets take all other tensors from their source, such as its size."""
 
 
 @dataclass(frozen=True, eq=False)

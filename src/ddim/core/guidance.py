@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, is_number, is_range
-from .conditioning import PromptConditioning
+from .conditioning import EMBEDDED, Conditioning, PromptConditioning
 from .denoiser import PLAIN, Call, Denoiser, ModelDenoiser, Network
 from .path import Node
 from .prediction import NO_HOLD, Hold, Pair, to_pair
@@ -26,8 +26,8 @@ class Guidance:
         rescale: phi in [0, 1]: how far the standard deviation of the guided output is moved back to that of the
             conditional output; 0 does not rescale (Lin et al. 2024, arXiv 2305.08891, Eq. 14-16).
         interval: (low, high) of t / T in [0, 1]; outside it w is 1 (Kynkaanniemi et al. 2024, arXiv 2404.07724).
-        embedded: the guidance scale that a guidance-distilled network takes as an input, besides ``weight``; None for
-            other networks.
+        embedded: the guidance scale that a guidance-distilled network takes as an input, besides ``weight``. None is
+            the scale in the conditions: for samples ``ModelInfo.embedded``, and 1 for an inversion.
         batched_cfg: whether both branches are evaluated in one batch; False evaluates them one after the other, which
             needs half the memory.
 
@@ -106,6 +106,30 @@ def combine(cond: Tensor, uncond: Tensor, guidance: Guidance) -> Tensor:
     return output * (guidance.rescale * ratio + (1 - guidance.rescale))
 
 
+def with_embedded(prompts: PromptConditioning, scale: float | None) -> PromptConditioning:
+    """Sets the guidance scale that a guidance-distilled network takes as an input, in all rows of both branches.
+
+    Args:
+        prompts: the conditions of such a network, which contain a scale.
+        scale: ``Guidance.embedded``; None leaves the conditions as they are.
+
+    Raises:
+        InputError: the conditions contain no scale, because they are of another network.
+    """
+    if scale is None:
+        return prompts
+    if EMBEDDED not in prompts.cond:
+        raise InputError(
+            f"{scale:g} is an input of guidance-distilled networks, and these conditions are of another; leave it out.",
+            parameter="embedded",
+        )
+
+    def told(cond: Conditioning) -> Conditioning:
+        return cond.replace(**{EMBEDDED: torch.full_like(cond.tensors[EMBEDDED], scale)})
+
+    return PromptConditioning(told(prompts.cond), None if prompts.uncond is None else told(prompts.uncond))
+
+
 def _spread(x: Tensor) -> Tensor:
     return x.flatten(1).std(dim=1).view(-1, *[1] * (x.ndim - 1))
 
@@ -115,6 +139,8 @@ def guided(
 ) -> ModelDenoiser:
     """Makes a denoiser from a network and classifier-free guidance. Where w = 1, only the conditional branch is used.
 
+    ``guidance.embedded`` replaces the scale in the conditions; see ``with_embedded``.
+
     Args:
         network: the model.
         guidance: the settings of guidance.
@@ -123,12 +149,13 @@ def guided(
         call: the other arguments of every network call. The denoiser takes the attention controller from its own call.
 
     Raises:
-        InputError: during a call, if the weight is not 1 and there is no unconditional branch.
+        InputError: during a call, if the weight is not 1 and there is no unconditional branch, or if
+            ``guidance.embedded`` is set and the network does not take it.
     """
     schedule = network.schedule
 
     def denoise(x: Tensor, node: Node, own: Call = PLAIN) -> Pair:
-        at = prompts(node) if callable(prompts) else prompts
+        at = with_embedded(prompts(node) if callable(prompts) else prompts, guidance.embedded)
         arguments = replace(call, controller=own.controller)
         if guidance.applies(node, schedule.path.t_max):
             if at.uncond is None:

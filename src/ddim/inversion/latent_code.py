@@ -189,6 +189,7 @@ class LatentCode:
         dtype: str = "float32",
         conditions: PromptConditioning | None = None,
         adapters: str = "",
+        optional: Sequence[str] = (),
     ) -> None:
         """Checks whether a model can sample from this code, and warns if it is not the model that made the code.
 
@@ -197,6 +198,7 @@ class LatentCode:
             shape: the shape (C, H, W) of the model's samples; 0 stands for any height or width.
             conditions: the conditions of one image as the model makes them; None does not check them.
             adapters: ``Model.adapters``.
+            optional: names of conditions that the model takes if a code has them.
 
         Raises:
             InputError: the code is of an interrupted inversion, or the model has another shape or other conditions.
@@ -218,7 +220,7 @@ class LatentCode:
                 f"but the model {model_name!r} works on {tuple(n or 'any' for n in shape)}.",
                 parameter="code",
             )
-        if conditions is not None and (other := self._other_condition(conditions)):
+        if conditions is not None and (other := self._other_condition(conditions, optional)):
             raise InputError(
                 f"it is of {other[0]} (model {self.model!r}), but the model {model_name!r} takes {other[1]}.",
                 parameter="code",
@@ -246,10 +248,10 @@ class LatentCode:
                 stacklevel=3,
             )
 
-    def _other_condition(self, wanted: PromptConditioning) -> tuple[str, str] | None:
+    def _other_condition(self, wanted: PromptConditioning, optional: Sequence[str]) -> tuple[str, str] | None:
         """Describes the conditions of this code and the wanted ones, for an error; None if their shapes are equal."""
         guided = self.guidance.get("weight", 1) != 1  # at weight 1 the unconditional branch is not used
-        had, want = _shapes(self.conditions, guided), _shapes(wanted, guided)
+        had, want = _shapes(self.conditions, guided, optional), _shapes(wanted, guided, optional)
         if TUNED in self.extras:  # these embeddings, one per step, replace the unconditional text
             had[f"uncond {TEXT}"] = tuple(self.extras[TUNED].shape[2:])
         return None if had == want else (_condition(had), _condition(want))
@@ -264,10 +266,14 @@ def joined_rows(codes: Sequence[LatentCode]) -> dict[str, Any]:
     }
 
 
-def _shapes(conditions: PromptConditioning, guided: bool) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the tensors without their rows, by name; of ``uncond`` only if guidance uses it."""
+def _shapes(conditions: PromptConditioning, guided: bool, without: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the tensors without their rows, by name; of ``uncond`` only if guidance uses it.
+
+    The tensors named in ``without`` are left out.
+    """
     branches = [("", conditions.cond)] + ([("uncond ", conditions.uncond)] if conditions.uncond and guided else [])
-    return {f"{branch}{k}": tuple(v.shape[1:]) for branch, c in branches for k, v in c.tensors.items()}
+    named = [(branch, name, tensor) for branch, c in branches for name, tensor in c.tensors.items()]
+    return {f"{branch}{name}": tuple(tensor.shape[1:]) for branch, name, tensor in named if name not in without}
 
 
 def _condition(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -447,6 +447,15 @@ def scalar(timestep: float, device: torch.device) -> Tensor:
     return torch.full((), timestep, dtype=torch.int64 if whole else torch.float32, device=device)
 
 
+def no_negative(name: str, negative: str) -> InputError:
+    """Returns the error for a negative prompt of a model that is distilled to sample without one."""
+    return InputError(
+        f"{negative!r} has no effect: the model {name!r} is distilled to sample without a negative prompt; leave it "
+        "out.",
+        parameter="negative",
+    )
+
+
 def class_labels(labels: Any, count: int, classes: int, name: str, *, parameter: str = "labels") -> Tensor:
     """Converts class labels to a tensor, int64 [count].
 

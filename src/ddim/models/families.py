@@ -20,6 +20,7 @@ _SDXL = (
     # pipelines with the same networks, which diffusers samples in other ways
     *("StableDiffusionXLPAGPipeline", "StableDiffusionXLPAGImg2ImgPipeline", "LEditsPPPipelineStableDiffusionXL"),
 )
+_FLUX = ("FluxPipeline", "FluxImg2ImgPipeline")
 _SD3 = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3PAGPipeline")
 
 FAMILIES: "Registry[Model]" = Registry(
@@ -28,6 +29,8 @@ FAMILIES: "Registry[Model]" = Registry(
         **dict.fromkeys(_STABLE_DIFFUSION, "models.sd:StableDiffusion"),
         **dict.fromkeys(_SDXL, "models.sdxl:StableDiffusionXL"),
         **dict.fromkeys(_SD3, "models.sd3:StableDiffusion3"),
+        **dict.fromkeys(_FLUX, "models.flux:Flux"),
+        "FluxKontextPipeline": "models.flux:FluxKontext",
     }
 )
 """Name of a pipeline class of diffusers -> the adapter for its models."""

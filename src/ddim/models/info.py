@@ -25,7 +25,11 @@ class ModelInfo:
             is none.
         prompt_tokens: the largest number of tokens in a prompt, without start and end token; 0 without text.
         guidance: the usual guidance weight for its samples; 1 if none is known.
-        embedded: whether its network takes a guidance scale as an input, ``Guidance.embedded``.
+        embedded: the usual value for its samples of the guidance scale that its network takes as an input,
+            ``Guidance.embedded``; None if its network takes none.
+        guidance_kinds: the kinds of guidance that it takes: ``"cfg"``, classifier-free guidance by ``Guidance.weight``,
+            and ``"embedded"``. A model without prompts and without a null class has no ``"cfg"``.
+        optional_conditions: the names of conditions that its network takes if they are given.
     """
 
     name: str
@@ -41,4 +45,10 @@ class ModelInfo:
     null_class: int | None = None
     prompt_tokens: int = 0
     guidance: float = 1.0
-    embedded: bool = False
+    embedded: float | None = None
+    guidance_kinds: frozenset[str] = frozenset({"cfg"})
+    optional_conditions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.text and self.null_class is None:
+            object.__setattr__(self, "guidance_kinds", self.guidance_kinds - {"cfg"})

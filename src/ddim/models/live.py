@@ -47,9 +47,9 @@ def require_parts(pipeline: Any, parts: Mapping[str, tuple[str, ...]]) -> None:
             )
 
 
-def refuse_ip_adapter(pipeline: Any) -> None:
-    """Raises InputError for a pipeline with an IP-Adapter, because a latent code cannot store the adapter's image."""
-    config = getattr(pipeline.unet, "config", None)
+def refuse_ip_adapter(network: Any) -> None:
+    """Raises InputError for a network with an IP-Adapter, because a latent code cannot store the adapter's image."""
+    config = getattr(network, "config", None)
     if getattr(config, "encoder_hid_dim_type", None) == "ip_image_proj":
         raise InputError(
             "the pipeline has an IP-Adapter, and a latent code cannot store the image that it needs; call "

@@ -14,13 +14,18 @@ INDEX, SCHEDULE = "model_index.json", "scheduler_config.json"
 _EXTRA_INPUTS = {
     "ControlNet": "its ControlNet needs another image in every call, which a latent code does not store; load the "
     "pipeline without it",
-    "Inpaint": "its U-Net or its sampler needs a mask in every call; ddim.edit accepts a mask with any text model, so "
+    "Inpaint": "its network or its sampler needs a mask in every call; ddim.edit accepts a mask with any text model, so "
     "load the text-to-image pipeline",
     "Adapter": "its adapter needs another image in every call, which a latent code does not store; load the pipeline "
     "without it",
     "Upscale": "its network needs a low-resolution image in every call",
     "Depth2Img": "its network needs a depth map in every call",
     "Pix2Pix": "its network needs the source image in every call",
+    "Fill": "its network needs a masked image in every call; ddim.edit accepts a mask with any text model, so load the "
+    "text-to-image pipeline",
+    "Control": "its network needs a control image in every call, which a latent code does not store; load the "
+    "text-to-image pipeline",
+    "Redux": "it makes only the embeddings of another pipeline, from an image",
 }
 """Part of a pipeline class's name -> why such pipelines are not supported."""
 

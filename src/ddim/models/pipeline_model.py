@@ -15,11 +15,11 @@ from .._utils.errors import InputError
 from .._utils.files import read_json
 from .._utils.silence import loading
 from .._utils.texts import check_text, texts_for
-from ..core.conditioning import POOLED, TEXT, Conditioning, PromptConditioning
+from ..core.conditioning import EMBEDDED, POOLED, TEXT, Conditioning, PromptConditioning
 from ..core.denoiser import Call, aligned
 from ..core.path import Node
 from ..core.schedule import Schedule
-from .base import scalar
+from .base import no_negative, scalar
 from .device import device_and_dtype
 from .dry_run import output_shape
 from .engine.graphs import Graphs
@@ -353,21 +353,25 @@ class PipelineModel(LatentModel):
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shape of each condition for one prompt. Raises InputError if a text encoder does not fit."""
 
+    def check_vocabularies(self) -> None:
+        """Raises InputError if a tokenizer has more tokens than its text encoder has embeddings."""
+        for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
+            rows = encoder.get_input_embeddings().num_embeddings
+            if (most := max(tokenizer.get_vocab().values())) >= rows:
+                raise InputError(
+                    f"the tokenizer of {self.name!r} has token ids up to {most}, but its text encoder has only {rows} "
+                    "embeddings.",
+                    parameter="model",
+                )
+
     # --- calls ------------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:
         """Calls the network once; see ``Model.forward``. Extra output channels (a learned variance) are ignored."""
-        if TEXT not in cond:
-            raise InputError(f"the model {self.name!r} needs a prompt, which may be empty.", parameter="prompt")
-        if lacking := [name for name in self.conditions if name not in cond]:
-            raise InputError(
-                f"the model {self.name!r} needs the conditions {', '.join(self.conditions)}, but {lacking[0]} is "
-                "missing; use what model.condition returns.",
-                parameter="conditioning",
-            )
-        names = self.conditions
-        tensors = [cond.tensors[name] for name in names]
-        parts = [aligned(t.to(self.dtype) if t.is_floating_point() else t) for t in tensors]
+        names = self.names_of(cond)
+        # Pipelines cast no guidance scale; a network that takes it casts it itself.
+        cast = {name: t.is_floating_point() and name != EMBEDDED for name, t in cond.tensors.items()}
+        parts = [aligned(cond.tensors[name].to(self.dtype) if cast[name] else cond.tensors[name]) for name in names]
         inputs = (x.to(self.dtype), self.timestep(node, x), *parts)
 
         def ask(rows: Tensor, timestep: Tensor, *tensors: Tensor, controller: Any = None) -> Tensor:
@@ -380,6 +384,27 @@ class PipelineModel(LatentModel):
             work, split = self.row_work(x.shape[1:]), self.threads
             output = run(ask, *inputs, call=call, graphs=self.graphs, tf32=self.tf32, row_work=work, split=split)
         return output[:, : self.shape[0]].to(x.dtype)
+
+    def required_conditions(self) -> tuple[str, ...]:
+        """Returns the names of the conditions that every call of the network takes."""
+        return self.conditions
+
+    def names_of(self, cond: Conditioning) -> tuple[str, ...]:
+        """Returns the names of the conditions that the network gets from ``cond``, in the order of its inputs.
+
+        Raises:
+            InputError: ``cond`` lacks one that the network needs.
+        """
+        if TEXT not in cond:
+            raise InputError(f"the model {self.name!r} needs a prompt, which may be empty.", parameter="prompt")
+        needed = self.required_conditions()
+        if lacking := [name for name in needed if name not in cond]:
+            raise InputError(
+                f"the model {self.name!r} needs the conditions {', '.join(needed)}, but {lacking[0]} is "
+                "missing; use what model.condition returns.",
+                parameter="conditioning",
+            )
+        return (*needed, *(name for name in self.info.optional_conditions if name in cond))
 
     def _controlled_call(self, ask: Callable[..., Tensor], inputs: Sequence[Tensor], call: Call) -> Tensor:
         """Calls the network with the attention controller of a call, in one piece: it relates rows to each other.
@@ -417,14 +442,22 @@ class PipelineModel(LatentModel):
         negative: str | None = None,
         size: tuple[int, int] | None = None,
     ) -> PromptConditioning:
-        """Encodes prompts for both branches of guidance as diffusers' own pipeline does; see ``Model.condition``."""
+        """Encodes prompts for both branches of guidance as diffusers' own pipeline does; see ``Model.condition``.
+
+        A model that is distilled to sample without classifier-free guidance has no unconditional branch.
+        """
         if labels is not None:
             raise InputError(f"the model {self.name!r} takes prompts, not class labels.", parameter="labels")
         positive = texts_for("" if prompts is None else prompts, count, "prompt")
-        negative = self.negative_text(negative)
+        guided = "cfg" in self.info.guidance_kinds
+        if negative and not guided:
+            raise no_negative(self.name, negative)
+        negative = self.negative_text(negative) if guided else None
         texts = list(dict.fromkeys([*positive] if negative is None else [*positive, negative]))  # each text once
         embedded = self.encode_prompt(texts, size)
         cond = embedded[[texts.index(text) for text in positive]]
+        if not guided:
+            return PromptConditioning(cond)
         if negative is None:
             return PromptConditioning(cond, self.zero_conditioning(cond))
         return PromptConditioning(cond, embedded[[texts.index(negative)] * count])

@@ -125,7 +125,7 @@ class StableDiffusion(PipelineModel):
         Raises:
             InputError: a part is missing or unsupported, a network is in training mode, or there is an IP-Adapter.
         """
-        refuse_ip_adapter(pipeline)
+        refuse_ip_adapter(pipeline.unet)
         return super().from_pipeline(pipeline, name)
 
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -134,14 +134,7 @@ class StableDiffusion(PipelineModel):
         Raises:
             InputError: a tokenizer has more tokens than its text encoder.
         """
-        for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
-            rows = encoder.get_input_embeddings().num_embeddings
-            if (most := max(tokenizer.get_vocab().values())) >= rows:
-                raise InputError(
-                    f"the tokenizer of {self.name!r} has token ids up to {most}, but its text encoder has only {rows} "
-                    "embeddings.",
-                    parameter="model",
-                )
+        self.check_vocabularies()
         words = [self.condition_shape(encoder, TEXT) for encoder in self.encoders]
         return {TEXT: (*words[0][:2], sum(shape[2] for shape in words))}
 

@@ -17,7 +17,7 @@ from ..core.guidance import Guidance
 from ..core.noise import SeededNoise
 from ..core.prediction import Hold
 from ..inversion.latent_code import HOLD, LatentCode
-from ..models.base import Model
+from ..models.base import Model, no_negative
 from ..solvers import make_solver
 from ..solvers.lattice import ReversibleSolver
 from .events import OnEvent, StepEvent
@@ -84,7 +84,8 @@ def solver_of(model: Model, code: LatentCode) -> Solver:
     """
     takes = model.condition(0 if model.classes else None, 1, size=picture_shape(model, code)[1:])
     dtype = str(model.dtype).removeprefix("torch.")
-    code.check(model.name, model.fingerprint, state_shape(model), dtype, takes, model.adapters)
+    optional = model.info.optional_conditions
+    code.check(model.name, model.fingerprint, state_shape(model), dtype, takes, model.adapters, optional)
     labels = code.conditions.cond.tensors.get("labels")
     if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < model.classes:
         raise InputError(
@@ -148,8 +149,7 @@ def guidance_for(model: Model, requested: float | Guidance | None, default: floa
         default: the default weight of a text model. For other models it is 1.
 
     Raises:
-        InputError: a number is out of range, the model has no conditions, or ``embedded`` is set and its network does
-            not take it.
+        InputError: a number is out of range, the model has no conditions, or it does not take this guidance.
     """
     if requested is not None and not conditioned(model):
         towards = (
@@ -160,18 +160,44 @@ def guidance_for(model: Model, requested: float | Guidance | None, default: floa
         raise InputError(f"it leads towards {towards.format(model.name)}; leave it out.", parameter="guidance")
     own = default if model.text else 1.0
     guidance = requested if isinstance(requested, Guidance) else Guidance(own if requested is None else requested)
-    check_embedded(model, guidance)
+    check_guidance(model, guidance)
     return replace(guidance, batched_cfg=guidance.batched_cfg and not model.low_memory)
 
 
-def check_embedded(model: Model, guidance: Guidance) -> None:
-    """Raises InputError if ``guidance.embedded`` is set and the network of the model does not take it."""
-    if guidance.embedded is not None and not model.info.embedded:
+def check_guidance(model: Model, guidance: Guidance) -> None:
+    """Raises InputError if a model does not take a guidance: its weight, or its embedded scale."""
+    if guidance.embedded is not None and "embedded" not in model.info.guidance_kinds:
         raise InputError(
             f"{guidance.embedded:g} is an input of guidance-distilled networks, which {model.name!r} does not take; "
             "leave it out.",
             parameter="embedded",
         )
+    if model.text:
+        check_weight(model, guidance.weight, "guidance")
+
+
+def check_weight(model: Model, weight: float, parameter: str) -> None:
+    """Raises InputError for a weight other than 1 of a model that is distilled to sample without guidance.
+
+    Args:
+        model: a model with conditions.
+        weight: the weight of classifier-free guidance.
+        parameter: the argument that gave it.
+    """
+    if weight != 1 and "cfg" not in model.info.guidance_kinds:
+        raise InputError(
+            f"{weight:g} has no effect: the model {model.name!r} is distilled to sample without classifier-free "
+            "guidance; use 1, or leave it out.",
+            parameter=parameter,
+        )
+
+
+def check_negative(model: Model, negative: str | None, weight: float = 0.0) -> None:
+    """Raises InputError for a negative prompt without effect: of a distilled model, or at the guidance weight 1."""
+    if negative and model.text and "cfg" not in model.info.guidance_kinds:
+        raise no_negative(model.name, negative)
+    if negative and model.text and weight == 1:
+        raise InputError(f"{negative!r} has no effect, because the guidance is 1.", parameter="negative")
 
 
 def need_model(model: object) -> None:

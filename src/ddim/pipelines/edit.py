@@ -9,12 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .._utils.errors import DDIMWarning, InputError
+from .._utils.errors import DDIMWarning, InputError, is_number
 from .._utils.tensors import in_groups
 from ..core.conditioning import CONTENT, Conditioning, PromptConditioning
 from ..core.contracts import Inversion, OnStep, Solver
 from ..core.denoiser import Call
-from ..core.guidance import Guidance
+from ..core.guidance import Guidance, with_embedded
 from ..core.solve import solve
 from ..data.images import ImageLike
 from ..data.photographs import CropLike
@@ -32,8 +32,9 @@ from ..solvers import make_solver
 from .common import (
     Report,
     Spacing,
-    check_embedded,
+    check_guidance,
     check_run,
+    check_weight,
     grid_for,
     half_precision_hint,
     hold_of,
@@ -134,7 +135,10 @@ def edit(
             default ``"direct"`` with 50 steps and seed 0. Not for a code, which is inverted already.
         clip_x0, threshold: as in ``invert``, for the inversion and for sampling. Not for a code, which keeps them.
         guidance: w of sampling. By default a code's own; for images the model's usual one (``ModelInfo.guidance``:
-            7.5 for Stable Diffusion, 5 for SDXL), or 1 where classes edit.
+            7.5 for Stable Diffusion, 5 for SDXL, 1 for FLUX), or 1 where classes edit. ``Guidance.embedded``, the scale
+            that a guidance-distilled network takes as an input, is that of the targets; by default the model's usual
+            one (``ModelInfo.embedded``), or the one that was given when the code was made. Sources are inverted and
+            sampled with the scale that their code stores, which for images is 1.
         attention: ``"refine"`` (the default), ``"replace"``, ``"none"``, or an ``AttentionEdit`` with windows.
         blend: ``"cat/tiger"`` or ``("cat", "tiger")``: change the image only where these words of the source or of the
             target lie. A list has one entry for each target (or one such list for each image); None blends nothing.
@@ -176,7 +180,9 @@ def edit(
     if source_labels is not None and not classes:
         raise InputError("they go with labels, and here a prompt edits; leave them out.", parameter="source_labels")
     if isinstance(guidance, Guidance):
-        check_embedded(model, guidance)
+        check_guidance(model, guidance)
+    elif guidance is not None and is_number(guidance) and model.text:
+        check_weight(model, guidance, "guidance")
     how = attention_asked(attention, classes)
     inversion_steps = DEFAULTS["steps"] if steps is None else steps
     inversion_method = DEFAULTS["method"] if method is None else method
@@ -228,7 +234,7 @@ def edit(
             labels=own if classes else None,  # type: ignore[arg-type]
             prompt=None if classes else source_prompt,
             negative=negative,
-            guidance=usual if guidance is None else guidance,
+            guidance=usual if guidance is None else _of_sources(guidance),
             clip_x0=clip_x0,
             threshold=threshold,
             inversion_guidance=inversion_guidance,
@@ -240,6 +246,8 @@ def edit(
     if on_code is not None:
         on_code(code)
     forward = _forward(code, guidance)
+    conditions = with_embedded(PromptConditioning(conditions), forward.embedded).cond
+    forward = replace(forward, embedded=None)  # each row has its own
     if not batched_cfg or model.low_memory:
         forward = replace(forward, batched_cfg=False)
     images, shown = _sampled(
@@ -251,6 +259,11 @@ def edit(
         composites = _composites(images[:, 1:], photographs, user_masks, by_words, feather, model.downscaling)
     source_pixels = None if pictures is None else pictures.pixels
     return Edited(source_pixels, images[:, 0], images[:, 1:], targets, code, shown, composites)
+
+
+def _of_sources(guidance: float | Guidance) -> float | Guidance:
+    """The guidance of the inversion of images: without the embedded scale, which is that of the targets."""
+    return replace(guidance, embedded=None) if isinstance(guidance, Guidance) else guidance
 
 
 def _refuse_for_code(asked: Mapping[str, object]) -> None:
@@ -396,7 +409,8 @@ def _forward_with_targets(
     state = state_of(solver, repeated, code.grid, model.device, model.state_dtype)
     own = code.conditions.to(model.device)
     facts = {name: t.repeat_interleave(k, 0) for name, t in own.cond.tensors.items() if name not in CONTENT}
-    targets = targets.replace(**facts)
+    chosen = {name: t for name, t in targets.tensors.items() if name in CONTENT}
+    targets = Conditioning({**chosen, **facts}, targets.numbers)
     order = [row for i in range(n) for row in (i, *range(n + i * k, n + (i + 1) * k))]
     cond = Conditioning.cat([own.cond, targets])[order]
     kept = {key: v.to(model.device) for key, v in code.extras.items()}
@@ -445,7 +459,8 @@ def _forward(code: LatentCode, guidance: float | Guidance | None) -> Guidance:
     """The guidance of sampling; warns where the code was made for another and does not pin the source."""
     own = Guidance.of(code.guidance)
     forward = own if guidance is None else guidance if isinstance(guidance, Guidance) else own.at(guidance)
-    if forward.options != own.options and code.method not in FREE:
+    alike = replace(forward, embedded=own.embedded).options == own.options  # sources keep their embedded scale
+    if not alike and code.method not in FREE:
         warnings.warn(
             f"The code of {code.method!r} was made for guidance {_difference(own, forward)}, not for "
             f"{_difference(forward, own)}: the reconstruction can differ from the source.",

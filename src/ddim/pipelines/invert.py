@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .._utils.errors import InputError, Interrupted
+from .._utils.errors import InputError, Interrupted, is_number
 from ..core.contracts import Inversion
-from ..core.guidance import Guidance
+from ..core.guidance import Guidance, with_embedded
 from ..core.noise import checked_seed
 from ..data.images import ImageLike
 from ..data.photographs import CropLike
@@ -17,7 +17,9 @@ from ..models.base import Model
 from .batches import invert_batches
 from .common import (
     Spacing,
+    check_negative,
     check_run,
+    check_weight,
     conditioned,
     grid_for,
     guidance_for,
@@ -29,6 +31,9 @@ from .common import (
 )
 from .events import CodeEvent, Event, OnEvent, silent
 from .pictures import Pictures, read_pictures
+
+EMBEDDED_IN_INVERSION = 1.0
+"""The default of ``Guidance.embedded`` during the inversion of an image by a guidance-distilled network."""
 
 
 @in_model_threads
@@ -70,7 +75,9 @@ def invert(
         prompt: a description of the images, for a text-to-image model: one for all, or one for each; see ``sample``.
         negative: the negative prompt, which guidance leads away from; one for all images.
         guidance: the weight w of guidance when sampling from the code, for a model with text or classes; 1 by default.
-            It is stored in the code.
+            It is stored in the code. ``Guidance.embedded``, the scale that a guidance-distilled network takes as an
+            input, is used during the inversion too, since one scale must serve both ways; it is 1 by default, as in
+            the published inversions of FLUX (RF-Solver, FireFlow, Uni-Inv).
         clip_x0, threshold: the limit of x0, as for ``sample``. It applies during the inversion and, stored in the code,
             when sampling. A network that needs such a limit to sample images needs it here too.
         inversion_guidance: the weight w of guidance during the inversion, if the method does not fix it. By default it
@@ -111,6 +118,9 @@ def invert(
             f"it is a weight of guidance, and the model {model.name!r} has nothing to lead towards; leave it out.",
             parameter="inversion_guidance",
         )
+    if inversion_guidance is not None and is_number(inversion_guidance):
+        check_weight(model, inversion_guidance, "inversion_guidance")
+    check_negative(model, negative)
     if keep_source and isinstance(images, Pictures) and not images.photographs:
         raise InputError(
             "these Pictures hold no photographs, so there are none to keep; read them with keep=True, or leave it out.",
@@ -123,6 +133,8 @@ def invert(
     grid = grid_for(model, steps, spacing, latent_size(model, size))
     prompt, negative = read_prompts(model, prompt, negative, len(pixels))
     conditions = model.condition(labels, len(pixels), prompt, negative, size)
+    usual = None if model.info.embedded is None else EMBEDDED_IN_INVERSION
+    conditions = with_embedded(conditions, usual if forward.embedded is None else forward.embedded)
     prompts = tuple(prompt or ()) if model.text else ()
     if resume is not None:
         crops = tuple(source.crop for source in sources[: len(resume)])

@@ -19,6 +19,7 @@ from ..solvers import make_solver
 from .common import (
     Report,
     Spacing,
+    check_negative,
     check_nodes,
     check_run,
     grid_for,
@@ -76,8 +77,9 @@ def sample(
             here: ``(word:2)`` is an error, and ``\\(word:2)`` is plain text.
         negative: the negative prompt, which guidance leads away from; one for all images.
         guidance: the weight w of classifier-free guidance, or a ``Guidance``. By default that of the model for text
-            (``ModelInfo.guidance``: 7.5 for Stable Diffusion, 5 for SDXL), and 1 for a model with classes. With
-            classes, guidance leads away from the null class.
+            (``ModelInfo.guidance``: 7.5 for Stable Diffusion, 5 for SDXL, 1 for FLUX), and 1 for a model with classes.
+            With classes, guidance leads away from the null class. ``Guidance.embedded`` is the scale that a
+            guidance-distilled network takes as an input; by default the model's usual one (``ModelInfo.embedded``).
         size: (height, width) of the images in pixels, if the model supports several; by default that of the model.
         classifier: a classifier from ``ddim.load_classifier``, which guides a pixel model to ``labels``. The model may
             be unconditional.
@@ -106,8 +108,7 @@ def sample(
     shape = _shape_of(model, size)
     grid = grid_for(model, steps, spacing, (shape[1], shape[2]))
     hold, guided_as = hold_for(model, clip_x0, threshold), guidance_for(model, guidance, model.info.guidance)
-    if negative and model.text and guided_as.weight == 1:
-        raise InputError(f"{negative!r} has no effect, because the guidance is 1.", parameter="negative")
+    check_negative(model, negative, guided_as.weight)
     if classifier is None and classifier_weight is not None:
         raise InputError(f"{classifier_weight} goes with a classifier; give one too.", parameter="classifier_weight")
     weight = 1.0 if classifier_weight is None else classifier_weight

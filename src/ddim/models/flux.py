@@ -1,0 +1,293 @@
+"""The adapters for FLUX.1 (dev, schnell) and FLUX.1 Kontext in the diffusers format (Black Forest Labs 2024 and 2025,
+arXiv 2506.15742).
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .._utils.errors import DDIMWarning, InputError
+from .._utils.silence import quiet
+from ..core.conditioning import EMBEDDED, POOLED, REFERENCE, TEXT, Conditioning, PromptConditioning
+from ..core.path import Node
+from ..data.images import ImageLike, read_images
+from .flow import FlowModel
+from .info import ModelInfo
+from .live import refuse_ip_adapter
+from .tokens import longest_prompt
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+USUAL_EMBEDDED = 3.5
+"""The guidance scale that the pipeline of FLUX.1-dev gives its network by default."""
+_LEVELS = 1000  # timesteps in the pipeline are 1000 sigma; the network takes a thousandth of them
+
+
+class Flux(FlowModel):
+    """A FLUX.1 model; ``ddim.load`` makes it from a folder, the hub or a pipeline object.
+
+    A T5 encoder embeds the words of each prompt, and a CLIP encoder the whole of it. FLUX.1-dev is guidance-distilled:
+    its network takes a guidance scale as an input, ``Guidance.embedded``, besides which classifier-free guidance is
+    possible; the unconditional branch is the encoded negative prompt, by default the empty one. FLUX.1-schnell takes
+    neither. The two are told apart by ``guidance_embeds`` in the transformer's config.
+    """
+
+    family: ClassVar[str] = "FLUX.1 text-to-image"
+    pipeline_class: ClassVar[str] = "FluxPipeline"
+    usual_guidance: ClassVar[float] = 1.0
+    conditions: ClassVar[tuple[str, ...]] = (TEXT, POOLED)
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "transformer": ("FluxTransformer2DModel",),
+        "vae": ("AutoencoderKL", "AutoencoderTiny"),
+        "text_encoder": ("CLIPTextModel",),
+        "text_encoder_2": ("T5EncoderModel",),
+        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+        "tokenizer_2": ("T5TokenizerFast", "T5Tokenizer"),
+    }
+
+    @classmethod
+    def check_pipeline(cls, name: str, pipeline: Any) -> None:
+        """Raises InputError for a transformer that takes other tokens than the autoencoder's latents make."""
+        config, channels = pipeline.transformer.config, pipeline.vae.config.latent_channels
+        makes = cls.patch**2 * channels
+        if config.in_channels != makes or (config.out_channels or config.in_channels) != makes:
+            raise InputError(
+                f"the transformer of {name!r} takes tokens of {config.in_channels} numbers and returns "
+                f"{config.out_channels or config.in_channels}, but its autoencoder makes {makes} (2x2 positions of "
+                f"{channels} channels); give a text-to-image model. Fill and Control models need another image in "
+                "every call.",
+                parameter="model",
+            )
+        if config.patch_size != 1:
+            raise InputError(
+                f"the transformer of {name!r} has patch_size {config.patch_size}; 1 is supported.", parameter="model"
+            )
+
+    @classmethod
+    def from_pipeline(cls, pipeline: Any, name: str | None = None) -> "Self":
+        """Wraps a pipeline object, which is not changed.
+
+        Raises:
+            InputError: a part is missing or unsupported, a network is in training mode, or there is an IP-Adapter.
+        """
+        refuse_ip_adapter(pipeline.transformer)
+        return super().from_pipeline(pipeline, name)
+
+    # --- facts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the network takes a guidance scale as an input: FLUX.1-dev and Kontext do, schnell does not."""
+        return bool(self.network.config.guidance_embeds)
+
+    @property
+    def text_tokens(self) -> int:
+        """The number of tokens that the T5 encoder is given: 512, and 256 for schnell."""
+        return 512 if self.distilled else 256
+
+    def read_info(self, name: str, device: torch.device, dtype: torch.dtype) -> ModelInfo:
+        """Collects the facts about the model."""
+        return replace(
+            super().read_info(name, device, dtype),
+            embedded=USUAL_EMBEDDED if self.distilled else None,
+            guidance_kinds=frozenset({"cfg", "embedded"} if self.distilled else ()),
+        )
+
+    def latent_sides(self) -> tuple[int, int]:
+        """Returns the sides of the latent for the pipeline's default size, ``default_sample_size``."""
+        side = int(self.pipeline.default_sample_size)
+        return side, side
+
+    def longest_prompt(self) -> int:
+        """Returns the number of tokens that the T5 encoder takes, without the end token.
+
+        Raises:
+            InputError: the CLIP tokenizer has a limit that its text encoder does not take.
+        """
+        longest_prompt(self.tokenizer, int(self.encoders[0].config.max_position_embeddings))
+        return self.text_tokens - 1
+
+    def required_conditions(self) -> tuple[str, ...]:
+        """Returns the names of the conditions that every call takes; ``guidance`` only for a distilled network."""
+        return (*self.conditions, EMBEDDED) if self.distilled else self.conditions
+
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each condition for one prompt, from the configs of the text encoders.
+
+        Raises:
+            InputError: the transformer takes embeddings of another size, or a tokenizer has more tokens than its text
+                encoder.
+        """
+        self.check_vocabularies()
+        clip, t5 = (encoder.config for encoder in self.encoders)
+        takes, pooled = self.network.config.joint_attention_dim, self.network.config.pooled_projection_dim
+        if (t5.d_model, clip.hidden_size) != (takes, pooled):
+            raise InputError(
+                f"the text encoders of {self.name!r} make embeddings of {t5.d_model} (T5) and {clip.hidden_size} "
+                f"(CLIP) numbers, but its transformer takes {takes} and {pooled}.",
+                parameter="model",
+            )
+        shapes = {TEXT: (1, self.text_tokens, takes), POOLED: (1, pooled)}
+        return {**shapes, EMBEDDED: (1,)} if self.distilled else shapes
+
+    # --- calls ------------------------------------------------------------------------------------------------------
+
+    def timestep(self, node: Node, x: Tensor) -> Tensor:
+        """Returns the timestep of a call as a scalar in the network's dtype, to the last bit that of the pipeline.
+
+        The pipeline rounds 1000 sigma to the dtype of its latents before it divides by 1000. In bfloat16, what the
+        network sees so differs from 1000 sigma by up to 2.
+        """
+        level = torch.full((), self.schedule.timestep(node), dtype=torch.float32, device=x.device) * _LEVELS
+        return level.to(self.dtype) / _LEVELS
+
+    def encode_prompt(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
+        """Encodes prompts to ``text`` [N, L, D] and ``pooled`` [N, P], and ``guidance`` [N] for a distilled network.
+
+        ``guidance`` is the usual scale, ``ModelInfo.embedded``. Warns (DDIMWarning) if the T5 encoder cuts a prompt.
+        """
+        self._warn_if_cut(prompts)
+        with torch.no_grad(), quiet():
+            text, pooled, _ = self.pipeline.encode_prompt(list(prompts), max_sequence_length=self.text_tokens)
+        tensors = {TEXT: text.to(self.state_dtype), POOLED: pooled.to(self.state_dtype)}
+        if self.info.embedded is not None:
+            tensors[EMBEDDED] = torch.full((len(prompts),), self.info.embedded, device=self.device)
+        return Conditioning(tensors)
+
+    def _warn_if_cut(self, prompts: Sequence[str]) -> None:
+        """Warns if a prompt has more tokens than the T5 encoder is given. CLIP, which sums up a prompt, cuts sooner."""
+        tokenizer = self.tokenizers[1]
+        for prompt in prompts:
+            with quiet():
+                count = len(tokenizer(prompt, truncation=False).input_ids)
+            if count > self.text_tokens:
+                warnings.warn(
+                    f"The prompt has {count} tokens, but the T5 encoder of {self.name!r} is given {self.text_tokens}: "
+                    "its end was cut.",
+                    DDIMWarning,
+                    stacklevel=4,
+                )
+
+    def call_network(
+        self,
+        network: Any,
+        x: Tensor,
+        timestep: Tensor,
+        conditions: Mapping[str, Tensor],
+        control: dict[str, Any] | None,
+    ) -> Tensor:
+        """Calls a transformer with the latents packed into tokens; see ``PipelineModel.call_network``.
+
+        The tokens of a reference follow those of the image, and are numbered by the first of the three position ids.
+        """
+        (count, _, height, width), text = x.shape, conditions[TEXT]
+        pictures = [x] if REFERENCE not in conditions else [x, conditions[REFERENCE]]
+        tokens = torch.cat([packed(picture) for picture in pictures], 1)
+        positions = [position_ids(p.shape[2] // 2, p.shape[3] // 2, k, x) for k, p in enumerate(pictures)]
+        output = network(
+            hidden_states=tokens,
+            timestep=timestep.expand(count),
+            guidance=conditions.get(EMBEDDED),
+            pooled_projections=conditions[POOLED],
+            encoder_hidden_states=text,
+            txt_ids=x.new_zeros(text.shape[1], 3),
+            img_ids=torch.cat(positions),
+            joint_attention_kwargs=control,
+            return_dict=False,
+        )[0]
+        return unpacked(output[:, : (height // 2) * (width // 2)], height, width)
+
+
+class FluxKontext(Flux):
+    """A FLUX.1 Kontext model, whose network can look at a reference picture.
+
+    Set ``reference`` to a picture, and all conditions that the model makes contain its latents. A code stores them, so
+    that it can be reconstructed and edited without setting them again. Without a reference the model draws from the
+    prompt alone, as its pipeline does without an image.
+    """
+
+    family: ClassVar[str] = "FLUX.1 Kontext"
+    pipeline_class: ClassVar[str] = "FluxKontextPipeline"
+    _reference: Tensor | None = None
+
+    def read_info(self, name: str, device: torch.device, dtype: torch.dtype) -> ModelInfo:
+        """Collects the facts about the model."""
+        return replace(super().read_info(name, device, dtype), optional_conditions=(REFERENCE,))
+
+    @property
+    def reference(self) -> Tensor | None:
+        """The latents of the reference picture, [1, C, h, w], or None.
+
+        Set it to a picture (a path, a PIL image or a tensor in [0, 1]) that all images share, or to None for no
+        reference. The picture may have another size than the images. It is never resized: its sides must be multiples
+        of ``multiple``. The pipeline of diffusers scales it to one of the sizes that the model was trained on, of about
+        1024x1024 pixels; choose such a size for the best results.
+
+        Raises:
+            InputError: the picture cannot be read, has another size or number of channels, or there are several.
+        """
+        return self._reference
+
+    @reference.setter
+    def reference(self, picture: ImageLike | None) -> None:
+        if picture is None:
+            self._reference = None
+            return
+        try:
+            pixels = read_images(picture, self.picture, multiple=self.multiple)
+        except InputError as error:
+            raise InputError(error.message, parameter="reference") from None
+        if len(pixels) != 1:
+            raise InputError(f"{len(pixels)} pictures were given; the images share one.", parameter="reference")
+        self._reference = self.encode(pixels)
+
+    def condition(
+        self,
+        labels: int | Sequence[int] | None,
+        count: int,
+        prompts: str | Sequence[str] | None = None,
+        negative: str | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> PromptConditioning:
+        """Makes the conditions of both branches, with ``reference`` [count, C, h, w] if one is set."""
+        both = super().condition(labels, count, prompts, negative, size)
+        if self._reference is None:
+            return both
+        rows = {REFERENCE: self._reference.repeat(count, 1, 1, 1)}
+        return PromptConditioning(
+            both.cond.replace(**rows), None if both.uncond is None else both.uncond.replace(**rows)
+        )
+
+
+def packed(x: Tensor) -> Tensor:
+    """Packs latents [N, C, h, w] into tokens [N, (h/2)(w/2), 4C]: 2x2 positions each, channel after channel."""
+    n, channels, height, width = x.shape
+    blocks = x.reshape(n, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return blocks.reshape(n, (height // 2) * (width // 2), channels * 4)
+
+
+def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Inverts ``packed`` for latents of (height, width)."""
+    n, _, numbers = tokens.shape
+    blocks = tokens.reshape(n, height // 2, width // 2, numbers // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return blocks.reshape(n, numbers // 4, height, width)
+
+
+def position_ids(rows: int, columns: int, picture: int, like: Tensor) -> Tensor:
+    """Returns the position ids of an image's tokens, [rows * columns, 3]: (picture, row, column).
+
+    Args:
+        rows, columns: the number of tokens along each side.
+        picture: 0 for the image that is drawn, 1 for the reference.
+        like: a tensor that has the dtype and device of the result; the pipeline has them in the network's dtype.
+    """
+    ids = like.new_zeros(rows, columns, 3)
+    ids[..., 0] = picture
+    ids[..., 1] = torch.arange(rows, device=like.device).to(like.dtype)[:, None]
+    ids[..., 2] = torch.arange(columns, device=like.device).to(like.dtype)[None, :]
+    return ids.reshape(rows * columns, 3)
