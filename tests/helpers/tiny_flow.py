@@ -28,7 +28,7 @@ class Family:
     Args:
         make: makes the pipeline from a seed; ``options`` are those of the family's own helper.
         draw: ``(pipeline, noise [N, C, h, w], prompts, negative, **guidance)`` -> latents [N, C, h, w] that the
-            pipeline itself samples in ``STEPS`` steps.
+            pipeline itself samples in ``STEPS`` steps; with ``output_type="pt"`` the pictures of them.
         guidances: what a row is called -> our guidance, and the same as arguments of the pipeline.
         negative: whether the pipeline takes a negative prompt.
         size: (height, width) of the pictures of a non-square row, in pixels.

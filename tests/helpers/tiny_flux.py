@@ -77,6 +77,8 @@ def draw(pipeline: Any, x: Tensor, prompts: list[str], negative: str | None, **o
         settings["max_sequence_length"] = 256
     tokens = pipeline._pack_latents(x, n, x.shape[1], height, width)
     drawn = pipeline(prompt=prompts, latents=tokens, height=height * 2, width=width * 2, **settings).images
+    if settings["output_type"] != "latent":
+        return drawn
     return pipeline._unpack_latents(drawn, height * 2, width * 2, pipeline.vae_scale_factor)
 
 

@@ -14,8 +14,8 @@ INDEX, SCHEDULE = "model_index.json", "scheduler_config.json"
 _EXTRA_INPUTS = {
     "ControlNet": "its ControlNet needs another image in every call, which a latent code does not store; load the "
     "pipeline without it",
-    "Inpaint": "its network or its sampler needs a mask in every call; ddim.edit accepts a mask with any text model, so "
-    "load the text-to-image pipeline",
+    "Inpaint": "its network or its sampler needs a mask in every call; ddim.edit accepts a mask with any text model, "
+    "so load the text-to-image pipeline",
     "Adapter": "its adapter needs another image in every call, which a latent code does not store; load the pipeline "
     "without it",
     "Upscale": "its network needs a low-resolution image in every call",

@@ -33,6 +33,7 @@ from .common import (
     Report,
     Spacing,
     check_guidance,
+    check_negative,
     check_run,
     check_weight,
     grid_for,
@@ -183,6 +184,7 @@ def edit(
         check_guidance(model, guidance)
     elif guidance is not None and is_number(guidance) and model.text:
         check_weight(model, guidance, "guidance")
+    check_negative(model, negative)
     how = attention_asked(attention, classes)
     inversion_steps = DEFAULTS["steps"] if steps is None else steps
     inversion_method = DEFAULTS["method"] if method is None else method

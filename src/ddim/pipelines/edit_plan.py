@@ -150,9 +150,13 @@ def _plan(
 ) -> AttentionPlan | None:
     """The plan for attention control; None where nothing is controlled."""
     n, k = len(wanted), len(wanted[0])
+    blends, weighted = per_target("blend", blend, n, k), per_target("weights", weights, n, k)
+    inlines = any(inline for row in wanted for _, inline in row)
+    asked = inlines or any(one is not None for rows in (blends, weighted) for row in rows for one in row)
+    if how.kind == "none" and not asked:  # no word is looked for, and not every model can tell where they are
+        return None
     cuts = {p: model.tokens(p) for p in {*sources, *(p for row in wanted for p, _ in row)}}
     length = cuts[sources[0]].length
-    blends, weighted = per_target("blend", blend, n, k), per_target("weights", weights, n, k)
     mappings: list[Tensor] = []
     news: list[Tensor] = []
     factors: list[Tensor | None] = []
