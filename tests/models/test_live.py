@@ -665,12 +665,15 @@ MORE = {
     "StableDiffusionDepth2ImgPipeline": "its network needs a depth map in every call",
     "StableDiffusionUpscalePipeline": "its network needs a low-resolution image in every call",
     "StableDiffusionAdapterPipeline": "its adapter needs another image in every call",
-    "StableDiffusion3Pipeline": "",
+    "FluxFillPipeline": "its network needs a masked image in every call",
+    "FluxControlPipeline": "its network needs a control image in every call",
+    "FluxControlNetPipeline": "its ControlNet needs another image in every call",
+    "FluxPriorReduxPipeline": "it makes only the embeddings of another pipeline",
     "StableDiffusionGLIGENPipeline": "",
     "StableDiffusionImageVariationPipeline": "",
     "LDMPipeline": "",
     "ConsistencyModelPipeline": "",
-    "FluxPipeline": "",
+    "SanaPipeline": "",
 }
 
 

@@ -75,7 +75,7 @@ class Flux(FlowModel):
         Raises:
             InputError: a part is missing or unsupported, a network is in training mode, or there is an IP-Adapter.
         """
-        refuse_ip_adapter(pipeline.transformer)
+        refuse_ip_adapter(getattr(pipeline, "transformer", None))
         return super().from_pipeline(pipeline, name)
 
     # --- facts ------------------------------------------------------------------------------------------------------
