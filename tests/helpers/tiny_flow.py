@@ -168,6 +168,7 @@ _FLUX = {
 }
 _FLUX_TRUE_CFG = {
     "true cfg": (Guidance(4.0, embedded=3.5), {"guidance_scale": 3.5, "true_cfg_scale": 4.0}),
+    "less embedded, true cfg": (Guidance(4.0, embedded=1.3), {"guidance_scale": 1.3, "true_cfg_scale": 4.0}),
 }
 
 FAMILIES: dict[str, Family] = {
