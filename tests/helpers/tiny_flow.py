@@ -171,6 +171,44 @@ _FLUX_TRUE_CFG = {
     "less embedded, true cfg": (Guidance(4.0, embedded=1.3), {"guidance_scale": 1.3, "true_cfg_scale": 4.0}),
 }
 
+_QWEN = {
+    "guided": (Guidance(4.0), {"true_cfg_scale": 4.0}),
+    "unguided": (Guidance(1.0), {"true_cfg_scale": 1.0}),
+}
+_Z_IMAGE = {
+    "guided": (Guidance(5.0), {"guidance_scale": 4.0}),
+    "unguided": (Guidance(1.0), {"guidance_scale": 0.0}),
+}
+
+
+def qwen_image(**options: Any) -> Any:
+    """A QwenImagePipeline; see ``tiny_qwen_image``."""
+    import tiny_qwen_image
+
+    return tiny_qwen_image.qwen_image(**options)
+
+
+def draw_qwen_image(*a: Any, **guidance: Any) -> Tensor:
+    """Draws with it."""
+    import tiny_qwen_image
+
+    return tiny_qwen_image.draw_qwen_image(*a, **guidance)
+
+
+def z_image(**options: Any) -> Any:
+    """A ZImagePipeline; see ``tiny_z_image``."""
+    import tiny_z_image
+
+    return tiny_z_image.z_image(**options)
+
+
+def draw_z_image(*a: Any, **guidance: Any) -> Tensor:
+    """Draws with it."""
+    import tiny_z_image
+
+    return tiny_z_image.draw_z_image(*a, **guidance)
+
+
 FAMILIES: dict[str, Family] = {
     "sd3": Family(sd3, draw_sd3, _CFG),
     "sd3 without t5": Family(sd3, draw_sd3, _CFG, options={"t5": False}),
@@ -194,5 +232,8 @@ FAMILIES: dict[str, Family] = {
         negative=False,
         options={"kind": "FluxKontextPipeline"},
     ),
+    "qwen-image": Family(qwen_image, draw_qwen_image, _QWEN),
+    "z-image": Family(z_image, draw_z_image, _Z_IMAGE),
+    "z-image turbo": Family(z_image, draw_z_image, _Z_IMAGE, options={"shift": 3.0}),
 }
 """Every family, some in several forms."""

@@ -130,6 +130,43 @@ def tokens_of(tokenizer: Any, prompt: str, length: int, convert: Callable[[str],
     return Tokens(prompt, words, row, spans, first, begin, end, stop, lost)
 
 
+def tokens_within(tokenizer: Any, prompt: str, before: str, after: str, *, dropped: int = 0, length: int) -> Tokens:
+    """Tokenizes a prompt inside a template, and finds the tokens of each word.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+        prompt: the prompt.
+        before, after: the parts of the template around it.
+        dropped: how many tokens at the start are not embedded.
+        length: the largest number of embedded tokens. Further ones are cut off at the end.
+
+    Returns:
+        The tokens. ``row`` has those that are embedded, of the template too, and no padding.
+    """
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, truncation=False, verbose=False).input_ids)
+
+    whole = ids(f"{before}{prompt}{after}")
+    begin = _common(ids(before), whole)
+    stop = max(begin, _common(ids(f"{before}{prompt}"), whole))
+    words = tuple(prompt.split())
+    bounds = _bounds(prompt, words, whole[begin:stop], lambda text: ids(f"{before}{text}")[begin:])
+    row = tuple(whole[dropped : dropped + length])
+
+    def kept(place: int) -> int:
+        return min(max(place - dropped, 0), len(row))
+
+    spans = tuple((kept(begin + a), kept(begin + b)) for a, b in bounds)
+    lost = stop - begin - (kept(stop) - kept(begin))
+    return Tokens(prompt, words, row, spans, 0, kept(begin), kept(stop), len(row), lost)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Returns how many tokens at the start two lists have in common."""
+    return next((k for k, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
+
+
 def _around(tokenizer: Any) -> tuple[int, int]:
     """Returns how many tokens the tokenizer puts before the tokens of a prompt, and after them."""
     bare, whole = (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import DDIMWarning, InputError, is_whole
-from ..core.conditioning import TEXT, PromptConditioning
+from ..core.conditioning import TEXT, TEXT_MASK, Conditioning, PromptConditioning
 from ..core.grid import Grid
 from .photograph import Crop, Photograph
 from .replay import TUNED
@@ -253,7 +253,7 @@ class LatentCode:
         guided = self.guidance.get("weight", 1) != 1  # at weight 1 the unconditional branch is not used
         had, want = _shapes(self.conditions, guided, optional), _shapes(wanted, guided, optional)
         if TUNED in self.extras:  # these embeddings, one per step, replace the unconditional text
-            had[f"uncond {TEXT}"] = tuple(self.extras[TUNED].shape[2:])
+            had[f"uncond {TEXT}"] = _shape(self.conditions.cond, TEXT, self.extras[TUNED][:, 0])
         return None if had == want else (_condition(had), _condition(want))
 
 
@@ -272,8 +272,14 @@ def _shapes(conditions: PromptConditioning, guided: bool, without: Sequence[str]
     The tensors named in ``without`` are left out.
     """
     branches = [("", conditions.cond)] + ([("uncond ", conditions.uncond)] if conditions.uncond and guided else [])
-    named = [(branch, name, tensor) for branch, c in branches for name, tensor in c.tensors.items()]
-    return {f"{branch}{name}": tuple(tensor.shape[1:]) for branch, name, tensor in named if name not in without}
+    named = [(branch, name, c, tensor) for branch, c in branches for name, tensor in c.tensors.items()]
+    return {f"{branch}{name}": _shape(c, name, tensor) for branch, name, c, tensor in named if name not in without}
+
+
+def _shape(condition: Conditioning, name: str, tensor: Tensor) -> tuple[int, ...]:
+    """Returns the shape of a tensor without its rows, and without the number of tokens where a mask leaves it free."""
+    free = TEXT_MASK in condition and name in (TEXT, TEXT_MASK)
+    return tuple(tensor.shape[2 if free else 1 :])
 
 
 def _condition(shapes: Mapping[str, tuple[int, ...]]) -> str:

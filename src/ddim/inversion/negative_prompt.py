@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError
-from ..core.conditioning import POOLED, TEXT, Conditioning, PromptConditioning
+from ..core.conditioning import POOLED, TEXT, TEXT_MASK, Conditioning, PromptConditioning
 from ..core.contracts import InversionProblem, InversionResult, OnStep
 from ..core.grid import Grid
 from .base import ByDDIM
@@ -62,6 +62,12 @@ class NegativePrompt(ByDDIM):
             )
         if self.toward_empty:
             problem.need_text(self.name)
+            if TEXT_MASK in cond and not torch.equal(cond.tensors[TEXT_MASK], uncond.tensors[TEXT_MASK]):
+                raise InputError(
+                    f"{self.toward_empty:g} mixes the tokens of two prompts one by one, and here the prompts have "
+                    "different numbers of tokens; use 0.",
+                    parameter="toward_empty",
+                )
         done = DDIMInversion().invert(replace(problem, inversion_guidance=1.0), x0, grid, on_step)
         return InversionResult(done.state, grid, PromptConditioning(cond, self._between(cond, uncond)), {})
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, UnknownName
-from ..core.conditioning import TEXT
+from ..core.conditioning import TEXT, TEXT_MASK
 from ..core.contracts import InversionInterrupted, InversionProblem, InversionResult, OnStep
 from ..core.grid import Grid
 from ..core.late import LateFlag, LateValues, late_checks
@@ -125,7 +125,11 @@ class NullText(ByDDIM):
                 parameter="guidance",
             )
         assert prompts.uncond is not None
-        first = (prompts.cond if self.start == "prompt" else prompts.uncond).tensors[TEXT].clone()
+        begin = prompts.cond if self.start == "prompt" else prompts.uncond
+        first = begin.tensors[TEXT].clone()
+        if TEXT_MASK in begin:  # the tuned embedding has as many tokens as the one that it starts from
+            uncond = prompts.uncond.replace(text_mask=begin.tensors[TEXT_MASK])
+            problem = replace(problem, prompts=replace(prompts, uncond=uncond))
         kept = problem.resume or {"pivot": pivot_of(problem, x0, grid)}
         tune = self._tune_all if self.scope == "global" else self._tune_each
         with late_checks():

@@ -22,6 +22,8 @@ _SDXL = (
 )
 _FLUX = ("FluxPipeline", "FluxImg2ImgPipeline")
 _SD3 = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3PAGPipeline")
+_QWEN_IMAGE = ("QwenImagePipeline", "QwenImageImg2ImgPipeline")
+_Z_IMAGE = ("ZImagePipeline", "ZImageImg2ImgPipeline")
 
 FAMILIES: "Registry[Model]" = Registry(
     {
@@ -31,6 +33,8 @@ FAMILIES: "Registry[Model]" = Registry(
         **dict.fromkeys(_SD3, "models.sd3:StableDiffusion3"),
         **dict.fromkeys(_FLUX, "models.flux:Flux"),
         "FluxKontextPipeline": "models.flux:FluxKontext",
+        **dict.fromkeys(_QWEN_IMAGE, "models.qwen_image:QwenImage"),
+        **dict.fromkeys(_Z_IMAGE, "models.z_image:ZImage"),
     }
 )
 """Name of a pipeline class of diffusers -> the adapter for its models."""

@@ -31,17 +31,7 @@ def fingerprint(network: nn.Module, path: GaussianPath | None, prediction: str) 
         levels = torch.linspace(0, path.t_max, path.levels + 1, dtype=torch.float64)
         signal, noise = path.alpha(levels).tolist(), path.sigma(levels).tolist()
         table = [f"{a:.9f} {s:.9f}" for a, s in zip(signal, noise, strict=True)]
-    config: Any = getattr(network, "config", {})
-    if isinstance(config, Mapping):  # a config of diffusers
-        usual = _defaults(type(network))
-        entries = {k: v for k, v in config.items() if not str(k).startswith("_")}
-    elif base := next((c for c in reversed(type(config).__mro__) if c.__name__.startswith("PreTrained")), None):
-        # A config of transformers: only the options that its own class adds to those that every config has.
-        usual = {k: v for k, v in _defaults(type(config)).items() if k not in _defaults(base)}
-        entries = {k: getattr(config, k) for k in usual if k != "self"}
-    else:  # the user's own network: the repr of its config might differ from machine to machine
-        usual, entries = {}, {}
-    options = {k: v for k, v in entries.items() if _plain(v) != _plain(usual.get(k))}
+    options = _options(getattr(network, "config", {}), type(network))
     about = json.dumps([prediction, table, options], sort_keys=True, default=str)
     digest = hashlib.sha256(about.encode())
     for name, tensor in sorted(network.state_dict().items()):
@@ -55,6 +45,31 @@ def fingerprint(network: nn.Module, path: GaussianPath | None, prediction: str) 
         picked = flat[:: max(1, flat.numel() // 4096)].cpu().float()
         digest.update(picked.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _options(config: Any, kind: type) -> dict[str, Any]:
+    """Returns the options of a config that differ from their defaults, of configs inside it too.
+
+    Args:
+        config: a config of diffusers or transformers; others give no options, because their repr might differ from
+            machine to machine.
+        kind: the class of the network.
+    """
+    if isinstance(config, Mapping):  # a config of diffusers
+        usual = _defaults(kind)
+        entries = {k: v for k, v in config.items() if not str(k).startswith("_")}
+    elif base := _base(config):  # only the options that its own class adds to those that every config has
+        usual = {k: v for k, v in _defaults(type(config)).items() if k not in _defaults(base)}
+        entries = {k: getattr(config, k) for k in usual if k != "self"}
+    else:
+        return {}
+    entries = {k: _options(v, type(v)) if _base(v) else v for k, v in entries.items()}
+    return {k: v for k, v in entries.items() if _plain(v) != _plain(usual.get(k))}
+
+
+def _base(config: Any) -> type | None:
+    """Returns the base class of the configs of transformers if this is one, otherwise None."""
+    return next((c for c in reversed(type(config).__mro__) if c.__name__.startswith("PreTrained")), None)
 
 
 def _stored(network: nn.Module, name: str) -> torch.Tensor | None:

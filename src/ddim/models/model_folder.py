@@ -26,6 +26,11 @@ _EXTRA_INPUTS = {
     "Control": "its network needs a control image in every call, which a latent code does not store; load the "
     "text-to-image pipeline",
     "Redux": "it makes only the embeddings of another pipeline, from an image",
+    "QwenImageEdit": "its network needs the image to edit in every call; load the text-to-image pipeline, with which "
+    "ddim.edit edits",
+    "QwenImageLayered": "its network draws several layers at once and needs their image in every call",
+    "QwenImage21": "Qwen-Image 2.1 has another network, text encoder and autoencoder than Qwen-Image",
+    "ZImageOmni": "its network takes reference images in every call; load the text-to-image pipeline",
 }
 """Part of a pipeline class's name -> why such pipelines are not supported."""
 

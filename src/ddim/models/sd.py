@@ -1,6 +1,5 @@
 """The adapter for Stable Diffusion 1.x and 2.x in the diffusers format."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from .._utils.errors import DDIMWarning, InputError
+from .._utils.errors import InputError
 from .._utils.silence import quiet
 from ..core.conditioning import TEXT, Conditioning
 from ..core.path import RectifiedFlow, VEPath
@@ -24,7 +23,7 @@ from .live import refuse_compiled, refuse_ip_adapter
 from .pipeline_model import PipelineModel
 from .pixel import sides_of
 from .scheduler_config import read_schedule
-from .tokens import longest_prompt
+from .tokens import longest_prompt, warn_if_cut
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -194,7 +193,7 @@ class StableDiffusion(PipelineModel):
         for k, (tokenizer, encoder) in enumerate(zip(self.tokenizers, self.encoders, strict=True)):
             read = [self._read(tokenizer, prompt) for prompt in prompts]
             for tokens in read if k == 0 else ():
-                self._warn_if_cut(tokens)
+                warn_if_cut(tokens, self.tokenizer, self.name)
             rows = torch.tensor([tokens.row for tokens in read], device=self.device)
             mask = None
             if getattr(encoder.config, "use_attention_mask", False):
@@ -208,19 +207,6 @@ class StableDiffusion(PipelineModel):
     def embed(self, encoder: Any, rows: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Encodes token ids [N, L] with one text encoder; returns name of a condition -> tensor."""
         return {TEXT: encoder(rows, attention_mask=mask)[0]}
-
-    def _warn_if_cut(self, tokens: Tokens) -> None:
-        """Warns if a prompt was too long and had to be cut."""
-        if tokens.lost:
-            tokenizer, taken = self.tokenizer, tokens.end - tokens.begin
-            kept = tokenizer.decode(tokens.row[tokens.begin : tokens.end]).strip()
-            where = f"before {kept[:30]!r}" if tokenizer.truncation_side == "left" else f"after {kept[-30:]!r}"
-            warnings.warn(
-                f"The prompt has {taken + tokens.lost} tokens, but the text encoder of {self.name!r} takes {taken}: "
-                f"it was cut {where}.",
-                DDIMWarning,
-                stacklevel=4,
-            )
 
     def attention_sites(self) -> tuple[AttentionSite, ...]:
         """Returns the U-Net's attention layers; see ``Model.attention_sites``."""

@@ -1,11 +1,13 @@
-"""Loads CLIP tokenizers, and checks that they turn different words into different tokens."""
+"""Loads tokenizers, checks that they turn different words into different tokens, and warns about long prompts."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from .._utils.error_text import reason_of
-from .._utils.errors import InputError, is_whole
+from .._utils.errors import DDIMWarning, InputError, is_whole
 from .._utils.silence import loading
+from ..editing.tokens import Tokens
 
 _PROBES = 8  # how many words of the vocabulary are tried
 
@@ -105,3 +107,17 @@ def longest_prompt(tokenizer: Any, positions: int) -> int:
             parameter="model",
         )
     return int(limit)
+
+
+def warn_if_cut(tokens: Tokens, tokenizer: Any, name: str) -> None:
+    """Warns (DDIMWarning) if a prompt was too long for the text encoder of the model ``name`` and had to be cut."""
+    if tokens.lost:
+        taken = tokens.end - tokens.begin
+        kept = tokenizer.decode(tokens.row[tokens.begin : tokens.end]).strip()
+        where = f"before {kept[:30]!r}" if tokenizer.truncation_side == "left" else f"after {kept[-30:]!r}"
+        warnings.warn(
+            f"The prompt has {taken + tokens.lost} tokens, but the text encoder of {name!r} takes {taken}: "
+            f"it was cut {where}.",
+            DDIMWarning,
+            stacklevel=4,
+        )

@@ -47,16 +47,41 @@ def diffusers_part(kind: Any, folder: Path, *, parameter: str = "model") -> Any:
     tensors = {_renamed(name, expected): tensor for name, tensor in unwrapped(tensors).items()}
     must_fit(expected, tensors, str(folder), parameter=parameter)
     network.load_state_dict(tensors, assign=True)
-    # Buffers that no file contains, such as a resampling kernel, are still on the meta device. The constructor computes
-    # them, so they are taken from a second network, which the file has shown to be of a sensible size.
-    if any(t.is_meta for t in network.buffers()):
-        with loading():
-            made = dict(kind.from_config(config).named_buffers())
-        for module_name, module in network.named_modules():
-            for name, buffer in list(module.named_buffers(recurse=False)):
-                if buffer.is_meta:
-                    setattr(module, name, made[f"{module_name}.{name}" if module_name else name])
+    # Tensors that no file contains, such as a resampling kernel or the angles of positions, are still on the meta
+    # device. The constructor computes them, so they are taken from a second network without parameters.
+    if lacking := [(owner, name) for owner, name, tensor in _unstored(network) if tensor.is_meta]:
+        with loading(), _parameters_on_meta():
+            made = dict(kind.from_config(config).named_modules())
+        for owner, name in lacking:
+            setattr(network.get_submodule(owner), name, getattr(made[owner], name))
     return network.eval()
+
+
+def _unstored(network: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """Yields the tensors of a network that are no parameters, buffers or not: module, name, tensor."""
+    for owner, module in network.named_modules():
+        for name, value in (*module._buffers.items(), *vars(module).items()):
+            if isinstance(value, Tensor):
+                yield owner, name, value
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Inside the block, parameters that this thread registers in modules have no memory; buffers are as usual."""
+    from torch.nn.modules import module as hooks
+
+    thread = threading.get_ident()
+
+    def without_memory(owner: nn.Module, name: str, parameter: Any) -> Any:
+        if parameter is None or threading.get_ident() != thread:
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    handle = hooks.register_module_parameter_registration_hook(without_memory)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def transformers_part(

@@ -448,10 +448,10 @@ def _sources_where_equal(
     if {"pivot", "end"} & set(code.extras):
         return x
     rows = in_groups(x, n, 1 + k).clone()
+    both = Conditioning.cat([sources, targets]).tensors.values()  # padded alike
     for i in range(n):
         for j in range(k):
-            at = i * k + j
-            same = all(bool(torch.equal(targets.tensors[t][at], sources.tensors[t][i])) for t in targets.tensors)
+            same = all(bool(torch.equal(tensor[n + i * k + j], tensor[i])) for tensor in both)
             if same and (plan is None or plan.scales is None or bool((plan.scales[i, j] == 1).all())):
                 rows[i, 1 + j] = rows[i, 0]
     return torch.flatten(rows, 0, 1)
