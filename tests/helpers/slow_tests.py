@@ -9,7 +9,7 @@ SLOW = {
     *("laws/test_law_bits.py", "models/test_emoji.py", "models/test_live.py", "models/test_sdxl_family.py"),
     *("parity/test_sdxl.py", "parity/test_stable_diffusion.py", "training/test_run.py"),
     *("test_imports.py", "test_structure.py"),
-    "cli/test_cli_photographs.py",
+    *("cli/test_cli_photographs.py", "models/test_masked_text_families.py"),
     "cli/test_cli.py::test_a_true_process_speaks_json_on_stdout_alone",
     "cli/test_cli_errors.py::test_a_reader_that_leaves_is_no_drama",
     "cli/test_cli_errors.py::test_a_true_process_exits_with_the_code_and_no_traceback",

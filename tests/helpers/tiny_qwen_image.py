@@ -30,7 +30,7 @@ def encoder(words: Any, width: int = 16) -> Any:
 
     layers = {"hidden_size": width, "intermediate_size": 16, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
-    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}
+    rope = {"mrope_section": [1, 1, width // 4 - 2], "rope_type": "default", "type": "default"}
     ids = {"bos_token_id": None, "eos_token_id": None}
     config = Qwen2_5_VLConfig(
         text_config={**layers, **heads, **ids, "rope_scaling": rope, "rope_theta": 1e6, "vocab_size": len(words) + 4},

@@ -157,20 +157,23 @@ def _plan(
         return None
     cuts = {p: model.tokens(p) for p in {*sources, *(p for row in wanted for p, _ in row)}}
     length = cuts[sources[0]].length
-    mappings: list[Tensor] = []
-    news: list[Tensor] = []
     factors: list[Tensor | None] = []
     places: list[Tensor | None] = []
     for i, source in enumerate(sources):
         for j, (target, inline) in enumerate(wanted[i]):
-            mapping, new = (swap if how.kind == "replace" else refine)(cuts[source], cuts[target])
-            mappings.append(mapping)
-            news.append(new)
             factors.append(scales(cuts[target], inline, weighted[i][j]))
             places.append(_places(cuts[source], cuts[target], blends[i][j]))
     some_factors, some_places = any(f is not None for f in factors), any(p is not None for p in places)
     if how.kind == "none" and not some_factors and not some_places:
         return None
+    sites = model.attention_sites()
+    mappings: list[Tensor] = []
+    news: list[Tensor] = []
+    for i, source in enumerate(sources):
+        for target, _ in wanted[i]:
+            mapping, new = (swap if how.kind == "replace" else refine)(cuts[source], cuts[target])
+            mappings.append(mapping)
+            news.append(new)
     everywhere, ones = torch.zeros(2, length), torch.ones(length)
 
     def grouped(rows: list[Tensor]) -> Tensor:
@@ -178,7 +181,7 @@ def _plan(
 
     return AttentionPlan(
         how,
-        model.attention_sites(),
+        sites,
         latent_size(model, size),
         grouped(mappings),
         grouped(news),
