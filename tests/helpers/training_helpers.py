@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,19 @@ def make_autoencoder(folder: Path, seed: int = 0, scaling_factor: float = 0.5) -
     return folder
 
 
+def make_base(coder: Path) -> Path:
+    """A folder with an autoencoder, a random text encoder and a tokenizer, beside the autoencoder's own folder."""
+    import tiny_text
+
+    folder = coder.with_name(coder.name + "-base")
+    if not folder.exists():
+        pipeline = tiny_text.pipeline()
+        pipeline.save_pretrained(folder)
+        shutil.rmtree(folder / "vae")
+        shutil.copytree(coder, folder / "vae")
+    return folder
+
+
 NETWORKS: dict[str, dict[str, Any]] = {
     "autoencoder": {
         "block_out_channels": [8, 8],
@@ -114,12 +128,28 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "attention_head_dim": 8,
         "dropout": 0.1,
     },
+    "flow": {
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "patch_size": 2,
+        "qk_norm": "rms_norm",
+        "pos_embed_max_size": 8,
+    },
     "classifier": {"layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
 }
 
 
 def task_config(task: str, words: Path, folder: Path, coder: Path | None = None, **changes: Any) -> TrainConfig:
-    """A tiny run of ``autoencoder``, ``text`` or ``classifier`` on what ``make_words`` makes."""
+    """A tiny run of ``autoencoder``, ``text``, ``flow`` or ``classifier`` on what ``make_words`` makes.
+
+    Args:
+        task: the task.
+        words: the pictures.
+        folder: of the run.
+        coder: of the autoencoder; a flow model gets a text encoder with it.
+        changes: laid over the tables, section by section.
+    """
     config = tables(words, folder)
     config["data"] = {"path": str(words), "size": 16}
     config["model"] = dict(NETWORKS[task])
@@ -128,6 +158,11 @@ def task_config(task: str, words: Path, folder: Path, coder: Path | None = None,
         config["text"] = {"autoencoder": str(coder), "vocabulary": 600, "length": 12, "empty": 0.25}
         config["text"]["encoder"] = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
         config["text"]["encoder"]["num_hidden_layers"] = 1
+    if task == "flow":
+        config["data"] |= {"prompt": "{vendor} {text}", "flip": True}
+        config["flow"] = {"base": str(coder and make_base(coder)), "length": 12, "empty": 0.25, "zeros": [0, 3]}
+        config["loss"] = {"prediction": "flow", "times": "logit_normal"}
+        del config["schedule"]
     if task == "classifier":
         config["data"]["label"] = "label"
     for section, values in changes.items():

@@ -8,7 +8,7 @@ import pytest
 from refusals import refused, unknown
 from training_helpers import tables, tiny, write_toml
 
-from ddim.training import load_config
+from ddim.training import config_from_dict, load_config
 from ddim.training.config_file import differing_keys
 
 RECIPES = sorted(Path(__file__, "../../../recipes").resolve().glob("*.toml"))
@@ -55,7 +55,11 @@ def test_a_toml_file_says_the_same_as_its_tables(tmp_path):
         ),
         ("data", "channels", 4, refused("data.channels", 1, 3, 4)),
         ("data", "fit", "crp", unknown("data.fit", "crp", nearest="crop")),
-        ("loss", "prediction", "flow", unknown("loss.prediction", "flow")),
+        ("loss", "prediction", "velocity", unknown("loss.prediction", "velocity")),
+        ("loss", "prediction", "flow", refused("loss.prediction", "'flow'", "'pixel'")),
+        ("loss", "times", "logit_normal", refused("loss.times", "'logit_normal'", "'pixel'")),
+        ("flow", "base", "emoji", refused("flow", "'pixel'", "'flow'")),
+        ("train", "processes", 0, refused("train.processes", 1, 0)),
         ("schedule", "zero_terminal_snr", True, refused("loss.prediction", "'v'")),
         ("output", "sample_steps", 21, refused("output.sample_steps", 21, "schedule.steps", 20)),
     ],
@@ -64,6 +68,41 @@ def test_a_wrong_value_is_one_sentence(tmp_path, section, key, value, refusal):
     with refusal as caught:
         tiny(tmp_path, tmp_path, **{section: {key: value}})
     assert "\n" not in str(caught.value)
+
+
+FLOW = {"prediction": "flow", "times": "logit_normal"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({"loss": {}}, refused("loss.prediction", "'flow'", "'eps'")),
+        ({"loss": {**FLOW, "prediction": "v"}}, refused("loss.prediction", "'flow'", "'v'")),
+        ({"loss": {**FLOW, "times": "stratified"}}, refused("loss.times", "'logit_normal'", "'stratified'")),
+        ({"loss": {**FLOW, "weight": "min_snr"}}, refused("loss.weight", "'ones'", "'min_snr'")),
+        ({"loss": {**FLOW, "weight": [1.0, 2.0]}}, refused("loss.weight", "'ones'", [1.0, 2.0])),
+        ({"loss": {**FLOW, "min_snr_k": 3.0}}, refused("loss.min_snr_k")),
+        ({"schedule": {"beta_end": 0.01}}, refused("schedule", "'flow'")),
+        ({"flow": {"length": 2}}, refused("flow.length", 3, 2)),
+        ({"flow": {"empty": 1.5}}, refused("flow.empty", 1.5)),
+        ({"flow": {"zeros": []}}, refused("flow.zeros", 512, ())),
+        ({"flow": {"zeros": [12, 513]}}, refused("flow.zeros", 512, (12, 513))),
+        ({"flow": {"shift": 0.0}}, refused("flow.shift", 0.0)),
+        ({"text": {"length": 12}}, refused("text", "'flow'", "'text'")),
+    ],
+)
+def test_a_value_that_does_not_fit_rectified_flow_is_one_sentence(tmp_path, changes, refusal):
+    table = {"task": "flow", "data": {"path": "x", "size": 8}, "train": {"steps": 1}, "output": {"folder": "run"}}
+    config_from_dict({**table, "loss": FLOW})
+    with refusal as caught:
+        config_from_dict({**table, "loss": FLOW, **changes})
+    assert "\n" not in str(caught.value)
+
+
+def test_processes_share_the_cpus_only(tmp_path):
+    assert tiny(tmp_path, tmp_path, train={"processes": 2}).train.processes == 2
+    with refused("train.processes", 2, "'cpu'"):
+        tiny(tmp_path, tmp_path, train={"processes": 2, "device": "auto"})
 
 
 @pytest.mark.parametrize("prediction", ["x0", "v"])
@@ -86,18 +125,25 @@ def test_a_missing_value_or_file_is_one_sentence(tmp_path):
 
 
 def test_which_keys_alter_the_weights(tmp_path):
-    def changed(**changes):
-        return differing_keys(before.as_dict(), tiny(tmp_path, tmp_path / "run", **changes).as_dict())
+    def changed(step=4, **changes):
+        return differing_keys(before.as_dict(), tiny(tmp_path, tmp_path / "run", **changes).as_dict(), step)
 
     before = tiny(tmp_path, tmp_path / "run")
     assert changed() == []
     assert changed(output={"keep": 7, "folder": "elsewhere", "sample_every": 3}, data={"memory_gib": 0.0}) == []
     assert changed(train={"lr": 2e-3, "seed": 1}, model={"dropout": 0.2}) == ["model.dropout", "train.lr", "train.seed"]
     assert changed(train={"steps": 12}) == ["train.steps"]  # the cosine would be another
-    before = tiny(tmp_path, tmp_path / "run", train={"lr_schedule": "constant"})
-    assert changed(train={"lr_schedule": "constant", "steps": 12}) == []
-    assert changed(train={"lr_schedule": "constant", "steps": 5}) == ["train.steps"]
-    assert changed(train={"lr_schedule": "constant", "steps": 12, "decay": 3}) == ["train.decay", "train.steps"]
+    constant = {"lr_schedule": "constant"}
+    before = tiny(tmp_path, tmp_path / "run", train=constant)
+    assert changed(train={**constant, "steps": 12}) == []
+    assert changed(train={**constant, "steps": 4}) == []
+    assert changed(train={**constant, "steps": 3}) == ["train.steps"]
+    assert changed(train={**constant, "steps": 12, "decay": 8}) == []  # the fall begins after the steps made so far
+    assert changed(train={**constant, "steps": 12, "decay": 9}) == ["train.decay", "train.steps"]
+    before = tiny(tmp_path, tmp_path / "run", train={**constant, "decay": 2})
+    assert changed(train={**constant, "steps": 12}) == []
+    assert changed(5, train={**constant, "steps": 12}) == ["train.decay", "train.steps"]
+    assert changed(train={**constant, "decay": 2, "processes": 2}) == ["train.processes"]
 
 
 def test_reading_a_config_is_quick():

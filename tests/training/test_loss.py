@@ -1,6 +1,9 @@
 """The loss against closed forms."""
 
+import itertools
 import json
+import math
+from statistics import NormalDist
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,13 +11,14 @@ import pytest
 import torch
 from refusals import refused, unknown
 
-from ddim.core.path import ddpm_linear
+from ddim.core.path import RectifiedFlow, ddpm_linear
 from ddim.core.prediction import Pair, from_pair
 from ddim.training import draws
 from ddim.training.config import LossConfig, OptimConfig, ScheduleConfig
 from ddim.training.ema import EMA
-from ddim.training.loss import diffusion_loss, levels_of, path_of
+from ddim.training.loss import diffusion_loss, flow_loss, levels_of, path_of
 from ddim.training.step import learning_rate
+from ddim.training.tasks.base import Draw
 
 SCHEDULE = ScheduleConfig(steps=50)
 PREDICTIONS = ["eps", "x0", "v"]
@@ -137,6 +141,39 @@ def test_times_cover_every_level_alike(kind):
 def test_stratified_times_fill_each_stratum():
     t = draws.times(1, 2, 100, 1000, "stratified")
     assert torch.equal((t - 1) // 10, torch.arange(100))
+
+
+def test_logit_normal_times_are_quantiles_of_their_strata():
+    """The logit of a level is normal: the level at position p lies between the p-th and the next of B quantiles."""
+    normal = NormalDist()
+    drawn = torch.stack([draws.logit_normal(3, step, 8) for step in range(400)])
+    assert drawn.dtype == torch.float64
+    edges = [0.0, *(1 / (1 + math.exp(-normal.inv_cdf(k / 8))) for k in range(1, 8)), 1.0]
+    for position, (low, high) in enumerate(itertools.pairwise(edges)):
+        assert low <= float(drawn[:, position].min()) <= float(drawn[:, position].max()) <= high
+    logits = torch.logit(drawn.flatten())
+    assert float(logits.mean()) == pytest.approx(0, abs=0.02)
+    assert float(logits.std()) == pytest.approx(1, abs=0.03)
+    assert torch.equal(draws.logit_normal(3, 7, 8), drawn[7])
+    part = Draw(seed=3, step=7, batch=8, positions=range(4, 8)).logit_normal()
+    assert torch.equal(part, drawn[7, 4:].float())
+
+
+def test_flow_matching_is_the_squared_error_of_the_velocity():
+    """A network that says what x and the timestep were, so that the loss is known in closed form."""
+    x0, eps = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.0, 0.25, 1.0])
+    seen = []
+
+    def network(x, timestep):
+        seen.append((x, timestep))
+        return eps - x0 + 0.5 * sigma.view(-1, 1, 1, 1)
+
+    loss = flow_loss(network, x0, eps, sigma, RectifiedFlow())
+    assert float(loss) == pytest.approx(0.25 * (0.0625 + 1) / 3, rel=1e-5)
+    ((x, timestep),) = seen
+    assert timestep.tolist() == [0, 250, 1000]
+    torch.testing.assert_close(x, torch.stack([x0[0], 0.75 * x0[1] + 0.25 * eps[1], eps[2]]))
 
 
 def test_order_is_a_permutation_of_its_own_for_each_epoch():

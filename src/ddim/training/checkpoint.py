@@ -195,7 +195,7 @@ class Checkpoints:
             step = about.get("step")
             if not is_whole(step) or path.name != f"step-{step:08d}":
                 raise ValueError(f"it says that it is of step {step!r}")
-            return about, differing_keys(about["config"], config)
+            return about, differing_keys(about["config"], config, step)
 
         return _reading(path, "state.json", read)
 

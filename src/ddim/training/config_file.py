@@ -153,16 +153,19 @@ def _same_source(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return all(key == "path" or old.get(key, value) == value for key, value in new.items())
 
 
-def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], step: int) -> list[str]:
     """Returns the keys (``section.key``) that affect the weights and differ between two ``TrainConfig.as_dict()``.
 
-    ``train.steps`` may grow if the learning rate is constant without decay, since then no earlier step depends on it.
+    With a constant learning rate, ``train.steps`` and ``train.decay`` may change as long as the rate falls in neither
+    config, since no step so far depends on them.
 
     Args:
         old: the config that the run began with.
         new: the config of the resumed run.
+        step: the number of steps that the run has made.
     """
     found = []
+    free = FREE_KEYS | ({"train.steps", "train.decay"} if all(step <= _fall(c["train"]) for c in (old, new)) else set())
     for section in sorted({*old, *new}):
         before, after = old.get(section, {}), new.get(section, {})
         # The key ``task`` is no section. Older runs lack it, and were all of task "pixel".
@@ -176,10 +179,14 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             if name == "data.more" and value and len(old_value) == len(value):
                 if all(map(_same_source, old_value, value)):
                     continue
-            elif name in FREE_KEYS or old_value == value:
+            elif name in free or old_value == value:
                 continue
-            longer = name == "train.steps" and after.get(key, 0) > before.get(key, 0)
-            endless = new["train"]["lr_schedule"] == "constant" and not new["train"].get("decay")
-            if not (longer and endless):
-                found.append(name)
+            found.append(name)
     return found
+
+
+def _fall(train: Mapping[str, Any]) -> int:
+    """Returns the number of steps before the learning rate begins to fall; 0 with a cosine, which always does."""
+    if train.get("lr_schedule", "constant") != "constant":
+        return 0
+    return train["steps"] - train.get("decay", 0)

@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +23,7 @@ from .config import TrainConfig
 
 _READY = b"ready\n"
 _SECONDS = 10.0
-"""How long the main process waits for another one to end, when the run has ended or failed."""
+"""How long the main process waits until another one has ended, if the run is over or the exchange failed."""
 
 
 @contextmanager
@@ -40,11 +41,12 @@ def other_processes(config: TrainConfig, resume: bool) -> Iterator[None]:
         DDIMError: another process failed; the sentence contains its own error.
     """
     count = config.train.processes
-    if count == 1 or "WORLD_SIZE" in os.environ:
+    if count == 1 or "WORLD_SIZE" in os.environ or find_spec("accelerate") is None:  # ``train`` refuses the last
         yield
         return
     with ExitStack() as stack:
-        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         asked = json.dumps({"config": config.as_dict(), "resume": resume}).encode() + b"\n"
         others = [stack.enter_context(_Other(rank, count, shared, asked)) for rank in range(1, count)]
         for other in others:
@@ -56,7 +58,7 @@ def other_processes(config: TrainConfig, resume: bool) -> Iterator[None]:
             raise
         except Exception as error:  # the exchange of gradients fails when a process is gone
             for other in others:
-                other.raise_failure(error)
+                other.raise_failure(error, _SECONDS if isinstance(error, RuntimeError) else 0)
             raise
         for other in others:
             other.finish()
@@ -107,22 +109,21 @@ class _Other:
         for line in self.process.stdout:
             if line == _READY:
                 return
-        self.raise_failure(None)
+        self.raise_failure(None, _SECONDS)
 
     def finish(self) -> None:
         """Waits until the process has ended. Raises DDIMError if it has failed."""
-        with suppress(subprocess.TimeoutExpired):
-            if self.process.wait(_SECONDS):
-                self.raise_failure(None)
+        self.raise_failure(None, _SECONDS)
 
-    def raise_failure(self, error: Exception | None) -> None:
-        """Raises DDIMError if the process has failed, or is about to.
+    def raise_failure(self, error: Exception | None, seconds: float) -> None:
+        """Raises DDIMError if the process has failed.
 
         Args:
             error: the error of the main process that followed from it.
+            seconds: how long the process has time to end.
         """
         try:
-            code = self.process.wait(_SECONDS)
+            code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             return
         if code:
