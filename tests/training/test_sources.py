@@ -395,4 +395,4 @@ def test_a_run_of_before_there_were_labels_is_known_again(tmp_path):
     old["data"]["more"][1]["repeat"] = 3
     assert differing_keys(old, config.as_dict(), 1) == ["data.more"]
     shorter = dataclasses.replace(config, data=dataclasses.replace(config.data, more=config.data.more[:1]))
-    assert differing_keys(shorter.as_dict(), config.as_dict()) == ["data.more"]
+    assert differing_keys(shorter.as_dict(), config.as_dict(), 1) == ["data.more"]

@@ -193,7 +193,7 @@ class Checkpoints:
             if not (isinstance(about, dict) and isinstance(about.get("config"), dict)):
                 raise ValueError("it contains no config")
             step = about.get("step")
-            if not is_whole(step) or path.name != f"step-{step:08d}":
+            if step is None or not is_whole(step) or path.name != f"step-{step:08d}":
                 raise ValueError(f"it says that it is of step {step!r}")
             return about, differing_keys(about["config"], config, step)
 
