@@ -19,6 +19,7 @@ SLOW = {
     "laws/test_law_moments.py::test_monte_carlo_of_the_mixture",
     "pipelines/test_edit.py::test_a_saved_code_edits_as_the_one_that_was_saved",
     "pipelines/test_verbs.py::test_inverting_a_sample_finds_the_noise_it_came_from",
+    "training/test_processes.py",
     "training/test_labels.py::test_a_network_learns_the_mean_of_each_class_and_of_all",
     "training/test_tasks.py::test_another_autoencoder_in_the_same_folder_is_refused_on_resume",
 }

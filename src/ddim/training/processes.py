@@ -1,8 +1,4 @@
-"""The further processes of a run on the CPUs of one machine: ``train`` starts them, and they end with it.
-
-Each is this module run as a program. It reads the config from its standard input, and trains as one of the processes
-that ``torch.distributed`` joins.
-"""
+"""Starts the further processes of a run on the CPUs of one machine. They end with it; ``worker`` is their program."""
 
 import json
 import os
@@ -10,18 +6,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from .._utils.error_text import first_line
 from .._utils.errors import DDIMError
 from .config import TrainConfig
 
-_READY = b"ready\n"
+READY = b"ready\n"
+"""What a process writes to its standard output before it joins the others."""
 _SECONDS = 10.0
 """How long the main process waits until another one has ended, if the run is over or the exchange failed."""
 
@@ -81,7 +76,7 @@ class _Other:
         mine = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ddim.training.processes"],
+            [sys.executable, "-m", "ddim.training.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -107,7 +102,7 @@ class _Other:
         """Waits until the process has imported everything. Raises DDIMError if it has failed."""
         assert self.process.stdout
         for line in self.process.stdout:
-            if line == _READY:
+            if line == READY:
                 return
         self.raise_failure(None, _SECONDS)
 
@@ -147,7 +142,7 @@ def _joined(variables: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        _leave()
+        leave()
         AcceleratorState._reset_state(reset_partial_state=True)
         for name, value in before.items():
             os.environ.pop(name, None)
@@ -155,7 +150,7 @@ def _joined(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _leave() -> None:
+def leave() -> None:
     """Leaves the group of processes."""
     import torch
 
@@ -168,31 +163,3 @@ def _free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]
-
-
-def _end_with_main() -> None:
-    """Ends this process as soon as the main one has ended, which closes the standard input."""
-    while os.read(0, 4096):  # a buffered reader would hold its lock when the interpreter ends
-        pass
-    os._exit(1)
-
-
-def main() -> None:
-    """Trains as one of the further processes; the config comes from the standard input."""
-    asked: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_main, daemon=True).start()
-    try:
-        from .config_file import config_from_dict
-        from .loop import train
-
-        sys.stdout.buffer.write(_READY)
-        sys.stdout.buffer.flush()
-        train(config_from_dict(asked["config"]), resume=asked["resume"], on_event=lambda event: None)
-        _leave()
-    except Exception as error:  # the main process reports it
-        print(first_line(error) or type(error).__name__, file=sys.stderr)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
