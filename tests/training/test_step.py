@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.backends.cuda import flash_sdp_enabled
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_helpers import (
     Stop,
@@ -109,6 +110,18 @@ def test_steps_are_those_of_plain_torch(images: Path, tmp_path: Path, accumulate
         assert float(norm_told) == float(norm) > 0.05
     assert all(torch.equal(a, b) for a, b in zip(step.network.parameters(), network.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(step.ema.average.values(), average, strict=True))
+
+
+def test_attention_on_a_cpu_is_computed_by_its_plain_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = config_of("flow", tmp_path, tmp_path)
+    task, found = prepared(config)
+    step = Step(config.train, task, Alone(CPU))
+    step.start()
+    fused = list[bool]()
+    monkeypatch.setattr(task, "loss", lambda *args: fused.append(flash_sdp_enabled()) or type(task).loss(task, *args))
+    step(0, found.stream([[0, 1, 2, 3]]))
+    assert fused == [False]
+    assert flash_sdp_enabled()
 
 
 @pytest.mark.parametrize("task", TASKS)
