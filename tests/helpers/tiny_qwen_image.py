@@ -95,4 +95,6 @@ def draw_qwen_image(pipeline: Any, x: Tensor, prompts: list[str], negative: str 
     negatives = [" " if negative is None else negative] * rows
     options = {"output_type": "latent", "num_inference_steps": STEPS, "latents": tokens, **size, **guidance}
     drawn = pipeline(prompts, negative_prompt=negatives, **options).images
+    if options["output_type"] != "latent":
+        return drawn
     return pipeline._unpack_latents(drawn, size["height"], size["width"], pipeline.vae_scale_factor)[:, :, 0]

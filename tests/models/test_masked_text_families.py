@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import tiny_qwen_image
 import tiny_text
 import torch
 from bits import inverted, returned, same
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_img2img
-from diffusers.pipelines.z_image import pipeline_z_image_img2img
 from oracles import noise_like
 from refusals import refused, warned
 from tiny_flow import FAMILIES, STEPS
@@ -24,8 +21,9 @@ import ddim
 from ddim import Guidance
 from ddim.core.conditioning import Conditioning, PromptConditioning
 from ddim.models.base import Model
+from ddim.models.flow import packed, unpacked
 from ddim.models.masked_text import MaskedTextModel
-from ddim.models.qwen_image import QwenImage, packed, unpacked
+from ddim.models.qwen_image import QwenImage
 from ddim.models.z_image import ZImage
 from ddim.pipelines.interpolate import join
 
@@ -270,37 +268,7 @@ def test_a_prompt_is_encoded_alone(pair):
     assert torch.equal(both.tensors["text"][:1, :count], model.encode_prompt(prompts[:1]).tensors["text"])
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
-
-
-def test_encode_and_decode_are_those_of_the_pipelines(pair, monkeypatch):
-    name, pipeline, model = pair
-    pictures = tiny_text.pictures(2, 16, 24)
-    if name == "qwen-image":
-        module, other = pipeline_qwenimage_img2img, diffusers.QwenImageImg2ImgPipeline(**pipeline.components)
-        mode = partial(module.retrieve_latents, sample_mode="argmax")
-        monkeypatch.setattr(module, "retrieve_latents", mode)
-        with torch.no_grad():
-            theirs = other._encode_vae_image((pictures * 2 - 1).unsqueeze(2), None)[:, :, 0]
-    else:
-        module, other = pipeline_z_image_img2img, diffusers.ZImageImg2ImgPipeline(**pipeline.components)
-        mode = partial(module.retrieve_latents, sample_mode="argmax")
-        monkeypatch.setattr(module, "retrieve_latents", mode)
-        monkeypatch.setattr(other.scheduler, "scale_noise", lambda x, *rest: x)
-        with torch.no_grad():
-            theirs = other.prepare_latents(pictures * 2 - 1, None, 2, 4, 16, 24, torch.float32, "cpu", None)
-    assert isinstance(ddim.load(other), type(model))
-    assert apart(model.encode(pictures), theirs) <= 1e-6
-    assert apart(model.encode(pictures.flip(3)), theirs) > 0.01
-    x = noise(1)
-    options: dict[str, Any] = {WEIGHTS[name]: 3.0}
-    drawn = FAMILIES[name].draw(pipeline, x, PROMPTS[:1], None, **options)
-    shown = {"height": 16, "width": 16, "num_inference_steps": STEPS, "output_type": "pt", **options}
-    given = pipeline._pack_latents(x, 1, 4, 8, 8) if name == "qwen-image" else x
-    negative = [" "] if name == "qwen-image" else None
-    picture = pipeline(PROMPTS[:1], negative_prompt=negative, latents=given, **shown).images
-    assert apart(model.decode(drawn), picture) <= 1e-6
-    assert apart(model.decode(drawn.flip(3)), picture) > 0.01
+# --- facts ----------------------------------------------------------------------------------------------------------
 
 
 def test_facts(pair):

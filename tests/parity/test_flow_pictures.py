@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxImg2ImgPipeline, StableDiffusion3Img2ImgPipeline
+from diffusers import (
+    FluxImg2ImgPipeline,
+    QwenImageImg2ImgPipeline,
+    StableDiffusion3Img2ImgPipeline,
+    ZImageImg2ImgPipeline,
+)
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from oracles import noise_like
 from tiny_flow import FAMILIES
@@ -38,10 +43,24 @@ def encode_flux(pipeline: Any, images: Tensor) -> Tensor:
     return made._unpack_latents(tokens, height, width, made.vae_scale_factor)
 
 
+def encode_qwen_image(pipeline: Any, images: Tensor) -> Tensor:
+    """The latents of images in [-1, 1] in Qwen-Image's pipeline from pictures, where they are videos of one frame."""
+    return parts(pipeline, QwenImageImg2ImgPipeline)._encode_vae_image(images.unsqueeze(2), None)[:, :, 0]
+
+
+def encode_z_image(pipeline: Any, images: Tensor) -> Tensor:
+    """The latents of images in [-1, 1] in Z-Image's pipeline from pictures."""
+    made, where = parts(pipeline, ZImageImg2ImgPipeline), torch.device("cpu")
+    n, _, height, width = images.shape
+    return made.prepare_latents(images, None, n, 4, height, width, torch.float32, where, None)
+
+
 ENCODE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "StableDiffusion3Pipeline": encode_sd3,
     "FluxPipeline": encode_flux,
     "FluxKontextPipeline": encode_flux,
+    "QwenImagePipeline": encode_qwen_image,
+    "ZImagePipeline": encode_z_image,
 }
 """Class of a pipeline -> how its sibling that starts from pictures encodes them."""
 

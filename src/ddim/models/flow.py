@@ -87,3 +87,17 @@ class FlowModel(PipelineModel):
     def estimate_work(self) -> Work:
         """Estimates the work of the network's calls, whose layers act on tokens."""
         return Work.of_tokens(self.network, self.patch)
+
+
+def packed(x: Tensor) -> Tensor:
+    """Packs latents [N, C, h, w] into tokens [N, (h/2)(w/2), 4C]: 2x2 positions each, channel after channel."""
+    n, channels, height, width = x.shape
+    blocks = x.reshape(n, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return blocks.reshape(n, (height // 2) * (width // 2), channels * 4)
+
+
+def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Inverts ``packed`` for latents of (height, width)."""
+    n, _, numbers = tokens.shape
+    blocks = tokens.reshape(n, height // 2, width // 2, numbers // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return blocks.reshape(n, numbers // 4, height, width)

@@ -15,7 +15,7 @@ from .._utils.silence import quiet
 from ..core.conditioning import EMBEDDED, POOLED, REFERENCE, TEXT, Conditioning, PromptConditioning
 from ..core.path import Node
 from ..data.images import ImageLike, read_images
-from .flow import FlowModel
+from .flow import FlowModel, packed, unpacked
 from .info import ModelInfo
 from .live import refuse_ip_adapter
 from .tokens import longest_prompt
@@ -262,20 +262,6 @@ class FluxKontext(Flux):
         return PromptConditioning(
             both.cond.replace(**rows), None if both.uncond is None else both.uncond.replace(**rows)
         )
-
-
-def packed(x: Tensor) -> Tensor:
-    """Packs latents [N, C, h, w] into tokens [N, (h/2)(w/2), 4C]: 2x2 positions each, channel after channel."""
-    n, channels, height, width = x.shape
-    blocks = x.reshape(n, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    return blocks.reshape(n, (height // 2) * (width // 2), channels * 4)
-
-
-def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Inverts ``packed`` for latents of (height, width)."""
-    n, _, numbers = tokens.shape
-    blocks = tokens.reshape(n, height // 2, width // 2, numbers // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return blocks.reshape(n, numbers // 4, height, width)
 
 
 def position_ids(rows: int, columns: int, picture: int, like: Tensor) -> Tensor:

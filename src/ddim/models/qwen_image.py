@@ -12,6 +12,7 @@ from ..core.guidance import Guidance, Prompts
 from ..core.path import Node
 from ..core.prediction import Hold
 from ..core.schedule import Clock
+from .flow import packed, unpacked
 from .latent import code_of, statistics_of
 from .masked_text import MaskedTextModel
 
@@ -186,17 +187,3 @@ def refuse_rescale(guidance: Guidance) -> None:
             "without guidance; use 0.",
             parameter="rescale",
         )
-
-
-def packed(x: Tensor) -> Tensor:
-    """Packs latents [N, C, h, w] into tokens [N, h/2 * w/2, 4 C], one for each 2x2 positions, row by row."""
-    rows, channels, height, width = x.shape
-    tiles = x.reshape(rows, channels, height // 2, 2, width // 2, 2)
-    return tiles.permute(0, 2, 4, 1, 3, 5).reshape(rows, height // 2 * (width // 2), 4 * channels)
-
-
-def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Inverts ``packed`` for latents of (height, width)."""
-    rows, _, numbers = tokens.shape
-    tiles = tokens.reshape(rows, height // 2, width // 2, numbers // 4, 2, 2)
-    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(rows, numbers // 4, height, width)
