@@ -17,12 +17,13 @@ from ddim.core.denoiser import Call
 from ddim.core.guidance import Guidance
 from ddim.core.prediction import NO_HOLD
 from ddim.editing.attention import AttentionController
-from ddim.editing.plan import AttentionEdit, AttentionPlan, AttentionSite, within
+from ddim.editing.plan import CROSS as WORDS
+from ddim.editing.plan import SELF, AttentionEdit, AttentionPlan, AttentionSite, within
 from ddim.models.attention.unet import ControlledAttention, controlled, sites
 from ddim.models.sd import StableDiffusion
 
 L, SIZE = 5, (8, 8)
-CROSS, ITSELF = AttentionSite("down_blocks.1.attn2", True, 1), AttentionSite("down_blocks.1.attn1", False, 1)
+CROSS, ITSELF = AttentionSite("down_blocks.1.attn2", WORDS, 1), AttentionSite("down_blocks.1.attn1", SELF, 1)
 ALWAYS = {"cross_steps": (0.0, 1.0), "self_steps": (0.0, 1.0)}
 
 
@@ -80,7 +81,7 @@ def test_options_out_of_range(options, refusal):
 
 
 def test_the_resolution_of_maps_follows_the_latent():
-    layers = tuple(AttentionSite(f"{level}{cross}", cross, level) for level in range(4) for cross in (True, False))
+    layers = tuple(AttentionSite(f"{level}{keys}", keys, level) for level in range(4) for keys in (WORDS, SELF))
 
     def sizes(height: int, width: int, **options):
         p = AttentionPlan(AttentionEdit(**options), layers, (height, width), torch.zeros(0), torch.zeros(0))
@@ -139,7 +140,7 @@ def test_large_self_maps_are_left_alone():
 
 @pytest.mark.parametrize("layer", [CROSS, ITSELF], ids=["cross", "self"])
 def test_only_the_conditional_branch_is_edited(layer: AttentionSite):
-    query, key, value = qkv(4, keys=L if layer.cross else 16)
+    query, key, value = qkv(4, keys=L if layer.words else 16)
     plain = scaled_dot_product_attention(query, key, value)
     mapping = torch.eye(L).flip(0).expand(1, 1, L, L)
     control = AttentionController(plan(mapping=mapping), 0, 1)
@@ -154,7 +155,7 @@ def test_only_the_conditional_branch_is_edited(layer: AttentionSite):
 @pytest.mark.parametrize("layer", [CROSS, ITSELF], ids=["cross", "self"])
 def test_each_image_follows_its_own_source(layer: AttentionSite):
     """Two images with two targets: rows s1 t11 t12 s2 t21 t22."""
-    query, key, value = qkv(6, keys=L if layer.cross else 16)
+    query, key, value = qkv(6, keys=L if layer.words else 16)
     mapping = torch.stack([torch.eye(L).roll(k, 0) for k in range(4)]).view(2, 2, L, L)
     both = AttentionController(plan(targets=2, images=2, mapping=mapping), 0, 1).attend(
         layer, query, key, value, None, "words"
@@ -179,7 +180,7 @@ def test_maps_to_blend_by_are_the_words_mean_over_heads_and_sum_over_layers():
     query, key, value = qkv(3)
     blend = torch.zeros(1, 2, 2, L)
     blend[0, 0, 0, 1] = blend[0, 0, 1, 2] = blend[0, 0, 1, 3] = blend[0, 1, 1, 4] = 1
-    two = AttentionSite("up_blocks.0.attn2", True, 1)
+    two = AttentionSite("up_blocks.0.attn2", WORDS, 1)
     steady = plan(targets=2, kind="none", blend=blend)
     control = AttentionController(steady, 0, 1)
     for layer in (CROSS, two):
@@ -244,13 +245,13 @@ def test_a_control_that_changes_nothing_computes_what_diffusers_computes(model: 
     assert seen is not None
     assert seen.shape == (1, 1, 2, -(-size[0] // 2), -(-size[1] // 2))
     # the words to blend by are all tokens: their maps are 1 everywhere, once a layer
-    layers = sum(layer.cross and layer.level == 1 for layer in control.plan.layers)
+    layers = sum(layer.words and layer.level == 1 for layer in control.plan.layers)
     assert torch.allclose(seen, torch.full_like(seen, layers))
 
 
 def test_both_resolutions_have_cross_and_self_layers(model: StableDiffusion):
     layers = model.attention_sites()
-    assert {(layer.cross, layer.level) for layer in layers} == {(c, n) for c in (True, False) for n in (0, 1)}
+    assert {(layer.words, layer.level) for layer in layers} == {(c, n) for c in (True, False) for n in (0, 1)}
     assert len(layers) == len(model.network.attn_processors)
 
 

@@ -19,7 +19,7 @@ from ddim import Guidance, SizeIds
 from ddim.core.conditioning import PromptConditioning
 from ddim.core.contracts import InversionProblem
 from ddim.core.solve import solve
-from ddim.editing.plan import AttentionEdit, AttentionPlan, AttentionSite
+from ddim.editing.plan import CROSS, SELF, AttentionEdit, AttentionPlan, AttentionSite
 from ddim.inversion import make_inversion
 from ddim.inversion.replay import prompts_of
 from ddim.inversion.tuning import GuidedStep
@@ -219,7 +219,7 @@ def test_the_published_networks_maps_are_at_two_resolutions():
     """70 transformer blocks: 10 at half the latent's side and 60 at a quarter of it, none at the latent's own."""
     with torch.device("meta"):
         found = sites(UNet2DConditionModel(**REAL))
-    cross = [site for site in found if site.cross]
+    cross = [site for site in found if site.words]
     assert (len(found), len(cross)) == (140, 70)
     assert [sum(site.level == level for site in cross) for level in range(3)] == [0, 10, 60]
 
@@ -232,7 +232,7 @@ def test_the_published_networks_maps_are_at_two_resolutions():
 
 
 def test_self_maps_of_one_resolution_are_taken_over():
-    one = (AttentionSite("a", True, 1), AttentionSite("b", False, 1))
+    one = (AttentionSite("a", CROSS, 1), AttentionSite("b", SELF, 1))
     plan = AttentionPlan(AttentionEdit(), one, (16, 16), torch.zeros(0), torch.zeros(0))
     assert plan.self_positions == 64
     assert AttentionPlan(AttentionEdit(), one[:1], (16, 16), torch.zeros(0), torch.zeros(0)).self_positions == 0

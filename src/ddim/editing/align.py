@@ -1,26 +1,27 @@
 """Aligns the tokens of a target prompt with those of the source prompt, whose attention maps they take over."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .._utils.errors import InputError
-from .tokens import Tokens
+from .tokens import PromptTokens, Tokens
 
 NEW = -1
 """The value of a target token in an alignment that has no partner in the source."""
 
 
-def replace(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
+def replace(source: PromptTokens, target: PromptTokens) -> tuple[Tensor, Tensor]:
     """Maps word k of the target to word k of the source ("Word Swap", section 3.2 of Hertz et al. 2022).
 
     If the two words have different numbers of tokens, each token of the target word takes the sum of the maps of the
     source word, divided by the number of target tokens, so that the total attention of the word does not change.
 
     Returns:
-        M [L, L], where M[i, j] is the weight of source token i in the map of target token j; and ``new`` [L], which is
-        true where target token j keeps its own map.
+        M [L of the source, L of the target], where M[i, j] is the weight of source token i in the map of target token
+        j; and ``new`` [L of the target], which is true where target token j keeps its own map. Tokens of different
+        text encoders have no part in each other's maps.
 
     Raises:
         InputError: the prompts have different numbers of words.
@@ -31,6 +32,28 @@ def replace(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
             f"{target.text!r} has {len(target.words)}; use 'refine'.",
             parameter="attention",
         )
+    return _by_segment(source, target, _replaced)
+
+
+def refine(source: PromptTokens, target: PromptTokens) -> tuple[Tensor, Tensor]:
+    """Maps the tokens that both prompts share to those of the source ("Adding a New Phrase", same section 3.2).
+
+    Returns:
+        M and ``new``, as ``replace`` does. Each column of M has one 1, or none if the target token is new.
+    """
+    return _by_segment(source, target, _refined)
+
+
+def _by_segment(
+    source: PromptTokens, target: PromptTokens, one: Callable[[Tokens, Tokens], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Aligns the tokens of each text encoder by themselves."""
+    pairs = [one(s, t) for s, t in zip(source.segments, target.segments, strict=True)]
+    return torch.block_diag(*(mapping for mapping, _ in pairs)), torch.cat([new for _, new in pairs])
+
+
+def _replaced(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
+    """Aligns the tokens of one text encoder word by word."""
     mapping, new = _frame(source, target)
     for (a, b), (c, d) in zip(source.spans, target.spans, strict=True):
         if b - a == d - c:
@@ -42,12 +65,8 @@ def replace(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
     return mapping, new
 
 
-def refine(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
-    """Maps the tokens that both prompts share to those of the source ("Adding a New Phrase", same section 3.2).
-
-    Returns:
-        M and ``new``, as ``replace`` does. Each column of M has one 1, or none if the target token is new.
-    """
+def _refined(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
+    """Aligns the tokens of one text encoder by what they share."""
     mapping, new = _frame(source, target)
     pairs = align(source.row[source.begin : source.end], target.row[target.begin : target.end])
     for j, i in enumerate(pairs):
@@ -63,12 +82,14 @@ def _frame(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
 
     A padding token of the target has no partner if the source has no padding at its position. It keeps its own map.
     """
-    length = target.length
-    mapping, new = torch.zeros(length, length), torch.zeros(length, dtype=torch.bool)
-    mapping[range(source.first, source.begin), range(target.first, target.begin)] = 1
-    mapping[range(source.end, source.stop), range(target.end, target.stop)] = 1
-    for place in (*range(target.first), *range(target.stop, length)):
-        if source.first <= place < source.stop:
+    mapping, new = torch.zeros(source.length, target.length), torch.zeros(target.length, dtype=torch.bool)
+    for there, here in (
+        (range(source.first, source.begin), range(target.first, target.begin)),
+        (range(source.end, source.stop), range(target.end, target.stop)),
+    ):
+        mapping[there, here] = 1
+    for place in (*range(target.first), *range(target.stop, target.length)):
+        if source.first <= place < source.stop or place >= source.length:
             new[place] = True
         else:
             mapping[place, place] = 1

@@ -2,11 +2,25 @@
 
 The attention processors of a network pass queries, keys and values to the ``AttentionController`` in the arguments of
 the call. The network itself stores nothing about the edit.
+
+A layer of a U-Net looks either at the words or at the image. In the joint attention of a transformer (Esser et al.
+2024, arXiv 2403.03206) one softmax is over both, so that the attention of an image's token is a row [to the image, to
+the words] whose entries sum to 1. Such a row of a target is edited as follows:
+
+1. Where cross-attention is taken over, the entries of the words become the source's: column j becomes the sum over i of
+   ``mapping[i, j]`` times the source's entry i. Tokens that are new keep their own.
+2. Where self-attention is taken over, the entries of the image become the source's.
+3. After 1 or 2 the row is divided by its sum, so that it is a softmax again. The taken entries keep their ratios to
+   each other, and so do the others. A row that was taken over as a whole is the source's row.
+4. The entries of weighted words are multiplied by their weights, as in a U-Net: the other entries do not change, and
+   the row no longer sums to 1.
+
+The rows of the words' tokens, which a U-Net does not have, are the target's own.
 """
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +28,16 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from .._utils.errors import DDIMError
 from .plan import AttentionPlan, AttentionSite, within
+
+MAP_BYTES = 2**28
+"""The most memory for attention maps at one time, in bytes; a single query of one head may need more.
+
+The maps of a layer are computed for some of its heads at a time, and where one head needs more, for some of its
+queries. All maps of one layer of FLUX at 1024 pixels would take 2 GB for each row of the batch.
+"""
+
+_COPIES = 3
+"""As many tensors of the size of the maps exist at one time, at most, while maps are computed and edited."""
 
 
 class AttentionController:
@@ -34,6 +58,7 @@ class AttentionController:
         self.rows = self.images * (1 + self.targets)
         self.cross = takes_maps and within(edit.cross_steps, step, steps)
         self.self_attention = takes_maps and within(edit.self_steps, step, steps)
+        self.values = takes_maps and within(edit.value_steps, step, steps)
         self.reweight = plan.scales is not None and within(edit.weight_window, step, steps)
         self.seen: Counter[tuple[str, bool]] = Counter()
         self.maps: Tensor | None = None
@@ -41,13 +66,15 @@ class AttentionController:
     @property
     def idle(self) -> bool:
         """Whether this call neither changes nor records attention, so that it does not need the controller."""
-        return not (self.cross or self.self_attention or self.reweight or self.plan.blend is not None)
+        acts = self.cross or self.self_attention or self.values or self.reweight
+        return not (acts or self.plan.blend is not None)
 
     @property
     def key(self) -> Hashable:
         """All that decides what the controller computes, besides the tensors of its plan."""
         plan = self.plan
-        return plan.edit, plan.layers, plan.size, self.cross, self.self_attention, self.reweight
+        acts = self.cross, self.self_attention, self.values, self.reweight
+        return plan.edit, plan.layers, plan.size, *acts
 
     def with_tensors(self, tensors: Sequence[Tensor | None]) -> "AttentionController":
         """Returns a controller for the same call with other tensors in its plan; see ``AttentionPlan.tensors``."""
@@ -68,13 +95,13 @@ class AttentionController:
     ) -> Tensor:
         """Returns the output of an attention layer, [B, heads, Q, d].
 
-        Only the targets' rows of the conditional branch are edited.
+        Only the targets' rows of the conditional branch are edited, and of those only what the image's tokens see.
 
         Args:
             layer: the attention layer.
             query: [B, heads, Q, d].
             key, value: [B, heads, K, d], where K is the number of tokens L for cross-attention, and Q otherwise.
-            mask: an additive attention mask that broadcasts to [B, heads, Q, K], or None.
+            mask: an additive or boolean attention mask that broadcasts to [B, heads, Q, K], or None.
             cfg_branch: the rows of the batch: ``"cond"``, ``"uncond"``, or ``"both"`` for the unconditional rows
                 followed by the conditional ones.
 
@@ -85,30 +112,80 @@ class AttentionController:
         if cfg_branch == "uncond":
             return scaled_dot_product_attention(query, key, value, attn_mask=mask)
         first = self.rows if cfg_branch == "both" else 0
-        if not layer.cross:
-            if self.self_attention and query.shape[2] <= self.plan.self_positions:
-                query, key = self._sources(query, first), self._sources(key, first)
-            return scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        plan, changes = self.plan, self.plan.changes(layer)
+        height, width = layer.size(plan.size)
+        own = changes and layer.picture and height * width <= plan.self_positions
+        if own and self.values:
+            value = self._with_source_values(layer, value, first)
+        if own and self.self_attention and not layer.joint:
+            query, key = self._sources(query, first), self._sources(key, first)
         out = scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        # The maps are computed a second time below, because the fused kernel above does not return them.
-        keep = self.plan.blend is not None and layer.size(self.plan.size) == self.plan.blend_size
-        if not (self.cross or self.reweight or keep):
+        if not layer.words:
             return out
-        masked = mask if mask is None or len(mask) == 1 else mask[first:]
-        maps = _softmax_maps(query[first:], key[first:], masked).unflatten(0, (self.images, 1 + self.targets))
-        source, target = maps[:, :1], maps[:, 1:]
-        if self.cross:
-            taken = source @ self.plan.mapping[:, :, None].to(source)
-            target = torch.where(self.plan.new[:, :, None, None], target, taken)
-        if keep:  # before the reweighting, which must not change where a word lies
-            self._keep(source, target)
-        if self.reweight:
-            assert self.plan.scales is not None
-            target = target * self.plan.scales[:, :, None, None].to(target)
-        if self.cross or self.reweight:
-            values = self._grouped(value[first:])[:, 1:]
-            self._grouped(out[first:])[:, 1:] = target.to(value.dtype) @ values
+        # The fused kernel above does not return the maps; where they are needed, they are computed a second time.
+        cross, reweight = changes and self.cross, changes and self.reweight
+        image = own and self.self_attention
+        keep = plan.blend is not None and (height, width) == plan.blend_size
+        if cross or reweight or image or keep:
+            acts = cross, image, reweight, keep
+            self._edit_words(layer, query[first:], key[first:], value[first:], _rows(mask, first), out[first:], acts)
         return out
+
+    def _edit_words(
+        self,
+        layer: AttentionSite,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        out: Tensor,
+        acts: tuple[bool, bool, bool, bool],
+    ) -> None:
+        """Edits the attention of the targets' image tokens in a layer with words, and records the blend words' maps.
+
+        Args:
+            layer: the attention layer.
+            query, key, value, mask: as for ``attend``, of the conditional rows.
+            out: the output of the layer, [N (1 + K), heads, Q, d], which is changed in place.
+            acts: whether cross-attention is taken over, whether self-attention is, whether words are reweighted, and
+                whether the maps of the blend words are recorded.
+        """
+        plan, (cross, image, reweight, keep) = self.plan, acts
+        picture, words = layer.parts(plan.size, key.shape[2])
+        # Padding behind the tokens of all prompts of the plan has no entry in it; the batch's padding may be shorter.
+        length = min(plan.new.shape[2], words.stop - words.start)
+        words = slice(words.start, words.start + length)
+        mapping, new = plan.mapping[..., :length, :length], plan.new[:, :, None, None, :length]
+        queries = picture if layer.joint else slice(0, query.shape[2])
+        found = query.new_zeros(0)
+        if keep:
+            wide = torch.promote_types(query.dtype, torch.float32)
+            found = query.new_zeros(*plan.new.shape[:2], 2, queries.stop - queries.start, dtype=wide)
+        for heads, places in _chunks(query, queries, key):
+            maps = self._grouped(_softmax_maps(query[:, heads, places], key[:, heads], _chunk_of(mask, heads, places)))
+            source, target = maps[:, :1], maps[:, 1:]
+            if cross:
+                taken = source[..., words].flatten(2, 3) @ mapping.to(source)
+                target[..., words] = torch.where(new, target[..., words], taken.unflatten(2, target.shape[2:4]))
+                del taken
+            if image:
+                target[..., picture] = source[..., picture]
+            if layer.joint and (cross or image):
+                target /= target.sum(-1, keepdim=True)
+            if keep:  # before the reweighting, which must not change where a word lies
+                at = slice(places.start - queries.start, places.stop - queries.start)
+                found[..., at] += self._word_maps(source[..., words], target[..., words]) / query.shape[1]
+            if reweight:
+                assert plan.scales is not None
+                target[..., words] *= plan.scales[:, :, None, None, :length].to(target)
+            if cross or image or reweight:
+                values = self._grouped(value[:, heads])[:, 1:]
+                self._grouped(out[:, heads, places])[:, 1:] = target.to(value.dtype) @ values
+            del maps, source, target  # before the next chunk makes its own
+        if keep:
+            height, width = plan.blend_size
+            found = found[..., : height * width].unflatten(-1, (height, width))
+            self.maps = found if self.maps is None else self.maps + found
 
     def finish(self) -> Tensor | None:
         """Ends the call, and returns the attention maps of the blend words, summed over the layers.
@@ -117,7 +194,7 @@ class AttentionController:
             maps [N, K, 2, h, w] of the source and of the target, or None if there are no blend words.
 
         Raises:
-            DDIMError: not every attention layer of the U-Net has used this controller exactly once.
+            DDIMError: not every attention layer of the network has used this controller exactly once.
         """
         cond, uncond = (
             Counter({name: n for (name, is_uncond), n in self.seen.items() if is_uncond is wanted})
@@ -127,21 +204,23 @@ class AttentionController:
         # The unconditional branch may be missing (weight 1), or be part of a call for both branches.
         if cond != every or uncond not in (every, Counter()):
             raise DDIMError(
-                f"Attention control saw {cond.total()} attention layers in a call of a U-Net that has "
+                f"Attention control saw {cond.total()} attention layers in a call of a network that has "
                 f"{len(every)}: its attention processors were changed after ddim.edit had set them."
             )
         return self.maps
 
     def _check(self, layer: AttentionSite, query: Tensor, key: Tensor, cfg_branch: str | None) -> None:
         """Counts the use of a layer. Raises DDIMError if its shapes are not those that the plan expects."""
-        height, width = layer.size(self.plan.size)
+        positions, tokens = layer.positions(self.plan.size), self.plan.new.shape[2]
         rows = self.rows * (2 if cfg_branch == "both" else 1)
-        keys = self.plan.new.shape[2] if layer.cross else height * width
-        want, have = (rows, height * width, keys), (len(query), query.shape[2], key.shape[2])
+        if layer.varies:  # any number of words, but at least one
+            tokens = max(1, key.shape[2] - positions)
+        keys = (positions if layer.picture else 0) + (tokens if layer.words else 0)
+        want, have = (rows, keys if layer.joint else positions, keys), (len(query), query.shape[2], key.shape[2])
         if have != want:
             raise DDIMError(
                 f"The attention layer {layer.name} has (rows, positions, keys) {have}; attention control expected "
-                f"{want}. This U-Net is not built like those of Stable Diffusion; use attention = 'none'."
+                f"{want}. This network is not built like others of its family; use attention = 'none'."
             )
         self.seen[layer.name, cfg_branch == "uncond"] += 1
 
@@ -154,21 +233,62 @@ class AttentionController:
         rows = self._grouped(x[first:])[:, :1].expand(-1, 1 + self.targets, *x.shape[1:]).flatten(0, 1)
         return torch.cat([x[:first], rows])
 
-    def _keep(self, source: Tensor, target: Tensor) -> None:
-        """Adds the maps of the blend words in a layer to those of the call, averaged over the heads.
+    def _with_source_values(self, layer: AttentionSite, value: Tensor, first: int) -> Tensor:
+        """Replaces the values of the image's tokens in each target's row by those of its source."""
+        picture, _ = layer.parts(self.plan.size, value.shape[2])
+        value = value.clone()
+        rows = self._grouped(value[first:])
+        rows[:, 1:, :, picture] = rows[:, :1, :, picture]
+        return value
+
+    def _word_maps(self, source: Tensor, target: Tensor) -> Tensor:
+        """Returns the maps of the blend words in source and target, [N, K, 2, Q], summed over words and heads.
 
         Args:
-            source, target: the attention maps, [N, 1, heads, Q, L] and [N, K, heads, Q, L].
+            source, target: attention to the words, [N, 1, heads, Q, L] and [N, K, heads, Q, L].
         """
         assert self.plan.blend is not None
-        words = self.plan.blend.to(source)
-        pair = [(m.mean(2) * words[:, :, side, None]).sum(-1) for side, m in enumerate((source, target))]
-        maps = torch.stack(pair, 2).unflatten(-1, self.plan.blend_size)
-        self.maps = maps if self.maps is None else self.maps + maps
+        words = self.plan.blend[..., : source.shape[-1]].to(source)
+        pair = [(m.sum(2) * words[:, :, side, None]).sum(-1) for side, m in enumerate((source, target))]
+        return torch.stack(pair, 2)
+
+
+def _chunks(query: Tensor, queries: slice, key: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Yields the heads and the queries whose maps are computed at one time, so that they fit into ``MAP_BYTES``.
+
+    Args:
+        query: [B, heads, Q, d].
+        queries: those whose maps are needed.
+        key: [B, heads, K, d].
+    """
+    size = torch.promote_types(query.dtype, torch.float32).itemsize
+    fit = MAP_BYTES // (_COPIES * size * len(query) * key.shape[2])  # queries of one head
+    count, many = queries.stop - queries.start, query.shape[1]
+    heads, places = (max(1, fit // count), count) if fit >= count else (1, max(1, fit))
+    for head in range(0, many, heads):
+        for place in range(queries.start, queries.stop, places):
+            yield slice(head, min(head + heads, many)), slice(place, min(place + places, queries.stop))
+
+
+def _rows(mask: Tensor | None, first: int) -> Tensor | None:
+    """Returns the rows of a mask from ``first`` on; a mask of one row is for all."""
+    return mask if mask is None or len(mask) == 1 else mask[first:]
+
+
+def _chunk_of(mask: Tensor | None, heads: slice, places: slice) -> Tensor | None:
+    """Returns the part of a mask for some heads and queries; it may have one of either, for all."""
+    if mask is None:
+        return None
+    mask = mask if mask.shape[1] == 1 else mask[:, heads]
+    return mask if mask.shape[2] == 1 else mask[:, :, places]
 
 
 def _softmax_maps(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     """Returns the attention maps softmax(q k^T / sqrt(d)), [B, heads, Q, L], computed in at least float32."""
     wide = torch.promote_types(query.dtype, torch.float32)
-    scores = query.to(wide) @ key.to(wide).transpose(-1, -2) / math.sqrt(query.shape[-1])
-    return (scores if mask is None else scores + mask.to(wide)).softmax(-1)
+    scores = (query.to(wide) / math.sqrt(query.shape[-1])) @ key.to(wide).transpose(-1, -2)
+    if mask is None:
+        return scores.softmax(-1)
+    if mask.dtype == torch.bool:
+        return scores.masked_fill_(~mask, -math.inf).softmax(-1)
+    return scores.add_(mask.to(wide)).softmax(-1)

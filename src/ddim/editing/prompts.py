@@ -8,13 +8,13 @@ from torch import Tensor
 
 from .._utils.errors import InputError, is_number, is_texts
 from .._utils.texts import check_text
-from .tokens import Tokens
+from .tokens import PromptTokens
 
 T = TypeVar("T")
 Weights = Mapping[str, float]
 
 
-def scales(tokens: Tokens, inline: Mapping[int, float], weights: Weights | None) -> Tensor | None:
+def scales(tokens: PromptTokens, inline: Mapping[int, float], weights: Weights | None) -> Tensor | None:
     """Returns the factor of each token's attention map, [L]; None if no word is weighted.
 
     Args:
@@ -65,7 +65,7 @@ def blend_words(blend: "str | tuple[str, str]") -> tuple[str, str]:
     return parts[0].strip(), parts[1].strip()
 
 
-def token_mask(tokens: Tokens, words: str) -> Tensor:
+def token_mask(tokens: PromptTokens, words: str) -> Tensor:
     """Returns a mask [L] that is 1 at the tokens of ``words`` and 0 elsewhere.
 
     Raises:

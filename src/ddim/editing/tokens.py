@@ -1,6 +1,7 @@
 """The tokens of a prompt. Embedding, alignment, word weights, local blend and metrics all use this one result."""
 
 import string
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +9,82 @@ from typing import Any
 from .._utils.errors import InputError
 
 
+class PromptTokens(ABC):
+    """The words of a prompt and the positions of their tokens: ``Tokens`` of one text encoder, or of several.
+
+    Attributes:
+        text: the prompt.
+        words: the words, split at white space.
+    """
+
+    text: str
+    words: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def segments(self) -> "tuple[Tokens, ...]":
+        """The tokens of each text encoder, in the order in which the network gets them."""
+
+    @property
+    def length(self) -> int:
+        """The number of tokens L that the network gets, padding included."""
+        return sum(len(segment.row) for segment in self.segments)
+
+    def find(self, word: str, parameter: str = "word") -> list[int]:
+        """Returns the indices of the words that equal ``word``, ignoring case and punctuation at the ends.
+
+        Raises:
+            InputError: the word is not in the prompt.
+        """
+        found = [k for k, w in enumerate(self.words) if _bare(w) == _bare(word)]
+        if not found or not _bare(word):
+            known = ", ".join(dict.fromkeys(self.words)) or "none"
+            raise InputError(f"{word!r} is not in the prompt {self.text!r}; its words: {known}.", parameter=parameter)
+        return found
+
+    def places(self, phrase: str, parameter: str = "word") -> list[int]:
+        """Returns the positions of the tokens of all words in ``phrase``. Each word is searched separately.
+
+        Args:
+            phrase: words separated by white space.
+            parameter: the parameter to name in an error.
+
+        Raises:
+            InputError: a word is not in the prompt or was truncated.
+        """
+        each = [self.places_of(word, self.find(word, parameter), parameter) for word in phrase.split()]
+        return sorted({place for places in each for place in places})
+
+    def places_of(self, word: str, which: Sequence[int], parameter: str = "word") -> list[int]:
+        """Returns the positions of the tokens of some words, from 0 to L - 1.
+
+        Args:
+            word: the word, for an error.
+            which: the indices of its occurrences.
+            parameter: the parameter to name in an error.
+
+        Raises:
+            InputError: no occurrence has a token that was not truncated.
+        """
+        places, before = list[int](), 0
+        for segment in self.segments:
+            places += [before + p for k in which for p in range(*segment.spans[k])]
+            before += len(segment.row)
+        if not places and any(segment.lost for segment in self.segments):
+            most = " and ".join(str(len(segment.row)) for segment in self.segments)
+            raise InputError(
+                f"{word!r} was cut off: {self.text!r} is longer than the {most} tokens that the text encoder "
+                "takes; shorten the prompt.",
+                parameter=parameter,
+            )
+        if not places:
+            raise InputError(f"the tokenizer makes no token of {word!r} in {self.text!r}.", parameter=parameter)
+        return places
+
+
 @dataclass(frozen=True)
-class Tokens:
-    """The words and tokens of a prompt.
+class Tokens(PromptTokens):
+    """The words and tokens of a prompt, as one text encoder gets them.
 
     Attributes:
         text: the prompt.
@@ -34,61 +108,36 @@ class Tokens:
     lost: int = 0
 
     @property
-    def length(self) -> int:
-        """The number of tokens L that the text encoder gets, padding included."""
-        return len(self.row)
+    def segments(self) -> "tuple[Tokens, ...]":
+        """These tokens alone."""
+        return (self,)
 
     @property
     def ids(self) -> tuple[int, ...]:
         """The ids of the tokens without padding; the start and end tokens are included."""
         return self.row[self.first : self.stop]
 
-    def find(self, word: str, parameter: str = "word") -> list[int]:
-        """Returns the indices of the words that equal ``word``, ignoring case and punctuation at the ends.
 
-        Raises:
-            InputError: the word is not in the prompt.
-        """
-        found = [k for k, w in enumerate(self.words) if _bare(w) == _bare(word)]
-        if not found or not _bare(word):
-            known = ", ".join(dict.fromkeys(self.words)) or "none"
-            raise InputError(f"{word!r} is not in the prompt {self.text!r}; its words: {known}.", parameter=parameter)
-        return found
+@dataclass(frozen=True)
+class JoinedTokens(PromptTokens):
+    """The tokens of several text encoders, whose embeddings a network gets one after the other.
 
-    def places(self, phrase: str, parameter: str = "word") -> list[int]:
-        """Returns the positions in ``row`` of the tokens of all words in ``phrase``. Each word is searched separately.
+    A word has tokens in each segment; those of CLIP and of T5 lie at different positions of theirs.
 
-        Args:
-            phrase: words separated by white space.
-            parameter: the parameter to name in an error.
+    Attributes:
+        text: the prompt.
+        words: the words, split at white space.
+        encoders: the tokens of each encoder.
+    """
 
-        Raises:
-            InputError: a word is not in the prompt or was truncated.
-        """
-        each = [self.places_of(word, self.find(word, parameter), parameter) for word in phrase.split()]
-        return sorted({place for places in each for place in places})
+    text: str
+    words: tuple[str, ...]
+    encoders: tuple[Tokens, ...]
 
-    def places_of(self, word: str, which: Sequence[int], parameter: str = "word") -> list[int]:
-        """Returns the positions in ``row`` of the tokens of some words.
-
-        Args:
-            word: the word, for an error.
-            which: the indices of its occurrences.
-            parameter: the parameter to name in an error.
-
-        Raises:
-            InputError: no occurrence has a token that was not truncated.
-        """
-        places = [p for k in which for p in range(*self.spans[k])]
-        if not places and self.lost:
-            raise InputError(
-                f"{word!r} was cut off: {self.text!r} is longer than the {self.length} tokens that the text encoder "
-                "takes; shorten the prompt.",
-                parameter=parameter,
-            )
-        if not places:
-            raise InputError(f"the tokenizer makes no token of {word!r} in {self.text!r}.", parameter=parameter)
-        return places
+    @property
+    def segments(self) -> tuple[Tokens, ...]:
+        """The tokens of each encoder."""
+        return self.encoders
 
 
 def tokens_of(tokenizer: Any, prompt: str, length: int, convert: Callable[[str], str] = str) -> Tokens:
@@ -165,6 +214,31 @@ def tokens_within(tokenizer: Any, prompt: str, before: str, after: str, *, dropp
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
     """Returns how many tokens at the start two lists have in common."""
     return next((k for k, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
+
+
+def agreed(name: str, read: Sequence[Tokens]) -> Tokens:
+    """Returns the tokens of the first of several tokenizers whose text encoders' outputs are joined along D.
+
+    Args:
+        name: the name of the model, for an error.
+        read: the tokens of a prompt, as each tokenizer makes them.
+
+    Raises:
+        InputError: the tokenizers put the words at different positions.
+    """
+    if any(other.spans != read[0].spans for other in read):
+        raise InputError(
+            f"the tokenizers of {name!r} split {read[0].text!r} differently, so that its words have no common "
+            "positions.",
+            parameter="prompt",
+        )
+    return read[0]
+
+
+def padding(prompt: str, length: int) -> Tokens:
+    """Returns ``length`` tokens of padding, which a network gets in place of the tokens of an absent text encoder."""
+    words = tuple(prompt.split())
+    return Tokens(prompt, words, (0,) * length, ((0, 0),) * len(words), 0, 0, 0, 0)
 
 
 def _around(tokenizer: Any) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from ..core.guidance import Guidance, Prompts
 from ..core.path import Node
 from ..core.prediction import Hold
 from ..core.schedule import Schedule
-from ..editing.tokens import Tokens
+from ..editing.tokens import PromptTokens
 from .engine.threads import engine_threads, least_rows, thread_limit
 from .engine.work import Work
 from .info import ModelInfo
@@ -241,7 +241,7 @@ class Model(ABC):
             InputError: the model takes no labels or no prompts, lacks one that it needs, or their number is wrong.
         """
 
-    def tokens(self, prompt: str) -> Tokens:
+    def tokens(self, prompt: str) -> PromptTokens:
         """Returns a prompt's tokens and the positions of its words. Raises InputError for a model without text."""
         raise self._no_text()
 

@@ -1,7 +1,8 @@
 """The part that the adapters of transformers on rectified flow share (SD 3, FLUX, Qwen-Image, Z-Image)."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -11,8 +12,11 @@ from torch import Tensor
 from .._utils.errors import InputError
 from ..core.path import Node, RectifiedFlow
 from ..core.schedule import Clock, Schedule
+from ..editing.plan import AttentionSite
+from .attention.processors import Layer, exchanged, refuse_others
 from .engine.work import Work
 from .info import ModelInfo
+from .live import refuse_compiled
 from .pipeline_model import PipelineModel
 from .scheduler_config import read_schedule
 
@@ -87,6 +91,27 @@ class FlowModel(PipelineModel):
     def estimate_work(self) -> Work:
         """Estimates the work of the network's calls, whose layers act on tokens."""
         return Work.of_tokens(self.network, self.patch)
+
+    # --- attention --------------------------------------------------------------------------------------------------
+
+    def attention_layers(self) -> Iterable[Layer]:
+        """Returns the attention layers that can be controlled, in the order in which they run; by default none."""
+        return ()
+
+    def attention_sites(self) -> tuple[AttentionSite, ...]:
+        """Returns the transformer's attention layers; see ``Model.attention_sites``."""
+        layers = list(self.attention_layers())
+        if not layers:
+            return super().attention_sites()
+        refuse_compiled(self.network)
+        refuse_others(layers, "load the pipeline without what has set it")
+        return tuple(layer.site for layer in layers)
+
+    @contextmanager
+    def controlled(self) -> Iterator[None]:
+        """Inside the block, the transformer's attention layers follow the controller of a call."""
+        with exchanged(self.attention_layers()):
+            yield
 
 
 def packed(x: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ from .._utils.errors import InputError
 
 PLAIN = (
     *("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "SlicedAttnProcessor", "FusedAttnProcessor2_0"),
-    "ControlledAttention",
+    *("JointAttnProcessor2_0", "FusedJointAttnProcessor2_0", "FluxAttnProcessor", "QwenDoubleStreamAttnProcessor2_0"),
+    "ZSingleStreamAttnProcessor",
+    *("ControlledAttention", "ControlledSD3", "ControlledFlux", "ControlledQwen", "ControlledZImage"),
 )
 """Attention processors of diffusers that compute plain attention, so that ours may replace them."""
 
@@ -67,7 +69,7 @@ def refuse_compiled(network: nn.Module) -> None:
     """Raises InputError for a compiled network, because compiled code ignores attention controllers."""
     if is_compiled(network):
         raise InputError(
-            "the U-Net is compiled, and attention in compiled code cannot be controlled; load it without compile, or "
+            "the network is compiled, and attention in compiled code cannot be controlled; load it without compile, or "
             "use attention = 'none'.",
             parameter="attention",
         )

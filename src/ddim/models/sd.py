@@ -14,7 +14,7 @@ from ..core.conditioning import TEXT, Conditioning
 from ..core.path import RectifiedFlow, VEPath
 from ..core.schedule import Schedule
 from ..editing.plan import AttentionSite
-from ..editing.tokens import Tokens, tokens_of
+from ..editing.tokens import Tokens, agreed, tokens_of
 from .attention import unet as attention
 from .dry_run import output_shape
 from .engine.layout import memory_format
@@ -168,14 +168,7 @@ class StableDiffusion(PipelineModel):
         Raises:
             InputError: the tokenizers put the words at different positions.
         """
-        read = [self._read(tokenizer, prompt) for tokenizer in self.tokenizers]
-        if any(other.spans != read[0].spans for other in read):
-            raise InputError(
-                f"the tokenizers of {self.name!r} split {prompt!r} differently, so that its words have no common "
-                "positions.",
-                parameter="prompt",
-            )
-        return read[0]
+        return agreed(self.name, [self._read(tokenizer, prompt) for tokenizer in self.tokenizers])
 
     def _read(self, tokenizer: Any, prompt: str) -> Tokens:
         """Tokenizes a prompt with one of the tokenizers."""

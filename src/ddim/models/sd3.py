@@ -1,6 +1,6 @@
 """The adapter for Stable Diffusion 3 and 3.5 in the diffusers format (Esser et al. 2024, arXiv 2403.03206)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,10 @@ from .._utils.errors import InputError
 from .._utils.silence import quiet
 from ..core.conditioning import POOLED, TEXT, Conditioning
 from ..core.schedule import Clock
+from ..editing.tokens import JoinedTokens, Tokens, agreed, padding, tokens_of
 from .attention.counted import CountedAttention, last_key_counted
+from .attention.mmdit import sd3_layers
+from .attention.processors import Layer
 from .flow import FlowModel
 from .pixel import sides_of
 from .tokens import longest_prompt
@@ -113,6 +116,30 @@ class StableDiffusion3(FlowModel):
         if self.pipeline.text_encoder_3 is None:
             text = text[:, :-T5_TOKENS]  # zeros, which call_network puts back
         return Conditioning({TEXT: text.to(self.state_dtype), POOLED: pooled.to(self.state_dtype)})
+
+    def tokens(self, prompt: str) -> JoinedTokens:
+        """Tokenizes a prompt as diffusers' pipeline does, and finds the positions of its words among the tokens.
+
+        The tokens are those of CLIP, followed by those of T5, or by zeros without T5. A word has tokens in both, and
+        one that CLIP's limit cuts off has those of T5.
+
+        Raises:
+            InputError: the two CLIP tokenizers put the words at different positions.
+        """
+        read = [self._read(tokenizer, prompt, self.pipeline.tokenizer_max_length) for tokenizer in self.tokenizers[:2]]
+        clip, third = agreed(self.name, read), self.pipeline.tokenizer_3
+        absent = third is None or self.pipeline.text_encoder_3 is None
+        t5 = padding(prompt, T5_TOKENS) if absent else self._read(third, prompt, T5_TOKENS)
+        return JoinedTokens(prompt, clip.words, (clip, t5))
+
+    def _read(self, tokenizer: Any, prompt: str, length: int) -> Tokens:
+        """Tokenizes a prompt with one of the tokenizers."""
+        with quiet():
+            return tokens_of(tokenizer, prompt, length)
+
+    def attention_layers(self) -> Iterable[Layer]:
+        """Returns the attention layers of the transformer; see ``FlowModel.attention_layers``."""
+        return sd3_layers(self.network)
 
     def _check_size(self, size: Sequence[int]) -> None:
         limit = self.network.config.pos_embed_max_size

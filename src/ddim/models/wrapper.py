@@ -11,7 +11,7 @@ from ..core.denoiser import Call
 from ..core.guidance import Guidance
 from ..core.path import Node
 from ..editing.plan import AttentionSite
-from ..editing.tokens import Tokens
+from ..editing.tokens import PromptTokens
 from .base import Model
 
 
@@ -88,7 +88,7 @@ class ModelWrapper(Model):
         """Makes the conditions with the wrapped model."""
         return self.model.condition(labels, count, prompts, negative, size)
 
-    def tokens(self, prompt: str) -> Tokens:
+    def tokens(self, prompt: str) -> PromptTokens:
         """Tokenizes a prompt with the wrapped model."""
         return self.model.tokens(prompt)
 

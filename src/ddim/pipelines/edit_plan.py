@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .._utils.choices import ATTENTIONS
 from .._utils.errors import InputError, is_whole
@@ -14,7 +15,7 @@ from ..editing.align import refine
 from ..editing.align import replace as swap
 from ..editing.plan import AttentionEdit, AttentionPlan, within
 from ..editing.prompts import Weights, blend_words, per_target, scales, target_prompts, token_mask
-from ..editing.tokens import Tokens
+from ..editing.tokens import PromptTokens
 from ..inversion.latent_code import LatentCode
 from ..models.base import Model, class_labels
 from .common import latent_size
@@ -129,6 +130,8 @@ def planned(
         how.refuse(("blend_start", "blend_threshold", "blend_side"), "since no words blend")
     if plan is None or plan.scales is None:
         how.refuse(("weight_steps",), "since no word has a weight")
+        if how.kind == "none":
+            how.refuse(("layers", "layer_indices"), "since attention 'none' changes it in no layer")
     elif how.weight_steps is None and steps and not any(within(how.weight_window, i, steps.stop) for i in steps):
         begin, end = how.weight_window
         raise InputError(
@@ -153,27 +156,26 @@ def _plan(
     blends, weighted = per_target("blend", blend, n, k), per_target("weights", weights, n, k)
     inlines = any(inline for row in wanted for _, inline in row)
     asked = inlines or any(one is not None for rows in (blends, weighted) for row in rows for one in row)
-    if how.kind == "none" and not asked:  # no word is looked for, and not every model can tell where they are
+    if how.kind == "none" and not asked:  # no word is looked for
         return None
     cuts = {p: model.tokens(p) for p in {*sources, *(p for row in wanted for p, _ in row)}}
-    length = cuts[sources[0]].length
+    length = max(tokens.length for tokens in cuts.values())
+    mappings: list[Tensor] = []
+    news: list[Tensor] = []
     factors: list[Tensor | None] = []
     places: list[Tensor | None] = []
     for i, source in enumerate(sources):
         for j, (target, inline) in enumerate(wanted[i]):
-            factors.append(scales(cuts[target], inline, weighted[i][j]))
-            places.append(_places(cuts[source], cuts[target], blends[i][j]))
+            mapping, new = (swap if how.kind == "replace" else refine)(cuts[source], cuts[target])
+            rows, columns = (length - side for side in mapping.shape)
+            mappings.append(pad(mapping, (0, columns, 0, rows)))
+            news.append(pad(new, (0, columns), value=True))
+            factor = scales(cuts[target], inline, weighted[i][j])
+            factors.append(None if factor is None else pad(factor, (0, length - len(factor)), value=1.0))
+            places.append(_places(cuts[source], cuts[target], blends[i][j], length))
     some_factors, some_places = any(f is not None for f in factors), any(p is not None for p in places)
     if how.kind == "none" and not some_factors and not some_places:
         return None
-    sites = model.attention_sites()
-    mappings: list[Tensor] = []
-    news: list[Tensor] = []
-    for i, source in enumerate(sources):
-        for target, _ in wanted[i]:
-            mapping, new = (swap if how.kind == "replace" else refine)(cuts[source], cuts[target])
-            mappings.append(mapping)
-            news.append(new)
     everywhere, ones = torch.zeros(2, length), torch.ones(length)
 
     def grouped(rows: list[Tensor]) -> Tensor:
@@ -181,7 +183,7 @@ def _plan(
 
     return AttentionPlan(
         how,
-        sites,
+        model.attention_sites(),
         latent_size(model, size),
         grouped(mappings),
         grouped(news),
@@ -190,11 +192,12 @@ def _plan(
     )
 
 
-def _places(source: Tokens, target: Tokens, blend: Blend) -> Tensor | None:
-    """The tokens of the blend words in source and target, [2, L]; None without blend words."""
+def _places(source: PromptTokens, target: PromptTokens, blend: Blend, length: int) -> Tensor | None:
+    """The tokens of the blend words in source and target, [2, L] for L = ``length``; None without blend words."""
     if blend is None:
         return None
-    return torch.stack([token_mask(t, words) for t, words in zip((source, target), blend_words(blend), strict=True)])
+    masks = [token_mask(t, words) for t, words in zip((source, target), blend_words(blend), strict=True)]
+    return torch.stack([pad(mask, (0, length - len(mask))) for mask in masks])
 
 
 def planned_classes(

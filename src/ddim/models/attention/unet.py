@@ -10,8 +10,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..._utils.errors import InputError
 from ...editing.attention import AttentionController
-from ...editing.plan import AttentionSite
-from ..live import PLAIN
+from ...editing.plan import CROSS, SELF, AttentionSite
+from .processors import Layer, exchanged, refuse_others
 
 __all__ = ["ControlledAttention", "controlled", "sites"]
 
@@ -82,48 +82,36 @@ def sites(unet: Any) -> tuple[AttentionSite, ...]:
     Raises:
         InputError: the U-Net has no cross-attention, or a processor that does more than plain attention.
     """
-    found = [site for site, _ in _layers(unet)]
-    for site, attention in _layers(unet):
-        if (kind := type(attention.processor).__name__) not in PLAIN:
-            raise InputError(
-                f"the attention processor {kind} of {site.name} does more than plain attention, so attention control "
-                "cannot replace it; call unet.set_default_attn_processor() first, or use attention = 'none'.",
-                parameter="attention",
-            )
-    if not any(site.cross for site in found):
+    layers = list(_layers(unet))
+    refuse_others(layers, "call unet.set_default_attn_processor() first")
+    if not any(layer.site.words for layer in layers):
         raise InputError(
             "the U-Net has no cross-attention layers in transformer blocks, so there is nothing to control.",
             parameter="attention",
         )
-    return tuple(found)
+    return tuple(layer.site for layer in layers)
 
 
 @contextmanager
 def controlled(unet: Any) -> Iterator[None]:
     """Inside the block, the attention layers have our processor; afterwards each has its own again."""
-    layers = [(attention, attention.processor, site) for site, attention in _layers(unet)]
-    try:
-        for attention, _, site in layers:
-            attention.set_processor(ControlledAttention(site))
+    with exchanged(_layers(unet)):
         yield
-    finally:
-        for attention, before, _ in layers:
-            attention.set_processor(before)
 
 
-def _layers(unet: Any) -> Iterator[tuple[AttentionSite, Any]]:
-    """Yields the attention layers of the transformer blocks, each with its description."""
+def _layers(unet: Any) -> Iterator[Layer]:
+    """Yields the attention layers of the transformer blocks, in the order of the U-Net's modules."""
     depth = len(unet.down_blocks)
-    for name, block in unet.named_modules():
-        if type(block).__name__ != "BasicTransformerBlock":
-            continue
+    blocks = {n: m for n, m in unet.named_modules() if type(m).__name__ == "BasicTransformerBlock"}
+    order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+    running = sorted(blocks, key=lambda name: order.get(name.split(".")[0], 1))  # its modules are listed otherwise
+    for name, block in blocks.items():
         for part in ("attn1", "attn2"):
             attention = getattr(block, part, None)
             if attention is not None:
-                yield (
-                    AttentionSite(f"{name}.{part}", bool(attention.is_cross_attention), _level(name, depth)),
-                    attention,
-                )
+                keys = CROSS if attention.is_cross_attention else SELF
+                site = AttentionSite(f"{name}.{part}", keys, _level(name, depth), running.index(name))
+                yield Layer(site, attention, ControlledAttention)
 
 
 def _level(name: str, depth: int) -> int:

@@ -1,0 +1,248 @@
+"""Attention control for transformers with joint attention: SD 3, FLUX and Qwen-Image."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ..._utils.errors import InputError
+from ...editing.attention import AttentionController
+from ...editing.plan import SELF, AttentionSite
+from .processors import Layer
+
+__all__ = ["ControlledFlux", "ControlledQwen", "ControlledSD3", "flux_layers", "qwen_layers", "sd3_layers"]
+
+
+class ControlledSD3:
+    """A processor for the attention of SD 3's blocks that lets a controller compute the attention.
+
+    The tokens of a joint sequence are those of the image, followed by those of the text. Without a controller it
+    computes what diffusers' ``JointAttnProcessor2_0`` computes.
+
+    Args:
+        layer: the attention layer that it serves.
+    """
+
+    def __init__(self, layer: AttentionSite) -> None:
+        self.layer = layer
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        control: AttentionController | None = None,
+        cfg_branch: str | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Computes attention of the image [B, Q, C], and of the text [B, L, C] where a layer has it.
+
+        diffusers passes ``control`` and ``cfg_branch`` on from ``joint_attention_kwargs``.
+        """
+        image, text = hidden_states, encoder_hidden_states
+        query, key, value = (_heads(y, attn.heads).transpose(1, 2) for y in _own(attn, image))
+        query, key = _normed(attn.norm_q, query), _normed(attn.norm_k, key)
+        if text is not None:
+            more = [
+                _heads(y, attn.heads) for y in (attn.add_q_proj(text), attn.add_k_proj(text), attn.add_v_proj(text))
+            ]
+            query = torch.cat([query, _normed(attn.norm_added_q, more[0])], dim=2)
+            key = torch.cat([key, _normed(attn.norm_added_k, more[1])], dim=2)
+            value = torch.cat([value, more[2]], dim=2)
+        out = _attended(control, self.layer, query, key, value, None, cfg_branch)
+        out = out.transpose(1, 2).flatten(2).to(query.dtype)
+        shown = attn.to_out[1](attn.to_out[0](out[:, : image.shape[1]]))
+        if text is None:
+            return shown
+        said = out[:, image.shape[1] :]
+        return shown, said if attn.context_pre_only else attn.to_add_out(said)
+
+
+class ControlledFlux:
+    """A processor for the attention of FLUX's double and single blocks that lets a controller compute the attention.
+
+    The tokens of a joint sequence are those of the text, followed by those of the image. A single block gets them as
+    one sequence. Without a controller it computes what diffusers' ``FluxAttnProcessor`` computes.
+
+    Args:
+        layer: the attention layer that it serves.
+    """
+
+    def __init__(self, layer: AttentionSite) -> None:
+        self.layer = layer
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+        control: AttentionController | None = None,
+        cfg_branch: str | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Computes attention of a whole sequence [B, S, C], or of the image and the text separately.
+
+        diffusers passes ``control`` and ``cfg_branch`` on from ``joint_attention_kwargs``.
+        """
+        from diffusers.models.embeddings import apply_rotary_emb
+
+        image, text = hidden_states, encoder_hidden_states
+        query, key, value = (
+            y.unflatten(-1, (-1, attn.head_dim)) for y in (attn.to_q(image), attn.to_k(image), attn.to_v(image))
+        )
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        if text is not None:
+            more = [
+                y.unflatten(-1, (-1, attn.head_dim))
+                for y in (attn.add_q_proj(text), attn.add_k_proj(text), attn.add_v_proj(text))
+            ]
+            query = torch.cat([attn.norm_added_q(more[0]), query], dim=1)
+            key = torch.cat([attn.norm_added_k(more[1]), key], dim=1)
+            value = torch.cat([more[2], value], dim=1)
+        if image_rotary_emb is not None:
+            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
+            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+        query, key, value = (y.transpose(1, 2) for y in (query, key, value))
+        out = _attended(control, self.layer, query, key, value, attention_mask, cfg_branch)
+        out = out.transpose(1, 2).flatten(2).to(query.dtype)
+        if text is None:
+            return out
+        said, shown = out[:, : text.shape[1]], out[:, text.shape[1] :]
+        return attn.to_out[1](attn.to_out[0](shown.contiguous())), attn.to_add_out(said.contiguous())
+
+
+class ControlledQwen:
+    """A processor for the attention of Qwen-Image's blocks that lets a controller compute the attention.
+
+    The tokens of a joint sequence are those of the text, followed by those of the image. Without a controller it
+    computes what diffusers' ``QwenDoubleStreamAttnProcessor2_0`` computes.
+
+    Args:
+        layer: the attention layer that it serves.
+    """
+
+    def __init__(self, layer: AttentionSite) -> None:
+        self.layer = layer
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_hidden_states_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+        control: AttentionController | None = None,
+        cfg_branch: str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Computes attention of the image [B, Q, C] and of the text [B, L, C].
+
+        diffusers passes ``control`` and ``cfg_branch`` on from ``attention_kwargs``.
+        """
+        from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
+
+        image, text = hidden_states, encoder_hidden_states
+        mask = encoder_hidden_states_mask
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(image.shape[:2])], dim=1)[:, None, None, :]
+        of_image = [_heads(y, attn.heads) for y in _own(attn, image)]
+        of_text = [_heads(y, attn.heads) for y in _added(attn, text)]
+        norms = (attn.norm_q, attn.norm_k), (attn.norm_added_q, attn.norm_added_k)
+        for k, (parts, both) in enumerate(zip((of_image, of_text), norms, strict=True)):
+            for j in (0, 1):
+                parts[j] = _normed(both[j], parts[j])
+                if image_rotary_emb is not None:
+                    parts[j] = apply_rotary_emb_qwen(parts[j], image_rotary_emb[k], use_real=False)
+        query, key, value = (torch.cat([t, i], dim=1).transpose(1, 2) for t, i in zip(of_text, of_image, strict=True))
+        out = _attended(control, self.layer, query, key, value, mask, cfg_branch)
+        out = out.transpose(1, 2).flatten(2).to(query.dtype)
+        said, shown = out[:, : text.shape[1]], out[:, text.shape[1] :]
+        shown = attn.to_out[0](shown.contiguous())
+        return attn.to_out[1](shown) if len(attn.to_out) > 1 else shown, attn.to_add_out(said.contiguous())
+
+
+def sd3_layers(transformer: Any) -> Iterator[Layer]:
+    """Yields the attention layers of an SD3Transformer2DModel: joint attention, and in some blocks self-attention."""
+    level = level_of(int(transformer.config.patch_size))
+    for k, block in enumerate(transformer.transformer_blocks):
+        name = f"transformer_blocks.{k}"
+        yield Layer(AttentionSite(f"{name}.attn", ("picture", "words"), level, k), block.attn, ControlledSD3)
+        if block.attn2 is not None:
+            yield Layer(AttentionSite(f"{name}.attn2", SELF, level, k), block.attn2, ControlledSD3)
+
+
+def flux_layers(transformer: Any, patch: int = 2) -> Iterator[Layer]:
+    """Yields the attention layers of a FluxTransformer2DModel; the single blocks follow the double blocks.
+
+    Args:
+        transformer: the network.
+        patch: along each side, so many pixels of the latent make one token.
+    """
+    double, level = len(transformer.transformer_blocks), level_of(patch)
+    for part, before in (("transformer_blocks", 0), ("single_transformer_blocks", double)):
+        for k, block in enumerate(getattr(transformer, part)):
+            site = AttentionSite(f"{part}.{k}.attn", ("words", "picture"), level, before + k)
+            yield Layer(site, block.attn, ControlledFlux)
+
+
+def qwen_layers(transformer: Any, patch: int = 2) -> Iterator[Layer]:
+    """Yields the attention layers of a QwenImageTransformer2DModel.
+
+    Args:
+        transformer: the network.
+        patch: along each side, so many pixels of the latent make one token.
+    """
+    level = level_of(patch)
+    for k, block in enumerate(transformer.transformer_blocks):
+        site = AttentionSite(f"transformer_blocks.{k}.attn", ("words", "picture"), level, k, varies=True)
+        yield Layer(site, block.attn, ControlledQwen)
+
+
+def level_of(patch: int) -> int:
+    """Returns how many times a latent is halved to its tokens. Raises InputError for patches of another size."""
+    level = max(patch, 1).bit_length() - 1
+    if patch != 2**level:
+        raise InputError(
+            f"tokens of {patch} x {patch} pixels are no power of two, so attention cannot be controlled; use attention "
+            "= 'none'.",
+            parameter="attention",
+        )
+    return level
+
+
+def _own(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns queries, keys and values of the image, or of a whole sequence."""
+    return attn.to_q(x), attn.to_k(x), attn.to_v(x)
+
+
+def _added(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns queries, keys and values of the text."""
+    return attn.add_q_proj(x), attn.add_k_proj(x), attn.add_v_proj(x)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """Views [B, S, C] as [B, S, heads, C / heads]."""
+    return x.unflatten(-1, (heads, -1))
+
+
+def _normed(norm: Any, x: Tensor) -> Tensor:
+    """Applies the norm of queries or keys; some networks have none."""
+    return x if norm is None else norm(x)
+
+
+def _attended(
+    control: AttentionController | None,
+    layer: AttentionSite,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    cfg_branch: str | None,
+) -> Tensor:
+    """Computes attention, with the controller if there is one; see ``AttentionController.attend``."""
+    if control is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return control.attend(layer, query, key, value, mask, cfg_branch)

@@ -1,0 +1,54 @@
+"""What the processors of all networks share: how they take the place of the network's own, and which they may not."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..._utils.errors import InputError
+from ...editing.plan import AttentionSite
+from ..live import PLAIN
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An attention layer of a network of diffusers.
+
+    Attributes:
+        site: its description.
+        module: the module, which has ``processor`` and ``set_processor``.
+        processor: makes the processor that controls it.
+    """
+
+    site: AttentionSite
+    module: Any
+    processor: Callable[[AttentionSite], Any]
+
+
+def refuse_others(layers: Iterable[Layer], remedy: str) -> None:
+    """Raises InputError for a layer whose processor does more than plain attention, because ours cannot replace it.
+
+    Args:
+        layers: the attention layers.
+        remedy: what the user can do, for the error.
+    """
+    for layer in layers:
+        if (kind := type(layer.module.processor).__name__) not in PLAIN:
+            raise InputError(
+                f"the attention processor {kind} of {layer.site.name} does more than plain attention, so attention "
+                f"control cannot replace it; {remedy}, or use attention = 'none'.",
+                parameter="attention",
+            )
+
+
+@contextmanager
+def exchanged(layers: Iterable[Layer]) -> Iterator[None]:
+    """Inside the block, each layer has a processor of ours; afterwards each has its own again."""
+    before = [(layer, layer.module.processor) for layer in layers]
+    try:
+        for layer, _ in before:
+            layer.module.set_processor(layer.processor(layer.site))
+        yield
+    finally:
+        for layer, own in before:
+            layer.module.set_processor(own)
