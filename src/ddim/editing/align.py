@@ -87,7 +87,9 @@ def _frame(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
         (range(source.first, source.begin), range(target.first, target.begin)),
         (range(source.end, source.stop), range(target.end, target.stop)),
     ):
-        mapping[there, here] = 1
+        both = min(len(there), len(here))  # they differ where a prompt was cut within its template
+        mapping[there[:both], here[:both]] = 1
+        new[here[both:]] = True
     for place in (*range(target.first), *range(target.stop, target.length)):
         if source.first <= place < source.stop or place >= source.length:
             new[place] = True

@@ -45,13 +45,11 @@ class ControlledSD3:
         query, key, value = (_heads(y, attn.heads).transpose(1, 2) for y in _own(attn, image))
         query, key = _normed(attn.norm_q, query), _normed(attn.norm_k, key)
         if text is not None:
-            more = [
-                _heads(y, attn.heads) for y in (attn.add_q_proj(text), attn.add_k_proj(text), attn.add_v_proj(text))
-            ]
+            more = [_heads(y, attn.heads).transpose(1, 2) for y in _added(attn, text)]
             query = torch.cat([query, _normed(attn.norm_added_q, more[0])], dim=2)
             key = torch.cat([key, _normed(attn.norm_added_k, more[1])], dim=2)
             value = torch.cat([value, more[2]], dim=2)
-        out = _attended(control, self.layer, query, key, value, None, cfg_branch)
+        out = attended(control, self.layer, query, key, value, None, cfg_branch)
         out = out.transpose(1, 2).flatten(2).to(query.dtype)
         shown = attn.to_out[1](attn.to_out[0](out[:, : image.shape[1]]))
         if text is None:
@@ -90,15 +88,10 @@ class ControlledFlux:
         from diffusers.models.embeddings import apply_rotary_emb
 
         image, text = hidden_states, encoder_hidden_states
-        query, key, value = (
-            y.unflatten(-1, (-1, attn.head_dim)) for y in (attn.to_q(image), attn.to_k(image), attn.to_v(image))
-        )
+        query, key, value = (_heads(y, attn.heads) for y in _own(attn, image))
         query, key = attn.norm_q(query), attn.norm_k(key)
         if text is not None:
-            more = [
-                y.unflatten(-1, (-1, attn.head_dim))
-                for y in (attn.add_q_proj(text), attn.add_k_proj(text), attn.add_v_proj(text))
-            ]
+            more = [_heads(y, attn.heads) for y in _added(attn, text)]
             query = torch.cat([attn.norm_added_q(more[0]), query], dim=1)
             key = torch.cat([attn.norm_added_k(more[1]), key], dim=1)
             value = torch.cat([more[2], value], dim=1)
@@ -106,7 +99,7 @@ class ControlledFlux:
             query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
             key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
         query, key, value = (y.transpose(1, 2) for y in (query, key, value))
-        out = _attended(control, self.layer, query, key, value, attention_mask, cfg_branch)
+        out = attended(control, self.layer, query, key, value, attention_mask, cfg_branch)
         out = out.transpose(1, 2).flatten(2).to(query.dtype)
         if text is None:
             return out
@@ -157,7 +150,7 @@ class ControlledQwen:
                 if image_rotary_emb is not None:
                     parts[j] = apply_rotary_emb_qwen(parts[j], image_rotary_emb[k], use_real=False)
         query, key, value = (torch.cat([t, i], dim=1).transpose(1, 2) for t, i in zip(of_text, of_image, strict=True))
-        out = _attended(control, self.layer, query, key, value, mask, cfg_branch)
+        out = attended(control, self.layer, query, key, value, mask, cfg_branch)
         out = out.transpose(1, 2).flatten(2).to(query.dtype)
         said, shown = out[:, : text.shape[1]], out[:, text.shape[1] :]
         shown = attn.to_out[0](shown.contiguous())
@@ -233,7 +226,7 @@ def _normed(norm: Any, x: Tensor) -> Tensor:
     return x if norm is None else norm(x)
 
 
-def _attended(
+def attended(
     control: AttentionController | None,
     layer: AttentionSite,
     query: Tensor,
