@@ -11,10 +11,10 @@ from .._utils.errors import InputError
 PLAIN = (
     *("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "SlicedAttnProcessor", "FusedAttnProcessor2_0"),
     *("JointAttnProcessor2_0", "FusedJointAttnProcessor2_0", "FluxAttnProcessor", "QwenDoubleStreamAttnProcessor2_0"),
-    "ZSingleStreamAttnProcessor",
+    *("ZSingleStreamAttnProcessor", "CountedAttention"),
     *("ControlledAttention", "ControlledSD3", "ControlledFlux", "ControlledQwen", "ControlledZImage"),
 )
-"""Attention processors of diffusers that compute plain attention, so that ours may replace them."""
+"""Attention processors that compute plain attention, so that those of attention control may replace them."""
 
 _PLAIN_WEIGHTS = (torch.Tensor, nn.Parameter, getattr(nn, "Buffer", nn.Parameter))  # torch 2.5 has added nn.Buffer
 

@@ -62,6 +62,13 @@ class StableDiffusion3(FlowModel):
             self.counts_zeros = True
 
     @property
+    def _zeros(self) -> int:
+        """The number of zeros that the network gets behind the tokens of CLIP; 0 with T5."""
+        if self.pipeline.text_encoder_3 is not None:
+            return 0
+        return 1 if self.counts_zeros else T5_TOKENS
+
+    @property
     def engine(self) -> str:
         """How the network computes, as far as it changes the last bits of its output."""
         return f"{super().engine}, zeros counted" if self.counts_zeros else super().engine
@@ -127,9 +134,8 @@ class StableDiffusion3(FlowModel):
             InputError: the two CLIP tokenizers put the words at different positions.
         """
         read = [self._read(tokenizer, prompt, self.pipeline.tokenizer_max_length) for tokenizer in self.tokenizers[:2]]
-        clip, third = agreed(self.name, read), self.pipeline.tokenizer_3
-        absent = third is None or self.pipeline.text_encoder_3 is None
-        t5 = padding(prompt, T5_TOKENS) if absent else self._read(third, prompt, T5_TOKENS)
+        clip, zeros = agreed(self.name, read), self._zeros
+        t5 = padding(prompt, zeros) if zeros else self._read(self.pipeline.tokenizer_3, prompt, T5_TOKENS)
         return JoinedTokens(prompt, clip.words, (clip, t5))
 
     def _read(self, tokenizer: Any, prompt: str, length: int) -> Tokens:
@@ -160,12 +166,11 @@ class StableDiffusion3(FlowModel):
     ) -> Tensor:
         """Calls a transformer; see ``PipelineModel.call_network``."""
         text, arguments = conditions[TEXT], control
-        if self.pipeline.text_encoder_3 is None:
-            once = self.counts_zeros and control is None
-            text = pad(text, (0, 0, 0, 1 if once else T5_TOKENS))
-            if once:
-                count = text.new_full((1,), T5_TOKENS)
-                arguments = {"attention_mask": last_key_counted(count, x, text, network.config.patch_size)}
+        text = pad(text, (0, 0, 0, self._zeros))
+        if self._zeros == 1:
+            count = text.new_full((1,), T5_TOKENS)
+            bias = last_key_counted(count, x, text, network.config.patch_size)
+            arguments = {**(control or {}), "attention_mask": bias}
         return network(
             x,
             encoder_hidden_states=text,

@@ -1,5 +1,6 @@
 """The joint attention of SD 3 in which one key may count as several equal ones."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,22 +36,37 @@ class CountedAttention:
             latter are not used.
         """
 
-        def heads(x: Tensor, norm: nn.Module | None) -> Tensor:
-            x = x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
-            return x if norm is None else norm(x)
+        return joint_attention(
+            attn, hidden_states, encoder_hidden_states, attention_mask, F.scaled_dot_product_attention
+        )
 
-        image, text = hidden_states, encoder_hidden_states
-        query, key = heads(attn.to_q(image), attn.norm_q), heads(attn.to_k(image), attn.norm_k)
-        value = heads(attn.to_v(image), None)
-        if text is None:
-            return attn.to_out[0](F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
-        query = torch.cat([query, heads(attn.add_q_proj(text), attn.norm_added_q)], 2)
-        key = torch.cat([key, heads(attn.add_k_proj(text), attn.norm_added_k)], 2)
-        value = torch.cat([value, heads(attn.add_v_proj(text), None)], 2)
-        bias = None if attention_mask is None else attention_mask.to(query.dtype)
-        both = F.scaled_dot_product_attention(query, key, value, bias).transpose(1, 2).flatten(2)
-        image, text = both[:, : image.shape[1]], both[:, image.shape[1] :]
-        return attn.to_out[0](image), text if attn.context_pre_only else attn.to_add_out(text)
+
+def joint_attention(
+    attn: Any, image: Tensor, text: Tensor | None, bias: Tensor | None, attend: Callable[..., Tensor]
+) -> Any:
+    """Computes the attention layer of a block of SD 3, from all tokens to all tokens: the image's before the text's.
+
+    Args:
+        attn, image, text, bias: see ``CountedAttention``.
+        attend: called with queries, keys and values, [N, heads, tokens, d], and the bias or None; returns the
+            attention's output, [N, heads, tokens, d].
+    """
+
+    def heads(x: Tensor, norm: nn.Module | None) -> Tensor:
+        x = x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        return x if norm is None else norm(x)
+
+    query, key = heads(attn.to_q(image), attn.norm_q), heads(attn.to_k(image), attn.norm_k)
+    value = heads(attn.to_v(image), None)
+    if text is None:
+        return attn.to_out[0](attend(query, key, value, None).transpose(1, 2).flatten(2))
+    query = torch.cat([query, heads(attn.add_q_proj(text), attn.norm_added_q)], 2)
+    key = torch.cat([key, heads(attn.add_k_proj(text), attn.norm_added_k)], 2)
+    value = torch.cat([value, heads(attn.add_v_proj(text), None)], 2)
+    bias = None if bias is None else bias.to(query.dtype)
+    both = attend(query, key, value, bias).transpose(1, 2).flatten(2)
+    image, text = both[:, : image.shape[1]], both[:, image.shape[1] :]
+    return attn.to_out[0](image), text if attn.context_pre_only else attn.to_add_out(text)
 
 
 def last_key_counted(count: Tensor, x: Tensor, text: Tensor, patch: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from ..._utils.errors import InputError
 from ...editing.attention import AttentionController
 from ...editing.plan import SELF, AttentionSite
+from .counted import joint_attention
 from .processors import Layer
 
 __all__ = ["ControlledFlux", "ControlledQwen", "ControlledSD3", "flux_layers", "qwen_layers", "sd3_layers"]
@@ -19,7 +20,7 @@ class ControlledSD3:
     """A processor for the attention of SD 3's blocks that lets a controller compute the attention.
 
     The tokens of a joint sequence are those of the image, followed by those of the text. Without a controller it
-    computes what diffusers' ``JointAttnProcessor2_0`` computes.
+    computes what diffusers' ``JointAttnProcessor2_0`` and our ``CountedAttention`` compute.
 
     Args:
         layer: the attention layer that it serves.
@@ -36,26 +37,16 @@ class ControlledSD3:
         attention_mask: Tensor | None = None,
         control: AttentionController | None = None,
         cfg_branch: str | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Any:
         """Computes attention of the image [B, Q, C], and of the text [B, L, C] where a layer has it.
 
         diffusers passes ``control`` and ``cfg_branch`` on from ``joint_attention_kwargs``.
         """
-        image, text = hidden_states, encoder_hidden_states
-        query, key, value = (_heads(y, attn.heads).transpose(1, 2) for y in _own(attn, image))
-        query, key = _normed(attn.norm_q, query), _normed(attn.norm_k, key)
-        if text is not None:
-            more = [_heads(y, attn.heads).transpose(1, 2) for y in _added(attn, text)]
-            query = torch.cat([query, _normed(attn.norm_added_q, more[0])], dim=2)
-            key = torch.cat([key, _normed(attn.norm_added_k, more[1])], dim=2)
-            value = torch.cat([value, more[2]], dim=2)
-        out = attended(control, self.layer, query, key, value, None, cfg_branch)
-        out = out.transpose(1, 2).flatten(2).to(query.dtype)
-        shown = attn.to_out[1](attn.to_out[0](out[:, : image.shape[1]]))
-        if text is None:
-            return shown
-        said = out[:, image.shape[1] :]
-        return shown, said if attn.context_pre_only else attn.to_add_out(said)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+            return attended(control, self.layer, query, key, value, bias, cfg_branch)
+
+        return joint_attention(attn, hidden_states, encoder_hidden_states, attention_mask, attend)
 
 
 class ControlledFlux:
