@@ -268,6 +268,22 @@ def test_a_batch_may_be_shorter_than_the_longest_prompt_of_the_plan():
     assert torch.allclose(out, same, atol=1e-12)
 
 
+def test_a_reference_picture_is_neither_words_nor_the_image():
+    """FLUX Kontext: words, image, reference. Attention to the reference is the target's own."""
+    one, more = site(ORDERS["words first"], reference=True), 6
+    query, key, value = qkv(2, L + TOKENS + more)
+    control = AttentionController(plan(EVERYTHING, (one,), **aligned()), 0, 1)
+    out = control.attend(one, query, key, value, None, "cond")
+    maps = (query @ key.transpose(-1, -2) / math.sqrt(WIDTH)).softmax(-1)
+    mapping, new = (part[0, 0] for part in aligned().values())
+    words = torch.where(new, maps[1, ..., :L], maps[0, ..., :L] @ mapping.double())
+    line = torch.cat([words, maps[0, ..., L : L + TOKENS], maps[1, ..., L + TOKENS :]], -1)
+    seen = torch.cat([value[1, :, :L], value[0, :, L : L + TOKENS], value[1, :, L + TOKENS :]], 1)
+    image = slice(L, L + TOKENS)
+    assert torch.allclose(out[1, :, image], ((line / line.sum(-1, keepdim=True)) @ seen)[:, image], atol=1e-12)
+    assert torch.allclose(out[1, :, L + TOKENS :], (maps[1] @ seen)[:, L + TOKENS :], atol=1e-12)
+
+
 def test_a_padded_image_is_taken_over_with_its_padding_and_its_maps_have_none():
     """24 tokens of an image of 4 x 6, padded to 32."""
     one, size = site(multiple=32, varies=True), (8, 12)

@@ -151,7 +151,7 @@ class AttentionController:
                 whether the maps of the blend words are recorded.
         """
         plan, (cross, image, reweight, keep) = self.plan, acts
-        picture, words = layer.parts(plan.size, key.shape[2])
+        picture, words = layer.parts(plan.size, key.shape[2], plan.new.shape[2])
         # Padding behind the tokens of all prompts of the plan has no entry in it; the batch's padding may be shorter.
         length = min(plan.new.shape[2], words.stop - words.start)
         words = slice(words.start, words.start + length)
@@ -216,6 +216,7 @@ class AttentionController:
         if layer.varies:  # any number of words, but at least one
             tokens = max(1, key.shape[2] - positions)
         keys = (positions if layer.picture else 0) + (tokens if layer.words else 0)
+        keys = max(keys, key.shape[2]) if layer.reference else keys
         want, have = (rows, keys if layer.joint else positions, keys), (len(query), query.shape[2], key.shape[2])
         if have != want:
             raise DDIMError(
@@ -235,7 +236,7 @@ class AttentionController:
 
     def _with_source_values(self, layer: AttentionSite, value: Tensor, first: int) -> Tensor:
         """Replaces the values of the image's tokens in each target's row by those of its source."""
-        picture, _ = layer.parts(self.plan.size, value.shape[2])
+        picture, _ = layer.parts(self.plan.size, value.shape[2], self.plan.new.shape[2])
         value = value.clone()
         rows = self._grouped(value[first:])
         rows[:, 1:, :, picture] = rows[:, :1, :, picture]

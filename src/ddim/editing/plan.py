@@ -158,6 +158,7 @@ class AttentionSite:
         multiple: the picture's tokens are padded at their end to a multiple of this.
         varies: whether the number of words' keys may differ from that of the prompts' tokens, because prompts of
             different lengths are padded to the longest of a batch.
+        reference: whether the tokens of a reference picture may follow; they are no part of the picture.
     """
 
     name: str
@@ -166,6 +167,7 @@ class AttentionSite:
     block: int = 0
     multiple: int = 1
     varies: bool = False
+    reference: bool = False
 
     @property
     def words(self) -> bool:
@@ -194,12 +196,19 @@ class AttentionSite:
         height, width = self.size(latent)
         return -(-height * width // self.multiple) * self.multiple
 
-    def parts(self, latent: Size, keys: int) -> tuple[slice, slice]:
-        """Returns where the picture's keys lie, and where the words' do, among ``keys`` keys; either may be empty."""
+    def parts(self, latent: Size, keys: int, tokens: int) -> tuple[slice, slice]:
+        """Returns where the picture's keys lie, and where the words' do; either may be empty.
+
+        Args:
+            latent: (height, width) of the latent.
+            keys: the number of keys.
+            tokens: the number of the prompts' tokens L; ignored if it ``varies``.
+        """
         picture = self.positions(latent) if self.picture else 0
+        words = (keys - picture if self.varies else tokens) if self.words else 0
         if self.keys[0] == "words":
-            return slice(keys - picture, keys), slice(0, keys - picture)
-        return slice(0, picture), slice(picture, keys)
+            return slice(words, words + picture), slice(0, words)
+        return slice(0, picture), slice(picture, picture + words)
 
 
 @dataclass(frozen=True, eq=False)

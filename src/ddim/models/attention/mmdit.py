@@ -158,17 +158,19 @@ def sd3_layers(transformer: Any) -> Iterator[Layer]:
             yield Layer(AttentionSite(f"{name}.attn2", SELF, level, k), block.attn2, ControlledSD3)
 
 
-def flux_layers(transformer: Any, patch: int = 2) -> Iterator[Layer]:
+def flux_layers(transformer: Any, patch: int = 2, *, reference: bool = False) -> Iterator[Layer]:
     """Yields the attention layers of a FluxTransformer2DModel; the single blocks follow the double blocks.
 
     Args:
         transformer: the network.
         patch: along each side, so many pixels of the latent make one token.
+        reference: whether the tokens of a reference picture may follow those of the image.
     """
     double, level = len(transformer.transformer_blocks), level_of(patch)
     for part, before in (("transformer_blocks", 0), ("single_transformer_blocks", double)):
         for k, block in enumerate(getattr(transformer, part)):
-            site = AttentionSite(f"{part}.{k}.attn", ("words", "picture"), level, before + k)
+            keys, name = ("words", "picture"), f"{part}.{k}.attn"
+            site = AttentionSite(name, keys, level, before + k, reference=reference)
             yield Layer(site, block.attn, ControlledFlux)
 
 
