@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from dense_attention import dense
 from refusals import failed, refused
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -60,43 +61,11 @@ def aligned(images: int = 1, targets: int = 1) -> dict[str, Tensor]:
     return {"mapping": mapping, "new": new}
 
 
-def dense(
-    order: tuple[Part, ...], query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, mask: Tensor | None = None
-) -> Tensor:
-    """The rule written out: all maps of all rows at once, image before words, entry by entry.
-
-    It serves one image: row 0 is its source, the others are its targets.
-    """
-    edit, scales = plan.edit, plan.scales
-    whole = lambda window: tuple(window) == (0.0, 1.0)  # noqa: E731
-    words = list(range(L)) if order[0] == "words" else list(range(TOKENS, TOKENS + L))
-    image = [k for k in range(TOKENS + L) if k not in words]
-    scores = torch.einsum("bhqd,bhkd->bhqk", query, key) / math.sqrt(WIDTH)
-    scores = scores if mask is None else scores + mask
-    maps = scores.exp() / scores.exp().sum(-1, keepdim=True)
-    value = value.clone()
-    out = torch.einsum("bhqk,bhkd->bhqd", maps, value)
-    for row in range(1, len(query)):
-        own = maps[row].clone()
-        if whole(edit.value_steps):
-            value[row][:, image] = value[0][:, image]
-        for q in image:
-            line = own[:, q].clone()
-            if whole(edit.cross_steps):
-                for j, place in enumerate(words):
-                    if not plan.new[0, row - 1, j]:
-                        column = plan.mapping[0, row - 1, :, j].double()
-                        line[:, place] = sum(column[i] * maps[0, :, q, words[i]] for i in range(L))
-            if whole(edit.self_steps):
-                line[:, image] = maps[0, :, q][:, image]
-            if whole(edit.cross_steps) or whole(edit.self_steps):
-                line = line / line.sum(-1, keepdim=True)
-            if scales is not None and whole(edit.weight_window):
-                for j, place in enumerate(words):
-                    line[:, place] = line[:, place] * float(scales[0, row - 1, j])
-            own[:, q] = line
-        out[row] = torch.einsum("hqk,hkd->hqd", own, value[row])
-    return out
+def places(order: tuple[Part, ...]) -> tuple[range, range]:
+    """Where the image's keys lie, and where the words' do."""
+    if order[0] == "words":
+        return range(L, L + TOKENS), range(L)
+    return range(TOKENS), range(TOKENS, TOKENS + L)
 
 
 # --- the rule --------------------------------------------------------------------------------------------------------
@@ -123,7 +92,7 @@ def test_the_output_is_dense_attention_with_the_replaced_entries(case: str, orde
     mask[1, ..., 2] = mask[:, ..., 7] = 1.3
     edited = plan(settings, (one,), 1, 2, kind, **parts)
     out = AttentionController(edited, 0, 1).attend(one, query, key, value, mask if masked else None, "cond")
-    expected = dense(order, query, key, value, edited, mask if masked else None)
+    expected = dense(query, key, value, edited, *places(order), mask if masked else None)
     assert torch.allclose(out, expected, atol=1e-12)
     plain = scaled_dot_product_attention(query, key, value, attn_mask=mask if masked else None)
     assert torch.equal(out[0], plain[0])  # the source, to the bit

@@ -1,0 +1,272 @@
+"""Attention control of every family with joint attention: its network against one whose attention is written out."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import tiny_flow
+import torch
+from dense_attention import dense
+from refusals import failed, refused
+from torch import Tensor
+from torch.nn import functional as F
+
+import ddim
+from ddim.core.conditioning import Conditioning
+from ddim.editing.attention import AttentionController
+from ddim.editing.plan import AttentionEdit, AttentionPlan
+from ddim.models.base import Model
+from ddim.pipelines.edit_plan import planned
+
+SOURCE, TARGET = "a cat on a mat", "a red zebra on a hat"
+SIZE = (16, 24)
+"""The picture: 4 x 6 tokens, which Z-Image pads to 32."""
+TOKENS = 24
+EVERYTHING: dict[str, Any] = {"cross_steps": (0.0, 1.0), "self_steps": (0.0, 1.0)}
+Places = Callable[[int, int], tuple[Sequence[int], Sequence[int]] | None]
+"""Finds the positions of the image and of the words, from the numbers of all tokens and of words; None for others."""
+
+
+def image_first(length: int, words: int) -> tuple[Sequence[int], Sequence[int]] | None:
+    """SD 3: a dual block also looks at the image alone."""
+    return range(TOKENS), range(TOKENS, min(length, TOKENS + words))
+
+
+def words_first(length: int, words: int) -> tuple[Sequence[int], Sequence[int]] | None:
+    """FLUX and Qwen-Image."""
+    return range(length - TOKENS, length), range(words)
+
+
+def padded(length: int, words: int) -> tuple[Sequence[int], Sequence[int]] | None:
+    """Z-Image: the image alone, the caption alone, and both."""
+    return None if length == 64 else (range(32), range(32, min(length, 32 + words)))
+
+
+LAYOUTS: dict[str, Places] = {"sd3": image_first, "flux": words_first, "qwen": words_first, "z-image": padded}
+
+
+def layout(name: str) -> Places:
+    return next(places for family, places in LAYOUTS.items() if name.startswith(family))
+
+
+@pytest.fixture(params=tiny_flow.FAMILIES, scope="module")
+def family(request: pytest.FixtureRequest) -> tuple[str, Model]:
+    """A family in float64, where its network computes in it."""
+    return request.param, ddim.load(tiny_flow.FAMILIES[request.param].pipeline().to(torch.float64))
+
+
+def plan_of(
+    model: Model, how: AttentionEdit, source: str = SOURCE, target: str = TARGET, **words: Any
+) -> AttentionPlan:
+    plan = planned(model, [source], target, SIZE, how, **words)[1]
+    assert plan is not None
+    return plan
+
+
+def inputs(model: Any, prompts: Sequence[str] = (SOURCE, TARGET), equal: bool = False) -> tuple[Any, ...]:
+    """A latent for each prompt, a timestep, and the prompts' conditions."""
+    draw = torch.Generator().manual_seed(2)
+    channels, side = model.shape[0], model.downscaling
+    x = torch.randn(len(prompts), channels, SIZE[0] // side, SIZE[1] // side, generator=draw, dtype=torch.float64)
+    x = x[:1].repeat(len(x), 1, 1, 1) if equal else x
+    conditions: Conditioning = model.condition(None, len(x), list(prompts), size=SIZE).cond
+    return x.to(model.dtype), model.timestep(model.schedule.grid(4)[2], x), dict(conditions.tensors)
+
+
+def asked(model: Any, control: dict[str, Any] | None, *given: Any) -> Tensor:
+    with torch.no_grad():
+        return model.call_network(model.network, *given, control)
+
+
+def controlled(
+    model: Any, plan: AttentionPlan, *given: Any, branch: str = "cond"
+) -> tuple[Tensor, AttentionController]:
+    control = AttentionController(plan, 0, 1)
+    with model.controlled():
+        out = asked(model, {"control": control, "cfg_branch": branch}, *given)
+    control.finish()
+    return out, control
+
+
+def written_out(name: str, model: Any, plan: AttentionPlan, *given: Any) -> tuple[Tensor, int]:
+    """Asks the plain network, with fused attention replaced by dense attention; and how many layers were edited."""
+    fused, places, calls = F.scaled_dot_product_attention, layout(name), 0
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
+        nonlocal calls
+        found = places(key.shape[2], plan.new.shape[2])
+        if found is None:
+            return fused(query, key, value, attn_mask)
+        calls += 1
+        return dense(query, key, value, plan, *found, attn_mask)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "scaled_dot_product_attention", attention)
+        return asked(model, {}, *given), calls
+
+
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "refine": ("refine", {"cross_steps": (0.0, 1.0), "self_steps": (0.0, 0.0)}, {}),
+    "self": ("refine", {"cross_steps": (0.0, 0.0), "self_steps": (0.0, 1.0)}, {}),
+    "value": ("refine", {"cross_steps": (0.0, 0.0), "self_steps": (0.0, 0.0), "value_steps": (0.0, 1.0)}, {}),
+    "reweight": ("none", {"weight_steps": (0.0, 1.0)}, {"weights": {"zebra": 3.0}}),
+    "everything": ("refine", {**EVERYTHING, "value_steps": (0.0, 1.0)}, {"weights": {"zebra": 3.0}}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_network_answers_as_with_attention_written_out(family, case: str):
+    """The plain network of diffusers, whose fused attention is replaced by dense attention with an edit, agrees."""
+    (name, model), (kind, settings, words) = family, CASES[case]
+    plan = plan_of(model, AttentionEdit(kind, **settings), **words)
+    given = inputs(model)
+    ours, _ = controlled(model, plan, *given)
+    plain = asked(model, {}, *given)
+    expected, calls = written_out(name, model, plan, *given)
+    assert calls == len(plan.layers)
+    scale = float(plain.abs().max())
+    assert float((ours - expected).abs().max()) <= 1e-6 * scale
+    assert float((ours[1] - plain[1]).abs().max()) >= 1e-4 * scale
+    assert torch.equal(ours[0], plain[0])  # the source, to the bit
+
+
+def test_replaced_words_agree_too(family):
+    """Word for word, a word of several tokens takes a part of another's sum."""
+    (name, model), target = family, "a dog on a table"
+    plan = plan_of(model, AttentionEdit("replace", **EVERYTHING), SOURCE, target)
+    assert set(plan.mapping.unique().tolist()) - {0.0, 1.0}
+    given = inputs(model, (SOURCE, target))
+    ours, _ = controlled(model, plan, *given)
+    expected, _ = written_out(name, model, plan, *given)
+    assert float((ours - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
+
+
+# --- laws ------------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_controller_it_computes_what_diffusers_computes(family):
+    _, model = family
+    given = inputs(model)
+    before, control = asked(model, {}, *given), {"control": None, "cfg_branch": None}
+    with model.controlled():
+        assert torch.equal(asked(model, control, *given), before)
+        assert torch.equal(asked(model, None, *given), asked(model, None, *given))
+    assert torch.equal(asked(model, {}, *given), before)
+
+
+def test_a_control_that_changes_nothing_computes_what_diffusers_computes(family):
+    """Every token is new, every weight is 1, and maps are kept."""
+    _, model = family
+    how = AttentionEdit(cross_steps=(0, 1), self_steps=(0, 0), weight_steps=(0, 1))
+    plan = plan_of(model, how, weights={"zebra": 1.0}, blend="cat/zebra")
+    plan = replace(plan, new=torch.ones_like(plan.new))
+    given = inputs(model)
+    out, control = controlled(model, plan, *given)
+    plain = asked(model, {}, *given)
+    assert float((out - plain).abs().max()) <= 1e-6 * float(plain.abs().max())
+    assert control.maps is not None
+    assert control.maps.shape == (1, 1, 2, 4, 6)
+    assert set(control.seen.values()) == {1}
+    assert len(control.seen) == len(plan.layers)
+
+
+@pytest.mark.parametrize("kind", ["refine", "replace"])
+def test_a_prompt_replaced_by_itself_changes_nothing(family, kind: str):
+    _, model = family
+    plan = plan_of(model, AttentionEdit(kind, **EVERYTHING, value_steps=(0, 1)), SOURCE, SOURCE)
+    given = inputs(model, (SOURCE, SOURCE), equal=True)
+    out, _ = controlled(model, plan, *given)
+    plain = asked(model, {}, *given)
+    assert float((out - plain).abs().max()) <= 1e-6 * float(plain.abs().max())
+    other = inputs(model, (SOURCE, TARGET), equal=True)
+    away = controlled(model, plan_of(model, AttentionEdit("refine", **EVERYTHING)), *other)[0]
+    assert float((away[1] - away[0]).abs().max()) >= 1e-4 * float(plain.abs().max())
+
+
+def test_no_layers_change_nothing(family):
+    _, model = family
+    plan = plan_of(model, AttentionEdit(**EVERYTHING, layers=(0, 0)))
+    given = inputs(model)
+    assert torch.equal(controlled(model, plan, *given)[0], asked(model, {}, *given))
+
+
+def test_both_branches_in_one_call_or_two(family):
+    _, model = family
+    plan = plan_of(model, AttentionEdit(**EVERYTHING))
+    x, t, tensors = inputs(model, ("", "", SOURCE, TARGET))
+    both, _ = controlled(model, plan, x, t, tensors, branch="both")
+    plain = asked(model, {}, x, t, tensors)
+    assert torch.equal(both[:3], plain[:3])
+    half = {name: tensor[2:] for name, tensor in tensors.items()}
+    cond, _ = controlled(model, plan, x[2:], t, half)
+    assert float((cond - both[2:]).abs().max()) <= 1e-6 * float(plain.abs().max())
+
+
+# --- processors ------------------------------------------------------------------------------------------------------
+
+
+def modules(model: Any) -> list[Any]:
+    return [layer.module for layer in model.attention_layers()]
+
+
+class Stop(Exception):
+    """An error of no kind in particular."""
+
+
+@pytest.mark.parametrize("ends", [None, Stop, KeyboardInterrupt], ids=str)
+def test_processors_are_put_back_whatever_ends_an_edit(family, ends: type[BaseException] | None):
+    _, model = family
+    own = [module.processor for module in modules(model)]
+    sites = model.attention_sites()
+    with suppress(*[ends] if ends else []), model.controlled():
+        assert not any(module.processor is before for module, before in zip(modules(model), own, strict=True))
+        assert model.attention_sites() == sites
+        if ends:
+            raise ends
+    assert all(module.processor is before for module, before in zip(modules(model), own, strict=True))
+
+
+def test_sites_are_named_after_their_modules_and_numbered_as_they_run(family):
+    _, model = family
+    named = dict(model.network.named_modules())
+    sites = model.attention_sites()
+    assert [named[site.name] for site in sites] == modules(model)
+    assert [site.block for site in sites] == sorted(site.block for site in sites)
+    assert {site.block for site in sites} == set(range(sites[-1].block + 1))
+
+
+def test_a_layer_that_does_not_pass_by_raises(family):
+    _, model = family
+    plan = plan_of(model, AttentionEdit(**EVERYTHING))
+    module, count = modules(model)[-1], len(plan.layers)
+    own, control = module.processor, AttentionController(plan, 0, 1)
+    with model.controlled():
+        module.set_processor(own)
+        asked(model, {"control": control, "cfg_branch": "cond"}, *inputs(model))
+    with failed(None, count - 1, count):
+        control.finish()
+    assert module.processor is own
+
+
+def test_processors_that_do_more_are_refused_by_name(family):
+    class IPAdapterAttnProcessor:
+        def __call__(self, attn: object) -> None: ...
+
+    _, model = family
+    module, name = modules(model)[0], model.attention_sites()[0].name
+    own = module.processor
+    module.processor = IPAdapterAttnProcessor()
+    try:
+        with refused("attention", "IPAdapterAttnProcessor", name):
+            model.attention_sites()
+    finally:
+        module.processor = own
+
+
+def test_a_compiled_network_is_refused():
+    model = tiny_flow.FAMILIES["sd3"].model()
+    model.network.compile()  # type: ignore[attr-defined]
+    with refused("attention", "compiled", "attention = 'none'"):
+        model.attention_sites()
