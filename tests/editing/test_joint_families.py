@@ -18,6 +18,7 @@ from ddim.core.conditioning import Conditioning
 from ddim.editing.attention import AttentionController
 from ddim.editing.plan import AttentionEdit, AttentionPlan
 from ddim.models.base import Model
+from ddim.pipelines.common import grid_for, latent_size
 from ddim.pipelines.edit_plan import planned
 
 SOURCE, TARGET = "a cat on a mat", "a red zebra on a hat"
@@ -72,7 +73,8 @@ def inputs(model: Any, prompts: Sequence[str] = (SOURCE, TARGET), equal: bool = 
     x = torch.randn(len(prompts), channels, SIZE[0] // side, SIZE[1] // side, generator=draw, dtype=torch.float64)
     x = x[:1].repeat(len(x), 1, 1, 1) if equal else x
     conditions: Conditioning = model.condition(None, len(x), list(prompts), size=SIZE).cond
-    return x.to(model.dtype), model.timestep(model.schedule.grid(4)[2], x), dict(conditions.tensors)
+    grid = grid_for(model, 4, None, latent_size(model, SIZE))
+    return x.to(model.dtype), model.timestep(grid[2], x), dict(conditions.tensors)
 
 
 def asked(model: Any, control: dict[str, Any] | None, *given: Any) -> Tensor:
