@@ -336,6 +336,8 @@ def test_attention_blend_weights_and_mask_reach_the_verb(model: str):
     Image.new("L", (SIDE, SIDE), 0).save("nothing.png")
     common = ["edit", cat, "-m", model, "--from", CAT, "--to", TIGER, "-S", 4]
     plain = run_json(*common, "--attention", "none")["files"][0]
+    nowhere = run_json(*common, "--layers", "0.5,0.5")["files"][0]
+    assert torch.equal(tile(plain, 2), tile(nowhere, 2))
     closed = run_json(*common, "--attention", "replace", "--cross", 0, "--self", "0,0")["files"][0]
     swapped = run_json(*common, "--attention", "replace", "--cross", "1", "--self", "0,1")["files"][0]
     heavy = run_json(*common, "--weight", "tiger=5")["files"][0]
@@ -373,6 +375,9 @@ BAD_EDITS = [
     (["cat.png", "--from", CAT, "--to", TIGER, "--weight", "a=1", "--weight", "a=2"], ["twice"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--cross", "much"], ["--cross: 'much'", "0,0.8"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--cross", "0.5,0.2"], ["--cross: (0.5, 0.2)"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--value", "2"], ["--value: (0.0, 2.0)"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--layers", "0.5,2"], ["--layers: (0.5, 2.0)"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--layer-indices", "0,x"], ["--layer-indices: '0,x'"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--mask", "small.png"], ["16x16", "32x32"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--mask", "none.png"], ["none.png"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--guidance", "nan"], ["--guidance: nan"]),
@@ -427,9 +432,11 @@ def test_the_windows_of_weights_and_blend_and_the_guidance_reach_the_verb(model:
             "cat/tiger",
         ),
         *("--weight-steps", "0.5", "--blend-start", 0.5, "--blend-threshold", 0.9),
-        *("--rescale", 0.7, "--interval", "0.3,0.8"),
+        *("--rescale", 0.7, "--interval", "0.3,0.8", "--value", 0.25, "--layer-indices", "0,2"),
     )
-    how = AttentionEdit(weight_steps=(0, 0.5), blend_start=0.5, blend_threshold=0.9)
+    how = AttentionEdit(
+        weight_steps=(0, 0.5), blend_start=0.5, blend_threshold=0.9, value_steps=(0, 0.25), layer_indices=(0, 2)
+    )
     edited = ddim.edit(
         ddim.load(model),
         "cat.png",
@@ -443,8 +450,10 @@ def test_the_windows_of_weights_and_blend_and_the_guidance_reach_the_verb(model:
     )
     assert torch.equal(tile(said["files"][0], 2), (edited.edits[0, 0].permute(1, 2, 0) * 255).round().to(torch.uint8))
     assert said["guidance"] == {"weight": 7.5, "rescale": 0.7, "interval": [0.3, 0.8]}
-    for part in ("rescale0.7", "interval0.3-0.8", "start0.5", "map0.9", "scaled0.5"):
+    for part in ("rescale0.7", "interval0.3-0.8", "start0.5", "map0.9", "scaled0.5", "value0.25", "blocks0-2"):
         assert part in said["files"][0]
+    assert said["attention"]["value"] == [0.0, 0.25]
+    assert said["attention"]["layers"] == [0, 2]
 
 
 def test_an_edit_of_a_code_keeps_its_guidance_but_for_what_is_given(model: str):

@@ -66,6 +66,16 @@ def weights_from(pairs: list[str] | None) -> dict[str, float] | None:
     return out or None
 
 
+def indices_from(text: str) -> tuple[int, ...]:
+    """``"0,1,17"`` as a tuple. Raises InputError for anything but whole numbers."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"{text!r} is not a list of transformer blocks; write for example 0,1,17.", parameter="layer_indices"
+        ) from None
+
+
 def _one_or_each(blend: list[str] | None) -> str | list[str] | None:
     """One pair of words for all targets, or a list with one pair for each target."""
     return blend[0] if blend and len(blend) == 1 else blend or None
@@ -156,6 +166,33 @@ class Attention(Options):
         about=False,
         tag="self",
         metavar="END|BEGIN,END",
+    )
+    value_steps: str | None = option(
+        None,
+        "--value",
+        "The part of the steps in which the image's values follow the source's; by default none.",
+        ATTENTION,
+        parse=_window("value_steps"),
+        tag="value",
+        metavar="END|BEGIN,END",
+    )
+    layers: str | None = option(
+        None,
+        "--layers",
+        "The part of the network's depth in which attention changes; by default all of it.",
+        ATTENTION,
+        parse=_window("layers"),
+        tag="layers",
+        metavar="END|BEGIN,END",
+    )
+    layer_indices: str | None = option(
+        None,
+        "--layer-indices",
+        "The transformer blocks in which attention changes, from 0, in place of --layers.",
+        ATTENTION,
+        parse=indices_from,
+        tag="blocks",
+        metavar="BLOCK,BLOCK",
     )
     blend_start: float | None = option(
         None, "--blend-start", "The part of the steps after which --blend acts; by default 0.2.", ATTENTION, tag="start"
@@ -355,7 +392,13 @@ def edit(
                     "steps": made.grid.steps,
                     "spacing": arguments.get("spacing", made.grid.spacing),
                     "seed": inverting.seed,
-                    "attention": {"kind": how.kind, "cross": list(how.cross_steps), "self": list(how.self_steps)},
+                    "attention": {
+                        "kind": how.kind,
+                        "cross": list(how.cross_steps),
+                        "self": list(how.self_steps),
+                        "value": list(how.value_steps),
+                        "layers": list(how.layers if how.layer_indices is None else how.layer_indices),
+                    },
                     "blend_start": how.blend_start,
                     "blend_threshold": how.blend_threshold,
                     "weights": arguments.get("weights") or {},

@@ -1,0 +1,136 @@
+"""The verb ``edit`` on every family of rectified flow: the laws of attention control from inversion to picture."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import tiny_flow
+import torch
+from refusals import refused
+from torch import Tensor
+
+import ddim
+from ddim import AttentionEdit, LatentCode
+from ddim.core.solve import solve
+from ddim.models.base import Model
+
+SOURCE, TARGET = "a cat on a mat", "a zebra on a mat"
+NOWHERE = AttentionEdit(cross_steps=(0, 0), self_steps=(0, 0))
+ALWAYS = AttentionEdit(cross_steps=(0, 1), self_steps=(0, 1))
+STEPS = 3
+TIGHT = 1e-9
+"""In float64. Z-Image computes rotary embeddings, and FLUX and Z-Image their timesteps, in float32 in any case."""
+
+
+@pytest.fixture(params=tiny_flow.FAMILIES, scope="module")
+def model(request: pytest.FixtureRequest) -> Model:
+    return ddim.load(tiny_flow.FAMILIES[request.param].pipeline().to(torch.float64))
+
+
+@pytest.fixture(scope="module")
+def code(model: Model) -> LatentCode:
+    return coded(model)
+
+
+def coded(model: Model, count: int = 1, method: str = "ddim", **options: Any) -> LatentCode:
+    draw = torch.Generator().manual_seed(4)
+    pictures = torch.rand(count, 3, *options.pop("size", (16, 24)), generator=draw)
+    settings = {"prompt": SOURCE, "steps": STEPS, **options}
+    if "cfg" in getattr(model.info, "guidance_kinds", {"cfg"}):
+        settings.setdefault("guidance", 2.0)
+    return ddim.invert(model, pictures, method=method, **settings)
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def test_attention_follows_the_source_and_leaves_it_alone(model: Model, code: LatentCode):
+    plain = ddim.edit(model, code, TARGET, attention="none")
+    assert torch.equal(ddim.edit(model, code, TARGET, attention=NOWHERE).edits, plain.edits)
+    for how in ("refine", "replace", replace(NOWHERE, value_steps=(0, 0.5))):
+        edited = ddim.edit(model, code, TARGET, attention=how)
+        assert apart(edited.edits, plain.edits) > 1e-6
+        assert apart(edited.reconstruction, plain.reconstruction) < TIGHT
+    assert apart(edited.reconstruction, ddim.reconstruct(model, code)) < TIGHT
+
+
+@pytest.mark.parametrize("window", ["cross_steps", "self_steps", "value_steps"])
+def test_every_window_acts_in_its_steps_and_layers(model: Model, code: LatentCode, window: str):
+    plain = ddim.edit(model, code, TARGET, attention="none").edits
+    some = [
+        ddim.edit(model, code, TARGET, attention=replace(NOWHERE, **{window: (0, 1), **layers})).edits
+        for layers in ({}, {"layers": (0, 0.5)}, {"layer_indices": (model.attention_sites()[-1].block,)})
+    ]
+    for k, one in enumerate(some):
+        assert min(apart(one, other) for other in (plain, *some[:k])) > 1e-8
+    none = ddim.edit(model, code, TARGET, attention=replace(NOWHERE, **{window: (0, 1), "layers": (0.5, 0.5)}))
+    assert apart(none.edits, plain) < TIGHT
+
+
+@pytest.mark.parametrize("kind", ["refine", "replace"])
+def test_a_prompt_replaced_by_itself_changes_nothing(model: Model, code: LatentCode, kind: str):
+    edited = ddim.edit(model, code, SOURCE, attention=replace(ALWAYS, kind=kind, value_steps=(0, 1)))
+    assert apart(edited.edits[:, 0], edited.reconstruction) < 1e-12  # the latents are equal; they are decoded together
+
+
+def test_weights_change_the_target_and_not_the_source(model: Model, code: LatentCode):
+    plain, heavy, ones = (
+        ddim.edit(model, code, f"a (zebra:{weight}) on a mat", attention=ALWAYS) for weight in ("1", "3", "1.0")
+    )
+    assert apart(plain.edits, ones.edits) < TIGHT
+    assert apart(heavy.edits, plain.edits) > 1e-7
+    assert torch.equal(heavy.reconstruction, plain.reconstruction)
+
+
+def test_outside_the_words_the_latent_stays_the_sources(model: Model, monkeypatch: pytest.MonkeyPatch):
+    ends: list[Any] = []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        ends.append(solve(*args, **kwargs))
+        return ends[-1]
+
+    code = coded(model, method="direct")
+    probe = ddim.edit(model, code, TARGET, attention=ALWAYS, blend="cat/zebra").blend_mask
+    assert probe is not None
+    for threshold in (0.3, 0.6, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999):
+        how = replace(ALWAYS, blend_threshold=threshold, blend_start=0.0)
+        with monkeypatch.context() as patch:
+            patch.setattr("ddim.pipelines.edit.solve", watched)
+            edited = ddim.edit(model, code, TARGET, attention=how, blend="cat/zebra")
+        assert edited.blend_mask is not None
+        side = model.downscaling
+        outside = edited.blend_mask[0, 0, ::side, ::side] == 0
+        if 0 < float(outside.double().mean()) < 1:
+            break
+    else:
+        pytest.fail("no threshold puts the words in one place and not in another")
+    x = ends[-1]["x"]
+    assert torch.equal(x[0, :, outside], x[1, :, outside])
+    assert apart(x[0, :, ~outside], x[1, :, ~outside]) > 1e-6
+
+
+def test_targets_and_images_do_not_know_each_other(model: Model):
+    code = coded(model, 2, prompt=[SOURCE, "two dogs"])
+    targets = [[TARGET, "a red cat on a mat"], ["two red dogs", "two cats"]]
+    together = ddim.edit(model, code, targets, attention=ALWAYS)
+    for i in (0, 1):
+        alone = ddim.edit(model, code[i], targets[i], attention=ALWAYS)
+        assert apart(alone.edits[0], together.edits[i]) < 1e-6
+        one = ddim.edit(model, code[i], targets[i][1], attention=ALWAYS)
+        assert apart(one.edits[0, 0], together.edits[i, 1]) < 1e-6
+    apiece = ddim.edit(model, code, targets, attention=ALWAYS, batch=3)
+    assert apart(apiece.edits, together.edits) < 1e-6
+
+
+def test_a_block_that_the_network_lacks_is_refused_before_any_work(model: Model):
+    with refused("layer_indices", 1000):
+        ddim.edit(
+            model,
+            torch.rand(1, 3, 16, 24),
+            TARGET,
+            source_prompt=SOURCE,
+            attention=AttentionEdit(layer_indices=(1000,)),
+        )
+    with refused("layers", (0.0, 0.5)):
+        ddim.edit(model, coded(model), TARGET, attention=AttentionEdit("none", layers=(0.0, 0.5)))
