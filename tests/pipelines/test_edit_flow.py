@@ -60,7 +60,7 @@ def test_every_window_acts_in_its_steps_and_layers(model: Model, code: LatentCod
     plain = ddim.edit(model, code, TARGET, attention="none").edits
     some = [
         ddim.edit(model, code, TARGET, attention=replace(NOWHERE, **{window: (0, 1), **layers})).edits
-        for layers in ({}, {"layers": (0, 0.5)}, {"layer_indices": (model.attention_sites()[-1].block,)})
+        for layers in ({}, {"layers": (0, 0.7)}, {"layer_indices": (model.attention_sites()[-1].block,)})
     ]
     for k, one in enumerate(some):
         assert min(apart(one, other) for other in (plain, *some[:k])) > 1e-8
@@ -70,7 +70,10 @@ def test_every_window_acts_in_its_steps_and_layers(model: Model, code: LatentCod
 
 @pytest.mark.parametrize("kind", ["refine", "replace"])
 def test_a_prompt_replaced_by_itself_changes_nothing(model: Model, code: LatentCode, kind: str):
-    edited = ddim.edit(model, code, SOURCE, attention=replace(ALWAYS, kind=kind, value_steps=(0, 1)))
+    how, guidance = replace(ALWAYS, kind=kind, value_steps=(0, 1)), ddim.Guidance.of(code.guidance)
+    if model.info.embedded:  # a distilled network inverts at the scale 1
+        guidance = replace(guidance, embedded=1.0)
+    edited = ddim.edit(model, code, SOURCE, attention=how, guidance=guidance)
     assert apart(edited.edits[:, 0], edited.reconstruction) < 1e-12  # the latents are equal; they are decoded together
 
 
