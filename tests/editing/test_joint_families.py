@@ -36,8 +36,13 @@ def image_first(length: int, words: int) -> tuple[Sequence[int], Sequence[int]] 
 
 
 def words_first(length: int, words: int) -> tuple[Sequence[int], Sequence[int]] | None:
-    """FLUX and Qwen-Image."""
+    """Qwen-Image, whose words may be fewer than those of the plan."""
     return range(length - TOKENS, length), range(words)
+
+
+def words_counted(length: int, words: int) -> tuple[Sequence[int], Sequence[int]] | None:
+    """FLUX: tokens of a reference may follow those of the image."""
+    return range(words, words + TOKENS), range(words)
 
 
 def padded(length: int, words: int) -> tuple[Sequence[int], Sequence[int]] | None:
@@ -45,7 +50,7 @@ def padded(length: int, words: int) -> tuple[Sequence[int], Sequence[int]] | Non
     return None if length == 64 else (range(32), range(32, min(length, 32 + words)))
 
 
-LAYOUTS: dict[str, Places] = {"sd3": image_first, "flux": words_first, "qwen": words_first, "z-image": padded}
+LAYOUTS: dict[str, Places] = {"sd3": image_first, "flux": words_counted, "qwen": words_first, "z-image": padded}
 
 
 def layout(name: str) -> Places:
@@ -143,6 +148,20 @@ def test_replaced_words_agree_too(family):
     ours, _ = controlled(model, plan, *given)
     expected, _ = written_out(name, model, plan, *given)
     assert float((ours - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
+
+
+def test_a_reference_picture_is_left_alone():
+    name = "flux kontext"
+    model: Any = ddim.load(tiny_flow.FAMILIES[name].pipeline().to(torch.float64))
+    how = AttentionEdit(**EVERYTHING, value_steps=(0.0, 1.0))
+    alone = controlled(model, plan_of(model, how), *inputs(model))[0]
+    model.reference = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    plan, given = plan_of(model, how), inputs(model)
+    ours, _ = controlled(model, plan, *given)
+    expected, calls = written_out(name, model, plan, *given)
+    assert calls == len(plan.layers)
+    assert float((ours - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
+    assert float((ours - alone).abs().max()) >= 1e-4 * float(expected.abs().max())
 
 
 # --- laws ------------------------------------------------------------------------------------------------------------

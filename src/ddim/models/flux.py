@@ -3,8 +3,9 @@ arXiv 2506.15742).
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,6 +16,9 @@ from .._utils.silence import quiet
 from ..core.conditioning import EMBEDDED, POOLED, REFERENCE, TEXT, Conditioning, PromptConditioning
 from ..core.path import Node
 from ..data.images import ImageLike, read_images
+from ..editing.tokens import Tokens, tokens_of
+from .attention.mmdit import flux_layers
+from .attention.processors import Layer
 from .flow import FlowModel, packed, unpacked
 from .info import ModelInfo
 from .live import refuse_ip_adapter
@@ -158,6 +162,20 @@ class Flux(FlowModel):
         if self.info.embedded is not None:
             tensors[EMBEDDED] = torch.full((len(prompts),), self.info.embedded, device=self.device)
         return Conditioning(tensors)
+
+    def tokens(self, prompt: str) -> Tokens:
+        """Returns the tokens that the T5 encoder gets, and the positions of the words among them.
+
+        CLIP sums up the prompt in one vector, so that its tokens have no part in attention.
+        """
+        tokenizer = self.tokenizers[1]
+        with quiet():
+            convert = partial(self.pipeline.maybe_convert_prompt, tokenizer=tokenizer)
+            return tokens_of(tokenizer, prompt, self.text_tokens, convert)
+
+    def attention_layers(self) -> Iterable[Layer]:
+        """Returns the attention layers of the transformer; see ``FlowModel.attention_layers``."""
+        return flux_layers(self.network, self.patch, reference=REFERENCE in self.info.optional_conditions)
 
     def _warn_if_cut(self, prompts: Sequence[str]) -> None:
         """Warns if a prompt has more tokens than the T5 encoder is given. CLIP, which sums up a prompt, cuts sooner."""

@@ -1,6 +1,6 @@
 """The adapter for Qwen-Image in the diffusers format (Wu et al. 2025, arXiv 2508.02324)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,8 @@ from ..core.guidance import Guidance, Prompts
 from ..core.path import Node
 from ..core.prediction import Hold
 from ..core.schedule import Clock
+from .attention.mmdit import qwen_layers
+from .attention.processors import Layer
 from .flow import packed, unpacked
 from .latent import code_of, statistics_of
 from .masked_text import MaskedTextModel
@@ -157,6 +159,10 @@ class QwenImage(MaskedTextModel):
             return_dict=False,
         )[0]
         return unpacked(output, height, width)
+
+    def attention_layers(self) -> Iterable[Layer]:
+        """Returns the attention layers of the transformer; see ``FlowModel.attention_layers``."""
+        return qwen_layers(self.network, self.patch)
 
     # --- guidance ---------------------------------------------------------------------------------------------------
 

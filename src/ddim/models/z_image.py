@@ -1,6 +1,6 @@
 """The adapter for Z-Image and Z-Image-Turbo in the diffusers format (Z-Image Team 2025, arXiv 2511.22699)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -10,6 +10,8 @@ from torch import Tensor
 from .._utils.errors import InputError
 from ..core.path import Node
 from ..core.schedule import Clock, StaticShift
+from .attention.processors import Layer
+from .attention.z_image import told, z_image_layers
 from .info import ModelInfo
 from .masked_text import MaskedTextModel
 from .pixel import sides_of
@@ -100,6 +102,10 @@ class ZImage(MaskedTextModel):
         """Returns ``hidden_size`` of the language model and ``cap_feat_dim`` of the transformer."""
         return int(self.pipeline.text_encoder.config.hidden_size), int(self.network.config.cap_feat_dim)
 
+    def attention_layers(self) -> Iterable[Layer]:
+        """Returns the attention layers of the transformer; see ``FlowModel.attention_layers``."""
+        return z_image_layers(self.network, self.patch)
+
     # --- calls ------------------------------------------------------------------------------------------------------
 
     def timestep(self, node: Node, x: Tensor) -> Tensor:
@@ -122,5 +128,6 @@ class ZImage(MaskedTextModel):
         """Calls a transformer, which takes lists of images and texts; see ``MaskedTextModel.call_rows``."""
         texts = [row[:count] for row, count in zip(text, lengths, strict=True)]
         images = list(x.unsqueeze(2).unbind())
-        output = network(images, timestep.expand(len(x)), texts, return_dict=False)[0]
+        with told(network, control):
+            output = network(images, timestep.expand(len(x)), texts, return_dict=False)[0]
         return -torch.stack(list(output)).squeeze(2)
