@@ -21,8 +21,9 @@ SIDE, GAP, HEAD = 96, 8, 26
 
 
 def main() -> None:
-    """Writes round_trip.png, samples.png, interpolation.png and edits.png."""
-    edits()
+    """Writes round_trip.png, samples.png, interpolation.png, edits.png and edits_flow.png."""
+    edits("emoji", "edits.png")
+    edits("emoji-flow", "edits_flow.png")
     model = ddim.load("fashion")
     paths = ddim.bundled_test_images("fashion")
     chosen = [paths[k] for k in (0, 1, 3, 5, 8, 9, 13, 14, 15)]
@@ -37,9 +38,14 @@ def main() -> None:
     ddim.save_image(ddim.sheet(frames, columns=len(frames), scale=2, gap=3), FOLDER / "interpolation.png")
 
 
-def edits() -> None:
-    """Three held-out drawings, a row each: the drawing, its reconstruction, its edit, and the real target drawing."""
-    root, model = ddim.bundled_models()["emoji"], ddim.load("emoji")
+def edits(name: str, picture: str) -> None:
+    """Three held-out drawings, a row each: the drawing, its reconstruction, its edit, and the real target drawing.
+
+    Args:
+        name: the model.
+        picture: the file to write.
+    """
+    root, model = ddim.bundled_test_images(name)[0].parents[1], ddim.load(name)
     with (root / "pictures.csv").open(encoding="utf-8", newline="") as file:
         listed = list(csv.DictReader(file))
     answers = [row for row in listed if row["file"].startswith("answers/")]
@@ -56,7 +62,7 @@ def edits() -> None:
     )
     columns = {"drawing": drawn, "reconstruction": made.reconstruction, "edit": made.edits[:, 0], "real target": wanted}
     owners = "; ".join(sorted({row["source"] for row in sources}))
-    ddim.save_image(_with_headings(columns), FOLDER / "edits.png", about=owners)
+    ddim.save_image(_with_headings(columns), FOLDER / picture, about=owners)
 
 
 def _with_headings(columns: dict[str, Tensor]) -> Image.Image:

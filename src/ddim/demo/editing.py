@@ -68,7 +68,7 @@ class Gallery:
     """
 
     def __init__(self, name: str, shape: tuple[int, int, int]) -> None:
-        root = ddim.bundled_models().get(name, Path(name))
+        root = ddim.bundled_test_images(name)[0].parents[1] if name in ddim.bundled_models() else Path(name)
         listed = root / "pictures.csv"
         if not listed.is_file():
             raise ddim.InputError(f"{root} has no pictures.csv. The demo's edits need one beside the model.")

@@ -14,7 +14,7 @@ from ..data.folders import has_split
 from ..data.idx import idx_file
 from ..data.images import read_images
 from ..data.sources import TablePart, held_out, open_source, square
-from ..models import bundled_models
+from ..models import bundled_models, pictures_folder
 from ..models.base import Model
 from ..models.features import sides
 from ..training.config import DataConfig, SourceConfig, TrainConfig
@@ -167,11 +167,10 @@ def spread(images: Sequence[_T], count: int) -> list[_T]:
 
 
 def _bundled(model: Model, count: int | None) -> EvalImages:
-    root = bundled_models().get(model.name)
-    if root is None:
+    if model.name not in bundled_models():
         kind = "--recipe" if model.text else "--recipe or --data"
         raise InputError(f"no images are bundled with the model {model.name!r}; give {kind}.", parameter="data")
-    origin = "pictures that the package carries"
+    root, origin = pictures_folder(model.name), "pictures that the package carries"
     if not model.text:
         files = sorted((root / "test_images").glob("*.png"))
         images = [_image("", "", file, model) for file in files]

@@ -29,16 +29,26 @@ def bundled_test_images(name: str) -> list[Path]:
     """Returns the files of real pictures that a bundled model was not trained on.
 
     Args:
-        name: a bundled model; `fashion-classes` has the same pictures as `fashion`.
+        name: a bundled model; `fashion-classes` has the same pictures as `fashion`, and `emoji-flow` as `emoji`.
 
     Raises:
         InputError: there is no bundled model of this name.
     """
-    if name not in bundled_models():
-        raise UnknownName("bundled model", name, bundled_models(), parameter="name")
-    bundled, first = bundled_models(), name.partition("-")[0]
-    own = name if (bundled[name] / "test_images").is_dir() else first
-    return sorted((bundled[own] / "test_images").glob("*.png"))
+    return sorted((pictures_folder(name) / "test_images").glob("*.png"))
+
+
+def pictures_folder(name: str) -> Path:
+    """Returns the folder with ``test_images`` and ``pictures.csv`` for a bundled model.
+
+    It is that of the model itself, or of the model whose name begins its own, which was trained on the same data.
+
+    Raises:
+        InputError: there is no bundled model of this name.
+    """
+    bundled = bundled_models()
+    if name not in bundled:
+        raise UnknownName("bundled model", name, bundled, parameter="name")
+    return bundled[name if (bundled[name] / "test_images").is_dir() else name.partition("-")[0]]
 
 
 def load(
