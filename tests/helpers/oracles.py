@@ -15,7 +15,8 @@ from ddim.core.conditioning import Conditioning, PromptConditioning
 from ddim.core.denoiser import PLAIN, Call, ask_network
 from ddim.core.guidance import combine
 from ddim.core.path import GaussianPath
-from ddim.core.schedule import Schedule
+from ddim.core.prediction import from_pair
+from ddim.core.schedule import Schedule, StaticShift
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Gaussian:
     def endpoint(self, x: Tensor, t: Node, s: Node) -> Tensor:
         """Where the probability-flow ODE takes x from t to s: (x - alpha mean) keeps its number of deviations."""
         return s.alpha * self.mean + self.spread(s) / self.spread(t) * (x - t.alpha * self.mean)
+
+    flow_endpoint = endpoint
 
     def spread(self, node: Node) -> Tensor:
         """The standard deviation of x at a node, per element."""
@@ -90,6 +93,23 @@ class Mixture:
             u = u + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         return s.alpha * u
 
+    def flow_endpoint(self, x: Tensor, t: Node, s: Node, steps: int = 400) -> Tensor:
+        """The same on rectified flow, where both ends may be pure noise or data: dx / dsigma = eps - x0."""
+
+        def slope(x: Tensor, sigma: float) -> Tensor:
+            pair = self(x, Node(sigma, 1 - sigma, sigma))
+            return pair.eps - pair.x0
+
+        h = (s.sigma - t.sigma) / steps
+        for k in range(steps):
+            at = t.sigma + k * h
+            k1 = slope(x, at)
+            k2 = slope(x + h / 2 * k1, at + h / 2)
+            k3 = slope(x + h / 2 * k2, at + h / 2)
+            k4 = slope(x + h * k3, min(max(at + h, 0.0), 1.0))
+            x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        return x
+
     def draw(self, count: int, seed: int = 0) -> Tensor:
         """Data, [count, ...]."""
         g = torch.Generator().manual_seed(seed)
@@ -100,12 +120,14 @@ class Mixture:
 
 EPS = Schedule(ddpm_linear(), "eps")
 """Of a network that answers eps; of its path only the largest t is asked."""
+FLOW = Schedule(RectifiedFlow(), "flow", shift=StaticShift(3.0))
+"""Of a network that answers the velocity, as Stable Diffusion 3 does."""
 
 
 @dataclass(frozen=True)
 class Conditional:
-    """A ``Network`` that answers eps: data of ``base`` moved by the text, [N, L, D]: its mean over the tokens times
-    ``lead``, [D, ...].
+    """A ``Network`` that answers what its schedule says, for data of ``base`` moved by the text, [N, L, D]: by its mean
+    over the tokens times ``lead``, [D, ...].
 
     Under guidance of weight w a Gaussian's exact eps is that of data moved by uncond + w (cond - uncond): it is linear
     in the mean.
@@ -126,8 +148,8 @@ class Conditional:
         return Pair(pair.x0 + by, pair.eps)
 
     def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:
-        """The exact eps; what ``ask`` asks, for a test to watch."""
-        return self.pair(x, node, cond).eps
+        """The exact output; what ``ask`` asks, for a test to watch."""
+        return from_pair(self.schedule.prediction, self.pair(x, node, cond), node.alpha, node.sigma)
 
     def ask(self, x: Tensor, node: Node, /, *conditionings: Conditioning, call: Call = PLAIN) -> Sequence[Tensor]:
         """As every model's."""
@@ -144,11 +166,11 @@ def prompts(text: Tensor, opposite: Tensor | None = None) -> PromptConditioning:
     return PromptConditioning(Conditioning({"text": text}), uncond)
 
 
-def conditional(base: Gaussian | Mixture, words: int = 6) -> Conditional:
+def conditional(base: Gaussian | Mixture, words: int = 6, schedule: Schedule = EPS) -> Conditional:
     """Embeddings of this many numbers move every element of ``base`` by about half a deviation."""
     shape = base.mean.shape if isinstance(base, Gaussian) else base.means.shape[1:]
     lead = torch.randn(words, *shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    return Conditional(base, 0.5 * lead)
+    return Conditional(base, 0.5 * lead, schedule)
 
 
 def gaussian(*shape: int) -> Gaussian:
@@ -207,8 +229,27 @@ def arc(steps: int, start: float = 1.35, end: float = 0.35) -> Grid:
 
 def straight(steps: int, start: float = 0.9, end: float = 0.2) -> Grid:
     """The same on the path of rectified flow: alpha = 1 - t, sigma = t."""
-    times = torch.linspace(start, end, steps + 1, dtype=torch.float64).tolist()
-    return Grid(tuple(Node(t, 1 - t, t) for t in times), "straight", RectifiedFlow())
+    return _flow(torch.linspace(start, end, steps + 1, dtype=torch.float64))
+
+
+def shifted(steps: int, start: float = 0.9, end: float = 0.2) -> Grid:
+    """The same with sigma shifted by the factor 3, as in Stable Diffusion 3; it is smooth in the number of the node."""
+    even = torch.linspace(start / (3 - 2 * start), end / (3 - 2 * end), steps + 1, dtype=torch.float64)
+    return _flow(3 * even / (1 + 2 * even))
+
+
+def whole(steps: int) -> Grid:
+    """From pure noise to the data on rectified flow."""
+    return straight(steps, 1.0, 0.0)
+
+
+def whole_shifted(steps: int) -> Grid:
+    """The same with sigma shifted by the factor 3."""
+    return shifted(steps, 1.0, 0.0)
+
+
+def _flow(sigmas: Tensor) -> Grid:
+    return Grid(tuple(Node(t, 1 - t, t) for t in sigmas.tolist()), "straight", RectifiedFlow())
 
 
 def fitted_order(steps: list[int], errors: list[float]) -> float:

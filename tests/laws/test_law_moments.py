@@ -11,9 +11,13 @@ import torch
 from oracles import Gaussian, mixture
 
 import ddim
+from ddim.core.schedule import Schedule, StaticShift
 
 DATA = Gaussian(torch.tensor([0.7], dtype=torch.float64), torch.tensor([0.4], dtype=torch.float64))
 PATH = ddim.ddpm_linear()
+FLOW = Schedule(ddim.RectifiedFlow(), "flow", shift=StaticShift(3.0))
+MAKE_GRID = {"ddpm": lambda steps: ddim.make_grid(PATH, steps), "flow": FLOW.grid}
+paths = pytest.mark.parametrize("path", MAKE_GRID)
 FAMILY = [("ddim", {"eta": 0.0}), ("ddim", {"eta": 0.3}), ("ddim", {"eta": 1.0}), ("ddpm", {})]
 
 
@@ -28,24 +32,27 @@ def moments(solver, grid: ddim.Grid) -> tuple[float, float]:
     return mean, math.sqrt(variance)
 
 
+@paths
 @pytest.mark.parametrize(("name", "options"), FAMILY, ids=str)
-def test_all_thousand_steps_keep_the_marginal(name, options):
-    mean, std = moments(ddim.make_solver(name, options), ddim.make_grid(PATH, 1000))
-    print(f"moments {name} {options}: mean {mean:.4f} (0.7), std {std:.4f} (0.4)")
+def test_all_thousand_steps_keep_the_marginal(name, options, path):
+    mean, std = moments(ddim.make_solver(name, options), MAKE_GRID[path](1000))
+    print(f"moments {name} {options} {path}: mean {mean:.4f} (0.7), std {std:.4f} (0.4)")
     assert mean == pytest.approx(0.7, abs=0.01)
     assert std == pytest.approx(0.4, rel=0.02)
 
 
+@paths
 @pytest.mark.parametrize(("name", "options"), FAMILY, ids=str)
-def test_the_error_of_the_moments_falls_with_the_steps(name, options):
+def test_the_error_of_the_moments_falls_with_the_steps(name, options, path):
     solver = ddim.make_solver(name, options)
-    errors = [abs(moments(solver, ddim.make_grid(PATH, steps))[1] - 0.4) for steps in (50, 100, 200, 400)]
+    errors = [abs(moments(solver, MAKE_GRID[path](steps))[1] - 0.4) for steps in (50, 100, 200, 400)]
     assert errors == sorted(errors, reverse=True)
 
 
+@paths
 @pytest.mark.parametrize("steps", [10, 50, 200, 1000])
-def test_sigma_hat_ends_wider_than_the_posterior_variance(steps):
-    grid = ddim.make_grid(PATH, steps)
+def test_sigma_hat_ends_wider_than_the_posterior_variance(steps, path):
+    grid = MAKE_GRID[path](steps)
     assert moments(ddim.make_solver("ddpm"), grid)[1] > moments(ddim.make_solver("ddim", {"eta": 1.0}), grid)[1]
 
 

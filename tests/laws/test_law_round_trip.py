@@ -9,6 +9,7 @@ from oracles import arc, gaussian, mixture, noise_like
 
 import ddim
 from ddim.core.contracts import State
+from ddim.core.schedule import Schedule, StaticShift
 from ddim.inversion import INVERSIONS, make_inversion
 from ddim.inversion.replay import state_of
 from ddim.solvers import REVERSIBLE
@@ -18,8 +19,11 @@ PROBLEMS = {"gaussian": gaussian(2, 4), "mixture": mixture(2, 4)}
 PLAIN = [n for n, m in INVERSIONS.items() if not m.needs and not m.keeps]  # the others: test_law_guided
 APPROXIMATE = [name for name in PLAIN if not INVERSIONS[name].exact]
 PATH = ddim.ddpm_linear()
+FLOW = Schedule(ddim.RectifiedFlow(), "flow", shift=StaticShift(3.0))
+MAKE_GRID = {"ddpm": lambda steps: ddim.make_grid(PATH, steps), "flow": FLOW.grid}
 STEPS = 50
 
+paths = pytest.mark.parametrize("path", MAKE_GRID)
 methods = pytest.mark.parametrize("name", PLAIN)
 reversible = pytest.mark.parametrize("name", REVERSIBLE)
 problems = pytest.mark.parametrize("problem", PROBLEMS)
@@ -77,18 +81,19 @@ def test_a_code_that_comes_back_but_is_no_latent_is_told(name, options, steps, u
 
 @dtypes
 @problems
+@paths
 @methods
-def test_round_trip_in_decibels(name, problem, dtype, record_property):
-    """The least a user may count on at 50 trailing steps: exact methods to the lattice's points, the others to 3 %.
+def test_round_trip_in_decibels(name, path, problem, dtype, record_property):
+    """The least a user may count on at 50 steps: exact methods to the lattice's points, the others to 3 %.
 
     What a class states is for 20 steps under guidance (test_law_guided), and so is no more than what is reached here.
     """
     least = {True: {torch.float32: 150, torch.float64: 220}, False: {torch.float32: 30, torch.float64: 30}}
-    x0, grid, method = images(problem, dtype), ddim.make_grid(PATH, STEPS), make_inversion(name)
+    x0, grid, method = images(problem, dtype), MAKE_GRID[path](STEPS), make_inversion(name)
     back = replay(code_of(name, problem, x0, grid), problem)
     quality = decibels(back - x0)
     record_property("psnr_db", quality)
-    print(f"round trip {name:6} {problem:9} {dtype!s:14} {quality:6.1f} dB")
+    print(f"round trip {name:6} {path:5} {problem:9} {dtype!s:14} {quality:6.1f} dB")
     assert quality > least[method.exact][dtype]
     if method.floor_db == math.inf:
         solver = method.solver()
@@ -98,21 +103,22 @@ def test_round_trip_in_decibels(name, problem, dtype, record_property):
 
 
 @problems
+@paths
 @pytest.mark.parametrize("name", APPROXIMATE)
-def test_approximate_methods_close_in_as_steps_grow(name, problem):
+def test_approximate_methods_close_in_as_steps_grow(name, path, problem):
     x0 = images(problem)
     few, many = (
-        (replay(code_of(name, problem, x0, ddim.make_grid(PATH, steps)), problem) - x0).abs().max()
-        for steps in (50, 200)
+        (replay(code_of(name, problem, x0, MAKE_GRID[path](steps)), problem) - x0).abs().max() for steps in (50, 200)
     )
     assert many < few / 3  # first order or better: four times the steps, a quarter of the error or less
 
 
 @dtypes
+@paths
 @methods
-def test_after_save_and_load_the_replay_is_the_same_bit_for_bit(name, dtype, tmp_path):
+def test_after_save_and_load_the_replay_is_the_same_bit_for_bit(name, path, dtype, tmp_path):
     x0 = images("mixture", dtype)
-    code = code_of(name, "mixture", x0, ddim.make_grid(PATH, 20))
+    code = code_of(name, "mixture", x0, MAKE_GRID[path](20))
     loaded = ddim.LatentCode.load(code.save(tmp_path / "a.code"))
     assert torch.equal(replay(loaded, "mixture"), replay(code, "mixture"))
     assert loaded.grid.nodes == code.grid.nodes
@@ -209,7 +215,7 @@ def enlargement(solver: ReversibleSolver, grid: ddim.Grid, problem: str) -> floa
 
 
 @problems
-@pytest.mark.parametrize("spacing", ["arc", *ddim.SPACINGS])
+@pytest.mark.parametrize("spacing", ["arc", *ddim.SPACINGS, "flow"])
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -220,7 +226,8 @@ def enlargement(solver: ReversibleSolver, grid: ddim.Grid, problem: str) -> floa
 )
 def test_amplification_bounds_what_a_disturbance_does(name, options, spacing, problem):
     solver = ddim.make_solver(name, options)
-    grid = arc(STEPS) if spacing == "arc" else ddim.make_grid(PATH, STEPS, spacing)
+    made = {"arc": arc, "flow": FLOW.grid}
+    grid = made[spacing](STEPS) if spacing in made else ddim.make_grid(PATH, STEPS, spacing)
     assert enlargement(solver, grid, problem) < 3 * solver.amplification(grid)
 
 

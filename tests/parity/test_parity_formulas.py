@@ -34,6 +34,36 @@ def compare(name: str, a: torch.Tensor, b: torch.Tensor, record_property, tolera
     assert worst <= tolerance * float(b.abs().max().clamp(min=1))
 
 
+# --- the coordinate of a path ----------------------------------------------------------------------------------------
+
+FLOW = {f"flow {s}": ddim.make_grid(ddim.RectifiedFlow(), 20, s) for s in ddim.SPACINGS}
+VE = {f"ve {s}": ddim.make_grid(ddim.VEPath(), 20, s) for s in ddim.SPACINGS}
+GRIDS_OF_PATHS = {**GRIDS, **FLOW, **VE}
+every_path = pytest.mark.parametrize("grid", GRIDS_OF_PATHS)
+every_flow = pytest.mark.parametrize("grid", FLOW)
+
+
+class Coordinate:
+    """gamma and w of Rex' noise prediction, with the network in them; on rectified flow sigma, 1 and the velocity."""
+
+    def __init__(self, problem: str, grid: str) -> None:
+        self.data, self.straight, self.ve = PROBLEMS[problem], grid in FLOW, grid in VE
+        self.nodes = GRIDS_OF_PATHS[grid].nodes
+        self.gamma = [n.sigma if self.straight else n.sigma / n.alpha for n in self.nodes]
+        self.w = [1.0 if self.straight else n.alpha for n in self.nodes]
+
+    def f(self, gamma: float, u: torch.Tensor) -> torch.Tensor:
+        """du / dgamma. The level of a gamma is known without the library: from alpha + sigma = 1, alpha = 1, or
+        alpha^2 + sigma^2 = 1."""
+        alpha = 1 - gamma if self.straight else 1.0 if self.ve else 1 / math.sqrt(1 + gamma**2)
+        node = ddim.Node(math.nan, alpha, gamma if self.straight else gamma * alpha)
+        pair = self.data(u if self.straight else alpha * u, node)
+        return pair.eps - pair.x0 if self.straight else pair.eps
+
+
+# --- one value -------------------------------------------------------------------------------------------------------
+
+
 @every_grid
 @every_problem
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
@@ -53,42 +83,39 @@ def test_k_diffusions_euler_ancestral_is_the_eta_family(eta, problem, spacing, r
     compare(f"euler ancestral {problem} {spacing} eta {eta}", a, u * grid[-1].alpha, record_property)
 
 
-@every_grid
+@every_path
 @every_problem
-def test_heun_is_the_improved_euler_method(problem, spacing, record_property):
-    """Algorithm 1 of Karras et al. 2022 (no churn) on dx/dsigma = (x - D(x; sigma)) / sigma."""
-    grid, data = GRIDS[spacing], PROBLEMS[problem]
-
-    def slope(u, node):
-        return (u - data(node.alpha * u, node).x0) / node.ratio
-
-    u = X / grid[0].alpha
-    for i in range(grid.steps):
-        h = grid[i + 1].ratio - grid[i].ratio
-        d = slope(u, grid[i])
+def test_heun_is_the_improved_euler_method(problem, grid, record_property):
+    """Algorithm 1 of Karras et al. 2022 (no churn) on dx/dsigma = (x - D(x; sigma)) / sigma; on flow, the velocity."""
+    at, nodes = Coordinate(problem, grid), GRIDS_OF_PATHS[grid]
+    u = X / at.w[0]
+    for i in range(nodes.steps):
+        h = at.gamma[i + 1] - at.gamma[i]
+        d = at.f(at.gamma[i], u)
         u_next = u + h * d
-        if grid[i + 1].sigma > 0:
-            u_next = u + h * (d + slope(u_next, grid[i + 1])) / 2
+        if nodes[i + 1].sigma > 0:
+            u_next = u + h * (d + at.f(at.gamma[i + 1], u_next)) / 2
         u = u_next
-    compare(f"heun {problem} {spacing}", forward(ddim.make_solver("heun"), problem, grid), u, record_property, 1e-11)
+    result = forward(ddim.make_solver("heun"), problem, nodes)
+    compare(f"heun {problem} {grid}", result, u * at.w[-1], record_property, 1e-11)
 
 
-@every_grid
+@every_path
 @every_problem
-def test_adams_bashforth_integrates_the_line_through_two_slopes(problem, spacing, record_property):
-    grid, data = GRIDS[spacing], PROBLEMS[problem]
-    u, before = X / grid[0].alpha, None
-    for i in range(grid.steps):
-        a, b = grid[i].ratio, grid[i + 1].ratio
-        eps = data(grid[i].alpha * u, grid[i]).eps
+def test_adams_bashforth_integrates_the_line_through_two_slopes(problem, grid, record_property):
+    at, nodes = Coordinate(problem, grid), GRIDS_OF_PATHS[grid]
+    u, before = X / at.w[0], None
+    for i in range(nodes.steps):
+        a, b = at.gamma[i], at.gamma[i + 1]
+        slope = at.f(a, u)
         if before is None:
-            u_next = u + (b - a) * eps
+            u_next = u + (b - a) * slope
         else:
-            tilt = (eps - before[1]) / (a - before[0])
-            u_next = u + (b - a) * eps + tilt * (b - a) ** 2 / 2
-        u, before = u_next, (a, eps)
-    result = forward(ddim.make_solver("adams-bashforth"), problem, grid)
-    compare(f"adams-bashforth {problem} {spacing}", result, u, record_property, 1e-11)
+            tilt = (slope - before[1]) / (a - before[0])
+            u_next = u + (b - a) * slope + tilt * (b - a) ** 2 / 2
+        u, before = u_next, (a, slope)
+    result = forward(ddim.make_solver("adams-bashforth"), problem, nodes)
+    compare(f"adams-bashforth {problem} {grid}", result, u * at.w[-1], record_property, 1e-11)
 
 
 @every_grid
@@ -189,28 +216,68 @@ def test_belm(problem, spacing, record_property):
     compare(f"belm {problem} {spacing}", result, x[0], record_property, LATTICE)
 
 
-FLOW = {f"flow {s}": ddim.make_grid(ddim.RectifiedFlow(), 20, s) for s in ddim.SPACINGS}
-VE = {f"ve {s}": ddim.make_grid(ddim.VEPath(), 20, s) for s in ddim.SPACINGS}
-GRIDS_OF_PATHS = {**GRIDS, **FLOW, **VE}
-every_path = pytest.mark.parametrize("grid", GRIDS_OF_PATHS)
+@every_flow
+@every_problem
+def test_belm_on_flow_continues_a_parabola(problem, grid, record_property):
+    """Through x_{i-1} and x_i, with the velocity at x_i; the first step is Euler's."""
+    at, nodes = Coordinate(problem, grid), GRIDS_OF_PATHS[grid]
+    before, x = X, X + (at.gamma[1] - at.gamma[0]) * at.f(at.gamma[0], X)
+    for i in range(1, nodes.steps):
+        v, back, forth = at.f(at.gamma[i], x), at.gamma[i - 1] - at.gamma[i], at.gamma[i + 1] - at.gamma[i]
+        bend = (before - x - v * back) / back**2
+        before, x = x, x + v * forth + bend * forth**2
+    result = forward(ddim.make_solver("belm"), problem, nodes)
+    compare(f"belm {problem} {grid}", result, x, record_property, COORDINATE)
 
 
-class Coordinate:
-    """gamma and w of Rex' noise prediction, with the network in them; on rectified flow sigma, 1 and the velocity."""
+@every_flow
+@every_problem
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_bdia_on_flow(gamma, problem, grid, record_property):
+    """x_{i+1} = gamma x_{i-1} + D(i -> i+1) - gamma D(i -> i-1), where D is a step along the velocity."""
+    at, nodes = Coordinate(problem, grid), GRIDS_OF_PATHS[grid]
+    before, x = X, X + (at.gamma[1] - at.gamma[0]) * at.f(at.gamma[0], X)
+    for i in range(1, nodes.steps):
+        v = at.f(at.gamma[i], x)
+        forth, back = (x + v * (at.gamma[j] - at.gamma[i]) for j in (i + 1, i - 1))
+        before, x = x, gamma * before + forth - gamma * back
+    result = forward(ddim.make_solver("bdia", {"gamma": gamma}), problem, nodes)
+    compare(f"bdia {gamma} {problem} {grid}", result, x, record_property, LATTICE)
 
-    def __init__(self, problem: str, grid: str) -> None:
-        self.data, self.straight, self.ve = PROBLEMS[problem], grid in FLOW, grid in VE
-        self.nodes = GRIDS_OF_PATHS[grid].nodes
-        self.gamma = [n.sigma if self.straight else n.sigma / n.alpha for n in self.nodes]
-        self.w = [1.0 if self.straight else n.alpha for n in self.nodes]
 
-    def f(self, gamma: float, u: torch.Tensor) -> torch.Tensor:
-        """du / dgamma. The level of a gamma is known without the library: from alpha + sigma = 1, alpha = 1, or
-        alpha^2 + sigma^2 = 1."""
-        alpha = 1 - gamma if self.straight else 1.0 if self.ve else 1 / math.sqrt(1 + gamma**2)
-        node = ddim.Node(math.nan, alpha, gamma if self.straight else gamma * alpha)
-        pair = self.data(u if self.straight else alpha * u, node)
-        return pair.eps - pair.x0 if self.straight else pair.eps
+@every_flow
+@every_problem
+def test_edict_on_flow_steps_along_eps(problem, grid, record_property):
+    """As on every path. Where alpha = 0 both copies make the same step, which is towards x0."""
+    nodes, data = GRIDS_OF_PATHS[grid], PROBLEMS[problem]
+    x = y = X
+    for i in range(nodes.steps):
+        t, s = nodes[i].sigma, nodes[i + 1].sigma
+        if t == 1:
+            x = y = X + (s - 1) * Coordinate(problem, grid).f(1.0, X)
+            continue
+        a, b = (1 - s) / (1 - t), (s - t) / (1 - t)
+        for moved in ("xy", "yx")[i % 2]:
+            if moved == "x":
+                x = a * x + b * data(y, nodes[i]).eps
+            else:
+                y = a * y + b * data(x, nodes[i]).eps
+        x = 0.93 * x + 0.07 * y
+        y = 0.93 * y + 0.07 * x
+    result = forward(ddim.make_solver("edict"), problem, nodes)
+    compare(f"edict {problem} {grid}", result, x, record_property, COORDINATE)
+
+
+@every_flow
+@pytest.mark.parametrize(("timestep", "ahead"), [("destination", 1), ("source", 0)])
+def test_ddim_inversion_on_flow_steps_along_the_velocity(timestep, ahead, grid, record_property):
+    at, nodes = Coordinate("mixture", grid), GRIDS_OF_PATHS[grid]
+    x0 = PROBLEMS["mixture"].draw(4)
+    x, sigmas = x0, at.gamma[::-1]
+    for i in range(nodes.steps):
+        x = x + (sigmas[i + 1] - sigmas[i]) * at.f(sigmas[i + ahead], x)
+    state = ddim.make_inversion("ddim", {"timestep": timestep}).invert(PROBLEMS["mixture"], x0, nodes).state
+    compare(f"ddim inversion {timestep} {grid}", state["x"], x, record_property)
 
 
 def euler(f, gamma, u, h):
@@ -295,12 +362,20 @@ def test_ddim_inversion_with_either_label(spacing, record_property):
         compare(f"ddim inversion {label} {spacing}", state["x"], x, record_property)
 
 
-@every_grid
-def test_the_implicit_step_solved_is_ddims_inverse(spacing):
-    grid, data = GRIDS[spacing], PROBLEMS["mixture"]
-    solver = ddim.make_solver("ddim")
-    x = data.draw(4)
-    i = grid.steps - 2
-    back = implicit_step(data, x, grid[i + 1], grid[i], iterations=200)
-    again = solver.step(data, {"x": back}, grid, i, None)["x"]
-    assert torch.allclose(again, x, rtol=0, atol=1e-12)
+ZERO_SNR = ddim.make_grid(ddim.TablePath(ddim.zero_terminal_snr(ddim.linear_alpha_bar())), 20)
+IMPLICIT = {
+    **{name: (grid, grid.steps - 2) for name, grid in GRIDS.items()},
+    **{f"{name}, from noise": (FLOW[name], 0) for name in ("flow trailing", "flow linspace", "flow quadratic")},
+    "zero-snr, from noise": (ZERO_SNR, 0),
+}
+
+
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_the_implicit_step_solved_is_ddims_inverse(name):
+    """Also from a node without signal, where eps is x itself, so that an iteration by eps would change nothing."""
+    (grid, i), data = IMPLICIT[name], PROBLEMS["mixture"]
+    x, many = data.draw(4), {"iterations": 200}
+    inversion = ddim.make_inversion("ddim", many)
+    for back in (implicit_step(data, x, grid, i, **many), inversion.unstep(data, {"x": x}, grid, i)["x"]):
+        again = ddim.make_solver("ddim").step(data, {"x": back}, grid, i, None)["x"]
+        assert torch.allclose(again, x, rtol=0, atol=1e-12)

@@ -11,7 +11,7 @@ from .._utils.tensors import solved
 from ..core.contracts import State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
-from ..solvers.base import shift
+from ..solvers.base import path_ode
 from .base import ByDDIM, Stepwise
 
 TIMESTEPS = ("destination", "source")
@@ -21,9 +21,10 @@ TIMESTEPS = ("destination", "source")
 class DDIMInversion(ByDDIM, Stepwise):
     """Inverts deterministic DDIM (eta = 0), from data to noise.
 
-    The inverse of the step from t to s needs eps at x_t, which is not known yet. A fixed-point iteration starts from
-    x_s and calls the network at (x, t) with the current iterate x. The first iterate is plain DDIM inversion (Song et
-    al. 2021, section 4.3); more iterations solve the implicit step (Pan et al. 2023, arXiv 2309.04907).
+    The inverse of the step from t to s needs the prediction at x_t, which is not known yet. A fixed-point iteration
+    starts from x_s and calls the network at (x, t) with the current iterate x. The first iterate is plain DDIM
+    inversion (Song et al. 2021, section 4.3); more iterations solve the implicit step (Pan et al. 2023, arXiv
+    2309.04907). The step is taken along eps, or on rectified flow along the velocity (see ``PathODE``).
 
     For a network that predicts eps, the first iterate equals that of prompt-to-prompt and of ``DDIMInverseScheduler``
     in diffusers. For a network that predicts v it does not: diffusers converts the output at (x_s, t) with the alpha
@@ -77,12 +78,13 @@ class DDIMInversion(ByDDIM, Stepwise):
 
     def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
         """Returns the state at ``grid[i]`` from the one at ``grid[i + 1]``."""
-        x, t, s = state["x"], grid[i], grid[i + 1]
-        at = s if self.timestep == "source" else t
+        x, t, s, ode = state["x"], grid[i], grid[i + 1], path_ode(grid)
+        if self.timestep == "source":
+            return {"x": ode.step(x, ode.slope(denoise(x, s)), s, t)}
         mix = _Anderson(self.anderson)
         guess = x
         for _ in range(self.iterations):
-            guess = mix(guess, shift(x, denoise(guess, at).eps, s, t))
+            guess = mix(guess, ode.unstep(denoise(guess, t), x, t, s))
         return {"x": guess}
 
 

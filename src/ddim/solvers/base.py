@@ -38,21 +38,6 @@ def shift(x: Tensor, eps: Tensor, t: Node, s: Node) -> Tensor:
     return ratio * x + (s.sigma - ratio * t.sigma) * eps
 
 
-def implicit_step(denoise: Denoiser, x: Tensor, s: Node, t: Node, iterations: int) -> Tensor:
-    """Finds the x_t whose DDIM step from t to s ends at x, by a fixed-point iteration that starts from x.
-
-    Args:
-        denoise: the model. It is called at t only; the first iterate is plain DDIM inversion with the timestep of t.
-        x: the sample at s, [N, ...].
-        s, t: the node of x, and the node with more noise to go to.
-        iterations: the number of iterations and network calls, at least 1.
-    """
-    guess = x
-    for _ in range(iterations):
-        guess = shift(x, denoise(guess, t).eps, s, t)
-    return guess
-
-
 def power(base: float, exponent: int) -> float:
     """Returns base ** exponent, or infinity if the result exceeds the range of floats."""
     try:
@@ -86,6 +71,27 @@ class PathODE:
         """Returns du / dr for a predicted pair."""
         return pair.eps - pair.x0 if self.straight else pair.eps
 
+    def step(self, x: Tensor, slope: Tensor, t: Node, s: Node) -> Tensor:
+        """Returns the step of x from t to s along a known slope, which may be towards the data or towards the noise.
+
+        The formula is that of Euler's method for u. On paths other than rectified flow it is ``shift``.
+        """
+        ratio = self.weight(s) / self.weight(t)
+        return ratio * x + (s.sigma - ratio * t.sigma) * slope
+
+    def unstep(self, pair: Pair, x: Tensor, t: Node, s: Node) -> Tensor:
+        """Returns the sample at t from which a DDIM step with this pair ends at x, at s.
+
+        Args:
+            pair: x0 and eps of the sample at t, or of a guess of it.
+            x: the sample at s, [N, ...].
+            t, s: the nodes where the step begins and ends; t has more noise.
+        """
+        if self.weight(t) == 0 and s.sigma > 0:
+            # Without signal at t, eps is the guess itself and would repeat it; x0 says where the step leads.
+            return t.sigma / s.sigma * (x - s.alpha * pair.x0)
+        return self.step(x, self.slope(pair), s, t)
+
     def first(self, grid: Grid) -> int:
         """Returns the first step of which both ends have a finite r: 0 or 1."""
         return 0 if math.isfinite(self.time(grid[0])) else 1
@@ -94,3 +100,21 @@ class PathODE:
 def path_ode(grid: Grid) -> PathODE:
     """Returns the ODE in the coordinate of the grid's path. A grid without a path does not count as rectified flow."""
     return PathODE(isinstance(grid.path, RectifiedFlow))
+
+
+def implicit_step(denoise: Denoiser, x: Tensor, grid: Grid, i: int, iterations: int) -> Tensor:
+    """Finds the sample at ``grid[i]`` whose DDIM step ends at x, by a fixed-point iteration that starts from x.
+
+    Args:
+        denoise: the model. It is called at ``grid[i]`` only; the first iterate is plain DDIM inversion with the
+            timestep of that node.
+        x: the sample at ``grid[i + 1]``, [N, ...].
+        grid: the grid of S + 1 nodes.
+        i: the step.
+        iterations: the number of iterations and network calls, at least 1.
+    """
+    ode, t, s = path_ode(grid), grid[i], grid[i + 1]
+    guess = x
+    for _ in range(iterations):
+        guess = ode.unstep(denoise(guess, t), x, t, s)
+    return guess

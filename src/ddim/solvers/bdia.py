@@ -37,7 +37,7 @@ class TwoNodeSolver(ReversibleSolver):
         ``before`` takes three fixed-point iterations. A value off the trajectory would start the parasitic mode of
         two-node methods, which inversion may enlarge.
         """
-        return {"x": x0, "before": implicit_step(denoise, x0, grid[-1], grid[-2], iterations=3)}
+        return {"x": x0, "before": implicit_step(denoise, x0, grid, grid.steps - 1, iterations=3)}
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ from typing import ClassVar
 from ..core.contracts import Noise, Solver, State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
-from .base import shift
+from .base import move, path_ode
 
 
 @dataclass(frozen=True)
 class Heun(Solver):
-    """Heun's method for x / alpha as a function of sigma / alpha: algorithm 1 of Karras et al. 2022 (arXiv 2206.00364).
+    """Heun's method in the coordinate of the path (see ``PathODE``): algorithm 1 of Karras et al. 2022.
+
+    On rectified flow this is the average of two velocities, as in ``FlowMatchHeunDiscreteScheduler`` of diffusers.
 
     The network is never called at sigma = 0, where its output is unreliable. A step that ends there is an Euler step.
     A step that starts there, the first of an inversion, is the inverse of that Euler step, found by two fixed-point
@@ -25,12 +27,12 @@ class Heun(Solver):
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
         """Returns the state at ``grid[i + 1]``. The grid may run towards the data or towards the noise."""
-        x, t, s = state["x"], grid[i], grid[i + 1]
+        x, t, s, ode = state["x"], grid[i], grid[i + 1], path_ode(grid)
         if t.sigma == 0:
-            guess = shift(x, denoise(x, s).eps, t, s)
-            return {"x": shift(x, denoise(guess, s).eps, t, s)}
+            guess = ode.step(x, ode.slope(denoise(x, s)), t, s)
+            return {"x": ode.step(x, ode.slope(denoise(guess, s)), t, s)}
         pair = denoise(x, t)
-        guess = s.alpha * pair.x0 + s.sigma * pair.eps
-        if s.sigma == 0 or t.alpha == 0:
+        guess = move(pair, s)
+        if s.sigma == 0 or ode.weight(t) == 0:
             return {"x": guess}
-        return {"x": shift(x, (pair.eps + denoise(guess, s).eps) / 2, t, s)}
+        return {"x": ode.step(x, (ode.slope(pair) + ode.slope(denoise(guess, s))) / 2, t, s)}

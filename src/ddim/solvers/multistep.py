@@ -9,16 +9,16 @@ from ..core.contracts import Noise, Solver, State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
 from ..core.path import Node
-from .base import move, shift
+from .base import move, path_ode
 
 
 @dataclass(frozen=True)
 class AdamsBashforth(Solver):
-    """Two-step Adams-Bashforth with variable step size, for x / alpha as a function of sigma / alpha.
+    """Two-step Adams-Bashforth with variable step size, in the coordinate of the path (see ``PathODE``).
 
-    These are the variables of the ODE in Eq. 14 of Song et al. 2021; section 7 of that paper proposes multistep methods
-    for it. With equal steps the weights are the well-known 3/2 and -1/2. The first step is a DDIM step, which is
-    Euler's method in these variables.
+    These are the variables of the ODE in Eq. 14 of Song et al. 2021, or on rectified flow x and sigma; section 7 of
+    that paper proposes multistep methods for the ODE. With equal steps the weights are the well-known 3/2 and -1/2. The
+    first step is a DDIM step, which is Euler's method in these variables.
     """
 
     name: ClassVar[str] = "adams-bashforth"
@@ -27,17 +27,19 @@ class AdamsBashforth(Solver):
     paper: ClassVar[str] = "Song et al. 2021, arXiv 2010.02502, Eq. 14 and section 7"
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
-        """Returns the state at ``grid[i + 1]`` from the eps at the nodes i and i - 1."""
-        x, t, s = state["x"], grid[i], grid[i + 1]
+        """Returns the state at ``grid[i + 1]`` from the slopes at the nodes i and i - 1."""
+        x, t, s, ode = state["x"], grid[i], grid[i + 1], path_ode(grid)
         pair = denoise(x, t)
-        if "eps" not in state or grid[i - 1].alpha == 0:
-            return {"x": move(pair, s), "eps": pair.eps}
-        now, before = adams_bashforth_weights(t.ratio - s.ratio, grid[i - 1].ratio - t.ratio)
-        return {"x": shift(x, now * pair.eps + before * state["eps"], t, s), "eps": pair.eps}
+        slope = ode.slope(pair)
+        if "slope" not in state or ode.weight(grid[i - 1]) == 0:
+            return {"x": move(pair, s), "slope": slope}
+        lengths = ode.time(t) - ode.time(s), ode.time(grid[i - 1]) - ode.time(t)
+        now, before = adams_bashforth_weights(*lengths)
+        return {"x": ode.step(x, now * slope + before * state["slope"], t, s), "slope": slope}
 
 
 def adams_bashforth_weights(step: float, last: float) -> tuple[float, float]:
-    """Returns the weights of the current and the previous eps, for a step that follows one of length ``last``."""
+    """Returns the weights of the current and the previous slope, for a step that follows one of length ``last``."""
     r = step / last
     return 1 + r / 2, -r / 2
 
