@@ -105,7 +105,7 @@ def _offline(output: str, shim: str, name: str) -> str:
 def _text(macro: reading.Macro, page: Any, link: Any) -> str:
     if macro.kind == "notebook":
         return notebooks.page(macro.name)
-    if macro.kind in ("results", "methods", "reference", "measured"):
+    if macro.kind in reading.TABLES:
         return tables.text(macro, "../" * page.file.src_uri.count("/"))
     if macro.kind == "number":
         return reading.number(macro)

@@ -14,6 +14,7 @@ It uses only the standard library, so that the tests read the pages as the site 
 - ``[[methods inversions]]``, ``[[methods solvers]]``: a table with the properties of each.
 - ``[[reference inversions]]``, ``[[reference solvers]]``: the reference of every class of the registry.
 - ``[[measured leaderboard-emoji]]``: every inversion, with its results in ``results/leaderboard-emoji.csv``.
+- ``[[capabilities kinds]]``: what works on which kind of model, with the reason where it does not.
 - ``[[notebook first_steps]]``: ``notebooks/first_steps.ipynb`` with its outputs.
 """
 
@@ -28,7 +29,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "src" / "ddim"
-KINDS = ("code", "figure", "number", "section", "file", "results", "methods", "reference", "measured", "notebook")
+TABLES = ("results", "methods", "reference", "measured", "capabilities")
+KINDS = ("code", "figure", "number", "section", "file", "notebook", *TABLES)
 CUTS = ("test", "from", "to", "line")
 _MACRO = re.compile(r"\[\[(" + "|".join(KINDS) + r") (.+?)\]\]")
 
@@ -185,7 +187,7 @@ def check(macro: Macro) -> None:
         import notebooks
 
         notebooks.page(macro.name)
-    elif macro.kind in ("results", "methods", "reference", "measured"):
+    elif macro.kind in TABLES:
         import tables
 
         tables.text(macro, "")

@@ -43,7 +43,7 @@ _HEADS = {"nfe": "calls a step"}
 
 
 def text(macro: Macro, up: str) -> str:
-    """The Markdown for a macro of ``results``, ``methods``, ``reference`` or ``measured``.
+    """The Markdown for a macro of ``reading.TABLES``.
 
     Args:
         macro: of one of these kinds.
@@ -54,7 +54,8 @@ def text(macro: Macro, up: str) -> str:
     """
     if macro.kind == "results":
         return results(macro.name, up)
-    return {"methods": methods, "reference": reference, "measured": measured}[macro.kind](macro.name)
+    made = {"methods": methods, "reference": reference, "measured": measured, "capabilities": what_works}
+    return made[macro.kind](macro.name)
 
 
 def results(name: str, up: str) -> str:
@@ -151,6 +152,19 @@ def measured(name: str) -> str:
     notes += [f"{rows[0]['images']} images"] if rows[0].get("images") else []
     notes += [f"the autoencoder alone reaches {_short(row['psnr'])} dB" for row in floors if row.get("psnr")]
     return _markdown(heads, body) + (f"\n{', '.join(notes)}.\n" if notes else "")
+
+
+def what_works(name: str) -> str:
+    """The table of what works on which kind of model; ``name`` is ``"kinds"``.
+
+    Raises:
+        Missing: another name.
+    """
+    import capability_table
+
+    if name != "kinds":
+        raise Missing(f"there is no table of capabilities of {name!r}; there is one of kinds")
+    return capability_table.table()
 
 
 def _file(name: str, ending: str) -> Any:

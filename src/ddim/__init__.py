@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .models.info import ModelInfo
     from .models.scheduler_config import from_scheduler_config, read_schedule
     from .models.sdxl import SizeIds
+    from .pipelines.capabilities import capabilities
     from .pipelines.edit import Edited, edit
     from .pipelines.events import CodeEvent, EngineEvent, Event, ImagesEvent, LossEvent, StepEvent
     from .pipelines.interpolate import interpolate, interpolate_grid
@@ -94,6 +95,7 @@ _WHERE = {
     "models.families": ["FAMILIES"],
     "models.info": ["ModelInfo"],
     "models.scheduler_config": ["from_scheduler_config", "read_schedule"],
+    "pipelines.capabilities": ["capabilities"],
     "pipelines.edit": ["Edited", "edit"],
     "pipelines.events": ["CodeEvent", "EngineEvent", "Event", "ImagesEvent", "LossEvent", "StepEvent"],
     "models.sdxl": ["SizeIds"],
@@ -172,6 +174,7 @@ __all__ = [
     "VEPath",
     "bundled_models",
     "bundled_test_images",
+    "capabilities",
     "cosine_alpha_bar",
     "ddpm_linear",
     "edit",

@@ -57,6 +57,7 @@ def test_every_bracket_pair_is_one_that_the_site_knows(page: Path):
         "[[reference no-such-registry]]",
         "[[measured no-such-table]]",
         "[[notebook no_such_notebook]]",
+        "[[capabilities no-such-table]]",
     ],
 )
 def test_what_does_not_exist_is_missing(wrong: str):

@@ -7,6 +7,7 @@ SLOW = {
     *("evaluation/test_edits.py", "evaluation/test_pie_bench.py", "evaluation/test_rows.py"),
     *("evaluation/test_table1.py", "evaluation/test_table2.py", "inversion/test_guided_inversions.py"),
     *("laws/test_law_bits.py", "models/test_emoji.py", "models/test_live.py", "models/test_sdxl_family.py"),
+    "models/test_flow_model.py",
     *("parity/test_sdxl.py", "parity/test_stable_diffusion.py", "training/test_run.py"),
     *("test_imports.py", "test_structure.py"),
     *("cli/test_cli_photographs.py", "models/test_masked_text_families.py"),

@@ -1,4 +1,7 @@
-"""``ddim models`` and ``ddim methods``: the models, solvers, inversions and spacings that can be chosen."""
+"""``ddim models`` and ``ddim methods``: the models, solvers, inversions and spacings that can be chosen.
+
+With a model, they also tell what works on it, and what does not.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +18,15 @@ if TYPE_CHECKING:
 _Name = Annotated[
     str | None,
     typer.Argument(metavar="[NAME]", help="A bundled model, a folder or a hub id to describe.", show_default=False),
+]
+_Of = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A bundled model, a folder or a hub id: tell which of them work on it, and why the others do not.",
+        show_default=False,
+    ),
 ]
 _STEPS = 50
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
@@ -46,10 +58,13 @@ def models(name: _Name = None) -> None:
             )
 
 
-def methods() -> None:
-    """List solvers, inversions and spacings, with their options."""
+def methods(model: _Of = None) -> None:
+    """List solvers, inversions and spacings, with their options; or what works on one model."""
     with Terminal() as terminal:
         facts = registries()
+        if model is not None:
+            _show_what_works(terminal, model, facts)
+            return
         terminal.result({"command": "methods", **facts})
         if terminal.as_json or terminal.quiet:
             return
@@ -76,6 +91,27 @@ def methods() -> None:
             "typed as [/dim]-o KEY=VALUE[dim] (eta as [/dim]--eta[dim]).[/dim]",
             soft_wrap=True,
         )
+
+
+def _show_what_works(terminal: Terminal, name: str, facts: dict[str, list[dict[str, Any]]]) -> None:
+    """Prints which methods and controls work on a model, and why the others do not."""
+    from ..pipelines.capabilities import CONTROLS, capabilities
+    from .session import open_model
+
+    opened = open_model(terminal, name, labels=[])
+    table = capabilities(opened)
+    facts["controls"] = [{"name": control, "what": what} for control, (what, _) in CONTROLS.items()]
+    for kind, reasons in table.items():
+        for entry in facts[kind]:
+            entry["works"], entry["why_not"] = reasons[entry["name"]] is None, reasons[entry["name"]]
+    terminal.result({"command": "methods", "model": name, **facts})
+    if terminal.as_json or terminal.quiet:
+        return
+    titles = {"solvers": "Solvers (--solver)", "inversions": "Inversions (--method)", "controls": "Controls"}
+    for kind, title in titles.items():
+        heads = [("name", "bold"), ("works", ""), ("what" if kind == "controls" else "options", ""), ("why not", "")]
+        rows = [_row(entry, "works", heads[2][0], "why_not") for entry in facts[kind]]
+        _show(f"{title} on {name}", heads, [[*row[:3], "" if row[3] == "–" else row[3]] for row in rows])
 
 
 def registries() -> dict[str, list[dict[str, Any]]]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from .._utils.errors import InputError, as_plain
-from .conditioning import TEXT, PromptConditioning
+from .conditioning import TEXT, Conditioning, PromptConditioning
 from .denoiser import PLAIN, Call, Denoiser, Network, with_hold
 from .grid import Grid
 from .guidance import Guidance, guided
@@ -134,20 +134,16 @@ class InversionProblem:
             )
         return self.network
 
-    def need_text(self, name: str) -> PromptConditioning:
-        """Returns the conditions, which are embedded prompts.
-
-        Args:
-            name: the method that needs them, for the error.
+    def both_conditions(self, inversion: "Inversion") -> tuple[Conditioning, Conditioning]:
+        """Returns the condition and the unconditional one, for an inversion that needs both.
 
         Raises:
-            InputError: the model takes no prompts.
+            InputError: the conditions are not what the inversion needs; see ``Inversion.check_conditions``.
         """
-        if self.prompts.uncond is None or TEXT not in self.prompts.cond:
-            raise InputError(
-                f"{name!r} works on a prompt, and this model takes none; use 'ddim' or 'belm'.", parameter="method"
-            )
-        return self.prompts
+        cond, uncond = self.prompts.cond, self.prompts.uncond
+        inversion.check_conditions(text=TEXT in cond, uncond=uncond is not None)
+        assert uncond is not None
+        return cond, uncond
 
 
 class InversionInterrupted(KeyboardInterrupt):
@@ -227,6 +223,41 @@ class Inversion(ABC):
     def part(self, grid: Grid) -> Grid:
         """Returns the part of ``grid`` that sampling from the code uses. By default the whole grid."""
         return grid
+
+    @property
+    def requires(self) -> str:
+        """What this instance needs; ``needs``, unless an option needs more."""
+        return self.needs
+
+    def check_conditions(self, *, text: bool, uncond: bool, distilled: bool = False) -> None:
+        """Checks whether a model has the conditions that the method works on.
+
+        Args:
+            text: whether its conditions are embedded prompts.
+            uncond: whether it has a condition that classifier-free guidance leads away from.
+            distilled: whether its guidance is distilled into the network, which takes the scale as an input.
+
+        Raises:
+            InputError: the method needs a prompt or an unconditional branch, and the model has none, or guidance that
+                the method does not act on.
+        """
+        if not self.requires:
+            return
+        lacking = (
+            "works on a prompt, and this model takes none"
+            if self.requires == "text" and not text
+            else "replaces the condition that guidance leads away from, and this model has none"
+            if not uncond
+            else "acts on the unconditional branch of guidance, and the guidance of this model is distilled into its "
+            "network"
+            if distilled
+            else ""
+        )
+        if lacking:
+            raise InputError(f"{self.name!r} {lacking}; use 'ddim' or 'belm'.", parameter="method")
+
+    def check_guidance(self, guidance: Guidance) -> None:  # noqa: B027  # most methods take any
+        """Raises InputError if the method cannot prepare a code for sampling with this guidance; by default it can."""
 
     @abstractmethod
     def solver(self) -> Solver:

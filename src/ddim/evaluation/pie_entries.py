@@ -19,7 +19,7 @@ from .._utils.errors import DDIMWarning, InputError, is_whole
 from .._utils.files import read_json
 from ..data.images import open_image
 from ..editing.plan import AttentionEdit
-from ..pipelines.common import need_text
+from ..pipelines.capabilities import check_prompt_edit
 from ..pipelines.edit_plan import planned
 
 MAPPING, PICTURES = "mapping_file.json", "annotation_images"
@@ -136,7 +136,7 @@ def editable_entries(model: Any, entries: Sequence[Entry], attention: str) -> li
     Raises:
         InputError: the model has no text encoder, or the prompts do not fit the attention control.
     """
-    need_text(model)
+    check_prompt_edit(model)
     how, out = AttentionEdit(attention), []
     for entry in entries:
         prompts = entry.source_prompt, entry.target_prompt

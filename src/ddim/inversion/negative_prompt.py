@@ -47,27 +47,25 @@ class NegativePrompt(ByDDIM):
                 parameter="toward_empty",
             )
 
+    @property
+    def requires(self) -> str:
+        """``"text"`` if ``toward_empty`` is set: only embeddings have something between them."""
+        return "text" if self.toward_empty else self.needs
+
     def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
         """Returns x at the noisy end, and the conditions with the new unconditional branch.
 
         Raises:
             InputError: the model has no conditions, or ``toward_empty`` is set and the model takes no prompts.
         """
-        cond, uncond = problem.prompts.cond, problem.prompts.uncond
-        if uncond is None:
+        cond, uncond = problem.both_conditions(self)
+        masks = [c.tensors[TEXT_MASK] for c in (cond, uncond) if TEXT_MASK in c]
+        if self.toward_empty and masks and not torch.equal(*masks):
             raise InputError(
-                f"{self.name!r} puts the source's condition in place of the unconditional one, and this model has "
-                "neither; use 'ddim' or 'belm'.",
-                parameter="method",
+                f"{self.toward_empty:g} mixes the tokens of two prompts one by one, and here the prompts have "
+                "different numbers of tokens; use 0.",
+                parameter="toward_empty",
             )
-        if self.toward_empty:
-            problem.need_text(self.name)
-            if TEXT_MASK in cond and not torch.equal(cond.tensors[TEXT_MASK], uncond.tensors[TEXT_MASK]):
-                raise InputError(
-                    f"{self.toward_empty:g} mixes the tokens of two prompts one by one, and here the prompts have "
-                    "different numbers of tokens; use 0.",
-                    parameter="toward_empty",
-                )
         done = DDIMInversion().invert(replace(problem, inversion_guidance=1.0), x0, grid, on_step)
         return InversionResult(done.state, grid, PromptConditioning(cond, self._between(cond, uncond)), {})
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, UnknownName
-from ..core.conditioning import TEXT, TEXT_MASK
+from ..core.conditioning import TEXT, TEXT_MASK, PromptConditioning
 from ..core.contracts import InversionInterrupted, InversionProblem, InversionResult, OnStep
 from ..core.grid import Grid
+from ..core.guidance import Guidance
 from ..core.late import LateFlag, LateValues, late_checks
 from .base import ByDDIM, pivot_of
 from .replay import TUNED
@@ -105,6 +106,15 @@ class NullText(ByDDIM):
         """Returns i, or with more than 100 steps its hundredth of the grid, so that the result stays below 100."""
         return i * min(1.0, 100 / steps)
 
+    def check_guidance(self, guidance: Guidance) -> None:
+        """Raises InputError for the guidance weight 1, at which the unconditional embedding has no effect."""
+        if guidance.weight == 1:
+            raise InputError(
+                f"1 leaves {self.name!r} nothing to tune, since the null embedding then has no effect; "
+                "use another weight, such as 7.5, or the method 'ddim'.",
+                parameter="guidance",
+            )
+
     def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
         """Returns the noisy end of the pivot with ``extras["uncond_text"]`` [N, S, L, D].
 
@@ -117,19 +127,13 @@ class NullText(ByDDIM):
             InversionInterrupted: Ctrl-C after the pivot is complete.
             NotFinite: the sample contains NaN or infinity after a step.
         """
-        prompts = problem.need_text(self.name)
-        if problem.guidance.weight == 1:
-            raise InputError(
-                f"1 leaves {self.name!r} nothing to tune, since the null embedding then has no effect; "
-                "use another weight, such as 7.5, or the method 'ddim'.",
-                parameter="guidance",
-            )
-        assert prompts.uncond is not None
-        begin = prompts.cond if self.start == "prompt" else prompts.uncond
+        cond, uncond = problem.both_conditions(self)
+        self.check_guidance(problem.guidance)
+        begin = cond if self.start == "prompt" else uncond
         first = begin.tensors[TEXT].clone()
         if TEXT_MASK in begin:  # the tuned embedding has as many tokens as the one that it starts from
-            uncond = prompts.uncond.replace(text_mask=begin.tensors[TEXT_MASK])
-            problem = replace(problem, prompts=replace(prompts, uncond=uncond))
+            uncond = uncond.replace(text_mask=begin.tensors[TEXT_MASK])
+            problem = replace(problem, prompts=PromptConditioning(cond, uncond))
         kept = problem.resume or {"pivot": pivot_of(problem, x0, grid)}
         tune = self._tune_all if self.scope == "global" else self._tune_each
         with late_checks():

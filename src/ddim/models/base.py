@@ -265,7 +265,8 @@ class Model(ABC):
             InputError: there are none, or a layer has a processor that does more than plain attention.
         """
         raise InputError(
-            f"the attention of {self.name!r} cannot be controlled; use attention = 'none'.", parameter="attention"
+            f"the attention of the model {self.name!r} cannot be controlled; use attention = 'none'.",
+            parameter="attention",
         )
 
     @contextmanager

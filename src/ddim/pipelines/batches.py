@@ -20,7 +20,8 @@ from ..inversion.latent_code import ADAPTERS, HOLD, LatentCode
 from ..models.base import Model
 from ..solvers import SOLVERS
 from ..solvers.lattice import ReversibleSolver
-from .common import INVERSION_GUIDANCE, Report, check_nodes, conditioned, half_precision_hint
+from .capabilities import check_inversion
+from .common import INVERSION_GUIDANCE, Report, conditioned, half_precision_hint
 from .events import CodeEvent, EngineEvent, LossEvent, OnEvent, engine_events, silent
 
 
@@ -159,7 +160,8 @@ def empty_code(
         InputError: the method does not take this guidance weight, grid or model, or its code could not be saved.
     """
     weight, solver = weight_of(inversion, guidance, inversion_guidance), inversion.solver()
-    check_nodes(model, solver, "method")
+    check_inversion(model, inversion)
+    inversion.check_guidance(guidance)
     check_saveable(inversion, solver)
     guided = conditioned(model)
     records_calls = isinstance(solver, ReversibleSolver)

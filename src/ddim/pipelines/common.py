@@ -17,9 +17,10 @@ from ..core.guidance import Guidance
 from ..core.noise import SeededNoise
 from ..core.prediction import Hold
 from ..inversion.latent_code import HOLD, LatentCode
-from ..models.base import Model, no_negative
+from ..models.base import Model
 from ..solvers import make_solver
 from ..solvers.lattice import ReversibleSolver
+from .capabilities import check_guidance, check_solver, no_guidance
 from .events import OnEvent, StepEvent
 
 Spacing = str | Sequence[float]
@@ -47,32 +48,6 @@ def conditioned(model: Model) -> bool:
     return model.text or model.info.null_class is not None
 
 
-def check_nodes(model: Model, solver: Solver, parameter: str) -> None:
-    """Raises InputError if a solver calls a network at nodes where it cannot answer.
-
-    These are the data node without noise, for a network that predicts x0, and nodes inside a step, for a network that
-    takes only whole timesteps.
-
-    Args:
-        model: the model.
-        solver: the solver.
-        parameter: the argument that chose the solver.
-    """
-    schedule = model.schedule
-    if solver.asks_data and schedule.prediction == "x0" and schedule.path.node(0).sigma == 0:
-        raise InputError(
-            f"{solver.name!r} calls the network at the data, where the model {model.name!r}, which predicts x0, says "
-            "nothing about the noise; use 'bdia', 'belm' or 'edict'.",
-            parameter=parameter,
-        )
-    if solver.asks_between and model.whole_timesteps:
-        raise InputError(
-            f"{solver.name!r} calls the network between timesteps, but {model.name!r} takes only whole ones "
-            "(timestep_dtype); use tableau = 'euler', or 'bdia', 'belm' or 'edict'.",
-            parameter=parameter,
-        )
-
-
 def solver_of(model: Model, code: LatentCode) -> Solver:
     """Makes the solver of a code, and checks whether a model can sample from the code.
 
@@ -95,7 +70,7 @@ def solver_of(model: Model, code: LatentCode) -> Solver:
         )
     hold_of(code)  # raises now, and not after the first steps, if the setting is invalid
     solver = make_solver(code.solver, code.options)
-    check_nodes(model, solver, "code")
+    check_solver(model, solver, "code")
     if solver.stochastic and "noise" not in code.extras:
         raise InputError(
             f"its solver {code.solver!r} draws noise, which the code does not contain; it cannot be replayed.",
@@ -152,52 +127,11 @@ def guidance_for(model: Model, requested: float | Guidance | None, default: floa
         InputError: a number is out of range, the model has no conditions, or it does not take this guidance.
     """
     if requested is not None and not conditioned(model):
-        towards = (
-            "a class, and the model {!r} has no null class"
-            if model.classes
-            else ("a prompt, and the model {!r} takes none")
-        )
-        raise InputError(f"it leads towards {towards.format(model.name)}; leave it out.", parameter="guidance")
+        raise no_guidance(model.info)
     own = default if model.text else 1.0
     guidance = requested if isinstance(requested, Guidance) else Guidance(own if requested is None else requested)
     check_guidance(model, guidance)
     return replace(guidance, batched_cfg=guidance.batched_cfg and not model.low_memory)
-
-
-def check_guidance(model: Model, guidance: Guidance) -> None:
-    """Raises InputError if a model does not take a guidance: its weight, or its embedded scale."""
-    if guidance.embedded is not None and "embedded" not in model.info.guidance_kinds:
-        raise InputError(
-            f"{guidance.embedded:g} is an input of guidance-distilled networks, which {model.name!r} does not take; "
-            "leave it out.",
-            parameter="embedded",
-        )
-    if model.text:
-        check_weight(model, guidance.weight, "guidance")
-
-
-def check_weight(model: Model, weight: float, parameter: str) -> None:
-    """Raises InputError for a weight other than 1 of a model that is distilled to sample without guidance.
-
-    Args:
-        model: a model with conditions.
-        weight: the weight of classifier-free guidance.
-        parameter: the argument that gave it.
-    """
-    if weight != 1 and "cfg" not in model.info.guidance_kinds:
-        raise InputError(
-            f"{weight:g} has no effect: the model {model.name!r} is distilled to sample without classifier-free "
-            "guidance; use 1, or leave it out.",
-            parameter=parameter,
-        )
-
-
-def check_negative(model: Model, negative: str | None, weight: float = 0.0) -> None:
-    """Raises InputError for a negative prompt without effect: of a distilled model, or at the guidance weight 1."""
-    if negative and model.text and "cfg" not in model.info.guidance_kinds:
-        raise no_negative(model.name, negative)
-    if negative and model.text and weight == 1:
-        raise InputError(f"{negative!r} has no effect, because the guidance is 1.", parameter="negative")
 
 
 def need_model(model: object) -> None:
@@ -210,14 +144,6 @@ def need_model(model: object) -> None:
         "network.",
         parameter="model",
     )
-
-
-def need_text(model: Model) -> None:
-    """Raises InputError if the model takes no prompts."""
-    if not model.text:
-        raise InputError(
-            f"{model.name!r} takes no prompts, so that words cannot edit; use a text model.", parameter="model"
-        )
 
 
 def need_code(code: object, parameter: str = "code") -> None:

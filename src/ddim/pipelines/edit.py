@@ -28,14 +28,11 @@ from ..inversion.latent_code import LatentCode
 from ..inversion.photograph import Photograph
 from ..inversion.replay import PinnedSolver, prompts_of, state_of, stored_noise
 from ..models.base import Model
-from ..solvers import make_solver
+from .capabilities import check_guidance, check_inversion, check_negative, check_weight
 from .common import (
     Report,
     Spacing,
-    check_guidance,
-    check_negative,
     check_run,
-    check_weight,
     grid_for,
     half_precision_hint,
     hold_of,
@@ -184,7 +181,8 @@ def edit(
         check_guidance(model, guidance)
     elif guidance is not None and is_number(guidance) and model.text:
         check_weight(model, guidance, "guidance")
-    check_negative(model, negative)
+    if not isinstance(source, LatentCode):
+        check_negative(model, negative, _weight_of(model, guidance))
     how = attention_asked(attention, classes)
     inversion_steps = DEFAULTS["steps"] if steps is None else steps
     inversion_method = DEFAULTS["method"] if method is None else method
@@ -197,13 +195,15 @@ def edit(
         code, pictures = source, None
         count, size, photographs = len(code), picture_shape(model, code)[1:], code.sources
         user_masks = () if mask is None else tuple(read_masks(mask, count))
-        grid, solver = code.grid, make_solver(code.solver, code.options)
+        grid, solver = code.grid, solver_of(model, code)
     else:
+        inversion = make_inversion(inversion_method, options)
+        check_inversion(model, inversion)
+        solver = inversion.solver()
         keep = needs_photographs(blend, crop)
         code, pictures = None, read_pictures(model, source, crop=crop, resize=resize, keep=keep, mask=mask)
         count, size, photographs, user_masks = len(pictures), pictures.size, pictures.photographs, pictures.masks
         grid = grid_for(model, inversion_steps, spacing, latent_size(model, size))
-        solver = make_inversion(inversion_method, options).solver()
     if feather is not None and not photographs:
         raise InputError(
             "it is the edge of what is pasted into a photograph, and there is none; give a mask, a blend, a crop, or a "
@@ -252,9 +252,7 @@ def edit(
     forward = replace(forward, embedded=None)  # each row has its own
     if not batched_cfg or model.low_memory:
         forward = replace(forward, batched_cfg=False)
-    images, shown = _sampled(
-        model, solver_of(model, code), code, conditions, forward, plan, pixel_mask, batch, phases, on_event
-    )
+    images, shown = _sampled(model, solver, code, conditions, forward, plan, pixel_mask, batch, phases, on_event)
     composites = None
     if photographs:
         by_words = None if plan is None or plan.blend is None else shown
@@ -266,6 +264,12 @@ def edit(
 def _of_sources(guidance: float | Guidance) -> float | Guidance:
     """The guidance of the inversion of images: without the embedded scale, which is that of the targets."""
     return replace(guidance, embedded=None) if isinstance(guidance, Guidance) else guidance
+
+
+def _weight_of(model: Model, guidance: float | Guidance | None) -> float:
+    """The weight of sampling from images."""
+    weight = model.info.guidance if guidance is None else guidance
+    return weight.weight if isinstance(weight, Guidance) else weight
 
 
 def _refuse_for_code(asked: Mapping[str, object]) -> None:

@@ -18,6 +18,7 @@ from ..editing.prompts import Weights, blend_words, per_target, scales, target_p
 from ..editing.tokens import PromptTokens
 from ..inversion.latent_code import LatentCode
 from ..models.base import Model, class_labels
+from .capabilities import check_class_edit, check_prompt_edit
 from .common import latent_size
 
 Blend = str | tuple[str, str] | None
@@ -27,20 +28,13 @@ def by_class(model: Model, prompt: object, labels: object) -> bool:
     """Whether classes edit, not prompts. Raises InputError where the model takes neither, or the other was passed."""
     if model.text:
         if labels is not None:
-            raise InputError(f"the model {model.name!r} takes prompts, not class labels.", parameter="labels")
+            check_class_edit(model)
         if prompt is None:
             raise InputError("an edit needs a prompt: what the image is to show.", parameter="prompt")
         return False
-    if not model.classes:
-        raise InputError(
-            f"{model.name!r} takes neither prompts nor classes, so it cannot edit; use a text model.",
-            parameter="model",
-        )
+    check_class_edit(model)
     if prompt is not None:
-        raise InputError(
-            f"{model.name!r} takes no prompts; pass labels, or use a text model.",
-            parameter="model",
-        )
+        check_prompt_edit(model)
     if labels is None:
         raise InputError(
             f"an edit needs the class to edit to, from 0 to {model.classes - 1}.",
@@ -158,6 +152,7 @@ def _plan(
     asked = inlines or any(one is not None for rows in (blends, weighted) for row in rows for one in row)
     if how.kind == "none" and not asked:  # no word is looked for
         return None
+    sites = model.attention_sites()  # raises before any word is looked for
     cuts = {p: model.tokens(p) for p in {*sources, *(p for row in wanted for p, _ in row)}}
     length = max(tokens.length for tokens in cuts.values())
     mappings: list[Tensor] = []
@@ -183,7 +178,7 @@ def _plan(
 
     return AttentionPlan(
         how,
-        model.attention_sites(),
+        sites,
         latent_size(model, size),
         grouped(mappings),
         grouped(news),

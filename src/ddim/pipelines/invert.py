@@ -15,11 +15,10 @@ from ..inversion import partial as partials
 from ..inversion.latent_code import LatentCode
 from ..models.base import Model
 from .batches import invert_batches
+from .capabilities import check_inversion, check_negative, check_weight
 from .common import (
     Spacing,
-    check_negative,
     check_run,
-    check_weight,
     conditioned,
     grid_for,
     guidance_for,
@@ -112,7 +111,9 @@ def invert(
     need_model(model)
     check_run(batch, on_event)
     inversion = make_inversion(method, options)
+    check_inversion(model, inversion)
     forward, hold = guidance_for(model, guidance, 1.0), hold_for(model, clip_x0, threshold)
+    inversion.check_guidance(forward)
     if inversion_guidance is not None and not conditioned(model):
         raise InputError(
             f"it is a weight of guidance, and the model {model.name!r} has nothing to lead towards; leave it out.",

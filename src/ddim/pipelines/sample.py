@@ -16,11 +16,10 @@ from ..core.solve import solve
 from ..models.base import Model, class_labels
 from ..models.classifier import NoisyClassifier
 from ..solvers import make_solver
+from .capabilities import check_acts, check_negative, check_solver
 from .common import (
     Report,
     Spacing,
-    check_negative,
-    check_nodes,
     check_run,
     grid_for,
     guidance_for,
@@ -104,10 +103,11 @@ def sample(
     check_run(batch, on_event)
     checked_seed(seed, count)
     chosen = solver_with_eta(solver, eta, options)
-    check_nodes(model, chosen, "solver")
+    check_solver(model, chosen)
     shape = _shape_of(model, size)
     grid = grid_for(model, steps, spacing, (shape[1], shape[2]))
     hold, guided_as = hold_for(model, clip_x0, threshold), guidance_for(model, guidance, model.info.guidance)
+    check_acts(guided_as)
     check_negative(model, negative, guided_as.weight)
     if classifier is None and classifier_weight is not None:
         raise InputError(f"{classifier_weight} goes with a classifier; give one too.", parameter="classifier_weight")

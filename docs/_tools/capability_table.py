@@ -1,0 +1,86 @@
+"""The table of what works on which kind of model, from the checks of the library and the facts of each family.
+
+The facts are those of the adapters, so that no weights are loaded. ``tests/docs/test_capability_table.py`` compares
+every row with a tiny model of its kind.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ddim import FAMILIES, Model, ModelInfo, RectifiedFlow, Schedule, capabilities, ddpm_linear
+from ddim.pipelines.capabilities import CONTROLS
+
+CFG, EMBEDDED = frozenset({"cfg"}), frozenset({"cfg", "embedded"})
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pixel model": ("DDPMPipeline", {}),
+    "pixel model, x0": ("DDPMPipeline", {"prediction": "x0"}),
+    "classes": ("DDPMPipeline", {"classes": 10, "null_class": 10}),
+    "SD 1, 2": ("StableDiffusionPipeline", {"text": True}),
+    "SDXL": ("StableDiffusionXLPipeline", {"text": True}),
+    "SD 3, 3.5": ("StableDiffusion3Pipeline", {"text": True, "prediction": "flow"}),
+    "FLUX.1 dev": ("FluxPipeline", {"text": True, "prediction": "flow", "guidance_kinds": EMBEDDED, "embedded": 3.5}),
+    "FLUX.1 schnell": ("FluxPipeline", {"text": True, "prediction": "flow", "guidance_kinds": frozenset()}),
+    "FLUX.1 Kontext": (
+        "FluxKontextPipeline",
+        {"text": True, "prediction": "flow", "guidance_kinds": EMBEDDED, "embedded": 3.5},
+    ),
+}
+"""Title of a column -> the pipeline class of its adapter, and the facts that its columns differ in."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A kind of model without a network: the facts that decide what works on it."""
+
+    info: ModelInfo
+    schedule: Schedule
+    adapter: type[Model]
+    whole_timesteps: bool = False
+
+    @property
+    def name(self) -> str:
+        """The title of its column."""
+        return self.info.name
+
+    def attention_sites(self) -> Sequence[Any]:
+        """No layer, if the adapter of the family lists its attention layers; otherwise the error of ``Model``."""
+        if self.adapter.attention_sites is Model.attention_sites:
+            return Model.attention_sites(self)  # type: ignore[arg-type]
+        return ()
+
+
+def example(title: str) -> Example:
+    """The example of a column."""
+    kind, facts = KINDS[title]
+    own = {key: value for key, value in facts.items() if key != "prediction"}
+    prediction = facts.get("prediction", "eps")
+    info = ModelInfo(title, title, (3, 8, 8), (3, 8, 8), 0, torch.float32, torch.device("cpu"), **own)
+    path = RectifiedFlow() if prediction == "flow" else ddpm_linear()
+    return Example(info, Schedule(path, prediction), FAMILIES[kind])
+
+
+def table() -> str:
+    """The Markdown: methods and controls as rows, kinds of models as columns, and numbered reasons below."""
+    known = {title: capabilities(example(title)) for title in KINDS}
+    reasons: list[str] = []
+
+    def cell(title: str, kind: str, name: str) -> str:
+        reason = known[title][kind][name]
+        if reason is None:
+            return "yes"
+        sentence = reason.replace(f"the model {title!r}", "this model").replace(repr(title), "this model")
+        if sentence not in reasons:
+            reasons.append(sentence)
+        return f"no ({reasons.index(sentence) + 1})"
+
+    first = next(iter(known.values()))
+    lines = [["", *KINDS], ["---"] * (len(KINDS) + 1)]
+    for kind, words in (("solvers", "sample by `{}`"), ("inversions", "invert by `{}`"), ("controls", "{}")):
+        for name in first[kind]:
+            shown = words.format(CONTROLS[name][0] if kind == "controls" else name)
+            lines.append([shown, *(cell(title, kind, name) for title in KINDS)])
+    notes = [f"{number}. {sentence[0].upper()}{sentence[1:]}" for number, sentence in enumerate(reasons, 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + "\n".join(notes) + "\n"

@@ -1,0 +1,183 @@
+"""What works on a model is told by the checks that refuse it, before any work."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import tiny
+import tiny_flow
+import tiny_text
+import torch
+from refusals import refused
+
+import ddim
+from ddim._utils.errors import InputError
+from ddim.models.base import Model
+from ddim.pipelines.capabilities import CONTROLS, capabilities
+
+
+def whole_timesteps() -> Model:
+    schedule = ddim.Schedule(ddim.ddpm_linear(), "eps")
+    return Model.from_network(lambda x, t: 0 * x, schedule, shape=(1, 8, 8), timestep_dtype=torch.int64)
+
+
+FAMILIES = tiny_flow.FAMILIES
+MADE: dict[str, Callable[[], Model]] = {
+    "unconditional": tiny.model,
+    "x0": lambda: tiny.model(prediction_type="sample"),
+    "classes": lambda: tiny.model(classes=3),
+    "whole timesteps": whole_timesteps,
+    "text": tiny_text.model,
+    **{name: FAMILIES[name].model for name in FAMILIES},
+}
+models = pytest.mark.parametrize("name", MADE)
+few = pytest.mark.parametrize(
+    "name", [name for name in MADE if name not in FAMILIES or name in ("sd3", "flux schnell")]
+)
+pytestmark = pytest.mark.filterwarnings("ignore::ddim._utils.errors.DDIMWarning")  # of codes of random networks
+
+
+@cache
+def model_of(name: str) -> Model:
+    return MADE[name]()
+
+
+GUIDED = {"null-text", "negative-prompt"}
+NO: dict[str, dict[str, set[str]]] = {
+    "unconditional": {"solvers": set(), "inversions": GUIDED, "controls": set(CONTROLS)},
+    "x0": {"solvers": {"rex", "reversible-heun"}, "inversions": {*GUIDED, "rex", "reversible-heun"}},
+    "classes": {"inversions": {"null-text"}, "controls": {"prompt", "attention", "negative", "embedded"}},
+    "whole timesteps": {"solvers": {"rex"}, "inversions": {*GUIDED, "rex"}},
+    "text": {"solvers": set(), "inversions": set(), "controls": {"class", "embedded"}},
+    "sd3": {"solvers": set(), "inversions": set()},
+    "flux dev": {"solvers": set(), "inversions": GUIDED},
+    "flux schnell": {"solvers": set(), "inversions": GUIDED},
+}
+
+
+@pytest.mark.parametrize("name", NO)
+def test_what_does_not_work(name: str):
+    table = capabilities(model_of(name))
+    for kind, expected in NO[name].items():
+        assert {method for method, reason in table[kind].items() if reason} == expected, kind
+
+
+def test_distilled_guidance_takes_a_scale_and_the_fully_distilled_takes_nothing():
+    controls = {name: capabilities(model_of(name))["controls"] for name in ("flux dev", "flux schnell")}
+    assert [controls["flux dev"][key] for key in ("guidance", "negative", "embedded")] == [None] * 3
+    assert all(controls["flux schnell"][key] for key in ("guidance", "negative", "embedded"))
+
+
+@models
+def test_a_reason_is_one_sentence(name: str):
+    for reasons in capabilities(model_of(name)).values():
+        for reason in reasons.values():
+            assert reason is None or (reason.endswith(".") and "\n" not in reason and ". " not in reason)
+
+
+def told(work: Callable[[], Any]) -> str | None:
+    """The sentence that refuses a piece of work; None if it is done."""
+    try:
+        work()
+    except InputError as error:
+        return error.message
+    return None
+
+
+def conditions(model: Model, **more: Any) -> dict[str, Any]:
+    if model.text:
+        return {"prompt": "a cat", **more}
+    return {"labels": 1} if model.classes else {}
+
+
+@few
+def test_the_table_is_what_the_pipelines_do(name: str):
+    model = model_of(name)
+    table, picture = capabilities(model), torch.rand(1, *model.picture, generator=torch.Generator().manual_seed(0))
+    weight = {} if table["controls"]["guidance"] else {"guidance": 3.0}
+    for solver, reason in table["solvers"].items():
+        given = {**conditions(model), **weight}
+        assert told(lambda s=solver, g=given: ddim.sample(model, 1, steps=3, solver=s, **g)) == reason, solver
+    for method, reason in table["inversions"].items():
+        given = {**conditions(model), **weight, **({"options": {"inner": 1}} if method == "null-text" else {})}
+        assert told(lambda m=method, g=given: ddim.invert(model, picture, steps=3, method=m, **g)) == reason, method
+
+
+@few
+def test_controls_are_what_the_pipelines_do(name: str):
+    model = model_of(name)
+    controls, given = capabilities(model)["controls"], conditions(model)
+    picture = torch.rand(1, *model.picture, generator=torch.Generator().manual_seed(0))
+
+    def edit(*prompt: str, attention: str | None = None, **more: Any) -> ddim.Edited:
+        return ddim.edit(model, picture, *prompt, steps=2, attention=attention, **more)  # type: ignore[arg-type]
+
+    words = {"source_prompt": "a cat", "attention": "none"}
+    acts: dict[str, Callable[[], Any]] = {
+        "prompt": lambda: edit("a dog", **words) if model.text else edit("a dog"),
+        "class": lambda: edit(labels=0, **({"source_labels": 1} if model.classes else {})),
+        "attention": lambda: edit("a dog", **({"source_prompt": "a cat"} if model.text else {})),
+        "guidance": lambda: ddim.sample(model, 1, steps=2, guidance=2.0, **given),
+        "negative": lambda: ddim.sample(
+            model, 1, steps=2, negative="grey", **given, **({"guidance": 2.0} if not controls["guidance"] else {})
+        ),
+        "embedded": lambda: ddim.sample(model, 1, steps=2, guidance=ddim.Guidance(embedded=1.0), **given),
+    }
+    assert acts.keys() == controls.keys()
+    for control, act in acts.items():
+        reason, refusal = controls[control], told(act)
+        assert (reason is None) == (refusal is None), (control, refusal)
+        if control != "embedded" or model.text:  # a model without conditions refuses all guidance
+            assert refusal == reason, control
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    raise AssertionError("some work was done")
+
+
+@few
+@pytest.mark.parametrize("method", ["null-text", "negative-prompt", "rex", "reversible-heun"])
+def test_refused_methods_do_no_work(name: str, method: str, monkeypatch: pytest.MonkeyPatch):
+    model = model_of(name)
+    reason = capabilities(model)["inversions"][method]
+    if reason is None:
+        pytest.skip("it works")
+    for work in ("forward", "encode", "encode_prompt", "condition"):
+        monkeypatch.setattr(model, work, nothing)
+    monkeypatch.setattr("ddim.pipelines.invert.read_pictures", nothing)
+    monkeypatch.setattr("ddim.pipelines.edit.read_pictures", nothing)
+    with refused("method", repr(method)):
+        ddim.invert(model, "no-such-file.png", method=method, **conditions(model))
+    if model.text:
+        with refused("method", repr(method)):
+            ddim.edit(model, "no-such-file.png", "a dog", source_prompt="a cat", method=method)
+
+
+def test_null_text_at_weight_one_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch):
+    model = tiny_text.model()
+    monkeypatch.setattr(model, "encode_prompt", nothing)
+    monkeypatch.setattr("ddim.pipelines.invert.read_pictures", nothing)
+    with refused("guidance", 1, "'null-text'"):
+        ddim.invert(model, "no-such-file.png", method="null-text", prompt="a cat")
+
+
+@pytest.mark.parametrize(
+    ("guidance", "parameter", "value"),
+    [
+        (ddim.Guidance(1.0, rescale=0.7), "rescale", 0.7),
+        (ddim.Guidance(1.0, interval=(0.2, 0.8)), "interval", "(0.2, 0.8)"),
+    ],
+)
+def test_settings_of_guidance_without_effect_are_refused(guidance: ddim.Guidance, parameter: str, value: object):
+    with refused(parameter, value):
+        ddim.sample(tiny_text.model(), 1, steps=1, prompt="a cat", guidance=guidance)
+    with refused(parameter, value):
+        ddim.sample(model_of("flux schnell"), 1, steps=1, prompt="a cat", guidance=guidance)
+
+
+def test_a_negative_prompt_without_effect_is_refused_of_an_edit():
+    model = tiny_text.model()
+    picture = torch.rand(1, *model.picture)
+    with refused("negative", "'grey'"):
+        ddim.edit(model, picture, "a dog", source_prompt="a cat", guidance=1.0, negative="grey")
