@@ -200,14 +200,20 @@ def test_a_family_is_a_pipeline_of_diffusers(kind: str):
 PIPELINES = sorted(
     name
     for name in dir(diffusers)
-    if name.endswith("Pipeline") and "StableDiffusion" in name and not name.startswith(("Onnx", "Flax"))
+    if name.endswith("Pipeline")
+    and any(family in name for family in ("StableDiffusion", "Flux", "QwenImage", "ZImage"))
+    and not name.startswith(("Onnx", "Flax"))
+)
+EXTRA = (
+    *("ControlNet", "Inpaint", "Adapter", "Upscale", "Depth2Img", "Pix2Pix", "Fill", "FluxControl", "Redux"),
+    *("ImageEdit", "Layered", "Omni", "Modular"),
 )
 
 
 @pytest.mark.parametrize("kind", [name for name in PIPELINES if name not in FAMILIES])
-def test_other_pipelines_of_stable_diffusion_are_refused_knowingly(kind: str):
+def test_other_pipelines_of_these_families_are_refused_knowingly(kind: str):
     with refused("model", kind, hint=True) as caught:
         refuse_pipeline(kind, f"it is a {kind}")
     assert "\n" not in str(caught.value)
-    for part in ("ControlNet", "Inpaint", "Adapter", "Upscale", "Depth2Img", "Pix2Pix"):
+    for part in EXTRA:
         assert (part not in kind) or ": " in str(caught.value).partition("does not support")[2]

@@ -6,12 +6,14 @@ import shutil
 import socket
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny
 import tiny_text
 import torch
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from refusals import failed
 
 import ddim
@@ -164,3 +166,53 @@ def test_with_a_network_the_full_weights_are_fetched_or_the_variant(
         monkeypatch.setattr("huggingface_hub.list_repo_files", lambda name, f=files, m=more: [*f, m])
         ddim.load(NAME, device="cpu")
         assert {f for f in asked[-1] if "safetensors" in f} == {f for f in files if f.endswith(".safetensors")}
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Every download fails with this error."""
+
+    def fetch(*_: Any, **__: Any) -> str:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+
+
+def answer(kind: type[Exception], status: int) -> Exception:
+    """An error as the hub's client raises it, of several lines."""
+    response = SimpleNamespace(headers={}, status_code=status, request=None)
+    return kind(f"{status} Client Error. (Request ID: x)\n\nCannot access it.\nPlease log in.", response=response)  # type: ignore[call-arg]
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    ("kind", "status", "named"),
+    [
+        (GatedRepoError, 403, f"https://huggingface.co/{NAME}"),
+        (RepositoryNotFoundError, 401, "HF_TOKEN"),
+        (HfHubHTTPError, 500, "500 Client Error"),
+    ],
+)
+def test_what_the_hub_answers_is_one_line(
+    kind: type[Exception], status: int, named: str, monkeypatch: pytest.MonkeyPatch
+):
+    answers(monkeypatch, answer(kind, status))
+    with failed("model", repr(NAME), named) as caught:
+        ddim.load(NAME, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gated_repository_whose_configs_alone_are_cached_says_so(
+    cache: Path, made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    keep(cache, made["text"], without=["unet/diffusion_pytorch_model.safetensors"])
+    answers(monkeypatch, answer(GatedRepoError, 403))
+    with failed("model", repr(NAME), f"https://huggingface.co/{NAME}", "unet") as caught:
+        ddim.load(NAME, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("cache")
+def test_offline_says_which_switch_is_set(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with failed("model", repr(NAME), "HF_HUB_OFFLINE"):
+        ddim.load(NAME, device="cpu")

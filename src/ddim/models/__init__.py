@@ -127,9 +127,14 @@ def _with_tf32(model: "Model", tf32: bool | None) -> "Model":
 def _live(pipeline: object, options: "Mapping[str, object]") -> "Model":
     """Wraps a pipeline object of diffusers. Raises InputError if one of the options of ``load`` is not None."""
     from .families import FAMILIES
-    from .model_folder import refuse_pipeline
+    from .model_folder import part_of_family, refuse_pipeline
 
     kind = type(pipeline).__name__
+    if part := part_of_family(kind):
+        raise InputError(
+            f"a {kind} is only the {part} of a pipeline; give the whole pipeline object, or its folder.",
+            parameter="model",
+        )
     if not hasattr(pipeline, "components") or not hasattr(pipeline, "scheduler"):
         raise InputError(
             f"a {kind} is neither the name of a model, nor a folder, nor a diffusers pipeline.",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .._utils.error_text import first_line, reason_of
+from .._utils.error_text import first_line, with_full_stop
 from .._utils.errors import DDIMError, InputError
 from .model_folder import parts_of, unet_folder
 from .weights import DIFFUSERS, TRANSFORMERS, weight_files
@@ -32,11 +32,28 @@ def from_hub(name: str) -> Path:
         if folder is None:
             raise DDIMError(
                 f"{name!r} is neither a bundled model nor a folder, and it could not be fetched from the hub: "
-                f"{reason_of(error)}",
+                f"{with_full_stop(_answer(name, error))}",
                 parameter="model",
             ) from None
         _need_weights(name, folder, error)
         return folder
+
+
+def _answer(name: str, error: Exception) -> str:
+    """Says in one line, without a final stop, why a repository could not be downloaded."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return (
+            f"access to it is restricted; ask for access on https://huggingface.co/{name}, and log in with "
+            "'hf auth login', or set HF_TOKEN"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return "the hub has no repository of this name, or it is private; log in with 'hf auth login', or set HF_TOKEN"
+    if isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, and it is not in the cache"
+    return first_line(error)
 
 
 def _need_weights(name: str, folder: Path, error: Exception) -> None:
@@ -48,7 +65,7 @@ def _need_weights(name: str, folder: Path, error: Exception) -> None:
     except InputError as lacking:
         raise DDIMError(
             f"the cached copy of {name!r} is incomplete, and the rest could not be downloaded "
-            f"({first_line(error)}): {lacking.message}",
+            f"({_answer(name, error)}): {lacking.message}",
             parameter="model",
         ) from None
 

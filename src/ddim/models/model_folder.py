@@ -26,11 +26,12 @@ _EXTRA_INPUTS = {
     "Control": "its network needs a control image in every call, which a latent code does not store; load the "
     "text-to-image pipeline",
     "Redux": "it makes only the embeddings of another pipeline, from an image",
-    "QwenImageEdit": "its network needs the image to edit in every call; load the text-to-image pipeline, with which "
-    "ddim.edit edits",
-    "QwenImageLayered": "its network draws several layers at once and needs their image in every call",
     "QwenImage21": "Qwen-Image 2.1 has another network, text encoder and autoencoder than Qwen-Image",
-    "ZImageOmni": "its network takes reference images in every call; load the text-to-image pipeline",
+    "ImageEdit": "its network needs the source image in every call, which a latent code does not store; ddim.edit "
+    "edits with the text-to-image pipeline",
+    "Layered": "its network makes several layers in every call, from an image",
+    "Omni": "its network looks at reference images in every call; load the text-to-image pipeline",
+    "Modular": "its parts are loaded one by one; load the pipeline of the same name without Modular",
 }
 """Part of a pipeline class's name -> why such pipelines are not supported."""
 
@@ -74,6 +75,12 @@ def parts_of(folder: Path) -> Mapping[str, tuple[str, ...]]:
     return {} if kind is None else FAMILIES[kind].parts
 
 
+def part_of_family(kind: object) -> str | None:
+    """Returns the name that a class of a network has as a part of a supported pipeline; None if it is no such part."""
+    parts = (adapter.parts for adapter in FAMILIES.values())
+    return next((part for known in parts for part, kinds in known.items() if kind in kinds), None)
+
+
 def part_class(folder: Path, part: str, supported: Mapping[str, tuple[str, ...]]) -> str:
     """Returns the class name of a pipeline's part, from the pipeline's index.
 
@@ -112,10 +119,15 @@ def unet_folder(folder: Path) -> Path:
         file = folder / sub / "config.json"
         if file.is_file():
             kind = read_json(file).get("_class_name")
-            if kind == "UNet2DConditionModel":
+            above = Path(os.path.abspath(folder)).parent
+            if sub == Path() and (above / INDEX).is_file() and parts_of(above):
                 raise InputError(
-                    f"{file.parent} holds only a UNet2DConditionModel; give the folder of the whole pipeline, with "
-                    f"{INDEX}, text encoder and autoencoder.",
+                    f"{folder} is only a part of the text model in {above}; give that folder.", parameter="model"
+                )
+            if part := part_of_family(kind):
+                raise InputError(
+                    f"{file.parent} holds only a {kind}, the {part} of a pipeline; give the folder of the whole "
+                    f"pipeline, with {INDEX}, text encoder and autoencoder.",
                     parameter="model",
                 )
             if kind != "UNet2DModel":
@@ -123,11 +135,6 @@ def unet_folder(folder: Path) -> Path:
                 raise InputError(
                     f"{file.parent} {what}; a network alone must be a UNet2DModel.",
                     parameter="model",
-                )
-            above = Path(os.path.abspath(folder)).parent
-            if sub == Path() and (above / INDEX).is_file() and parts_of(above):
-                raise InputError(
-                    f"{folder} is only a part of the text model in {above}; give that folder.", parameter="model"
                 )
             return sub
     raise InputError(
