@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--model", default="emoji")
-    parser.add_argument("--count", type=int, default=100, help="trained prompts, and at most so many held-out ones")
+    parser.add_argument("--count", type=int, default=100, help="trained prompts; from 100 on, all held-out ones too")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -103,7 +103,9 @@ def main() -> None:
     held = sorted({p.prompt: p for p in pictures if p.held}.items())
     chosen = [trained[k][1] for k in chance.permutation(len(trained))[: args.count]]
     met = len(chosen)
-    chosen += [picture for _, picture in (held if args.count >= 100 else held[: args.count])]
+    if args.count < 100:
+        held = [held[k] for k in np.random.default_rng(args.seed).permutation(len(held))[: args.count]]
+    chosen += [picture for _, picture in held]
     others = sorted(
         {
             part.prompt(row)

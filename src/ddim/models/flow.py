@@ -20,6 +20,8 @@ from .live import refuse_compiled
 from .pipeline_model import PipelineModel
 from .scheduler_config import read_schedule
 
+_LEVELS = 1000  # timesteps in the pipelines are 1000 sigma
+
 
 class FlowModel(PipelineModel):
     """A text-to-image pipeline whose network is a transformer that predicts the velocity of rectified flow.
@@ -112,6 +114,20 @@ class FlowModel(PipelineModel):
         """Inside the block, the transformer's attention layers follow the controller of a call."""
         with exchanged(self.attention_layers()):
             yield
+
+
+def rounded_sigma(node: Node, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns sigma as the pipelines of FLUX and Qwen-Image compute it: a scalar on the device of x.
+
+    They round 1000 sigma to the dtype of their latents before they divide by 1000. In bfloat16, a thousand times what
+    the network sees so differs from 1000 sigma by up to 2.
+
+    Args:
+        node: the noise level.
+        x: the input of the network.
+        dtype: the dtype of the network.
+    """
+    return (torch.full((), node.sigma, dtype=torch.float32, device=x.device) * _LEVELS).to(dtype) / _LEVELS
 
 
 def packed(x: Tensor) -> Tensor:

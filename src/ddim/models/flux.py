@@ -2,7 +2,6 @@
 arXiv 2506.15742).
 """
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from .._utils.errors import DDIMWarning, InputError
+from .._utils.errors import InputError
 from .._utils.silence import quiet
 from ..core.conditioning import EMBEDDED, POOLED, REFERENCE, TEXT, Conditioning, PromptConditioning
 from ..core.path import Node
@@ -19,17 +18,15 @@ from ..data.images import ImageLike, read_images
 from ..editing.tokens import Tokens, tokens_of
 from .attention.mmdit import flux_layers
 from .attention.processors import Layer
-from .flow import FlowModel, packed, unpacked
+from .flow import FlowModel, packed, rounded_sigma, unpacked
 from .info import ModelInfo
-from .live import refuse_ip_adapter
-from .tokens import longest_prompt
+from .tokens import longest_prompt, warn_if_cut
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 USUAL_EMBEDDED = 3.5
 """The guidance scale that the pipeline of FLUX.1-dev gives its network by default."""
-_LEVELS = 1000  # timesteps in the pipeline are 1000 sigma; the network takes a thousandth of them
 
 
 class Flux(FlowModel):
@@ -71,16 +68,6 @@ class Flux(FlowModel):
             raise InputError(
                 f"the transformer of {name!r} has patch_size {config.patch_size}; 1 is supported.", parameter="model"
             )
-
-    @classmethod
-    def from_pipeline(cls, pipeline: Any, name: str | None = None) -> "Self":
-        """Wraps a pipeline object, which is not changed.
-
-        Raises:
-            InputError: a part is missing or unsupported, a network is in training mode, or there is an IP-Adapter.
-        """
-        refuse_ip_adapter(getattr(pipeline, "transformer", None))
-        return super().from_pipeline(pipeline, name)
 
     # --- facts ------------------------------------------------------------------------------------------------------
 
@@ -127,7 +114,6 @@ class Flux(FlowModel):
             InputError: the transformer takes embeddings of another size, or a tokenizer has more tokens than its text
                 encoder.
         """
-        self.check_vocabularies()
         clip, t5 = (encoder.config for encoder in self.encoders)
         takes, pooled = self.network.config.joint_attention_dim, self.network.config.pooled_projection_dim
         if (t5.d_model, clip.hidden_size) != (takes, pooled):
@@ -142,20 +128,16 @@ class Flux(FlowModel):
     # --- calls ------------------------------------------------------------------------------------------------------
 
     def timestep(self, node: Node, x: Tensor) -> Tensor:
-        """Returns the timestep of a call as a scalar in the network's dtype, to the last bit that of the pipeline.
-
-        The pipeline rounds 1000 sigma to the dtype of its latents before it divides by 1000. In bfloat16, what the
-        network sees so differs from 1000 sigma by up to 2.
-        """
-        level = torch.full((), self.schedule.timestep(node), dtype=torch.float32, device=x.device) * _LEVELS
-        return level.to(self.dtype) / _LEVELS
+        """Returns the timestep of a call as a scalar in the network's dtype; see ``rounded_sigma``."""
+        return rounded_sigma(node, x, self.dtype)
 
     def encode_prompt(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
         """Encodes prompts to ``text`` [N, L, D] and ``pooled`` [N, P], and ``guidance`` [N] for a distilled network.
 
         ``guidance`` is the usual scale, ``ModelInfo.embedded``. Warns (DDIMWarning) if the T5 encoder cuts a prompt.
         """
-        self._warn_if_cut(prompts)
+        for prompt in prompts:  # CLIP, which sums up a prompt, cuts sooner
+            warn_if_cut(self.tokens(prompt), self.tokenizers[1], self.name)
         with torch.no_grad(), quiet():
             text, pooled, _ = self.pipeline.encode_prompt(list(prompts), max_sequence_length=self.text_tokens)
         tensors = {TEXT: text.to(self.state_dtype), POOLED: pooled.to(self.state_dtype)}
@@ -176,20 +158,6 @@ class Flux(FlowModel):
     def attention_layers(self) -> Iterable[Layer]:
         """Returns the attention layers of the transformer; see ``FlowModel.attention_layers``."""
         return flux_layers(self.network, self.patch, reference=REFERENCE in self.info.optional_conditions)
-
-    def _warn_if_cut(self, prompts: Sequence[str]) -> None:
-        """Warns if a prompt has more tokens than the T5 encoder is given. CLIP, which sums up a prompt, cuts sooner."""
-        tokenizer = self.tokenizers[1]
-        for prompt in prompts:
-            with quiet():
-                count = len(tokenizer(prompt, truncation=False).input_ids)
-            if count > self.text_tokens:
-                warnings.warn(
-                    f"The prompt has {count} tokens, but the T5 encoder of {self.name!r} is given {self.text_tokens}: "
-                    "its end was cut.",
-                    DDIMWarning,
-                    stacklevel=4,
-                )
 
     def call_network(
         self,

@@ -52,7 +52,9 @@ def require_parts(pipeline: Any, parts: Mapping[str, tuple[str, ...]]) -> None:
 def refuse_ip_adapter(network: Any) -> None:
     """Raises InputError for a network with an IP-Adapter, because a latent code cannot store the adapter's image."""
     config = getattr(network, "config", None)
-    if getattr(config, "encoder_hid_dim_type", None) == "ip_image_proj":
+    # diffusers names the adapter in the config of a U-Net and of FLUX, and adds a module to the transformer of SD 3.
+    named = getattr(config, "encoder_hid_dim_type", None) == "ip_image_proj"
+    if named or getattr(network, "image_proj", None) is not None:
         raise InputError(
             "the pipeline has an IP-Adapter, and a latent code cannot store the image that it needs; call "
             "pipeline.unload_ip_adapter() first.",

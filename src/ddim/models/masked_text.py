@@ -92,7 +92,6 @@ class MaskedTextModel(FlowModel):
 
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of ``text`` and ``text_mask`` for one prompt of 32 tokens."""
-        self.check_vocabularies()
         made, taken = self.text_width()
         if made != taken:
             raise InputError(

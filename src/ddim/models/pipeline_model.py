@@ -30,7 +30,7 @@ from .engine.work import Work
 from .fingerprint import fingerprint
 from .info import ModelInfo
 from .latent import LatentModel, read_network, statistics_of
-from .live import adapters_of, is_compiled, is_hooked, require_eval_mode, require_parts
+from .live import adapters_of, is_compiled, is_hooked, refuse_ip_adapter, require_eval_mode, require_parts
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -176,7 +176,8 @@ class PipelineModel(LatentModel):
     @property
     def tokenizers(self) -> tuple[Any, ...]:
         """Its tokenizers, except those that an optional text encoder lacks."""
-        return tuple(getattr(self.pipeline, part) for part in self.tokenizer_parts() if _has(self.pipeline, part))
+        both = zip(self.tokenizer_parts(), self.encoder_parts(), strict=True)
+        return tuple(getattr(self.pipeline, tokenizer) for tokenizer, part in both if _has(self.pipeline, part))
 
     @property
     def tokenizer(self) -> Any:
@@ -239,7 +240,8 @@ class PipelineModel(LatentModel):
     @property
     def engine(self) -> str:
         """How the network computes, as far as it changes the last bits of its output."""
-        return engine_of(self.network, split=self.threads, device=self.device)
+        device = None if self.graphs is None else self.device
+        return engine_of(self.network, split=self.threads, device=device)
 
     def _fingerprint_now(self) -> str:
         schedule = self.schedule
@@ -307,8 +309,10 @@ class PipelineModel(LatentModel):
         Raises:
             InputError: a part is missing or unsupported, a network is in training mode, or there is an IP-Adapter.
         """
-        held = {k: kinds for k, kinds in cls.parts.items() if k not in cls.optional or _has(pipeline, k)}
-        require_parts(pipeline, held)
+        encoder = {part: part.replace("tokenizer", "text_encoder") for part in cls.parts}  # a tokenizer goes with it
+        needed = [part for part in cls.parts if part not in cls.optional or _has(pipeline, encoder[part])]
+        require_parts(pipeline, {part: cls.parts[part] for part in needed})
+        refuse_ip_adapter(getattr(pipeline, cls.network_part))
         model = cls(
             name or type(pipeline).__name__,
             pipeline,
@@ -329,6 +333,7 @@ class PipelineModel(LatentModel):
         Raises:
             InputError: a part does not accept the output of the one before it, or returns another shape.
         """
+        self.check_vocabularies()
         shapes = self.condition_shapes()
         code, picture = (1, *self.shape), (1, *self.picture)
 
@@ -369,9 +374,10 @@ class PipelineModel(LatentModel):
     def forward(self, x: Tensor, node: Node, cond: Conditioning, call: Call) -> Tensor:
         """Calls the network once; see ``Model.forward``. Extra output channels (a learned variance) are ignored."""
         names = self.names_of(cond)
+        tensors = [cond.tensors[name] for name in names]
         # Pipelines cast no guidance scale; a network that takes it casts it itself.
-        cast = {name: t.is_floating_point() and name != EMBEDDED for name, t in cond.tensors.items()}
-        parts = [aligned(cond.tensors[name].to(self.dtype) if cast[name] else cond.tensors[name]) for name in names]
+        kept = [name == EMBEDDED or not t.is_floating_point() for name, t in zip(names, tensors, strict=True)]
+        parts = [aligned(t if as_is else t.to(self.dtype)) for t, as_is in zip(tensors, kept, strict=True)]
         inputs = (x.to(self.dtype), self.timestep(node, x), *parts)
 
         def ask(rows: Tensor, timestep: Tensor, *tensors: Tensor, controller: Any = None) -> Tensor:
@@ -488,10 +494,11 @@ def cast(network: nn.Module, dtype: torch.dtype) -> None:
     them in float32. In float16, so do the weights that a network names as too large for it (T5's).
     """
     wide: Sequence[str] = (getattr(network, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else ()
-    stored = network.state_dict()
+    stored = set(network.state_dict())
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        if name in stored and tensor.is_floating_point() and not any(part in name.split(".") for part in wide):
-            tensor.data = tensor.data.to(dtype)
+        if name in stored and tensor.is_floating_point():
+            own = torch.float32 if any(part in name.split(".") for part in wide) else dtype
+            tensor.data = tensor.data.to(own)
 
 
 def _has(pipeline: Any, part: str) -> bool:

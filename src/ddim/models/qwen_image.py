@@ -14,7 +14,7 @@ from ..core.prediction import Hold
 from ..core.schedule import Clock
 from .attention.mmdit import qwen_layers
 from .attention.processors import Layer
-from .flow import packed, unpacked
+from .flow import packed, rounded_sigma, unpacked
 from .latent import code_of, statistics_of
 from .masked_text import MaskedTextModel
 
@@ -127,12 +127,8 @@ class QwenImage(MaskedTextModel):
     # --- calls ------------------------------------------------------------------------------------------------------
 
     def timestep(self, node: Node, x: Tensor) -> Tensor:
-        """Returns the timestep of a call as a scalar on the device of x, to the last bit that of the pipeline.
-
-        The pipeline rounds 1000 sigma to the dtype of its latents, that of the network, before it divides by 1000.
-        """
-        label = torch.full((), node.sigma, dtype=torch.float32, device=x.device) * self.schedule.path.levels
-        return label.to(self.dtype) / 1000
+        """Returns the timestep of a call as a scalar in the network's dtype; see ``rounded_sigma``."""
+        return rounded_sigma(node, x, self.dtype)
 
     def call_rows(
         self,

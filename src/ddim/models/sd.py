@@ -19,14 +19,14 @@ from .attention import unet as attention
 from .dry_run import output_shape
 from .engine.layout import memory_format
 from .info import ModelInfo
-from .live import refuse_compiled, refuse_ip_adapter
+from .live import refuse_compiled
 from .pipeline_model import PipelineModel
 from .pixel import sides_of
 from .scheduler_config import read_schedule
 from .tokens import longest_prompt, warn_if_cut
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 
 class StableDiffusion(PipelineModel):
@@ -117,23 +117,12 @@ class StableDiffusion(PipelineModel):
         """Returns the options of a StableDiffusionPipeline without safety checker."""
         return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
-    @classmethod
-    def from_pipeline(cls, pipeline: Any, name: str | None = None) -> "Self":
-        """Wraps a pipeline object, which is not changed.
-
-        Raises:
-            InputError: a part is missing or unsupported, a network is in training mode, or there is an IP-Adapter.
-        """
-        refuse_ip_adapter(pipeline.unet)
-        return super().from_pipeline(pipeline, name)
-
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shape of each condition for one prompt, found on the meta device.
 
         Raises:
             InputError: a tokenizer has more tokens than its text encoder.
         """
-        self.check_vocabularies()
         words = [self.condition_shape(encoder, TEXT) for encoder in self.encoders]
         return {TEXT: (*words[0][:2], sum(shape[2] for shape in words))}
 

@@ -17,7 +17,7 @@ from .attention.mmdit import sd3_layers
 from .attention.processors import Layer
 from .flow import FlowModel
 from .pixel import sides_of
-from .tokens import longest_prompt
+from .tokens import longest_prompt, warn_if_cut
 
 T5_TOKENS = 256
 """The number of tokens that the pipeline gives the T5 encoder, its default ``max_sequence_length``."""
@@ -52,12 +52,13 @@ class StableDiffusion3(FlowModel):
     """Whether one token stands for all zeros that take the place of T5's tokens.
 
     The zeros are equal and have no positions, so that they stay equal in every block. One of them, which counts as
-    many times as there are zeros, gives the same image except for rounding, with fewer tokens.
+    many times as there are zeros, gives the same image except for rounding, with fewer tokens. In half precision the
+    logarithm of that number would be rounded too much, and the network gets all zeros.
     """
 
     def convert_layout(self) -> None:
         """Lets one token stand for the zeros that take the place of T5's tokens; see ``counts_zeros``."""
-        if self.pipeline.text_encoder_3 is None:
+        if self.pipeline.text_encoder_3 is None and self.dtype in (torch.float32, torch.float64):
             self.network.set_attn_processor(CountedAttention())
             self.counts_zeros = True
 
@@ -83,6 +84,11 @@ class StableDiffusion3(FlowModel):
                 "text-to-image model.",
                 parameter="model",
             )
+
+    @property
+    def patch(self) -> int:  # type: ignore[override]
+        """Along each side, so many pixels of the latent make one token."""
+        return int(self.network.config.patch_size)
 
     def latent_sides(self) -> tuple[int, int]:
         """Returns the ``sample_size`` of the transformer."""
@@ -110,18 +116,21 @@ class StableDiffusion3(FlowModel):
     def encode_prompt(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
         """Encodes prompts to ``text`` [N, L, D] and ``pooled`` [N, P].
 
-        The tokens of ``text`` are those of CLIP, followed by those of T5 if there is a T5 encoder.
+        The tokens of ``text`` are those of CLIP, followed by those of T5 if there is a T5 encoder. Warns (DDIMWarning)
+        if a prompt is too long for T5, or for CLIP without T5, and says where it is cut.
 
         Raises:
             InputError: an image of this size has more tokens than the network has positions.
         """
         self._check_size(size or self.picture[1:])
+        for prompt in prompts:
+            warn_if_cut(self._longest(prompt), self.tokenizers[-1], self.name)
         with torch.no_grad(), quiet():
             text, _, pooled, _ = self.pipeline.encode_prompt(
                 list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=T5_TOKENS
             )
         if self.pipeline.text_encoder_3 is None:
-            text = text[:, :-T5_TOKENS]  # zeros, which call_network puts back
+            text = text[:, : self.pipeline.tokenizer_max_length]  # zeros follow, which call_network puts back
         return Conditioning({TEXT: text.to(self.state_dtype), POOLED: pooled.to(self.state_dtype)})
 
     def tokens(self, prompt: str) -> JoinedTokens:
@@ -138,6 +147,11 @@ class StableDiffusion3(FlowModel):
         t5 = padding(prompt, zeros) if zeros else self._read(self.pipeline.tokenizer_3, prompt, T5_TOKENS)
         return JoinedTokens(prompt, clip.words, (clip, t5))
 
+    def _longest(self, prompt: str) -> Tokens:
+        """Tokenizes a prompt with the tokenizer that cuts it last."""
+        length = self.pipeline.tokenizer_max_length if self.pipeline.text_encoder_3 is None else T5_TOKENS
+        return self._read(self.tokenizers[-1], prompt, length)
+
     def _read(self, tokenizer: Any, prompt: str, length: int) -> Tokens:
         """Tokenizes a prompt with one of the tokenizers."""
         with quiet():
@@ -149,7 +163,7 @@ class StableDiffusion3(FlowModel):
 
     def _check_size(self, size: Sequence[int]) -> None:
         limit = self.network.config.pos_embed_max_size
-        most = limit and limit * self.network.config.patch_size * self.downscaling
+        most = limit and limit * self.multiple
         if most and max(size) > most:
             raise InputError(
                 f"{size[1]}x{size[0]}: {self.name!r} has positions for sides of at most {most} pixels.",
@@ -168,8 +182,8 @@ class StableDiffusion3(FlowModel):
         text, arguments = conditions[TEXT], control
         text = pad(text, (0, 0, 0, self._zeros))
         if self._zeros == 1:
-            count = text.new_full((1,), T5_TOKENS)
-            bias = last_key_counted(count, x, text, network.config.patch_size)
+            count = torch.full((1,), float(T5_TOKENS), device=x.device)
+            bias = last_key_counted(count, x, text, self.patch)
             arguments = {**(control or {}), "attention_mask": bias}
         return network(
             x,

@@ -2,6 +2,7 @@
 
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,7 +101,8 @@ def transformers_part(
         folder: as for ``diffusers_part``.
         parameter: the argument that an error names.
         spare: prefixes of tensor names that the file may contain without being used, such as another task's head.
-        stored: load it in the dtype of its file instead.
+        stored: load it in the dtype of most numbers in its file instead. transformers keeps weights in float32 that
+            its class names as too large for float16.
         options: further arguments of the class's constructor.
 
     Raises:
@@ -115,10 +117,14 @@ def transformers_part(
         )
     tensors = unwrapped(read_tensors(folder, TRANSFORMERS, parameter=parameter))
     _refuse_integers({k: t for k, t in tensors.items() if not k.endswith(_COUNTS)}, str(folder), parameter)
-    own = {t.dtype for t in tensors.values() if t.is_floating_point()}
-    dtype = next(d for d in (torch.float64, torch.float32, torch.bfloat16, torch.float16) if d in own or not own)
-    if not stored and dtype != torch.float64:
-        dtype = torch.float32
+    numbers = Counter[torch.dtype]()
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            numbers[tensor.dtype] += tensor.numel()
+    if stored and numbers:
+        dtype = numbers.most_common(1)[0][0]
+    else:
+        dtype = torch.float64 if torch.float64 in numbers else torch.float32
     with loading():
         try:
             config = kind.config_class.from_pretrained(folder, local_files_only=True)

@@ -68,8 +68,8 @@ class ZImage(MaskedTextModel):
         return replace(super().read_info(name, device, dtype), guidance=1.0 if turbo else self.usual_guidance)
 
     def latent_sides(self) -> tuple[int, int]:
-        """Returns the autoencoder's ``sample_size``, 1024 pixels, in positions of the latent."""
-        height, width = sides_of(self.vae.config.sample_size, type(self).__name__)
+        """Returns the autoencoder's ``sample_size`` in positions of the latent, or 1024 pixels if it has none."""
+        height, width = sides_of(self.vae.config.get("sample_size") or 1024, type(self).__name__)
         return height // self.pixels_per_latent(), width // self.pixels_per_latent()
 
     def check_shapes(self) -> None:

@@ -168,8 +168,7 @@ class Step:
     def _add_gradient(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Adds the gradient of this process's part of a micro-batch, and returns its part of the loss."""
         kind = self.processes.device.type
-        # On a CPU, the backward pass of fused attention is slower than its plain formula.
-        plain = sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else nullcontext()
+        plain = sdpa_kernel(SDPBackend.MATH) if kind == "cpu" and self.task.plain_attention else nullcontext()
         with plain, torch.autocast(kind, self._dtype, enabled=self._dtype != torch.float32):
             loss = self.task.loss(self._forward, inputs)
         loss = loss / self.settings.accumulate

@@ -87,8 +87,8 @@ class ControlledFlux:
             key = torch.cat([attn.norm_added_k(more[1]), key], dim=1)
             value = torch.cat([more[2], value], dim=1)
         if image_rotary_emb is not None:
-            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
-            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+            rotate: Any = apply_rotary_emb
+            query, key = (rotate(y, image_rotary_emb, sequence_dim=1) for y in (query, key))
         query, key, value = (y.transpose(1, 2) for y in (query, key, value))
         out = attended(control, self.layer, query, key, value, attention_mask, cfg_branch)
         out = out.transpose(1, 2).flatten(2).to(query.dtype)
@@ -139,7 +139,8 @@ class ControlledQwen:
             for j in (0, 1):
                 parts[j] = _normed(both[j], parts[j])
                 if image_rotary_emb is not None:
-                    parts[j] = apply_rotary_emb_qwen(parts[j], image_rotary_emb[k], use_real=False)
+                    rotated: Any = apply_rotary_emb_qwen(parts[j], image_rotary_emb[k], use_real=False)
+                    parts[j] = rotated
         query, key, value = (torch.cat([t, i], dim=1).transpose(1, 2) for t, i in zip(of_text, of_image, strict=True))
         out = attended(control, self.layer, query, key, value, mask, cfg_branch)
         out = out.transpose(1, 2).flatten(2).to(query.dtype)
@@ -169,8 +170,8 @@ def flux_layers(transformer: Any, patch: int = 2, *, reference: bool = False) ->
     double, level = len(transformer.transformer_blocks), level_of(patch)
     for part, before in (("transformer_blocks", 0), ("single_transformer_blocks", double)):
         for k, block in enumerate(getattr(transformer, part)):
-            keys, name = ("words", "picture"), f"{part}.{k}.attn"
-            site = AttentionSite(name, keys, level, before + k, reference=reference)
+            name = f"{part}.{k}.attn"
+            site = AttentionSite(name, ("words", "picture"), level, before + k, reference=reference)
             yield Layer(site, block.attn, ControlledFlux)
 
 

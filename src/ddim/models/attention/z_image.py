@@ -73,8 +73,8 @@ def z_image_layers(transformer: Any, patch: int = 2) -> Iterator[Layer]:
         site = AttentionSite(f"noise_refiner.{k}.attention", SELF, level, k, multiple=_MULTIPLE)
         yield Layer(site, block.attention, ControlledZImage)
     for k, block in enumerate(transformer.layers):
-        name, keys = f"layers.{k}.attention", ("picture", "words")
-        site = AttentionSite(name, keys, level, refiners + k, multiple=_MULTIPLE, varies=True)
+        name = f"layers.{k}.attention"
+        site = AttentionSite(name, ("picture", "words"), level, refiners + k, multiple=_MULTIPLE, varies=True)
         yield Layer(site, block.attention, ControlledZImage)
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,10 @@ class Task(ABC):
     Raises:
         InputError: ``[model]`` has an unknown option, or contradicts the rest of the config.
     """
+
+    plain_attention: ClassVar[bool] = False
+    """Whether attention is computed by its plain formula on a CPU. With few tokens its backward pass is faster than
+    that of the fused kernel; with many it needs much more memory."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config

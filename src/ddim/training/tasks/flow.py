@@ -5,7 +5,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -151,6 +151,8 @@ class FlowTask(Task):
     The embedded prompts also have unit statistics in training. The exported pipeline contains both kinds of statistics
     in its weights: those of the latents in the autoencoder, those of the prompts in the transformer's first layer.
     """
+
+    plain_attention: ClassVar[bool] = True
 
     def __init__(self, config: TrainConfig) -> None:
         from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
