@@ -42,6 +42,8 @@ def models(name: _Name = None) -> None:
             terminal.result({"command": "models", **facts})
             if not (terminal.as_json or terminal.quiet):
                 _show("", [("", ""), ("", "")], [[k.replace("_", " "), _text(v)] for k, v in facts.items()], head=False)
+                more = f"ddim methods --model {escaped(name)}[dim] says why something does not work.[/dim]"
+                stdout().print(more, soft_wrap=True, highlight=False)
             return
         from ..models import bundled_models
 
@@ -163,20 +165,38 @@ def registries() -> dict[str, list[dict[str, Any]]]:
 
 
 def describe(model: "Counted", name: str) -> dict[str, Any]:
-    """What ``Model.describe`` says of a model, its schedule, and the licence on its card."""
+    """What ``Model.describe`` says of a model; its schedule, sizes and licence; and what works on it."""
     from ..models import bundled_models
+    from ..pipelines.capabilities import capabilities
 
     source = bundled_models().get(name, Path(name))
     path = model.schedule.path
     first, last = path.node(path.t_max / path.levels), path.node(path.t_max)
     facts = {
         **model.describe(),
-        **({"sizes": f"sides that are multiples of {model.multiple}"} if model.multiple else {}),
+        **({"sizes": _sizes(model)} if model.multiple else {}),
         "schedule": _schedule(source),
         "alpha_bar": {"first": float(f"{first.alpha**2:.6g}"), "last": float(f"{last.alpha**2:.4g}")},
+        "works": {kind: _working(reasons) for kind, reasons in capabilities(model).items()},
         "licence": _licence(source),
     }
     return {k: v for k, v in facts.items() if v is not None}
+
+
+def _sizes(model: "Counted") -> str:
+    """Which sizes its images may have, width first."""
+    _, height, width = model.picture
+    most = f", at most {model.info.largest} pixels long" if model.info.largest else ""
+    return f"{width}x{height} by default; sides that are multiples of {model.multiple}{most}"
+
+
+def _working(reasons: Mapping[str, str | None]) -> str:
+    """What works and what does not, in short."""
+    no = [name for name, reason in reasons.items() if reason is not None]
+    if not no:
+        return "all"
+    yes = [name for name, reason in reasons.items() if reason is None]
+    return f"all but {', '.join(no)}" if len(no) < len(yes) else f"{', '.join(yes) or 'none'}, not {', '.join(no)}"
 
 
 def _listed(name: str, folder: Path) -> dict[str, Any]:
@@ -239,7 +259,8 @@ def _text(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}".replace(",", " ") if value >= 10_000 else str(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} = {_text(v)}" for k, v in value.items()) or "–"
+        between = "; " if any(", " in str(v) for v in value.values()) else ", "
+        return between.join(f"{k} = {_text(v)}" for k, v in value.items()) or "–"
     if isinstance(value, (list, tuple)):
         return " x ".join(map(str, value))
     return str(value)

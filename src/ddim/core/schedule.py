@@ -8,7 +8,7 @@ al. 2024, arXiv 2403.03206, section 5.3.2).
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -40,6 +40,8 @@ class Shift(ABC):
     """
 
     terminal: float | None = field(default=None, kw_only=True)
+    rule: ClassVar[str]
+    """How the factor is found, in one word."""
     static: ClassVar[bool] = False
     """Whether the factor is the same for every image; diffusers rounds differently if it is."""
 
@@ -51,6 +53,14 @@ class Shift(ABC):
     def acts(self) -> bool:
         """Whether the shift moves any noise level."""
         return True
+
+    @property
+    def options(self) -> dict[str, str | float]:
+        """The shift as plain values by name: its ``rule`` and its arguments; empty if it moves no level."""
+        if not self.acts:
+            return {}
+        named = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {"rule": self.rule, **{name: value for name, value in named.items() if value is not None}}
 
     @property
     def needs_size(self) -> bool:
@@ -108,6 +118,7 @@ class StaticShift(Shift):
     """
 
     value: float = 1.0
+    rule: ClassVar[str] = "static"
     static: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -155,6 +166,7 @@ class DynamicShift(Shift):
     base_image_seq_len: int = 256
     max_image_seq_len: int = 4096
     growth: Literal["line", "root"] = "line"
+    rule: ClassVar[str] = "dynamic"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -209,6 +221,8 @@ class Flux2Shift(Shift):
     of steps, through two values that were fitted at 10 and at 200 steps. Above 4,300 tokens the value for 200 steps is
     used for every number of steps, so that mu jumps there: from 2.05 to 1.18 at 50 steps.
     """
+
+    rule: ClassVar[str] = "flux2"
 
     @property
     def needs_size(self) -> bool:

@@ -301,12 +301,20 @@ class Model(ABC):
             "path": type(schedule.path).__name__,
             "levels": schedule.path.levels,
             "spacing": schedule.spacing,
+            **({"shift": schedule.shift.options} if schedule.shift.acts else {}),
+            **({"guidance": guidance} if (guidance := self._guidance()) else {}),
             "hold": schedule.hold.options,
             "parameters": info.parameters,
             "dtype": str(info.dtype).removeprefix("torch."),
             "device": str(info.device),
             "fingerprint": self.fingerprint,
         }
+
+    def _guidance(self) -> dict[str, Any]:
+        """Returns the kinds of guidance that it takes, with the usual values of samples."""
+        info = self.info
+        weight = {"weight": info.guidance} if "cfg" in info.guidance_kinds else {}
+        return {**weight, **({} if info.embedded is None else {"embedded": info.embedded})}
 
     # --- construction -----------------------------------------------------------------------------------------------
 

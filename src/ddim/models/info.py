@@ -19,6 +19,7 @@ class ModelInfo:
         device: the device that it computes on.
         multiple: the model takes images of any size whose sides are multiples of this; 0 if ``picture`` is the only
             size.
+        largest: the longest side in pixels that its network has positions for; 0 if there is no such limit.
         text: whether it is conditioned on prompts.
         classes: how many classes it is conditioned on; 0 for none.
         null_class: the label of the null class, which stands for no class in classifier-free guidance; None if there
@@ -48,6 +49,7 @@ class ModelInfo:
     embedded: float | None = None
     guidance_kinds: frozenset[str] = frozenset({"cfg"})
     optional_conditions: tuple[str, ...] = ()
+    largest: int = 0
 
     def __post_init__(self) -> None:
         if not self.text and self.null_class is None:

@@ -1,6 +1,7 @@
 """The adapter for Stable Diffusion 3 and 3.5 in the diffusers format (Esser et al. 2024, arXiv 2403.03206)."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from .attention.counted import CountedAttention, last_key_counted
 from .attention.mmdit import sd3_layers
 from .attention.processors import Layer
 from .flow import FlowModel
+from .info import ModelInfo
 from .pixel import sides_of
 from .tokens import longest_prompt, warn_if_cut
 
@@ -90,6 +92,11 @@ class StableDiffusion3(FlowModel):
         """Along each side, so many pixels of the latent make one token."""
         return int(self.network.config.patch_size)
 
+    def read_info(self, name: str, device: torch.device, dtype: torch.dtype) -> ModelInfo:
+        """Collects the facts about the model."""
+        info, positions = super().read_info(name, device, dtype), self.network.config.pos_embed_max_size or 0
+        return replace(info, largest=int(positions * info.multiple))
+
     def latent_sides(self) -> tuple[int, int]:
         """Returns the ``sample_size`` of the transformer."""
         return sides_of(self.network.config.sample_size, type(self).__name__)
@@ -162,8 +169,7 @@ class StableDiffusion3(FlowModel):
         return sd3_layers(self.network)
 
     def _check_size(self, size: Sequence[int]) -> None:
-        limit = self.network.config.pos_embed_max_size
-        most = limit and limit * self.multiple
+        most = self.info.largest
         if most and max(size) > most:
             raise InputError(
                 f"{size[1]}x{size[0]}: {self.name!r} has positions for sides of at most {most} pixels.",
