@@ -20,7 +20,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "classes": ("DDPMPipeline", {"classes": 10, "null_class": 10}),
     "SD 1, 2": ("StableDiffusionPipeline", {"text": True}),
     "SDXL": ("StableDiffusionXLPipeline", {"text": True}),
-    "SD 3, 3.5": ("StableDiffusion3Pipeline", {"text": True, "prediction": "flow"}),
+    "SD 3, 3.5": ("StableDiffusion3Pipeline", {"text": True, "prediction": "flow", "skip_layers": 24}),
     "FLUX.1 dev": ("FluxPipeline", {"text": True, "prediction": "flow", "guidance_kinds": EMBEDDED, "embedded": 3.5}),
     "FLUX.1 schnell": ("FluxPipeline", {"text": True, "prediction": "flow", "guidance_kinds": frozenset()}),
     "FLUX.1 Kontext": (

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .core.contracts import Inversion, InversionInterrupted, InversionProblem, InversionResult, Solver
     from .core.denoiser import Call, Denoiser, from_network
     from .core.grid import SPACINGS, Grid, make_grid
-    from .core.guidance import Guidance
+    from .core.guidance import Guidance, SkipLayers
     from .core.path import (
         GaussianPath,
         Node,
@@ -77,7 +77,7 @@ _WHERE = {
     "core.contracts": ["Inversion", "InversionInterrupted", "InversionProblem", "InversionResult", "Solver"],
     "core.denoiser": ["Call", "Denoiser", "from_network"],
     "core.grid": ["SPACINGS", "Grid", "make_grid"],
-    "core.guidance": ["Guidance"],
+    "core.guidance": ["Guidance", "SkipLayers"],
     "core.path": [
         *("GaussianPath", "Node", "RectifiedFlow", "TablePath", "VEPath", "cosine_alpha_bar", "ddpm_linear"),
         *("linear_alpha_bar", "scaled_linear_alpha_bar", "sigmoid_alpha_bar", "zero_terminal_snr"),
@@ -166,6 +166,7 @@ __all__ = [
     "Rex",
     "Schedule",
     "SizeIds",
+    "SkipLayers",
     "Solver",
     "StaticShift",
     "StepEvent",

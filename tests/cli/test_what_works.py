@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from commands import run, run_json
+from commands import fails, run, run_json
 from tiny_flow import FAMILIES
 
 import ddim
@@ -52,3 +52,19 @@ def test_an_unconditional_model_has_no_guidance():
     said = run_json("models", "fashion")
     assert not {"shift", "guidance", "sizes"} & set(said)
     assert said["works"]["controls"].startswith("none, not prompt")
+
+
+def test_skip_layer_guidance_is_typed_named_and_listed(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["sample", "-m", folders["sd3"], "--prompt", "a cat", "-n", 1, "-S", 4]
+    said = run_json(*words, "--skip-layers", "0,1", "--skip-scale", 2, "--skip-steps", "0,0.7")
+    skip = said["guidance"]["skip"]
+    assert (skip["layers"], skip["scale"], skip["interval"]) == ([0, 1], 2.0, [0.0, 0.7])
+    assert "skip0-1-x2-0-0.7" in Path(said["files"][0]).name
+    assert "--skip-layers" in fails(*words, "--skip-layers", "x", code=2)
+    assert "--skip-scale" in fails(*words, "--skip-scale", 2, code=2)
+    assert "--skip-steps" in fails(*words, "--skip-layers", "0", code=2)  # none of four steps lies in it
+    assert "--skip-layers" in fails(*words, "--skip-layers", "99", "--skip-steps", "0,1", code=2)
+    assert "--skip-layers" in fails("sample", "-m", "fashion", "-n", 1, "-S", 2, "--skip-layers", "0", code=2)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import ddim
-from ddim import Guidance
+from ddim import Guidance, SkipLayers
 from ddim.models.base import Model
 
 LENGTH = 24
@@ -161,6 +161,19 @@ _CFG = {
     "unguided": (Guidance(1.0), {"guidance_scale": 1.0}),
 }
 
+_SKIPPING = {
+    "slg": (
+        Guidance(5.0, skip=SkipLayers((0,), 2.8, (0.01, 0.6))),
+        {
+            "guidance_scale": 5.0,
+            "skip_guidance_layers": [0],
+            "skip_layer_guidance_scale": 2.8,
+            "skip_layer_guidance_start": 0.01,
+            "skip_layer_guidance_stop": 0.6,
+        },
+    ),
+}
+
 _FLUX = {
     "embedded": (Guidance(1.0, embedded=3.5), {"guidance_scale": 3.5}),
     "embedded by default": (Guidance(1.0), {}),
@@ -210,7 +223,7 @@ def draw_z_image(*a: Any, **guidance: Any) -> Tensor:
 
 
 FAMILIES: dict[str, Family] = {
-    "sd3": Family(sd3, draw_sd3, _CFG),
+    "sd3": Family(sd3, draw_sd3, {**_CFG, **_SKIPPING}),
     "sd3 without t5": Family(sd3, draw_sd3, _CFG, options={"t5": False}),
     "sd3.5 dual": Family(sd3, draw_sd3, _CFG, options={"dual_attention_layers": (0,)}),
     "flux dev": Family(tiny_flux.pipeline, tiny_flux.draw, _FLUX, negative=False),

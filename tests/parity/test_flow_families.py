@@ -33,7 +33,7 @@ def ours(model: Model, x: Tensor, prompts: list[str], guidance: Guidance, negati
     size = (x.shape[2] * model.downscaling, x.shape[3] * model.downscaling)
     grid = model.schedule.grid(STEPS, image_size=(x.shape[2], x.shape[3]))
     both = model.condition(None, len(x), prompts, negative, size)
-    return ddim.solve(model.guided(guidance, both), ddim.make_solver("ddim"), {"x": x}, grid)["x"]
+    return ddim.solve(model.guided(guidance.on(grid), both), ddim.make_solver("ddim"), {"x": x}, grid)["x"]
 
 
 def apart(a: Tensor, b: Tensor) -> float:
@@ -70,6 +70,10 @@ def test_latents_are_those_of_the_pipeline(name):
             moved["guidance"] = ours(model, x, prompts, guidance.at(guidance.weight + 2), negative)
             if family.negative:
                 moved["negative"] = ours(model, x, prompts, guidance, "bright")
+        if guidance.skip is not None:
+            moved["skip"] = ours(model, x, prompts, replace(guidance, skip=None), negative)
+            later = replace(guidance.skip, interval=(0.3, 0.6))  # one step less
+            moved["skipped steps"] = ours(model, x, prompts, replace(guidance, skip=later), negative)
         if guidance.embedded is not None:
             moved["embedded"] = ours(model, x, prompts, replace(guidance, embedded=guidance.embedded + 3), negative)
         if family.settings:

@@ -43,13 +43,14 @@ def model_of(name: str) -> Model:
     return MADE[name]()
 
 
+SKIP = ddim.SkipLayers((0,), interval=(0.0, 1.0))
 GUIDED = {"null-text", "negative-prompt"}
 NO: dict[str, dict[str, set[str]]] = {
     "unconditional": {"solvers": set(), "inversions": GUIDED, "controls": set(CONTROLS)},
     "x0": {"solvers": {"rex", "reversible-heun"}, "inversions": {*GUIDED, "rex", "reversible-heun"}},
-    "classes": {"inversions": {"null-text"}, "controls": {"prompt", "attention", "negative", "embedded"}},
+    "classes": {"inversions": {"null-text"}, "controls": {"prompt", "attention", "negative", "embedded", "skip"}},
     "whole timesteps": {"solvers": {"rex"}, "inversions": {*GUIDED, "rex"}},
-    "text": {"solvers": set(), "inversions": set(), "controls": {"class", "embedded"}},
+    "text": {"solvers": set(), "inversions": set(), "controls": {"class", "embedded", "skip"}},
     "sd3": {"solvers": set(), "inversions": set()},
     "flux dev": {"solvers": set(), "inversions": GUIDED},
     "flux schnell": {"solvers": set(), "inversions": GUIDED},
@@ -123,12 +124,13 @@ def test_controls_are_what_the_pipelines_do(name: str):
             model, 1, steps=2, negative="grey", **given, **({"guidance": 2.0} if not controls["guidance"] else {})
         ),
         "embedded": lambda: ddim.sample(model, 1, steps=2, guidance=ddim.Guidance(embedded=1.0), **given),
+        "skip": lambda: ddim.sample(model, 1, steps=2, guidance=ddim.Guidance(2.0, skip=SKIP), **given),
     }
     assert acts.keys() == controls.keys()
     for control, act in acts.items():
         reason, refusal = controls[control], told(act)
         assert (reason is None) == (refusal is None), (control, refusal)
-        if control != "embedded" or model.text:  # a model without conditions refuses all guidance
+        if control not in ("embedded", "skip") or model.text:  # a model without conditions refuses all guidance
             assert refusal == reason, control
 
 

@@ -56,8 +56,19 @@ def guidance_tags(guidance: "Guidance", usual: float, negative: str | None = Non
         "w": float(guidance.weight) if guidance.weight != usual else None,
         "rescale": guidance.rescale or None,
         "interval": "-".join(f"{v:g}" for v in guidance.interval) if unusual else None,
+        "skip": skip_text(guidance),
         "not-": prompts_slug([negative or ""]) or ("empty" if negative == "" else None),
     }
+
+
+def skip_text(guidance: "Guidance") -> str | None:
+    """What a file's name says of skip-layer guidance: the layers, and what else is unusual."""
+    if guidance.skip is None:
+        return None
+    skip, usual = guidance.skip, type(guidance.skip)(guidance.skip.layers)
+    more = [f"x{skip.scale:g}"] if skip.scale != usual.scale else []
+    more += ["-".join(f"{part:g}" for part in skip.interval)] if skip.interval != usual.interval else []
+    return "-".join([*map(str, skip.layers), *more])
 
 
 def target(out: Path | None, name: str, suffix: str) -> Path:

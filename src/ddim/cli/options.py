@@ -136,6 +136,18 @@ def range_from(text: str, parameter: str) -> tuple[float, float]:
     return (0.0, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
+def layers_from(text: str) -> tuple[int, ...]:
+    """The indices of layers that ``7,8,9`` names.
+
+    Raises:
+        InputError: anything else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"\d+", part, re.ASCII) for part in parts):
+        raise InputError(f"{text!r} is no list of layers; write for example 7,8,9.", parameter="skip_layers")
+    return tuple(map(int, parts))
+
+
 # --- options of one command or two ----------------------------------------------------------------------------------
 
 Model = Annotated[
@@ -278,6 +290,26 @@ class Guiding(Options):
         PROMPTS,
         argument=None,
         metavar="LOW,HIGH",
+    )
+    skip_layers: str | None = option(
+        None,
+        "--skip-layers",
+        "Skip-layer guidance of Stable Diffusion 3.5: also lead away from the prediction without these layers, such as "
+        "7,8,9.",
+        PROMPTS,
+        argument=None,
+        metavar="LAYER,...",
+    )
+    skip_scale: float | None = option(
+        None, "--skip-scale", "How strongly --skip-layers leads; by default 2.8.", PROMPTS, argument=None
+    )
+    skip_steps: str | None = option(
+        None,
+        "--skip-steps",
+        "The part of the steps in which --skip-layers acts; by default 0.01,0.2.",
+        PROMPTS,
+        argument=None,
+        metavar="START,STOP",
     )
 
 

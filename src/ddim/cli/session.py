@@ -2,17 +2,18 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from .._utils.errors import InputError, UnknownName
-from .options import Guiding, range_from
+from .options import Guiding, layers_from, range_from
 from .output import Terminal
 
 if TYPE_CHECKING:
     from .._utils.errors import Interrupted
-    from ..core.guidance import Guidance
+    from ..core.guidance import Guidance, SkipLayers
     from ..inversion.latent_code import LatentCode
     from ..models.base import Model
     from ..models.counted import Counted
@@ -85,7 +86,8 @@ def guidance_for(
     from ..core.guidance import Guidance
     from ..pipelines.common import conditioned
 
-    names = ("negative",) if conditioned(model) else ("guidance", "rescale", "interval", "negative")
+    skipping = ("skip_layers", "skip_scale", "skip_steps")
+    names = ("negative",) if conditioned(model) else ("guidance", "rescale", "interval", *skipping, "negative")
     if not model.text and (idle := [name for name in names if getattr(asked, name) is not None]):
         raise InputError(f"it goes with prompts, and the model {model.name!r} has no text encoder.", parameter=idle[0])
     own = usual if isinstance(usual, Guidance) else Guidance(usual if model.text else 1.0)
@@ -95,7 +97,29 @@ def guidance_for(
         own.interval if asked.interval is None else range_from(asked.interval, "interval"),
         own.embedded,
         batched_cfg,
+        _skipping(asked, own.skip),
     )
+
+
+def _skipping(asked: Guiding, own: "SkipLayers | None") -> "SkipLayers | None":
+    """Skip-layer guidance as it was asked for, on top of a code's own.
+
+    Raises:
+        InputError: a value out of its range, or settings without layers.
+    """
+    from ..core.guidance import SkipLayers
+
+    if asked.skip_layers is not None:
+        layers = layers_from(asked.skip_layers)
+        own = SkipLayers(layers) if own is None else replace(own, layers=layers)
+    if own is None:
+        if idle := [name for name in ("skip_scale", "skip_steps") if getattr(asked, name) is not None]:
+            raise InputError("it goes with --skip-layers.", parameter=idle[0])
+        return None
+    own = own if asked.skip_scale is None else replace(own, scale=asked.skip_scale)
+    if asked.skip_steps is None:
+        return own
+    return replace(own, interval=range_from(asked.skip_steps, "skip_steps"), window=None)
 
 
 def if_it_acts(model: "Counted", guidance: "Guidance") -> "Guidance | None":

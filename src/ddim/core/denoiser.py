@@ -50,6 +50,7 @@ class Call:
         controller: an ``AttentionController``, for models whose attention can be edited.
         batched: whether several conditions are evaluated in one batch; otherwise one after the other.
         layout: how the batch is split on a CPU; None leaves the choice to the engine.
+        skip: the indices of layers that are left out, for networks that can.
         on_engine: called with a sentence if the call cannot be computed the fastest way, for example as a CUDA graph.
     """
 
@@ -57,6 +58,7 @@ class Call:
     controller: Any = None
     batched: bool = True
     layout: Layout | None = None
+    skip: tuple[int, ...] = ()
     on_engine: Callable[[str], None] | None = None
 
 

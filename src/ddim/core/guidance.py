@@ -1,20 +1,107 @@
 """Classifier-free guidance and classifier guidance: denoisers that are led by a condition."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError, is_number, is_range
+from .._utils.errors import InputError, is_dict, is_number, is_range, is_whole
 from .conditioning import EMBEDDED, Conditioning, PromptConditioning
 from .denoiser import PLAIN, Call, Denoiser, ModelDenoiser, Network
+from .grid import Grid
 from .path import Node
 from .prediction import NO_HOLD, Hold, Pair, to_pair
 
 Prompts = PromptConditioning | Callable[[Node], PromptConditioning]
 """The two conditions of guidance: one value for all nodes, or a function that returns the value for a node."""
+
+
+@dataclass(frozen=True)
+class SkipLayers:
+    """The settings of skip-layer guidance, which Stable Diffusion 3.5 uses beside classifier-free guidance.
+
+    In some steps the network is called a third time, under the condition of the image, with some of its layers left
+    out. The difference to its whole output is added: output += scale (cond - skipped).
+
+    Args:
+        layers: the indices of the layers that are left out, from 0.
+        scale: the factor of the difference.
+        interval: (start, stop) as parts of the S steps in [0, 1]: the step i takes part if S start < i < S stop. The
+            defaults of both are those of the pipeline of diffusers.
+        window: (low, high): the steps that take part as times, low < t <= high, so that it does not depend on the
+            direction in which a grid is stepped. ``on`` sets it.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    layers: tuple[int, ...]
+    scale: float = 2.8
+    interval: tuple[float, float] = (0.01, 0.2)
+    window: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        listed: Any = self.layers
+        layers: tuple[Any, ...] = tuple(cast("Sequence[Any]", listed)) if isinstance(listed, (tuple, list)) else ()
+        if not layers or len(set(layers)) < len(layers) or not all(is_whole(k) and k >= 0 for k in layers):
+            raise InputError(
+                f"{self.layers!r} is no list of different layers; (7, 8, 9) is usual.", parameter="skip_layers"
+            )
+        if not is_number(self.scale):
+            raise InputError(f"{self.scale!r} is not a number; 2.8 is usual.", parameter="skip_scale")
+        if not is_range(self.interval) or not 0 <= self.interval[0] < self.interval[1] <= 1:
+            raise InputError(f"{self.interval} is no part of [0, 1]; (0.01, 0.2) is usual.", parameter="skip_steps")
+        if self.window is not None and not is_range(self.window):
+            raise InputError(f"{self.window} is not a pair of times; leave it out.", parameter="window")
+        object.__setattr__(self, "layers", tuple(int(k) for k in layers))
+
+    def on(self, grid: Grid) -> "SkipLayers":
+        """Returns a copy with the window of a grid. A window that is set already is kept.
+
+        Raises:
+            InputError: no step of the grid takes part.
+        """
+        if self.window is not None:
+            return self
+        start, stop = self.interval
+        inside = [i for i in range(grid.steps) if grid.steps * start < i < grid.steps * stop]
+        if not inside:
+            raise InputError(
+                f"({start:g}, {stop:g}) holds none of {grid.steps} steps; use a later stop, or more steps.",
+                parameter="skip_steps",
+            )
+        return replace(self, window=(grid[inside[-1] + 1].t, grid[inside[0]].t))
+
+    def applies(self, node: Node) -> bool:
+        """Whether the layers are skipped in the step that begins at a node, or that the node lies in.
+
+        Raises:
+            InputError: the window is not set.
+        """
+        if self.window is None:
+            raise InputError(
+                "its steps are those of a grid, which is not known here; use guidance.on(grid).", parameter="skip"
+            )
+        low, high = self.window
+        return low < node.t <= high
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The settings as JSON values by name."""
+        values: dict[str, Any] = {"layers": list(self.layers), "scale": float(self.scale)}
+        values["interval"] = [float(part) for part in self.interval]
+        return values if self.window is None else {**values, "window": [float(t) for t in self.window]}
+
+    @staticmethod
+    def of(options: Any) -> "SkipLayers":
+        """Makes a ``SkipLayers`` from what its property ``options`` returned. Raises InputError for anything else."""
+        if not is_dict(options) or not {"layers"} <= set(options) <= {"layers", "scale", "interval", "window"}:
+            raise InputError(f"{options!r} are no settings of skip-layer guidance.", parameter="skip")
+        values: dict[str, Any] = {**options}
+        values |= {key: tuple(options[key]) for key in ("interval", "window") if is_range(options.get(key))}
+        return SkipLayers(**values)
 
 
 @dataclass(frozen=True)
@@ -30,6 +117,7 @@ class Guidance:
             the scale in the conditions: for samples ``ModelInfo.embedded``, and 1 for an inversion.
         batched_cfg: whether both branches are evaluated in one batch; False evaluates them one after the other, which
             needs half the memory.
+        skip: skip-layer guidance, for networks that can leave out layers; None does without.
 
     Raises:
         InputError: a value is out of its range.
@@ -40,6 +128,7 @@ class Guidance:
     interval: tuple[float, float] = (0.0, 1.0)
     embedded: float | None = None
     batched_cfg: bool = True
+    skip: SkipLayers | None = None
 
     def __post_init__(self) -> None:
         if not is_number(self.weight):
@@ -57,6 +146,13 @@ class Guidance:
             raise InputError(f"({low:g}, {high:g}) is no part of [0, 1]; (0, 1) is all of it.", parameter="interval")
         if self.embedded is not None and not is_number(self.embedded):
             raise InputError(f"{self.embedded} is not a number; 3.5 is usual.", parameter="embedded")
+        skip: Any = self.skip
+        if skip is not None and not isinstance(skip, SkipLayers):
+            raise InputError(f"a {type(skip).__name__} is not what it takes; use ddim.SkipLayers.", parameter="skip")
+
+    def on(self, grid: Grid) -> "Guidance":
+        """Returns a copy whose skip-layer guidance knows its steps on a grid; see ``SkipLayers.on``."""
+        return self if self.skip is None else replace(self, skip=self.skip.on(grid))
 
     def at(self, weight: float) -> "Guidance":
         """Returns a copy with another weight."""
@@ -72,8 +168,9 @@ class Guidance:
         """The settings as JSON values by name, as a ``LatentCode`` stores them; without ``batched_cfg``."""
         embedded = {} if self.embedded is None else {"embedded": float(self.embedded)}
         low, high = self.interval
+        more = embedded if self.skip is None else {**embedded, "skip": self.skip.options}
         interval = [float(low), float(high)]
-        return {"weight": float(self.weight), "rescale": float(self.rescale), "interval": interval, **embedded}
+        return {"weight": float(self.weight), "rescale": float(self.rescale), "interval": interval, **more}
 
     @staticmethod
     def of(options: Mapping[str, Any] | None, batched_cfg: bool = True) -> "Guidance":
@@ -87,6 +184,7 @@ class Guidance:
             (low, high),
             options.get("embedded"),
             batched_cfg,
+            SkipLayers.of(options["skip"]) if "skip" in options else None,
         )
 
 
@@ -104,6 +202,27 @@ def combine(cond: Tensor, uncond: Tensor, guidance: Guidance) -> Tensor:
         return output
     ratio = _spread(cond) / _spread(output).clamp(min=1e-12)
     return output * (guidance.rescale * ratio + (1 - guidance.rescale))
+
+
+def skip_term(
+    network: Network, guidance: Guidance, x: Tensor, node: Node, cond: Conditioning, output: Tensor, call: Call
+) -> Tensor | None:
+    """Returns what skip-layer guidance adds to the guided output at a node, [N, ...]; None if it does not act there.
+
+    Args:
+        network: the model.
+        guidance: the settings of guidance.
+        x: the sample, [N, ...].
+        node: its node.
+        cond: the condition of the image.
+        output: the whole output of the network under ``cond``.
+        call: the other arguments of network calls. The third call is not controlled: it has other layers.
+    """
+    skip = guidance.skip
+    if skip is None or not guidance.applies(node, network.schedule.path.t_max) or not skip.applies(node):
+        return None
+    (skipped,) = network.ask(x, node, cond, call=replace(call, branches=("cond",), controller=None, skip=skip.layers))
+    return skip.scale * (output - skipped)
 
 
 def with_embedded(prompts: PromptConditioning, scale: float | None) -> PromptConditioning:
@@ -166,6 +285,8 @@ def guided(
             arguments = replace(arguments, branches=("uncond", "cond"), batched=guidance.batched_cfg)
             uncond, cond = network.ask(x, node, at.uncond, at.cond, call=arguments)
             output = network.combine(cond, uncond, guidance, node)
+            term = skip_term(network, guidance, x, node, at.cond, cond, arguments)
+            output = output if term is None else output + term
         else:
             (output,) = network.ask(x, node, at.cond, call=arguments)
         pair = to_pair(schedule.prediction, output, x, node)

@@ -17,6 +17,7 @@ from .._utils.files import write_whole
 from .._utils.tensors import rows_of
 from ..core.conditioning import LABELS, TEXT, Conditioning, PromptConditioning
 from ..core.grid import Grid
+from ..core.guidance import SkipLayers
 from ..core.path import MOST_LEVELS, Node, description, path_from
 from .latent_code import HOLD, LatentCode
 from .photograph import MOST_ICC, Photograph, is_packed, packed, unpacked
@@ -350,8 +351,13 @@ def _is_sound(name: str, tensor: Tensor) -> bool:
 
 def _is_guidance(value: Any) -> bool:
     """Whether ``Guidance.of`` accepts this value."""
-    if not is_dict(value) or not set(value) <= {"weight", "rescale", "interval", "embedded"}:
+    if not is_dict(value) or not set(value) <= {"weight", "rescale", "interval", "embedded", "skip"}:
         return False
+    if "skip" in value:
+        try:
+            SkipLayers.of(value["skip"])
+        except InputError:
+            return False
     low, high = value["interval"] if is_range(value.get("interval")) else (0.0, 1.0)
     return not value or (
         is_number(value.get("weight"))

@@ -9,6 +9,7 @@ from .._utils.errors import NotFinite
 from ..core.conditioning import TEXT
 from ..core.contracts import InversionProblem
 from ..core.gradients import quick_gradients
+from ..core.guidance import skip_term
 from ..core.late import require
 from ..core.path import Node
 from ..core.prediction import to_pair
@@ -40,6 +41,7 @@ class GuidedStep:
         self.call = replace(problem.call, branches=("uncond",))
         with torch.no_grad():
             (self.cond,) = self.network.ask(x, node, prompts.cond, call=problem.call)
+            self.skip = skip_term(self.network, problem.guidance, x, node, prompts.cond, self.cond, problem.call)
 
     def without_call(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the end of the step, [N, ...], and its loss, [N], as far as they follow without a network call.
@@ -50,7 +52,7 @@ class GuidedStep:
         Args:
             text: the unconditional embedding, [N, L, D].
         """
-        x = self._step(self.cond, self.x)
+        x = self._step(self.cond if self.skip is None else self.cond + self.skip, self.x)
         known = (text == self.text).flatten(1).all(1) & self.same_but_text | (not self.tunable)
         return x, self._loss(x, slice(None)).masked_fill(~known, torch.inf)
 
@@ -69,7 +71,8 @@ class GuidedStep:
         with torch.enable_grad() if need_gradient else torch.no_grad(), quick_gradients(x.device):
             leaf = text.detach().requires_grad_(need_gradient)
             (uncond,) = self.network.ask(x, self.node, self.uncond[rows].replace(text=leaf), call=self.call)
-            end = self._step(self.network.combine(cond, uncond, self.problem.guidance, self.node), x)
+            output = self.network.combine(cond, uncond, self.problem.guidance, self.node)
+            end = self._step(output if self.skip is None else output + self.skip[rows], x)
             loss = self._loss(end, rows)
             if not need_gradient:
                 return end, loss, None

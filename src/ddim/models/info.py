@@ -30,6 +30,7 @@ class ModelInfo:
             ``Guidance.embedded``; None if its network takes none.
         guidance_kinds: the kinds of guidance that it takes: ``"cfg"``, classifier-free guidance by ``Guidance.weight``,
             and ``"embedded"``. A model without prompts and without a null class has no ``"cfg"``.
+        skip_layers: the number of layers that skip-layer guidance can leave out; 0 if it can leave out none.
         optional_conditions: the names of conditions that its network takes if they are given.
     """
 
@@ -50,6 +51,7 @@ class ModelInfo:
     guidance_kinds: frozenset[str] = frozenset({"cfg"})
     optional_conditions: tuple[str, ...] = ()
     largest: int = 0
+    skip_layers: int = 0
 
     def __post_init__(self) -> None:
         if not self.text and self.null_class is None:

@@ -381,8 +381,9 @@ class PipelineModel(LatentModel):
         inputs = (x.to(self.dtype), self.timestep(node, x), *parts)
 
         def ask(rows: Tensor, timestep: Tensor, *tensors: Tensor, controller: Any = None) -> Tensor:
-            control = attention_arguments(replace(call, controller=controller))
-            return self.call_network(self.network, rows, timestep, dict(zip(names, tensors, strict=True)), control)
+            control, told = attention_arguments(replace(call, controller=controller)), zip(names, tensors, strict=True)
+            more = {"skip": call.skip} if call.skip else {}  # of families that have such layers
+            return self.call_network(self.network, rows, timestep, dict(told), control, **more)
 
         if call.controller is not None:
             output = self._controlled_call(ask, inputs, call)

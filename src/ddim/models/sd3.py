@@ -95,7 +95,8 @@ class StableDiffusion3(FlowModel):
     def read_info(self, name: str, device: torch.device, dtype: torch.dtype) -> ModelInfo:
         """Collects the facts about the model."""
         info, positions = super().read_info(name, device, dtype), self.network.config.pos_embed_max_size or 0
-        return replace(info, largest=int(positions * info.multiple))
+        layers = len(self.network.transformer_blocks)
+        return replace(info, largest=int(positions * info.multiple), skip_layers=layers)
 
     def latent_sides(self) -> tuple[int, int]:
         """Returns the ``sample_size`` of the transformer."""
@@ -183,8 +184,9 @@ class StableDiffusion3(FlowModel):
         timestep: Tensor,
         conditions: Mapping[str, Tensor],
         control: dict[str, Any] | None,
+        skip: Sequence[int] = (),
     ) -> Tensor:
-        """Calls a transformer; see ``PipelineModel.call_network``."""
+        """Calls a transformer, without the layers ``skip``; see ``PipelineModel.call_network``."""
         text, arguments = conditions[TEXT], control
         text = pad(text, (0, 0, 0, self._zeros))
         if self._zeros == 1:
@@ -197,5 +199,6 @@ class StableDiffusion3(FlowModel):
             pooled_projections=conditions[POOLED],
             timestep=timestep.expand(len(x)),
             joint_attention_kwargs=arguments,
+            skip_layers=list(skip) or None,
             return_dict=False,
         )[0]

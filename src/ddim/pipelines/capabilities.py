@@ -4,20 +4,17 @@ Each function named ``check_...`` raises an InputError with one sentence if some
 about the model and the method and by no name of a family. ``capabilities`` collects these sentences.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from .._utils.errors import InputError
 from ..core.contracts import Inversion, Solver
-from ..core.guidance import Guidance
+from ..core.guidance import Guidance, SkipLayers
 from ..core.schedule import Schedule
 from ..inversion import INVERSIONS, make_inversion
 from ..models.base import no_negative
 from ..models.info import ModelInfo
 from ..solvers import SOLVERS, make_solver
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class Described(Protocol):
@@ -38,7 +35,7 @@ class Described(Protocol):
         """Whether its network takes only whole timesteps."""
         ...
 
-    def attention_sites(self) -> "Sequence[Any]":
+    def attention_sites(self) -> Sequence[Any]:
         """Returns the attention layers that can be controlled. Raises InputError if there are none."""
         ...
 
@@ -93,8 +90,24 @@ def check_guidance(model: Described, guidance: Guidance) -> None:
         )
     if info.text:
         check_weight(model, guidance.weight, "guidance")
+    if guidance.skip is not None:
+        _check_skip(info, guidance.skip.layers)
     if "cfg" not in info.guidance_kinds:
         _refuse_idle(guidance, f"the model {info.name!r} is sampled without classifier-free guidance")
+
+
+def _check_skip(info: ModelInfo, layers: Sequence[int]) -> None:
+    """Raises InputError if a network cannot leave out these layers."""
+    if not info.skip_layers:
+        raise InputError(
+            f"the network of the model {info.name!r} cannot leave out layers, such as {layers[0]}; do without.",
+            parameter="skip_layers",
+        )
+    if wrong := [k for k in layers if k >= info.skip_layers]:
+        raise InputError(
+            f"{wrong[0]} is no layer of the model {info.name!r}; use 0 to {info.skip_layers - 1}.",
+            parameter="skip_layers",
+        )
 
 
 def check_acts(guidance: Guidance) -> None:
@@ -105,7 +118,8 @@ def check_acts(guidance: Guidance) -> None:
 
 def _refuse_idle(guidance: Guidance, why: str) -> None:
     """Raises InputError for a setting that acts only beside a weight other than 1."""
-    idle = {"rescale": guidance.rescale, "interval": tuple(guidance.interval) != (0, 1) and guidance.interval}
+    idle: dict[str, Any] = {"rescale": guidance.rescale, "skip_layers": guidance.skip and guidance.skip.layers}
+    idle["interval"] = tuple(guidance.interval) != (0, 1) and guidance.interval
     for name, value in idle.items():
         if value:
             raise InputError(f"{value} has no effect, because {why}; leave it out.", parameter=name)
@@ -207,6 +221,10 @@ def _check_embedded(model: Described) -> None:
     check_guidance(model, Guidance(embedded=1.0))
 
 
+def _check_skipping(model: Described) -> None:
+    check_guidance(model, Guidance(2.0, skip=SkipLayers((0,))))
+
+
 CONTROLS: dict[str, tuple[str, Callable[[Described], None]]] = {
     "prompt": ("an edit by a prompt", check_prompt_edit),
     "class": ("an edit by a class", check_class_edit),
@@ -214,6 +232,7 @@ CONTROLS: dict[str, tuple[str, Callable[[Described], None]]] = {
     "guidance": ("a weight of classifier-free guidance other than 1", _check_cfg),
     "negative": ("a negative prompt", _check_negative),
     "embedded": ("the guidance scale that a distilled network takes as an input", _check_embedded),
+    "skip": ("skip-layer guidance", _check_skipping),
 }
 """The controls of samples and edits: name -> what it is, and its check."""
 

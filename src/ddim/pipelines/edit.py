@@ -247,7 +247,7 @@ def edit(
         )
     if on_code is not None:
         on_code(code)
-    forward = _forward(code, guidance)
+    forward = _forward(code, guidance).on(code.grid)
     conditions = with_embedded(PromptConditioning(conditions), forward.embedded).cond
     forward = replace(forward, embedded=None)  # each row has its own
     if not batched_cfg or model.low_memory:
@@ -481,7 +481,8 @@ def _difference(guidance: Guidance, other: Guidance) -> str:
     low, high = guidance.interval
     rescale = f", rescale {guidance.rescale:g}" if guidance.rescale != other.rescale else ""
     interval = f", interval ({low:g}, {high:g})" if tuple(guidance.interval) != tuple(other.interval) else ""
-    return f"{guidance.weight:g}{rescale}{interval}"
+    skip = f", skip {guidance.skip.options}" if guidance.skip and guidance.skip != other.skip else ""
+    return f"{guidance.weight:g}{rescale}{interval}{skip}"
 
 
 class _Phases:

@@ -107,6 +107,7 @@ def sample(
     shape = _shape_of(model, size)
     grid = grid_for(model, steps, spacing, (shape[1], shape[2]))
     hold, guided_as = hold_for(model, clip_x0, threshold), guidance_for(model, guidance, model.info.guidance)
+    guided_as = guided_as.on(grid)
     check_acts(guided_as)
     check_negative(model, negative, guided_as.weight)
     if classifier is None and classifier_weight is not None:

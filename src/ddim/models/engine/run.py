@@ -36,7 +36,9 @@ def run(
     with kernels(x.device, tf32):
         if graphs is not None and x.is_cuda:
             inputs = (x, timestep, *others)
-            (output,), _ = graphs(lambda *tensors: ((function(*tensors),), None), *inputs, notify=call.on_engine)
+            # The layers that are left out are no tensors, so that they decide which recording is replayed.
+            told = {"key": call.skip, "notify": call.on_engine}
+            (output,), _ = graphs(lambda *tensors: ((function(*tensors),), None), *inputs, **told)
             return output
 
         def part(rows: Tensor, *about: Tensor | None) -> Tensor:
