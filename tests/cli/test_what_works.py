@@ -68,3 +68,11 @@ def test_skip_layer_guidance_is_typed_named_and_listed(
     assert "--skip-steps" in fails(*words, "--skip-layers", "0", code=2)  # none of four steps lies in it
     assert "--skip-layers" in fails(*words, "--skip-layers", "99", "--skip-steps", "0,1", code=2)
     assert "--skip-layers" in fails("sample", "-m", "fashion", "-n", 1, "-S", 2, "--skip-layers", "0", code=2)
+
+
+def test_the_pipelines_own_number_is_typed(folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["sample", "-m", folders["sd3"], "--prompt", "a cat", "-n", 1, "-S", 2]
+    assert run_json(*words, "--guidance-scale", 3)["guidance"]["weight"] == 3
+    assert "--guidance-scale" in fails(*words, "--guidance-scale", 3, "--guidance", 2, code=2)
+    assert "--guidance-scale" in fails("sample", "-m", "fashion", "-n", 1, "-S", 2, "--guidance-scale", 3, code=2)

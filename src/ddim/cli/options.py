@@ -276,6 +276,13 @@ class Guiding(Options):
         PROMPTS,
         argument=None,
     )
+    guidance_scale: float | None = option(
+        None,
+        "--guidance-scale",
+        "In place of --guidance, the number that the model's own pipeline in diffusers takes.",
+        PROMPTS,
+        argument=None,
+    )
     rescale: float | None = option(
         None,
         "--rescale",

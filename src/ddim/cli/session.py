@@ -84,13 +84,18 @@ def guidance_for(
             classes.
     """
     from ..core.guidance import Guidance
-    from ..pipelines.common import conditioned
+    from ..pipelines.common import conditioned, translated
 
     skipping = ("skip_layers", "skip_scale", "skip_steps")
-    names = ("negative",) if conditioned(model) else ("guidance", "rescale", "interval", *skipping, "negative")
+    weighing = ("guidance", "guidance_scale", "rescale", "interval", *skipping)
+    names = ("negative", "guidance_scale") if conditioned(model) else (*weighing, "negative")
     if not model.text and (idle := [name for name in names if getattr(asked, name) is not None]):
         raise InputError(f"it goes with prompts, and the model {model.name!r} has no text encoder.", parameter=idle[0])
     own = usual if isinstance(usual, Guidance) else Guidance(usual if model.text else 1.0)
+    if asked.guidance_scale is not None:
+        translated(model, asked.guidance, asked.guidance_scale)
+        other = model.guidance_of(asked.guidance_scale)
+        own = replace(own, weight=other.weight, embedded=other.embedded)
     return Guidance(
         own.weight if asked.guidance is None else asked.guidance,
         own.rescale if asked.rescale is None else asked.rescale,

@@ -204,6 +204,31 @@ class Model(ABC):
         """
         return maths.combine(cond, uncond, guidance)
 
+    def guidance_of(self, guidance_scale: float) -> Guidance:
+        """Translates the ``guidance_scale`` of the family's pipeline in diffusers to a guidance that samples the same.
+
+        A network that takes the scale as an input gets it as ``Guidance.embedded``. Otherwise it is the weight, and
+        pipelines switch guidance off at 1 and below. Families whose pipeline counts differently override this.
+
+        Raises:
+            InputError: the model takes no prompts, or it is distilled to sample without guidance.
+        """
+        kinds = self.info.guidance_kinds
+        if not self.text:
+            raise InputError(
+                f"it is a number of pipelines that take prompts, and the model {self.name!r} takes none; leave it out.",
+                parameter="guidance_scale",
+            )
+        if "embedded" in kinds:
+            return Guidance(embedded=guidance_scale)
+        if "cfg" not in kinds and guidance_scale > 1:
+            raise InputError(
+                f"{guidance_scale:g} has no effect: the model {self.name!r} is distilled to sample without "
+                "classifier-free guidance; use 0, or leave it out.",
+                parameter="guidance_scale",
+            )
+        return Guidance(max(guidance_scale, 1.0))
+
     def guided(
         self, guidance: Guidance, prompts: Prompts, *, hold: Hold | None = None, call: Call = PLAIN
     ) -> ModelDenoiser:

@@ -77,6 +77,10 @@ class ModelWrapper(Model):
         """Combines the two branches of guidance as the wrapped model does."""
         return self.model.combine(cond, uncond, guidance, node)
 
+    def guidance_of(self, guidance_scale: float) -> Guidance:
+        """Translates a pipeline's guidance scale as the wrapped model does."""
+        return self.model.guidance_of(guidance_scale)
+
     def condition(
         self,
         labels: int | Sequence[int] | None,

@@ -9,7 +9,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError, NotFinite, is_whole
+from .._utils.errors import InputError, NotFinite, is_number, is_whole
 from .._utils.texts import check_text, refuse_weights, texts_for
 from ..core.contracts import Solver, State
 from ..core.grid import Grid
@@ -113,6 +113,23 @@ def hold_for(model: Model, clip_x0: float | None, threshold: float | None) -> Ho
 def hold_of(code: LatentCode) -> Hold:
     """Returns the limit of x0 of a code, for inversion and sampling. Raises InputError if it is invalid."""
     return Hold.of(code.settings.get(HOLD))
+
+
+def translated(
+    model: Model, guidance: float | Guidance | None, guidance_scale: float | None
+) -> float | Guidance | None:
+    """Returns the guidance that was asked for, as ours or as the number of the model's own pipeline.
+
+    Raises:
+        InputError: both are given, the number is none, or the model does not take it.
+    """
+    if guidance_scale is None:
+        return guidance
+    if guidance is not None:
+        raise InputError(f"{guidance_scale} does not go with guidance; give one.", parameter="guidance_scale")
+    if not is_number(guidance_scale):
+        raise InputError(f"{guidance_scale!r} is not a number; 7.5 is usual.", parameter="guidance_scale")
+    return model.guidance_of(float(guidance_scale))
 
 
 def guidance_for(model: Model, requested: float | Guidance | None, default: float) -> Guidance:

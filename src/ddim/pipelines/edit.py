@@ -41,6 +41,7 @@ from .common import (
     need_model,
     picture_shape,
     solver_of,
+    translated,
 )
 from .edit_plan import Blend, attention_asked, by_class, planned, planned_classes, prompts_of_code, source_prompts
 from .events import EngineEvent, Event, ImagesEvent, LossEvent, OnEvent, StepEvent, engine_events, silent
@@ -95,6 +96,7 @@ def edit(
     method: str | Inversion | None = None,
     steps: int | None = None,
     guidance: float | Guidance | None = None,
+    guidance_scale: float | None = None,
     attention: str | AttentionEdit | None = None,
     blend: Blend | list[Any] = None,
     weights: Weights | list[Any] | None = None,
@@ -137,6 +139,8 @@ def edit(
             that a guidance-distilled network takes as an input, is that of the targets; by default the model's usual
             one (``ModelInfo.embedded``), or the one that was given when the code was made. Sources are inverted and
             sampled with the scale that their code stores, which for images is 1.
+        guidance_scale: the number that the model's own pipeline in diffusers takes, in place of ``guidance``; see
+            ``Model.guidance_of``.
         attention: ``"refine"`` (the default), ``"replace"``, ``"none"``, or an ``AttentionEdit`` with windows.
         blend: ``"cat/tiger"`` or ``("cat", "tiger")``: change the image only where these words of the source or of the
             target lie. A list has one entry for each target (or one such list for each image); None blends nothing.
@@ -172,6 +176,7 @@ def edit(
     """
     need_model(model)
     check_run(batch, on_event)
+    guidance = translated(model, guidance, guidance_scale)
     if feather is not None:
         feather = checked_feather(feather)
     classes = by_class(model, prompt, labels)

@@ -27,6 +27,7 @@ from .common import (
     latent_size,
     need_model,
     read_prompts,
+    translated,
 )
 from .events import CodeEvent, Event, OnEvent, silent
 from .pictures import Pictures, read_pictures
@@ -48,6 +49,7 @@ def invert(
     prompt: str | Sequence[str] | None = None,
     negative: str | None = None,
     guidance: float | Guidance | None = None,
+    guidance_scale: float | None = None,
     clip_x0: float | None = None,
     threshold: float | None = None,
     inversion_guidance: float | None = None,
@@ -77,6 +79,8 @@ def invert(
             It is stored in the code. ``Guidance.embedded``, the scale that a guidance-distilled network takes as an
             input, is used during the inversion too, since one scale must serve both ways; it is 1 by default, as in
             the published inversions of FLUX (RF-Solver, FireFlow, Uni-Inv).
+        guidance_scale: the number that the model's own pipeline in diffusers takes, in place of ``guidance``; see
+            ``Model.guidance_of``.
         clip_x0, threshold: the limit of x0, as for ``sample``. It applies during the inversion and, stored in the code,
             when sampling. A network that needs such a limit to sample images needs it here too.
         inversion_guidance: the weight w of guidance during the inversion, if the method does not fix it. By default it
@@ -110,6 +114,7 @@ def invert(
     """
     need_model(model)
     check_run(batch, on_event)
+    guidance = translated(model, guidance, guidance_scale)
     inversion = make_inversion(method, options)
     check_inversion(model, inversion)
     forward, hold = guidance_for(model, guidance, 1.0), hold_for(model, clip_x0, threshold)

@@ -30,6 +30,7 @@ from .common import (
     need_model,
     prior,
     read_prompts,
+    translated,
 )
 from .events import ImagesEvent, OnEvent, engine_events, silent
 
@@ -49,6 +50,7 @@ def sample(
     prompt: str | Sequence[str] | None = None,
     negative: str | None = None,
     guidance: float | Guidance | None = None,
+    guidance_scale: float | None = None,
     size: tuple[int, int] | None = None,
     classifier: NoisyClassifier | None = None,
     classifier_weight: float | None = None,
@@ -79,6 +81,8 @@ def sample(
             (``ModelInfo.guidance``: 7.5 for Stable Diffusion, 5 for SDXL, 1 for FLUX), and 1 for a model with classes.
             With classes, guidance leads away from the null class. ``Guidance.embedded`` is the scale that a
             guidance-distilled network takes as an input; by default the model's usual one (``ModelInfo.embedded``).
+        guidance_scale: the number that the model's own pipeline in diffusers takes, in place of ``guidance``; see
+            ``Model.guidance_of``.
         size: (height, width) of the images in pixels, if the model supports several; by default that of the model.
         classifier: a classifier from ``ddim.load_classifier``, which guides a pixel model to ``labels``. The model may
             be unconditional.
@@ -101,6 +105,7 @@ def sample(
     if not is_whole(count) or count < 1:
         raise InputError(f"{count} is not a number of images; use 1 or more.", parameter="count")
     check_run(batch, on_event)
+    guidance = translated(model, guidance, guidance_scale)
     checked_seed(seed, count)
     chosen = solver_with_eta(solver, eta, options)
     check_solver(model, chosen)
