@@ -27,6 +27,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "FluxKontextPipeline",
         {"text": True, "prediction": "flow", "guidance_kinds": EMBEDDED, "embedded": 3.5},
     ),
+    "Qwen-Image": ("QwenImagePipeline", {"text": True, "prediction": "flow"}),
+    "Z-Image": ("ZImagePipeline", {"text": True, "prediction": "flow"}),
 }
 """Title of a column -> the pipeline class of its adapter, and the facts that its columns differ in."""
 

@@ -25,6 +25,8 @@ MADE: dict[str, Callable[[], Model]] = {
     "FLUX.1 dev": tiny_flow.FAMILIES["flux dev"].model,
     "FLUX.1 schnell": tiny_flow.FAMILIES["flux schnell"].model,
     "FLUX.1 Kontext": tiny_flow.FAMILIES["flux kontext"].model,
+    "Qwen-Image": tiny_flow.FAMILIES["qwen-image"].model,
+    "Z-Image": tiny_flow.FAMILIES["z-image"].model,
 }
 
 

@@ -207,8 +207,9 @@ class Model(ABC):
     def guidance_of(self, guidance_scale: float) -> Guidance:
         """Translates the ``guidance_scale`` of the family's pipeline in diffusers to a guidance that samples the same.
 
-        A network that takes the scale as an input gets it as ``Guidance.embedded``. Otherwise it is the weight, and
-        pipelines switch guidance off at 1 and below. Families whose pipeline counts differently override this.
+        A network that takes the scale as an input gets it as ``Guidance.embedded``. Otherwise it is the weight
+        (Qwen-Image's pipeline calls it ``true_cfg_scale``), and pipelines switch guidance off at 1 and below. Families
+        whose pipeline counts differently override this.
 
         Raises:
             InputError: the model takes no prompts, or it is distilled to sample without guidance.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError
+from ..core.guidance import Guidance
 from ..core.path import Node
 from ..core.schedule import Clock, StaticShift
 from .attention.processors import Layer
@@ -79,6 +80,10 @@ class ZImage(MaskedTextModel):
         finally:
             # The transformer keeps the frequencies of its last call, which are now on the meta device.
             self.network.rope_embedder.freqs_cis = None
+
+    def guidance_of(self, guidance_scale: float) -> Guidance:
+        """Translates the pipeline's ``guidance_scale``, which is w - 1; 0 and below switch guidance off."""
+        return Guidance(1.0 + max(guidance_scale, 0.0))
 
     # --- prompts ----------------------------------------------------------------------------------------------------
 
