@@ -22,9 +22,14 @@ TIGHT = 1e-9
 """In float64. Z-Image computes rotary embeddings, and FLUX and Z-Image their timesteps, in float32 in any case."""
 
 
-@pytest.fixture(params=tiny_flow.FAMILIES, scope="module")
+FORMS = ("sd3", "sd3 without t5", "flux schnell", "flux kontext", "qwen-image", "z-image")
+"""A form or two of each family; ``tests/editing/test_joint_families.py`` has the network of every form."""
+
+
+@pytest.fixture(params=FORMS, scope="module")
 def model(request: pytest.FixtureRequest) -> Model:
-    return ddim.load(tiny_flow.FAMILIES[request.param].pipeline().to(torch.float64))
+    family = tiny_flow.FAMILIES[request.param]
+    return family.load(family.pipeline().to(torch.float64))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,7 @@ def coded(model: Model, count: int = 1, method: str = "ddim", **options: Any) ->
     draw = torch.Generator().manual_seed(4)
     pictures = torch.rand(count, 3, *options.pop("size", (16, 24)), generator=draw)
     settings = {"prompt": SOURCE, "steps": STEPS, **options}
-    if "cfg" in getattr(model.info, "guidance_kinds", {"cfg"}):
+    if "cfg" in model.info.guidance_kinds:
         settings.setdefault("guidance", 2.0)
     return ddim.invert(model, pictures, method=method, **settings)
 
