@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddim.editing import attention
 from ddim.editing.attention import AttentionController
-from ddim.editing.plan import SELF, AttentionEdit, AttentionPlan, AttentionSite, Part
+from ddim.editing.plan import IMAGE_FIRST, SELF, WORDS_FIRST, AttentionEdit, AttentionPlan, AttentionSite, Part
 
 L, SIZE, TOKENS = 5, (8, 8), 16  # words, sides of the latent, the image's tokens at half of them
 HEADS, WIDTH = 3, 4
-ORDERS: dict[str, tuple[Part, ...]] = {"image first": ("picture", "words"), "words first": ("words", "picture")}
+ORDERS: dict[str, tuple[Part, ...]] = {"image first": IMAGE_FIRST, "words first": WORDS_FIRST}
 NEVER = {"cross_steps": (0.0, 0.0), "self_steps": (0.0, 0.0)}
 CROSS = {**NEVER, "cross_steps": (0.0, 1.0)}
 IMAGE = {**NEVER, "self_steps": (0.0, 1.0)}

@@ -142,6 +142,12 @@ CROSS: tuple[Part, ...] = ("words",)
 SELF: tuple[Part, ...] = ("picture",)
 """The keys of a self-attention layer: the image's queries look at the image."""
 
+IMAGE_FIRST: tuple[Part, ...] = ("picture", "words")
+"""The keys of joint attention whose sequence begins with the image."""
+
+WORDS_FIRST: tuple[Part, ...] = ("words", "picture")
+"""The keys of joint attention whose sequence begins with the words."""
+
 
 @dataclass(frozen=True)
 class AttentionSite:
@@ -152,7 +158,7 @@ class AttentionSite:
 
     Attributes:
         name: the name of the module.
-        keys: the kinds of its keys, in their order: ``CROSS``, ``SELF``, or both kinds for joint attention.
+        keys: the kinds of its keys, in their order: ``CROSS``, ``SELF``, ``IMAGE_FIRST`` or ``WORDS_FIRST``.
         level: how many times the latent is halved before it reaches the layer.
         block: the index of its transformer block in the network, from 0 in the order in which the blocks run.
         multiple: the picture's tokens are padded at their end to a multiple of this.

@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..._utils.errors import InputError
 from ...editing.attention import AttentionController
-from ...editing.plan import SELF, AttentionSite
+from ...editing.plan import IMAGE_FIRST, SELF, WORDS_FIRST, AttentionSite
 from .counted import joint_attention
 from .processors import Layer
 
@@ -87,8 +87,8 @@ class ControlledFlux:
             key = torch.cat([attn.norm_added_k(more[1]), key], dim=1)
             value = torch.cat([more[2], value], dim=1)
         if image_rotary_emb is not None:
-            rotate: Any = apply_rotary_emb
-            query, key = (rotate(y, image_rotary_emb, sequence_dim=1) for y in (query, key))
+            rotated: Any = apply_rotary_emb
+            query, key = (rotated(y, image_rotary_emb, sequence_dim=1) for y in (query, key))
         query, key, value = (y.transpose(1, 2) for y in (query, key, value))
         out = attended(control, self.layer, query, key, value, attention_mask, cfg_branch)
         out = out.transpose(1, 2).flatten(2).to(query.dtype)
@@ -134,13 +134,13 @@ class ControlledQwen:
             mask = torch.cat([mask, mask.new_ones(image.shape[:2])], dim=1)[:, None, None, :]
         of_image = [_heads(y, attn.heads) for y in _own(attn, image)]
         of_text = [_heads(y, attn.heads) for y in _added(attn, text)]
+        rotated: Any = apply_rotary_emb_qwen
         norms = (attn.norm_q, attn.norm_k), (attn.norm_added_q, attn.norm_added_k)
         for k, (parts, both) in enumerate(zip((of_image, of_text), norms, strict=True)):
             for j in (0, 1):
                 parts[j] = _normed(both[j], parts[j])
                 if image_rotary_emb is not None:
-                    rotated: Any = apply_rotary_emb_qwen(parts[j], image_rotary_emb[k], use_real=False)
-                    parts[j] = rotated
+                    parts[j] = rotated(parts[j], image_rotary_emb[k], use_real=False)
         query, key, value = (torch.cat([t, i], dim=1).transpose(1, 2) for t, i in zip(of_text, of_image, strict=True))
         out = attended(control, self.layer, query, key, value, mask, cfg_branch)
         out = out.transpose(1, 2).flatten(2).to(query.dtype)
@@ -154,7 +154,7 @@ def sd3_layers(transformer: Any) -> Iterator[Layer]:
     level = level_of(int(transformer.config.patch_size))
     for k, block in enumerate(transformer.transformer_blocks):
         name = f"transformer_blocks.{k}"
-        yield Layer(AttentionSite(f"{name}.attn", ("picture", "words"), level, k), block.attn, ControlledSD3)
+        yield Layer(AttentionSite(f"{name}.attn", IMAGE_FIRST, level, k), block.attn, ControlledSD3)
         if block.attn2 is not None:
             yield Layer(AttentionSite(f"{name}.attn2", SELF, level, k), block.attn2, ControlledSD3)
 
@@ -170,8 +170,7 @@ def flux_layers(transformer: Any, patch: int = 2, *, reference: bool = False) ->
     double, level = len(transformer.transformer_blocks), level_of(patch)
     for part, before in (("transformer_blocks", 0), ("single_transformer_blocks", double)):
         for k, block in enumerate(getattr(transformer, part)):
-            name = f"{part}.{k}.attn"
-            site = AttentionSite(name, ("words", "picture"), level, before + k, reference=reference)
+            site = AttentionSite(f"{part}.{k}.attn", WORDS_FIRST, level, before + k, reference=reference)
             yield Layer(site, block.attn, ControlledFlux)
 
 
@@ -184,7 +183,7 @@ def qwen_layers(transformer: Any, patch: int = 2) -> Iterator[Layer]:
     """
     level = level_of(patch)
     for k, block in enumerate(transformer.transformer_blocks):
-        site = AttentionSite(f"transformer_blocks.{k}.attn", ("words", "picture"), level, k, varies=True)
+        site = AttentionSite(f"transformer_blocks.{k}.attn", WORDS_FIRST, level, k, varies=True)
         yield Layer(site, block.attn, ControlledQwen)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...editing.plan import SELF, AttentionSite
+from ...editing.plan import IMAGE_FIRST, SELF, AttentionSite
 from .mmdit import attended, level_of
 from .processors import Layer
 
@@ -74,7 +74,7 @@ def z_image_layers(transformer: Any, patch: int = 2) -> Iterator[Layer]:
         yield Layer(site, block.attention, ControlledZImage)
     for k, block in enumerate(transformer.layers):
         name = f"layers.{k}.attention"
-        site = AttentionSite(name, ("picture", "words"), level, refiners + k, multiple=_MULTIPLE, varies=True)
+        site = AttentionSite(name, IMAGE_FIRST, level, refiners + k, multiple=_MULTIPLE, varies=True)
         yield Layer(site, block.attention, ControlledZImage)
 
 
