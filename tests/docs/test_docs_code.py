@@ -106,7 +106,7 @@ def test_python_names_what_the_package_has_and_calls_it_as_it_can_be_called(name
 
 
 def test_calls_are_looked_at():
-    assert check_names(SOURCES["docs/how-to/stable-diffusion.md"]) == 8
+    assert check_names(SOURCES["docs/how-to/stable-diffusion.md"]) == 10
     assert check_names(SOURCES["docs/how-to/add-a-solver.md"]) == 8
 
 
