@@ -28,6 +28,7 @@ _FLAGS = {
     "options": ("--option",),
     "cross_steps": ("--cross",),
     "self_steps": ("--self",),
+    "value_steps": ("--value",),
     "weights": ("--weight", "--weights"),
 }
 
