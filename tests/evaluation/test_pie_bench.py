@@ -897,7 +897,7 @@ def test_a_kept_picture_that_is_broken_is_made_again(bench: Path):
         (["--metrics", "structure", "--dino", "./nowhere"], "nowhere cannot be loaded as a ViTModel"),
         (["--method", "dirct"], "Did you mean 'direct'"),
         (["--attention", "refin"], "Did you mean 'refine'"),
-        (["--model", "fashion"], "takes no prompts"),
+        (["--model", "fashion"], "takes neither prompts nor classes"),
         (["--method", "direct", "--method", "ddim", "--option", "skip=0"], "--option: it belongs to one method"),
         (["--limit", "0"], "--limit: 0 "),
         (["--steps", "0"], "--steps: 0 "),

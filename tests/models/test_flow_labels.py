@@ -60,7 +60,7 @@ def test_labels_are_those_of_the_pipeline(name, dtype):
             family.draw(pipeline, x, PROMPTS, None, **{"num_inference_steps": STEPS, **options})
         with recorded(model.network) as ours:
             grid = model.schedule.grid(STEPS, image_size=model.shape[1:])
-            denoise = model.guided(guidance, model.condition(None, 2, PROMPTS))
+            denoise = model.guided(guidance.on(grid), model.condition(None, 2, PROMPTS))
             ddim.solve(denoise, ddim.make_solver("ddim"), {"x": x}, grid)
         assert theirs[0].keys() == ours[0].keys(), row
         for label in theirs[0]:

@@ -269,7 +269,7 @@ def test_kernels_that_no_file_holds_are_made(tmp_path: Path):
 @pytest.mark.parametrize(
     "kind",
     [
-        *("LDMPipeline", "StableDiffusion3Pipeline", "StableDiffusionInpaintPipeline", "FluxPipeline"),
+        *("LDMPipeline", "StableDiffusion3InpaintPipeline", "StableDiffusionInpaintPipeline", "FluxFillPipeline"),
         *("StableDiffusionControlNetPipeline", "LatentConsistencyModelPipeline", "ConsistencyModelPipeline", "MyOwn"),
         *(None, "", 3, ["DDPMPipeline"]),
     ],

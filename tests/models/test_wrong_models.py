@@ -20,9 +20,9 @@ def test_sides_that_are_no_multiples(family: str):
     assert side > 1
     with refused("size", f"{height}x{height + 1}"):
         ddim.sample(model, 1, steps=1, prompt="a cat", size=(height + 1, height))
-    with refused("images", height + 1, side):
+    with refused("images", f"{height}x{height + 1}", side):
         ddim.invert(model, torch.rand(1, 3, height + 1, height), steps=2, prompt="a cat")
-    with refused("images", height + 1, side):
+    with refused("images", f"{height}x{height + 1}", side):
         ddim.edit(model, torch.rand(1, 3, height + 1, height), "a dog", source_prompt="a cat", attention="none")
 
 

@@ -360,8 +360,8 @@ class Schedule:
     ) -> Grid:
         """Returns the grid of the model for S steps, shifted as its scheduler shifts it.
 
-        The sigmas of a flow model are those of diffusers' scheduler to the last bit, which are float32 numbers: so the
-        network takes the timesteps that it takes in its own pipeline.
+        With the spacings ``linspace`` and ``trailing``, the sigmas of a flow model are those of diffusers' scheduler to
+        the last bit, which are float32 numbers: so the network takes the timesteps that it takes in its own pipeline.
 
         Args:
             steps: the number of steps S, 1 <= S <= ``path.levels``. Ignored if ``spacing`` is a list.
@@ -376,13 +376,19 @@ class Schedule:
         plain = make_grid(self.path, steps, spacing, offset=self.offset if spacing == "leading" else 0)
         if not isinstance(self.path, RectifiedFlow) or not isinstance(spacing, str):
             return plain
+        sigmas = torch.tensor([node.t for node in plain.nodes[:-1]], dtype=torch.float64)
         if spacing == "linspace":
             sigmas = self._from_table(steps)
-        else:
-            sigmas = torch.tensor([node.t for node in plain.nodes[:-1]], dtype=torch.float32)
+        elif spacing == "trailing":
+            sigmas = sigmas.float()
         tokens = None if image_size is None else packed_tokens(image_size)
         moved = self.shift(sigmas, tokens) if self.shift.acts else sigmas
-        return grid_at(self.path, numbers(moved.float().double()), spacing)
+        if spacing in (
+            "linspace",
+            "trailing",
+        ):  # those that diffusers makes; levels of others may be nearer than float32
+            moved = moved.float()
+        return grid_at(self.path, numbers(moved.double()), spacing)
 
     def _from_table(self, steps: int) -> Tensor:
         """Returns the S levels of a flow model's ``linspace`` grid before the shift, float64.
