@@ -269,7 +269,7 @@ def test_kernels_that_no_file_holds_are_made(tmp_path: Path):
 @pytest.mark.parametrize(
     "kind",
     [
-        *("LDMPipeline", "StableDiffusion3InpaintPipeline", "StableDiffusionInpaintPipeline", "FluxFillPipeline"),
+        *("LDMPipeline", "StableDiffusion3InpaintPipeline", "StableDiffusionInpaintPipeline", "Flux2Pipeline"),
         *("StableDiffusionControlNetPipeline", "LatentConsistencyModelPipeline", "ConsistencyModelPipeline", "MyOwn"),
         *(None, "", 3, ["DDPMPipeline"]),
     ],

@@ -9,6 +9,7 @@ from .weights import DIFFUSERS, TRANSFORMERS, weight_files
 
 _FIRST = ("model_index.json", "config.json", "unet/config.json")
 """Every copy that can be loaded contains at least one of these files."""
+OFFLINE = "HF_HUB_OFFLINE is set, and its cache has no copy"
 
 
 def from_hub(name: str) -> Path:
@@ -32,7 +33,7 @@ def from_hub(name: str) -> Path:
         if folder is None:
             raise DDIMError(
                 f"{name!r} is neither a bundled model nor a folder, and it could not be fetched from the hub: "
-                f"{with_full_stop(_answer(name, error))}",
+                f"{with_full_stop(OFFLINE if _not_asked(error) else _answer(name, error))}",
                 parameter="model",
             ) from None
         _need_weights(name, folder, error)
@@ -41,8 +42,7 @@ def from_hub(name: str) -> Path:
 
 def _answer(name: str, error: Exception) -> str:
     """Says in one line, without a final stop, why a repository could not be downloaded."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if isinstance(error, GatedRepoError):
         return (
@@ -51,9 +51,15 @@ def _answer(name: str, error: Exception) -> str:
         )
     if isinstance(error, RepositoryNotFoundError):
         return "the hub has no repository of this name, or it is private; log in with 'hf auth login', or set HF_TOKEN"
-    if isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set, and it is not in the cache"
     return first_line(error)
+
+
+def _not_asked(error: Exception) -> bool:
+    """Whether the hub was not asked, because the user has switched its client off."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    return bool(constants.HF_HUB_OFFLINE) and isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled))
 
 
 def _need_weights(name: str, folder: Path, error: Exception) -> None:
