@@ -10,6 +10,7 @@ import math
 import re
 from typing import Any
 
+import capability_table
 from reading import DOCS, Macro, Missing
 
 FOLDER = DOCS / "results"
@@ -160,8 +161,6 @@ def what_works(name: str) -> str:
     Raises:
         Missing: another name.
     """
-    import capability_table
-
     if name != "kinds":
         raise Missing(f"there is no table of capabilities of {name!r}; there is one of kinds")
     return capability_table.table()
