@@ -56,13 +56,8 @@ def check(config: "TrainConfig") -> None:
         value = getattr(getattr(config, section), key)
         if not holds(value):
             raise InputError(f"it must be {wanted}, not {value!r}.", parameter=f"{section}.{key}")
-    for section in (
-        "pixel",
-        "autoencoder",
-        "text",
-        "flow",
-        "classifier",
-    ):  # only the task of the same name reads a section
+    # Only the task of the same name reads one of these sections.
+    for section in ("pixel", "autoencoder", "text", "flow", "classifier"):
         if config.task != section and getattr(config, section) != type(getattr(config, section))():
             raise InputError(
                 f"task = {config.task!r} does not use this section; remove it, or set task = {section!r}.",
@@ -134,7 +129,7 @@ def check(config: "TrainConfig") -> None:
 
 def _check_flow(config: "TrainConfig") -> None:
     """Raises InputError if the loss is one of rectified flow and the task is not, or the other way round."""
-    loss, kind = config.loss, type(config.loss)()
+    loss = config.loss
     if config.task != "flow":
         for key, value in (("prediction", "flow"), ("times", "logit_normal")):
             if getattr(loss, key) == value:
@@ -150,7 +145,7 @@ def _check_flow(config: "TrainConfig") -> None:
                 f"task = 'flow' trains on rectified flow, which needs {value!r}, not {_plain(getattr(loss, key))!r}.",
                 parameter=f"loss.{key}",
             )
-    if loss.min_snr_k != kind.min_snr_k:
+    if loss.min_snr_k != type(loss)().min_snr_k:
         raise InputError("task = 'flow' does not weight the noise levels; remove it.", parameter="loss.min_snr_k")
     if config.schedule != type(config.schedule)():
         raise InputError(

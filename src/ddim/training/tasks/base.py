@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -150,6 +151,15 @@ class Task(ABC):
     @abstractmethod
     def export(self, network: nn.Module, folder: Path) -> None:
         """Writes the trained model into an empty folder, in the format of diffusers or transformers."""
+
+
+def weights_checksum(*networks: nn.Module) -> int:
+    """Returns a checksum of the weights of some networks, by which a resumed run recognises them."""
+    total = 0
+    for network in networks:
+        for value in network.state_dict().values():
+            total = zlib.crc32(value.detach().cpu().numpy().tobytes(), total)
+    return total
 
 
 def check_options(kind: Any, options: Mapping[str, Any], section: str) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 from ..._utils.errors import InputError
 from ..._utils.silence import loading, quiet
 from ...core.conditioning import POOLED, TEXT, Conditioning, PromptConditioning
-from ...core.denoiser import PLAIN, Call, ask_network, timestep_tensor
+from ...core.denoiser import timestep_tensor
 from ...core.grid import make_grid
-from ...core.guidance import Guidance, combine, guided
+from ...core.guidance import Guidance, guided
 from ...core.path import Node, RectifiedFlow
 from ...core.schedule import Schedule
 from ...core.solve import solve
@@ -30,8 +29,8 @@ from .. import draws
 from ..config import TrainConfig
 from ..data import Batch, Images
 from ..loss import flow_loss
-from .base import Draw, Task, build_network, check_options, declare_float32, first_output
-from .text import SHEET_GUIDANCE, Codes
+from .base import Draw, Task, build_network, check_options, declare_float32, first_output, weights_checksum
+from .text import SHEET_GUIDANCE, Codes, SheetNetwork, chosen_codes, emptied
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -106,29 +105,6 @@ class FlowNetwork(nn.Module):
             joint_attention_kwargs={"attention_mask": bias},
             return_dict=False,
         )[0]
-
-
-class _SheetNetwork:
-    """A ``FlowNetwork`` with the interface that guidance needs."""
-
-    schedule = Schedule(PATH, "flow")
-
-    def __init__(self, network: nn.Module, zeros: int) -> None:
-        self.network, self.zeros = network, zeros
-
-    def ask(self, x: Tensor, node: Node, /, *conditionings: Conditioning, call: Call = PLAIN) -> Sequence[Tensor]:
-        """Calls the network for each condition; see ``Model.ask``."""
-
-        def forward(rows: Tensor, cond: Conditioning, _: Call) -> Tensor:
-            label = timestep_tensor(self.schedule.timestep(node), rows, looked_up=False)
-            zeros = torch.full((len(rows),), float(self.zeros), device=rows.device)
-            return self.network(rows, label, cond.tensors[TEXT], cond.tensors[POOLED], zeros).float()
-
-        return ask_network(forward, x, conditionings, call)
-
-    def combine(self, cond: Tensor, uncond: Tensor, guidance: Guidance, node: Node) -> Tensor:
-        """Combines the two branches of guidance: uncond + w (cond - uncond)."""
-        return combine(cond, uncond, guidance)
 
 
 class Base(NamedTuple):
@@ -244,24 +220,17 @@ class FlowTask(Task):
 
     def checksums(self) -> dict[str, int | None]:
         """Returns a checksum of the weights of the autoencoder and the text encoder."""
-        total = 0
-        for network in (self.base.vae, self.base.text_encoder):
-            for value in network.state_dict().values():
-                total = zlib.crc32(value.detach().cpu().numpy().tobytes(), total)
-        return {"base": total}
+        return {"base": weights_checksum(self.base.vae, self.base.text_encoder)}
 
     def inputs(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         """Draws flips, noise and levels, and empties prompts; see ``Task.inputs``."""
         settings = self.config.flow
         flips, noise = draw.flips_and_noise(batch.pixels.shape[2:])
-        which = flips.long() if batch.pixels.shape[1] == 2 else torch.zeros(len(flips), dtype=torch.int64)
-        empty = draw.dropped(settings.empty)
-        prompts = ["" if gone else prompt for gone, prompt in zip(empty.tolist(), batch.prompts, strict=True)]
-        rows = torch.tensor([self.numbers[prompt] for prompt in prompts])
+        rows = torch.tensor([self.numbers[prompt] for prompt in emptied(batch, draw, settings.empty)])
         # The levels ascend with the position, so the step is added: each position takes every number in turn.
         zeros = [settings.zeros[(position + draw.step) % len(settings.zeros)] for position in draw.positions]
         return {
-            "x0": batch.pixels[torch.arange(len(which)), which],
+            "x0": chosen_codes(batch, flips),
             "noise": noise,
             "sigma": draw.logit_normal(),
             "words": self.words[rows],
@@ -292,7 +261,13 @@ class FlowTask(Task):
         empty = torch.full_like(rows, self.numbers[""])
         cond, uncond = (Conditioning({TEXT: self.words[at], POOLED: self.pooled[at]}) for at in (rows, empty))
         prompts = PromptConditioning(cond.to(self.device), uncond.to(self.device))
-        shown = _SheetNetwork(network, max(self.config.flow.zeros))
+        schedule, zeros = Schedule(PATH, "flow"), float(max(self.config.flow.zeros))
+
+        def call(x: Tensor, node: Node, cond: Conditioning) -> Tensor:
+            label = timestep_tensor(schedule.timestep(node), x, looked_up=False)
+            return network(x, label, cond.tensors[TEXT], cond.tensors[POOLED], x.new_full((len(x),), zeros))
+
+        shown = SheetNetwork(schedule, call)
         noise = draws.sheet_noise(self.config.train.seed, output.samples, self.code_shape).to(self.device)
         solver, grid = DDIM(), make_grid(PATH, output.sample_steps, "trailing")
         state = solve(guided(shown, Guidance(SHEET_GUIDANCE), prompts), solver, {"x": noise}, grid)

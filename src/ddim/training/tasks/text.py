@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +34,7 @@ from .base import (
     declare_float32,
     first_output,
     scheduler_options,
+    weights_checksum,
 )
 
 if TYPE_CHECKING:
@@ -57,20 +57,20 @@ class TextToImage(nn.Module):
         return self.unet(x, timestep, encoder_hidden_states=words).sample
 
 
-class _SheetNetwork:
-    """A ``TextToImage`` in training, with the interface that guidance needs; its text condition is token ids."""
+class SheetNetwork:
+    """A network in training, with the interface that guidance needs.
 
-    def __init__(self, network: nn.Module, schedule: Schedule) -> None:
-        self.network, self.schedule = network, schedule
+    Args:
+        schedule: its schedule.
+        call: calls the network: ``(x, node, condition) -> output``.
+    """
+
+    def __init__(self, schedule: Schedule, call: Callable[[Tensor, Node, Conditioning], Tensor]) -> None:
+        self.schedule, self.call = schedule, call
 
     def ask(self, x: Tensor, node: Node, /, *conditionings: Conditioning, call: Call = PLAIN) -> Sequence[Tensor]:
         """Calls the network for each condition; see ``Model.ask``."""
-
-        def forward(rows: Tensor, cond: Conditioning, _: Call) -> Tensor:
-            label = timestep_tensor(self.schedule.timestep(node), rows, looked_up=True)
-            return self.network(rows, label, cond.tensors[TEXT]).float()
-
-        return ask_network(forward, x, conditionings, call)
+        return ask_network(lambda rows, cond, _: self.call(rows, node, cond).float(), x, conditionings, call)
 
     def combine(self, cond: Tensor, uncond: Tensor, guidance: Guidance, node: Node) -> Tensor:
         """Combines the two branches of guidance: uncond + w (cond - uncond)."""
@@ -117,6 +117,17 @@ class Codes:
         """
         for batch in batches:
             yield Batch(self.codes[[self.rows[i] for i in batch]], tuple(self.prompts[i] for i in batch))
+
+
+def chosen_codes(batch: Batch, flips: Tensor) -> Tensor:
+    """Returns the latents of a batch of ``Codes``, [N, c, h, w]: of the mirrored images where ``flips`` is set."""
+    which = flips.long() if batch.pixels.shape[1] == 2 else torch.zeros(len(flips), dtype=torch.int64)
+    return batch.pixels[torch.arange(len(which)), which]
+
+
+def emptied(batch: Batch, draw: Draw, share: float) -> list[str]:
+    """Returns the prompts of a batch, a share of which is replaced by the empty prompt."""
+    return ["" if gone else prompt for gone, prompt in zip(draw.dropped(share).tolist(), batch.prompts, strict=True)]
 
 
 class TextTask(Task):
@@ -195,20 +206,13 @@ class TextTask(Task):
 
     def checksums(self) -> dict[str, int | None]:
         """Returns checksums of the autoencoder's weights and of the user's own loss weights."""
-        parts = (value.detach().cpu().numpy().tobytes() for value in self.autoencoder.state_dict().values())
-        total = 0
-        for part in parts:
-            total = zlib.crc32(part, total)
-        return {"weights": checksum(self.config.loss, self.levels), "autoencoder": total}
+        return {"weights": checksum(self.config.loss, self.levels), "autoencoder": weights_checksum(self.autoencoder)}
 
     def inputs(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         """Draws flips, noise and levels, and empties prompts; see ``Task.inputs``."""
         flips, noise = draw.flips_and_noise(batch.pixels.shape[2:])
-        which = flips.long() if batch.pixels.shape[1] == 2 else torch.zeros(len(flips), dtype=torch.int64)
-        x0 = batch.pixels[torch.arange(len(which)), which]
-        empty = draw.dropped(self.config.text.empty)
-        words = ["" if gone else prompt for gone, prompt in zip(empty.tolist(), batch.prompts, strict=True)]
-        tokens = torch.stack([self.tokens[prompt] for prompt in words])
+        x0 = chosen_codes(batch, flips)
+        tokens = torch.stack([self.tokens[prompt] for prompt in emptied(batch, draw, self.config.text.empty)])
         t = draw.times(len(self.levels.alpha), self.config.loss.times)
         return {"x0": x0, "noise": noise, "t": t, "tokens": tokens}
 
@@ -233,7 +237,12 @@ class TextTask(Task):
         words = torch.stack([self.tokens[prompt] for prompt in self.shown]).to(self.device)
         empty = self.tokens[""].to(self.device).expand_as(words)
         prompts = PromptConditioning(Conditioning({TEXT: words}), Conditioning({TEXT: empty}))
-        shown = _SheetNetwork(network, Schedule(path, self.config.loss.prediction))
+        schedule = Schedule(path, self.config.loss.prediction)
+
+        def call(x: Tensor, node: Node, cond: Conditioning) -> Tensor:
+            return network(x, timestep_tensor(schedule.timestep(node), x, looked_up=True), cond.tensors[TEXT])
+
+        shown = SheetNetwork(schedule, call)
         noise = draws.sheet_noise(self.config.train.seed, output.samples, self.code_shape).to(self.device)
         solver, grid = DDIM(), make_grid(path, output.sample_steps, "trailing")
         state = solve(guided(shown, Guidance(SHEET_GUIDANCE), prompts), solver, {"x": noise}, grid)
