@@ -66,16 +66,6 @@ def weights_from(pairs: list[str] | None) -> dict[str, float] | None:
     return out or None
 
 
-def indices_from(text: str) -> tuple[int, ...]:
-    """``"0,1,17"`` as a tuple. Raises InputError for anything but whole numbers."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(
-            f"{text!r} is not a list of transformer blocks; write for example 0,1,17.", parameter="layer_indices"
-        ) from None
-
-
 def _one_or_each(blend: list[str] | None) -> str | list[str] | None:
     """One pair of words for all targets, or a list with one pair for each target."""
     return blend[0] if blend and len(blend) == 1 else blend or None
@@ -190,7 +180,7 @@ class Attention(Options):
         "--layer-indices",
         "The transformer blocks in which attention changes, from 0, in place of --layers.",
         ATTENTION,
-        parse=indices_from,
+        parse=lambda text: o.layers_from(text, "layer_indices"),
         tag="blocks",
         metavar="BLOCK,BLOCK",
     )

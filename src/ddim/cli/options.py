@@ -136,7 +136,7 @@ def range_from(text: str, parameter: str) -> tuple[float, float]:
     return (0.0, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
-def layers_from(text: str) -> tuple[int, ...]:
+def layers_from(text: str, parameter: str) -> tuple[int, ...]:
     """The indices of layers that ``7,8,9`` names.
 
     Raises:
@@ -144,7 +144,7 @@ def layers_from(text: str) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"\d+", part, re.ASCII) for part in parts):
-        raise InputError(f"{text!r} is no list of layers; write for example 7,8,9.", parameter="skip_layers")
+        raise InputError(f"{text!r} is no list of layers; write for example 7,8,9.", parameter=parameter)
     return tuple(map(int, parts))
 
 

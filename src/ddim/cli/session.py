@@ -115,7 +115,7 @@ def _skipping(asked: Guiding, own: "SkipLayers | None") -> "SkipLayers | None":
     from ..core.guidance import SkipLayers
 
     if asked.skip_layers is not None:
-        layers = layers_from(asked.skip_layers)
+        layers = layers_from(asked.skip_layers, "skip_layers")
         own = SkipLayers(layers) if own is None else replace(own, layers=layers)
     if own is None:
         if idle := [name for name in ("skip_scale", "skip_steps") if getattr(asked, name) is not None]:
