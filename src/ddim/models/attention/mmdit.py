@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from ..._utils.errors import InputError
 from ...editing.attention import AttentionController
 from ...editing.plan import IMAGE_FIRST, SELF, WORDS_FIRST, AttentionSite
 from .counted import joint_attention
-from .processors import Layer
+from .processors import Layer, attended
 
 __all__ = ["ControlledFlux", "ControlledQwen", "ControlledSD3", "flux_layers", "qwen_layers", "sd3_layers"]
 
@@ -217,18 +216,3 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 def _normed(norm: Any, x: Tensor) -> Tensor:
     """Applies the norm of queries or keys; some networks have none."""
     return x if norm is None else norm(x)
-
-
-def attended(
-    control: AttentionController | None,
-    layer: AttentionSite,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    cfg_branch: str | None,
-) -> Tensor:
-    """Computes attention, with the controller if there is one; see ``AttentionController.attend``."""
-    if control is None:
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return control.attend(layer, query, key, value, mask, cfg_branch)

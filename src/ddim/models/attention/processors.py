@@ -5,7 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
 from ..._utils.errors import InputError
+from ...editing.attention import AttentionController
 from ...editing.plan import AttentionSite
 from ..live import PLAIN
 
@@ -52,3 +56,18 @@ def exchanged(layers: Iterable[Layer]) -> Iterator[None]:
     finally:
         for layer, own in before:
             layer.module.set_processor(own)
+
+
+def attended(
+    control: AttentionController | None,
+    layer: AttentionSite,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    cfg_branch: str | None,
+) -> Tensor:
+    """Computes attention, with the controller if there is one; see ``AttentionController.attend``."""
+    if control is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return control.attend(layer, query, key, value, mask, cfg_branch)

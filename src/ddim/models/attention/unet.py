@@ -6,12 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from ..._utils.errors import InputError
 from ...editing.attention import AttentionController
 from ...editing.plan import CROSS, SELF, AttentionSite
-from .processors import Layer, exchanged, refuse_others
+from .processors import Layer, attended, exchanged, refuse_others
 
 __all__ = ["ControlledAttention", "controlled", "sites"]
 
@@ -64,10 +63,7 @@ class ControlledAttention:
         )
         query = query if attn.norm_q is None else attn.norm_q(query)
         key = key if attn.norm_k is None else attn.norm_k(key)
-        if control is None:
-            out = scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        else:
-            out = control.attend(self.layer, query, key, value, mask, cfg_branch)
+        out = attended(control, self.layer, query, key, value, mask, cfg_branch)
         out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2).to(query.dtype)))
         if picture is not None:
             out = out.transpose(-1, -2).reshape(picture)

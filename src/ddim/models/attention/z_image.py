@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...editing.plan import IMAGE_FIRST, SELF, AttentionSite
-from .mmdit import attended, level_of
-from .processors import Layer
+from .mmdit import level_of
+from .processors import Layer, attended
 
 __all__ = ["ControlledZImage", "told", "z_image_layers"]
 
