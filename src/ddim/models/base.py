@@ -280,7 +280,7 @@ class Model(ABC):
         raise self._no_text()
 
     def _no_text(self) -> InputError:
-        return InputError(f"the model {self.name!r} has no text encoder, so it takes no prompt.", parameter="prompt")
+        return no_text(self.name, "prompt")
 
     # --- attention --------------------------------------------------------------------------------------------------
 
@@ -455,7 +455,7 @@ class ClassModel(Model):
         """
         for key, words in (("prompt", prompts), ("negative", negative)):
             if words:
-                raise InputError(f"the model {self.name!r} has no text encoder, so it takes no prompt.", parameter=key)
+                raise no_text(self.name, key)
         info = self.info
         if labels is None:
             if info.classes:
@@ -480,6 +480,11 @@ def scalar(timestep: float, device: torch.device) -> Tensor:
     whole = timestep == int(timestep)
     # Filled on the device: a copy from the host would make the host wait for a GPU.
     return torch.full((), timestep, dtype=torch.int64 if whole else torch.float32, device=device)
+
+
+def no_text(name: str, parameter: str) -> InputError:
+    """Returns the error for a prompt of a model without text, given as the argument ``parameter``."""
+    return InputError(f"the model {name!r} has no text encoder, so it takes no prompt.", parameter=parameter)
 
 
 def no_negative(name: str, negative: str) -> InputError:

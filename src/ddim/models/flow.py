@@ -38,6 +38,17 @@ class FlowModel(PipelineModel):
     patch: ClassVar[int] = 2
     """Along each side, so many pixels of the latent make one token."""
 
+    @classmethod
+    def check_pipeline(cls, name: str, pipeline: Any) -> None:
+        """Raises InputError for a network that takes other channels than the autoencoder makes."""
+        takes, makes = pipeline.transformer.config.in_channels, pipeline.vae.config.latent_channels
+        if takes != makes:
+            raise InputError(
+                f"the transformer of {name!r} takes {takes} channels, but its autoencoder makes {makes}; give a "
+                "text-to-image model.",
+                parameter="model",
+            )
+
     def schedule_of(self, name: str, config: Mapping[str, Any]) -> Schedule:
         """Makes the schedule. Raises InputError for a scheduler that is not for rectified flow."""
         schedule = read_schedule(config, flow_spacing=self.spacing)
@@ -75,9 +86,10 @@ class FlowModel(PipelineModel):
         """Returns the number of channels of the latent."""
         return int(self.vae.config.latent_channels)
 
-    @abstractmethod
     def latent_sides(self) -> tuple[int, int]:
-        """Returns (height, width) of the latent by default."""
+        """Returns (height, width) of the latent by default: the pipeline's ``default_sample_size``."""
+        side = int(self.pipeline.default_sample_size)
+        return side, side
 
     @abstractmethod
     def longest_prompt(self) -> int:

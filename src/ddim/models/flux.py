@@ -89,11 +89,6 @@ class Flux(FlowModel):
             guidance_kinds=frozenset({"cfg", "embedded"} if self.distilled else ()),
         )
 
-    def latent_sides(self) -> tuple[int, int]:
-        """Returns the sides of the latent for the pipeline's default size, ``default_sample_size``."""
-        side = int(self.pipeline.default_sample_size)
-        return side, side
-
     def longest_prompt(self) -> int:
         """Returns the number of tokens that the T5 encoder takes, without the end token.
 

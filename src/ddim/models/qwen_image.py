@@ -83,11 +83,6 @@ class QwenImage(MaskedTextModel):
         """Returns the number of channels of the latent."""
         return int(self.vae.config.z_dim)
 
-    def latent_sides(self) -> tuple[int, int]:
-        """Returns the pipeline's ``default_sample_size``."""
-        side = int(self.pipeline.default_sample_size)
-        return side, side
-
     def latent_statistics(self, name: str, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """Returns ``1 / latents_std`` and ``latents_mean``, [1, C, 1, 1]. Raises InputError if one is missing."""
         config = self.vae.config

@@ -76,17 +76,6 @@ class StableDiffusion3(FlowModel):
         """How the network computes, as far as it changes the last bits of its output."""
         return f"{super().engine}, zeros counted" if self.counts_zeros else super().engine
 
-    @classmethod
-    def check_pipeline(cls, name: str, pipeline: Any) -> None:
-        """Raises InputError for a network that takes other channels than the autoencoder makes."""
-        takes, makes = pipeline.transformer.config.in_channels, pipeline.vae.config.latent_channels
-        if takes != makes:
-            raise InputError(
-                f"the transformer of {name!r} takes {takes} channels, but its autoencoder makes {makes}; give a "
-                "text-to-image model.",
-                parameter="model",
-            )
-
     @property
     def patch(self) -> int:  # type: ignore[override]
         """Along each side, so many pixels of the latent make one token."""

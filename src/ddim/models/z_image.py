@@ -49,13 +49,8 @@ class ZImage(MaskedTextModel):
     @classmethod
     def check_pipeline(cls, name: str, pipeline: Any) -> None:
         """Raises InputError for a network that takes other channels or patches."""
-        network, makes = pipeline.transformer.config, pipeline.vae.config.latent_channels
-        if network.in_channels != makes:
-            raise InputError(
-                f"the transformer of {name!r} takes {network.in_channels} channels, but its autoencoder makes {makes}; "
-                "give a text-to-image model.",
-                parameter="model",
-            )
+        super().check_pipeline(name, pipeline)
+        network = pipeline.transformer.config
         if cls.patch not in network.all_patch_size or 1 not in network.all_f_patch_size:
             raise InputError(
                 f"the transformer of {name!r} takes patches of {network.all_patch_size} positions; this version "

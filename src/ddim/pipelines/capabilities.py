@@ -12,7 +12,7 @@ from ..core.contracts import Inversion, Solver
 from ..core.guidance import Guidance, SkipLayers
 from ..core.schedule import Schedule
 from ..inversion import INVERSIONS, make_inversion
-from ..models.base import no_negative
+from ..models.base import no_negative, no_text
 from ..models.info import ModelInfo
 from ..solvers import SOLVERS, make_solver
 
@@ -211,9 +211,7 @@ def no_guidance(info: ModelInfo) -> InputError:
 
 def _check_negative(model: Described) -> None:
     if not model.info.text:
-        raise InputError(
-            f"the model {model.info.name!r} has no text encoder, so it takes no prompt.", parameter="negative"
-        )
+        raise no_text(model.info.name, "negative")
     check_negative(model, "grey")
 
 
