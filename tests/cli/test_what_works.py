@@ -3,17 +3,20 @@
 from pathlib import Path
 
 import pytest
+import tiny_flux
+import torch
 from commands import fails, run, run_json
 from tiny_flow import FAMILIES
 
 import ddim
+from ddim.data.images import read_images
 from ddim.pipelines.capabilities import CONTROLS
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     place = tmp_path_factory.mktemp("models")
-    made: dict[str, Path] = {"sd3": place / "sd3", "flux schnell": place / "schnell"}
+    made = {family: place / family.replace(" ", "-") for family in ("sd3", "flux schnell", "flux kontext")}
     for family, folder in made.items():
         FAMILIES[family].pipeline().save_pretrained(folder)
     return {family: str(folder) for family, folder in made.items()}
@@ -76,3 +79,63 @@ def test_the_pipelines_own_number_is_typed(folders: dict[str, str], tmp_path: Pa
     assert run_json(*words, "--guidance-scale", 3)["guidance"]["weight"] == 3
     assert "--guidance-scale" in fails(*words, "--guidance-scale", 3, "--guidance", 2, code=2)
     assert "--guidance-scale" in fails("sample", "-m", "fashion", "-n", 1, "-S", 2, "--guidance-scale", 3, code=2)
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> Path:
+    return ddim.save_image(tiny_flux.picture()[0], tmp_path / "cat.png")
+
+
+def test_a_reference_is_typed(
+    folders: dict[str, str], reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    model = ["-m", folders["flux kontext"], "--dtype", "float32", "--prompt", "a cat", "-S", 2]
+    with_one = run_json("sample", *model, "-n", 1, "--reference", reference)
+    without = run_json("sample", *model, "-n", 1)
+    assert with_one["reference"] == str(reference)
+    assert "reference" not in without
+    assert "reference-cat" in Path(with_one["files"][0]).name
+    own = ddim.load(folders["flux kontext"])
+    own.reference = reference
+    expected = ddim.sample(own, 1, prompt="a cat", steps=2)
+    drawn = [read_images(said["files"][0], own.picture, multiple=own.multiple) for said in (with_one, without)]
+    assert (drawn[0] - expected).abs().max() <= 0.51 / 255  # eight bits
+    assert (drawn[1] - expected).abs().max() > 2 / 255
+
+    code = run_json("invert", reference, *model, "--method", "bdia", "--reference", reference, "--out", "out")
+    kept = ddim.LatentCode.load(code["files"][0])
+    assert torch.equal(kept.conditions.cond.tensors["reference"], own.reference)
+    words = ["--from", "a cat", "--to", "a dog", "-S", 2, "-m", folders["flux kontext"]]
+    assert run_json("edit", reference, *words, "--reference", reference)["reference"] == str(reference)
+    said = run_json("interpolate", reference, reference, *model, "--reference", reference, "--frames", 3)
+    assert "reference-cat" in Path(said["files"][0]).name
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["sample", "-m", "sd3", "--prompt", "a cat", "--reference", "cat.png"], "takes no reference picture"),
+        (["sample", "-m", "flux kontext", "--prompt", "a cat", "--reference", "dog.png"], "dog.png"),
+        (["sample", "-m", "flux kontext", "--prompt", "a cat", "--reference", "odd.png"], "multiples of 4"),
+        (["edit", "code.safetensors", "--to", "a dog", "--reference", "cat.png"], "a code is inverted already"),
+        (["sample", "-m", "flux kontext", "--reference", "cat.png", "--out", "cat.png"], "cat.png"),
+    ],
+    ids=["another family", "missing", "size", "code", "overwritten"],
+)
+def test_references_that_do_not_do(
+    words: list[str], named: str, folders: dict[str, str], reference: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(reference.parent)
+    ddim.save_image(torch.rand(3, 31, 32), "odd.png")
+    Path("code.safetensors").write_bytes(b"")
+    before = reference.read_bytes()
+    failed = " ".join(fails(*(folders.get(word, word) for word in words), code=2).split())
+    assert "--reference" in failed or "--out" in failed
+    assert named in failed
+    assert reference.read_bytes() == before
+
+
+@pytest.mark.parametrize("option", [["--guidance-scale", 3], ["--skip-layers", "0"], ["--reference", "cat.png"]])
+def test_an_interpolation_of_codes_takes_no_guidance(option: list[object]):
+    assert str(option[0]) in fails("interpolate", "a.safetensors", "b.safetensors", *option, code=2)

@@ -277,6 +277,7 @@ def edit(
     where: Where = Where(),
     inverting: o.Inverting = o.Inverting(method="direct"),
     guiding: o.InversionGuiding = o.InversionGuiding(),
+    reference: o.Reference = None,
     holding: o.Holding = o.Holding(),
     cropping: o.Cropping = o.Cropping(),
     resize: o.Resize = False,
@@ -308,7 +309,7 @@ def edit(
         groups = (targets, where, inverting, guiding, holding, cropping, machine)
         arguments = {name: value for group in groups for name, value in group.arguments.items()}
         how = attention.edit(by_class)
-        inputs = [source, *([where.mask] if where.mask else [])]
+        inputs = [source, *(path for path in (where.mask, reference) if path)]
         protect([target(out, "x", PNG)], inputs)
 
         import torch
@@ -324,7 +325,7 @@ def edit(
         from ..pipelines.edit_plan import by_class as check_model
         from ..pipelines.pictures import read_pictures
         from .pictures import check_page, write_each, write_page, write_photograph
-        from .session import about_model, error_text, guidance_for, if_it_acts, open_for_code, open_model
+        from .session import about_model, error_text, guidance_for, if_it_acts, open_for_code, open_model, set_reference
 
         code, pictures, crop = LatentCode.load(source) if inverted else None, None, arguments.pop("crop", None)
         if code is None:
@@ -333,12 +334,13 @@ def edit(
         else:
             counted = open_for_code(terminal, model, code, **machine.loading)
             usual, size = Guidance.of(code.guidance), picture_shape(counted, code)[1:]
+        set_reference(counted, reference)
         check_model(counted, targets.to, targets.to_label)
         guidance = guidance_for(counted, guiding, usual=usual, batched_cfg=machine.batched_cfg)
         tags = {
             "from-": phrase(targets.from_) if targets.from_ is not None and not inverted else None,
             "label": targets.from_label if not inverted else None,
-            **guidance_tags(guidance, usual.weight, guiding.negative),
+            **guidance_tags(guidance, usual.weight, guiding.negative, reference),
             **tags_of(guiding, attention, where, holding, inverting, cropping, machine),
         }
         name = settings_text(
@@ -360,7 +362,7 @@ def edit(
                 counted, source, crop=crop, resize=resize, keep=keep, mask=arguments.pop("mask", None)
             )
         pixels = None if pictures is None else pictures.pixels
-        about: dict[str, Any] = {"command": "edit", **about_model(counted), "source": str(source)}
+        about: dict[str, Any] = {"command": "edit", **about_model(counted, reference), "source": str(source)}
 
         def on_code(made: "LatentCode") -> None:
             files.save(made)

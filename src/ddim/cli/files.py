@@ -49,8 +49,10 @@ def prompts_slug(prompts: Sequence[str] | None) -> str:
     return phrases(distinct, "prompts") if any(p.strip() for p in distinct) else ""
 
 
-def guidance_tags(guidance: "Guidance", usual: float, negative: str | None = None) -> dict[str, Any]:
-    """What a file's name says of the guidance, as far as it is unusual; for ``settings_text``."""
+def guidance_tags(
+    guidance: "Guidance", usual: float, negative: str | None = None, reference: Path | None = None
+) -> dict[str, Any]:
+    """What a file's name says of the guidance and the reference, as far as it is unusual; for ``settings_text``."""
     unusual = guidance.interval != (0.0, 1.0)
     return {
         "w": float(guidance.weight) if guidance.weight != usual else None,
@@ -58,6 +60,7 @@ def guidance_tags(guidance: "Guidance", usual: float, negative: str | None = Non
         "interval": "-".join(f"{v:g}" for v in guidance.interval) if unusual else None,
         "skip": skip_text(guidance),
         "not-": prompts_slug([negative or ""]) or ("empty" if negative == "" else None),
+        "reference-": None if reference is None else stem(reference),
     }
 
 

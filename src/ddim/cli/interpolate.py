@@ -60,6 +60,7 @@ def interpolate(
     through: _Through = "ddim",
     prompt: o.Prompts = None,
     guiding: o.InversionGuiding = o.InversionGuiding(),
+    reference: o.Reference = None,
     label: o.Labels = None,
     holding: o.Holding = o.Holding(),
     resize: o.Resize = False,
@@ -82,11 +83,12 @@ def interpolate(
                 raise InputError(f"{len(values)} different ones; all images need the same.", parameter=name)
         words = prompt[0] if prompt else None
         if all(is_code(path) for path in ends):
-            o.refuse_for_codes("prompt", "negative", "guidance", "rescale", "interval", "label")
+            o.refuse_for_codes("prompt", "label", *o.GUIDING)
         holding.check()
         arguments, corners = inverting.arguments, o.grid_from(grid) if grid else None
         spacing = arguments.get("spacing")
-        protect([target(out, "x", PNG)], ends)
+        inputs = [*ends, *([reference] if reference else [])]
+        protect([target(out, "x", PNG)], inputs)
 
         import torch
 
@@ -99,7 +101,7 @@ def interpolate(
         from ..pipelines.batches import empty_code
         from ..pipelines.invert import invert
         from .pictures import check_page, write_each, write_page
-        from .session import about_model, guidance_for, if_it_acts, open_for_code, open_model
+        from .session import about_model, guidance_for, if_it_acts, open_for_code, open_model, set_reference
 
         check_corners(*corners) if corners else check_frames(frames)
         between.check_through(through)
@@ -109,6 +111,7 @@ def interpolate(
             counted = open_for_code(terminal, model, next(iter(saved.values())), **machine.loading)
         else:
             counted = open_model(terminal, model or MODEL, label, **machine.loading)
+        set_reference(counted, reference)
         guidance = guidance_for(counted, guiding, usual=1.0)
         shape, multiple = counted.picture, counted.multiple
         images_of = {p: read_images(p, shape, resize=resize, multiple=multiple) for p in ends if p not in saved}
@@ -146,7 +149,7 @@ def interpolate(
             usual = make_inversion(inversion.name).options
             changed = {k: v for k, v in inversion.options.items() if v != usual.get(k)}
             tags = {
-                **guidance_tags(guidance, 1.0, guiding.negative),
+                **guidance_tags(guidance, 1.0, guiding.negative, reference),
                 "label": "-".join(map(str, label)) if label else None,
                 **tags_of(guiding, inverting, holding, machine),
             }
@@ -154,7 +157,7 @@ def interpolate(
         beside = page.with_suffix("")
         digits = len(str(count - 1))
         singles = [beside / f"{beside.name}_{k:0{digits}d}{PNG}" for k in range(count)] if each else []
-        protect([page, *singles], ends)
+        protect([page, *singles], inputs)
         codes = dict(saved)
         for path, pixels in images_of.items():
             with terminal.bar(f"inverting {stem(path)}", 1) as report:
@@ -173,7 +176,7 @@ def interpolate(
         nfe: dict[str, float] = {"invert": counted.calls(len(images_of))} if images_of else {}
         about: dict[str, Any] = {
             "command": "interpolate",
-            **about_model(counted),
+            **about_model(counted, reference),
             "between": [str(path) for path in ends],
             "method": one.method,
             "options": dict(one.settings),

@@ -42,6 +42,7 @@ def invert(
     inverting: o.Inverting = o.Inverting(),
     prompt: o.Prompts = None,
     guiding: o.InversionGuiding = o.InversionGuiding(),
+    reference: o.Reference = None,
     label: o.Labels = None,
     holding: o.Holding = o.Holding(),
     check: _Check = True,
@@ -85,11 +86,13 @@ def invert(
             keep_partial,
             open_model,
             partial_beside,
+            set_reference,
         )
 
         method = inverting.method
         arguments["method"] = inversion = make_inversion(method, arguments.pop("options", None))
         counted = open_model(terminal, model, label, **machine.loading)
+        set_reference(counted, reference)
         guidance = guidance_for(counted, guiding, usual=1.0, batched_cfg=machine.batched_cfg)
         if counted.text and prompt is None:
             terminal.warn("There is no --prompt, so the images are inverted under the empty prompt.")
@@ -97,7 +100,7 @@ def invert(
         usual = make_inversion(method).options
         changed = {k: v for k, v in inversion.options.items() if v != usual.get(k)}
         tags = {
-            **guidance_tags(guidance, 1.0, guiding.negative),
+            **guidance_tags(guidance, 1.0, guiding.negative, reference),
             **guiding.tags,
             "label": "-".join(map(str, label)) if label else None,
             **inverting.tags,
@@ -107,7 +110,7 @@ def invert(
         }
         settings = settings_text(method, grid.steps, changed, arguments.get("spacing"), tags)
         files = _code_files(images, prompt, settings, out, one_file)
-        protect(files, [*images, *([resume] if resume else [])])
+        protect(files, [*images, *(path for path in (resume, reference) if path)])
         crop = keeping.arguments.get("crop")
         pictures = read_pictures(counted, list(images), crop=crop, resize=resize, keep=keeping.keep_source)
         pixels = pictures.pixels
@@ -168,7 +171,7 @@ def invert(
                 row["crop"] = list(code.crops[k])
         about = {
             "command": "invert",
-            **about_model(counted),
+            **about_model(counted, reference),
             "method": method,
             "options": dict(inversion.options),
             "steps": grid.steps,

@@ -176,6 +176,16 @@ Labels = Annotated[
         show_default=False,
     ),
 ]
+Reference = Annotated[
+    Path | None,
+    typer.Option(
+        "--reference",
+        metavar="IMAGE",
+        help="The picture that the network of FLUX.1 Kontext looks at.",
+        rich_help_panel=PROMPTS,
+        show_default=False,
+    ),
+]
 Resize = Annotated[
     bool,
     typer.Option("--resize", help="Fit images of another size or number of channels.", rich_help_panel=FILES),
@@ -448,10 +458,13 @@ class GuidedMachine(Machine):
         return not self.one_by_one
 
 
-INVERSION = (
-    *(one.name for kind in (Inverting, Holding) for one in fields(kind) if "typer" in one.metadata),
-    *("inversion_guidance", "resize", "crop"),
-)
+def _names_of(*groups: type[Options]) -> tuple[str, ...]:
+    return tuple(one.name for group in groups for one in fields(group) if "typer" in one.metadata)
+
+
+GUIDING = _names_of(Guiding)
+"""Options of guidance."""
+INVERSION = (*_names_of(Inverting, Holding), "inversion_guidance", "resize", "crop", "reference")
 """Options of the inversion, which a code has behind it."""
 
 

@@ -76,6 +76,7 @@ def sample(
     count: _Count = None,
     prompt: o.Prompts = None,
     guiding: o.Guiding = o.Guiding(),
+    reference: o.Reference = None,
     size: _Size = None,
     solver: _Solver = "ddim",
     run: o.Grid = o.Grid(),
@@ -106,7 +107,8 @@ def sample(
         pixels = o.size_from(size)
         usual_count = len(prompt) if prompt and len(prompt) > 1 else _MANY
         count = usual_count if count is None else count
-        protect([target(out, "x", PNG)])  # before the model is loaded, which takes longer
+        inputs = [reference] if reference else []
+        protect([target(out, "x", PNG)], inputs)  # before the model is loaded, which takes longer
 
         from .. import load_classifier
         from ..core.contracts import options_of
@@ -115,10 +117,11 @@ def sample(
         from ..pipelines.sample import solver_with_eta
         from ..solvers import SOLVERS
         from .pictures import check_page, write_each, write_page
-        from .session import about_model, about_prompts, guidance_for, if_it_acts, open_model
+        from .session import about_model, about_prompts, guidance_for, if_it_acts, open_model, set_reference
 
         options = options_of(solver_with_eta(solver, eta, arguments.get("options")))
         counted = open_model(terminal, model, label, compile=compile, **machine.loading)
+        set_reference(counted, reference)
         usual = counted.info.guidance
         guidance = guidance_for(counted, guiding, usual=usual, batched_cfg=machine.batched_cfg)
         if counted.text and prompt is None:
@@ -131,7 +134,7 @@ def sample(
         led = 1.0 if classifier_weight is None else classifier_weight
         about = {
             "command": "sample",
-            **about_model(counted),
+            **about_model(counted, reference),
             "solver": solver,
             "options": options,
             "steps": grid.steps,
@@ -147,7 +150,7 @@ def sample(
             "led": about.get("classifier_weight"),
             **holding.tags,
             "size": size,
-            **guidance_tags(guidance, usual, guiding.negative),
+            **guidance_tags(guidance, usual, guiding.negative, reference),
             **machine.tags,
         }
         changed = {k: v for k, v in options.items() if k == "eta" or v != options_of(SOLVERS[solver]()).get(k)}
@@ -163,7 +166,7 @@ def sample(
         page = target(out, name(run.seed, count if count != usual_count else None), PNG)
         beside = page.with_suffix("")
         singles = [target(beside, name(seed), PNG) for seed in seeds] if each else []
-        protect([page, *singles])
+        protect([page, *singles], inputs)
         prompts: list[str] = about.get("prompts", [])
         own = [{"prompts": [one]} for one in prompts] if len(prompts) > 1 else [{}] * count
         abouts = [{**about, **words, "seeds": [seed]} for seed, words in zip(seeds, own, strict=False)]

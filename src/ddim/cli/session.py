@@ -68,6 +68,16 @@ def open_for_code(terminal: Terminal, name: str | None, code: "LatentCode", **lo
         ) from None
 
 
+def set_reference(model: "Counted", reference: Path | None) -> None:
+    """Gives the model the picture that its network looks at, if there is one; see ``Model.reference``.
+
+    Raises:
+        InputError: the picture cannot be read or does not fit, or the model takes none.
+    """
+    if reference is not None:
+        model.reference = reference
+
+
 def guidance_for(
     model: "Counted", asked: Guiding, *, usual: "float | Guidance", batched_cfg: bool = True
 ) -> "Guidance":
@@ -165,9 +175,10 @@ def keep_partial(stopped: "Interrupted", path: Path, command: str) -> KeyboardIn
     )
 
 
-def about_model(model: "Model | Counted") -> dict[str, Any]:
-    """The metadata of a file about the model that made it."""
-    return {"ddim": __version__, "model": model.name, "fingerprint": model.fingerprint}
+def about_model(model: "Model | Counted", reference: Path | None = None) -> dict[str, Any]:
+    """The metadata of a file about the model that made it, and about the picture that its network looked at."""
+    looked_at = {} if reference is None else {"reference": str(reference)}
+    return {"ddim": __version__, "model": model.name, "fingerprint": model.fingerprint, **looked_at}
 
 
 def error_text(error: Mapping[str, float | None]) -> str:

@@ -113,6 +113,23 @@ class Model(ABC):
         return ""
 
     @property
+    def reference(self) -> Tensor | None:
+        """The latents of a picture that the network looks at; None if there is none. ``FluxKontext`` takes one.
+
+        Raises:
+            InputError: a picture was set for a model that takes none.
+        """
+        return None
+
+    @reference.setter
+    def reference(self, picture: Any) -> None:
+        if picture is not None:
+            raise InputError(
+                f"the model {self.name!r} takes no reference picture, as FLUX.1 Kontext does; leave it out.",
+                parameter="reference",
+            )
+
+    @property
     def engine(self) -> str:
         """How its network computes, as far as it changes the last bits of the output; a latent code records it.
 

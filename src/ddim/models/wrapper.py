@@ -10,6 +10,7 @@ from ..core.conditioning import Conditioning, PromptConditioning
 from ..core.denoiser import Call
 from ..core.guidance import Guidance
 from ..core.path import Node
+from ..data.images import ImageLike
 from ..editing.plan import AttentionSite
 from ..editing.tokens import PromptTokens
 from .base import Model
@@ -39,6 +40,15 @@ class ModelWrapper(Model):
     def adapters(self) -> str:
         """The wrapped model's active LoRA adapters."""
         return self.model.adapters
+
+    @property
+    def reference(self) -> Tensor | None:
+        """The wrapped model's reference picture."""
+        return self.model.reference
+
+    @reference.setter
+    def reference(self, picture: ImageLike | None) -> None:
+        self.model.reference = picture
 
     @property
     def engine(self) -> str:
