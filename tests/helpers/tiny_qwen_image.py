@@ -33,6 +33,7 @@ def encoder(words: Any, width: int = 16) -> Any:
     rope = {"mrope_section": [1, 1, width // 4 - 2], "rope_type": "default", "type": "default"}
     ids = {"bos_token_id": None, "eos_token_id": None}
     config = Qwen2_5_VLConfig(
+        tie_word_embeddings=False,  # as published
         text_config={**layers, **heads, **ids, "rope_scaling": rope, "rope_theta": 1e6, "vocab_size": len(words) + 4},
         vision_config={
             "depth": 1,

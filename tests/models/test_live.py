@@ -15,6 +15,7 @@ import torch
 from oracles import noise_like
 from refusals import not_finite, refused, warned
 from torch import Tensor, nn
+from unchanged import networks, processors, unchanged
 
 import ddim
 from ddim import AttentionEdit, Guidance
@@ -54,96 +55,6 @@ def pixel_pipeline(kind: str = "DDIMPipeline", classes: int | None = None, **con
 def drawn(model: Any, **options: Any) -> Tensor:
     settings = {"prompt": PROMPT, "guidance": 3.0} if model.text else {}
     return ddim.sample(model, 1, **{"steps": 3, **settings, **options})
-
-
-# --- what a pipeline is ----------------------------------------------------------------------------------------------
-
-
-def networks(pipeline: Any) -> dict[str, nn.Module]:
-    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-
-
-def processors(pipeline: Any) -> list[Any]:
-    return [m.processor for m in pipeline.unet.modules() if hasattr(m, "processor")]
-
-
-def plain(config: Any) -> dict[str, Any]:
-    known = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # of transformers, of diffusers
-    return json.loads(json.dumps({k: v for k, v in known.items() if not k.startswith("_")}, default=str))
-
-
-class Kept:
-    """All that a pipeline is, to be held against what it is later."""
-
-    def __init__(self, pipeline: Any) -> None:
-        self.pipeline = pipeline
-        self.tensors = {
-            (part, name): (tensor, tensor.detach().clone(), tensor.stride(), tensor.data_ptr(), tensor.requires_grad)
-            for part, network in networks(pipeline).items()
-            for name, tensor in [*network.named_parameters(), *network.named_buffers()]
-        }
-        self.modules = self.of_modules()
-        self.processors = processors(pipeline)
-        self.facts = self.of_facts()
-
-    def of_modules(self) -> dict[tuple[str, str], tuple[Any, ...]]:
-        """Of each module: itself, whether it is in training, its hooks, and what stands in its dictionary."""
-        return {
-            (part, name): (
-                id(module),
-                module.training,
-                [list(hooks) for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)],
-                sorted(module.__dict__),
-                id(getattr(module, "_hf_hook", None)),
-                module.__dict__.get("forward"),
-            )
-            for part, network in networks(self.pipeline).items()
-            for name, module in network.named_modules()
-        }
-
-    def of_facts(self) -> dict[str, Any]:
-        pipeline = self.pipeline
-        words = getattr(pipeline, "tokenizer", None)
-        tokenizer = words and (id(words), words.model_max_length, words.padding_side, words.truncation_side, len(words))
-        return {
-            "configs": {name: plain(getattr(part, "config", {})) for name, part in pipeline.components.items()},
-            "scheduler": (id(pipeline.scheduler), type(pipeline.scheduler), sorted(pipeline.scheduler.__dict__)),
-            "timesteps": pipeline.scheduler.timesteps.tolist(),
-            "tokenizer": tokenizer,
-            "parts": {name: id(part) for name, part in pipeline.components.items()},
-            "device": (str(pipeline.device), str(pipeline.dtype)),
-            "own": sorted(pipeline.__dict__),
-            "threads": torch.get_num_threads(),
-        }
-
-    def is_still(self) -> None:
-        """Fails where something is not as it was."""
-        found = {
-            (part, name): tensor
-            for part, network in networks(self.pipeline).items()
-            for name, tensor in [*network.named_parameters(), *network.named_buffers()]
-        }
-        assert found.keys() == self.tensors.keys()
-        for key, (itself, copy, stride, place, wants) in self.tensors.items():
-            now = found[key]
-            assert now is itself, key
-            assert now.is_meta or torch.equal(now, copy), key
-            assert (now.dtype, now.device) == (copy.dtype, copy.device), key
-            assert (now.stride(), now.data_ptr(), now.requires_grad) == (stride, place, wants), key
-            assert now.grad is None, key
-        assert self.of_modules() == self.modules
-        assert all(a is b for a, b in zip(processors(self.pipeline), self.processors, strict=True))
-        assert self.of_facts() == self.facts
-
-
-@contextmanager
-def unchanged(pipeline: Any) -> Iterator[None]:
-    """Whatever ends the block, the pipeline is as it was."""
-    kept = Kept(pipeline)
-    try:
-        yield
-    finally:
-        kept.is_still()
 
 
 # --- it draws what the pipeline draws --------------------------------------------------------------------------------
@@ -308,10 +219,10 @@ def test_an_error_of_the_network_leaves_it_unchanged():
     pipeline = tiny_text.pipeline()
     code = ddim.invert(live(pipeline), tiny_text.pictures(1), steps=3, prompt=PROMPT)
     torch.nn.init.constant_(pipeline.unet.conv_out.bias, torch.inf)
-    kept = processors(pipeline)
+    kept = processors(pipeline.unet)
     with not_finite(1), warned("'StableDiffusionPipeline'"):
         ddim.edit(live(pipeline), code, OTHER, attention=EVERYWHERE)
-    assert all(a is b for a, b in zip(processors(pipeline), kept, strict=True))
+    assert all(a is b for a, b in zip(processors(pipeline.unet), kept, strict=True))
 
 
 def test_the_pipeline_goes_on_drawing_the_same():
@@ -384,14 +295,14 @@ def test_weights_that_accelerate_keeps_elsewhere_are_found():
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         offloaded(part)
     model = live(pipeline)
-    kept = processors(pipeline)
+    kept = processors(pipeline.unet)
     assert model.device == torch.device("cpu")
     assert model.fingerprint == whole.fingerprint
     assert same_but_for_layout(model, whole)
     edit(model)
     there_and_back("bdia")(model)
     assert all(p.is_meta for p in pipeline.unet.parameters())
-    assert all(a is b for a, b in zip(processors(pipeline), kept, strict=True))
+    assert all(a is b for a, b in zip(processors(pipeline.unet), kept, strict=True))
     pixels, whole = pixel_pipeline(), live_pixels(pixel_pipeline())
     offloaded(pixels.unet)
     model = live_pixels(pixels)
@@ -571,7 +482,7 @@ def test_a_compiled_network_works_without_attention_control(wrap: Callable[[nn.M
     pipeline, own = tiny_text.pipeline(), live(tiny_text.pipeline())
     pipeline.unet = wrap(pipeline.unet)
     assert is_compiled(pipeline.unet)
-    model, kept = live(pipeline), processors(pipeline)
+    model, kept = live(pipeline), processors(pipeline.unet)
     assert model.fingerprint == own.fingerprint
     with refused("attention", "compiled", "attention = 'none'") as caught:
         edit(model)
@@ -579,7 +490,7 @@ def test_a_compiled_network_works_without_attention_control(wrap: Callable[[nn.M
     with suppress_dynamo(wrap):
         assert same_but_for_layout(model, own)
         edit_plainly(model)
-    assert all(a is b for a, b in zip(processors(pipeline), kept, strict=True))
+    assert all(a is b for a, b in zip(processors(pipeline.unet), kept, strict=True))
 
 
 @contextmanager
@@ -635,12 +546,12 @@ def test_plain_processors_are_stood_in_for_and_come_back(kind: str):
         pipeline.unet.set_attn_processor(attention_processor.SlicedAttnProcessor(2))
     else:
         pipeline.unet.set_attn_processor(getattr(attention_processor, kind)())
-    assert {type(p).__name__ for p in processors(pipeline)} == {kind}
+    assert {type(p).__name__ for p in processors(pipeline.unet)} == {kind}
     with unchanged(pipeline):
         model = live(pipeline)
         made = ddim.edit(model, tiny_text.pictures(1), OTHER, source_prompt=PROMPT, steps=3, attention=EVERYWHERE)
         with model.controlled():
-            assert {type(p) for p in processors(pipeline)} == {ControlledAttention}
+            assert {type(p) for p in processors(pipeline.unet)} == {ControlledAttention}
     own = live(tiny_text.pipeline())
     same = ddim.edit(own, tiny_text.pictures(1), OTHER, source_prompt=PROMPT, steps=3, attention=EVERYWHERE)
     assert far(made.edits, same.edits) < 1e-3

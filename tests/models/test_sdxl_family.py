@@ -13,6 +13,7 @@ from diffusers import UNet2DConditionModel
 from oracles import noise_like
 from refusals import failed, refused
 from torch import Tensor
+from unchanged import unchanged
 
 import ddim
 from ddim import Guidance, SizeIds
@@ -335,14 +336,13 @@ def test_float16_with_an_autoencoder_in_float32(images, live):
         model = StableDiffusionXL("tiny", pipeline, dtype=torch.float16)
     assert isinstance(model, StableDiffusionXL)
     assert model.vae.dtype == (torch.float16 if live else torch.float32)
-    before = snapshot(pipeline)
     wide = StableDiffusionXL("tiny", overflowing(tiny_sdxl.pipeline()))
-    assert apart(model.encode(images), wide.encode(images)) < 1e-2
-    latents = wide.encode(images)
-    assert apart(model.decode(latents), wide.decode(latents)) < 1e-2
-    edited = ddim.edit(model, images[:1], ["a dog"], source_prompt="a cat", steps=4, guidance=3.0)
+    with unchanged(called(pipeline)):
+        assert apart(model.encode(images), wide.encode(images)) < 1e-2
+        latents = wide.encode(images)
+        assert apart(model.decode(latents), wide.decode(latents)) < 1e-2
+        edited = ddim.edit(model, images[:1], ["a dog"], source_prompt="a cat", steps=4, guidance=3.0)
     assert bool(torch.isfinite(edited.edits).all())
-    assert snapshot(pipeline) == before
     # without it, there are no numbers
     pipeline.vae.register_to_config(force_upcast=False)
     pipeline.vae.half()
@@ -352,45 +352,27 @@ def test_float16_with_an_autoencoder_in_float32(images, live):
 
 def test_an_error_inside_leaves_a_live_autoencoder_as_it_was(images, monkeypatch):
     pipeline = tiny_sdxl.pipeline().to(torch.float16)
-    model, before = ddim.load(pipeline), snapshot(pipeline)
+    model = ddim.load(pipeline)
 
     def stops(*args: object) -> None:
         assert pipeline.vae.dtype == torch.float32
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline.vae, "encode", stops)
-    with pytest.raises(KeyboardInterrupt):
-        model.encode(images)
-    monkeypatch.undo()
-    assert snapshot(pipeline) == before
+    with unchanged(called(pipeline)):
+        monkeypatch.setattr(pipeline.vae, "encode", stops)
+        with pytest.raises(KeyboardInterrupt):
+            model.encode(images)
+        monkeypatch.undo()
 
 
 # --- live pipelines ---------------------------------------------------------------------------------------------------
 
 
-def snapshot(pipeline: Any) -> dict[str, Any]:
-    """All that a call must leave as it is, in plain values.
-
-    A first prompt goes through diffusers' own pipeline: transformers then sets hooks that gather the hidden layers.
-    """
+def called(pipeline: Any) -> Any:
+    """The pipeline after a first prompt of its own: transformers then sets hooks that gather the hidden layers."""
     with torch.no_grad():
         pipeline.encode_prompt("a cat")
-    facts: dict[str, Any] = {"scheduler": (type(pipeline.scheduler).__name__, repr(pipeline.scheduler.config))}
-    for name in ("tokenizer", "tokenizer_2"):
-        tokenizer = getattr(pipeline, name)
-        facts[name] = (len(tokenizer), tokenizer.model_max_length, tokenizer.pad_token_id, tokenizer.padding_side)
-    facts["processors"] = {name: id(p) for name, p in pipeline.unet.attn_processors.items()}
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        network = getattr(pipeline, part)
-        facts[part] = (network.training, repr(network.config))
-        for name, tensor in network.state_dict(keep_vars=True).items():
-            about = (str(tensor.dtype), str(tensor.device), tuple(tensor.stride()), tensor.requires_grad)
-            numbers = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            facts[f"{part}.{name}"] = (id(tensor), tensor.data_ptr(), about, hash(numbers))
-        for name, module in network.named_modules():
-            hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
-            facts[f"{part}.{name} module"] = (id(module), hooks, "forward" in vars(module))
-    return facts
+    return pipeline
 
 
 def use(pipeline: Any, images: Tensor) -> Tensor:
@@ -408,9 +390,8 @@ def use(pipeline: Any, images: Tensor) -> Tensor:
 def test_a_live_pipeline_stays_as_it_is(images, dtype):
     pipeline = tiny_sdxl.pipeline().to(dtype)
     pipeline.unet.requires_grad_(True)
-    before = snapshot(pipeline)
-    use(pipeline, images)
-    assert snapshot(pipeline) == before
+    with unchanged(called(pipeline)):
+        use(pipeline, images)
 
 
 def test_a_live_pipeline_with_a_lora_stays_as_it_is(images):
@@ -420,9 +401,9 @@ def test_a_live_pipeline_with_a_lora_stays_as_it_is(images):
     config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False)
     pipeline.unet.add_adapter(config)
     assert ddim.load(pipeline).fingerprint != ddim.load(plain).fingerprint
-    before = snapshot(pipeline)
-    assert apart(use(pipeline, images), use(plain, images)) >= FAR
-    assert snapshot(pipeline) == before
+    with unchanged(called(pipeline)):
+        drawn = use(pipeline, images)
+    assert apart(drawn, use(plain, images)) >= FAR
 
 
 def test_a_pipeline_in_training_is_refused():
