@@ -40,7 +40,7 @@ def test_a_new_process_loads_it_without_a_word():
 def test_plain_diffusers_loads_the_folder_and_draws_the_same(model: Any):
     from diffusers import StableDiffusion3Pipeline
 
-    pipeline = StableDiffusion3Pipeline.from_pretrained(str(FOLDER), text_encoder_3=None, tokenizer_3=None)
+    pipeline: Any = StableDiffusion3Pipeline.from_pretrained(str(FOLDER), text_encoder_3=None, tokenizer_3=None)
     pipeline.set_progress_bar_config(disable=True)
     x = torch.randn(1, *model.shape, generator=torch.Generator().manual_seed(0))
     options: dict[str, Any] = {"num_inference_steps": 5, "height": 64, "width": 64, "output_type": "pt"}
