@@ -256,3 +256,21 @@ def test_the_labels_dtype_is_a_choice():
 
 def test_a_fraction_is_no_number_of_pictures(model):
     refused("count", ddim.sample, model, Fraction(3, 2), steps=2)
+
+
+# --- no signal ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [name for name in INVERSIONS if not INVERSIONS[name].needs])
+def test_a_network_that_says_nothing_at_the_first_node_is_not_asked(method, monkeypatch):
+    """It predicts eps, and where alpha = 0 the image cannot be computed from eps."""
+    model = tiny.model(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    monkeypatch.setattr(model, "forward", None)
+    error = refused("spacing", ddim.invert, model, PICTURES, steps=3, method=method)
+    assert "t = 1000" in str(error)
+    refused("spacing", ddim.sample, model, 1, steps=3)
+
+
+def test_a_network_of_eps_is_asked_where_a_little_signal_is_left():
+    model = tiny.model(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    assert torch.isfinite(ddim.sample(model, 1, steps=3, spacing="leading")).all()

@@ -448,12 +448,6 @@ def test_nan_from_the_network_names_the_step():
         ddim.sample(PixelModel("tiny", network, {}), 1, steps=10)
 
 
-def test_eps_prediction_at_zero_signal_says_why():
-    model = tiny.model(rescale_betas_zero_snr=True, timestep_spacing="trailing")
-    with refused("prediction", "'eps'", 1000):
-        ddim.sample(model, 1, steps=5)
-
-
 def test_oracles_are_models_denoisers_too():
     # a user's own Denoiser goes through the loop without any model
     from oracles import gaussian

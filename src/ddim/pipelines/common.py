@@ -213,8 +213,18 @@ def grid_for(model: Model, steps: int, spacing: Spacing | None, size: tuple[int,
         spacing: the spacing, or a list of t; None uses the default of the model.
         size: (height, width) of the sample, in latent pixels for a latent model; None uses the default of the model.
             Some schedules depend on it.
+
+    Raises:
+        InputError: no such grid, or the network predicts eps and the grid begins where x is noise alone (alpha = 0).
     """
-    return model.schedule.grid(steps, spacing, model.shape[1:] if size is None else size)
+    grid = model.schedule.grid(steps, spacing, model.shape[1:] if size is None else size)
+    if grid[0].alpha == 0 and model.schedule.prediction == "eps":
+        raise InputError(
+            f"the grid begins at t = {grid[0].t:g}, where no signal is left (alpha = 0), and the model {model.name!r} "
+            "predicts eps, which says nothing there; use 'leading'.",
+            parameter="spacing",
+        )
+    return grid
 
 
 def latent_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:
