@@ -23,6 +23,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "SD 3, 3.5": ("StableDiffusion3Pipeline", {"text": True, "prediction": "flow", "skip_layers": 24}),
     "FLUX.1 dev": ("FluxPipeline", {"text": True, "prediction": "flow", "guidance_kinds": EMBEDDED, "embedded": 3.5}),
     "FLUX.1 schnell": ("FluxPipeline", {"text": True, "prediction": "flow", "guidance_kinds": frozenset()}),
+    "FLUX.1 de-distilled": ("FluxPipeline", {"text": True, "prediction": "flow"}),
     "FLUX.1 Kontext": (
         "FluxKontextPipeline",
         {"text": True, "prediction": "flow", "guidance_kinds": EMBEDDED, "embedded": 3.5},

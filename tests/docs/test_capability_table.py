@@ -24,6 +24,7 @@ MADE: dict[str, Callable[[], Model]] = {
     "SD 3, 3.5": tiny_flow.FAMILIES["sd3"].model,
     "FLUX.1 dev": tiny_flow.FAMILIES["flux dev"].model,
     "FLUX.1 schnell": tiny_flow.FAMILIES["flux schnell"].model,
+    "FLUX.1 de-distilled": tiny_flow.FAMILIES["flux de-distilled"].model,
     "FLUX.1 Kontext": tiny_flow.FAMILIES["flux kontext"].model,
     "Qwen-Image": tiny_flow.FAMILIES["qwen-image"].model,
     "Z-Image": tiny_flow.FAMILIES["z-image"].model,

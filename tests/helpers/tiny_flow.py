@@ -231,6 +231,15 @@ FAMILIES: dict[str, Family] = {
     "flux schnell": Family(
         tiny_flux.pipeline, tiny_flux.draw, {"distilled": (Guidance(1.0), {})}, False, options={"guidance": False}
     ),
+    "flux de-distilled": Family(
+        tiny_flux.pipeline,
+        tiny_flux.draw,
+        {
+            "true cfg": (Guidance(3.5), {"true_cfg_scale": 3.5}),
+            "unguided": (Guidance(1.0), {"true_cfg_scale": 1.0}),
+        },
+        options={"guidance": False, "dynamic": True},
+    ),
     "flux kontext": Family(
         tiny_flux.pipeline,
         partial(tiny_flux.draw_with_reference, reference=tiny_flux.picture()),

@@ -30,12 +30,16 @@ def transformer(channels: int = 4, *, guidance: bool = True, **config: Any) -> A
     return louder(FluxTransformer2DModel(**{**usual, **config}), factors)
 
 
-def pipeline(kind: str = "FluxPipeline", *, guidance: bool = True, size: int = SIDE, **config: Any) -> Any:
+def pipeline(
+    kind: str = "FluxPipeline", *, guidance: bool = True, dynamic: bool | None = None, size: int = SIDE, **config: Any
+) -> Any:
     """A pipeline of FLUX: latents 4 x ``size`` x ``size``, pictures twice as wide.
 
     Args:
         kind: its class.
         guidance: whether it is guidance-distilled, as FLUX.1-dev is; otherwise it is a FLUX.1-schnell.
+        dynamic: whether its grid is shifted by the number of tokens; by default as ``guidance``. True without
+            ``guidance`` is a de-distilled FLUX.1-dev.
         size: sides of the latents by default.
         config: of the transformer.
     """
@@ -45,7 +49,8 @@ def pipeline(kind: str = "FluxPipeline", *, guidance: bool = True, size: int = S
 
     one, two = tokenizer(), t5_tokenizer()
     # As published: dev shifts by the number of tokens, schnell does not shift.
-    shift: dict[str, Any] = {"shift": 3.0, "use_dynamic_shifting": True} if guidance else {"shift": 1.0}
+    dynamic = guidance if dynamic is None else dynamic
+    shift: dict[str, Any] = {"shift": 3.0, "use_dynamic_shifting": True} if dynamic else {"shift": 1.0}
     made = getattr(diffusers, kind)(
         transformer=transformer(guidance=guidance, **config),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**shift),
@@ -73,7 +78,7 @@ def draw(pipeline: Any, x: Tensor, prompts: list[str], negative: str | None, **o
         options["negative_prompt"] = [negative or ""] * len(prompts)
     n, _, height, width = x.shape
     settings = {"output_type": "latent", "num_inference_steps": STEPS, **options}
-    if not pipeline.transformer.config.guidance_embeds:
+    if not (pipeline.transformer.config.guidance_embeds or pipeline.scheduler.config.use_dynamic_shifting):
         settings["max_sequence_length"] = 256
     tokens = pipeline._pack_latents(x, n, x.shape[1], height, width)
     drawn = pipeline(prompt=prompts, latents=tokens, height=height * 2, width=width * 2, **settings).images

@@ -71,6 +71,9 @@ def test_what_a_model_says_of_itself(dev, schnell, kontext):
     assert schnell.info.guidance_kinds == frozenset()
     assert {m.info.guidance for m in (dev, schnell, kontext)} == {1.0}
     assert (dev.info.prompt_tokens, schnell.info.prompt_tokens) == (511, 255)
+    free = made("flux de-distilled")
+    facts = (free.info.embedded, free.info.guidance_kinds, free.info.guidance, free.info.prompt_tokens)
+    assert facts == (None, {"cfg"}, 3.5, 511)
     assert (dev.shape, dev.picture, dev.multiple) == ((4, 16, 16), (3, 32, 32), 4)
 
 

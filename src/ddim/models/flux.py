@@ -5,7 +5,7 @@ arXiv 2506.15742).
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,11 +22,9 @@ from .flow import FlowModel, packed, rounded_sigma, unpacked
 from .info import ModelInfo
 from .tokens import longest_prompt, warn_if_cut
 
-if TYPE_CHECKING:
-    pass
-
-USUAL_EMBEDDED = 3.5
-"""The guidance scale that the pipeline of FLUX.1-dev gives its network by default."""
+USUAL_SCALE = 3.5
+"""The guidance scale that the pipeline of FLUX.1-dev gives its network by default, and at which a de-distilled model is
+sampled."""
 
 
 class Flux(FlowModel):
@@ -35,7 +33,9 @@ class Flux(FlowModel):
     A T5 encoder embeds the words of each prompt, and a CLIP encoder the whole of it. FLUX.1-dev is guidance-distilled:
     its network takes a guidance scale as an input, ``Guidance.embedded``, besides which classifier-free guidance is
     possible; the unconditional branch is the encoded negative prompt, by default the empty one. FLUX.1-schnell takes
-    neither. The two are told apart by ``guidance_embeds`` in the transformer's config.
+    neither. A de-distilled FLUX.1-dev takes no scale, and is sampled with classifier-free guidance. The three are told
+    apart by ``guidance_embeds`` in the transformer's config and, without it, by ``use_dynamic_shifting`` in the
+    scheduler's, which FLUX.1-schnell does not have.
     """
 
     family: ClassVar[str] = "FLUX.1 text-to-image"
@@ -77,17 +77,23 @@ class Flux(FlowModel):
         return bool(self.network.config.guidance_embeds)
 
     @property
+    def few_step(self) -> bool:
+        """Whether this is FLUX.1-schnell, distilled to a few steps without guidance."""
+        return not self.distilled and not self.pipeline.scheduler.config.get("use_dynamic_shifting", False)
+
+    @property
     def text_tokens(self) -> int:
         """The number of tokens that the T5 encoder is given: 512, and 256 for schnell."""
-        return 512 if self.distilled else 256
+        return 256 if self.few_step else 512
 
     def read_info(self, name: str, device: torch.device, dtype: torch.dtype) -> ModelInfo:
         """Collects the facts about the model."""
-        return replace(
-            super().read_info(name, device, dtype),
-            embedded=USUAL_EMBEDDED if self.distilled else None,
-            guidance_kinds=frozenset({"cfg", "embedded"} if self.distilled else ()),
-        )
+        info = super().read_info(name, device, dtype)
+        if self.distilled:
+            return replace(info, embedded=USUAL_SCALE, guidance_kinds=frozenset({"cfg", "embedded"}))
+        if self.few_step:
+            return replace(info, guidance_kinds=frozenset[str]())
+        return replace(info, guidance=USUAL_SCALE)
 
     def longest_prompt(self) -> int:
         """Returns the number of tokens that the T5 encoder takes, without the end token.
