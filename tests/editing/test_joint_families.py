@@ -211,6 +211,47 @@ def test_both_branches_in_one_call_or_two(family):
     assert float((cond - both[2:]).abs().max()) <= 1e-6 * float(plain.abs().max())
 
 
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def marked(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A text encoder that writes the id of each token over its embedding, in all hidden states."""
+
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        output, ids = forward(*args, **kwargs), args[0] if args else kwargs["input_ids"]
+        for hidden in (output.last_hidden_state, *(output.get("hidden_states") or ())):
+            hidden.copy_(ids.unsqueeze(-1).expand_as(hidden))
+        return output
+
+    return answer
+
+
+READERS: dict[str, tuple[int, ...]] = {"sd3": (0, 2), "flux": (1,)}
+"""The indices of the tokenizers whose tokens have a part in attention, if it is not the only one."""
+
+
+def test_words_lie_where_the_network_gets_their_embeddings(family, monkeypatch: pytest.MonkeyPatch):
+    name, model = family
+    for encoder in model.encoders:
+        base = getattr(encoder, "model", encoder) if "qwen" in name else encoder  # without the head for words
+        monkeypatch.setattr(base, "forward", marked(base.forward))
+    tokens, text = model.tokens(TARGET), model.encode_prompt([TARGET]).tensors["text"][0, :, 0]
+    row = [place for segment in tokens.segments for place in segment.row]
+    assert text.long().tolist() == row[: len(text)]
+    assert not any(row[len(text) :])  # zeros in place of an absent encoder's tokens, which the network gets later
+    for word in ("zebra", "hat"):
+        places, begin = tokens.places(word), 0
+        for k, segment in zip(READERS.get(name.split()[0].partition(".")[0], (0,)), tokens.segments, strict=True):
+            end = begin + len(segment.row)
+            own = [row[place] for place in places if begin <= place < end]
+            if any(segment.row):
+                letters = "".join(model.tokenizers[k].convert_ids_to_tokens(own))
+                assert letters.replace("</w>", "").strip("▁Ġ") == word
+            else:
+                assert not own
+            begin = end
+
+
 # --- processors ------------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +283,8 @@ def test_sites_are_named_after_their_modules_and_numbered_as_they_run(family):
     assert [named[site.name] for site in sites] == modules(model)
     assert [site.block for site in sites] == sorted(site.block for site in sites)
     assert {site.block for site in sites} == set(range(sites[-1].block + 1))
+    blocks = {(site.block, site.name.rpartition(".")[0]) for site in sites}  # each number is that of one block
+    assert len(blocks) == sites[-1].block + 1
 
 
 def test_a_layer_that_does_not_pass_by_raises(family):
