@@ -28,7 +28,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "FluxKontextPipeline",
         {"text": True, "prediction": "flow", "guidance_kinds": EMBEDDED, "embedded": 3.5},
     ),
-    "Qwen-Image": ("QwenImagePipeline", {"text": True, "prediction": "flow"}),
+    "Qwen-Image": ("QwenImagePipeline", {"text": True, "prediction": "flow", "rescales": False}),
     "Z-Image": ("ZImagePipeline", {"text": True, "prediction": "flow"}),
 }
 """Title of a column -> the pipeline class of its adapter, and the facts that its columns differ in."""

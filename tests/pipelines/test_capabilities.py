@@ -54,6 +54,7 @@ NO: dict[str, dict[str, set[str]]] = {
     "sd3": {"solvers": set(), "inversions": set()},
     "flux dev": {"solvers": set(), "inversions": GUIDED},
     "flux schnell": {"solvers": set(), "inversions": GUIDED},
+    "qwen-image": {"solvers": set(), "inversions": set(), "controls": {"class", "rescale", "embedded", "skip"}},
 }
 
 
@@ -105,8 +106,9 @@ def test_the_table_is_what_the_pipelines_do(name: str):
         assert told(lambda m=method, g=given: ddim.invert(model, picture, steps=3, method=m, **g)) == reason, method
 
 
-@few
-def test_controls_are_what_the_pipelines_do(name: str):
+@models
+def test_controls_are_what_the_pipelines_do(name: str, monkeypatch: pytest.MonkeyPatch):
+    """What works is done, and what does not is refused with the reason of the table, before any work."""
     model = model_of(name)
     controls, given = capabilities(model)["controls"], conditions(model)
     picture = torch.rand(1, *model.picture, generator=torch.Generator().manual_seed(0))
@@ -120,6 +122,7 @@ def test_controls_are_what_the_pipelines_do(name: str):
         "class": lambda: edit(labels=0, **({"source_labels": 1} if model.classes else {})),
         "attention": lambda: edit("a dog", **({"source_prompt": "a cat"} if model.text else {})),
         "guidance": lambda: ddim.sample(model, 1, steps=2, guidance=2.0, **given),
+        "rescale": lambda: ddim.sample(model, 1, steps=2, guidance=ddim.Guidance(2.0, rescale=0.5), **given),
         "negative": lambda: ddim.sample(
             model, 1, steps=2, negative="grey", **given, **({"guidance": 2.0} if not controls["guidance"] else {})
         ),
@@ -128,10 +131,54 @@ def test_controls_are_what_the_pipelines_do(name: str):
     }
     assert acts.keys() == controls.keys()
     for control, act in acts.items():
-        reason, refusal = controls[control], told(act)
+        reason = controls[control]
+        with monkeypatch.context() as patch:
+            for work in ("forward", "encode", "encode_prompt") if reason else ():
+                patch.setattr(model, work, nothing)
+            refusal = told(act)
         assert (reason is None) == (refusal is None), (control, refusal)
         if control not in ("embedded", "skip") or model.text:  # a model without conditions refuses all guidance
             assert refusal == reason, control
+
+
+FORMS = ("sd3", "flux dev", "flux schnell", "flux kontext", "qwen-image", "z-image")
+"""A column of the table each."""
+EVERY_STEP = {"cross_steps": (0.0, 1.0), "self_steps": (0.0, 1.0), "value_steps": (0.0, 1.0), "blend_start": 0.5}
+
+
+@pytest.mark.parametrize("method", ddim.INVERSIONS)
+@pytest.mark.parametrize("name", FORMS)
+def test_every_method_edits_with_every_control_that_works(name: str, method: str):
+    """All controls of the table that work, in one edit; the source beside the target comes back as without them."""
+    model = model_of(name)
+    table = capabilities(model)
+    if table["inversions"][method]:
+        pytest.skip("it is refused, as another test shows")
+    works = {control: reason is None for control, reason in table["controls"].items()}
+    guidance = ddim.Guidance(
+        3.0 if works["guidance"] else 1.0,
+        rescale=0.5 if works["rescale"] else 0.0,
+        interval=(0.1, 1.0) if works["guidance"] else (0.0, 1.0),
+        embedded=2.0 if works["embedded"] else None,
+        skip=SKIP if works["skip"] else None,
+    )
+    words: dict[str, Any] = {"weights": {"zebra": 2.0}, "blend": "cat/zebra"} if works["attention"] else {}
+    edited = ddim.edit(
+        model,
+        torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(0)),
+        "a zebra",
+        source_prompt="a cat",
+        method=method,
+        steps=3,
+        options={"inner": 1} if method == "null-text" else None,
+        guidance=guidance,
+        negative="grey" if works["negative"] else None,
+        attention=ddim.AttentionEdit(**EVERY_STEP) if works["attention"] else "none",
+        **words,
+    )
+    assert torch.isfinite(edited.edits).all()
+    assert float((edited.edits[:, 0] - edited.reconstruction).abs().max()) > 1e-4
+    assert float((edited.reconstruction - ddim.reconstruct(model, edited.code)).abs().max()) < 1e-3
 
 
 def nothing(*_: Any, **__: Any) -> None:
@@ -176,6 +223,22 @@ def test_settings_of_guidance_without_effect_are_refused(guidance: ddim.Guidance
         ddim.sample(tiny_text.model(), 1, steps=1, prompt="a cat", guidance=guidance)
     with refused(parameter, value):
         ddim.sample(model_of("flux schnell"), 1, steps=1, prompt="a cat", guidance=guidance)
+    model = tiny_text.model()
+    picture = torch.rand(1, *model.picture)
+    code = ddim.invert(model, picture, steps=1, prompt="a cat", guidance=2.0)
+    for source in ({"source": picture, "source_prompt": "a cat"}, {"source": code}):
+        with refused(parameter, value):
+            ddim.edit(model, prompt="a dog", guidance=guidance, **source)  # type: ignore[arg-type]
+
+
+def test_a_code_may_keep_its_settings_of_guidance_at_weight_one():
+    """They act again at another weight; only those that were asked for are refused."""
+    model = tiny_text.model()
+    own = ddim.Guidance(2.0, rescale=0.7, interval=(0.2, 0.8))
+    code = ddim.invert(model, torch.rand(1, *model.picture), steps=2, prompt="a cat", guidance=own)
+    ddim.edit(model, code, "a dog", guidance=own.at(1.0))
+    with refused("rescale", 0.5):
+        ddim.edit(model, code, "a dog", guidance=ddim.Guidance(1.0, rescale=0.5, interval=(0.2, 0.8)))
 
 
 def test_a_negative_prompt_without_effect_is_refused_of_an_edit():

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import tiny_flow
 import torch
-from refusals import refused
+from refusals import failed, refused
 from torch import Tensor
 
 import ddim
@@ -142,3 +142,89 @@ def test_a_block_that_the_network_lacks_is_refused_before_any_work(model: Model)
         )
     with refused("layers", (0.0, 0.5)):
         ddim.edit(model, coded(model), TARGET, attention=AttentionEdit("none", layers=(0.0, 0.5)))
+
+
+IDLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "cross_steps": ({"cross_steps": (0.4, 0.6)}, {}),
+    "self_steps": ({"self_steps": (0.0, 0.3)}, {}),
+    "value_steps": ({"value_steps": (0.9, 0.95)}, {}),
+    "weight_steps": ({"weight_steps": (0.4, 0.6)}, {"weights": {"zebra": 2.0}}),
+    "layers": ({"layers": (0.0, 0.1)}, {}),
+    "self_positions": ({"self_positions": 23}, {}),  # the image has 4 x 6 tokens
+    "blend_side": ({"blend_side": 5}, {"blend": "cat/zebra"}),
+    "blend_start": ({"blend_start": 1.0}, {"blend": "cat/zebra"}),
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_a_setting_without_a_step_a_layer_or_a_map_is_refused_before_any_work(
+    model: Model, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    settings, words = IDLE[name]
+    for work in ("forward", "encode", "encode_prompt"):
+        monkeypatch.setattr(model, work, _never)
+    with refused(name):
+        ddim.edit(
+            model,
+            torch.rand(1, 3, 16, 24),
+            TARGET,
+            source_prompt=SOURCE,
+            steps=STEPS,
+            attention=AttentionEdit(**settings),
+            **words,
+        )
+
+
+def _never(*_: Any, **__: Any) -> None:
+    raise AssertionError("some work was done")
+
+
+def test_a_window_counts_the_steps_that_sampling_takes(model: Model, code: LatentCode):
+    """A code of ``belm`` begins at its second node, so that the first of ten steps is not taken."""
+    late = coded(model, method="belm", steps=10)
+    with refused("self_steps", "(0, 0.1)"):
+        ddim.edit(model, late, TARGET, attention=replace(NOWHERE, self_steps=(0, 0.1)))
+    edited = ddim.edit(model, late, TARGET, attention=replace(NOWHERE, self_steps=(0, 0.2)))
+    assert apart(edited.edits, ddim.edit(model, late, TARGET, attention=NOWHERE).edits) > 1e-8
+
+
+def test_branches_in_one_call_or_two_are_edited_alike(model: Model, code: LatentCode):
+    if "cfg" not in model.info.guidance_kinds:
+        pytest.skip("it has one branch")
+    settings: dict[str, Any] = {"attention": ALWAYS, "blend": "cat/zebra", "weights": {"zebra": 2.0}}
+    one, two = (ddim.edit(model, code, TARGET, batched_cfg=both, **settings) for both in (True, False))
+    assert apart(one.edits, two.edits) < 1e-6
+    assert one.blend_mask is not None
+    assert two.blend_mask is not None
+    assert torch.equal(one.blend_mask, two.blend_mask)
+
+
+def test_a_layer_that_does_not_pass_by_in_the_first_of_two_calls_raises(model: Model, monkeypatch: pytest.MonkeyPatch):
+    """Branches that are asked one after the other are counted together."""
+    if "cfg" not in model.info.guidance_kinds:
+        pytest.skip("it has one branch")
+    code, call = coded(model), type(model).call_network  # type: ignore[attr-defined]
+
+    def forgetful(self: Any, network: Any, x: Tensor, t: Tensor, conditions: Any, control: Any, **more: Any) -> Tensor:
+        out = call(self, network, x, t, conditions, control, **more)
+        if control is not None and control["cfg_branch"] == "uncond":
+            control["control"].seen.popitem()
+        return out
+
+    monkeypatch.setattr(type(model), "call_network", forgetful)
+    with failed(None, len(model.attention_sites())):
+        ddim.edit(model, code, TARGET, attention=ALWAYS, batched_cfg=False)
+
+
+def test_skip_layer_guidance_goes_with_attention_control():
+    """Its third call is not controlled, since it lacks layers; the source beside the target knows nothing of it."""
+    family = tiny_flow.FAMILIES["sd3"]
+    model = family.load(family.pipeline().to(torch.float64))
+    guidance = ddim.Guidance(3.0, skip=ddim.SkipLayers((0,), 2.0, (0.0, 1.0)))
+    code = coded(model, method="bdia", guidance=guidance)
+    for batched in (True, False):
+        plain, edited = (ddim.edit(model, code, TARGET, attention=how, batched_cfg=batched) for how in ("none", ALWAYS))
+        assert apart(edited.edits, plain.edits) > 1e-4
+        assert apart(edited.reconstruction, plain.reconstruction) < TIGHT
+        itself = ddim.edit(model, code, SOURCE, attention=ALWAYS, batched_cfg=batched)
+        assert apart(itself.edits[:, 0], itself.reconstruction) < 1e-12  # they are decoded together

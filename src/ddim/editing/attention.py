@@ -81,8 +81,13 @@ class AttentionController:
         return AttentionController(self.plan.with_tensors(tensors), self.step, self.steps)
 
     def adopt(self, seen: Mapping[tuple[str, bool], int], maps: Tensor | None) -> None:
-        """Takes over the layers that another controller has seen in this call, and the maps that it has recorded."""
-        self.seen, self.maps = Counter(seen), maps
+        """Takes over the layers that another controller has seen in a part of this call, and the maps of that part.
+
+        A call has several parts where the branches of guidance are asked one after the other.
+        """
+        self.seen += Counter(seen)
+        if maps is not None:
+            self.maps = maps if self.maps is None else self.maps + maps
 
     def attend(
         self,

@@ -18,7 +18,9 @@ Size = tuple[int, int]
 class AttentionEdit:
     """The settings of attention control: how the attention of the targets follows that of the source.
 
-    A window (begin, end) is a part of the steps in [0, 1]: (0, 0.4) is the first 40 %, (0, 1) all, (0, 0) none.
+    A window (begin, end) is a part of the steps in [0, 1]: (0, 0.4) is the first 40 %, (0, 1) all, (0, 0) none. Both
+    ends are rounded down to whole steps. An edit refuses a window that holds none of its steps, except (0, 0), and
+    other settings that would have no effect.
 
     Args:
         kind: which cross-attention maps a target takes over from the source. ``refine``: those of the tokens that both
@@ -38,10 +40,11 @@ class AttentionEdit:
             they run, in place of ``layers``. FLUX's single blocks follow its double blocks.
         self_positions: self-attention maps and values of at most this many positions are taken over. By default all but
             those of the highest resolution: up to 32 x 32 for Stable Diffusion at 512 pixels and for SDXL at 1024. A
-            network of one resolution takes over all.
+            network of one resolution takes over all. An edit refuses fewer than the smallest resolution has.
         blend_side: local blend uses the cross-attention maps of the highest resolution whose longer side is at most
             this. By default a quarter of the latent's longer side, and at least 8: 16 for Stable Diffusion at 512
-            pixels, 32 for SDXL at 1024. A network of one resolution uses its own: 64 for Stable Diffusion 3 at 1024.
+            pixels, 32 for SDXL at 1024. A network of one resolution uses its own: 64 for Stable Diffusion 3 at 1024. An
+            edit refuses less than the smallest resolution has.
         blend_start: the fraction of the steps after which the blend words act.
         blend_threshold: in (0, 1): a word covers the pixels where its map exceeds this fraction of the map's maximum.
 

@@ -30,6 +30,7 @@ class ModelInfo:
             ``Guidance.embedded``; None if its network takes none.
         guidance_kinds: the kinds of guidance that it takes: ``"cfg"``, classifier-free guidance by ``Guidance.weight``,
             and ``"embedded"``. A model without prompts and without a null class has no ``"cfg"``.
+        rescales: whether ``Guidance.rescale`` has an effect; not where guidance keeps the lengths of the output.
         skip_layers: the number of layers that skip-layer guidance can leave out; 0 if it can leave out none.
         optional_conditions: the names of conditions that its network takes if they are given.
     """
@@ -52,6 +53,7 @@ class ModelInfo:
     optional_conditions: tuple[str, ...] = ()
     largest: int = 0
     skip_layers: int = 0
+    rescales: bool = True
 
     def __post_init__(self) -> None:
         if not self.text and self.null_class is None:

@@ -1,6 +1,7 @@
 """The adapter for Qwen-Image in the diffusers format (Wu et al. 2025, arXiv 2508.02324)."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from ..core.schedule import Clock
 from .attention.mmdit import qwen_layers
 from .attention.processors import Layer
 from .flow import packed, rounded_sigma, unpacked
+from .info import ModelInfo
 from .latent import code_of, statistics_of
 from .masked_text import MaskedTextModel
 
@@ -97,6 +99,10 @@ class QwenImage(MaskedTextModel):
     def decoded(self, vae: Any, code: Tensor) -> Tensor:
         """Decodes what ``from_code`` has returned to images [N, C, H, W] in [-1, 1]."""
         return vae.decode(code.unsqueeze(2)).sample[:, :, 0]
+
+    def read_info(self, name: str, device: torch.device, dtype: torch.dtype) -> ModelInfo:
+        """Collects the facts about the model."""
+        return replace(super().read_info(name, device, dtype), rescales=False)
 
     # --- prompts ----------------------------------------------------------------------------------------------------
 

@@ -90,6 +90,12 @@ def check_guidance(model: Described, guidance: Guidance) -> None:
         )
     if info.text:
         check_weight(model, guidance.weight, "guidance")
+    if guidance.rescale and not info.rescales:
+        raise InputError(
+            f"{guidance.rescale:g} has no effect, because the guidance of the model {info.name!r} keeps the lengths of "
+            "its output without guidance; leave it out.",
+            parameter="rescale",
+        )
     if guidance.skip is not None:
         _check_skip(info, guidance.skip.layers)
     if "cfg" not in info.guidance_kinds:
@@ -110,18 +116,29 @@ def _check_skip(info: ModelInfo, layers: Sequence[int]) -> None:
         )
 
 
-def check_acts(guidance: Guidance) -> None:
-    """Raises InputError if a setting of guidance has no effect, because its weight is 1."""
+def check_acts(guidance: Guidance, own: Guidance | None = None) -> None:
+    """Raises InputError if a setting of guidance has no effect, because its weight is 1.
+
+    Args:
+        guidance: the guidance that was asked for.
+        own: the guidance of a code; settings that are the code's own may stay.
+    """
     if guidance.weight == 1:
-        _refuse_idle(guidance, "the guidance is 1")
+        _refuse_idle(guidance, "the guidance is 1", own)
 
 
-def _refuse_idle(guidance: Guidance, why: str) -> None:
-    """Raises InputError for a setting that acts only beside a weight other than 1."""
-    idle: dict[str, Any] = {"rescale": guidance.rescale, "skip_layers": guidance.skip and guidance.skip.layers}
-    idle["interval"] = tuple(guidance.interval) != (0, 1) and guidance.interval
-    for name, value in idle.items():
-        if value:
+def _refuse_idle(guidance: Guidance, why: str, own: Guidance | None = None) -> None:
+    """Raises InputError for a setting, other than those of ``own``, that acts only beside a weight other than 1."""
+    settings, kept = (
+        {
+            "rescale": one.rescale,
+            "skip_layers": one.skip and one.skip.layers,
+            "interval": tuple(one.interval) != (0, 1) and tuple(one.interval),
+        }
+        for one in (guidance, Guidance() if own is None else own)
+    )
+    for name, value in settings.items():
+        if value and value != kept[name]:
             raise InputError(f"{value} has no effect, because {why}; leave it out.", parameter=name)
 
 
@@ -215,6 +232,11 @@ def _check_negative(model: Described) -> None:
     check_negative(model, "grey")
 
 
+def _check_rescaling(model: Described) -> None:
+    _check_cfg(model)
+    check_guidance(model, Guidance(2.0, rescale=0.5))
+
+
 def _check_embedded(model: Described) -> None:
     check_guidance(model, Guidance(embedded=1.0))
 
@@ -228,6 +250,7 @@ CONTROLS: dict[str, tuple[str, Callable[[Described], None]]] = {
     "class": ("an edit by a class", check_class_edit),
     "attention": ("attention control, word weights and blend words", _check_attention),
     "guidance": ("a weight of classifier-free guidance other than 1", _check_cfg),
+    "rescale": ("a rescaled guidance", _check_rescaling),
     "negative": ("a negative prompt", _check_negative),
     "embedded": ("the guidance scale that a distilled network takes as an input", _check_embedded),
     "skip": ("skip-layer guidance", _check_skipping),

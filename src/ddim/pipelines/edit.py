@@ -28,7 +28,7 @@ from ..inversion.latent_code import LatentCode
 from ..inversion.photograph import Photograph
 from ..inversion.replay import PinnedSolver, prompts_of, state_of, stored_noise
 from ..models.base import Model
-from .capabilities import check_guidance, check_inversion, check_negative, check_weight
+from .capabilities import check_acts, check_guidance, check_inversion, check_negative, check_weight
 from .common import (
     Report,
     Spacing,
@@ -184,6 +184,8 @@ def edit(
         raise InputError("they go with labels, and here a prompt edits; leave them out.", parameter="source_labels")
     if isinstance(guidance, Guidance):
         check_guidance(model, guidance)
+        if inversion_guidance in (None, 1):
+            check_acts(guidance, Guidance.of(source.guidance) if isinstance(source, LatentCode) else None)
     elif guidance is not None and is_number(guidance) and model.text:
         check_weight(model, guidance, "guidance")
     if not isinstance(source, LatentCode):

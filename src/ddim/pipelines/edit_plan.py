@@ -108,8 +108,8 @@ def planned(
         sources: the source prompts, one for each image.
         size: (height, width) of the images.
         how: attention control.
-        steps: the steps that sampling takes, up to S, to check that one lies in the window of the weights; None skips
-            the check.
+        steps: the steps that sampling takes, up to S, to check that one lies in each window that was set; None skips
+            this check.
 
     Returns:
         The targets without their weights, [N][K]; the plan for attention, or None.
@@ -133,7 +133,62 @@ def planned(
             "weight_steps.",
             parameter="weights",
         )
+    if plan is not None:
+        _check_layers(plan)
+        if steps:
+            _check_windows(plan, steps)
     return targets, plan
+
+
+def _check_windows(plan: AttentionPlan, steps: range) -> None:
+    """Raises InputError for a window of the settings that was set, is not empty, and in which no step lies.
+
+    Args:
+        plan: the plan of the edit.
+        steps: the steps that sampling takes, up to S.
+    """
+    how, usual = plan.edit, AttentionEdit()
+    windows = {name: getattr(how, name) for name in ("cross_steps", "self_steps", "value_steps", "weight_steps")}
+    for name, window in windows.items():
+        if window in (None, getattr(usual, name)) or window[0] == window[1]:
+            continue
+        if not any(within(window, i, steps.stop) for i in steps):
+            raise InputError(
+                f"({window[0]:g}, {window[1]:g}) of {steps.stop} steps holds none that is sampled; use a wider part, "
+                "or more steps.",
+                parameter=name,
+            )
+    if plan.blend is not None and not any(within((how.blend_start, 1.0), i, steps.stop) for i in steps):
+        raise InputError(
+            f"after {how.blend_start:g} of the {steps.stop} steps none is left in which the words could blend; 0.2 is "
+            "usual.",
+            parameter="blend_start",
+        )
+
+
+def _check_layers(plan: AttentionPlan) -> None:
+    """Raises InputError for a setting that leaves no layer of the network to change, or no map to blend by."""
+    how = plan.edit
+    if how.layers[0] < how.layers[1] and not any(plan.changes(layer) for layer in plan.layers):
+        raise InputError(
+            f"({how.layers[0]:g}, {how.layers[1]:g}) holds none of the network's {plan.blocks} transformer blocks; use "
+            "a wider part.",
+            parameter="layers",
+        )
+    looking = (layer.size(plan.size) for layer in plan.layers if layer.picture)
+    fewest = min((height * width for height, width in looking), default=0)
+    if how.self_positions is not None and how.self_positions < fewest:
+        raise InputError(
+            f"every layer that looks at the image has at least {fewest} positions, so that none is taken over at "
+            f"{how.self_positions}; use more, or leave it out.",
+            parameter="self_positions",
+        )
+    if how.blend_side is not None and how.blend_side < max(plan.blend_size):
+        raise InputError(
+            f"the smallest maps of the words are {plan.blend_size[1]}x{plan.blend_size[0]}, so that none fits "
+            f"{how.blend_side}; use {max(plan.blend_size)} or more, or leave it out.",
+            parameter="blend_side",
+        )
 
 
 def _plan(
