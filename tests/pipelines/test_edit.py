@@ -245,7 +245,8 @@ def test_every_tensor_outside_the_words_stays_the_sources(model, method, monkeyp
 def test_blending_begins_after_its_start(model, code):
     never = AttentionEdit("refine", blend_start=1.0, blend_threshold=0.93)
     free = ddim.edit(model, code, TARGET)
-    assert torch.equal(ddim.edit(model, code, TARGET, attention=never, blend="cat/tiger").edits, free.edits)
+    with refused("blend_start", 1):
+        ddim.edit(model, code, TARGET, attention=never, blend="cat/tiger")
     early, late = (
         ddim.edit(model, code, TARGET, attention=replace(never, blend_start=s), blend="cat/tiger") for s in (0.0, 0.8)
     )
