@@ -141,6 +141,39 @@ def test_controls_are_what_the_pipelines_do(name: str, monkeypatch: pytest.Monke
             assert refusal == reason, control
 
 
+ASKED: dict[str, dict[str, Any]] = {
+    "guidance": {"guidance": 2.0},
+    "rescale": {"guidance": ddim.Guidance(2.0, rescale=0.5)},
+    "negative": {"negative": "grey"},
+    "embedded": {"guidance": ddim.Guidance(embedded=1.0)},
+    "skip": {"guidance": ddim.Guidance(2.0, skip=SKIP)},
+}
+"""Controls of guidance -> the arguments of a verb that ask for it."""
+
+
+@pytest.mark.parametrize("name", ["text", *FAMILIES])
+def test_every_verb_refuses_with_the_reason_of_the_table(name: str, monkeypatch: pytest.MonkeyPatch):
+    model = model_of(name)
+    picture = torch.rand(1, *model.picture)
+    code = ddim.invert(model, picture, steps=2, prompt="a cat")
+    for work in ("forward", "encode", "encode_prompt", "condition"):
+        monkeypatch.setattr(model, work, nothing)
+    monkeypatch.setattr("ddim.pipelines.invert.read_pictures", nothing)
+    monkeypatch.setattr("ddim.pipelines.edit.read_pictures", nothing)
+    for control, asked in ASKED.items():
+        reason = capabilities(model)["controls"][control]
+        if reason is None:
+            continue
+        verbs: dict[str, Callable[[], Any]] = {
+            "sample": lambda more=asked: ddim.sample(model, 1, steps=2, prompt="a cat", **more),
+            "invert": lambda more=asked: ddim.invert(model, picture, steps=2, prompt="a cat", **more),
+            "edit": lambda more=asked: ddim.edit(model, picture, "a dog", source_prompt="a cat", **more),
+        }
+        if control != "negative":  # a code has its own
+            verbs["edit a code"] = lambda more=asked: ddim.edit(model, code, "a dog", **more)
+        assert {verb: told(act) for verb, act in verbs.items()} == dict.fromkeys(verbs, reason), control
+
+
 FORMS = ("sd3", "flux dev", "flux schnell", "flux kontext", "qwen-image", "z-image")
 """A column of the table each."""
 EVERY_STEP = {"cross_steps": (0.0, 1.0), "self_steps": (0.0, 1.0), "value_steps": (0.0, 1.0), "blend_start": 0.5}

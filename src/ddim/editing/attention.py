@@ -21,6 +21,7 @@ The rows of the words' tokens, which a U-Net does not have, are the target's own
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +39,22 @@ queries. All maps of one layer of FLUX at 1024 pixels would take 2 GB for each r
 
 _COPIES = 3
 """As many tensors of the size of the maps exist at one time, at most, while maps are computed and edited."""
+
+
+class _Acts(NamedTuple):
+    """What is done in a layer with words.
+
+    Attributes:
+        cross: whether the attention to the words is taken over from the source.
+        image: whether the attention to the image is.
+        reweight: whether words are weighted.
+        keep: whether the maps of the blend words are recorded.
+    """
+
+    cross: bool
+    image: bool
+    reweight: bool
+    keep: bool
 
 
 class AttentionController:
@@ -128,11 +145,13 @@ class AttentionController:
         if not layer.words:
             return out
         # The fused kernel above does not return the maps; where they are needed, they are computed a second time.
-        cross, reweight = changes and self.cross, changes and self.reweight
-        image = own and self.self_attention
-        keep = plan.blend is not None and (height, width) == plan.blend_size
-        if cross or reweight or image or keep:
-            acts = cross, image, reweight, keep
+        acts = _Acts(
+            cross=changes and self.cross,
+            image=own and self.self_attention,
+            reweight=changes and self.reweight,
+            keep=plan.blend is not None and (height, width) == plan.blend_size,
+        )
+        if any(acts):
             self._edit_words(layer, query[first:], key[first:], value[first:], _rows(mask, first), out[first:], acts)
         return out
 
@@ -144,7 +163,7 @@ class AttentionController:
         value: Tensor,
         mask: Tensor | None,
         out: Tensor,
-        acts: tuple[bool, bool, bool, bool],
+        acts: _Acts,
     ) -> None:
         """Edits the attention of the targets' image tokens in a layer with words, and records the blend words' maps.
 
@@ -152,8 +171,7 @@ class AttentionController:
             layer: the attention layer.
             query, key, value, mask: as for ``attend``, of the conditional rows.
             out: the output of the layer, [N (1 + K), heads, Q, d], which is changed in place.
-            acts: whether cross-attention is taken over, whether self-attention is, whether words are reweighted, and
-                whether the maps of the blend words are recorded.
+            acts: what is done.
         """
         plan, (cross, image, reweight, keep) = self.plan, acts
         picture, words = layer.parts(plan.size, key.shape[2], plan.new.shape[2])

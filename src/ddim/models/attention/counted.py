@@ -35,7 +35,6 @@ class CountedAttention:
             The new tokens of the image, and with text also those of the text. In the last block of the network the
             latter are not used.
         """
-
         return joint_attention(
             attn, hidden_states, encoder_hidden_states, attention_mask, F.scaled_dot_product_attention
         )
