@@ -111,6 +111,17 @@ def test_null_text_tunes_with_it(model: Any):
     assert losses[True] != losses[False]
 
 
+def test_its_steps_are_those_of_the_code(model: Any):
+    """``edit-friendly`` leaves out the noisy part of the grid, in which the first fifth of all steps lies."""
+    picture = torch.rand(1, *model.picture, generator=torch.Generator().manual_seed(0))
+    skip = SkipLayers((0,), 2.8, (0.0, 0.3))
+    settings: dict[str, Any] = {"steps": 8, "method": "edit-friendly", "prompt": "a cat"}
+    codes = [ddim.invert(model, picture, guidance=Guidance(5.0, skip=one), **settings) for one in (skip, None)]
+    assert codes[0].grid.steps < 8
+    assert Guidance.of(codes[0].guidance).skip == skip.on(codes[0].grid)
+    assert not torch.equal(*(code.extras["noise"] for code in codes))
+
+
 def test_an_edit_keeps_it_and_another_code_is_refused(model: Any, tmp_path: Path):
     picture = torch.rand(1, *model.picture, generator=torch.Generator().manual_seed(0))
     code = ddim.invert(model, picture, steps=4, method="direct", prompt="a cat", guidance=Guidance(5.0, skip=SKIP))

@@ -188,6 +188,21 @@ def test_a_window_counts_the_steps_that_sampling_takes(model: Model, code: Laten
     assert apart(edited.edits, ddim.edit(model, late, TARGET, attention=NOWHERE).edits) > 1e-8
 
 
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("self_steps", {"attention": replace(NOWHERE, self_steps=(0, 0.4))}),
+        ("weights", {"attention": "none", "weights": {"zebra": 2.0}}),
+    ],
+)
+def test_a_window_counts_the_steps_of_the_code_that_an_inversion_will_make(model: Model, name: str, asked: Any):
+    """``edit-friendly`` leaves out the first of three steps; 0.4 of the other two is none."""
+    with refused(name):
+        ddim.edit(
+            model, torch.rand(1, 3, 16, 24), TARGET, source_prompt=SOURCE, method="edit-friendly", steps=3, **asked
+        )
+
+
 def test_branches_in_one_call_or_two_are_edited_alike(model: Model, code: LatentCode):
     if "cfg" not in model.info.guidance_kinds:
         pytest.skip("it has one branch")

@@ -210,7 +210,7 @@ def edit(
         keep = needs_photographs(blend, crop)
         code, pictures = None, read_pictures(model, source, crop=crop, resize=resize, keep=keep, mask=mask)
         count, size, photographs, user_masks = len(pictures), pictures.size, pictures.photographs, pictures.masks
-        grid = grid_for(model, inversion_steps, spacing, latent_size(model, size))
+        grid = inversion.part(grid_for(model, inversion_steps, spacing, latent_size(model, size)))
     if feather is not None and not photographs:
         raise InputError(
             "it is the edge of what is pasted into a photograph, and there is none; give a mask, a blend, a crop, or a "

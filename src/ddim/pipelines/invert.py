@@ -137,7 +137,7 @@ def invert(
     checked_seed(seed, len(pixels))
     size = (pixels.shape[2], pixels.shape[3])
     grid = grid_for(model, steps, spacing, latent_size(model, size))
-    forward = forward.on(grid)
+    forward = forward.on(inversion.part(grid))
     prompt, negative = read_prompts(model, prompt, negative, len(pixels))
     conditions = model.condition(labels, len(pixels), prompt, negative, size)
     usual = None if model.info.embedded is None else EMBEDDED_IN_INVERSION
