@@ -11,7 +11,7 @@ from refusals import refused
 
 from ddim._utils.errors import InputError
 from ddim.editing.align import NEW, align, refine, replace
-from ddim.editing.tokens import Tokens, tokens_of
+from ddim.editing.tokens import Tokens, tokens_of, tokens_within
 
 TOKENIZER = tiny_text.tokenizer()
 L = tiny_text.LENGTH
@@ -79,6 +79,16 @@ def test_padding_and_cutting_on_the_other_side():
     with pytest.raises(InputError) as caught:
         short.places("a")
     assert "cut off" in caught.value.message
+
+
+@pytest.mark.parametrize("by", [refine, replace])
+@pytest.mark.parametrize(("length", "shared"), [(5, {}), (6, {(5, 2): 1.0})])
+def test_the_end_of_a_template_that_the_source_has_lost_is_the_targets_own(by: Any, length: int, shared: Any):
+    """A template of one token before the words and three behind them, which a long prompt pushes out."""
+    source, target = (tokens_within(letters(), words, "<", ">>>", length=length) for words in ("abcd", "a"))
+    entries, new = mapped(by(source, target))
+    assert new == list(range(2 + len(shared), length))
+    assert {pair: weight for pair, weight in entries.items() if pair[1] >= 2} == shared
 
 
 def test_words_that_share_a_token_share_its_place():

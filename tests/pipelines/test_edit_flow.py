@@ -13,6 +13,7 @@ import ddim
 from ddim import AttentionEdit, LatentCode
 from ddim.core.solve import solve
 from ddim.models.base import Model
+from ddim.pipelines.edit_plan import planned
 
 SOURCE, TARGET = "a cat on a mat", "a zebra on a mat"
 NOWHERE = AttentionEdit(cross_steps=(0, 0), self_steps=(0, 0))
@@ -129,6 +130,27 @@ def test_targets_and_images_do_not_know_each_other(model: Model):
         assert apart(one.edits[0, 0], together.edits[i, 1]) < 1e-6
     apiece = ddim.edit(model, code, targets, attention=ALWAYS, batch=3)
     assert apart(apiece.edits, together.edits) < 1e-6
+
+
+def test_each_target_of_each_image_has_its_own_words(model: Model):
+    sources, targets = [SOURCE, "two dogs"], [[TARGET, "a red cat on a mat"], ["two red dogs", "two cats"]]
+    weights = [[{"zebra": 2.0}, None], [{"red": 0.5}, {"cats": 3.0}]]
+    blends = [["cat/zebra", None], [None, "dogs/cats"]]
+    plan = planned(model, sources, targets, (16, 24), ALWAYS, blends, weights)[1]
+    assert plan is not None
+    assert plan.scales is not None
+    assert plan.blend is not None
+    for i in (0, 1):
+        for j in (0, 1):
+            tokens, before = model.tokens(targets[i][j]), model.tokens(sources[i])
+            factors, marks = torch.ones_like(plan.scales[i, j]), torch.zeros_like(plan.blend[i, j])
+            for word, factor in (weights[i][j] or {}).items():
+                factors[tokens.places(word)] = factor
+            if pair := blends[i][j]:
+                was, is_now = pair.split("/")
+                marks[0, before.places(was)] = marks[1, tokens.places(is_now)] = 1
+            assert torch.equal(plan.scales[i, j], factors)
+            assert torch.equal(plan.blend[i, j], marks)
 
 
 def test_a_block_that_the_network_lacks_is_refused_before_any_work(model: Model):
