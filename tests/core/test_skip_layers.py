@@ -13,6 +13,7 @@ from tiny_flow import FAMILIES
 import ddim
 from ddim import Guidance, SkipLayers
 from ddim.core.denoiser import Call
+from ddim.core.guidance import skip_term
 from ddim.solvers import REVERSIBLE
 
 GRID = ddim.make_grid(ddim.RectifiedFlow(), 40)
@@ -78,6 +79,19 @@ def test_what_is_added_is_the_difference_to_a_network_without_the_layers(model: 
     assert not torch.equal(cond, skipped)
     added = (led.eps - led.x0) - (plain.eps - plain.x0)  # velocities
     assert torch.allclose(added, 2.8 * (cond - skipped), atol=1e-4)
+
+
+def test_it_acts_only_where_guidance_acts(model: Any):
+    grid = model.schedule.grid(4)
+    x, both, node = torch.randn(1, *model.shape), model.condition(None, 1, "a cat"), grid[1]
+    (output,) = model.ask(x, node, both.cond)
+    for guidance, acts in (
+        (Guidance(5.0, skip=SKIP), True),
+        (Guidance(5.0, interval=(0.0, 0.1), skip=SKIP), False),
+        (Guidance(1.0, skip=SKIP), False),
+    ):
+        term = skip_term(model, guidance.on(grid), x, node, both.cond, output, Call())
+        assert (term is not None) is acts
 
 
 @pytest.mark.filterwarnings("ignore::ddim._utils.errors.DDIMWarning")
