@@ -210,6 +210,24 @@ def test_each_image_follows_its_own_source():
             assert torch.allclose(out[rows], alone, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_computes_maps_in_float32(dtype: torch.dtype):
+    """Scores of about 30, of which bfloat16 keeps no decimal: the output is wrong only by its own rounding."""
+    query, key, value = (x.to(dtype) for x in (4 * part for part in qkv(2)))
+    blend = torch.ones(1, 1, 2, L)
+    half, full = (
+        AttentionController(plan({**CROSS, **IMAGE}, (site(),), **aligned(), blend=blend), 0, 1) for _ in (0, 1)
+    )
+    out = half.attend(site(), query, key, value, None, "cond")
+    expected = full.attend(site(), query.double(), key.double(), value.double(), None, "cond")
+    assert out.dtype == dtype
+    assert float((out[1] - expected[1]).abs().max()) < 0.02 * float(value.abs().max())
+    assert half.maps is not None
+    assert full.maps is not None
+    assert half.maps.dtype == torch.float32
+    assert torch.allclose(half.maps.double(), full.maps, atol=1e-5)
+
+
 # --- what is not a word ----------------------------------------------------------------------------------------------
 
 
