@@ -23,7 +23,7 @@ SIDE, GAP, HEAD = 96, 8, 26
 def main() -> None:
     """Writes round_trip.png, samples.png, interpolation.png, edits.png and edits_flow.png."""
     edits("emoji", "edits.png")
-    edits("emoji-flow", "edits_flow.png")
+    edits("emoji-flow", "edits_flow.png", guidance=5, attention="none")
     model = ddim.load("fashion")
     paths = ddim.bundled_test_images("fashion")
     chosen = [paths[k] for k in (0, 1, 3, 5, 8, 9, 13, 14, 15)]
@@ -38,12 +38,13 @@ def main() -> None:
     ddim.save_image(ddim.sheet(frames, columns=len(frames), scale=2, gap=3), FOLDER / "interpolation.png")
 
 
-def edits(name: str, picture: str) -> None:
+def edits(name: str, picture: str, guidance: float = 3, attention: str = "refine") -> None:
     """Three held-out drawings, a row each: the drawing, its reconstruction, its edit, and the real target drawing.
 
     Args:
         name: the model.
         picture: the file to write.
+        guidance, attention: of the edits.
     """
     root, model = ddim.bundled_test_images(name)[0].parents[1], ddim.load(name)
     with (root / "pictures.csv").open(encoding="utf-8", newline="") as file:
@@ -57,7 +58,8 @@ def edits(name: str, picture: str) -> None:
         [[row["prompt"]] for row in answers],
         source_prompt=[row["prompt"] for row in sources],
         method="direct",
-        guidance=3,
+        guidance=guidance,
+        attention=attention,
         steps=50,
     )
     columns = {"drawing": drawn, "reconstruction": made.reconstruction, "edit": made.edits[:, 0], "real target": wanted}
