@@ -235,11 +235,10 @@ def test_every_tensor_outside_the_words_stays_the_sources(model, method, monkeyp
     assert edited.blend_mask is not None
     outside = edited.blend_mask[0, 0, ::2, ::2] == 0  # the latent's pixels, enlarged
     assert 0 < float(outside.double().mean()) < 1
-    tensors = ends[0]
-    assert set(tensors) == set(REVERSIBLE[method].keys if method in REVERSIBLE else ["x"])
-    for x in tensors.values():
-        assert torch.equal(x[0, :, outside], x[1, :, outside])
-        assert apart(x[0, :, ~outside], x[1, :, ~outside]) > 1e-3
+    assert set(ends[0]) == {"x"}
+    x = ends[0]["x"]
+    assert torch.equal(x[0, :, outside], x[1, :, outside])
+    assert apart(x[0, :, ~outside], x[1, :, ~outside]) > 1e-3
 
 
 def test_blending_begins_after_its_start(model, code):
@@ -492,7 +491,7 @@ def test_a_prompt_that_is_cut_warns(model, code):
 @pytest.mark.parametrize("method", METHODS)
 def test_another_guidance_warns_unless_the_source_is_held(model, method):
     code = coded(model, method)
-    if method in ("direct", "edit-friendly"):
+    if method in ("direct", "edit-friendly", *REVERSIBLE):
         edited = ddim.edit(model, code, TARGET, guidance=5.0)  # a warning would be an error here
         assert apart(edited.reconstruction, ddim.reconstruct(model, code)) < TIGHT
         return
@@ -636,7 +635,7 @@ def test_an_edit_to_the_same_words_is_the_source_and_one_to_others_is_not(method
 
 @pytest.mark.parametrize("settings", [{"attention": "none"}, {"attention": "refine"}, {"blend": "cat/tiger"}], ids=str)
 def test_a_call_that_is_not_repeated_changes_no_edit(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
-    """Steps under attention control have a network of their own each, and a blend changes what was asked."""
+    """The inversion and the replay of the source share calls between steps; its targets are sampled by DDIM."""
     own, solver, calls = tiny_text.model(), ddim.make_solver("reversible-heun"), []
     own.network.register_forward_hook(lambda *_: calls.append(1))
     code = ddim.invert(own, tiny_text.pictures(1), steps=10, method=solver, prompt="a cat", guidance=4.0)
@@ -647,8 +646,7 @@ def test_a_call_that_is_not_repeated_changes_no_edit(settings: dict[str, Any], m
     again = ddim.invert(own, tiny_text.pictures(1), steps=10, method=solver, prompt="a cat", guidance=4.0)
     assert bits.same(again.state, code.state)
     assert torch.equal(ddim.edit(own, code, ["a tiger"], **settings).edits, edited.edits)
-    # 9 shared by the steps of the inversion, and those of the edit: all 9, or those after control, or none
-    assert len(calls) - few == 9 + {"none": 9, "refine": 3}.get(settings.get("attention", ""), 0)
+    assert len(calls) - few == 9 + 9
 
 
 def test_weighted_words_are_another_target_than_the_source():
@@ -658,9 +656,56 @@ def test_weighted_words_are_another_target_than_the_source():
     assert float((edited.edits[0, 0] - edited.reconstruction[0]).abs().max()) > 1e-4
 
 
-def test_weights_that_no_step_of_a_reversible_solver_scales_are_refused():
+def test_windows_of_an_exact_code_count_its_own_steps():
+    """A code of bdia begins at step 1, and its targets are sampled from there."""
     own = tiny_text.model()
     code = ddim.invert(own, tiny_text.pictures(1), steps=4, method="bdia", prompt="a cat", guidance=4.0)
-    with pytest.raises(ddim.InputError) as caught:  # its code begins at step 1, and the window ends there
-        ddim.edit(own, code, ["a (cat:3)"])
-    assert caught.value.parameter == "weights"
+    plain, weighted = (ddim.edit(own, code, [text], attention="none").edits for text in ("a cat", "a (cat:3)"))
+    assert float((weighted - plain).abs().max()) > 1e-4
+
+
+# --- exact codes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", REVERSIBLE)
+@pytest.mark.parametrize("weight", [1.0, 4.0])
+def test_targets_of_an_exact_code_are_sampled_by_ddim_from_its_sample(model, method, weight):
+    """The source comes back to the bit, also at another guidance than the targets have."""
+    settings: dict[str, Any] = {"steps": 5, "method": method, "prompt": SOURCE, "guidance": weight}
+    code = ddim.invert(model, tiny_text.pictures(2).double(), **settings)
+    edited = ddim.edit(model, code, [TARGET, SOURCE], guidance=4.0, attention="none")
+    assert apart(edited.reconstruction, ddim.reconstruct(model, code, strict=True)) < TIGHT
+    assert edited.code is code
+    grid = code.grid.rest(ddim.make_solver(method).first(code.grid))
+    denoise = model.guided(Guidance(4.0), model.condition(None, 2, TARGET))
+    expected = model.decode(ddim.solve(denoise, ddim.make_solver("ddim"), {"x": code.x}, grid)["x"])
+    assert apart(edited.edits[:, 0], expected) < TIGHT
+    if weight == 4.0:  # the source's own prompt at its own guidance is the source
+        assert torch.equal(edited.edits[:, 1], edited.reconstruction)
+    else:
+        assert apart(edited.edits[:, 1], edited.reconstruction) > 1e-3
+
+
+@pytest.mark.parametrize("method", REVERSIBLE)
+def test_images_are_inverted_exactly_at_the_guidance_1(model, method):
+    settings: dict[str, Any] = {"source_prompt": SOURCE, "steps": 5, "method": method, "attention": "none"}
+    edited = ddim.edit(model, tiny_text.pictures(1), TARGET, guidance=4.0, **settings)
+    assert edited.code.guidance["weight"] == 1
+    assert apart(edited.reconstruction, model.decode(model.encode(tiny_text.pictures(1)))) < TIGHT
+    guided = ddim.edit(model, tiny_text.pictures(1), TARGET, guidance=4.0, inversion_guidance=2.0, **settings)
+    assert guided.code.guidance["weight"] == 2
+    assert apart(guided.reconstruction, edited.reconstruction) < TIGHT
+    assert apart(guided.edits, edited.edits) > 1e-3
+
+
+def test_the_steps_of_an_exact_edit_are_counted(model):
+    events: list[tuple[int, int]] = []
+
+    def count(event: object) -> None:
+        if isinstance(event, ddim.StepEvent):
+            events.append((event.done, event.total))
+
+    settings: dict[str, Any] = {"source_prompt": SOURCE, "steps": 5, "method": "bdia", "on_event": count}
+    ddim.edit(model, tiny_text.pictures(1), TARGET, **settings)
+    assert [done for done, _ in events] == list(range(1, len(events) + 1))
+    assert events[-1][0] == events[-1][1]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._utils.errors import DDIMWarning, InputError, is_number
 from .._utils.tensors import in_groups
-from ..core.conditioning import CONTENT, Conditioning, PromptConditioning
+from ..core.conditioning import CONTENT, POOLED, TEXT, TEXT_MASK, Conditioning, PromptConditioning
 from ..core.contracts import Inversion, OnStep, Solver
 from ..core.denoiser import Call
 from ..core.guidance import Guidance, with_embedded
@@ -28,6 +28,8 @@ from ..inversion.latent_code import LatentCode
 from ..inversion.photograph import Photograph
 from ..inversion.replay import PinnedSolver, prompts_of, state_of, stored_noise
 from ..models.base import Model
+from ..solvers import REVERSIBLE, make_solver
+from ..solvers.lattice import ReversibleSolver
 from .capabilities import check_acts, check_guidance, check_inversion, check_negative, check_weight
 from .common import (
     Report,
@@ -47,12 +49,10 @@ from .edit_plan import Blend, attention_asked, by_class, planned, planned_classe
 from .events import EngineEvent, Event, ImagesEvent, LossEvent, OnEvent, StepEvent, engine_events, silent
 from .invert import invert
 from .pictures import Pictures, model_mask, read_pictures
+from .reconstruct import pinned_code
 
 DEFAULTS: dict[str, Any] = {"method": "direct", "steps": 50, "seed": 0}
 """Settings of the inversion of images. They are None in the signature, because a code takes none of them."""
-
-FREE = ("direct", "edit-friendly")
-"""Methods that reconstruct the source at any guidance, also at another than the code was made with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Edited:
             [0, 1].
         edits: the images sampled under the targets, [N, K, C, H, W] in [0, 1].
         prompts: the targets without their weights, ``[N][K]``; for a model without text, the classes.
-        code: the code that sampling started from.
+        code: the code of the sources.
         blend_mask: where an edit could differ from its source at the last step, [N, K, H, W] in [0, 1], enlarged from
             the latent's resolution; None without blending.
         composites: for each image and target the whole photograph with the edit pasted in, uint8 [C, h, w] with the
@@ -121,6 +121,11 @@ def edit(
     Images are inverted first. Then each source is sampled under its own prompt, together with its targets, whose
     attention follows the source's. A class-conditional model samples the source's class and the targets' classes.
 
+    The source of an exact code (``bdia``, ``belm``, ``edict``, ``rex``, ``reversible-heun``) is replayed first, and
+    comes back to the bit. Its targets are sampled by DDIM, from the code's sample beside that trajectory, as those of
+    ``direct`` are: the solver's own steps carry a second entry of the source's state along, and hardly follow another
+    prompt.
+
     Args:
         model: from ``ddim.load``: a text-to-image model, or a class-conditional one.
         source: images, as ``invert`` takes them, or a code. ``Pictures`` are read already, and go with none of
@@ -132,13 +137,16 @@ def edit(
             each image.
         source_labels: the images' own classes: one for all, or one for each. A code knows its own.
         method, steps, options, inversion_guidance, seed, spacing: settings of the inversion, as in ``invert``; by
-            default ``"direct"`` with 50 steps and seed 0. Not for a code, which is inverted already.
+            default ``"direct"`` with 50 steps and seed 0. Exact methods invert at the guidance 1 too, unless
+            ``inversion_guidance`` says otherwise: a code of guided steps is far from noise. Not for a code, which is
+            inverted already.
         clip_x0, threshold: as in ``invert``, for the inversion and for sampling. Not for a code, which keeps them.
         guidance: w of sampling. By default a code's own; for images the model's usual one (``ModelInfo.guidance``:
             7.5 for Stable Diffusion, 5 for SDXL, 1 for FLUX), or 1 where classes edit. ``Guidance.embedded``, the scale
             that a guidance-distilled network takes as an input, is that of the targets; by default the model's usual
             one (``ModelInfo.embedded``), or the one that was given when the code was made. Sources are inverted and
-            sampled with the scale that their code stores, which for images is 1.
+            sampled with the scale that their code stores, which for images is 1. The source of an exact code, and of
+            ``direct`` and ``edit-friendly``, comes back at any guidance.
         guidance_scale: the number that the model's own pipeline in diffusers takes, in place of ``guidance``; see
             ``Model.guidance_of``.
         attention: ``"refine"`` (the default), ``"replace"``, ``"none"``, or an ``AttentionEdit`` with windows.
@@ -217,6 +225,9 @@ def edit(
             "code that keeps its source.",
             parameter="feather",
         )
+    exact = isinstance(solver, ReversibleSolver)
+    if exact:  # DDIM samples its targets, from the node whose state the code stores
+        grid = grid.rest(solver.first(grid))
     pixel_mask = model_mask(user_masks, photographs, size) if user_masks else None
     if classes:
         words = {"source_prompt": source_prompt, "blend": blend, "weights": weights, "negative": negative}
@@ -226,13 +237,15 @@ def edit(
     else:
         own = source_prompts(source_prompt, count) if code is None else prompts_of_code(code, source_prompt, negative)
         assert prompt is not None
-        taken = range(solver.first(grid), grid.steps)
+        taken = range(0 if exact else solver.first(grid), grid.steps)
         targets, plan = planned(model, own, prompt, size, how, blend, weights, taken)
         conditions = _embedded(model, [p for row in targets for p in row], size)
-    phases = _Phases(on_event, 1 if code is not None else 2)
+    phases = _Phases(on_event, (1 if code is not None else 2) + exact)
     if code is None:
         assert pictures is not None
-        usual = None if classes else model.info.guidance
+        if guidance is None:
+            guidance = 1.0 if classes else model.info.guidance
+        walked = 1.0 if inversion_guidance is None or not is_number(inversion_guidance) else inversion_guidance
         code = invert(
             model,
             pictures,
@@ -243,18 +256,25 @@ def edit(
             labels=own if classes else None,  # type: ignore[arg-type]
             prompt=None if classes else source_prompt,
             negative=negative,
-            guidance=usual if guidance is None else _of_sources(guidance),
+            guidance=walked if exact else _of_sources(guidance),
             clip_x0=clip_x0,
             threshold=threshold,
             inversion_guidance=inversion_guidance,
             seed=DEFAULTS["seed"] if seed is None else seed,
             keep_source=bool(photographs),
             batch=batch,
-            on_event=phases.inversion(),
+            on_event=phases.before_sampling(),
         )
     if on_code is not None:
         on_code(code)
-    forward = _forward(code, guidance).on(code.grid)
+    made, forward = code, _forward(code, guidance, exact=exact)
+    if isinstance(solver, ReversibleSolver):
+        code = pinned_code(model, code, solver, batch, batched_cfg, phases.before_sampling())
+        solver = make_solver(code.solver)
+    forward = forward.on(code.grid)
+    if not classes:
+        same = [target == text for text, row in zip(own, targets, strict=True) for target in row]
+        conditions = _with_own_words(conditions, code, same)
     conditions = with_embedded(PromptConditioning(conditions), forward.embedded).cond
     forward = replace(forward, embedded=None)  # each row has its own
     if not batched_cfg or model.low_memory:
@@ -265,7 +285,7 @@ def edit(
         by_words = None if plan is None or plan.blend is None else shown
         composites = _composites(images[:, 1:], photographs, user_masks, by_words, feather, model.downscaling)
     source_pixels = None if pictures is None else pictures.pixels
-    return Edited(source_pixels, images[:, 0], images[:, 1:], targets, code, shown, composites)
+    return Edited(source_pixels, images[:, 0], images[:, 1:], targets, made, shown, composites)
 
 
 def _of_sources(guidance: float | Guidance) -> float | Guidance:
@@ -336,6 +356,26 @@ def _embedded(model: Model, prompts: Sequence[str], size: tuple[int, int]) -> Co
     """The condition of each prompt; equal prompts are encoded once."""
     texts = list(dict.fromkeys(prompts))
     return model.encode_prompt(texts, size)[[texts.index(p) for p in prompts]]
+
+
+def _with_own_words(targets: Conditioning, code: LatentCode, same: Sequence[bool]) -> Conditioning:
+    """Gives each target whose prompt is its source's the very embedding of the source, of which an embedding in another
+    batch differs in the last bits.
+
+    Args:
+        targets: N * K rows.
+        code: the sources' code.
+        same: whether the prompts are equal, for each row.
+    """
+    if not any(same):
+        return targets
+    n, k = len(code), len(same) // len(code)
+    sources = code.conditions.cond.tensors
+    names = [name for name in (TEXT, TEXT_MASK, POOLED) if name in targets or name in sources]
+    parts = (Conditioning({name: t[name] for name in names if name in t}) for t in (sources, targets.tensors))
+    rows = [row // k if equal else n + row for row, equal in enumerate(same)]
+    device = next(iter(targets.tensors.values())).device
+    return targets.replace(**Conditioning.cat(part.to(device) for part in parts)[rows].tensors)
 
 
 def _sampled(
@@ -434,29 +474,38 @@ def _forward_with_targets(
     controlled = Controlled(PinnedSolver(solver, kept, rows=slice(0, None, 1 + k)), plan, mask)
     with half_precision_hint(model):
         end = solve(denoise, controlled, state, code.grid, noise=stored_noise(repeated_extras), on_step=report)
-    x = _sources_where_equal(controlled.read(end), own.cond, targets, code, plan)
+    x = _sources_where_equal(controlled.read(end), own.cond, targets, code, guidance, plan)
     last = controlled.mask(end, code.grid.steps - 1, code.grid.steps, x)
     pictures = in_groups(model.decode(x), n, 1 + k)
     return pictures, None if last is None else last.expand(n, k, -1, -1)
 
 
 def _sources_where_equal(
-    x: Tensor, sources: Conditioning, targets: Conditioning, code: LatentCode, plan: AttentionPlan | None
+    x: Tensor,
+    sources: Conditioning,
+    targets: Conditioning,
+    code: LatentCode,
+    guidance: Guidance,
+    plan: AttentionPlan | None,
 ) -> Tensor:
     """Replaces each target whose condition equals its source's by the source's sample.
 
-    Equal rows of one batch can differ in their last bits, and guidance amplifies the difference. A pinned source is no
-    sample of its own condition, so its targets stay; so do targets with weighted words.
+    Equal rows of one batch can differ in their last bits, and guidance amplifies the difference. A source that is
+    pinned to its inversion is no sample of its own condition, so its targets stay; so do targets with weighted words,
+    and targets beside an exact code that was made for another guidance.
 
     Args:
         x: the samples [N (1 + K), ...].
         sources, targets: conditions, N and N * K rows.
         code: the sources' code.
+        guidance: of sampling, without an embedded scale.
         plan: of attention control, or None.
     """
     n = len(code)
     k = (targets.rows or n) // n
-    if {"pivot", "end"} & set(code.extras):
+    own = replace(Guidance.of(code.guidance), embedded=None)
+    replayed = code.method in REVERSIBLE and own.options == guidance.options
+    if {"pivot", "end"} & set(code.extras) and not replayed:
         return x
     rows = in_groups(x, n, 1 + k).clone()
     both = Conditioning.cat([sources, targets]).tensors.values()  # padded alike
@@ -468,12 +517,18 @@ def _sources_where_equal(
     return torch.flatten(rows, 0, 1)
 
 
-def _forward(code: LatentCode, guidance: float | Guidance | None) -> Guidance:
-    """The guidance of sampling; warns where the code was made for another and does not pin the source."""
+def _forward(code: LatentCode, guidance: float | Guidance | None, *, exact: bool) -> Guidance:
+    """The guidance of sampling; warns where the code was made for another and the source is not pinned.
+
+    Args:
+        code: the sources' code.
+        guidance: as for ``edit``.
+        exact: whether the code is replayed with its own guidance.
+    """
     own = Guidance.of(code.guidance)
     forward = own if guidance is None else guidance if isinstance(guidance, Guidance) else own.at(guidance)
     alike = replace(forward, embedded=own.embedded).options == own.options  # sources keep their embedded scale
-    if not alike and code.method not in FREE:
+    if not alike and not exact and not {"pivot", "end"} & set(code.extras):
         warnings.warn(
             f"The code of {code.method!r} was made for guidance {_difference(own, forward)}, not for "
             f"{_difference(forward, own)}: the reconstruction can differ from the source.",
@@ -493,22 +548,24 @@ def _difference(guidance: Guidance, other: Guidance) -> str:
 
 
 class _Phases:
-    """Counts the steps of inversion and sampling together.
+    """Counts the steps of the inversion, of the replay of an exact code and of sampling together.
 
-    The number of sampling steps is known only after the inversion. Until then the inversion counts as one of ``count``
-    equal phases.
+    The number of steps of a phase is known only when it begins. Until then the phases to come count as equal to the
+    present one; ``count`` is their number.
     """
 
     def __init__(self, on_event: OnEvent, count: int) -> None:
         self.on_event, self.before, self.count = on_event, 0, count
 
-    def inversion(self) -> OnEvent:
-        """The ``on_event`` of the inversion. Its codes are not passed on; ``on_code`` gets the whole one."""
+    def before_sampling(self) -> OnEvent:
+        """The ``on_event`` of a phase before sampling. Its codes are not passed on; ``on_code`` gets the whole one."""
+        done, left = self.before, self.count
+        self.count -= 1
 
         def on_event(event: Event) -> None:
             if isinstance(event, StepEvent):
-                self.before = event.total
-                self.on_event(StepEvent(event.done, event.total * self.count))
+                self.before = done + event.total
+                self.on_event(StepEvent(done + event.done, done + event.total * left))
             elif isinstance(event, (LossEvent, EngineEvent)):
                 self.on_event(event)
 

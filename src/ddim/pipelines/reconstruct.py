@@ -1,18 +1,22 @@
 """The pipeline ``reconstruct``, which samples the images of latent codes."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._utils.errors import DDIMWarning, InputError
+from ..core.contracts import OnStep, Solver, State
 from ..core.denoiser import Call
 from ..core.guidance import Guidance
 from ..inversion import calls
 from ..inversion.latent_code import LatentCode
 from ..inversion.replay import prompts_of, replay, state_of
 from ..models.base import Model
+from ..solvers.lattice import ReversibleSolver
 from .common import (
     INVERSION_GUIDANCE,
     Report,
@@ -78,12 +82,86 @@ def reconstruct(
             raise InputError(f"{unlike} With strict, this is an error.", parameter="strict") from None
     if strict:
         _need_exact(code)
+    parts: list[tuple[calls.NetworkCall, Tensor]] = []
+    for call, end in _replays(model, code, solver, machine, batch, batched_cfg, on_event):
+        images = model.decode(solver.read(end))
+        parts.append((call, images))
+        _report_images(on_event, call, images)
+    return calls.images_in_order(parts, len(code))
+
+
+def pinned_code(
+    model: Model, code: LatentCode, solver: ReversibleSolver, batch: int, batched_cfg: bool, on_event: OnEvent
+) -> LatentCode:
+    """Replays the code of a reversible solver, and returns a code of DDIM that is pinned to the same trajectory.
+
+    Its pivot ends at the image to the bit, and DDIM samples any target beside it: from the sample alone, without the
+    other entries of the exact state, which belong to the source. It keeps the name of the method.
+
+    Args:
+        model, batch, batched_cfg: as for ``reconstruct``.
+        code: the code, which ``solver_of`` has checked.
+        solver: its solver.
+        on_event: called with a ``StepEvent`` after each step.
+
+    Raises:
+        NotFinite: the sample contains NaN or infinity after a step.
+
+    Warns:
+        DDIMWarning: this machine cannot reproduce the bits of the one that made the code.
+    """
+    machine = _machine(model, code)
+    parts: list[tuple[calls.NetworkCall, Tensor]] = []
+    samples: list[Tensor] = []
+
+    def keep(_: int, state: State) -> None:
+        samples.append(solver.read(state))
+
+    for call, _end in _replays(model, code, solver, machine, batch, batched_cfg, on_event, keep):
+        parts.append((call, torch.stack(samples, dim=1)))
+        samples.clear()
+    first = solver.first(code.grid)
+    return replace(
+        code,
+        solver="ddim",
+        options={},
+        state={"x": code.x.to(model.state_dtype)},
+        grid=code.grid.rest(first),
+        extras={"pivot": calls.images_in_order(parts, len(code))},
+        calls={},
+        machine={},
+    )
+
+
+def _replays(
+    model: Model,
+    code: LatentCode,
+    solver: Solver,
+    machine: Mapping[str, Any],
+    batch: int,
+    batched_cfg: bool,
+    on_event: OnEvent,
+    on_step: OnStep | None = None,
+) -> Iterator[tuple[calls.NetworkCall, State]]:
+    """Repeats the network calls of a code one after the other, and yields each with its state at the data end.
+
+    Args:
+        model, code, batch, batched_cfg, on_event: as for ``reconstruct``.
+        solver: the code's solver.
+        machine: ``LatentCode.machine``.
+        on_step: called after each step of a call.
+    """
     layout = calls.layout_of(machine)
     guidance = Guidance.of(code.guidance, bool(machine.get("batched_cfg", batched_cfg and not model.low_memory)))
     network_calls = calls.recorded_calls(code.calls) if code.calls else calls.batched_calls(len(code), batch)
     report = Report(on_event, (code.grid.steps - solver.first(code.grid)) * len(network_calls), 1, 1)
-    parts: list[tuple[calls.NetworkCall, Tensor]] = []
     arguments = Call(layout=layout, on_engine=engine_events(on_event))
+
+    def after(i: int, state: State) -> None:
+        if on_step is not None:
+            on_step(i, state)
+        report(i, state)
+
     for call in network_calls:
         part = code if call.items == tuple(range(len(code))) else code.take(call.items)
         state = state_of(solver, part.state, code.grid, model.device, model.state_dtype)
@@ -91,11 +169,7 @@ def reconstruct(
         prompts = prompts_of(part.conditions.to(model.device), code.grid, extras)
         denoise = model.guided(guidance, prompts, hold=hold_of(code), call=arguments)
         with half_precision_hint(model):
-            end = replay(denoise, solver, state, code.grid, extras, on_step=report)
-        images = model.decode(solver.read(end))
-        parts.append((call, images))
-        _report_images(on_event, call, images)
-    return calls.images_in_order(parts, len(code))
+            yield call, replay(denoise, solver, state, code.grid, extras, on_step=after)
 
 
 def _need_exact(code: LatentCode) -> None:
