@@ -68,9 +68,22 @@ def test_a_held_out_drawing_comes_back_to_the_bit_under_guidance(model: Any, met
     assert not same(returned(model, weaker)[1], begun)
 
 
-def test_edits_of_held_out_drawings_go_towards_their_answers(model: Any):
+@pytest.mark.parametrize(("options", "lost"), [({"start": "prompt"}, 2.0), ({"lr": 0.1}, 5.0)], ids=str)
+def test_null_text_tunes_what_the_network_listens_to(model: Any, options: dict[str, Any], lost: float):
+    """The pooled embedding, which every layer sees, and not the words alone."""
+    settings: dict[str, Any] = {"prompt": PROMPTS[:2], "steps": 20, "guidance": 3.0}
+    tuned = ddim.invert(model, SOURCES[:2], method="null-text", options=options, **settings)
+    plain = ddim.invert(model, SOURCES[:2], method="ddim", **settings)
+    near, far = (psnr(ddim.reconstruct(model, code), SOURCES[:2]) for code in (tuned, plain))
+    floor = psnr(model.decode(model.encode(SOURCES[:2])), SOURCES[:2])
+    assert float((floor - near).mean()) < lost
+    assert float((floor - far).mean()) > 8
+
+
+@pytest.mark.parametrize("method", ["direct", "bdia", "rex"])
+def test_edits_of_held_out_drawings_go_towards_their_answers(model: Any, method: str):
     targets = [[target] for target in GALLERY.targets]
-    made = ddim.edit(model, SOURCES, targets, source_prompt=PROMPTS, guidance=3, steps=20)
+    made = ddim.edit(model, SOURCES, targets, source_prompt=PROMPTS, guidance=3, steps=20, method=method)
     gone: list[float] = []
     for k, answer in enumerate(GALLERY.answers):
         left, whole = ((x - answer).square().mean() for x in (made.edits[k, 0], made.reconstruction[k]))

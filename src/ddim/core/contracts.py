@@ -198,7 +198,8 @@ class Inversion(ABC):
         inversion_guidance: the guidance weight of the inversion, if the method fixes it; None if it is free.
         needs: ``"text"`` if the method needs embedded prompts, ``"conditions"`` if it needs conditions of any kind, and
             empty if a bare denoiser is enough.
-        keeps: the names of the tensors that it stores in ``LatentCode.extras``.
+        keeps: the names of the tensors that it stores in ``LatentCode.extras``, those of conditions as far as the
+            network takes them.
     """
 
     name: ClassVar[str]

@@ -15,13 +15,13 @@ from .._utils.error_text import first_line
 from .._utils.errors import InputError, is_dict, is_number, is_plain, is_range, is_texts, is_whole
 from .._utils.files import write_whole
 from .._utils.tensors import rows_of
-from ..core.conditioning import LABELS, TEXT, Conditioning, PromptConditioning
+from ..core.conditioning import LABELS, POOLED, TEXT, Conditioning, PromptConditioning
 from ..core.grid import Grid
 from ..core.guidance import SkipLayers
 from ..core.path import MOST_LEVELS, Node, description, path_from
 from .latent_code import HOLD, LatentCode
 from .photograph import MOST_ICC, Photograph, is_packed, packed, unpacked
-from .replay import TUNED
+from .replay import TUNED, TUNED_POOLED
 
 FORMAT = "ddim.latent-code"
 VERSION = 3
@@ -178,7 +178,7 @@ def _check_complete(
     if shape[:1] == (0,):
         raise InputError(f"{path} contains no image; it is not a code that ddim can replay.", parameter="path")
     every = [v for group in groups.values() for v in group.values()]
-    counts = {TUNED: grid.steps, "noise": grid.steps, "pivot": grid.steps, "end": 1}
+    counts = {TUNED: grid.steps, TUNED_POOLED: grid.steps, "noise": grid.steps, "pivot": grid.steps, "end": 1}
     texts = [group[TEXT] for group in (cond, uncond) if TEXT in group]
     sizes = {t.shape[-2:] for t in [*texts, *([extras[TUNED]] if TUNED in extras else [])]}
     checks = (
@@ -189,6 +189,8 @@ def _check_complete(
         all(t.ndim == 3 for t in texts) and len(sizes) < 2,
         not uncond or {k: v.shape for k, v in uncond.items()} == {k: v.shape for k, v in cond.items()},
         TUNED not in extras or TEXT in uncond,
+        TUNED_POOLED not in extras
+        or (TUNED in extras and POOLED in uncond and extras[TUNED_POOLED].shape[2:] == uncond[POOLED].shape[1:]),
         _are_calls(calls),
     )
     if not all(checks):

@@ -45,8 +45,8 @@ class LatentCode:
         machine: everything else that decides the last bits of a network's output, for these methods; see
             ``inversion.calls.machine_now``.
         extras: tensors that the method stored for sampling, [N, S, ...] with entry i for the step from ``grid[i]``:
-            ``uncond_text`` (optimized embeddings), ``noise`` (noise maps) and ``pivot`` (the samples after each step);
-            and ``end`` [N, 1, ...] (the sample after the last step).
+            ``uncond_text`` and ``uncond_pooled`` (optimized embeddings), ``noise`` (noise maps) and ``pivot`` (the
+            samples after each step); and ``end`` [N, 1, ...] (the sample after the last step).
         prompts: the prompt of each image; empty for a model without text.
         negative: the prompt of the unconditional branch; None if there was none.
         guidance: ``Guidance.options`` to sample with; empty for a model without text or classes.

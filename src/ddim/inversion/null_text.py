@@ -1,6 +1,6 @@
 """Null-text inversion: optimizes the unconditional embedding until guided DDIM steps follow the pivot."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -8,14 +8,18 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, UnknownName
-from ..core.conditioning import TEXT, TEXT_MASK, PromptConditioning
+from ..core.conditioning import POOLED, TEXT, TEXT_MASK, Conditioning, PromptConditioning
 from ..core.contracts import InversionInterrupted, InversionProblem, InversionResult, OnStep
 from ..core.grid import Grid
 from ..core.guidance import Guidance
 from ..core.late import LateFlag, LateValues, late_checks
 from .base import ByDDIM, pivot_of
-from .replay import TUNED
-from .tuning import Adam, GuidedStep, only, rows_to_compute
+from .replay import TUNED, TUNED_POOLED
+from .tuning import Adam, GuidedStep, null_of, only, parts_of, rows_to_compute
+
+_EXTRAS = {TEXT: TUNED, POOLED: TUNED_POOLED}
+_NULL = "embedding"
+"""The name of the one null embedding of all steps in the progress of an interrupted run."""
 
 STARTS = ("empty", "prompt")
 SCOPES = ("step", "global")
@@ -29,6 +33,7 @@ class NullText(ByDDIM):
     In each step the unconditional ("null") embedding is optimized, so that the guided step from the current sample ends
     at the next node of the pivot. The loss is the mean squared distance. Each step starts from the embedding of the
     previous step. As in the paper, the last embedding of a step is stored, even if an earlier one had a smaller loss.
+    Of a network that also takes a pooled embedding of the prompt (SDXL, SD 3), both embeddings are optimized.
     The images of a batch are optimized together, but each stops by itself: an image whose loss is small enough is not
     changed again in that step. On a CPU it is not evaluated again either. On a GPU it stays in the batch, whose shape
     is fixed in a CUDA graph, and the step ends one update after all images have stopped, when the host learns of it.
@@ -67,7 +72,7 @@ class NullText(ByDDIM):
     order: ClassVar[int] = 1
     inversion_guidance: ClassVar[float | None] = 1.0
     needs: ClassVar[str] = "text"
-    keeps: ClassVar[tuple[str, ...]] = (TUNED,)
+    keeps: ClassVar[tuple[str, ...]] = (TUNED, TUNED_POOLED)
 
     def __post_init__(self) -> None:
         if self.inner < 1:
@@ -118,6 +123,8 @@ class NullText(ByDDIM):
     def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
         """Returns the noisy end of the pivot with ``extras["uncond_text"]`` [N, S, L, D].
 
+        If the network takes a pooled embedding, ``extras["uncond_pooled"]`` is [N, S, P].
+
         With scope ``"global"`` it returns the embedding as the text of the unconditional condition instead. After each
         step, or each sweep, ``problem.on_loss`` is called with the mean of the images' losses. ``on_step`` is called
         once for every step of the grid in total; with scope ``"global"`` a sweep reports its share of them.
@@ -130,14 +137,13 @@ class NullText(ByDDIM):
         cond, uncond = problem.both_conditions(self)
         self.check_guidance(problem.guidance)
         begin = cond if self.start == "prompt" else uncond
-        first = begin.tensors[TEXT].clone()
         if TEXT_MASK in begin:  # the tuned embedding has as many tokens as the one that it starts from
             uncond = uncond.replace(text_mask=begin.tensors[TEXT_MASK])
             problem = replace(problem, prompts=PromptConditioning(cond, uncond))
         kept = problem.resume or {"pivot": pivot_of(problem, x0, grid)}
         tune = self._tune_all if self.scope == "global" else self._tune_each
         with late_checks():
-            return tune(problem, grid, first, kept, on_step)
+            return tune(problem, grid, null_of(begin).clone(), kept, on_step)
 
     def _tune_each(
         self, problem: InversionProblem, grid: Grid, first: Tensor, kept: Mapping[str, Tensor], on_step: OnStep | None
@@ -146,48 +152,48 @@ class NullText(ByDDIM):
         pivot = kept["pivot"]
         # One tuple, which is replaced by one assignment after each step: Ctrl-C can come between any two operations,
         # and must find a sample that belongs to the embeddings.
-        done = kept.get("x", pivot[:, 0]), kept[TUNED].unbind(1) if TUNED in kept else ()
+        done = kept.get("x", pivot[:, 0]), _from_extras(kept)
         losses = LateValues[int]()
         try:
             for i in range(len(done[1]), grid.steps):
-                x, texts = done
+                x, nulls = done
                 step = GuidedStep(problem, x, grid[i], grid[i + 1], pivot[:, i + 1])
-                text, x, loss = self._tune(step, texts[-1] if texts else first, i, grid.steps)
-                done = x, (*texts, text)
+                null, x, loss = self._tune(step, nulls[-1] if nulls else first, i, grid.steps)
+                done = x, (*nulls, null)
                 for at, (mean,) in losses.add(i, loss.mean().view(1), wait=i + 1 == grid.steps):
                     if problem.on_loss is not None:
                         problem.on_loss(at, mean)
                 if on_step is not None:
                     on_step(i + 1, {"x": x})
         except KeyboardInterrupt:
-            x, texts = done
-            tuned = {TUNED: torch.stack(texts, dim=1)} if texts else {}
-            raise InversionInterrupted({"pivot": pivot, "x": x, **tuned}, len(texts), pivot[:, 0]) from None
-        return InversionResult({"x": pivot[:, 0]}, grid, problem.prompts, {TUNED: torch.stack(done[1], dim=1)})
+            x, nulls = done
+            tuned = _to_extras(nulls, problem) if nulls else {}
+            raise InversionInterrupted({"pivot": pivot, "x": x, **tuned}, len(nulls), pivot[:, 0]) from None
+        return InversionResult({"x": pivot[:, 0]}, grid, problem.prompts, _to_extras(done[1], problem))
 
-    def _tune(self, step: GuidedStep, text: Tensor, i: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _tune(self, step: GuidedStep, null: Tensor, i: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
         """Optimizes the embedding of step i; returns the last one, the end of its step, and its loss [N].
 
         The loss of an embedding and the end of its step come from the same network call, so that none is made only to
         advance the sample.
         """
-        x, loss = step.without_call(text)
-        enough, text = self.enough(i, steps), text.clone()
+        x, loss = step.without_call(null)
+        enough, null = self.enough(i, steps), null.clone()
         # ``~(loss <= enough)`` and not ``loss > enough``: a NaN must count as not finished, so that ``check`` finds it.
-        unfinished, adam, more = ~(loss <= enough), Adam(text, self.rate(i, steps)), LateFlag()
+        unfinished, adam, more = ~(loss <= enough), Adam(null, self.rate(i, steps)), LateFlag()
         # One round more than updates: the last round evaluates the embedding after the last update.
         for k in range(self.inner + 1 if step.tunable else 0):
             if not more(unfinished.any()):
                 break
             rows = rows_to_compute(unfinished)
-            end, losses, gradient = step(text[rows], rows, need_gradient=k < self.inner)
+            end, losses, gradient = step(null[rows], rows, need_gradient=k < self.inner)
             x[rows] = only(unfinished[rows], end, x[rows])
             loss[rows] = only(unfinished[rows], losses, loss[rows])
             unfinished = unfinished & ~(loss <= enough)
             if gradient is not None:
-                text[rows] = only(unfinished[rows], adam(text[rows], gradient, rows), text[rows])
+                null[rows] = only(unfinished[rows], adam(null[rows], gradient, rows), null[rows])
         step.check(loss, i, steps)
-        return text, x, loss
+        return null, x, loss
 
     def _tune_all(
         self, problem: InversionProblem, grid: Grid, first: Tensor, kept: Mapping[str, Tensor], on_step: OnStep | None
@@ -197,7 +203,7 @@ class NullText(ByDDIM):
         # Without ``rise``, which allows for the errors of earlier steps: here every step starts from the pivot.
         enough = self.stop * steps
         state = {key: v for key, v in kept.items() if key != "pivot"} or {
-            TUNED: first,
+            _NULL: first,
             "loss": pivot.new_full((len(first),), torch.inf),  # the sum over the steps, in the last sweep of the image
             "near": torch.zeros(len(first), dtype=torch.bool, device=first.device),  # whether the image has stopped
             "sweep": torch.zeros(len(first), dtype=torch.long),  # the number of sweeps, equal for all images
@@ -217,27 +223,43 @@ class NullText(ByDDIM):
             share = int(state["sweep"][0]) * steps // self.inner
             raise InversionInterrupted({"pivot": pivot, **state}, share, pivot[:, 0]) from None
         assert problem.prompts.uncond is not None
-        tuned = replace(problem.prompts, uncond=problem.prompts.uncond.replace(text=state[TUNED]))
+        uncond = problem.prompts.uncond
+        tuned = replace(problem.prompts, uncond=uncond.replace(**parts_of(state[_NULL], uncond)))
         return InversionResult({"x": pivot[:, 0]}, grid, tuned, {})
 
     def _sweep(self, guided: list[GuidedStep], state: dict[str, Tensor], enough: float, q: int) -> dict[str, Tensor]:
         """Makes sweep q: one update at each node in turn, for the images that have not stopped. Returns a new state."""
         steps, unfinished = len(guided), ~state["near"]
         rows = rows_to_compute(unfinished)
-        text, total = state[TUNED].clone(), torch.zeros_like(state["loss"])
-        adam = Adam(text, self.lr * (1 - q / self.inner))
+        null, total = state[_NULL].clone(), torch.zeros_like(state["loss"])
+        adam = Adam(null, self.lr * (1 - q / self.inner))
         for i, step in enumerate(guided):
             if step.tunable:
-                _, loss, gradient = step(text[rows], rows, need_gradient=True)
+                _, loss, gradient = step(null[rows], rows, need_gradient=True)
                 assert gradient is not None
-                text[rows] = only(unfinished[rows], adam(text[rows], gradient, rows), text[rows])
+                null[rows] = only(unfinished[rows], adam(null[rows], gradient, rows), null[rows])
             else:
-                loss = step.without_call(text)[1][rows]
+                loss = step.without_call(null)[1][rows]
             step.check(loss, i, steps)
             total[rows] += loss
         return {
-            TUNED: text,
+            _NULL: null,
             "loss": torch.where(state["near"], state["loss"], total),
             "near": state["near"] | (total <= enough),
             "sweep": state["sweep"] + 1,
         }
+
+
+def _to_extras(nulls: Sequence[Tensor], problem: InversionProblem) -> dict[str, Tensor]:
+    """Returns the null embeddings of the steps as a code stores them, [N, S, ...] by name."""
+    uncond = problem.prompts.uncond
+    assert uncond is not None
+    parts = [parts_of(null, uncond) for null in nulls]
+    return {_EXTRAS[name]: torch.stack([part[name] for part in parts], dim=1) for name in parts[0]}
+
+
+def _from_extras(kept: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Returns the null embeddings of the steps that were done, from what ``_to_extras`` returned."""
+    tensors = {name: kept[key] for name, key in _EXTRAS.items() if key in kept}
+    steps = tensors[TEXT].shape[1] if tensors else 0
+    return tuple(null_of(Conditioning({name: each[:, i] for name, each in tensors.items()})) for i in range(steps))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import DDIMError
-from ..core.conditioning import PromptConditioning
+from ..core.conditioning import POOLED, TEXT, PromptConditioning
 from ..core.contracts import Noise, OnStep, Solver, State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
@@ -16,8 +16,8 @@ from ..core.path import Node
 from ..core.solve import solve
 from ..solvers.lattice import ReversibleSolver
 
-TUNED = "uncond_text"
-"""The name in ``LatentCode.extras`` of the unconditional embeddings that null-text inversion optimized."""
+TUNED, TUNED_POOLED = "uncond_text", "uncond_pooled"
+"""The names in ``LatentCode.extras`` of the unconditional embeddings that null-text inversion optimized."""
 
 
 def replay(
@@ -62,24 +62,26 @@ def state_of(solver: Solver, state: State, grid: Grid, device: torch.device, dty
 
 
 def prompts_of(prompts: PromptConditioning, grid: Grid, extras: Mapping[str, Tensor]) -> Prompts:
-    """Returns the two conditions of sampling, or a function of the node if each step has its own unconditional text.
+    """Returns the two conditions of sampling, or a function of the node if each step has its own null embedding.
 
-    Some solvers call the network between two nodes of the grid. There the text of the node with more noise is used.
+    Some solvers call the network between two nodes of the grid. There that of the node with more noise is used.
 
     Args:
         prompts: the two conditions, N rows each.
         grid: the grid of S + 1 nodes.
-        extras: ``LatentCode.extras``, which may have ``uncond_text`` [N, S, L, D] with entry i for ``grid[i]``.
+        extras: ``LatentCode.extras``, which may have ``uncond_text`` [N, S, L, D] with entry i for ``grid[i]``, and
+            beside it ``uncond_pooled`` [N, S, P].
     """
     if TUNED not in extras:
         return prompts
-    texts, times = extras[TUNED], [grid[i].t for i in range(grid.steps)]
+    times = [grid[i].t for i in range(grid.steps)]
+    tuned = {name: extras[key] for name, key in ((TEXT, TUNED), (POOLED, TUNED_POOLED)) if key in extras}
     uncond = prompts.uncond
     assert uncond is not None
 
     def at(node: Node) -> PromptConditioning:
         i = max(k for k, t in enumerate(times) if t >= node.t or k == 0)
-        return PromptConditioning(prompts.cond, uncond.replace(text=texts[:, i]))
+        return PromptConditioning(prompts.cond, uncond.replace(**{name: each[:, i] for name, each in tuned.items()}))
 
     return at
 

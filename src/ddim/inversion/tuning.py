@@ -1,12 +1,17 @@
-"""A guided DDIM step as a function of the unconditional embedding, and the optimizer of that embedding."""
+"""A guided DDIM step as a function of the unconditional ("null") embedding, and the optimizer of that embedding.
 
+The null embedding of a prompt is one tensor here: its words [N, L, D], or where the network also takes a pooled
+embedding [N, P], all numbers of both, [N, L * D + P].
+"""
+
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .._utils.errors import NotFinite
-from ..core.conditioning import TEXT
+from ..core.conditioning import POOLED, TEXT, Conditioning
 from ..core.contracts import InversionProblem
 from ..core.gradients import quick_gradients
 from ..core.guidance import skip_term
@@ -16,13 +21,30 @@ from ..core.prediction import to_pair
 from ..solvers.base import move
 
 
+def null_of(condition: Conditioning) -> Tensor:
+    """Returns the null embedding that a condition contains."""
+    if POOLED not in condition:
+        return condition.tensors[TEXT]
+    return torch.cat([condition.tensors[name].flatten(1) for name in (TEXT, POOLED)], 1)
+
+
+def parts_of(null: Tensor, like: Conditioning) -> Mapping[str, Tensor]:
+    """Returns the tensors of a null embedding by name, in the shapes that they have in ``like``."""
+    if POOLED not in like:
+        return {TEXT: null}
+    rows, tokens, width = like.tensors[TEXT].shape
+    words, pooled = null[:, : tokens * width], null[:, tokens * width :]
+    return {TEXT: words.reshape(rows, tokens, width), POOLED: pooled}
+
+
 class GuidedStep:
     """A guided DDIM step from x as a function of the unconditional embedding, and its squared distance to a target.
 
     The conditional branch does not depend on that embedding, so that it is evaluated once, by the constructor.
 
     Args:
-        problem: the model, its conditions and guidance. The conditions must contain text.
+        problem: the model, its conditions and guidance. The conditions must contain text, of as many tokens as the
+            embeddings that are tried.
         x: the sample at ``node``, [N, ...].
         node, after: the nodes where the step starts and ends.
         target: the sample that the step should reach at ``after``, [N, ...].
@@ -32,45 +54,46 @@ class GuidedStep:
         self.problem, self.x, self.node, self.after, self.target = problem, x, node, after, target
         self.network, prompts = problem.need_network(), problem.prompts
         assert prompts.uncond is not None
-        self.uncond, self.text = prompts.uncond, prompts.cond.tensors[TEXT]
-        # For each row: whether the two branches can differ in their text only.
-        others = [name for name in self.uncond.tensors if name != TEXT]
+        self.uncond, self.aim = prompts.uncond, null_of(prompts.cond)
+        # For each row: whether the two branches can differ in their embedding only.
+        others = [name for name in self.uncond.tensors if name not in (TEXT, POOLED)]
         same = [(self.uncond.tensors[k] == prompts.cond.tensors[k]).flatten(1).all(1) for k in others]
-        self.same_but_text = torch.stack(same).all(0) if same else torch.ones(len(x), dtype=torch.bool, device=x.device)
+        self.alike = torch.stack(same).all(0) if same else torch.ones(len(x), dtype=torch.bool, device=x.device)
         self.tunable = problem.guidance.applies(node, self.network.schedule.path.t_max)
         self.call = replace(problem.call, branches=("uncond",))
         with torch.no_grad():
             (self.cond,) = self.network.ask(x, node, prompts.cond, call=problem.call)
             self.skip = skip_term(self.network, problem.guidance, x, node, prompts.cond, self.cond, problem.call)
 
-    def without_call(self, text: Tensor) -> tuple[Tensor, Tensor]:
+    def without_call(self, null: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the end of the step, [N, ...], and its loss, [N], as far as they follow without a network call.
 
         They do if both branches have equal conditions, so that the guided output is the conditional one, or if the step
         does not use the unconditional branch. The loss of the other rows is infinite.
 
         Args:
-            text: the unconditional embedding, [N, L, D].
+            null: the null embedding of all rows.
         """
         x = self._step(self.cond if self.skip is None else self.cond + self.skip, self.x)
-        known = (text == self.text).flatten(1).all(1) & self.same_but_text | (not self.tunable)
+        known = (null == self.aim).flatten(1).all(1) & self.alike | (not self.tunable)
         return x, self._loss(x, slice(None)).masked_fill(~known, torch.inf)
 
-    def __call__(self, text: Tensor, rows: Tensor, need_gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __call__(self, null: Tensor, rows: Tensor, need_gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Makes the step for some rows.
 
         Args:
-            text: the unconditional embedding of these rows, [n, L, D].
+            null: the null embedding of these rows.
             rows: the indices of the rows, [n].
             need_gradient: whether to compute the gradient of the losses.
 
         Returns:
-            the end of the step [n, ...], the losses [n], and their gradient with respect to ``text``, or None.
+            the end of the step [n, ...], the losses [n], and their gradient with respect to ``null``, or None.
         """
         x, cond = self.x[rows], self.cond[rows]
         with torch.enable_grad() if need_gradient else torch.no_grad(), quick_gradients(x.device):
-            leaf = text.detach().requires_grad_(need_gradient)
-            (uncond,) = self.network.ask(x, self.node, self.uncond[rows].replace(text=leaf), call=self.call)
+            leaf, like = null.detach().requires_grad_(need_gradient), self.uncond[rows]
+            condition = like.replace(**parts_of(leaf, like))
+            (uncond,) = self.network.ask(x, self.node, condition, call=self.call)
             output = self.network.combine(cond, uncond, self.problem.guidance, self.node)
             end = self._step(output if self.skip is None else output + self.skip[rows], x)
             loss = self._loss(end, rows)
@@ -129,7 +152,7 @@ class Adam:
     The constants are the defaults of the paper: 0.9, 0.999 and 1e-8.
 
     Args:
-        like: the embedding to optimize, [N, L, D]; the moments get its shape and dtype.
+        like: the embedding to optimize, [N, ...]; the moments get its shape and dtype.
         rate: the learning rate.
     """
 
@@ -137,15 +160,15 @@ class Adam:
         self.mean, self.square = torch.zeros_like(like), torch.zeros_like(like)
         self.rate, self.count = rate, 0
 
-    def __call__(self, text: Tensor, gradient: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, null: Tensor, gradient: Tensor, rows: Tensor) -> Tensor:
         """Returns the next embedding of some rows.
 
         All rows must have been updated in every earlier call, since they share the count of updates. A row that is
         left out must not return later.
 
         Args:
-            text: the embedding of these rows, [n, L, D].
-            gradient: the gradient of their losses, [n, L, D].
+            null: the embedding of these rows, [n, ...].
+            gradient: the gradient of their losses, [n, ...].
             rows: the indices of the rows, [n].
         """
         self.count += 1
@@ -153,4 +176,4 @@ class Adam:
         square = 0.999 * self.square[rows] + 0.001 * gradient.square()
         self.mean[rows], self.square[rows] = mean, square
         unbiased = square / (1 - 0.999**self.count)
-        return text - self.rate * (mean / (1 - 0.9**self.count)) / (unbiased.sqrt() + 1e-8)
+        return null - self.rate * (mean / (1 - 0.9**self.count)) / (unbiased.sqrt() + 1e-8)

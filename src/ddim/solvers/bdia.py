@@ -62,7 +62,7 @@ class BDIA(TwoNodeSolver):
     order: ClassVar[int] = 2
     nfe: ClassVar[int] = 1
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv 2307.10829"
-    remedy: ClassVar[str] = "use fewer steps, or gamma nearer to 1"
+    remedy: ClassVar[str] = "use weaker guidance, fewer steps, or gamma nearer to 1"
 
     def __post_init__(self) -> None:
         if not 0 < self.gamma <= 1:

@@ -36,7 +36,7 @@ class EDICT(ReversibleSolver):
     nfe: ClassVar[int] = 2
     paper: ClassVar[str] = "Wallace et al. 2023, arXiv 2211.12446"
     keys: ClassVar[tuple[str, ...]] = ("x", "y")
-    remedy: ClassVar[str] = "use fewer steps, or p nearer to 1"
+    remedy: ClassVar[str] = "use weaker guidance, fewer steps, or p nearer to 1"
 
     def __post_init__(self) -> None:
         if not 0 < self.p <= 1:

@@ -131,7 +131,7 @@ class ReversibleSolver(Solver, Inversion):
 
     keys: ClassVar[tuple[str, ...]]
     rotate: ClassVar[tuple[str, ...]] = ()
-    remedy: ClassVar[str] = "use fewer steps"
+    remedy: ClassVar[str] = "use weaker guidance, or fewer steps"
     spread: ClassVar[tuple[float, float]] = (0.02, 10.0)
     repeats: ClassVar[bool] = False
     exact: ClassVar[bool] = True
