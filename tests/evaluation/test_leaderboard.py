@@ -127,10 +127,11 @@ def test_the_order_and_the_plot(board: Any):
     }
 
 
+@pytest.mark.parametrize(("method", "weight"), [("direct", 7.5), ("bdia", 1.0)])
 def test_edits_are_of_the_code_that_came_back_and_are_ranked(
-    found: EvalImages, board: Any, monkeypatch: pytest.MonkeyPatch
+    method: str, weight: float, found: EvalImages, board: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    """An editor that gives each answer but one."""
+    """An editor that gives each answer but one. The code of an exact method is one at guidance 1."""
     answers, seen = {p.prompt: p.pixels for p in found.known}, []
 
     def edited(model: Any, code: Any, prompts: Any, **arguments: Any) -> Any:
@@ -140,16 +141,15 @@ def test_edits_are_of_the_code_that_came_back_and_are_ranked(
         return SimpleNamespace(edits=images)
 
     monkeypatch.setattr("ddim.pipelines.edit.edit", edited)
-    bench = board(method="direct", guidance=7.5, words=2, styles=1)
+    bench = board(method=method, guidance=7.5, words=2, styles=1)
     assert [[p.key for p in bench.targets[id(s)]] for s in found.images] == [
         [p.key for p in edit_pairs(found.known, 2, 1) if p.source is source] for source in found.images
     ]
     rows = measured(bench, bench.settings()[1])
     assert [(r["edits"], r["right"]) for r in rows] == [(3, 2), (3, 3)]
     ((code, prompts, arguments),) = seen
-    assert code.method == "direct"
-    assert len(code) == 2
-    assert arguments == {"attention": "refine"}
+    assert (code.method, len(code), code.guidance["weight"]) == (method, 2, weight)
+    assert arguments == {"guidance": 7.5, "attention": "refine"}
     assert [len(p) for p in prompts] == [3, 3]
     assert rows[0]["memory_mb"] > 0
     assert rows[1]["memory_mb"] is None  # measured on the first image only

@@ -33,7 +33,8 @@ EXPLAINED = {
     "nfe": "network calls per image in both directions; a guided call counts as two",
     "seconds": "per image of a batch, both directions",
     "memory_mb": "peak memory of tensors for one image in both directions, without the model itself; 2^20 bytes",
-    "top1": "share of the edits of the same code, with attention refine, whose answer is the nearest image",
+    "top1": "share of the edits, with attention refine, whose answer is the nearest image; of the same code, or for "
+    "exact methods of one at guidance 1",
 }
 
 
@@ -174,7 +175,7 @@ class Leaderboard(Benchmark[LeaderboardOptions, "TripSetting"]):
             back = trip.images
             cost = {"nfe": trip.nfe_back + trip.nfe_forward, "seconds": trip.seconds}
             if self.targets:
-                edits = self._edit(trip.code, images)
+                edits = self._edit(setting, trip.code, images)
         apart: list[float | None] = [None] * len(items)
         if self.lpips is not None:
             colour = [images.expand(-1, 3, -1, -1) for images in (pixels, back)]  # LPIPS takes three channels
@@ -206,19 +207,38 @@ class Leaderboard(Benchmark[LeaderboardOptions, "TripSetting"]):
 
         return peak_memory(once, torch.device(self.session.model.device))
 
-    def _edit(self, code: "LatentCode", images: "Sequence[EvalImage]") -> list[dict[str, Any]]:
-        """How many edits of each image there are, and how many have their answer as the nearest image."""
+    def _edit(self, setting: "TripSetting", code: "LatentCode", images: "Sequence[EvalImage]") -> list[dict[str, Any]]:
+        """How many edits of each image there are, and how many have their answer as the nearest image.
+
+        Exact methods are edited from codes at guidance 1, as ``edit`` makes them from images.
+        """
+        from ...pipelines.invert import invert
+        from ...solvers import REVERSIBLE
 
         def edited(places: Sequence[int]) -> list[dict[str, Any]]:
-            one = len(places) < len(images)
-            return self._edit_together(code[places[0]] if one else code, [images[k] for k in places])
+            chosen = [images[k] for k in places]
+            if setting.spec.method not in REVERSIBLE or setting.guidance in (None, 1):
+                own = code if len(places) == len(images) else code[places[0]]
+            else:
+                own = invert(
+                    self.session.model,
+                    [image.pixels for image in chosen],
+                    prompt=[image.prompt for image in chosen],
+                    method=setting.spec.method,
+                    options=dict(setting.spec.options),
+                    steps=setting.steps,
+                    spacing=setting.spacing,
+                )
+            return self._edit_together(setting, own, chosen)
 
         def failed(k: int, why: str) -> dict[str, Any]:
             return {"edits": len(self.targets[id(images[k])]), "right": 0, "failed": f"edit: {why}"}
 
         return isolate_failures(range(len(images)), edited, failed)
 
-    def _edit_together(self, code: "LatentCode", images: "Sequence[EvalImage]") -> list[dict[str, Any]]:
+    def _edit_together(
+        self, setting: "TripSetting", code: "LatentCode", images: "Sequence[EvalImage]"
+    ) -> list[dict[str, Any]]:
         from ...pipelines.edit import edit
 
         pairs = [self.targets.get(id(image), []) for image in images]
@@ -228,7 +248,8 @@ class Leaderboard(Benchmark[LeaderboardOptions, "TripSetting"]):
         # ``edit`` takes the same number of targets for each image, so the last target of an image may be repeated
         prompts = [[pair.answer.prompt for pair in own] or [i.prompt] for own, i in zip(pairs, images, strict=True)]
         padded = [own + [own[-1]] * (most - len(own)) for own in prompts]
-        found = edit(self.session.model, code, padded, attention="refine").edits.cpu().float()
+        made = edit(self.session.model, code, padded, guidance=setting.guidance, attention="refine")
+        found = made.edits.cpu().float()
         right = [
             sum(self._rank(image, pair.answer) == 1 for image, pair in zip(edits, own, strict=False))
             for edits, own in zip(found, pairs, strict=True)
