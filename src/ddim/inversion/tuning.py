@@ -91,7 +91,8 @@ class GuidedStep:
         """
         x, cond = self.x[rows], self.cond[rows]
         with torch.enable_grad() if need_gradient else torch.no_grad(), quick_gradients(x.device):
-            leaf, like = null.detach().requires_grad_(need_gradient), self.uncond[rows]
+            like = self.uncond[rows]
+            leaf = null.detach().requires_grad_(need_gradient)
             condition = like.replace(**parts_of(leaf, like))
             (uncond,) = self.network.ask(x, self.node, condition, call=self.call)
             output = self.network.combine(cond, uncond, self.problem.guidance, self.node)
