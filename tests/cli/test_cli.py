@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import ddim
-from ddim._utils.names import settings_text
+from ddim._utils.names import settings_text, short_hash
 from ddim.cli.app import app
 from ddim.cli.files import stem
 
@@ -112,19 +112,19 @@ def test_invert_checks_what_comes_back(model: str):
     shirt = picture(Path("shirt.png"))
     result = run("invert", shirt, "-m", model, "--method", "bdia", "--steps", 4)
     assert "PSNR" in result.stdout
-    assert "shirt_bdia_S4.code.safetensors" in result.stdout
-    code = ddim.LatentCode.load("shirt_bdia_S4.code.safetensors")
+    assert "shirt_bdia_S4_on-small.code.safetensors" in result.stdout
+    code = ddim.LatentCode.load("shirt_bdia_S4_on-small.code.safetensors")
     assert (code.method, code.grid.steps, len(code)) == ("bdia", 4, 1)
-    assert sorted(os.listdir()) == ["shirt.png", "shirt_bdia_S4.code.safetensors"]
+    assert sorted(os.listdir()) == ["shirt.png", "shirt_bdia_S4_on-small.code.safetensors"]
 
 
 def test_invert_and_reconstruct_tell_machines_the_error(model: str):
     shirt, coat = picture(Path("shirt.png"), 1), picture(Path("coat.png"), 2)
     there = run_json("invert", shirt, coat, "-m", model, "--steps", 4, "-o", "iterations=2", "--out", "codes")
-    assert there["files"] == [f"codes/{n}_ddim_S4_iterations2.code.safetensors" for n in ("shirt", "coat")]
+    assert there["files"] == [f"codes/{n}_ddim_S4_iterations2_on-small.code.safetensors" for n in ("shirt", "coat")]
     assert there["nfe"] == {"invert": 8, "reconstruct": 4}
     back = run_json("reconstruct", *there["files"], "--original", shirt, "--original", coat, "--out", "back")
-    assert back["files"] == [f"back/{n}_ddim_S4_iterations2_recon.png" for n in ("shirt", "coat")]
+    assert back["files"] == [f"back/{n}_ddim_S4_iterations2_on-small_recon.png" for n in ("shirt", "coat")]
     for one, two in zip(there["images"], back["images"], strict=True):
         assert one["mse"] == pytest.approx(two["mse"], rel=1e-3)
         assert two["psnr"] == pytest.approx(ddim_psnr(two["mse"]))
@@ -139,35 +139,36 @@ def ddim_psnr(mse: float) -> float:
 def test_an_exact_method_brings_the_png_back_to_the_bit(model: str):
     shirt = picture(Path("shirt.png"))
     run("invert", shirt, "-m", model, "--method", "belm", "--steps", 5, "--no-check")
-    run("reconstruct", "shirt_belm_S5.code.safetensors", "--original", shirt)
-    assert torch.equal(pixels("shirt_belm_S5_recon.png"), pixels(shirt))
+    run("reconstruct", "shirt_belm_S5_on-small.code.safetensors", "--original", shirt)
+    assert torch.equal(pixels("shirt_belm_S5_on-small_recon.png"), pixels(shirt))
 
 
 def test_together_and_a_sheet(model: str):
     images = [picture(Path(f"{k}.png"), k) for k in range(3)]
     there = run_json("invert", *images, "-m", model, "--steps", 2, "--together", "--no-check")
-    assert there["files"] == ["3pictures_ddim_S2.code.safetensors"]
+    assert there["files"] == [f"3pictures-{short_hash('0.png', '1.png', '2.png')}_ddim_S2_on-small.code.safetensors"]
     assert "psnr" not in there["images"][0]
     sheet = run_json("reconstruct", there["files"][0], "--sheet", "--columns", 3)
-    assert sheet["files"] == ["3pictures_ddim_S2_recon.png"]
+    name = there["files"][0].removesuffix(".code.safetensors")
+    assert sheet["files"] == [f"{name}_recon.png"]
     assert pixels(sheet["files"][0]).shape == (12, 32)
     each = run_json("reconstruct", there["files"][0])
-    assert each["files"] == [f"3pictures_ddim_S2_recon_{k}.png" for k in range(3)]
+    assert each["files"] == [f"{name}_recon_{k}.png" for k in range(3)]
 
 
 def test_resize_fits_a_picture(model: str):
     large = picture(Path("large.png"), size=20)
     run("invert", large, "-m", model, "--steps", 2, "--resize")
-    said = run_json("reconstruct", "large_ddim_S2.code.safetensors", "--original", large, "--resize")
+    said = run_json("reconstruct", "large_ddim_S2_on-small_resized.code.safetensors", "--original", large, "--resize")
     assert said["images"][0]["psnr"] > 0
 
 
 def test_interpolate_between_a_picture_and_a_code(model: str):
     shirt, coat = picture(Path("shirt.png"), 1), picture(Path("coat.png"), 2)
     run("invert", coat, "-m", model, "--method", "bdia", "--steps", 3, "--no-check")
-    code = "coat_bdia_S3.code.safetensors"
+    code = "coat_bdia_S3_on-small.code.safetensors"
     said = run_json("interpolate", shirt, code, "--method", "bdia", "--steps", 3, "--frames", 4, "--each")
-    page = "shirt_to_coat_bdia_S3_frames4.png"
+    page = "shirt_to_coat_bdia_S3_on-small_frames4.png"
     assert said["files"][0] == page
     assert len(said["files"]) == 5
     assert pixels(page).shape == (12, 4 * 10 + 2)
@@ -272,7 +273,9 @@ def test_a_true_process_speaks_json_on_stdout_alone(model: str):
 
 def test_names():
     assert settings_text("dpm++2m", 20, {}, "karras", {"seed": 3, "n": None}) == "dpm++2m_S20_karras_seed3"
-    assert settings_text("ddim", 9, {"eta": 1.0}, [float(k) for k in range(9, 0, -1)]) == "ddim_S9_eta1_explicit"
+    long = settings_text("ddim", 9, {"eta": 1.0}, [float(k) for k in range(9, 0, -1)])
+    assert long == f"ddim_S9_eta1_explicit-{short_hash('9-8-7-6-5-4-3-2-1')}"
+    assert long != settings_text("ddim", 9, {"eta": 1.0}, [float(k) for k in range(10, 1, -1)])
     assert stem(Path("a/shirt 1.JPG")) == "shirt-1"
 
 
@@ -280,6 +283,6 @@ def test_settings_that_shape_an_interpolation_are_in_its_name_and_metadata(model
     ends = [picture(Path(f"{k}.png"), k) for k in range(2)]
     words = ["interpolate", *ends, "-m", model, "-S", 2, "--frames", 2]
     plain, other = run_json(*words), run_json(*words, "--seed", 3, "--clip", 2)
-    assert plain["files"] == ["0_to_1_bdia_S2_frames2.png"]
+    assert plain["files"] == ["0_to_1_bdia_S2_on-small_frames2.png"]
     assert {"seed3", "clip2"} <= set(Path(other["files"][0]).stem.split("_"))
     assert (other["seed"], other["clip"], plain["seed"], plain["clip"]) == (3, 2.0, 0, None)

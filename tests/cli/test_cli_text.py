@@ -113,7 +113,7 @@ def test_a_prompt_that_is_too_long_is_one_warning(model: str):
 def test_invert_and_reconstruct_under_guidance(model: str):
     cat = picture()
     there = run_json("invert", cat, "-m", model, "-p", CAT, "--guidance", 3, "--method", "direct", "-S", 3)
-    assert there["files"] == ["cat_a-cat-on-a-mat_direct_S3_w3.code.safetensors"]
+    assert there["files"] == ["cat_a-cat-on-a-mat_direct_S3_on-words_w3.code.safetensors"]
     code = ddim.LatentCode.load(there["files"][0])
     assert (code.prompts, code.guidance["weight"]) == ((CAT,), 3.0)
     back = run_json("reconstruct", there["files"][0], "--original", cat)
@@ -129,7 +129,7 @@ def test_invert_takes_sizes_seeds_and_the_way_back(model: str):
         *("invert", wide, "-m", model, "-p", CAT, "-w", 2, "--inversion-guidance", 1, "--method", "edit-friendly"),
         *("-S", 4, "-o", "skip=0", "--seed", 3, "--no-check"),
     )
-    assert said["files"] == ["wide_a-cat-on-a-mat_edit-friendly_S4_skip0_w2_back1_seed3.code.safetensors"]
+    assert said["files"] == ["wide_a-cat-on-a-mat_edit-friendly_S4_skip0_on-words_w2_back1_seed3.code.safetensors"]
     code = ddim.LatentCode.load(said["files"][0])
     assert code.x.shape[2:] == (16, 24)
     assert code.settings["inversion_guidance"] == 1
@@ -181,7 +181,7 @@ def test_ctrl_c_keeps_what_was_tuned_and_resume_goes_on(model: str):
     with pytest.MonkeyPatch.context() as patch:
         interrupted(patch, 2)
         sentence = fails(*words, code=130)
-    partial = "cat_a-cat-on-a-mat_null-text_S4_inner3_w5.code.safetensors.partial"
+    partial = "cat_a-cat-on-a-mat_null-text_S4_inner3_on-words_w5.code.safetensors.partial"
     assert f"--resume {partial}" in sentence
     assert sorted(os.listdir()) == ["cat.png", partial, "whole"]
     for command in (["reconstruct", partial], ["edit", partial, "--to", TIGER]):
@@ -236,7 +236,7 @@ def test_what_stops_the_way_forward_of_an_edit_leaves_the_code(
         patch.setattr("ddim.pipelines.edit.solve", stopping)
         sentence = fails(*words, code=code)
     assert said in sentence
-    kept = "cat_to_a-tiger-on-a-mat_direct_S3_from-a-cat-on-a-mat_w5.code.safetensors"
+    kept = "cat_to_a-tiger-on-a-mat_direct_S3_on-words_from-a-cat-on-a-mat_w5.code.safetensors"
     assert sorted(os.listdir()) == ["cat.png", kept]
     command = sentence[sentence.index("ddim edit ") : sentence.index(" goes on.")]
     said_then = run_json(*shlex.split(command)[1:])
@@ -284,7 +284,7 @@ def test_edit_writes_a_strip_and_a_json(model: str):
     said = run_json("edit", picture(), "-m", model, "--from", CAT, "--to", TIGER, "--to", "a dog on a mat", "-S", 3)
     strip, beside = said["files"]
     both = short_hash(TIGER, "a dog on a mat")
-    assert strip == f"cat_to_2targets-{both}_direct_S3_from-a-cat-on-a-mat.png"
+    assert strip == f"cat_to_2targets-{both}_direct_S3_on-words_from-a-cat-on-a-mat.png"
     assert beside == strip.replace(".png", ".json")
     assert rgb(strip).shape == (SIDE + 4, 4 * (SIDE + 2) + 2, 3)
     assert torch.equal(tile(strip, 0), rgb("cat.png"))

@@ -223,7 +223,7 @@ def test_invert_writes_each_batch_when_it_is_done(model: str):
     words = ["invert", *images, "-m", model, "-S", 3, "--batch", 2]
     run_json(*words, "--out", "whole")
     left = after_kill(2 * 3 + 1, *words, "--out", "left")
-    assert left == [f"left/{k}_ddim_S3.code.safetensors" for k in range(4)]
+    assert left == [f"left/{k}_ddim_S3_on-small.code.safetensors" for k in range(4)]
     same_files(left, Path("whole"))
 
 
@@ -276,7 +276,8 @@ def test_reconstruct_writes_each_batch_when_it_is_done(model: str):
     words = ["reconstruct", one, three, "--batch", 2]
     run_json(*words, "--out", "whole")
     left = after_kill(3 + 3 + 1, *words, "--out", "left")
-    names = ("0_ddim_S3_recon", "3pictures_ddim_S3_recon_0", "3pictures_ddim_S3_recon_1")
+    first, several = (file.removesuffix(".code.safetensors") for file in (one, three))
+    names = (f"{first}_recon", f"{several}_recon_0", f"{several}_recon_1")
     assert left == [f"left/{name}.png" for name in names]
     same_files(left, Path("whole"))
 

@@ -59,7 +59,8 @@ def settings_text(
     if isinstance(spacing, str):
         parts.append(spacing)
     elif spacing is not None:
-        parts.append("t" + "-".join(f"{t:g}" for t in spacing) if len(spacing) <= 6 else "explicit")
+        listed = "-".join(f"{t:g}" for t in spacing)
+        parts.append(f"t{listed}" if len(spacing) <= 6 else f"explicit-{short_hash(listed)}")
     parts += [f"{k}{value_text(v)}" for k, v in (rest or {}).items() if v is not None]
     return "_".join(parts)
 

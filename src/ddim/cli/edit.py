@@ -15,7 +15,7 @@ from .._utils.errors import DDIMError, InputError, Interrupted
 from .._utils.names import protect, settings_text
 from . import options as o
 from .failure import code_and_sentence
-from .files import CODE, PNG, guidance_tags, is_code, phrase, phrases, stem, target
+from .files import CODE, PNG, guidance_tags, is_code, model_tag, phrase, phrases, resized, stem, target
 from .groups import Options, option, tags_of
 from .output import Terminal, escaped, listening
 from .repeat import repeat
@@ -325,7 +325,16 @@ def edit(
         from ..pipelines.edit_plan import by_class as check_model
         from ..pipelines.pictures import read_pictures
         from .pictures import check_page, write_each, write_page, write_photograph
-        from .session import about_model, error_text, guidance_for, if_it_acts, open_for_code, open_model, set_reference
+        from .session import (
+            about_model,
+            error_text,
+            guidance_for,
+            guidance_text,
+            if_it_acts,
+            open_for_code,
+            open_model,
+            set_reference,
+        )
 
         code, pictures, crop = LatentCode.load(source) if inverted else None, None, arguments.pop("crop", None)
         if code is None:
@@ -337,11 +346,15 @@ def edit(
         set_reference(counted, reference)
         check_model(counted, targets.to, targets.to_label)
         guidance = guidance_for(counted, guiding, usual=usual, batched_cfg=machine.batched_cfg)
+        embedded = counted.info.embedded if usual.embedded is None else usual.embedded
         tags = {
+            **model_tag(model, MODEL if code is None else code.model),
             "from-": phrase(targets.from_) if targets.from_ is not None and not inverted else None,
             "label": targets.from_label if not inverted else None,
-            **guidance_tags(guidance, usual.weight, guiding.negative, reference),
-            **tags_of(guiding, attention, where, holding, inverting, cropping, machine),
+            **guidance_tags(guidance, usual.weight, guiding.negative, reference, embedded=embedded),
+            **tags_of(guiding, attention, where, holding, inverting, cropping),
+            **resized(resize),
+            **machine.tags,
         }
         name = settings_text(
             inverting.method if code is None else code.method,
@@ -444,7 +457,8 @@ def edit(
             *(f"photograph  [bold]{escaped(file)}[/bold]" for file in files.photographs),
             *(f"reconstruction  [green]{error_text(row)}[/green]" for row in rows),
             f"[dim]{' · '.join(strip)} · {edited.code.method}, S = {edited.code.grid.steps} · "
-            f"w = {guidance.weight:g} · {about['nfe']:g} network calls per image · {terminal.seconds:.1f} s[/dim]",
+            f"{guidance_text(counted, guidance)}{about['nfe']:g} network calls per image · "
+            f"{terminal.seconds:.1f} s[/dim]",
         )
 
 

@@ -41,6 +41,16 @@ def stem(path: Path) -> str:
     return slug(name.removesuffix(CODE) if name.endswith(CODE) else path.stem)
 
 
+def pictures_slug(paths: Sequence[Path]) -> str:
+    """Several files in the name of one: their number, and a hash that other files do not have."""
+    return f"{len(paths)}pictures-{short_hash(*map(str, paths))}"
+
+
+def resized(resize: bool) -> dict[str, str]:
+    """What a file's name says of ``--resize``; for ``settings_text``."""
+    return {"resized": ""} if resize else {}
+
+
 def prompts_slug(prompts: Sequence[str] | None) -> str:
     """The prompt in a file's name; of several prompts, their number and a hash; empty without a prompt."""
     distinct = list(prompts or [])
@@ -49,13 +59,46 @@ def prompts_slug(prompts: Sequence[str] | None) -> str:
     return phrases(distinct, "prompts") if any(p.strip() for p in distinct) else ""
 
 
+def model_slug(model: str) -> str:
+    """The model or the folder in a file's name.
+
+    The folders of training runs have the same names, so theirs is joined to that of the run: ``fashion-model`` of
+    ``runs/fashion/model``.
+    """
+    parts = [part for part in model.replace("\\", "/").split("/") if part not in ("", ".")]
+    begin = len(parts) - 1
+    while begin > 0 and re.fullmatch(r"model|checkpoints?([-_]?\w+)?|step[-_]?\d+", parts[begin]):
+        begin -= 1
+    return slug("-".join(parts[max(begin, 0) :]))
+
+
+def model_tag(model: str | None, usual: str) -> dict[str, str]:
+    """What a file's name says of a model that was typed; nothing for the one that would be used without; for
+    ``settings_text``."""
+    return {} if model in (None, usual) else {"on-": model_slug(str(model))}
+
+
 def guidance_tags(
-    guidance: "Guidance", usual: float, negative: str | None = None, reference: Path | None = None
+    guidance: "Guidance",
+    usual: float,
+    negative: str | None = None,
+    reference: Path | None = None,
+    *,
+    embedded: float | None = None,
 ) -> dict[str, Any]:
-    """What a file's name says of the guidance and the reference, as far as it is unusual; for ``settings_text``."""
+    """What a file's name says of the guidance and the reference, as far as it is unusual; for ``settings_text``.
+
+    Args:
+        guidance: the guidance.
+        usual: the weight that has no tag.
+        negative: the negative prompt.
+        reference: the file of the picture that the network looks at.
+        embedded: the embedded scale that has no tag.
+    """
     unusual = guidance.interval != (0.0, 1.0)
     return {
         "w": float(guidance.weight) if guidance.weight != usual else None,
+        "embedded": None if guidance.embedded in (None, embedded) else float(guidance.embedded),
         "rescale": guidance.rescale or None,
         "interval": "-".join(f"{v:g}" for v in guidance.interval) if unusual else None,
         "skip": skip_text(guidance),

@@ -81,6 +81,8 @@ def _as_it_is(value: Any) -> Any:
 
 
 def _tag_text(value: Any) -> str:
+    if value is True:
+        return ""
     return f"{value:g}" if isinstance(value, float) else str(value).replace(",", "-")
 
 

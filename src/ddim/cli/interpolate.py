@@ -1,22 +1,18 @@
 """``ddim interpolate``: images between real ones."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, cast
 
 import typer
 
 from .._utils.choices import THROUGH
 from .._utils.errors import InputError
-from .._utils.names import protect, settings_text
+from .._utils.names import protect, settings_text, short_hash
 from . import options as o
-from .files import PNG, guidance_tags, is_code, stem, target
+from .files import PNG, guidance_tags, is_code, model_tag, prompts_slug, resized, stem, target
 from .groups import tags_of
 from .output import Terminal, escaped, listening
-
-if TYPE_CHECKING:
-    from ..inversion.latent_code import LatentCode
 
 _Ends = Annotated[
     list[Path],
@@ -99,7 +95,7 @@ def interpolate(
         from ..pipelines import common
         from ..pipelines import interpolate as between
         from ..pipelines.batches import empty_code
-        from ..pipelines.invert import invert
+        from ..pipelines.invert import EMBEDDED_IN_INVERSION, invert
         from .pictures import check_page, write_each, write_page
         from .session import about_model, guidance_for, if_it_acts, open_for_code, open_model, set_reference
 
@@ -143,17 +139,23 @@ def interpolate(
         row = columns or (corners[1] if corners else count if total == 2 else frames)
         shape = common.picture_shape(counted, one)
         check_page(count, shape[1:], row, scale, of="grid" if corners else "frames")
-        tags: dict[str, Any] = {}
-        changed: dict[str, Any] = {}
-        if images_of:  # codes have these in their own names
+        if images_of:
             usual = make_inversion(inversion.name).options
             changed = {k: v for k, v in inversion.options.items() if v != usual.get(k)}
             tags = {
-                **guidance_tags(guidance, 1.0, guiding.negative, reference),
-                "label": "-".join(map(str, label)) if label else None,
-                **tags_of(guiding, inverting, holding, machine),
+                **model_tag(counted.name, MODEL),
+                **guidance_tags(guidance, 1.0, guiding.negative, reference, embedded=EMBEDDED_IN_INVERSION),
+                "label": label[0] if label else None,
+                **tags_of(guiding, inverting, holding),
+                **resized(resize),
+                **machine.tags,
             }
-        page = target(out, _name(ends, one, total, frames, corners, through, changed, tags), PNG)
+            settings = settings_text(one.method, one.grid.steps, changed, spacing, tags)
+        else:  # codes have the others in their own names
+            tags = {**model_tag(model, one.model), **machine.tags}
+            settings = settings_text(one.method, one.grid.steps, {}, rest=tags)
+        begin = settings_text(one.method, one.grid.steps, {})
+        page = target(out, _name(ends, begin, words, settings, total, frames, corners, through), PNG)
         beside = page.with_suffix("")
         digits = len(str(count - 1))
         singles = [beside / f"{beside.name}_{k:0{digits}d}{PNG}" for k in range(count)] if each else []
@@ -217,18 +219,37 @@ def interpolate(
 
 def _name(
     ends: list[Path],
-    code: "LatentCode",
+    begin: str,
+    prompt: str | None,
+    settings: str,
     total: int,
     frames: int,
     corners: tuple[int, int] | None,
     through: str,
-    options: Mapping[str, Any],
-    tags: Mapping[str, Any],
 ) -> str:
-    """``shirt_to_coat_bdia_S50_frames11``; saved codes lose the settings that their names end in."""
-    settings = settings_text(code.method, code.grid.steps, {})
-    names = [stem(path).partition(f"_{settings}")[0] for path in ends]
-    via = f"_via{total - 2}" if total > 2 else ""
+    """``shirt_to_coat_bdia_S50_frames11``. What the names of all codes end in is said once, after the settings.
+
+    Args:
+        ends: the images and codes.
+        begin: what the settings of a code's name begin with, such as ``bdia_S50``.
+        prompt: the prompt of the images.
+        settings: the settings that were typed, which begin with ``begin``.
+        total: how many images there are, of which a code may hold several.
+        frames, corners, through: the path.
+    """
+    stems = [stem(path) for path in ends]
+    parts = [name.partition(f"_{begin}") for name in stems]
+    alike = {tail for path, (_, _, tail) in zip(ends, parts, strict=True) if is_code(path)}
+    own = settings.removeprefix(begin)
+    if all(is_code(path) for path in ends) and len(alike) == 1:
+        settings = begin + alike.pop() + own
+        stems = [head for head, _, _ in parts]
+    elif alike <= {own}:
+        stems = [head for head, _, _ in parts]
+    else:
+        stems = [name.removesuffix(f"_{begin}") for name in stems]
+    between = f"-{short_hash(*map(str, ends[1:-1]))}" if len(ends) > 2 else ""
+    via = f"_via{total - 2}{between}" if total > 2 else ""
     shape = f"grid{corners[0]}x{corners[1]}" if corners else f"frames{frames}"
-    whole = settings_text(code.method, code.grid.steps, options, rest=tags)
-    return f"{names[0]}_to_{names[-1]}{'' if corners else via}_{whole}_{shape}{'_state' * (through == 'state')}"
+    said = f"_{prompts_slug([prompt])}" if prompt and any(not is_code(path) for path in ends) else ""
+    return f"{stems[0]}_to_{stems[-1]}{via}{said}_{settings}_{shape}{'_state' * (through == 'state')}"

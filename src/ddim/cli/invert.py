@@ -9,9 +9,10 @@ import typer
 from .._utils.errors import InputError
 from .._utils.names import protect, settings_text
 from . import options as o
-from .files import CODE, folder, guidance_tags, prompts_slug, stem, target
+from .files import CODE, folder, guidance_tags, model_tag, pictures_slug, prompts_slug, resized, stem, target
 from .output import Terminal, escaped, listening
 
+MODEL = "fashion"
 _Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)]
 _Resume = Annotated[
     Path | None,
@@ -38,7 +39,7 @@ _Check = Annotated[
 
 def invert(
     images: _Images,
-    model: o.Model = "fashion",
+    model: o.Model = MODEL,
     inverting: o.Inverting = o.Inverting(),
     prompt: o.Prompts = None,
     guiding: o.InversionGuiding = o.InversionGuiding(),
@@ -73,6 +74,7 @@ def invert(
         from ..inversion.latent_code import LatentCode
         from ..inversion.partial import begun
         from ..pipelines.common import grid_for
+        from ..pipelines.invert import EMBEDDED_IN_INVERSION
         from ..pipelines.invert import invert as invert_images
         from ..pipelines.pictures import read_pictures
         from ..pipelines.reconstruct import reconstruct
@@ -100,12 +102,14 @@ def invert(
         usual = make_inversion(method).options
         changed = {k: v for k, v in inversion.options.items() if v != usual.get(k)}
         tags = {
-            **guidance_tags(guidance, 1.0, guiding.negative, reference),
+            **model_tag(model, MODEL),
+            **guidance_tags(guidance, 1.0, guiding.negative, reference, embedded=EMBEDDED_IN_INVERSION),
             **guiding.tags,
             "label": "-".join(map(str, label)) if label else None,
             **inverting.tags,
             **holding.tags,
             **keeping.tags,
+            **resized(resize),
             **machine.tags,
         }
         settings = settings_text(method, grid.steps, changed, arguments.get("spacing"), tags)
@@ -204,7 +208,7 @@ def _code_files(
 ) -> list[Path]:
     """The files to write: one for all images, or one for each, named after the image, its prompt and the settings."""
     if one_file:
-        name = stem(images[0]) if len(images) == 1 else f"{len(images)}pictures"
+        name = stem(images[0]) if len(images) == 1 else pictures_slug(images)
         parts = [part for part in (name, prompts_slug(prompts), settings) if part]
         return [target(out, "_".join(parts), CODE)]
     slugs = [prompts_slug([prompt]) for prompt in prompts or [""]]

@@ -397,6 +397,7 @@ class Keeping(Cropping):
         "--keep-source",
         "Store the photograph in the code at its own size, so that ddim edit can paste an edit of the code into it.",
         FILES,
+        tag="kept",
     )
 
 

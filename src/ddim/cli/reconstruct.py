@@ -1,15 +1,15 @@
 """``ddim reconstruct``: latent codes back to images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .._utils.errors import InputError
-from .._utils.names import protect
+from .._utils.names import protect, short_hash
 from . import options as o
-from .files import PNG, folder, stem, target
+from .files import PNG, folder, model_tag, stem, target
 from .output import Terminal, escaped, listening
 
 if TYPE_CHECKING:
@@ -72,9 +72,11 @@ def reconstruct(
                 f"{len(originals)} for {total} images; name one for each, in their order.",
                 parameter="original",
             )
-        names = [n for path, code in zip(codes, loaded, strict=True) for n in _names(path, len(code))]
+        tags = [{**model_tag(model, code.model), **machine.tags} for code in loaded]
+        names = [n for path, code, tag in zip(codes, loaded, tags, strict=True) for n in _names(path, len(code), tag)]
         if sheet or total == 1:
-            name = names[0] if total == 1 else f"{stem(codes[0])}{f'_and_{len(codes) - 1}' * (len(codes) > 1)}_recon"
+            others = f"_and_{len(codes) - 1}-{short_hash(*map(str, codes[1:]))}" if len(codes) > 1 else ""
+            name = names[0] if total == 1 else f"{stem(codes[0])}{others}{_text(tags[0])}_recon"
             files = [target(out, name, PNG)]
         else:
             files = [target(folder(out, PNG), name, PNG) for name in names]
@@ -150,12 +152,15 @@ def reconstruct(
         )
 
 
-def _names(path: Path, count: int) -> list[str]:
-    """``shirt_bdia_S50_recon``, numbered where a code holds more than one image."""
-    if count == 1:
-        return [f"{stem(path)}_recon"]
+def _names(path: Path, count: int, tags: Mapping[str, str]) -> list[str]:
+    """``shirt_bdia_S50_recon``, with the tags before its end, and numbered where a code holds more than one image."""
+    name = f"{stem(path)}{_text(tags)}_recon"
     digits = len(str(count - 1))
-    return [f"{stem(path)}_recon_{k:0{digits}d}" for k in range(count)]
+    return [name] if count == 1 else [f"{name}_{k:0{digits}d}" for k in range(count)]
+
+
+def _text(tags: Mapping[str, str]) -> str:
+    return "".join(f"_{tag}{value}" for tag, value in tags.items())
 
 
 def _about(path: Path, code: "LatentCode") -> dict[str, Any]:

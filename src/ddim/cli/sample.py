@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .._utils.errors import InputError
-from .._utils.names import protect, settings_text, slug, value_text
+from .._utils.names import protect, settings_text, value_text
 from . import options as o
-from .files import PNG, guidance_tags, prompts_slug, target
+from .files import PNG, guidance_tags, model_slug, prompts_slug, target
 from .output import Terminal, escaped, listening
 
 if TYPE_CHECKING:
@@ -117,7 +117,15 @@ def sample(
         from ..pipelines.sample import solver_with_eta
         from ..solvers import SOLVERS
         from .pictures import check_page, write_each, write_page
-        from .session import about_model, about_prompts, guidance_for, if_it_acts, open_model, set_reference
+        from .session import (
+            about_model,
+            about_prompts,
+            guidance_for,
+            guidance_text,
+            if_it_acts,
+            open_model,
+            set_reference,
+        )
 
         options = options_of(solver_with_eta(solver, eta, arguments.get("options")))
         counted = open_model(terminal, model, label, compile=compile, **machine.loading)
@@ -147,10 +155,10 @@ def sample(
         }
         tags = {
             "label": "-".join(map(str, label)) if label else None,
-            "led": about.get("classifier_weight"),
+            "led": None if classifier is None else f"{led:g}-by-{model_slug(str(classifier))}",
             **holding.tags,
             "size": size,
-            **guidance_tags(guidance, usual, guiding.negative, reference),
+            **guidance_tags(guidance, usual, guiding.negative, reference, embedded=counted.info.embedded),
             **machine.tags,
         }
         changed = {k: v for k, v in options.items() if k == "eta" or v != options_of(SOLVERS[solver]()).get(k)}
@@ -160,7 +168,7 @@ def sample(
             settings = settings_text(
                 solver, grid.steps, changed, arguments.get("spacing"), {**tags, "seed": seed, "n": n}
             )
-            return "_".join(part for part in (slug(model), prompts_slug(prompt), settings) if part)
+            return "_".join(part for part in (model_slug(model), prompts_slug(prompt), settings) if part)
 
         seeds = list(range(run.seed, run.seed + count))
         page = target(out, name(run.seed, count if count != usual_count else None), PNG)
@@ -200,6 +208,6 @@ def sample(
             f"[bold]{escaped(page)}[/bold]" + (f"  and {count} files in {escaped(beside)}" if each else ""),
             f"[dim]{count} image{'s' * (count > 1)} · {solver}, S = {grid.steps}"
             + "".join(f", {k} = {value_text(v)}" for k, v in options.items())
-            + f" · seed {run.seed}{f'–{seeds[-1]}' if count > 1 else ''} · "
+            + f" · seed {run.seed}{f'–{seeds[-1]}' if count > 1 else ''} · {guidance_text(counted, guidance)}"
             f"{nfe:g} network calls per image · {terminal.seconds:.1f} s[/dim]",
         )

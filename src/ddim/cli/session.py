@@ -137,6 +137,14 @@ def _skipping(asked: Guiding, own: "SkipLayers | None") -> "SkipLayers | None":
     return replace(own, interval=range_from(asked.skip_steps, "skip_steps"), window=None)
 
 
+def guidance_text(model: "Counted", guidance: "Guidance") -> str:
+    """``w = 3 · embedded scale 3.5 · `` for a report: the weight if it is not 1, and the scale if the network takes
+    one; empty without both."""
+    scale = model.info.embedded if guidance.embedded is None else guidance.embedded
+    weight = "" if guidance.weight == 1 else f"w = {guidance.weight:g} · "
+    return weight + ("" if scale is None else f"embedded scale {scale:g} · ")
+
+
 def if_it_acts(model: "Counted", guidance: "Guidance") -> "Guidance | None":
     """The guidance as the library's argument: None for a model that takes neither prompts nor classes."""
     from ..pipelines.common import conditioned
