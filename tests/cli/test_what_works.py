@@ -6,6 +6,7 @@ import pytest
 import tiny_flux
 import torch
 from commands import fails, run, run_json
+from refusals import refused
 from tiny_flow import FAMILIES
 
 import ddim
@@ -139,3 +140,32 @@ def test_references_that_do_not_do(
 @pytest.mark.parametrize("option", [["--guidance-scale", 3], ["--skip-layers", "0"], ["--reference", "cat.png"]])
 def test_an_interpolation_of_codes_takes_no_guidance(option: list[object]):
     assert str(option[0]) in fails("interpolate", "a.safetensors", "b.safetensors", *option, code=2)
+
+
+@pytest.mark.parametrize("command", ["edit", "reconstruct", "interpolate"])
+def test_a_code_of_another_family_says_whose_it_is(
+    command: str, folders: dict[str, str], reference: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(reference.parent)
+    words = ["-m", folders["flux kontext"], "--prompt", "a cat", "--guidance-scale", 1.5, "-S", 2, "--resize"]
+    run("invert", reference, *words, "--method", "bdia", "--no-check", "--out", "code.code.safetensors")
+    more = {"edit": ["--to", "a dog"], "interpolate": ["code.code.safetensors"]}.get(command, [])
+    said = fails(command, "code.code.safetensors", *more, "--model", folders["sd3"], code=2)
+    assert repr(folders["flux kontext"]) in said
+    assert repr(folders["sd3"]) in said
+    assert "embedded" not in said
+    assert "pooled" not in said
+
+
+def test_a_code_of_another_family_is_the_first_thing_refused(folders: dict[str, str]):
+    maker, other = (ddim.load(folders[family]) for family in ("flux kontext", "sd3"))
+    code = ddim.invert(maker, tiny_flux.picture(), steps=2, prompt="a cat", guidance_scale=1.5, method="bdia")
+    said = refused("code", repr(maker.name), repr(other.name))
+    with said:
+        ddim.edit(other, code, prompt="a dog", guidance=ddim.Guidance(embedded=2.0))
+    with said:
+        ddim.edit(other, code, prompt=["no", "such"], feather=-3, labels=[1])
+    with said:
+        ddim.reconstruct(other, code)
+    with said:
+        ddim.interpolate(other, code, code)

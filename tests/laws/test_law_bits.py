@@ -542,6 +542,15 @@ def test_strict_refuses_another_model_and_another_dtype():
         assert caught.value.parameter == "strict"
 
 
+@pytest.mark.parametrize("machine", [{}, {"engine": "another"}])
+def test_another_dtype_is_one_warning(machine):
+    code = ddim.invert(tiny.model(dtype=torch.bfloat16), torch.rand(1, 1, 8, 8), steps=3, method="bdia")
+    with pytest.warns(ddim.DDIMWarning) as told:
+        ddim.reconstruct(tiny.model(), replace(code, machine={**code.machine, **machine}))
+    assert len(told) == 1
+    assert "bfloat16" in str(told[0].message)
+
+
 @pytest.mark.parametrize("method", ["ddim", "heun", "direct", "edit-friendly"])
 def test_codes_that_are_not_of_integers_keep_no_calls(method):
     code = ddim.invert(tiny.model(), torch.rand(2, 1, 8, 8), steps=3, method=method)

@@ -340,7 +340,7 @@ def test_codes_that_do_not_belong_together(model, pictures):
         (("'ddim'", "'heun'"), ddim.invert(model, pictures[:1], steps=3, method="heun")),
         ((3, 4), ddim.invert(model, pictures[:1], steps=4)),
         (("leading", "trailing"), ddim.invert(model, pictures[:1], steps=3, spacing="trailing")),
-        ((code.fingerprint,), ddim.invert(tiny.model(), pictures[:1], steps=3)),
+        ((code.fingerprint[:12],), ddim.invert(tiny.model(), pictures[:1], steps=3)),
     ]
     for named, other in others:
         with refused("codes", *named):

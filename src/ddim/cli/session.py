@@ -54,11 +54,11 @@ def open_for_code(terminal: Terminal, name: str | None, code: "LatentCode", **lo
     """Loads the model of that name, or by default the one that made the code; classes come from the code.
 
     Raises:
-        InputError: there is no such model.
+        InputError: there is no such model, or it is none that the code can be used with.
         DDIMError: its files are broken.
     """
     try:
-        return open_model(terminal, name or code.model, labels=[], **loading)
+        counted = open_model(terminal, name or code.model, labels=[], **loading)
     except UnknownName as error:
         if name is not None or error.kind != "model":
             raise
@@ -66,6 +66,10 @@ def open_for_code(terminal: Terminal, name: str | None, code: "LatentCode", **lo
             f"the code was made by {code.model!r}, which cannot be found from here; name the model.",
             parameter="model",
         ) from None
+    from ..pipelines.common import check_made_for
+
+    check_made_for(counted, code)
+    return counted
 
 
 def set_reference(model: "Counted", reference: Path | None) -> None:

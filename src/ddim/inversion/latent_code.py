@@ -213,18 +213,9 @@ class LatentCode:
                 f"{begun['steps']} of {self.grid.steps}); finish it with invert and resume.",
                 parameter="code",
             )
-        own = self.state["x"].shape[1:]
-        if len(own) != len(shape) or any(want not in (0, have) for want, have in zip(shape, own, strict=True)):
-            raise InputError(
-                f"it is of shape {tuple(own)} (model {self.model!r}), "
-                f"but the model {model_name!r} works on {tuple(n or 'any' for n in shape)}.",
-                parameter="code",
-            )
-        if conditions is not None and (other := self._other_condition(conditions, optional)):
-            raise InputError(
-                f"it is of {other[0]} (model {self.model!r}), but the model {model_name!r} takes {other[1]}.",
-                parameter="code",
-            )
+        self.check_shape(model_name, shape)
+        if conditions is not None:
+            self.check_conditions(model_name, conditions, optional)
         had = str(self.settings.get(ADAPTERS, ""))
         if self.fingerprint != fingerprint and had != adapters:
             warnings.warn(
@@ -248,13 +239,33 @@ class LatentCode:
                 stacklevel=3,
             )
 
-    def _other_condition(self, wanted: PromptConditioning, optional: Sequence[str]) -> tuple[str, str] | None:
-        """Describes the conditions of this code and the wanted ones, for an error; None if their shapes are equal."""
+    def check_shape(self, model_name: str, shape: Sequence[int]) -> None:
+        """Raises InputError if the samples of a model have another shape; the arguments are those of ``check``."""
+        own = self.state["x"].shape[1:]
+        if len(own) != len(shape) or any(want not in (0, have) for want, have in zip(shape, own, strict=True)):
+            raise InputError(
+                f"it was made by the model {self.model!r}, whose samples have the shape {tuple(own)}, and "
+                f"{self._other(model_name)} takes {tuple(n or 'any' for n in shape)}; "
+                "use the model that made it.",
+                parameter="code",
+            )
+
+    def check_conditions(self, model_name: str, wanted: PromptConditioning, optional: Sequence[str] = ()) -> None:
+        """Raises InputError if a model has other conditions; ``wanted`` are the ``conditions`` of ``check``."""
         guided = self.guidance.get("weight", 1) != 1  # at weight 1 the unconditional branch is not used
         had, want = _shapes(self.conditions, guided, optional), _shapes(wanted, guided, optional)
         if TUNED in self.extras:  # these embeddings, one per step, replace the unconditional text
             had[f"uncond {TEXT}"] = _shape(self.conditions.cond, TEXT, self.extras[TUNED][:, 0])
-        return None if had == want else (_condition(had), _condition(want))
+        if had != want:
+            raise InputError(
+                f"it was made by the model {self.model!r}, which has other conditions than "
+                f"{self._other(model_name)}; use the model that made it.",
+                parameter="code",
+            )
+
+    def _other(self, model_name: str) -> str:
+        """A model that did not make this code, which may have the same name."""
+        return "another model of this name" if model_name == self.model else f"the model {model_name!r}"
 
 
 def joined_rows(codes: Sequence[LatentCode]) -> dict[str, Any]:
@@ -280,11 +291,6 @@ def _shape(condition: Conditioning, name: str, tensor: Tensor) -> tuple[int, ...
     """Returns the shape of a tensor without its rows, and without the number of tokens where a mask leaves it free."""
     free = TEXT_MASK in condition and name in (TEXT, TEXT_MASK)
     return tuple(tensor.shape[2 if free else 1 :])
-
-
-def _condition(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Writes shapes as text, such as ``text 77x768, uncond text 77x768``."""
-    return ", ".join(f"{name} {'x'.join(map(str, shape))}".strip() for name, shape in shapes.items()) or "no condition"
 
 
 def _ends(which: slice) -> tuple[Any, Any, Any]:

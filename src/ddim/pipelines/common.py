@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._utils.errors import InputError, NotFinite, is_number, is_whole
 from .._utils.texts import check_text, refuse_weights, texts_for
+from ..core.conditioning import PromptConditioning
 from ..core.contracts import Solver, State
 from ..core.grid import Grid
 from ..core.guidance import Guidance
@@ -48,6 +49,31 @@ def conditioned(model: Model) -> bool:
     return model.text or model.info.null_class is not None
 
 
+def check_made_for(model: Model, code: LatentCode) -> None:
+    """Checks first of all whether a code is of a model like this one; what else is wrong with it, ``solver_of`` says.
+
+    Raises:
+        InputError: the samples of the model have another shape, or it has other conditions.
+    """
+    if code.fingerprint and code.fingerprint == model.fingerprint:
+        return
+    code.check_shape(model.name, state_shape(model))
+    try:
+        takes = _conditions_for(model, code)
+    except InputError as error:  # such as images larger than the model can make
+        raise InputError(
+            f"it was made by the model {code.model!r}, and the model {model.name!r} does not take it "
+            f"({error.message.rstrip('.')}); use the model that made it.",
+            parameter="code",
+        ) from None
+    code.check_conditions(model.name, takes, model.info.optional_conditions)
+
+
+def _conditions_for(model: Model, code: LatentCode) -> PromptConditioning:
+    """The conditions that the model makes for one image of the code's size."""
+    return model.condition(0 if model.classes else None, 1, size=picture_shape(model, code)[1:])
+
+
 def solver_of(model: Model, code: LatentCode) -> Solver:
     """Makes the solver of a code, and checks whether a model can sample from the code.
 
@@ -57,7 +83,8 @@ def solver_of(model: Model, code: LatentCode) -> Solver:
     Warns:
         DDIMWarning: the model is not the one that made the code.
     """
-    takes = model.condition(0 if model.classes else None, 1, size=picture_shape(model, code)[1:])
+    check_made_for(model, code)
+    takes = _conditions_for(model, code)
     dtype = str(model.dtype).removeprefix("torch.")
     optional = model.info.optional_conditions
     code.check(model.name, model.fingerprint, state_shape(model), dtype, takes, model.adapters, optional)

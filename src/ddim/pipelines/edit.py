@@ -34,6 +34,7 @@ from .capabilities import check_acts, check_guidance, check_inversion, check_neg
 from .common import (
     Report,
     Spacing,
+    check_made_for,
     check_run,
     grid_for,
     half_precision_hint,
@@ -184,6 +185,8 @@ def edit(
     """
     need_model(model)
     check_run(batch, on_event)
+    if isinstance(source, LatentCode):
+        check_made_for(model, source)
     guidance = translated(model, guidance, guidance_scale)
     if feather is not None:
         feather = checked_feather(feather)

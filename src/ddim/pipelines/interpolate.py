@@ -19,7 +19,7 @@ from ..inversion.replay import TUNED
 from ..models.base import Model
 from ..solvers import make_solver
 from .batches import invert_batches
-from .common import check_run, hold_of, in_model_threads, need_code, need_model
+from .common import check_made_for, check_run, hold_of, in_model_threads, need_code, need_model
 from .events import Event, ImagesEvent, OnEvent, StepEvent, silent
 from .reconstruct import reconstruct
 
@@ -90,10 +90,12 @@ def interpolate_grid(
     return _between(model, codes, corners, ends, through, batch, on_event)
 
 
-def _need(model: object, codes: Sequence[object]) -> None:
+def _need(model: Model, codes: Sequence[LatentCode]) -> None:
+    """Raises InputError for what is no model or no code, and for a code of a model that differs in its conditions."""
     need_model(model)
     for code in codes:
         need_code(code, "codes")
+        check_made_for(model, code)
 
 
 def _between(
@@ -276,7 +278,13 @@ def check_together(codes: Sequence[LatentCode]) -> None:
         raise InputError("an interpolation needs at least two.", parameter="codes")
     one = codes[0]
     for other in codes[1:]:
-        for what in ("method", "solver", "options", "fingerprint", "guidance"):
+        if other.fingerprint != one.fingerprint:
+            raise InputError(
+                f"they do not belong together: they were made by the models {one.model!r} "
+                f"({one.fingerprint[:12] or 'unknown'}) and {other.model!r} ({other.fingerprint[:12] or 'unknown'}).",
+                parameter="codes",
+            )
+        for what in ("method", "solver", "options", "guidance"):
             if getattr(other, what) != getattr(one, what):
                 raise InputError(
                     f"they do not belong together: their {what.removesuffix('s')}s are {getattr(one, what)!r} "

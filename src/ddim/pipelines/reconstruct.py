@@ -205,7 +205,7 @@ def _machine(model: Model, code: LatentCode) -> Mapping[str, Any]:
     """Returns ``code.machine``. Warns if this machine cannot reproduce the bits of the one that made the code."""
     machine = code.machine
     layout = calls.layout_of(machine)
-    if layout is None:
+    if layout is None or code.dtype != str(model.dtype).removeprefix("torch."):  # solver_of warns of the dtype
         return machine
     now = calls.machine_now(model.device, model.engine, layout, bool(machine["batched_cfg"]), model.tf32)
     unlike = calls.differences(machine, now)
