@@ -316,3 +316,10 @@ def test_the_usual_model_has_no_tag_and_folders_of_runs_have_their_runs():
     assert [model_slug(name) for name in ("emoji-flow", "owner/model-x", "./small", "model")] == [
         *("emoji-flow", "model-x", "small", "model")
     ]
+
+
+def test_a_method_that_leaves_steps_out_reports_both_numbers(folders: dict[str, str]):
+    ddim.save_image(tiny_text.pictures(1, 32, 32)[0], "cat.png")
+    words = ["edit", "cat.png", "-m", folders["words"], *SOURCE, "-S", 5]
+    assert "3 of 5 steps (skip = 0.36)" in run(*words, "--method", "edit-friendly").stdout
+    assert "direct, S = 5 " in run(*words).stdout

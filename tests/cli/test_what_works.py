@@ -169,3 +169,20 @@ def test_a_code_of_another_family_is_the_first_thing_refused(folders: dict[str, 
         ddim.reconstruct(other, code)
     with said:
         ddim.interpolate(other, code, code)
+
+
+def test_the_list_of_models_says_what_the_models_say():
+    listed = run_json("models")["models"]
+    assert len(listed) >= 4
+    for row in listed:
+        facts = ddim.load(row["name"]).describe()
+        channels, height, width = facts.get("picture", facts["shape"])
+        assert row["pictures"] == f"{width}x{height} {'grey' if channels == 1 else 'colour'}"
+        assert [row[key] for key in ("prediction", "spacing")] == [facts[key] for key in ("prediction", "spacing")]
+        assert row["prompts"] is ("prompt_tokens" in facts)
+
+
+def test_a_model_is_described_without_what_does_not_apply(folders: dict[str, str]):
+    assert not {"classes", "hold", "alpha_bar"} & set(run_json("models", folders["sd3"]))
+    assert "alpha_bar" in run_json("models", "fashion")
+    assert run_json("models", "fashion-classes")["classes"] == 10

@@ -334,6 +334,7 @@ def edit(
             open_for_code,
             open_model,
             set_reference,
+            steps_text,
         )
 
         code, pictures, crop = LatentCode.load(source) if inverted else None, None, arguments.pop("crop", None)
@@ -456,7 +457,8 @@ def edit(
             + (f"  and {len(files.singles)} files in {escaped(page.with_suffix(''))}" if each else ""),
             *(f"photograph  [bold]{escaped(file)}[/bold]" for file in files.photographs),
             *(f"reconstruction  [green]{error_text(row)}[/green]" for row in rows),
-            f"[dim]{' · '.join(strip)} · {edited.code.method}, S = {edited.code.grid.steps} · "
+            f"[dim]{' · '.join(strip)} · {edited.code.method}, "
+            f"{steps_text(edited.code, inverting.count if code is None else None)} · "
             f"{guidance_text(counted, guidance)}{about['nfe']:g} network calls per image · "
             f"{terminal.seconds:.1f} s[/dim]",
         )

@@ -149,6 +149,19 @@ def guidance_text(model: "Counted", guidance: "Guidance") -> str:
     return weight + ("" if scale is None else f"embedded scale {scale:g} · ")
 
 
+def steps_text(code: "LatentCode", asked: int | None = None) -> str:
+    """``S = 20``; of a method that leaves out a part of the grid ``13 of 20 steps (skip = 0.36)``.
+
+    Args:
+        code: a code, whose grid has the steps that are taken.
+        asked: the number of steps that were asked for; None if only the code is known.
+    """
+    skip, steps = code.settings.get("skip"), code.grid.steps
+    if not skip:
+        return f"S = {steps}"
+    return f"{steps}{'' if asked is None else f' of {asked}'} steps (skip = {skip:g})"
+
+
 def if_it_acts(model: "Counted", guidance: "Guidance") -> "Guidance | None":
     """The guidance as the library's argument: None for a model that takes neither prompts nor classes."""
     from ..pipelines.common import conditioned

@@ -172,11 +172,12 @@ def describe(model: "Counted", name: str) -> dict[str, Any]:
     source = bundled_models().get(name, Path(name))
     path = model.schedule.path
     first, last = path.node(path.t_max / path.levels), path.node(path.t_max)
+    table = {"first": float(f"{first.alpha**2:.6g}"), "last": float(f"{last.alpha**2:.4g}")}
     facts = {
         **model.describe(),
         **({"sizes": _sizes(model)} if model.multiple else {}),
         "schedule": _schedule(source),
-        "alpha_bar": {"first": float(f"{first.alpha**2:.6g}"), "last": float(f"{last.alpha**2:.4g}")},
+        "alpha_bar": None if model.schedule.prediction == "flow" else table,
         "works": {kind: _working(reasons) for kind, reasons in capabilities(model).items()},
         "licence": _licence(source),
     }
@@ -201,16 +202,18 @@ def _working(reasons: Mapping[str, str | None]) -> str:
 
 def _listed(name: str, folder: Path) -> dict[str, Any]:
     """A bundled model's row, read from its config files without loading it."""
-    unet, scheduler = _json(folder / "unet/config.json"), _json(folder / "scheduler/scheduler_config.json")
+    network = _json(folder / "unet/config.json") or _json(folder / "transformer/config.json")
+    scheduler = _json(folder / "scheduler/scheduler_config.json")
+    flow = str(scheduler.get("_class_name")).startswith("FlowMatch")  # its config says neither of the two
     vae, text = _json(folder / "vae/config.json"), _json(folder / "text_encoder/config.json")
     factor = 2 ** (len(vae.get("block_out_channels", [0])) - 1)
-    size, channels = int(unet.get("sample_size") or 0) * factor, vae.get("in_channels") or unet.get("in_channels")
+    size, channels = int(network.get("sample_size") or 0) * factor, vae.get("in_channels") or network.get("in_channels")
     return {
         "name": name,
         "pictures": f"{size}x{size} {'grey' if channels == 1 else 'colour'}",
         "prompts": bool(text),
-        "prediction": _PREDICTIONS.get(scheduler.get("prediction_type", "epsilon"), "?"),
-        "spacing": scheduler.get("timestep_spacing", "leading"),
+        "prediction": "flow" if flow else _PREDICTIONS.get(scheduler.get("prediction_type", "epsilon"), "?"),
+        "spacing": "linspace" if flow else scheduler.get("timestep_spacing", "leading"),
         "licence": _licence(folder),
     }
 

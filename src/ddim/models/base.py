@@ -328,7 +328,7 @@ class Model(ABC):
         """Converts x0 to float images [N, C, H, W] in [0, 1]."""
 
     def describe(self) -> dict[str, Any]:
-        """Returns the facts about the model as plain values, for tables and JSON."""
+        """Returns the facts about the model as plain values, for tables and JSON; without what does not apply to it."""
         info, schedule = self.info, self.schedule
         text = {"multiple": info.multiple, "prompt_tokens": info.prompt_tokens} if info.text else {}
         null = {} if info.null_class is None else {"null_class": info.null_class}
@@ -338,7 +338,7 @@ class Model(ABC):
             "shape": list(info.shape),
             **({"picture": list(info.picture)} if info.picture != info.shape else {}),
             **text,
-            "classes": info.classes,
+            **({"classes": info.classes} if info.classes else {}),
             **null,
             "prediction": schedule.prediction,
             "path": type(schedule.path).__name__,
@@ -346,7 +346,7 @@ class Model(ABC):
             "spacing": schedule.spacing,
             **({"shift": schedule.shift.options} if schedule.shift.acts else {}),
             **({"guidance": guidance} if (guidance := self._guidance()) else {}),
-            "hold": schedule.hold.options,
+            **({"hold": schedule.hold.options} if schedule.hold.acts else {}),
             "parameters": info.parameters,
             "dtype": str(info.dtype).removeprefix("torch."),
             "device": str(info.device),
