@@ -1,5 +1,6 @@
 """The task ``flow``: what the network learns is what a plain StableDiffusion3Pipeline computes with its weights."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -267,12 +268,13 @@ def test_the_export_has_the_dtype_and_the_scheduler_that_the_config_says(
 ):
     from diffusers import StableDiffusion3Pipeline
 
-    changes = {"output": {"export_dtype": "float16"}, "flow": {"shift": 3.0}, "train": {"steps": 2}}
+    changes = {"output": {"export_dtype": "float16"}, "flow": {"shift": 3.0, "guidance": 3}, "train": {"steps": 2}}
     config = task_config("flow", words, tmp_path / "run", autoencoder, **changes)
     result = train(config, on_event=lambda event: None)
     assert capsys.readouterr().err == ""
     files = list(result.rglob("*.safetensors"))
     assert len(files) == 4
+    assert json.loads((result / "ddim.json").read_text()) == {"guidance": 3.0}
     for file in files:
         assert {w.dtype for w in load_file(file).values() if w.is_floating_point()} == {torch.float16}, file
     pipeline: Any = StableDiffusion3Pipeline.from_pretrained(result, text_encoder_3=None, tokenizer_3=None)

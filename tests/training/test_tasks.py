@@ -301,6 +301,7 @@ def test_stable_diffusions_pipeline_loads_and_draws_the_result(words, tmp_path, 
     assert capsys.readouterr().err == ""  # no bars of other libraries' own
     parts = {p.name for p in result.iterdir() if p.is_dir()}
     assert parts == {"vae", "unet", "text_encoder", "tokenizer", "scheduler"}
+    assert not (result / "ddim.json").exists()  # no usual guidance was named
     for file in result.rglob("*.safetensors"):
         assert {w.dtype for w in load_file(file).values() if w.is_floating_point()} == {torch.float16}, file
     logging.getLogger("diffusers").setLevel(logging.ERROR)
@@ -318,8 +319,10 @@ def test_stable_diffusions_pipeline_loads_and_draws_the_result(words, tmp_path, 
 def test_the_library_draws_the_result(words, tmp_path, autoencoder):
     import ddim
 
-    result = train(task_config("text", words, tmp_path / "run", autoencoder))
-    images = ddim.sample(ddim.load(result), 1, prompt="noto dog", steps=2)
+    result = train(task_config("text", words, tmp_path / "run", autoencoder, text={"guidance": 2}))
+    model = ddim.load(result)
+    assert model.info.guidance == 2
+    images = ddim.sample(model, 1, prompt="noto dog", steps=2)
     assert images.shape == (1, 3, 16, 16)
 
 

@@ -25,7 +25,8 @@ class ModelInfo:
         null_class: the label of the null class, which stands for no class in classifier-free guidance; None if there
             is none.
         prompt_tokens: the largest number of tokens in a prompt, without start and end token; 0 without text.
-        guidance: the usual guidance weight for its samples; 1 if none is known.
+        guidance: the usual guidance weight for its samples: the one that its folder names in ``ddim.json``, or else
+            that of its family; 1 if none is known.
         embedded: the usual value for its samples of the guidance scale that its network takes as an input,
             ``Guidance.embedded``; None if its network takes none.
         guidance_kinds: the kinds of guidance that it takes: ``"cfg"``, classifier-free guidance by ``Guidance.weight``,

@@ -19,6 +19,7 @@ from ..core.conditioning import EMBEDDED, POOLED, TEXT, Conditioning, PromptCond
 from ..core.denoiser import Call, aligned
 from ..core.path import Node
 from ..core.schedule import Schedule
+from .about_file import ABOUT, usual_guidance
 from .base import no_negative, scalar
 from .device import device_and_dtype
 from .dry_run import output_shape
@@ -61,6 +62,7 @@ class PipelineModel(LatentModel):
     family: ClassVar[str]
     """What ``ModelInfo.family`` is."""
     usual_guidance: ClassVar[float] = 7.5
+    """The usual guidance of its samples; a folder's own is in ``ddim.json``."""
     conditions: ClassVar[tuple[str, ...]] = (TEXT,)
     """Names of the conditions that the network takes."""
     network_part: ClassVar[str] = "unet"
@@ -257,11 +259,23 @@ class PipelineModel(LatentModel):
     ) -> "Self":
         """Loads the parts that are used, one by one (no safety checker), and checks that they fit together.
 
+        The usual guidance is that of ``ddim.json`` in the folder, or else the family's.
+
         Raises:
-            InputError: a part is missing, unsupported, or does not fit the others.
+            InputError: a part is missing, unsupported, or does not fit the others; or ``ddim.json`` names a guidance
+                that is none.
             DDIMError: a file is damaged.
         """
+        usual = usual_guidance(folder)
         model = cls(name, cls.read_pipeline(folder), device=device, dtype=dtype, low_memory=low_memory)
+        if usual is not None:
+            if usual != 1 and "cfg" not in model.info.guidance_kinds:
+                raise InputError(
+                    f"{folder / ABOUT} names the usual guidance {usual:g}, but the model is distilled to sample "
+                    "without classifier-free guidance; leave it out.",
+                    parameter="model",
+                )
+            model.info = replace(model.info, guidance=usual)
         model.check_shapes()
         if low_memory:
             model.save_memory()

@@ -12,6 +12,7 @@ from .._utils.files import read_json
 from ..core.conditioning import LABELS, Conditioning
 from ..core.denoiser import Call
 from ..core.path import Node, VEPath
+from .about_file import ABOUT, usual_guidance
 from .base import ClassModel, scalar
 from .device import device_and_dtype
 from .dry_run import output_shape
@@ -24,8 +25,6 @@ from .fingerprint import fingerprint
 from .info import ModelInfo
 from .scheduler_config import read_schedule
 
-CLASSES = "ddim.json"
-"""The file that our training writes beside a class-conditional pipeline: ``{"classes": [...], "null_class": 10}``."""
 LAST = "last"
 """Value of ``null_class`` for networks of unknown training: their null class, if they have one, is the last label."""
 _LONGEST = 2**14  # the longest side of an image that a config may have; a mistyped one could exhaust the memory
@@ -119,8 +118,13 @@ class PixelModel(ClassModel):
         embedded = unet.config.num_class_embeds
         if isinstance(null, int) and null != (embedded or 0) - 1:
             raise InputError(
-                f"{folder / CLASSES} says that {null} is the null class, but that must be the last of the network's "
+                f"{folder / ABOUT} says that {null} is the null class, but that must be the last of the network's "
                 f"{embedded or 0} labels.",
+                parameter="model",
+            )
+        if usual_guidance(folder) is not None:
+            raise InputError(
+                f"{folder / ABOUT} names a usual guidance, which only text-to-image models have; leave it out.",
                 parameter="model",
             )
         model = cls(name, unet, scheduler, device=device, dtype=dtype, null_class=null)
@@ -211,12 +215,12 @@ def null_class_of(folder: Path) -> int | str | None:
     Raises:
         InputError: the value is not a label.
     """
-    if not (folder / CLASSES).is_file():
+    if not (folder / ABOUT).is_file():
         return LAST
-    null = read_json(folder / CLASSES).get("null_class")
+    null = read_json(folder / ABOUT).get("null_class")
     if null is not None and not (is_whole(null) and null > 0):
         raise InputError(
-            f"{folder / CLASSES} says that the null class is {null!r}, which is not a label.", parameter="model"
+            f"{folder / ABOUT} says that the null class is {null!r}, which is not a label.", parameter="model"
         )
     return null
 

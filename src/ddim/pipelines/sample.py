@@ -78,7 +78,8 @@ def sample(
             here: ``(word:2)`` is an error, and ``\\(word:2)`` is plain text.
         negative: the negative prompt, which guidance leads away from; one for all images.
         guidance: the weight w of classifier-free guidance, or a ``Guidance``. By default that of the model for text
-            (``ModelInfo.guidance``: 7.5 for Stable Diffusion, 5 for SDXL, 1 for FLUX), and 1 for a model with classes.
+            (``ModelInfo.guidance``: 7.5 for Stable Diffusion, 5 for SDXL, 1 for FLUX, unless its folder names
+            another), and 1 for a model with classes.
             With classes, guidance leads away from the null class. ``Guidance.embedded`` is the scale that a
             guidance-distilled network takes as an input; by default the model's usual one (``ModelInfo.embedded``).
         guidance_scale: the number that the model's own pipeline in diffusers takes, in place of ``guidance``; see

@@ -172,6 +172,8 @@ class TextConfig:
         length: the number of tokens of a prompt, with start and end token.
         empty: the share of prompts that are replaced by the empty prompt, for classifier-free guidance (Ho & Salimans
             2022).
+        guidance: the usual guidance of the model's samples, which ``ddim.json`` in its folder then names; 0 names none,
+            and the model has the usual guidance of its family. Training does not depend on it.
     """
 
     autoencoder: str = ""
@@ -179,6 +181,7 @@ class TextConfig:
     vocabulary: int = 4096
     length: int = 77
     empty: float = 0.1
+    guidance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,8 @@ class FlowConfig:
         length: the number of tokens of a prompt, with start and end token.
         empty: the share of prompts that are replaced by the empty prompt, for classifier-free guidance (Ho & Salimans
             2022).
+        guidance: the usual guidance of the model's samples, which ``ddim.json`` in its folder then names; 0 names none,
+            and the model has the usual guidance of its family. Training does not depend on it.
         zeros: the numbers of zero tokens that follow a prompt; the images of a batch take turns. Where a pipeline of SD
             3 has no T5 encoder, diffusers puts zeros in place of its tokens: ``max_sequence_length`` of them, 256 by
             default, and before version 0.36 as many as a prompt has.
@@ -200,6 +205,7 @@ class FlowConfig:
     base: str = ""
     length: int = 77
     empty: float = 0.1
+    guidance: float = 0.0
     zeros: tuple[int, ...] = (256,)
     shift: float = 1.0
 

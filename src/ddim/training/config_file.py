@@ -139,6 +139,7 @@ def _frozen(value: Any) -> Any:
 # ensures that data.path still leads to the same data.)
 FREE_KEYS = frozenset(
     {"data.path", "data.memory_gib", "data.workers", "text.autoencoder", "flow.base", "flow.shift", "pixel.classes"}
+    | {"text.guidance", "flow.guidance"}
     | {f"output.{f.name}" for f in dataclasses.fields(OutputConfig)}
 )
 

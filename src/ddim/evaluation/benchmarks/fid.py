@@ -55,7 +55,9 @@ class FidOptions(Options):
         Mapping[str, Any] | None, Option("An option of the solver, such as gamma=0.96; repeatable.", "-o")
     ] = None
     seed: SeedOption = 0
-    guidance: Annotated[float | None, Option("Weight of classifier-free guidance; 7.5 is usual.", "-w")] = None
+    guidance: Annotated[
+        float | None, Option("Weight of classifier-free guidance; by default the usual one of the model.", "-w")
+    ] = None
     fit: Annotated[str | None, Option(f"How images of --data become square: {', '.join(FITS)}. By default crop.")] = (
         None
     )

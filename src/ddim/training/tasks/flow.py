@@ -20,6 +20,7 @@ from ...core.schedule import Schedule
 from ...core.solve import solve
 from ...data.images import sheet
 from ...models import bundled_models
+from ...models.about_file import write_about
 from ...models.attention.counted import CountedAttention, last_key_counted
 from ...models.latent import code_of
 from ...models.tokens import read_tokenizer
@@ -276,7 +277,7 @@ class FlowTask(Task):
         return sheet((torch.cat(images).clamp(-1, 1) + 1) / 2)
 
     def export(self, network: nn.Module, folder: Path) -> None:
-        """Writes a folder that StableDiffusion3Pipeline loads."""
+        """Writes a folder that StableDiffusion3Pipeline loads, and the usual guidance to ``ddim.json`` in it."""
         from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
         with loading():
@@ -304,6 +305,8 @@ class FlowTask(Task):
             pipeline.save_pretrained(folder)
         for part in ("text_encoder", "text_encoder_2"):
             declare_float32(folder / part / "config.json")
+        if self.config.flow.guidance:
+            write_about(folder, guidance=self.config.flow.guidance)
 
 
 def load_base(name: str, channels: int, length: int) -> Base:

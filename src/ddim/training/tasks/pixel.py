@@ -1,6 +1,5 @@
 """Trains a pixel diffusion model, diffusers' UNet2DModel, with or without classes; exported as a DDIMPipeline."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from ...core.grid import make_grid
 from ...core.prediction import clip
 from ...core.solve import solve
 from ...data.images import sheet
+from ...models.about_file import write_about
 from ...solvers.ddim import DDIM
 from .. import draws
 from ..config import TrainConfig
@@ -174,8 +174,7 @@ class PixelTask(Task):
         if self.labelled:
             names = {"classes": list(self.names)} if self.names else {}
             null = {} if self.null_class is None else {"null_class": self.null_class}
-            about = {**names, **null}
-            (folder / "ddim.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            write_about(folder, **names, **null)
 
 
 def class_rows(samples: int, classes: int) -> tuple[int | None, list[int]]:

@@ -19,6 +19,7 @@ from ...core.path import Node
 from ...core.schedule import Schedule
 from ...core.solve import solve
 from ...data.images import sheet
+from ...models.about_file import write_about
 from ...models.latent import code_of, read_autoencoder, scale_of
 from ...solvers.ddim import DDIM
 from .. import draws
@@ -250,7 +251,7 @@ class TextTask(Task):
         return sheet((torch.cat(images).clamp(-1, 1) + 1) / 2)
 
     def export(self, network: nn.Module, folder: Path) -> None:
-        """Writes a folder that StableDiffusionPipeline loads."""
+        """Writes a folder that StableDiffusionPipeline loads, and the usual guidance to ``ddim.json`` in it."""
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
         with loading():
@@ -272,6 +273,8 @@ class TextTask(Task):
         with quiet():
             pipeline.save_pretrained(folder)
         declare_float32(folder / "text_encoder" / "config.json")
+        if self.config.text.guidance:
+            write_about(folder, guidance=self.config.text.guidance)
 
 
 def load_autoencoder(folder: str, channels: int) -> Any:

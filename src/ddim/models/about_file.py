@@ -1,0 +1,35 @@
+"""``ddim.json``, the file in a model's folder for what the formats of diffusers do not say: classes, and guidance."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .._utils.errors import InputError, is_number
+from .._utils.files import read_json
+
+ABOUT = "ddim.json"
+"""``{"classes": [...], "null_class": 10}`` for a class-conditional model; ``{"guidance": 3}`` for a text-to-image model,
+the usual guidance of its samples."""
+
+
+def usual_guidance(folder: Path) -> float | None:
+    """Reads the usual guidance from a folder's ``ddim.json``; None if it says nothing.
+
+    Raises:
+        InputError: the value is not a number.
+    """
+    if not (folder / ABOUT).is_file():
+        return None
+    weight = read_json(folder / ABOUT).get("guidance")
+    if weight is not None and not is_number(weight):
+        raise InputError(
+            f"{folder / ABOUT} says that the usual guidance is {weight!r}, which is not a number; write for example "
+            '{"guidance": 3}.',
+            parameter="model",
+        )
+    return None if weight is None else float(weight)
+
+
+def write_about(folder: Path, **facts: Any) -> None:
+    """Writes ``ddim.json`` into a folder."""
+    (folder / ABOUT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
