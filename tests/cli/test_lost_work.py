@@ -153,6 +153,15 @@ def test_training_says_first_what_lies_in_the_way(tmp_path: Path):
         (tmp_path / "run" / name).unlink()
 
 
+def test_training_on_data_that_are_not_there_leaves_nothing(tmp_path: Path):
+    pytest.importorskip("accelerate")
+    config = training_helpers.tables(tmp_path / "nowhere", Path("runs/deep/run"))
+    toml = training_helpers.write_toml(config, tmp_path / "mini.toml")
+    before = sorted(os.listdir())
+    assert "nowhere" in fails("train", toml, code=2)
+    assert sorted(os.listdir()) == before
+
+
 # --- two things that do not go together ------------------------------------------------------------------------------
 
 

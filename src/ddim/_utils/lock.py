@@ -16,7 +16,7 @@ LOCK = ".ddim-lock"
 def only_process(folder: Path, doing: str = "training into", setting: str = "output.folder") -> Iterator[None]:
     """Locks ``folder`` against other processes that use this function, while the block runs.
 
-    A missing folder is created, and is removed again if the block wrote nothing into it.
+    Missing folders are created, and are removed again if the block wrote nothing into them.
 
     Args:
         folder: the folder to lock.
@@ -26,7 +26,7 @@ def only_process(folder: Path, doing: str = "training into", setting: str = "out
     Raises:
         InputError: another process holds the lock, or the folder cannot be written.
     """
-    new, file = not folder.exists(), folder / LOCK
+    new, file = [path for path in (folder, *folder.parents) if not path.exists()], folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -42,8 +42,8 @@ def only_process(folder: Path, doing: str = "training into", setting: str = "out
         finally:
             with suppress(OSError):
                 file.unlink()
-                if new:
-                    folder.rmdir()  # fails, and is ignored, if the folder is not empty
+                for path in new:
+                    path.rmdir()  # fails, and is ignored, if the folder is not empty
     finally:
         os.close(handle)
 
