@@ -12,9 +12,11 @@ import tiny
 import torch
 from commands import fails, picture, python
 from PIL import Image
+from refusals import refused
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+import ddim
 from ddim._utils.errors import NetworkMemory
 from ddim.cli.app import app
 
@@ -118,7 +120,7 @@ def test_codes_that_are_none(model: str):
     assert "corrupt.safetensors" in fails("reconstruct", "corrupt.safetensors", code=2)
     assert "not a latent code" in fails("reconstruct", "foreign.safetensors", code=2)
     assert "missing.safetensors" in fails("reconstruct", "missing.safetensors", code=2)
-    assert "cannot be read" in fails("reconstruct", "shirt.png", code=2)
+    assert "is not a latent code" in fails("reconstruct", "shirt.png", code=2)
     assert "--original: 2 for 1" in fails("reconstruct", code, *["--original", "shirt.png"] * 2, code=2)
 
 
@@ -247,3 +249,35 @@ def test_a_reader_that_leaves_is_no_drama():
     assert process.wait(60) in (1, 141)
     process.stderr.close()
     assert said == ""
+
+
+RANGES = [
+    *(["--layers", "1,0.5"], ["--layers", "0,2"], ["--cross", "0.5,0.2"], ["--interval", "0.8,0.2"]),
+    ["--self", "2"],
+]
+
+
+@pytest.mark.parametrize("words", RANGES, ids=" ".join)
+def test_a_range_is_refused_as_it_was_typed(words: list[str]):
+    said = fails("edit", "a.png", "--from", "a cat", "--to", "a dog", *words, code=2)
+    assert f"{words[0]}: {words[1]} " in said
+    assert "(" not in said
+
+
+def test_errors_name_the_options_of_the_command(model: str):
+    words = ["edit", "a.png", "--from", "a cat", "--to", "a dog"]
+    said = fails(*words, "--layers", "0,0.5", "--layer-indices", "0", code=2)
+    assert "--layers: " in said
+    assert "--layer-indices" in said
+    large = picture(Path("large.png"), size=9)
+    assert "--resize" in fails("invert", large, "-m", model, code=2)
+    with refused("images", "resize"):
+        ddim.invert(ddim.load(model), large)
+
+
+def test_a_file_that_is_no_code_says_what_makes_one():
+    shirt = picture(Path("shirt.png"))
+    said = fails("reconstruct", shirt, code=2)
+    assert "shirt.png is not a latent code" in said
+    assert "ddim invert" in said
+    assert "header" not in said

@@ -78,7 +78,9 @@ def test_the_pipelines_own_number_is_typed(folders: dict[str, str], tmp_path: Pa
     monkeypatch.chdir(tmp_path)
     words = ["sample", "-m", folders["sd3"], "--prompt", "a cat", "-n", 1, "-S", 2]
     assert run_json(*words, "--guidance-scale", 3)["guidance"]["weight"] == 3
-    assert "--guidance-scale" in fails(*words, "--guidance-scale", 3, "--guidance", 2, code=2)
+    said = fails(*words, "--guidance-scale", 3, "--guidance", 2, code=2)
+    assert "--guidance-scale: " in said
+    assert "--guidance;" in said
     assert "--guidance-scale" in fails("sample", "-m", "fashion", "-n", 1, "-S", 2, "--guidance-scale", 3, code=2)
 
 

@@ -622,7 +622,7 @@ def test_pipelines_that_want_more_are_refused_by_name(kind: str, why: str, words
     for said in (one_sentence(caught), one_sentence(of_folder)):
         assert f"a {kind}, which this version does not support" in said
         assert why in said
-        assert "StableDiffusionPipeline" in said.partition("Supported are")[2]
+        assert len(said) < 500  # no list of all classes
 
 
 def test_a_real_inpainting_pipeline_is_refused():

@@ -18,7 +18,7 @@ def test_sides_that_are_no_multiples(family: str):
     model = FAMILIES[family].model()
     side, height = model.multiple, model.picture[1]
     assert side > 1
-    with refused("size", f"{height}x{height + 1}"):
+    with refused("size", f"height {height + 1}", f"width {height}", side):
         ddim.sample(model, 1, steps=1, prompt="a cat", size=(height + 1, height))
     with refused("images", f"{height}x{height + 1}", side):
         ddim.invert(model, torch.rand(1, 3, height + 1, height), steps=2, prompt="a cat")
@@ -58,3 +58,18 @@ def test_a_pipeline_object_for_inpainting_is_refused_by_name(family: str):
     pipeline.__class__ = other
     with refused("model", kind, "mask", hint=True):
         ddim.load(pipeline)
+
+
+def test_a_transformer_without_its_pipeline_is_named_as_such(tmp_path: Path):
+    FAMILIES["flux dev"].pipeline().transformer.save_pretrained(tmp_path / "transformer")
+    for folder in (tmp_path, tmp_path / "transformer"):
+        with refused("model", str(folder), "FluxTransformer2DModel", "model_index.json"):
+            ddim.load(folder)
+
+
+def test_a_part_whose_folder_is_missing_is_named_with_the_index(tmp_path: Path):
+    FAMILIES["flux dev"].pipeline().save_pretrained(tmp_path)
+    (tmp_path / "text_encoder_2").rename(tmp_path / "elsewhere")
+    with refused("model", "'text_encoder_2'", "model_index.json") as caught:
+        ddim.load(tmp_path)
+    assert "weights" not in str(caught.value)

@@ -19,14 +19,18 @@ class DDIMError(Exception):
         message: one sentence, without the parameter's name.
         parameter: the argument or config key at fault, as the library names it (``steps``, ``data.size``).
         hint: a second sentence that says what to do, if the message does not.
+        offer: an argument that would do, as the message or the hint names it: ``"resize=True"``. The command writes
+            its option there instead.
 
     Attributes:
-        message, parameter, hint: the arguments. ``str(error)`` joins all three.
+        message, parameter, hint, offer: the arguments. ``str(error)`` joins the first three.
     """
 
-    def __init__(self, message: str, *, parameter: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, parameter: str | None = None, hint: str | None = None, offer: str | None = None
+    ) -> None:
         super().__init__(message)
-        self.message, self.parameter, self.hint = message, parameter, hint
+        self.message, self.parameter, self.hint, self.offer = message, parameter, hint, offer
 
     def sentence(self, spell: Callable[[str], str] = str) -> str:
         """Returns the full text of the error: parameter, message and hint.
@@ -34,8 +38,11 @@ class DDIMError(Exception):
         Args:
             spell: translates the parameter's name for the reader; the command turns ``steps`` into ``--steps``.
         """
-        whole = self.message if self.parameter is None else f"{spell(self.parameter)}: {self.message}"
-        return f"{whole} {self.hint}" if self.hint else whole
+        text = f"{self.message} {self.hint}" if self.hint else self.message
+        if self.offer is not None:
+            name = self.offer.partition("=")[0]
+            text = text if spell(name) == name else text.replace(self.offer, spell(name))
+        return text if self.parameter is None else f"{spell(self.parameter)}: {text}"
 
     def __str__(self) -> str:
         return self.sentence()

@@ -208,6 +208,8 @@ class Attention(Options):
         """The attention control that was asked for; classes have no words that attention could follow."""
         from ..editing.plan import AttentionEdit
 
+        if {"layers", "layer_indices"} <= self.typed:
+            raise InputError("it does not go with --layer-indices; use one of the two.", parameter="layers")
         if by_class and (idle := sorted(self.typed - {"attention"})):
             raise InputError(
                 "it controls attention to words, and this edit is by class; leave it out.", parameter=idle[0]

@@ -121,11 +121,16 @@ def _two_numbers(text: str, parameter: str, sentence: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def range_from(text: str, parameter: str) -> tuple[float, float]:
+def range_from(text: str, parameter: str, *, empty: bool = True) -> tuple[float, float]:
     """(low, high) of ``0.2,0.8``; one number is the end of a range that begins at 0.
 
+    Args:
+        text: what was typed.
+        parameter: the parameter at fault.
+        empty: whether both may be equal.
+
     Raises:
-        InputError: anything else.
+        InputError: anything else, or a range that leaves [0, 1] or ends before it begins.
     """
     try:
         numbers = [float(part) for part in text.split(",")]
@@ -133,7 +138,12 @@ def range_from(text: str, parameter: str) -> tuple[float, float]:
         numbers = []
     if len(numbers) not in (1, 2):
         raise InputError(f"{text!r} is not a range; write for example 0,0.8.", parameter=parameter)
-    return (0.0, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
+    low, high = (0.0, numbers[0]) if len(numbers) == 1 else numbers
+    if not 0 <= low <= high <= 1 or (low == high and not empty):
+        raise InputError(
+            f"{text} is not a range between 0 and 1 that ends after it begins; 0,1 is all of it.", parameter=parameter
+        )
+    return low, high
 
 
 def layers_from(text: str, parameter: str) -> tuple[int, ...]:

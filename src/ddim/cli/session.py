@@ -106,6 +106,8 @@ def guidance_for(
     if not model.text and (idle := [name for name in names if getattr(asked, name) is not None]):
         raise InputError(f"it goes with prompts, and the model {model.name!r} has no text encoder.", parameter=idle[0])
     own = usual if isinstance(usual, Guidance) else Guidance(usual if model.text else 1.0)
+    if asked.guidance_scale is not None and asked.guidance is not None:
+        raise InputError("it does not go with --guidance; use one of the two.", parameter="guidance_scale")
     if asked.guidance_scale is not None:
         translated(model, asked.guidance, asked.guidance_scale)
         other = model.guidance_of(asked.guidance_scale)
@@ -113,7 +115,7 @@ def guidance_for(
     return Guidance(
         own.weight if asked.guidance is None else asked.guidance,
         own.rescale if asked.rescale is None else asked.rescale,
-        own.interval if asked.interval is None else range_from(asked.interval, "interval"),
+        own.interval if asked.interval is None else range_from(asked.interval, "interval", empty=False),
         own.embedded,
         batched_cfg,
         _skipping(asked, own.skip),
@@ -138,7 +140,7 @@ def _skipping(asked: Guiding, own: "SkipLayers | None") -> "SkipLayers | None":
     own = own if asked.skip_scale is None else replace(own, scale=asked.skip_scale)
     if asked.skip_steps is None:
         return own
-    return replace(own, interval=range_from(asked.skip_steps, "skip_steps"), window=None)
+    return replace(own, interval=range_from(asked.skip_steps, "skip_steps", empty=False), window=None)
 
 
 def guidance_text(model: "Counted", guidance: "Guidance") -> str:

@@ -249,8 +249,8 @@ class Inversion(ABC):
             if self.requires == "text" and not text
             else "replaces the condition that guidance leads away from, and this model has none"
             if not uncond
-            else "acts on the unconditional branch of guidance, and the guidance of this model is distilled into its "
-            "network"
+            else "acts on the branch that classifier-free guidance leads away from, and this model's own guidance, an "
+            "input of its network (the embedded scale), has no such branch"
             if distilled
             else ""
         )

@@ -74,7 +74,8 @@ def _required_shape(shape: Sequence[int], size: Sequence[int], multiple: int, re
             f"{name} is {size[1]}x{size[0]}; the model takes sides that are multiples of {multiple}, "
             f"such as {near[1]}x{near[0]}.",
             parameter="images",
-            hint="Of a large photograph, resize it, or give a crop.",
+            hint="Use resize=True, which fits it to the model's own size, or crop it.",
+            offer="resize=True",
         )
     return shape[0], *near
 
@@ -206,13 +207,16 @@ def _from_pil(image: "PILImage.Image", shape: Sequence[int], resize: bool, name:
         have = 1 if grey else 3
         if have != channels:
             raise InputError(
-                f"{name} has {have} colour channel(s), but the model takes {channels}; resize converts it.",
+                f"{name} has {have} colour channel(s), but the model takes {channels}; resize=True converts it.",
                 parameter="images",
+                offer="resize=True",
             )
         if image.size != (width, height):
             raise InputError(
-                f"{name} is {image.width}x{image.height}, but the model takes {width}x{height}; resize makes it fit.",
+                f"{name} is {image.width}x{image.height}, but the model takes {width}x{height}; resize=True makes it "
+                "fit.",
                 parameter="images",
+                offer="resize=True",
             )
     image = flatten(image, mode, name=name)
     if resize and image.size != (width, height):
@@ -325,8 +329,9 @@ def _from_tensor(x: Tensor, shape: Sequence[int], resize: bool) -> Tensor:
         x = _fit(x, height, width)
     if tuple(x.shape[1:]) != tuple(shape):
         raise InputError(
-            f"an image has shape {tuple(x.shape[1:])}, but the model takes {tuple(shape)}; resize makes it fit.",
+            f"an image has shape {tuple(x.shape[1:])}, but the model takes {tuple(shape)}; resize=True makes it fit.",
             parameter="images",
+            offer="resize=True",
         )
     return x
 

@@ -73,7 +73,9 @@ class AttentionEdit:
             if name == "weight_steps" and window is None:
                 continue
             if not is_range(window) or not 0 <= window[0] <= window[1] <= 1:
-                raise InputError(f"{window} is no part of the {what}; (0, 1) is all, (0, 0) none.", parameter=name)
+                raise InputError(
+                    f"{window} is not a range inside [0, 1]; (0, 1) is all {what}, and (0, 0) none.", parameter=name
+                )
         self._check_layer_indices()
         for name in ("self_positions", "blend_side"):
             value = getattr(self, name)
@@ -100,7 +102,7 @@ class AttentionEdit:
             )
         if tuple(self.layers) != (0.0, 1.0):
             raise InputError(
-                f"{self.layers} says another way than layer_indices which layers change; leave one of them out.",
+                f"{self.layers} does not go with layer_indices, which names the layers too; use one of the two.",
                 parameter="layers",
             )
 

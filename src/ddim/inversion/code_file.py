@@ -238,8 +238,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except InputError:
         raise
     except Exception as error:  # safetensors and json raise errors of many types
+        damage = f", or it is damaged ({first_line(error)})" if ".safetensors" in path.name else ""
         raise InputError(
-            f"{path} cannot be read as a latent code, which invert makes from an image ({first_line(error)}).",
+            f"{path} is not a latent code{damage}; ddim invert (ddim.invert in Python) makes a code of an image.",
             parameter="path",
         ) from None
     if not is_dict(about) or about.get("format") != FORMAT:

@@ -8,8 +8,8 @@ from .._utils.errors import InputError, is_number
 from .._utils.files import read_json
 
 ABOUT = "ddim.json"
-"""``{"classes": [...], "null_class": 10}`` for a class-conditional model; ``{"guidance": 3}`` for a text-to-image model,
-the usual guidance of its samples."""
+"""It holds ``{"classes": [...], "null_class": 10}`` for a class-conditional model, and for a text-to-image model
+``{"guidance": 3}``, the usual guidance of its samples."""
 
 
 def usual_guidance(folder: Path) -> float | None:

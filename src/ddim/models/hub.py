@@ -24,6 +24,8 @@ def from_hub(name: str) -> Path:
         InputError: the repository is of another kind, or has no safetensors weights.
         DDIMError: the download failed, and there is no complete copy in the cache.
     """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     try:
         return _fetched(name)
     except InputError:
@@ -31,10 +33,15 @@ def from_hub(name: str) -> Path:
     except Exception as error:  # the hub's client raises errors of a dozen types; all mean that the download failed
         folder = cached(name)
         if folder is None:
+            away = isinstance(error, LocalEntryNotFoundError) and not _not_asked(error)
+            why = OFFLINE if _not_asked(error) else _answer(name, error)
+            if away:
+                why = f"it cannot be reached ({first_line(error.__cause__ or error)})"
             raise DDIMError(
                 f"{name!r} is neither a bundled model nor a folder, and it could not be fetched from the hub: "
-                f"{with_full_stop(OFFLINE if _not_asked(error) else _answer(name, error))}",
+                f"{with_full_stop(why)}",
                 parameter="model",
+                hint="Check the network, or give a local folder." if away else None,
             ) from None
         _need_weights(name, folder, error)
         return folder

@@ -65,7 +65,8 @@ def refuse_pipeline(kind: str, what: str) -> NoReturn:
     raise InputError(
         f"{what}, which this version does not support{why}.",
         parameter="model",
-        hint=f"Supported are {', '.join(FAMILIES)}.",
+        hint="It supports text-to-image pipelines of Stable Diffusion 1 and 2, SDXL, Stable Diffusion 3, FLUX.1, "
+        "Qwen-Image and Z-Image, and pixel models (UNet2DModel).",
     )
 
 
@@ -137,10 +138,20 @@ def unet_folder(folder: Path) -> Path:
                     parameter="model",
                 )
             return sub
+    if (file := folder / "transformer" / "config.json").is_file():
+        raise InputError(
+            f"{folder} holds only a transformer, {_a_kind(read_json(file).get('_class_name'))}; give the folder of the "
+            f"whole pipeline, with {INDEX}, text encoder and autoencoder.",
+            parameter="model",
+        )
     raise InputError(
-        f"{folder} is not in the diffusers format: it contains neither unet/config.json nor config.json.",
+        f"{folder} is not in the diffusers format: it contains neither {INDEX} nor unet/config.json nor config.json.",
         parameter="model",
     )
+
+
+def _a_kind(kind: object) -> str:
+    return f"a {kind}" if isinstance(kind, str) and kind else "whose class it does not name"
 
 
 def scheduler_of(network: Path) -> dict[str, Any]:

@@ -296,6 +296,12 @@ class PipelineModel(LatentModel):
         absent = {part for part in cls.optional if index.get(part, [None, None]) == [None, None]}
         present = [part for part in cls.parts if part not in absent]
         classes = {part: part_class(folder, part, cls.parts) for part in (*present, "scheduler")}
+        if lacking := [part for part in (*present, "scheduler") if not (folder / part).is_dir()]:
+            raise InputError(
+                f"{folder} has no folder {lacking[0]!r}, although its {INDEX} names this part; copy the whole "
+                "pipeline.",
+                parameter="model",
+            )
         parts: dict[str, Any] = dict.fromkeys(absent)
         for part in present:
             if part.startswith("tokenizer"):

@@ -162,7 +162,8 @@ class StableDiffusion3(FlowModel):
         most = self.info.largest
         if most and max(size) > most:
             raise InputError(
-                f"{size[1]}x{size[0]}: {self.name!r} has positions for sides of at most {most} pixels.",
+                f"height {size[0]} and width {size[1]}: {self.name!r} has positions for at most {most} pixels along "
+                "each.",
                 parameter="size",
             )
 

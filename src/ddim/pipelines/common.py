@@ -153,7 +153,7 @@ def translated(
     if guidance_scale is None:
         return guidance
     if guidance is not None:
-        raise InputError(f"{guidance_scale} does not go with guidance; give one.", parameter="guidance_scale")
+        raise InputError(f"{guidance_scale} does not go with guidance; use one of the two.", parameter="guidance_scale")
     if not is_number(guidance_scale):
         raise InputError(f"{guidance_scale!r} is not a number; 7.5 is usual.", parameter="guidance_scale")
     return model.guidance_of(float(guidance_scale))

@@ -198,11 +198,13 @@ def _shape_of(model: Model, size: tuple[int, int] | None) -> tuple[int, ...]:
     m = model.multiple
     if not m:
         raise InputError(
-            f"the model {model.name!r} draws {model.picture[2]}x{model.picture[1]} only.", parameter="size"
+            f"the model {model.name!r} draws images of height {model.picture[1]} and width {model.picture[2]} only.",
+            parameter="size",
         )
     near = [max(m, round(side / m) * m) for side in size]
     if list(size) != near:
         raise InputError(
-            f"{size[1]}x{size[0]}: the sides must be multiples of {m}, such as {near[1]}x{near[0]}.", parameter="size"
+            f"height {size[0]} and width {size[1]} must be multiples of {m}, such as {near[0]} and {near[1]}.",
+            parameter="size",
         )
     return (model.shape[0], *latent_size(model, (near[0], near[1])))
