@@ -195,7 +195,7 @@ def test_ctrl_c_keeps_what_was_tuned_and_resume_goes_on(model: str):
     assert said["nfe"]["invert"] > 0
     again = [w if w != CAT else TIGER for w in words]
     sentence = fails(*again, "--resume", "cat.png", code=2)
-    assert "cat.png cannot be read as a latent code" in sentence
+    assert "cat.png is not a latent code" in sentence
     assert partial not in sentence
     assert "another prompts" in fails(*again, "--resume", partial, code=2)
 
@@ -374,9 +374,9 @@ BAD_EDITS = [
     (["cat.png", "--from", CAT, "--to", TIGER, "--weight", "lion=2"], ["'lion'"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--weight", "a=1", "--weight", "a=2"], ["twice"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--cross", "much"], ["--cross: 'much'", "0,0.8"]),
-    (["cat.png", "--from", CAT, "--to", TIGER, "--cross", "0.5,0.2"], ["--cross: (0.5, 0.2)"]),
-    (["cat.png", "--from", CAT, "--to", TIGER, "--value", "2"], ["--value: (0.0, 2.0)"]),
-    (["cat.png", "--from", CAT, "--to", TIGER, "--layers", "0.5,2"], ["--layers: (0.5, 2.0)"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--cross", "0.5,0.2"], ["--cross: 0.5,0.2"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--value", "2"], ["--value: 2"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--layers", "0.5,2"], ["--layers: 0.5,2"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--layer-indices", "0,x"], ["--layer-indices: '0,x'"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--mask", "small.png"], ["16x16", "32x32"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--mask", "none.png"], ["none.png"]),
@@ -393,7 +393,7 @@ BAD_EDITS = [
     (["code.safetensors", "--to", TIGER, "--resize"], ["--resize", "leave it out"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--blend-start", "2"], ["--blend-start: 2"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--blend-threshold", "0"], ["--blend-threshold: 0"]),
-    (["cat.png", "--from", CAT, "--to", TIGER, "--weight-steps", "0.5,0.2"], ["--weight-steps: (0.5, 0.2)"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--weight-steps", "0.5,0.2"], ["--weight-steps: 0.5,0.2"]),
 ]
 
 
@@ -555,7 +555,7 @@ def test_interpolate_has_one_prompt(model: str):
         (["sample", "--negative", "grey"], "--negative: it goes with prompts"),
         (["sample", "--rescale", "0.5"], "--rescale: it goes with prompts"),
         (["sample", "--interval", "0,0.5"], "--interval: it goes with prompts"),
-        (["sample", "--size", "16x16"], "8x8 only"),
+        (["sample", "--size", "16x16"], "height 8 and width 8"),
         (["sample", "--size", "16"], "--size: '16'"),
         (["invert", "cat.png", "--prompt", "a dog", "--resize"], "no text encoder"),
         (["edit", "cat.png", "--from", CAT, "--to", TIGER, "--resize"], "prompt"),
@@ -572,9 +572,9 @@ def test_a_model_without_text_says_so(words: list[str], said: str, pixel: str):
     ("words", "said"),
     [
         (["--prompt", "a", "--prompt", "b", "-n", "3"], "were given for 3 images"),
-        (["--size", "33x32"], "--size: 33x32"),
+        (["--size", "33x32"], "--size: height 32 and width 33"),
         (["--rescale", "2"], "--rescale: 2"),
-        (["--interval", "0.8,0.2"], "--interval: (0.8, 0.2)"),
+        (["--interval", "0.8,0.2"], "--interval: 0.8,0.2"),
         (["--interval", "x"], "--interval: 'x'"),
         (["--label", "1"], "takes prompts, not class labels"),
     ],

@@ -257,9 +257,11 @@ class LatentCode:
         if TUNED in self.extras:  # these embeddings, one per step, replace the unconditional text
             had[f"uncond {TEXT}"] = _shape(self.conditions.cond, TEXT, self.extras[TUNED][:, 0])
         if had != want:
+            # Models of one name differ in nothing else that a reader could see.
+            shapes = f" ({_condition(had)} and not {_condition(want)})" if model_name == self.model else ""
             raise InputError(
                 f"it was made by the model {self.model!r}, which has other conditions than "
-                f"{self._other(model_name)}; use the model that made it.",
+                f"{self._other(model_name)}{shapes}; use the model that made it.",
                 parameter="code",
             )
 
@@ -291,6 +293,11 @@ def _shape(condition: Conditioning, name: str, tensor: Tensor) -> tuple[int, ...
     """Returns the shape of a tensor without its rows, and without the number of tokens where a mask leaves it free."""
     free = TEXT_MASK in condition and name in (TEXT, TEXT_MASK)
     return tuple(tensor.shape[2 if free else 1 :])
+
+
+def _condition(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Writes shapes as text, such as ``text 77x768, uncond text 77x768``."""
+    return ", ".join(f"{name} {'x'.join(map(str, shape))}".strip() for name, shape in shapes.items()) or "no condition"
 
 
 def _ends(which: slice) -> tuple[Any, Any, Any]:
