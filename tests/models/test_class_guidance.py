@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import tiny
@@ -12,6 +13,7 @@ import ddim
 from ddim.core.noise import SeededNoise
 from ddim.inversion import INVERSIONS
 from ddim.models.pixel import PixelModel
+from ddim.solvers import REVERSIBLE
 
 CLASSES, STEPS, W = 4, 6, 3.5
 NULL = CLASSES - 1
@@ -200,10 +202,13 @@ def test_an_edit_of_a_code_and_in_small_batches_is_the_same(model, pictures):
 @pytest.mark.parametrize("method", WORKS)
 def test_an_edit_to_its_own_class_is_the_source(model, pictures, method):
     """With equal input and condition beside its source, it goes where the source goes, if nothing puts that back."""
-    edited = ddim.edit(model, pictures, labels=[[0], [1]], source_labels=SOURCE, steps=STEPS, guidance=W, method=method)
+    settings: dict[str, Any] = {"source_labels": SOURCE, "steps": STEPS, "guidance": W, "method": method}
+    if method in REVERSIBLE:  # whose sources have the guidance of the inversion, 1 by default
+        settings["inversion_guidance"] = W
+    edited = ddim.edit(model, pictures, labels=[[0], [1]], **settings)
     if not {"pivot", "end"} & set(INVERSIONS[method].keeps):
         assert torch.allclose(edited.edits[:, 0], edited.reconstruction, rtol=0, atol=1e-7)
-    other = ddim.edit(model, pictures, labels=[[1], [2]], source_labels=SOURCE, steps=STEPS, guidance=W, method=method)
+    other = ddim.edit(model, pictures, labels=[[1], [2]], **settings)
     assert not torch.allclose(other.edits[:, 0], other.reconstruction, rtol=0, atol=1e-3)
 
 

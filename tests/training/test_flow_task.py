@@ -270,6 +270,7 @@ def test_the_export_has_the_dtype_and_the_scheduler_that_the_config_says(
 
     changes = {"output": {"export_dtype": "float16"}, "flow": {"shift": 3.0, "guidance": 3}, "train": {"steps": 2}}
     config = task_config("flow", words, tmp_path / "run", autoencoder, **changes)
+    capsys.readouterr()  # what the fixtures printed
     result = train(config, on_event=lambda event: None)
     assert capsys.readouterr().err == ""
     files = list(result.rglob("*.safetensors"))
