@@ -311,7 +311,7 @@ def test_conditions_that_lack_the_scale_are_refused(dev):
 
 
 def test_sizes_that_are_no_multiples(dev):
-    with refused("size", "32x30"):
+    with refused("size", "height 30 and width 32"):
         ddim.sample(dev, 1, steps=2, prompt="a cat", size=(30, 32))
     with refused("images", "30x32"):
         ddim.invert(dev, torch.rand(1, 3, 32, 30), steps=2, prompt="a cat")

@@ -176,6 +176,8 @@ def test_edits_with_attention_control_and_blending(model, images, method, attent
     options = {"inner": 2} if method == "null-text" else {}
     settings = {"steps": 5, "method": method, "guidance": 2.0, "options": options, "source_prompt": "a cat"}
     how = AttentionEdit(attention, blend_threshold=0.95)
+    if method == "belm":  # its source has the guidance of the inversion, 1 by default
+        settings["inversion_guidance"] = 2.0
     edited = ddim.edit(model, images[:1], ["a dog", "a cat"], attention=how, blend=["cat/dog", "cat"], **settings)
     assert edited.blend_mask is not None
     assert edited.edits.shape == (1, 2, 3, 32, 32)
