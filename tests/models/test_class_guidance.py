@@ -1,6 +1,7 @@
 """Guidance of class-conditional models, held against u + w (c - u) written out on the network's own answers."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -334,3 +335,11 @@ def test_what_is_wrong_with_classes_is_told_before_the_work():
         with pytest.raises(ddim.InputError) as caught:
             ddim.edit(model, torch.rand(1, 1, 8, 8), steps=2, **{"source_labels": 0, **given})
         assert caught.value.parameter == parameter
+
+
+@pytest.mark.parametrize("method", ["direct", "bdia"])
+def test_a_model_without_a_null_class_is_edited_by_class(model, pictures, method):
+    bare = tiny.model(classes=CLASSES, dtype=torch.float64)
+    bare.info = replace(bare.info, null_class=None)
+    edited = ddim.edit(bare, pictures, labels=2, source_labels=SOURCE, steps=STEPS, method=method)
+    assert not torch.allclose(edited.edits[:, 0], edited.reconstruction, rtol=0, atol=1e-3)

@@ -709,3 +709,19 @@ def test_the_steps_of_an_exact_edit_are_counted(model):
     ddim.edit(model, tiny_text.pictures(1), TARGET, **settings)
     assert [done for done, _ in events] == list(range(1, len(events) + 1))
     assert events[-1][0] == events[-1][1]
+
+
+def test_an_exact_code_that_is_replayed_at_another_guidance_warns(model):
+    settings: dict[str, Any] = {"steps": 5, "method": "bdia", "prompt": SOURCE, "guidance": 3.0}
+    code = ddim.invert(model, tiny_text.pictures(1), inversion_guidance=1.0, **settings)
+    with warned("'bdia'", 1, 3):
+        ddim.edit(model, code, TARGET, attention="none")
+
+
+def test_settings_of_guidance_reach_an_exact_inversion(model):
+    settings: dict[str, Any] = {"source_prompt": SOURCE, "steps": 5, "method": "bdia", "attention": "none"}
+    asked = Guidance(4.0, rescale=0.5, batched_cfg=False)
+    one = ddim.edit(model, tiny_text.pictures(1), TARGET, guidance=asked, **settings).code
+    two = ddim.edit(model, tiny_text.pictures(1), TARGET, guidance=asked, inversion_guidance=2.0, **settings).code
+    assert (one.guidance["weight"], one.guidance["rescale"], one.machine["batched_cfg"]) == (1, 0, False)
+    assert (two.guidance["weight"], two.guidance["rescale"], two.machine["batched_cfg"]) == (2, 0.5, False)

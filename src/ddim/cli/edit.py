@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,9 @@ import typer
 from .._utils.choices import ATTENTIONS
 from .._utils.errors import DDIMError, InputError, Interrupted
 from .._utils.names import protect, settings_text
+from ..solvers import REVERSIBLE
 from . import options as o
+from .command import typed
 from .failure import code_and_sentence
 from .files import CODE, PNG, guidance_tags, is_code, model_tag, phrase, phrases, resized, stem, target
 from .groups import Options, option, tags_of
@@ -424,11 +426,19 @@ def edit(
             write_each(tiles, singles, [{**about, "shows": what} for what in strip * len(part)])
 
         # for the line of ddim invert that an interrupted inversion prints
-        invert_words = {"prompt": targets.from_, "label": targets.from_label, "guidance": float(guidance.weight)}
+        invert_words = {"prompt": targets.from_, "label": targets.from_label}
+        going_on: dict[str, object] = {}
+        if inverting.method in REVERSIBLE:  # the code has the guidance of its inversion, and not that of the targets
+            invert_words |= {"guidance": guiding.inversion_guidance, "guidance_scale": None, "inversion_guidance": None}
+            if guidance.weight != 1 and "guidance_scale" not in typed():
+                going_on["guidance"] = float(guidance.weight)
+        elif "guidance_scale" not in typed():
+            invert_words["guidance"] = float(guidance.weight)
         if pictures is not None and pictures.photographs:  # the code keeps them, and that line knows no mask
             chosen = ",".join(map(str, pictures.photographs[0].crop))
             invert_words |= {"keep_source": True, "crop": None if resize else chosen}
-        with files.kept_code(images=source, model=counted.name, method=inverting.method, **invert_words):
+        words = {"images": source, "model": counted.name, "method": inverting.method, **invert_words}
+        with files.kept_code(words, going_on):
             with terminal.bar("editing", len(targets.names)) as report:
                 edited = edit_images(
                     counted,
@@ -504,11 +514,12 @@ class _Files:
             self.saved = True
 
     @contextmanager
-    def kept_code(self, **invert_words: object) -> Iterator[None]:
+    def kept_code(self, invert_words: Mapping[str, object], going_on: Mapping[str, object]) -> Iterator[None]:
         """Around the edit: removes the code's file at the end; after an error, keeps it and says how to go on.
 
         Args:
             invert_words: parameters of ``ddim invert`` that differ from the running command's.
+            going_on: parameters that an edit of the code must have in addition.
         """
         try:
             yield
@@ -521,7 +532,8 @@ class _Files:
                 raise
             idle = dict.fromkeys(("from_", "from_label", *o.INVERSION))  # which the code has already
             kept = f"The inverted code is in {self.code}"
-            kept += "." if isinstance(error, InputError) else f": {repeat(source=self.code, **idle)} goes on."
+            again = repeat(source=self.code, **{**idle, **going_on})
+            kept += "." if isinstance(error, InputError) else f": {again} goes on."
             if isinstance(error, DDIMError):
                 error.hint = " ".join(part for part in (error.hint, kept) if part)
                 raise

@@ -347,7 +347,8 @@ class InversionGuiding(Guiding):
     inversion_guidance: float | None = option(
         None,
         "--inversion-guidance",
-        "w of the inversion, if the method allows a choice; by default --guidance for exact methods, otherwise 1.",
+        "w of the inversion, if the method allows a choice; by default --guidance for exact methods (in an edit 1), "
+        "otherwise 1.",
         PROMPTS,
         tag="back",
     )

@@ -18,7 +18,7 @@ from .replay import TUNED, TUNED_POOLED
 from .tuning import Adam, GuidedStep, null_of, only, parts_of, rows_to_compute
 
 _EXTRAS = {TEXT: TUNED, POOLED: TUNED_POOLED}
-_NULL = "embedding"
+_NULL = TUNED
 """The name of the one null embedding of all steps in the progress of an interrupted run."""
 
 STARTS = ("empty", "prompt")
@@ -125,7 +125,7 @@ class NullText(ByDDIM):
 
         If the network takes a pooled embedding, ``extras["uncond_pooled"]`` is [N, S, P].
 
-        With scope ``"global"`` it returns the embedding as the text of the unconditional condition instead. After each
+        With scope ``"global"`` it returns the embedding as a part of the unconditional condition instead. After each
         step, or each sweep, ``problem.on_loss`` is called with the mean of the images' losses. ``on_step`` is called
         once for every step of the grid in total; with scope ``"global"`` a sweep reports its share of them.
 

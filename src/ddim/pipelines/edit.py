@@ -32,10 +32,12 @@ from ..solvers import REVERSIBLE, make_solver
 from ..solvers.lattice import ReversibleSolver
 from .capabilities import check_acts, check_guidance, check_inversion, check_negative, check_weight
 from .common import (
+    INVERSION_GUIDANCE,
     Report,
     Spacing,
     check_made_for,
     check_run,
+    conditioned,
     grid_for,
     half_precision_hint,
     hold_of,
@@ -122,10 +124,10 @@ def edit(
     Images are inverted first. Then each source is sampled under its own prompt, together with its targets, whose
     attention follows the source's. A class-conditional model samples the source's class and the targets' classes.
 
-    The source of an exact code (``bdia``, ``belm``, ``edict``, ``rex``, ``reversible-heun``) is replayed first, and
-    comes back to the bit. Its targets are sampled by DDIM, from the code's sample beside that trajectory, as those of
-    ``direct`` are: the solver's own steps carry a second entry of the source's state along, and hardly follow another
-    prompt.
+    The source of an exact code (``bdia``, ``belm``, ``edict``, ``rex``, ``reversible-heun``) is replayed first with
+    the guidance of the code, and comes back to the bit if the code was inverted with it. Its targets are sampled by
+    DDIM, from the code's sample beside that trajectory, as those of ``direct`` are: the solver's own steps carry a
+    second entry of the source's state along, and hardly follow another prompt.
 
     Args:
         model: from ``ddim.load``: a text-to-image model, or a class-conditional one.
@@ -142,12 +144,12 @@ def edit(
             ``inversion_guidance`` says otherwise: a code of guided steps is far from noise. Not for a code, which is
             inverted already.
         clip_x0, threshold: as in ``invert``, for the inversion and for sampling. Not for a code, which keeps them.
-        guidance: w of sampling. By default a code's own; for images the model's usual one (``ModelInfo.guidance``:
-            7.5 for Stable Diffusion, 5 for SDXL, 1 for FLUX), or 1 where classes edit. ``Guidance.embedded``, the scale
-            that a guidance-distilled network takes as an input, is that of the targets; by default the model's usual
-            one (``ModelInfo.embedded``), or the one that was given when the code was made. Sources are inverted and
-            sampled with the scale that their code stores, which for images is 1. The source of an exact code, and of
-            ``direct`` and ``edit-friendly``, comes back at any guidance.
+        guidance: w of sampling. By default a code's own; for images the model's usual one (``ModelInfo.guidance``: 7.5
+            for Stable Diffusion unless its folder names another, 5 for SDXL, 1 for FLUX), or 1 where classes edit.
+            ``Guidance.embedded``, the scale that a guidance-distilled network takes as an input, is that of the
+            targets; by default the model's usual one (``ModelInfo.embedded``), or the one that was given when the code
+            was made. Sources are inverted and sampled with the scale that their code stores, which for images is 1.
+            The source of an exact code, and of ``direct`` and ``edit-friendly``, comes back at any guidance.
         guidance_scale: the number that the model's own pipeline in diffusers takes, in place of ``guidance``; see
             ``Model.guidance_of``.
         attention: ``"refine"`` (the default), ``"replace"``, ``"none"``, or an ``AttentionEdit`` with windows.
@@ -167,8 +169,10 @@ def edit(
         resize: resize images of another size; not for a code.
         batch: sources and targets in one network call; at least one image with all its targets.
         batched_cfg: during sampling, ask for both branches of guidance in one batch; False asks one after the other,
-            with half the memory. A ``Guidance`` with ``batched_cfg=False`` does so during the inversion too.
-        on_code: called once with the sources' code, before sampling begins: to save what took time to invert.
+            with half the memory. A ``Guidance`` with ``batched_cfg=False`` does so during the inversion too. The
+            replay of an exact code ignores ``batch`` and ``batched_cfg``, as ``reconstruct`` does.
+        on_code: called once with the sources' code, before sampling begins: to save what took time to invert. The
+            guidance of an exact code is that of its inversion; to go on from it, pass ``guidance`` again.
         on_event: called with a ``StepEvent`` after each step, counted over inversion and sampling together; with a
             ``LossEvent`` while a method optimizes an embedding; and with an ``ImagesEvent`` when a batch is done, whose
             images are [n, 1 + K, C, H, W].
@@ -229,6 +233,8 @@ def edit(
             parameter="feather",
         )
     exact = isinstance(solver, ReversibleSolver)
+    if inversion_guidance is not None and is_number(inversion_guidance) and model.text:
+        check_weight(model, inversion_guidance, "inversion_guidance")
     if exact:  # DDIM samples its targets, from the node whose state the code stores
         grid = grid.rest(solver.first(grid))
     pixel_mask = model_mask(user_masks, photographs, size) if user_masks else None
@@ -246,9 +252,8 @@ def edit(
     phases = _Phases(on_event, (1 if code is not None else 2) + exact)
     if code is None:
         assert pictures is not None
-        if guidance is None:
+        if guidance is None and conditioned(model):
             guidance = 1.0 if classes else model.info.guidance
-        walked = 1.0 if inversion_guidance is None or not is_number(inversion_guidance) else inversion_guidance
         code = invert(
             model,
             pictures,
@@ -259,7 +264,7 @@ def edit(
             labels=own if classes else None,  # type: ignore[arg-type]
             prompt=None if classes else source_prompt,
             negative=negative,
-            guidance=walked if exact else _of_sources(guidance),
+            guidance=_of_sources(guidance, inversion_guidance, exact=exact),
             clip_x0=clip_x0,
             threshold=threshold,
             inversion_guidance=inversion_guidance,
@@ -291,9 +296,24 @@ def edit(
     return Edited(source_pixels, images[:, 0], images[:, 1:], targets, made, shown, composites)
 
 
-def _of_sources(guidance: float | Guidance) -> float | Guidance:
-    """The guidance of the inversion of images: without the embedded scale, which is that of the targets."""
-    return replace(guidance, embedded=None) if isinstance(guidance, Guidance) else guidance
+def _of_sources(
+    guidance: float | Guidance | None, inversion_guidance: float | None, *, exact: bool
+) -> float | Guidance | None:
+    """The guidance of the inversion of images: without the embedded scale, which is that of the targets.
+
+    Args:
+        guidance: of the targets; None if the model has nothing to lead towards.
+        inversion_guidance: as for ``edit``.
+        exact: whether the source of the code is replayed with the guidance of the inversion.
+    """
+    if guidance is None or not (exact or isinstance(guidance, Guidance)):
+        return guidance
+    whole = guidance if isinstance(guidance, Guidance) else Guidance()
+    if not exact:
+        return replace(whole, embedded=None)
+    if inversion_guidance is None or not is_number(inversion_guidance) or inversion_guidance == 1:
+        return Guidance(batched_cfg=whole.batched_cfg)
+    return replace(whole, weight=inversion_guidance, embedded=None)
 
 
 def _weight_of(model: Model, guidance: float | Guidance | None) -> float:
@@ -470,7 +490,7 @@ def _forward_with_targets(
     order = [row for i in range(n) for row in (i, *range(n + i * k, n + (i + 1) * k))]
     cond = Conditioning.cat([own.cond, targets])[order]
     kept = {key: v.to(model.device) for key, v in code.extras.items()}
-    repeated_extras = {key: rows(v) for key, v in kept.items()}
+    repeated_extras = {key: rows(v) for key, v in kept.items() if key not in ("pivot", "end")}
     conditions = PromptConditioning(cond, None if own.uncond is None else own.uncond.repeat(1 + k))
     prompts = prompts_of(conditions, code.grid, repeated_extras)
     denoise = model.guided(guidance, prompts, hold=hold_of(code), call=call)
@@ -531,6 +551,14 @@ def _forward(code: LatentCode, guidance: float | Guidance | None, *, exact: bool
     own = Guidance.of(code.guidance)
     forward = own if guidance is None else guidance if isinstance(guidance, Guidance) else own.at(guidance)
     alike = replace(forward, embedded=own.embedded).options == own.options  # sources keep their embedded scale
+    inverted = code.settings.get(INVERSION_GUIDANCE)
+    if exact and inverted not in (None, own.weight):
+        warnings.warn(
+            f"The code of {code.method!r} was inverted at guidance {inverted:g} and is replayed at {own.weight:g}, so "
+            "that its source does not come back.",
+            DDIMWarning,
+            stacklevel=3,
+        )
     if not alike and not exact and not {"pivot", "end"} & set(code.extras):
         warnings.warn(
             f"The code of {code.method!r} was made for guidance {_difference(own, forward)}, not for "

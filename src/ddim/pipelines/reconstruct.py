@@ -1,7 +1,7 @@
 """The pipeline ``reconstruct``, which samples the images of latent codes."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import DDIMWarning, InputError
-from ..core.contracts import OnStep, Solver, State
+from ..core.contracts import Solver, State
 from ..core.denoiser import Call
 from ..core.guidance import Guidance
 from ..inversion import calls
@@ -110,24 +110,23 @@ def pinned_code(
     Warns:
         DDIMWarning: this machine cannot reproduce the bits of the one that made the code.
     """
-    machine = _machine(model, code)
-    parts: list[tuple[calls.NetworkCall, Tensor]] = []
-    samples: list[Tensor] = []
+    machine, first = _machine(model, code), solver.first(code.grid)
+    nodes: dict[int, list[Tensor]] = {k: [] for k in range(len(code))}
 
-    def keep(_: int, state: State) -> None:
-        samples.append(solver.read(state))
+    def keep(call: calls.NetworkCall, state: State) -> None:
+        x = solver.read(state)
+        for row, image in call.own:  # the other rows only fill the call
+            nodes[image].append(x[row].clone())
 
-    for call, _end in _replays(model, code, solver, machine, batch, batched_cfg, on_event, keep):
-        parts.append((call, torch.stack(samples, dim=1)))
-        samples.clear()
-    first = solver.first(code.grid)
+    for _ in _replays(model, code, solver, machine, batch, batched_cfg, on_event, keep):
+        pass
     return replace(
         code,
         solver="ddim",
         options={},
         state={"x": code.x.to(model.state_dtype)},
         grid=code.grid.rest(first),
-        extras={"pivot": calls.images_in_order(parts, len(code))},
+        extras={"pivot": torch.stack([torch.stack(nodes[k]) for k in range(len(code))])},
         calls={},
         machine={},
     )
@@ -141,7 +140,7 @@ def _replays(
     batch: int,
     batched_cfg: bool,
     on_event: OnEvent,
-    on_step: OnStep | None = None,
+    on_step: Callable[[calls.NetworkCall, State], None] | None = None,
 ) -> Iterator[tuple[calls.NetworkCall, State]]:
     """Repeats the network calls of a code one after the other, and yields each with its state at the data end.
 
@@ -149,7 +148,7 @@ def _replays(
         model, code, batch, batched_cfg, on_event: as for ``reconstruct``.
         solver: the code's solver.
         machine: ``LatentCode.machine``.
-        on_step: called after each step of a call.
+        on_step: called after each step with the call and its state.
     """
     layout = calls.layout_of(machine)
     guidance = Guidance.of(code.guidance, bool(machine.get("batched_cfg", batched_cfg and not model.low_memory)))
@@ -157,12 +156,13 @@ def _replays(
     report = Report(on_event, (code.grid.steps - solver.first(code.grid)) * len(network_calls), 1, 1)
     arguments = Call(layout=layout, on_engine=engine_events(on_event))
 
-    def after(i: int, state: State) -> None:
-        if on_step is not None:
-            on_step(i, state)
-        report(i, state)
-
     for call in network_calls:
+
+        def after(i: int, state: State, call: calls.NetworkCall = call) -> None:
+            if on_step is not None:
+                on_step(call, state)
+            report(i, state)
+
         part = code if call.items == tuple(range(len(code))) else code.take(call.items)
         state = state_of(solver, part.state, code.grid, model.device, model.state_dtype)
         extras = {k: v.to(model.device) for k, v in part.extras.items()}
