@@ -337,7 +337,6 @@ def edit(
             if_it_acts,
             open_for_code,
             open_model,
-            set_reference,
             steps_text,
         )
 
@@ -348,7 +347,7 @@ def edit(
         else:
             counted = open_for_code(terminal, model, code, **machine.loading)
             usual, size = Guidance.of(code.guidance), picture_shape(counted, code)[1:]
-        set_reference(counted, reference)
+        counted.reference = reference
         check_model(counted, targets.to, targets.to_label)
         guidance = guidance_for(counted, guiding, usual=usual, batched_cfg=machine.batched_cfg)
         embedded = counted.info.embedded if usual.embedded is None else usual.embedded

@@ -97,7 +97,7 @@ def interpolate(
         from ..pipelines.batches import empty_code
         from ..pipelines.invert import EMBEDDED_IN_INVERSION, invert
         from .pictures import check_page, write_each, write_page
-        from .session import about_model, guidance_for, if_it_acts, open_for_code, open_model, set_reference
+        from .session import about_model, guidance_for, if_it_acts, open_for_code, open_model
 
         check_corners(*corners) if corners else check_frames(frames)
         between.check_through(through)
@@ -107,7 +107,7 @@ def interpolate(
             counted = open_for_code(terminal, model, next(iter(saved.values())), **machine.loading)
         else:
             counted = open_model(terminal, model or MODEL, label, **machine.loading)
-        set_reference(counted, reference)
+        counted.reference = reference
         guidance = guidance_for(counted, guiding, usual=1.0)
         shape, multiple = counted.picture, counted.multiple
         images_of = {p: read_images(p, shape, resize=resize, multiple=multiple) for p in ends if p not in saved}

@@ -88,13 +88,12 @@ def invert(
             keep_partial,
             open_model,
             partial_beside,
-            set_reference,
         )
 
         method = inverting.method
         arguments["method"] = inversion = make_inversion(method, arguments.pop("options", None))
         counted = open_model(terminal, model, label, **machine.loading)
-        set_reference(counted, reference)
+        counted.reference = reference
         guidance = guidance_for(counted, guiding, usual=1.0, batched_cfg=machine.batched_cfg)
         if counted.text and prompt is None:
             terminal.warn("There is no --prompt, so the images are inverted under the empty prompt.")

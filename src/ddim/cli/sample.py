@@ -124,12 +124,11 @@ def sample(
             guidance_text,
             if_it_acts,
             open_model,
-            set_reference,
         )
 
         options = options_of(solver_with_eta(solver, eta, arguments.get("options")))
         counted = open_model(terminal, model, label, compile=compile, **machine.loading)
-        set_reference(counted, reference)
+        counted.reference = reference
         usual = counted.info.guidance
         guidance = guidance_for(counted, guiding, usual=usual, batched_cfg=machine.batched_cfg)
         if counted.text and prompt is None:

@@ -72,16 +72,6 @@ def open_for_code(terminal: Terminal, name: str | None, code: "LatentCode", **lo
     return counted
 
 
-def set_reference(model: "Counted", reference: Path | None) -> None:
-    """Gives the model the picture that its network looks at, if there is one; see ``Model.reference``.
-
-    Raises:
-        InputError: the picture cannot be read or does not fit, or the model takes none.
-    """
-    if reference is not None:
-        model.reference = reference
-
-
 def guidance_for(
     model: "Counted", asked: Guiding, *, usual: "float | Guidance", batched_cfg: bool = True
 ) -> "Guidance":

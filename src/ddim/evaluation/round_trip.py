@@ -70,12 +70,20 @@ def round_trip(model: Counted, images: Sequence[EvalImage], setting: TripSetting
     Raises:
         DDIMError: from ``ddim.invert`` or ``ddim.reconstruct``.
     """
-    pixels = torch.stack([image.pixels for image in images])
     model.calls(1)
     began = time.perf_counter()
-    code = invert(
+    code = inverted(model, images, setting, seed)
+    back = model.calls(len(images))
+    found = reconstruct(model, code, batch=len(images)).cpu()  # .cpu() waits for the device
+    seconds = (time.perf_counter() - began) / len(images)
+    return RoundTrip(code, found, float(back), float(model.calls(len(images))), seconds)
+
+
+def inverted(model: Model, images: Sequence[EvalImage], setting: TripSetting, seed: int) -> LatentCode:
+    """Inverts images in one batch; the k-th has the seed ``seed + k``. Raises DDIMError as ``ddim.invert`` does."""
+    return invert(
         model,
-        pixels.to(model.state_dtype),
+        torch.stack([image.pixels for image in images]).to(model.state_dtype),
         steps=setting.steps,
         method=setting.spec.method,
         options=dict(setting.spec.options),
@@ -85,10 +93,6 @@ def round_trip(model: Counted, images: Sequence[EvalImage], setting: TripSetting
         seed=seed,
         batch=len(images),
     )
-    back = model.calls(len(images))
-    found = reconstruct(model, code, batch=len(images)).cpu()  # .cpu() waits for the device
-    seconds = (time.perf_counter() - began) / len(images)
-    return RoundTrip(code, found, float(back), float(model.calls(len(images))), seconds)
 
 
 def trip_items(model: Model, images: Sequence[EvalImage], setting: TripSetting) -> list[Item]:

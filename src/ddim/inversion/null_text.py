@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, UnknownName
-from ..core.conditioning import POOLED, TEXT, TEXT_MASK, Conditioning, PromptConditioning
+from ..core.conditioning import TEXT, TEXT_MASK, Conditioning, PromptConditioning
 from ..core.contracts import InversionInterrupted, InversionProblem, InversionResult, OnStep
 from ..core.grid import Grid
 from ..core.guidance import Guidance
 from ..core.late import LateFlag, LateValues, late_checks
 from .base import ByDDIM, pivot_of
-from .replay import TUNED, TUNED_POOLED
+from .replay import TUNED, TUNED_PARTS, TUNED_POOLED
 from .tuning import Adam, GuidedStep, null_of, only, parts_of, rows_to_compute
 
-_EXTRAS = {TEXT: TUNED, POOLED: TUNED_POOLED}
 _NULL = TUNED
 """The name of the one null embedding of all steps in the progress of an interrupted run."""
 
@@ -255,11 +254,11 @@ def _to_extras(nulls: Sequence[Tensor], problem: InversionProblem) -> dict[str, 
     uncond = problem.prompts.uncond
     assert uncond is not None
     parts = [parts_of(null, uncond) for null in nulls]
-    return {_EXTRAS[name]: torch.stack([part[name] for part in parts], dim=1) for name in parts[0]}
+    return {TUNED_PARTS[name]: torch.stack([part[name] for part in parts], dim=1) for name in parts[0]}
 
 
 def _from_extras(kept: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     """Returns the null embeddings of the steps that were done, from what ``_to_extras`` returned."""
-    tensors = {name: kept[key] for name, key in _EXTRAS.items() if key in kept}
+    tensors = {name: kept[key] for name, key in TUNED_PARTS.items() if key in kept}
     steps = tensors[TEXT].shape[1] if tensors else 0
     return tuple(null_of(Conditioning({name: each[:, i] for name, each in tensors.items()})) for i in range(steps))

@@ -18,6 +18,8 @@ from ..solvers.lattice import ReversibleSolver
 
 TUNED, TUNED_POOLED = "uncond_text", "uncond_pooled"
 """The names in ``LatentCode.extras`` of the unconditional embeddings that null-text inversion optimized."""
+TUNED_PARTS = {TEXT: TUNED, POOLED: TUNED_POOLED}
+"""Those names, by the names of the conditions that they replace."""
 
 
 def replay(
@@ -75,7 +77,7 @@ def prompts_of(prompts: PromptConditioning, grid: Grid, extras: Mapping[str, Ten
     if TUNED not in extras:
         return prompts
     times = [grid[i].t for i in range(grid.steps)]
-    tuned = {name: extras[key] for name, key in ((TEXT, TUNED), (POOLED, TUNED_POOLED)) if key in extras}
+    tuned = {name: extras[key] for name, key in TUNED_PARTS.items() if key in extras}
     uncond = prompts.uncond
     assert uncond is not None
 

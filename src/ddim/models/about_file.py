@@ -12,15 +12,18 @@ ABOUT = "ddim.json"
 ``{"guidance": 3}``, the usual guidance of its samples."""
 
 
+def read_about(folder: Path) -> dict[str, Any] | None:
+    """Reads a folder's ``ddim.json``; None if there is none."""
+    return read_json(folder / ABOUT) if (folder / ABOUT).is_file() else None
+
+
 def usual_guidance(folder: Path) -> float | None:
     """Reads the usual guidance from a folder's ``ddim.json``; None if it says nothing.
 
     Raises:
         InputError: the value is not a number.
     """
-    if not (folder / ABOUT).is_file():
-        return None
-    weight = read_json(folder / ABOUT).get("guidance")
+    weight = (read_about(folder) or {}).get("guidance")
     if weight is not None and not is_number(weight):
         raise InputError(
             f"{folder / ABOUT} says that the usual guidance is {weight!r}, which is not a number; write for example "

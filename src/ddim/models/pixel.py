@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.errors import InputError, is_whole
-from .._utils.files import read_json
 from ..core.conditioning import LABELS, Conditioning
 from ..core.denoiser import Call
 from ..core.path import Node, VEPath
-from .about_file import ABOUT, usual_guidance
+from .about_file import ABOUT, read_about, usual_guidance
 from .base import ClassModel, scalar
 from .device import device_and_dtype
 from .dry_run import output_shape
@@ -215,9 +214,10 @@ def null_class_of(folder: Path) -> int | str | None:
     Raises:
         InputError: the value is not a label.
     """
-    if not (folder / ABOUT).is_file():
+    about = read_about(folder)
+    if about is None:
         return LAST
-    null = read_json(folder / ABOUT).get("null_class")
+    null = about.get("null_class")
     if null is not None and not (is_whole(null) and null > 0):
         raise InputError(
             f"{folder / ABOUT} says that the null class is {null!r}, which is not a label.", parameter="model"

@@ -32,7 +32,6 @@ from ..solvers import REVERSIBLE, make_solver
 from ..solvers.lattice import ReversibleSolver
 from .capabilities import check_acts, check_guidance, check_inversion, check_negative, check_weight
 from .common import (
-    INVERSION_GUIDANCE,
     Report,
     Spacing,
     check_made_for,
@@ -275,11 +274,11 @@ def edit(
         )
     if on_code is not None:
         on_code(code)
-    made, forward = code, _forward(code, guidance, exact=exact)
+    made = code
     if isinstance(solver, ReversibleSolver):
         code = pinned_code(model, code, solver, batch, batched_cfg, phases.before_sampling())
         solver = make_solver(code.solver)
-    forward = forward.on(code.grid)
+    forward = _forward(code, guidance).on(code.grid)
     if not classes:
         same = [target == text for text, row in zip(own, targets, strict=True) for target in row]
         conditions = _with_own_words(conditions, code, same)
@@ -540,26 +539,12 @@ def _sources_where_equal(
     return torch.flatten(rows, 0, 1)
 
 
-def _forward(code: LatentCode, guidance: float | Guidance | None, *, exact: bool) -> Guidance:
-    """The guidance of sampling; warns where the code was made for another and the source is not pinned.
-
-    Args:
-        code: the sources' code.
-        guidance: as for ``edit``.
-        exact: whether the code is replayed with its own guidance.
-    """
+def _forward(code: LatentCode, guidance: float | Guidance | None) -> Guidance:
+    """The guidance of sampling; warns where the code was made for another and the source is not pinned."""
     own = Guidance.of(code.guidance)
     forward = own if guidance is None else guidance if isinstance(guidance, Guidance) else own.at(guidance)
     alike = replace(forward, embedded=own.embedded).options == own.options  # sources keep their embedded scale
-    inverted = code.settings.get(INVERSION_GUIDANCE)
-    if exact and inverted not in (None, own.weight):
-        warnings.warn(
-            f"The code of {code.method!r} was inverted at guidance {inverted:g} and is replayed at {own.weight:g}, so "
-            "that its source does not come back.",
-            DDIMWarning,
-            stacklevel=3,
-        )
-    if not alike and not exact and not {"pivot", "end"} & set(code.extras):
+    if not alike and not {"pivot", "end"} & set(code.extras):
         warnings.warn(
             f"The code of {code.method!r} was made for guidance {_difference(own, forward)}, not for "
             f"{_difference(forward, own)}: the reconstruction can differ from the source.",

@@ -108,8 +108,16 @@ def pinned_code(
         NotFinite: the sample contains NaN or infinity after a step.
 
     Warns:
-        DDIMWarning: this machine cannot reproduce the bits of the one that made the code.
+        DDIMWarning: this machine cannot reproduce the bits of the one that made the code, or the code was inverted at
+            another guidance weight.
     """
+    if weights := _other_weights(code):
+        warnings.warn(
+            f"The code of {code.method!r} was inverted at guidance {weights[0]:g} and is replayed at {weights[1]:g}, "
+            "so that its source does not come back.",
+            DDIMWarning,
+            stacklevel=3,
+        )
     machine, first = _machine(model, code), solver.first(code.grid)
     nodes: dict[int, list[Tensor]] = {k: [] for k in range(len(code))}
 
@@ -169,7 +177,8 @@ def _replays(
         prompts = prompts_of(part.conditions.to(model.device), code.grid, extras)
         denoise = model.guided(guidance, prompts, hold=hold_of(code), call=arguments)
         with half_precision_hint(model):
-            yield call, replay(denoise, solver, state, code.grid, extras, on_step=after)
+            end = replay(denoise, solver, state, code.grid, extras, on_step=after)
+        yield call, end
 
 
 def _need_exact(code: LatentCode) -> None:
@@ -180,13 +189,18 @@ def _need_exact(code: LatentCode) -> None:
             "it out, or invert the image by an exact method, such as 'bdia'.",
             parameter="strict",
         )
-    forward, inversion = code.guidance.get("weight", 1.0), code.settings.get(INVERSION_GUIDANCE)
-    if code.machine and inversion not in (None, forward):
+    if code.machine and (weights := _other_weights(code)):
         raise InputError(
-            f"the code was inverted at the guidance {inversion:g} and is sampled at {forward:g}, so that the image is "
-            "not reconstructed; invert it without inversion_guidance, or leave strict out.",
+            f"the code was inverted at the guidance {weights[0]:g} and is sampled at {weights[1]:g}, so that the image "
+            "is not reconstructed; invert it without inversion_guidance, or leave strict out.",
             parameter="strict",
         )
+
+
+def _other_weights(code: LatentCode) -> tuple[float, float] | None:
+    """The guidance weights of the inversion and of sampling, if they differ: no exact method then comes back."""
+    forward, inversion = code.guidance.get("weight", 1.0), code.settings.get(INVERSION_GUIDANCE)
+    return None if inversion in (None, forward) else (inversion, forward)
 
 
 def _report_images(on_event: OnEvent, call: calls.NetworkCall, images: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Every inversion under guidance: how well it reconstructs, what it costs, and whether its codes can be edited."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -212,23 +212,15 @@ class Leaderboard(Benchmark[LeaderboardOptions, "TripSetting"]):
 
         Exact methods are edited from codes at guidance 1, as ``edit`` makes them from images.
         """
-        from ...pipelines.invert import invert
         from ...solvers import REVERSIBLE
+        from ..round_trip import inverted
 
         def edited(places: Sequence[int]) -> list[dict[str, Any]]:
             chosen = [images[k] for k in places]
             if setting.spec.method not in REVERSIBLE or setting.guidance in (None, 1):
                 own = code if len(places) == len(images) else code[places[0]]
             else:
-                own = invert(
-                    self.session.model,
-                    [image.pixels for image in chosen],
-                    prompt=[image.prompt for image in chosen],
-                    method=setting.spec.method,
-                    options=dict(setting.spec.options),
-                    steps=setting.steps,
-                    spacing=setting.spacing,
-                )
+                own = inverted(self.session.model, chosen, replace(setting, guidance=1.0), seed=0)
             return self._edit_together(setting, own, chosen)
 
         def failed(k: int, why: str) -> dict[str, Any]:
