@@ -58,10 +58,11 @@ if TYPE_CHECKING:
     from .pipelines.interpolate import interpolate, interpolate_grid
     from .pipelines.invert import invert
     from .pipelines.reconstruct import reconstruct
-    from .pipelines.sample import sample
+    from .pipelines.sample import sample, seeded_code
     from .solvers import SOLVERS, make_solver
     from .solvers.bdia import BDIA
     from .solvers.belm import BELM
+    from .solvers.consistency import LCM, TCD
     from .solvers.ddim import DDIM
     from .solvers.ddpm import DDPM
     from .solvers.edict import EDICT
@@ -102,7 +103,7 @@ _WHERE = {
     "pipelines.interpolate": ["interpolate", "interpolate_grid"],
     "pipelines.invert": ["invert"],
     "pipelines.reconstruct": ["reconstruct"],
-    "pipelines.sample": ["sample"],
+    "pipelines.sample": ["sample", "seeded_code"],
     "solvers": ["SOLVERS", "make_solver"],
     "solvers.lattice": ["LatticeState", "Lift", "ReversibleSolver"],
 }
@@ -116,8 +117,10 @@ __all__ = [
     "EDICT",
     "FAMILIES",
     "INVERSIONS",
+    "LCM",
     "SOLVERS",
     "SPACINGS",
+    "TCD",
     "AdamsBashforth",
     "AttentionEdit",
     "Call",
@@ -198,6 +201,7 @@ __all__ = [
     "sample",
     "save_image",
     "scaled_linear_alpha_bar",
+    "seeded_code",
     "sheet",
     "sigmoid_alpha_bar",
     "slerp",

@@ -362,7 +362,7 @@ def edit(
         }
         name = settings_text(
             inverting.method if code is None else code.method,
-            inverting.count if code is None else code.grid.steps,
+            inverting.count(counted.info.steps) if code is None else code.grid.steps,
             arguments.get("options", {}),
             arguments.get("spacing"),
             tags,
@@ -469,7 +469,7 @@ def edit(
             *(f"photograph  [bold]{escaped(file)}[/bold]" for file in files.photographs),
             *(f"reconstruction  [green]{error_text(row)}[/green]" for row in rows),
             f"[dim]{' · '.join(strip)} · {edited.code.method}, "
-            f"{steps_text(edited.code, inverting.count if code is None else None)} · "
+            f"{steps_text(edited.code, inverting.count(counted.info.steps) if code is None else None)} · "
             f"{guidance_text(counted, guidance)}{about['nfe']:g} network calls per image · "
             f"{terminal.seconds:.1f} s[/dim]",
         )

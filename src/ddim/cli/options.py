@@ -241,7 +241,13 @@ Device = Annotated[
 class Grid(Options):
     """The time grid, the solver's or method's own options, and the seed."""
 
-    steps: int = option(50, "--steps -S", "The number of steps S, from 1 to the model's T.", SAMPLING)
+    steps: int | None = option(
+        None,
+        "--steps -S",
+        "The number of steps S, from 1 to the model's T; by default the model's usual one, 50, or fewer for a model "
+        "that is distilled to a few.",
+        SAMPLING,
+    )
     spacing: str | None = option(
         None,
         "--spacing",
@@ -260,11 +266,12 @@ class Grid(Options):
     )
     seed: int = option(0, "--seed", "The seed of the noise; image k has the seed SEED + k.", SAMPLING, tag="seed")
 
-    @property
-    def count(self) -> int:
-        """S: the number of steps, also where the grid is a list of t."""
+    def count(self, usual: int) -> int:
+        """Returns S, also where the grid is a list of t; ``usual`` is the number of steps of the model by default."""
         spacing = spacing_from(self.spacing)
-        return len(spacing) if isinstance(spacing, list) else self.steps
+        if isinstance(spacing, list):
+            return len(spacing)
+        return usual if self.steps is None else self.steps
 
 
 @dataclass(frozen=True)

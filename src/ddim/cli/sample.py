@@ -1,14 +1,14 @@
 """``ddim sample``: images from noise."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .._utils.errors import InputError
 from .._utils.names import protect, settings_text, value_text
 from . import options as o
-from .files import PNG, guidance_tags, model_slug, prompts_slug, target
+from .files import CODE, PNG, guidance_tags, model_slug, prompts_slug, target
 from .output import Terminal, escaped, listening
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ _Eta = Annotated[
     typer.Option("--eta", help="Noise of the solver ddim: 0 is DDIM, 1 is DDPM.", rich_help_panel=o.SAMPLING),
 ]
 _Solver = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--solver",
-        help=f"{', '.join(o.SOLVERS)}.",
+        help=f"{', '.join(o.SOLVERS)}; by default ddim, or the one of a distilled model (lcm, tcd).",
         autocompletion=lambda: list(o.SOLVERS),
         rich_help_panel=o.SAMPLING,
     ),
@@ -68,6 +68,14 @@ _Compile = Annotated[
         rich_help_panel=o.SAMPLING,
     ),
 ]
+_Code = Annotated[
+    bool,
+    typer.Option(
+        "--code",
+        help="Also write the latent code of the images, for ddim edit, interpolate and reconstruct.",
+        rich_help_panel=o.FILES,
+    ),
+]
 _MANY = 16
 
 
@@ -78,7 +86,7 @@ def sample(
     guiding: o.Guiding = o.Guiding(),
     reference: o.Reference = None,
     size: _Size = None,
-    solver: _Solver = "ddim",
+    solver: _Solver = None,
     run: o.Grid = o.Grid(),
     eta: _Eta = 0.0,
     label: o.Labels = None,
@@ -87,6 +95,7 @@ def sample(
     holding: o.Holding = o.Holding(),
     out: o.Out = None,
     each: o.Each = False,
+    code: _Code = False,
     columns: o.Columns = None,
     scale: o.Scale = 1,
     machine: o.GuidedMachine = o.GuidedMachine(),
@@ -114,7 +123,7 @@ def sample(
         from ..core.contracts import options_of
         from ..pipelines.common import grid_for
         from ..pipelines.sample import sample as draw
-        from ..pipelines.sample import solver_with_eta
+        from ..pipelines.sample import seeded_code, solver_with_eta
         from ..solvers import SOLVERS
         from .pictures import check_page, write_each, write_page
         from .session import (
@@ -126,8 +135,11 @@ def sample(
             open_model,
         )
 
-        options = options_of(solver_with_eta(solver, eta, arguments.get("options")))
+        if solver is not None:  # before the model is loaded, which takes longer
+            solver_with_eta(solver, eta, arguments.get("options"))
         counted = open_model(terminal, model, label, compile=compile, **machine.loading)
+        solver = counted.schedule.solver if solver is None else solver
+        options = options_of(solver_with_eta(solver, eta, arguments.get("options")))
         counted.reference = reference
         usual = counted.info.guidance
         guidance = guidance_for(counted, guiding, usual=usual, batched_cfg=machine.batched_cfg)
@@ -173,7 +185,8 @@ def sample(
         page = target(out, name(run.seed, count if count != usual_count else None), PNG)
         beside = page.with_suffix("")
         singles = [target(beside, name(seed), PNG) for seed in seeds] if each else []
-        protect([page, *singles], inputs)
+        coded = [page.with_suffix(CODE)] if code else []
+        protect([page, *singles, *coded], inputs)
         prompts: list[str] = about.get("prompts", [])
         own = [{"prompts": [one]} for one in prompts] if len(prompts) > 1 else [{}] * count
         abouts = [{**about, **words, "seeds": [seed]} for seed, words in zip(seeds, own, strict=False)]
@@ -182,29 +195,38 @@ def sample(
             which = slice(first, first + len(part))
             write_each(part, singles[which], abouts[which])
 
+        settings: dict[str, Any] = {
+            "eta": eta,
+            "solver": solver,
+            "labels": label,
+            "prompt": prompt,
+            "guidance": if_it_acts(counted, guidance),
+            "size": pixels,
+            **arguments,
+            **guiding.arguments,
+            **holding.arguments,
+        }
+        if coded:
+            if judge is not None:
+                raise InputError("a code cannot hold the classifier that guides; leave it out.", parameter="code")
+            seeded_code(counted, count, **settings).save(coded[0])
         with terminal.bar("sampling", count) as report:
             images = draw(
                 counted,
                 count,
-                eta=eta,
-                solver=solver,
-                labels=label,
-                prompt=prompt,
-                guidance=if_it_acts(counted, guidance),
-                size=pixels,
                 classifier=judge,
                 classifier_weight=classifier_weight,
                 on_event=listening(report, keep if each else None),
-                **arguments,
-                **guiding.arguments,
-                **holding.arguments,
+                **settings,
                 **machine.arguments,
             )
-        files = [write_page(images, page, {**about, "seeds": seeds}, columns=columns, scale=scale), *singles]
+        files = [write_page(images, page, {**about, "seeds": seeds}, columns=columns, scale=scale), *singles, *coded]
         nfe = counted.calls(count)
         terminal.result(
             {**about, "seeds": seeds, "count": count, "nfe": nfe, "files": [str(f) for f in files]},
-            f"[bold]{escaped(page)}[/bold]" + (f"  and {count} files in {escaped(beside)}" if each else ""),
+            f"[bold]{escaped(page)}[/bold]"
+            + (f"  and {count} files in {escaped(beside)}" if each else "")
+            + (f"  code: {escaped(coded[0])}" if coded else ""),
             f"[dim]{count} image{'s' * (count > 1)} · {solver}, S = {grid.steps}"
             + "".join(f", {k} = {value_text(v)}" for k, v in options.items())
             + f" · seed {run.seed}{f'–{seeds[-1]}' if count > 1 else ''} · {guidance_text(counted, guidance)}"

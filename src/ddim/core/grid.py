@@ -227,8 +227,29 @@ def karras(path: GaussianPath, steps: int, rho: float = 7.0) -> Grid:
     return grid_at(path, times, "karras")
 
 
+def lcm(path: GaussianPath, steps: int, origin: int = 50) -> Grid:
+    """Returns S of the levels that a consistency model was distilled on, as evenly spaced as their number allows.
+
+    These are t = k T / origin, rounded down to a multiple, for k = 1..origin (Luo et al. 2023, arXiv 2310.04378,
+    section 4.3; ``LCMScheduler`` and ``TCDScheduler`` of diffusers). The first node is the noisiest of them. More steps
+    than ``origin`` are taken from all T levels, where diffusers refuses.
+
+    Args:
+        path: the path of the model.
+        steps: the number of steps S.
+        origin: the number of those levels, ``original_inference_steps`` of diffusers.
+    """
+    unit = _unit(path, steps)
+    if not is_whole(origin) or origin < 1:
+        raise InputError(f"{origin!r} is not a number of levels; use 1 or more.", parameter="origin")
+    count = origin if steps <= origin <= path.train_levels else path.train_levels
+    stride, below = path.train_levels // count, path.train_levels - path.levels
+    levels = [float((count - i * count // steps) * stride - below) for i in range(steps)]
+    return grid_at(path, [unit * k for k in _distinct(path, levels)], "lcm")
+
+
 SPACINGS: dict[str, Callable[[GaussianPath, int], Grid]] = dict(
-    zip(choices.SPACINGS, (leading, trailing, linspace, quadratic, karras), strict=True)
+    zip(choices.SPACINGS, (leading, trailing, linspace, quadratic, karras, lcm), strict=True)
 )
 
 
@@ -254,6 +275,7 @@ def make_grid(
     spacing: str | Sequence[float] = "trailing",
     *,
     offset: int = 0,
+    origin: int = 50,
 ) -> Grid:
     """Makes a grid by the name of its spacing, or from a list of t.
 
@@ -262,6 +284,7 @@ def make_grid(
         steps: the number of steps S, 1 <= S <= ``path.levels``. Ignored if ``spacing`` is a list.
         spacing: a key of ``SPACINGS``, or a sequence of t (see ``explicit``).
         offset: ``steps_offset`` of diffusers; only for the spacing ``leading``.
+        origin: ``original_inference_steps`` of diffusers; only for the spacing ``lcm``.
 
     Raises:
         InputError: S is out of range, the spacing is unknown, a t is out of range, the t are not strictly monotone, or
@@ -273,6 +296,8 @@ def make_grid(
         raise InputError(f"{offset} applies to the spacing 'leading' only.", parameter="offset")
     if not isinstance(spacing, str):
         return explicit(path, spacing)
+    if spacing == "lcm":
+        return lcm(path, steps, origin)
     return leading(path, steps, offset) if spacing == "leading" else SPACINGS[spacing](path, steps)
 
 

@@ -281,6 +281,7 @@ def _needed(tokens: int | None) -> int:
 
 Clock = Literal["path", "sigma", "signal"]
 Prior = Literal["path", "euler", "edm"]
+Usual = Literal["ddim", "lcm", "tcd"]
 
 
 @dataclass(frozen=True)
@@ -299,6 +300,8 @@ class Schedule:
         prior: the standard deviation of the noise that sampling starts from. ``path``: 1 on a table, else the sigma of
             the first node. ``euler``: as in diffusers' Euler schedulers, the sigma of the first node for ``trailing``
             and ``linspace``, and 1 for ``leading``. ``edm``: sqrt(alpha^2 + sigma^2) of the first node.
+        origin: ``original_inference_steps`` of diffusers, for the spacing ``lcm``.
+        solver: the solver that ``sample`` uses by default: ``ddim``, or that of a distilled model, ``lcm`` or ``tcd``.
 
     Raises:
         InputError: a name is unknown, or there is a shift on a path other than rectified flow.
@@ -312,6 +315,8 @@ class Schedule:
     shift: Shift = NO_SHIFT
     clock: Clock = "path"
     prior: Prior = "path"
+    origin: int = 50
+    solver: Usual = "ddim"
 
     def __post_init__(self) -> None:
         for kind, known in (
@@ -319,6 +324,7 @@ class Schedule:
             ("spacing", SPACINGS),
             ("clock", get_args(Clock)),
             ("prior", get_args(Prior)),
+            ("solver", get_args(Usual)),
         ):
             if getattr(self, kind) not in known:
                 raise UnknownName(kind, getattr(self, kind), known)
@@ -373,7 +379,8 @@ class Schedule:
             InputError: as for ``make_grid``, or the shift needs an image size and there is none.
         """
         spacing = self.spacing if spacing is None else spacing
-        plain = make_grid(self.path, steps, spacing, offset=self.offset if spacing == "leading" else 0)
+        offset = self.offset if spacing == "leading" else 0
+        plain = make_grid(self.path, steps, spacing, offset=offset, origin=self.origin)
         if not isinstance(self.path, RectifiedFlow) or not isinstance(spacing, str):
             return plain
         sigmas = torch.tensor([node.t for node in plain.nodes[:-1]], dtype=torch.float64)

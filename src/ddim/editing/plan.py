@@ -19,8 +19,9 @@ class AttentionEdit:
     """The settings of attention control: how the attention of the targets follows that of the source.
 
     A window (begin, end) is a part of the steps in [0, 1]: (0, 0.4) is the first 40 %, (0, 1) all, (0, 0) none. Both
-    ends are rounded down to whole steps. An edit refuses a window that holds none of its steps, except (0, 0), and
-    other settings that would have no effect.
+    ends are rounded down to whole steps, but a window that is not empty holds at least the step that it begins in:
+    (0, 0.4) holds the only step of a model that samples in one. An edit refuses a window that holds none of its steps,
+    except (0, 0), and other settings that would have no effect.
 
     Args:
         kind: which cross-attention maps a target takes over from the source. ``refine``: those of the tokens that both
@@ -133,10 +134,13 @@ class AttentionEdit:
 
 
 def within(window: Window, step: int, steps: int) -> bool:
-    """Whether a step, counted from 0, lies in a window. Both ends of the window are rounded down to whole steps."""
+    """Whether a step, counted from 0, lies in a window.
+
+    Both ends are rounded down to whole steps. A window that is not empty holds at least the step in which it begins.
+    """
     # The 1e-9 keeps products such as 0.3 * 10 from falling just below a whole number.
     begin, end = (math.floor(part * steps + 1e-9) for part in window)
-    return begin <= step < end
+    return begin <= step < max(end, begin + (window[0] < window[1]))
 
 
 Part = Literal["picture", "words"]

@@ -1,18 +1,22 @@
 """Edit-friendly DDPM inversion: finds the noise maps with which DDPM sampling ends at the image."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError, NotFinite
-from ..core.contracts import Inversion, InversionProblem, InversionResult, OnStep, Solver
+from .._utils.errors import InputError, NotFinite, UnknownName
+from ..core.contracts import Inversion, InversionProblem, InversionResult, OnStep
 from ..core.grid import Grid
-from ..core.process import eta_std
-from ..solvers.base import move
+from ..solvers.base import NoisySolver
+from ..solvers.consistency import LCM, TCD
 from ..solvers.ddim import DDIM
+
+SAMPLERS: dict[str, Callable[[float], NoisySolver]] = {"ddim": DDIM, "tcd": TCD, "lcm": lambda _: LCM()}
+"""Name of a sampler that adds noise -> how it is made from eta."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class EditFriendly(Inversion):
     """Stores the noise maps of DDPM sampling that ends at the image (Huberman-Spiegelglas et al. 2024, Algorithm 1).
 
     The image is noised to every node independently. The noise map of a step is what the mean mu_i of the step lacks to
-    reach the next noised image: z_i = (x_{i+1} - mu_i) / std_i. x_{i+1} is then recomputed from z_i.
+    reach the next noised image: z_i = (x_{i+1} - mu_i) / std_i. x_{i+1} is then recomputed from z_i. The same holds for
+    the samplers of few-step models, ``lcm`` and ``tcd``.
 
     The coefficient of eps is sqrt(sigma^2 - eta^2 std^2), as in Eq. 12 of the DDIM paper; the authors' code has eta in
     place of eta^2. The last map is zero, as in the paper. Since the last step then does not end exactly at the image,
@@ -29,17 +34,19 @@ class EditFriendly(Inversion):
     only the last step returns to the image.
 
     Args:
-        eta: in (0, 1]; 1 is DDPM.
+        eta: in (0, 1]; 1 is DDPM. For ``tcd`` it is gamma, and ``lcm`` has no other than 1.
         skip: how much of the noisy end of the grid to leave out: a fraction if below 1, otherwise a number of steps.
             The grid of the code is the rest. The default 0.36 is that of the paper. With a larger value, edits stay
             closer to the image.
+        sampler: the sampler whose noise is found: ``ddim``, or one for few-step models, ``lcm`` or ``tcd``.
 
     Raises:
-        InputError: an option is out of range.
+        InputError: an option is out of range or unknown.
     """
 
     eta: float = 1.0
     skip: float = 0.36
+    sampler: str = "ddim"
 
     name: ClassVar[str] = "edit-friendly"
     exact: ClassVar[bool] = True
@@ -59,10 +66,14 @@ class EditFriendly(Inversion):
             raise InputError(
                 f"{self.skip:g} is neither a fraction below 1 nor a whole number of steps.", parameter="skip"
             )
+        if self.sampler not in SAMPLERS:
+            raise UnknownName("sampler", str(self.sampler), SAMPLERS, parameter="sampler")
+        if self.sampler == "lcm" and self.eta != 1:
+            raise InputError(f"{self.eta:g} is no option of the sampler 'lcm'; leave it out.", parameter="eta")
 
-    def solver(self) -> Solver:
-        """Returns DDIM with the same eta."""
-        return DDIM(self.eta)
+    def solver(self) -> NoisySolver:
+        """Returns the sampler with its eta."""
+        return SAMPLERS[self.sampler](self.eta)
 
     def begin(self, grid: Grid) -> int:
         """Returns the index of the node at which sampling starts.
@@ -95,15 +106,16 @@ class EditFriendly(Inversion):
         rest = self.part(grid)
         # Drawn from the data end, so that a seed gives the same noised images whatever ``skip`` leaves out.
         noised = [node.alpha * x0 + node.sigma * problem.noise(x0) for node in rest.nodes[-2::-1]][::-1]
-        denoise, x = problem.denoiser(problem.inversion_guidance), noised[0]
+        denoise, x, solver = problem.denoiser(problem.inversion_guidance), noised[0], self.solver()
         maps: list[Tensor] = []
         with torch.no_grad():
             for i in range(rest.steps):
                 t, s = rest[i], rest[i + 1]
-                pair, std, last = denoise(x, t), eta_std(self.eta, t, s), i == rest.steps - 1
-                z = torch.zeros_like(x) if last else (noised[i + 1] - move(pair, s, std, torch.zeros_like(x))) / std
+                mean, std = solver.moments(denoise, x, rest, i)
+                known = std > 0 and i < rest.steps - 1
+                z = (noised[i + 1] - mean) / std if known else torch.zeros_like(x)
                 # Sampling computes x from z too, with the same rounding; the next map must start from that x.
-                x = move(pair, s, std, z)
+                x = mean + std * z
                 if not bool(torch.isfinite(x).all()):
                     raise NotFinite(
                         f"The sample is no longer finite after the step from t = {t.t:g} to t = {s.t:g} "

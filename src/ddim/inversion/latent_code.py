@@ -21,6 +21,9 @@ HOLD, ADAPTERS = "hold", "adapters"
 """Keys of ``LatentCode.settings``: the limit of x0 (``Hold.options``) and the LoRA adapters (``Model.adapters``). They
 are absent if the inversion used none."""
 
+SAMPLED = "sample"
+"""The ``LatentCode.method`` of codes that are made from seeds, not by inverting images."""
+
 
 @dataclass(frozen=True, eq=False)
 class LatentCode:
@@ -30,7 +33,7 @@ class LatentCode:
         state: the complete state of the solver, named tensors [N, ...]. An exact reconstruction needs all of them. They
             are floats at ``grid[0]``; for a reversible solver they are int64 on its lattice, at its ``first`` node.
         grid: the grid to sample on.
-        method: the name of the inversion.
+        method: the name of the inversion, or ``sample`` for a code that was made from seeds.
         solver: the name of the solver to sample with.
         options: the options of the solver.
         settings: the options of the inversion, as a record; and under ``hold`` the limit of x0 (``Hold.options``) that

@@ -344,6 +344,8 @@ class Model(ABC):
             "path": type(schedule.path).__name__,
             "levels": schedule.path.levels,
             "spacing": schedule.spacing,
+            **({} if schedule.solver == "ddim" else {"solver": schedule.solver}),
+            "steps": info.steps,
             **({"shift": schedule.shift.options} if schedule.shift.acts else {}),
             **({"guidance": guidance} if (guidance := self._guidance()) else {}),
             **({"hold": schedule.hold.options} if schedule.hold.acts else {}),

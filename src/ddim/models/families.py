@@ -14,6 +14,7 @@ _STABLE_DIFFUSION = (
     *("StableDiffusionPanoramaPipeline", "StableDiffusionSAGPipeline", "StableDiffusionAttendAndExcitePipeline"),
     *("StableDiffusionDiffEditPipeline", "StableDiffusionParadigmsPipeline", "StableDiffusionPipelineSafe"),
     *("SemanticStableDiffusionPipeline", "CycleDiffusionPipeline"),
+    *("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"),
 )
 _SDXL = (
     *("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),

@@ -92,7 +92,7 @@ class Flux(FlowModel):
         if self.distilled:
             return replace(info, embedded=USUAL_SCALE, guidance_kinds=frozenset({"cfg", "embedded"}))
         if self.few_step:
-            return replace(info, guidance_kinds=frozenset[str]())
+            return replace(info, guidance_kinds=frozenset[str](), steps=4)
         return replace(info, guidance=USUAL_SCALE)
 
     def longest_prompt(self) -> int:
@@ -103,10 +103,6 @@ class Flux(FlowModel):
         """
         longest_prompt(self.tokenizer, int(self.encoders[0].config.max_position_embeddings))
         return self.text_tokens - 1
-
-    def required_conditions(self) -> tuple[str, ...]:
-        """Returns the names of the conditions that every call takes; ``guidance`` only for a distilled network."""
-        return (*self.conditions, EMBEDDED) if self.distilled else self.conditions
 
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shape of each condition for one prompt, from the configs of the text encoders.
@@ -141,10 +137,8 @@ class Flux(FlowModel):
             warn_if_cut(self.tokens(prompt), self.tokenizers[1], self.name)
         with torch.no_grad(), quiet():
             text, pooled, _ = self.pipeline.encode_prompt(list(prompts), max_sequence_length=self.text_tokens)
-        tensors = {TEXT: text.to(self.state_dtype), POOLED: pooled.to(self.state_dtype)}
-        if self.info.embedded is not None:
-            tensors[EMBEDDED] = torch.full((len(prompts),), self.info.embedded, device=self.device)
-        return Conditioning(tensors)
+        cond = Conditioning({TEXT: text.to(self.state_dtype), POOLED: pooled.to(self.state_dtype)})
+        return self.with_usual_scale(cond, len(prompts))
 
     def tokens(self, prompt: str) -> Tokens:
         """Returns the tokens that the T5 encoder gets, and the positions of the words among them.

@@ -27,6 +27,7 @@ class ModelInfo:
         prompt_tokens: the largest number of tokens in a prompt, without start and end token; 0 without text.
         guidance: the usual guidance weight for its samples: the one that its folder names in ``ddim.json``, or else
             that of its family; 1 if none is known.
+        steps: the usual number of steps; few for a model that is distilled to a few.
         embedded: the usual value for its samples of the guidance scale that its network takes as an input,
             ``Guidance.embedded``; None if its network takes none.
         guidance_kinds: the kinds of guidance that it takes: ``"cfg"``, classifier-free guidance by ``Guidance.weight``,
@@ -49,6 +50,7 @@ class ModelInfo:
     null_class: int | None = None
     prompt_tokens: int = 0
     guidance: float = 1.0
+    steps: int = 50
     embedded: float | None = None
     guidance_kinds: frozenset[str] = frozenset({"cfg"})
     optional_conditions: tuple[str, ...] = ()

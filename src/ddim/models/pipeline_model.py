@@ -413,8 +413,17 @@ class PipelineModel(LatentModel):
         return output[:, : self.shape[0]].to(x.dtype)
 
     def required_conditions(self) -> tuple[str, ...]:
-        """Returns the names of the conditions that every call of the network takes."""
-        return self.conditions
+        """Returns the names of the conditions that every call of the network takes.
+
+        A guidance-distilled network takes ``guidance``, the scale, besides those of its family.
+        """
+        return self.conditions if self.info.embedded is None else (*self.conditions, EMBEDDED)
+
+    def with_usual_scale(self, cond: Conditioning, count: int) -> Conditioning:
+        """Adds ``guidance`` [count], the usual scale, to the conditions of a guidance-distilled network."""
+        if self.info.embedded is None:
+            return cond
+        return cond.replace(**{EMBEDDED: torch.full((count,), self.info.embedded, device=self.device)})
 
     def names_of(self, cond: Conditioning) -> tuple[str, ...]:
         """Returns the names of the conditions that the network gets from ``cond``, in the order of its inputs.

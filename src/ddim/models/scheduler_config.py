@@ -27,7 +27,7 @@ from ..core.path import (
     zero_terminal_snr,
 )
 from ..core.prediction import Hold, Prediction, prediction_of
-from ..core.schedule import DynamicShift, Prior, Schedule, Shift, StaticShift
+from ..core.schedule import DynamicShift, Prior, Schedule, Shift, StaticShift, Usual
 
 # --- the classes ----------------------------------------------------------------------------------------------------
 
@@ -57,6 +57,10 @@ _DPM_INVERSE = {
     **{"euler_at_final": False, "lambda_min_clipped": -math.inf, "variance_type": None},
 }
 _DPM = {**_DPM_INVERSE, **_LAST, **_SHIFTING, "use_lu_lambdas": False}
+_DISTILLED = {
+    **{**_BETAS, **_NARROW, "beta_schedule": "scaled_linear", **_LEADING, **_ZERO_SNR, **_CLIP, "clip_sample": False},
+    **{**_THRESHOLD, "set_alpha_to_one": True, "original_inference_steps": 50, "timestep_scaling": 10.0},
+}
 _EDM = {
     **{"num_train_timesteps": 1000, "prediction_type": "epsilon", "sigma_min": 0.002, "sigma_max": 80.0},
     **{"sigma_data": 0.5, "sigma_schedule": "karras", "rho": 7.0, **_LAST},
@@ -90,6 +94,8 @@ _TABLES: dict[str, dict[str, Any]] = {
         **_without(_DPM, *_ZERO_SNR, *_GRID, "euler_at_final", "use_lu_lambdas"),
         "lower_order_final": False,
     },
+    "LCMScheduler": _DISTILLED,
+    "TCDScheduler": _DISTILLED,
     "DEISMultistepScheduler": {
         **{**_BETAS, **_GRID, **_THRESHOLD, **_SIGMAS, **_FLOW, **_SHIFTING, **_MULTISTEP},
         **{"algorithm_type": "deis", "solver_type": "logrho"},
@@ -132,6 +138,9 @@ SCHEDULERS: dict[str, dict[str, Any]] = {**_TABLES, **_FLOWS, **_VES}
 _NAMELESS = {**{k: v for fields in _TABLES.values() for k, v in fields.items()}, **_DDIM, "clip_sample": False}
 """The fields of a config that names no class: it is read as a DDIMScheduler's, but clips x0 only if it says so."""
 
+_OWN_SOLVER: dict[str, Usual] = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}
+"""Classes for distilled models, which have a grid of their own (``timestep_spacing`` is ignored) -> their solver."""
+
 _EULER_KIND = ("Euler", "Heun", "LMS", "KDPM2")
 """Prefixes of classes that work with x / alpha. Their Karras grid spans the sigmas of their ``timestep_spacing``, not
 those of the whole table, and their initial noise has the standard deviation of the grid's first sigma."""
@@ -141,7 +150,7 @@ those of the whole table, and their initial noise has the standard deviation of 
 READ = frozenset(
     {
         *_DDIM,
-        *("use_karras_sigmas", "sigma_min", "sigma_max"),
+        *("use_karras_sigmas", "sigma_min", "sigma_max", "original_inference_steps"),
     }
 )
 """Fields that are read below: they determine path, prediction type, grid and clipping of x0."""
@@ -198,13 +207,17 @@ REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
         (-math.inf, None),
         "a grid without the noisiest levels (which can be given as a list of timesteps for the spacing)",
     ),
+    "timestep_scaling": (
+        (10.0,),
+        "another boundary condition of consistency models; LCM(scaling=...) samples with it, once this is 10",
+    ),
     "predict_epsilon": ((True, None), "a network that predicts x0, which is written prediction_type = 'sample'"),
 }
 """Field -> the values that are accepted (the first is suggested), and what any other value would mean."""
 
 _ELSEWHERE = frozenset(
     {
-        *("original_inference_steps", "timestep_scaling", "snr_shift_scale", "set_alpha_to_zero"),
+        *("snr_shift_scale", "set_alpha_to_zero"),
         *("tensor_format", "timestep_values"),
     }
 )
@@ -329,6 +342,8 @@ def read_schedule(config: Mapping[str, Any], *, flow_spacing: str = "linspace") 
         hold_from(parsed),
         shift=shift_from(parsed),
         prior=prior_from(parsed),
+        origin=origin_from(parsed),
+        solver=_OWN_SOLVER.get(parsed.kind, "ddim"),
     )
 
 
@@ -358,6 +373,8 @@ def path_of(parsed: ParsedConfig) -> GaussianPath:
     if parsed.switch("rescale_betas_zero_snr"):
         table = zero_terminal_snr(table)
     at_one = parsed.switch("set_alpha_to_one") if "set_alpha_to_one" in parsed.fields else True
+    if parsed.kind == "TCDScheduler":  # its last step ends at the first entry of the table, whatever this field says
+        at_one = False
     return TablePath(table, "one" if at_one else "first")
 
 
@@ -399,7 +416,7 @@ def spacing_from(parsed: ParsedConfig, flow_spacing: str = "linspace") -> str:
     elif parsed.kind in _VES:
         spacing = "karras"
     else:
-        spacing = parsed.fields.get("timestep_spacing", "linspace")
+        spacing = "lcm" if parsed.kind in _OWN_SOLVER else parsed.fields.get("timestep_spacing", "linspace")
     if not isinstance(spacing, str) or spacing not in SPACINGS:
         raise UnknownName("spacing", spacing, SPACINGS, parameter="timestep_spacing")
     if not parsed.switch("use_karras_sigmas"):
@@ -415,6 +432,13 @@ def spacing_from(parsed: ParsedConfig, flow_spacing: str = "linspace") -> str:
 def offset_from(parsed: ParsedConfig) -> int:
     """Returns ``steps_offset``, or 0 if the class has no such field."""
     return parsed.whole("steps_offset", 0, MOST_LEVELS) if "steps_offset" in parsed.fields else 0
+
+
+def origin_from(parsed: ParsedConfig) -> int:
+    """Returns ``original_inference_steps``, or its default if the class has no such field."""
+    if "original_inference_steps" not in parsed.fields:
+        return 50
+    return parsed.whole("original_inference_steps", 1, parsed.whole("num_train_timesteps", 2, MOST_LEVELS))
 
 
 def shift_from(parsed: ParsedConfig) -> Shift:

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import cache, partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .._utils.errors import InputError
 from .._utils.silence import quiet
-from ..core.conditioning import TEXT, Conditioning
+from ..core.conditioning import EMBEDDED, TEXT, Conditioning
 from ..core.path import RectifiedFlow, VEPath
 from ..core.schedule import Schedule
 from ..editing.plan import AttentionSite
@@ -25,14 +26,21 @@ from .pixel import sides_of
 from .scheduler_config import read_schedule
 from .tokens import longest_prompt, warn_if_cut
 
-if TYPE_CHECKING:
-    pass
+USUAL_SCALE = 8.5
+"""The guidance scale that the pipeline of latent consistency models gives its network by default."""
+
+
+FEW = 4
+"""The usual number of steps of a model that is distilled to a few; most are made for 1 to 8."""
 
 
 class StableDiffusion(PipelineModel):
     """A Stable Diffusion model; ``ddim.load`` makes it from a folder, the hub or a pipeline object.
 
-    See ``PipelineModel`` for its arguments.
+    See ``PipelineModel`` for its arguments. A latent consistency model whose U-Net takes the guidance scale as an input
+    (``time_cond_proj_dim``) is guidance-distilled: it gets ``Guidance.embedded``, and takes no negative prompt. Models
+    that are distilled to a few steps (LCM, Turbo, Lightning, Hyper-SD, TCD) are sampled without guidance by default;
+    they are recognised by their scheduler, see ``few_step``.
 
     Attributes:
         prompt_length: the number of tokens of a prompt, with start and end token.
@@ -71,6 +79,17 @@ class StableDiffusion(PipelineModel):
             )
         return schedule
 
+    @property
+    def few_step(self) -> bool:
+        """Whether the scheduler is one that models come with that are distilled to a few steps.
+
+        These are LCM's and TCD's, and those that begin at the noisiest level (``trailing``), except where the table of
+        noise levels is rescaled to have no signal there, which needs that spacing in any number of steps.
+        """
+        schedule = self.schedule
+        last = schedule.path.node(schedule.path.t_max)
+        return schedule.solver != "ddim" or (schedule.spacing == "trailing" and last.alpha > 0)
+
     def read_info(self, name: str, device: torch.device, dtype: torch.dtype) -> ModelInfo:
         """Collects the facts about the model. Raises InputError if its tokenizers cut prompts to different lengths."""
         unet, vae = self.network.config, self.vae.config
@@ -80,6 +99,7 @@ class StableDiffusion(PipelineModel):
         else:
             height, width = sides_of(unet.sample_size, name)
         self.prompt_length = self._longest_prompt(name)
+        distilled = unet.time_cond_proj_dim is not None
         return ModelInfo(
             name=name,
             family=self.family,
@@ -90,7 +110,10 @@ class StableDiffusion(PipelineModel):
             device=device,
             multiple=multiple,
             text=True,
-            guidance=self.usual_guidance,
+            guidance=1.0 if distilled or self.few_step else self.usual_guidance,
+            guidance_kinds=frozenset({"embedded"} if distilled else {"cfg"}),
+            embedded=USUAL_SCALE if distilled else None,
+            steps=FEW if self.few_step else 50,
             prompt_tokens=self.prompt_length - 2,
         )
 
@@ -124,7 +147,8 @@ class StableDiffusion(PipelineModel):
             InputError: a tokenizer has more tokens than its text encoder.
         """
         words = [self.condition_shape(encoder, TEXT) for encoder in self.encoders]
-        return {TEXT: (*words[0][:2], sum(shape[2] for shape in words))}
+        scale = {} if self.info.embedded is None else {EMBEDDED: (1,)}
+        return {TEXT: (*words[0][:2], sum(shape[2] for shape in words)), **scale}
 
     def condition_shape(self, encoder: Any, name: str) -> tuple[int, ...]:
         """Returns the shape of the condition ``name`` that a text encoder makes from one prompt."""
@@ -142,7 +166,18 @@ class StableDiffusion(PipelineModel):
     ) -> Tensor:
         """Calls a U-Net; see ``PipelineModel.call_network``."""
         wanted = self.network_conditions(conditions)
+        if EMBEDDED in conditions:
+            wanted["timestep_cond"] = self._embedded_scale(conditions[EMBEDDED]).to(x.dtype)
         return network(x, timestep, **wanted, cross_attention_kwargs=control, return_dict=False)[0]
+
+    def _embedded_scale(self, scale: Tensor) -> Tensor:
+        """Embeds guidance scales [N] as the pipelines do, [N, D], for a U-Net that takes them beside the timestep.
+
+        The network was distilled on the weight w = scale - 1 (section 4.2 of arXiv 2310.04378).
+        """
+        size = int(self.network.config.time_cond_proj_dim)
+        angles = ((scale - 1) * 1000)[:, None] * _frequencies(size // 2, scale.device)
+        return functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, size % 2))
 
     def network_conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """Converts conditions, by name, to keyword arguments of the U-Net."""
@@ -184,7 +219,8 @@ class StableDiffusion(PipelineModel):
             with torch.no_grad(), quiet():
                 for name, tensor in self.embed(encoder, rows, mask).items():
                     outputs.setdefault(name, []).append(tensor.to(self.state_dtype))
-        return Conditioning({name: torch.cat(tensors, -1) for name, tensors in outputs.items()})
+        cond = Conditioning({name: torch.cat(tensors, -1) for name, tensors in outputs.items()})
+        return self.with_usual_scale(cond, len(prompts))
 
     def embed(self, encoder: Any, rows: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Encodes token ids [N, L] with one text encoder; returns name of a condition -> tensor."""
@@ -202,6 +238,16 @@ class StableDiffusion(PipelineModel):
             yield
 
 
+@cache
+def _frequencies(count: int, device: torch.device) -> Tensor:
+    """Returns the frequencies of the embedded guidance scale, [count].
+
+    They are computed on the CPU, in the operations of the pipelines: the angles are so large that another last bit of a
+    frequency would be seen. They are kept, because a CUDA graph cannot record a copy from the host.
+    """
+    return torch.exp(torch.arange(count) * -(torch.log(torch.tensor(10000.0)) / (count - 1))).to(device)
+
+
 def refuse_other_conditions(name: str, config: Mapping[str, Any], addition: str | None) -> None:
     """Raises InputError for a U-Net that needs other conditions than its family's, or has other output channels.
 
@@ -210,14 +256,13 @@ def refuse_other_conditions(name: str, config: Mapping[str, Any], addition: str 
         config: the U-Net's config.
         addition: the family's ``addition_embed_type``; None for U-Nets that take the text embeddings only.
     """
-    none = ("num_class_embeds", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
+    none = ("num_class_embeds", "class_embed_type", "encoder_hid_dim_type")
     usual: dict[str, str | None] = {**dict.fromkeys(none), "addition_embed_type": addition}
     other = next((key for key, value in usual.items() if config.get(key) != value), None)
     if other:
-        kind = " It is a consistency model (LCM)." if other == "time_cond_proj_dim" else ""
         raise InputError(
             f"the U-Net of {name!r} needs other conditions than a prompt ({other} = {config.get(other)!r}), which this "
-            f"version does not support.{kind}",
+            "version does not support.",
             parameter="model",
         )
     if config["out_channels"] not in (config["in_channels"], 2 * config["in_channels"]):

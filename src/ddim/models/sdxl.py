@@ -141,7 +141,8 @@ class StableDiffusionXL(StableDiffusion):
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of ``text``, ``pooled`` and ``size_ids`` for one prompt."""
         pooled = self.condition_shape(self.pipeline.text_encoder_2, POOLED)
-        return {**super().condition_shapes(), POOLED: pooled, SIZE_IDS: (1, _NUMBERS)}
+        shapes = {**super().condition_shapes(), POOLED: pooled, SIZE_IDS: (1, _NUMBERS)}
+        return {name: shapes[name] for name in self.required_conditions()}
 
     def network_conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """Converts conditions to keyword arguments of the U-Net; the added ones go into ``added_cond_kwargs``."""

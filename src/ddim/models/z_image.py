@@ -59,9 +59,10 @@ class ZImage(MaskedTextModel):
             )
 
     def read_info(self, name: str, device: torch.device, dtype: torch.dtype) -> ModelInfo:
-        """Collects the facts about the model. A scheduler with the shift of Z-Image-Turbo means guidance 1."""
+        """Collects the facts about the model. The shift of Z-Image-Turbo means 8 steps without guidance."""
         turbo = self.schedule.shift == StaticShift(TURBO_SHIFT)
-        return replace(super().read_info(name, device, dtype), guidance=1.0 if turbo else self.usual_guidance)
+        info = super().read_info(name, device, dtype)
+        return replace(info, guidance=1.0, steps=8) if turbo else info
 
     def latent_sides(self) -> tuple[int, int]:
         """Returns the autoencoder's ``sample_size`` in positions of the latent, or 1024 pixels if it has none."""

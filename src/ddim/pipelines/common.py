@@ -231,12 +231,12 @@ def prior(model: Model, grid: Grid, seeds: Sequence[int], shape: tuple[int, ...]
     return x * model.schedule.prior_std(grid), noise
 
 
-def grid_for(model: Model, steps: int, spacing: Spacing | None, size: tuple[int, int] | None = None) -> Grid:
+def grid_for(model: Model, steps: int | None, spacing: Spacing | None, size: tuple[int, int] | None = None) -> Grid:
     """Returns the grid of a run.
 
     Args:
         model: the model.
-        steps: the number of steps S.
+        steps: the number of steps S; None uses that of the model (``ModelInfo.steps``).
         spacing: the spacing, or a list of t; None uses the default of the model.
         size: (height, width) of the sample, in latent pixels for a latent model; None uses the default of the model.
             Some schedules depend on it.
@@ -244,7 +244,8 @@ def grid_for(model: Model, steps: int, spacing: Spacing | None, size: tuple[int,
     Raises:
         InputError: no such grid, or the network predicts eps and the grid begins where x is noise alone (alpha = 0).
     """
-    grid = model.schedule.grid(steps, spacing, model.shape[1:] if size is None else size)
+    count = model.info.steps if steps is None else steps
+    grid = model.schedule.grid(count, spacing, model.shape[1:] if size is None else size)
     if grid[0].alpha == 0 and model.schedule.prediction == "eps":
         raise InputError(
             f"the grid begins at t = {grid[0].t:g}, where no signal is left (alpha = 0), and the model {model.name!r} "

@@ -53,7 +53,7 @@ from .invert import invert
 from .pictures import Pictures, model_mask, read_pictures
 from .reconstruct import pinned_code
 
-DEFAULTS: dict[str, Any] = {"method": "direct", "steps": 50, "seed": 0}
+DEFAULTS: dict[str, Any] = {"method": "direct", "seed": 0}
 """Settings of the inversion of images. They are None in the signature, because a code takes none of them."""
 
 
@@ -139,9 +139,9 @@ def edit(
             each image.
         source_labels: the images' own classes: one for all, or one for each. A code knows its own.
         method, steps, options, inversion_guidance, seed, spacing: settings of the inversion, as in ``invert``; by
-            default ``"direct"`` with 50 steps and seed 0. Exact methods invert at the guidance 1 too, unless
-            ``inversion_guidance`` says otherwise: a code of guided steps is far from noise. Not for a code, which is
-            inverted already.
+            default ``"direct"``, the usual steps of the model, and seed 0. Exact methods invert at the guidance 1 too,
+            unless ``inversion_guidance`` says otherwise: a code of guided steps is far from noise. Not for a code,
+            which is inverted already.
         clip_x0, threshold: as in ``invert``, for the inversion and for sampling. Not for a code, which keeps them.
         guidance: w of sampling. By default a code's own; for images the model's usual one (``ModelInfo.guidance``: 7.5
             for Stable Diffusion unless its folder names another, 5 for SDXL, 1 for FLUX), or 1 where classes edit.
@@ -205,7 +205,6 @@ def edit(
     if not isinstance(source, LatentCode):
         check_negative(model, negative, _weight_of(model, guidance))
     how = attention_asked(attention, classes)
-    inversion_steps = DEFAULTS["steps"] if steps is None else steps
     inversion_method = DEFAULTS["method"] if method is None else method
     if isinstance(source, LatentCode):
         asked = {"method": method, "steps": steps, "options": options or None}
@@ -224,7 +223,7 @@ def edit(
         keep = needs_photographs(blend, crop)
         code, pictures = None, read_pictures(model, source, crop=crop, resize=resize, keep=keep, mask=mask)
         count, size, photographs, user_masks = len(pictures), pictures.size, pictures.photographs, pictures.masks
-        grid = inversion.part(grid_for(model, inversion_steps, spacing, latent_size(model, size)))
+        grid = inversion.part(grid_for(model, steps, spacing, latent_size(model, size)))
     if feather is not None and not photographs:
         raise InputError(
             "it is the edge of what is pasted into a photograph, and there is none; give a mask, a blend, a crop, or a "
@@ -256,7 +255,7 @@ def edit(
         code = invert(
             model,
             pictures,
-            steps=inversion_steps,
+            steps=steps,
             method=inversion_method,
             spacing=spacing,
             options=options,

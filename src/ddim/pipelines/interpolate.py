@@ -14,10 +14,11 @@ from ..core.guidance import Guidance
 from ..core.slerp import chain, four_corners
 from ..inversion import calls
 from ..inversion.ddim import DDIMInversion
-from ..inversion.latent_code import HOLD, LatentCode, joined_rows
+from ..inversion.latent_code import HOLD, SAMPLED, LatentCode, joined_rows
 from ..inversion.replay import TUNED
 from ..models.base import Model
 from ..solvers import make_solver
+from ..solvers.ddim import DDIM
 from .batches import invert_batches
 from .common import check_made_for, check_run, hold_of, in_model_threads, need_code, need_model
 from .events import Event, ImagesEvent, OnEvent, StepEvent, silent
@@ -188,6 +189,8 @@ def check_through(through: str) -> None:
 
 
 def _is_plain_ddim(code: LatentCode) -> bool:
+    if code.method == SAMPLED:
+        return code.solver == DDIM.name and not code.extras
     return code.method == DDIMInversion.name and code.settings.get("iterations", 1) == 1
 
 

@@ -41,7 +41,7 @@ def invert(
     model: Model,
     images: ImageLike | Pictures,
     *,
-    steps: int = 50,
+    steps: int | None = None,
     method: str | Inversion = "ddim",
     spacing: Spacing | None = None,
     options: Mapping[str, Any] | None = None,
@@ -67,7 +67,8 @@ def invert(
         model: from ``ddim.load``.
         images: a path, a PIL image, a tensor [C, H, W] or [N, C, H, W] in [0, 1], or a list of these. ``Pictures`` are
             read already, and go with neither ``crop`` nor ``resize``.
-        steps: the number of steps S, from 1 to ``model.schedule.path.levels``.
+        steps: the number of steps S, from 1 to ``model.schedule.path.levels``; by default the usual number of the model
+            (``ModelInfo.steps``).
         method: one of ``ddim.inversion_names()``, or an inversion such as ``ddim.BDIA()``. The round trip of ``edict``,
             ``bdia``, ``belm``, ``rex`` and ``reversible-heun`` is exact.
         spacing: a key of ``ddim.SPACINGS``, or a list of t; by default that of the model.

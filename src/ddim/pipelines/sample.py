@@ -1,26 +1,31 @@
-"""The pipeline ``sample``, which draws images from noise."""
+"""The pipelines ``sample``, which draws images from noise, and ``seeded_code``, which makes codes of such images."""
 
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError, is_whole
+from .._utils.errors import DDIMWarning, InputError, is_whole
 from ..core.contracts import Solver
 from ..core.denoiser import Call, Denoiser, with_hold
-from ..core.guidance import Guidance, check_classifier_weight, classifier_guided
+from ..core.grid import Grid
+from ..core.guidance import Guidance, check_classifier_weight, classifier_guided, with_embedded
 from ..core.noise import checked_seed
-from ..core.prediction import NO_HOLD
+from ..core.prediction import NO_HOLD, Hold
 from ..core.solve import solve
+from ..inversion.latent_code import ADAPTERS, HOLD, SAMPLED, LatentCode
 from ..models.base import Model, class_labels
 from ..models.classifier import NoisyClassifier
 from ..solvers import make_solver
+from ..solvers.lattice import ReversibleSolver
 from .capabilities import check_acts, check_negative, check_solver
 from .common import (
     Report,
     Spacing,
     check_run,
+    conditioned,
     grid_for,
     guidance_for,
     half_precision_hint,
@@ -40,10 +45,10 @@ def sample(
     model: Model,
     count: int = 16,
     *,
-    steps: int = 50,
+    steps: int | None = None,
     eta: float = 0.0,
     seed: int = 0,
-    solver: str | Solver = "ddim",
+    solver: str | Solver | None = None,
     spacing: Spacing | None = None,
     options: Mapping[str, Any] | None = None,
     labels: int | Sequence[int] | None = None,
@@ -64,12 +69,14 @@ def sample(
     Args:
         model: from ``ddim.load``.
         count: the number of images.
-        steps: the number of steps S, from 1 to ``model.schedule.path.levels``.
+        steps: the number of steps S, from 1 to ``model.schedule.path.levels``; by default the usual number of the model
+            (``ModelInfo.steps``): 50, or fewer for a model that is distilled to a few.
         eta: the noise of the solver ``ddim``, in [0, 1]: 0 is deterministic, 1 is DDPM (Eq. 16 of Song et al. 2021).
         seed: the seed of the first image. Image k has the seed ``seed + k``, whatever the batch size, and its x_T
             depends on this seed alone.
-        solver: a key of ``ddim.SOLVERS``, or a solver such as ``ddim.BDIA(gamma=0.96)``. ``"ddpm"`` has the larger
-            variance, sigma-hat.
+        solver: a key of ``ddim.SOLVERS``, or a solver such as ``ddim.BDIA(gamma=0.96)``; by default that of the model
+            (``Schedule.solver``): ``"ddim"``, or ``"lcm"`` or ``"tcd"`` for a model with such a scheduler.
+            ``"ddpm"`` has the larger variance, sigma-hat.
         spacing: a key of ``ddim.SPACINGS``, or a list of t; by default that of the model.
         options: the options of a solver that is chosen by name, such as ``{"gamma": 0.96}``.
         labels: the class labels of a class-conditional model or of ``classifier``: one for each image, or one (a number
@@ -102,20 +109,16 @@ def sample(
             ``ddim``, guidance or a prompt for a model that takes none, ``classifier_weight`` without ``classifier``.
         NotFinite: the sample contains NaN or infinity after a step.
     """
-    need_model(model)
-    if not is_whole(count) or count < 1:
-        raise InputError(f"{count} is not a number of images; use 1 or more.", parameter="count")
+    plan = _planned(
+        model,
+        count,
+        (steps, spacing, size),
+        (solver, eta, options, seed),
+        (guidance, guidance_scale, negative),
+        (clip_x0, threshold),
+    )
     check_run(batch, on_event)
-    guidance = translated(model, guidance, guidance_scale)
-    checked_seed(seed, count)
-    chosen = solver_with_eta(solver, eta, options)
-    check_solver(model, chosen)
-    shape = _shape_of(model, size)
-    grid = grid_for(model, steps, spacing, (shape[1], shape[2]))
-    hold, guided_as = hold_for(model, clip_x0, threshold), guidance_for(model, guidance, model.info.guidance)
-    guided_as = guided_as.on(grid)
-    check_acts(guided_as)
-    check_negative(model, negative, guided_as.weight)
+    chosen, grid = plan.solver, plan.grid
     if classifier is None and classifier_weight is not None:
         raise InputError(f"{classifier_weight} goes with a classifier; give one too.", parameter="classifier_weight")
     weight = 1.0 if classifier_weight is None else classifier_weight
@@ -129,16 +132,141 @@ def sample(
     conditions = model.condition(None if for_classifier else labels, count, prompt, negative, size)
     for begin in range(0, count, batch):
         n = min(batch, count - begin)
-        x, noise = prior(model, grid, [seed + k for k in range(begin, begin + n)], shape)
-        guided: Denoiser = model.guided(guided_as, conditions[begin : begin + n], hold=NO_HOLD, call=call)
+        x, noise = prior(model, grid, [seed + k for k in range(begin, begin + n)], plan.shape)
+        guided: Denoiser = model.guided(plan.guidance, conditions[begin : begin + n], hold=NO_HOLD, call=call)
         if classifier is not None and targets is not None:
             guided = classifier_guided(guided, classifier, targets[begin : begin + n], weight)
-        denoise = with_hold(guided, hold)  # last, because classifier guidance changes x0
+        denoise = with_hold(guided, plan.hold)  # last, because classifier guidance changes x0
         with half_precision_hint(model):
             state = solve(denoise, chosen, chosen.init(x, grid), grid, noise=noise, on_step=report)
         out.append(model.decode(chosen.read(state)))
         on_event(ImagesEvent(begin, out[-1]))
     return torch.cat(out)
+
+
+@in_model_threads
+def seeded_code(
+    model: Model,
+    count: int = 1,
+    *,
+    steps: int | None = None,
+    eta: float = 0.0,
+    seed: int = 0,
+    solver: str | Solver | None = None,
+    spacing: Spacing | None = None,
+    options: Mapping[str, Any] | None = None,
+    labels: int | Sequence[int] | None = None,
+    prompt: str | Sequence[str] | None = None,
+    negative: str | None = None,
+    guidance: float | Guidance | None = None,
+    guidance_scale: float | None = None,
+    size: tuple[int, int] | None = None,
+    clip_x0: float | None = None,
+    threshold: float | None = None,
+) -> LatentCode:
+    """Makes the latent code of the images that ``sample`` draws with the same arguments, without calling the network.
+
+    It holds x_T of each seed, and for a solver that adds noise the noise of every step. As with the codes of
+    photographs, ``reconstruct`` draws the images, ``edit`` edits them (with the same noise for source and target), and
+    ``interpolate`` goes from one to the next (Song et al. 2021, section 5.3).
+
+    Args:
+        model, count, steps, eta, seed, spacing, options, labels, prompt, negative, guidance, guidance_scale, size,
+            clip_x0, threshold: as for ``sample``.
+        solver: as for ``sample``, but none of the reversible solvers, whose codes ``invert`` makes.
+
+    Returns:
+        the code of ``count`` images, whose ``method`` is ``"sample"``.
+
+    Raises:
+        InputError: as for ``sample``, or the solver is a reversible one.
+    """
+    plan = _planned(
+        model,
+        count,
+        (steps, spacing, size),
+        (solver, eta, options, seed),
+        (guidance, guidance_scale, negative),
+        (clip_x0, threshold),
+    )
+    if isinstance(plan.solver, ReversibleSolver):
+        raise InputError(
+            f"{plan.solver.name!r} has codes of images only, which invert makes; use 'ddim'.", parameter="solver"
+        )
+    prompt, negative = read_prompts(model, prompt, negative, count)
+    conditions = model.condition(labels, count, prompt, negative, size)
+    x, noise = prior(model, plan.grid, [seed + k for k in range(count)], plan.shape)
+    extras = {"noise": torch.stack([noise(x) for _ in range(plan.grid.steps)], 1)} if plan.solver.stochastic else {}
+    return LatentCode(
+        state={"x": x},
+        grid=plan.grid,
+        method=SAMPLED,
+        solver=plan.solver.name,
+        options=plan.solver.options,
+        settings={
+            "seed": seed,
+            **({HOLD: plan.hold.options} if plan.hold.acts else {}),
+            **({ADAPTERS: model.adapters} if model.adapters else {}),
+        },
+        model=model.name,
+        fingerprint=model.fingerprint,
+        dtype=str(model.dtype).removeprefix("torch."),
+        conditions=with_embedded(conditions, plan.guidance.embedded),
+        extras=extras,
+        prompts=tuple(prompt or ()) if model.text else (),
+        negative=negative,
+        guidance=plan.guidance.options if conditioned(model) else {},
+    )
+
+
+class _Plan(NamedTuple):
+    """What ``sample`` and ``seeded_code`` have found out about a run before they begin."""
+
+    solver: Solver
+    grid: Grid
+    guidance: Guidance
+    hold: Hold
+    shape: tuple[int, ...]
+
+
+def _planned(
+    model: Model,
+    count: int,
+    where: tuple[int | None, Spacing | None, tuple[int, int] | None],
+    how: tuple[str | Solver | None, float, Mapping[str, Any] | None, int],
+    guided: tuple[float | Guidance | None, float | None, str | None],
+    held: tuple[float | None, float | None],
+) -> _Plan:
+    """Checks the arguments of ``sample``, and returns what they mean.
+
+    Args:
+        model, count: as for ``sample``.
+        where: steps, spacing and size.
+        how: solver, eta, options and seed.
+        guided: guidance, guidance_scale and negative.
+        held: clip_x0 and threshold.
+    """
+    need_model(model)
+    if not is_whole(count) or count < 1:
+        raise InputError(f"{count} is not a number of images; use 1 or more.", parameter="count")
+    (steps, spacing, size), (solver, eta, options, seed) = where, how
+    guidance = translated(model, guided[0], guided[1])
+    checked_seed(seed, count)
+    chosen = solver_with_eta(model.schedule.solver if solver is None else solver, eta, options)
+    check_solver(model, chosen)
+    shape = _shape_of(model, size)
+    grid = grid_for(model, steps, spacing, (shape[1], shape[2]))
+    guided_as = guidance_for(model, guidance, model.info.guidance).on(grid)
+    check_acts(guided_as)
+    check_negative(model, guided[2], guided_as.weight)
+    if guidance == 0 and model.text and model.info.guidance == 1:
+        warnings.warn(
+            f"The guidance 0 is the unconditional model, which ignores the prompt. To sample {model.name!r} without "
+            "guidance, as guidance_scale = 0 in diffusers does, use guidance = 1.",
+            DDIMWarning,
+            stacklevel=4,
+        )
+    return _Plan(chosen, grid, guided_as, hold_for(model, *held), shape)
 
 
 def solver_with_eta(solver: str | Solver, eta: float, options: Mapping[str, Any] | None) -> Solver:

@@ -25,6 +25,8 @@ SOLVERS: "Registry[Solver]" = Registry(
     {
         "ddim": "solvers.ddim:DDIM",
         "ddpm": "solvers.ddpm:DDPM",
+        "lcm": "solvers.consistency:LCM",
+        "tcd": "solvers.consistency:TCD",
         "heun": "solvers.heun:Heun",
         "adams-bashforth": "solvers.multistep:AdamsBashforth",
         "dpm++2m": "solvers.multistep:DPMSolverPP",

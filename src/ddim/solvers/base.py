@@ -1,31 +1,55 @@
 """Formulas that solvers share: steps between two nodes from predicted x0 and eps."""
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..core.contracts import Noise, Solver, State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
 from ..core.path import Node, RectifiedFlow
 from ..core.prediction import Pair
 
 
-def move(pair: Pair, node: Node, std: float = 0.0, z: Tensor | None = None) -> Tensor:
-    """Returns x at a node: alpha x0 + sqrt(sigma^2 - std^2) eps + std z (Song et al. 2021, Eq. 12).
+def move(pair: Pair, node: Node, std: float = 0.0) -> Tensor:
+    """Returns the mean of x at a node: alpha x0 + sqrt(sigma^2 - std^2) eps (Song et al. 2021, Eq. 12).
 
     Args:
         pair: the predicted x0 and eps.
         node: where the step ends.
-        std: the standard deviation of the added noise, at most ``node.sigma``.
-        z: standard normal noise in the shape of x; needed if ``std`` is not 0.
+        std: the standard deviation of the noise that is to be added, at most ``node.sigma``.
     """
-    if std == 0.0:
-        return node.alpha * pair.x0 + node.sigma * pair.eps
-    if z is None:
-        raise ValueError("a step that adds noise needs a source of noise")
-    direction = math.sqrt(max(node.sigma**2 - std**2, 0.0))
-    return node.alpha * pair.x0 + direction * pair.eps + std * z
+    direction = node.sigma if std == 0.0 else math.sqrt(max(node.sigma**2 - std**2, 0.0))
+    return node.alpha * pair.x0 + direction * pair.eps
+
+
+class NoisySolver(Solver):
+    """Abstract base class of solvers whose step ends at mean + std z, with new noise z.
+
+    An inversion that stores noise maps solves this for z; see ``EditFriendly``.
+    """
+
+    @abstractmethod
+    def moments(self, denoise: Denoiser, x: Tensor, grid: Grid, i: int) -> tuple[Tensor, float]:
+        """Returns the mean and the standard deviation of the sample at ``grid[i + 1]``, given x at ``grid[i]``.
+
+        Args:
+            denoise: the model, which is called at ``grid[i]``.
+            x: [N, ...].
+            grid: the grid of S + 1 nodes.
+            i: the step.
+        """
+
+    def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
+        """Returns the state at ``grid[i + 1]``. Raises ValueError if the step draws noise and there is no source."""
+        mean, std = self.moments(denoise, state["x"], grid, i)
+        if std == 0:
+            return {"x": mean}
+        if noise is None:
+            raise ValueError(f"{self.name} needs a source of noise")
+        return {"x": mean + std * noise(mean)}
 
 
 def shift(x: Tensor, eps: Tensor, t: Node, s: Node) -> Tensor:

@@ -3,16 +3,17 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from .._utils.errors import InputError
-from ..core.contracts import Noise, Solver, State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
 from ..core.process import eta_std
-from .base import move
+from .base import NoisySolver, move
 
 
 @dataclass(frozen=True)
-class DDIM(Solver):
+class DDIM(NoisySolver):
     """The DDIM sampler, Eq. 12 and 16 of Song et al. 2021 (arXiv 2010.02502).
 
     Args:
@@ -38,9 +39,8 @@ class DDIM(Solver):
         """Whether a step draws noise: true if eta is above 0."""
         return self.eta > 0
 
-    def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
-        """Returns the state at ``grid[i + 1]`` by Eq. 12."""
-        x, t, s = state["x"], grid[i], grid[i + 1]
-        pair = denoise(x, t)
+    def moments(self, denoise: Denoiser, x: Tensor, grid: Grid, i: int) -> tuple[Tensor, float]:
+        """Returns the mean and the standard deviation of Eq. 12 at ``grid[i + 1]``."""
+        t, s = grid[i], grid[i + 1]
         std = eta_std(self.eta, t, s)
-        return {"x": move(pair, s, std, noise(x) if std and noise else None)}
+        return move(denoise(x, t), s, std), std

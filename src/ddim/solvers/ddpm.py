@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..core.contracts import Noise, Solver, State
+from torch import Tensor
+
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
 from ..core.process import eta_std, sigma_hat
+from .base import NoisySolver, move
 
 
 @dataclass(frozen=True)
-class DDPM(Solver):
+class DDPM(NoisySolver):
     """The DDPM sampler with the larger variance, sigma-hat (section 5 of arXiv 2010.02502).
 
     The mean is that of DDIM with eta = 1, but the added noise has the standard deviation sigma-hat, so that x gets more
@@ -28,14 +30,8 @@ class DDPM(Solver):
         """Always true: every step but the last draws noise."""
         return True
 
-    def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
-        """Returns the state at ``grid[i + 1]``: the mean of DDIM with eta = 1 plus noise of sigma-hat."""
-        x, t, s = state["x"], grid[i], grid[i + 1]
-        pair = denoise(x, t)
-        std = eta_std(1.0, t, s)
-        mean = s.alpha * pair.x0 + max(s.sigma**2 - std**2, 0.0) ** 0.5 * pair.eps
-        if i + 1 == grid.steps:
-            return {"x": mean}
-        if noise is None:
-            raise ValueError("ddpm needs a source of noise")
-        return {"x": mean + sigma_hat(t, s) * noise(x)}
+    def moments(self, denoise: Denoiser, x: Tensor, grid: Grid, i: int) -> tuple[Tensor, float]:
+        """Returns the mean of DDIM with eta = 1 at ``grid[i + 1]``, and sigma-hat; for the last step 0."""
+        t, s = grid[i], grid[i + 1]
+        mean = move(denoise(x, t), s, eta_std(1.0, t, s))
+        return mean, 0.0 if i + 1 == grid.steps else sigma_hat(t, s)
