@@ -42,5 +42,6 @@ class DDIM(NoisySolver):
     def moments(self, denoise: Denoiser, x: Tensor, grid: Grid, i: int) -> tuple[Tensor, float]:
         """Returns the mean and the standard deviation of Eq. 12 at ``grid[i + 1]``."""
         t, s = grid[i], grid[i + 1]
+        pair = denoise(x, t)
         std = eta_std(self.eta, t, s)
-        return move(denoise(x, t), s, std), std
+        return move(pair, s, std), std
