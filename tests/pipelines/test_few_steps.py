@@ -9,6 +9,7 @@ import torch
 from bits import inverted, returned, same
 from refusals import refused, warned
 from tiny_few_step import FEW_STEP, sd
+from tiny_flow import FAMILIES
 from torch import Tensor
 
 import ddim
@@ -19,13 +20,15 @@ from ddim.solvers import REVERSIBLE
 pytestmark = pytest.mark.filterwarnings("ignore::ddim._utils.errors.DDIMWarning")  # of codes of random networks
 FEW = (1, 2, 4, 8)
 KINDS = ["sd lcm", "sdxl lcm embedded", "sdxl tcd", "sd turbo", "sdxl turbo", "sdxl lightning", "sdxl hyper-sd"]
-every_kind = pytest.mark.parametrize("kind", KINDS)
 """The rows of the parity table, one for each kind of model."""
+FLOW = ["flux schnell", "z-image turbo"]
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @cache
 def model_of(kind: str, dtype: torch.dtype = torch.float32) -> Model:
-    return ddim.load(FEW_STEP[kind][0]().to(dtype))
+    make = FAMILIES[kind].pipeline if kind in FAMILIES else FEW_STEP[kind][0]
+    return ddim.load(make().to(dtype))
 
 
 def pictures(kind: str, count: int = 2) -> Tensor:
@@ -71,13 +74,14 @@ def test_a_table_without_signal_at_its_end_is_no_few_step_model():
     assert ddim.load(sd("DDIMScheduler", **settings)).info.steps == 4
 
 
-@every_kind
+@pytest.mark.parametrize("kind", [*KINDS, *FLOW])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("method", REVERSIBLE)
 def test_the_bit_law_at_few_steps(kind, dtype, method):
     model = model_of(kind, dtype)
     for steps in FEW:
-        if steps == 1 and method in ("bdia", "belm"):  # each of their steps needs the one before
+        # A step of bdia and belm needs the one before, and one of edict divides by the signal where it begins.
+        if steps == 1 and (method in ("bdia", "belm") or (method == "edict" and kind in FLOW)):
             with refused("steps", 1, method):
                 ddim.invert(model, pictures(kind), method=method, steps=steps, prompt="a cat")
             continue
