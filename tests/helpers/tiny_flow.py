@@ -222,6 +222,34 @@ def draw_z_image(*a: Any, **guidance: Any) -> Tensor:
     return tiny_z_image.draw_z_image(*a, **guidance)
 
 
+def lumina2(**options: Any) -> Any:
+    """A Lumina2Pipeline; see ``tiny_lumina2``."""
+    import tiny_lumina2
+
+    return tiny_lumina2.lumina2(**options)
+
+
+def draw_lumina2(*a: Any, **guidance: Any) -> Tensor:
+    """Draws with it."""
+    import tiny_lumina2
+
+    return tiny_lumina2.draw_lumina2(*a, **guidance)
+
+
+def sana(**options: Any) -> Any:
+    """A SanaPipeline; see ``tiny_sana``."""
+    import tiny_sana
+
+    return tiny_sana.sana(**options)
+
+
+def draw_sana(*a: Any, **guidance: Any) -> Tensor:
+    """Draws with it."""
+    import tiny_sana
+
+    return tiny_sana.draw_sana(*a, **guidance)
+
+
 FAMILIES: dict[str, Family] = {
     "sd3": Family(sd3, draw_sd3, {**_CFG, **_SKIPPING}),
     "sd3 without t5": Family(sd3, draw_sd3, _CFG, options={"t5": False}),
@@ -257,5 +285,8 @@ FAMILIES: dict[str, Family] = {
     "qwen-image": Family(qwen_image, draw_qwen_image, _QWEN),
     "z-image": Family(z_image, draw_z_image, _Z_IMAGE),
     "z-image turbo": Family(z_image, draw_z_image, _Z_IMAGE, options={"shift": 3.0}),
+    "lumina2": Family(lumina2, draw_lumina2, _CFG),
+    "lumina2 with dynamic shifting": Family(lumina2, draw_lumina2, _CFG, options={"dynamic": True}),
+    "sana": Family(sana, draw_sana, _CFG),
 }
 """Every family, some in several forms."""

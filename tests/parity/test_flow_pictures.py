@@ -55,14 +55,27 @@ def encode_z_image(pipeline: Any, images: Tensor) -> Tensor:
     return made.prepare_latents(images, None, n, 4, height, width, torch.float32, where, None)
 
 
+def encode_lumina2(pipeline: Any, images: Tensor) -> Tensor:
+    """The latents of images in [-1, 1] for Lumina 2, which has no pipeline from pictures: its decoding inverted."""
+    vae = pipeline.vae
+    return (vae.encode(images).latent_dist.mode() - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def encode_sana(pipeline: Any, images: Tensor) -> Tensor:
+    """The latents of images in [-1, 1] for Sana, which has no pipeline from pictures: its decoding inverted."""
+    return pipeline.vae.encode(images).latent * pipeline.vae.config.scaling_factor
+
+
 ENCODE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "StableDiffusion3Pipeline": encode_sd3,
     "FluxPipeline": encode_flux,
     "FluxKontextPipeline": encode_flux,
     "QwenImagePipeline": encode_qwen_image,
     "ZImagePipeline": encode_z_image,
+    "Lumina2Pipeline": encode_lumina2,
+    "SanaPipeline": encode_sana,
 }
-"""Class of a pipeline -> how its sibling that starts from pictures encodes them."""
+"""Class of a pipeline -> how its sibling that starts from pictures encodes them, if there is one."""
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -25,6 +25,7 @@ _FLUX = ("FluxPipeline", "FluxImg2ImgPipeline")
 _SD3 = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3PAGPipeline")
 _QWEN_IMAGE = ("QwenImagePipeline", "QwenImageImg2ImgPipeline")
 _Z_IMAGE = ("ZImagePipeline", "ZImageImg2ImgPipeline")
+_LUMINA_2 = ("Lumina2Pipeline", "Lumina2Text2ImgPipeline")  # the second is its older name
 
 FAMILIES: "Registry[Model]" = Registry(
     {
@@ -36,6 +37,8 @@ FAMILIES: "Registry[Model]" = Registry(
         "FluxKontextPipeline": "models.flux:FluxKontext",
         **dict.fromkeys(_QWEN_IMAGE, "models.qwen_image:QwenImage"),
         **dict.fromkeys(_Z_IMAGE, "models.z_image:ZImage"),
+        **dict.fromkeys(_LUMINA_2, "models.lumina2:Lumina2"),
+        "SanaPipeline": "models.sana:Sana",
     }
 )
 """Name of a pipeline class of diffusers -> the adapter for its models."""

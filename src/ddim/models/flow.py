@@ -1,4 +1,4 @@
-"""The part that the adapters of transformers on rectified flow share (SD 3, FLUX, Qwen-Image, Z-Image)."""
+"""The part that the adapters of transformers on rectified flow share (SD 3, FLUX, Qwen-Image and others)."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError
+from ..core.guidance import Guidance
 from ..core.path import Node, RectifiedFlow
 from ..core.schedule import Clock, Schedule
 from ..editing.plan import AttentionSite
@@ -140,6 +141,20 @@ def rounded_sigma(node: Node, x: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: the dtype of the network.
     """
     return (torch.full((), node.sigma, dtype=torch.float32, device=x.device) * _LEVELS).to(dtype) / _LEVELS
+
+
+def refuse_rescale(guidance: Guidance, because: str) -> None:
+    """Raises InputError for a rescaled guidance, where the family's own scaling undoes it.
+
+    Args:
+        guidance: the guidance.
+        because: the beginning of the reason, such as "Qwen-Image's guidance gives each token its length".
+    """
+    if guidance.rescale:
+        raise InputError(
+            f"{guidance.rescale:g} would have no effect, because {because} without guidance; use 0.",
+            parameter="rescale",
+        )
 
 
 def packed(x: Tensor) -> Tensor:

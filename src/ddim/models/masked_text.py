@@ -126,5 +126,5 @@ class MaskedTextModel(FlowModel):
     def longest_prompt(self) -> int:
         """Returns the largest number of tokens in a prompt that leaves the template whole."""
         before, after, dropped = self.template()
-        around = sum(len(self.tokenizer(text, verbose=False).input_ids) for text in (before, after))
+        around = sum(len(self.tokenizer(text, verbose=False).input_ids) for text in (before, after) if text)
         return self.most_tokens + dropped - around

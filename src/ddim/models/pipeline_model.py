@@ -489,14 +489,29 @@ class PipelineModel(LatentModel):
         if negative and not guided:
             raise no_negative(self.name, negative)
         negative = self.negative_text(negative) if guided else None
-        texts = list(dict.fromkeys([*positive] if negative is None else [*positive, negative]))  # each text once
+        cond, uncond = self.encode_branches(positive, negative, size)
+        if guided and uncond is None:
+            uncond = self.zero_conditioning(cond)
+        return PromptConditioning(cond, uncond)
+
+    def encode_branches(
+        self, prompts: Sequence[str], negative: str | None, size: tuple[int, int] | None
+    ) -> tuple[Conditioning, Conditioning | None]:
+        """Encodes N prompts, and a negative prompt for each of them; each text is encoded once.
+
+        Args:
+            prompts: the prompts.
+            negative: the negative prompt; None for none.
+            size: see ``Model.encode_prompt``.
+
+        Returns:
+            The conditions of the prompts and of the negative prompt, N rows each and of the same shapes; None without
+            a negative prompt.
+        """
+        texts = list(dict.fromkeys([*prompts] if negative is None else [*prompts, negative]))
         embedded = self.encode_prompt(texts, size)
-        cond = embedded[[texts.index(text) for text in positive]]
-        if not guided:
-            return PromptConditioning(cond)
-        if negative is None:
-            return PromptConditioning(cond, self.zero_conditioning(cond))
-        return PromptConditioning(cond, embedded[[texts.index(negative)] * count])
+        cond = embedded[[texts.index(text) for text in prompts]]
+        return cond, None if negative is None else embedded[[texts.index(negative)] * len(prompts)]
 
     def negative_text(self, negative: str | None) -> str | None:
         """Returns the text of the unconditional branch; None if that branch is ``zero_conditioning``, not a text."""

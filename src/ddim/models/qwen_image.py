@@ -15,7 +15,7 @@ from ..core.prediction import Hold
 from ..core.schedule import Clock
 from .attention.mmdit import qwen_layers
 from .attention.processors import Layer
-from .flow import packed, rounded_sigma, unpacked
+from .flow import packed, refuse_rescale, rounded_sigma, unpacked
 from .info import ModelInfo
 from .latent import code_of, statistics_of
 from .masked_text import MaskedTextModel
@@ -169,7 +169,7 @@ class QwenImage(MaskedTextModel):
         Raises:
             InputError: ``guidance.rescale`` is not 0; the lengths of the tokens undo it.
         """
-        refuse_rescale(guidance)
+        refuse_rescale(guidance, "Qwen-Image's guidance gives each token its length")
         mixed, like = packed(super().combine(cond, uncond, guidance, node)), packed(cond)
         lengths = like.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         return unpacked(mixed * lengths, *cond.shape[2:])
@@ -178,15 +178,5 @@ class QwenImage(MaskedTextModel):
         self, guidance: Guidance, prompts: Prompts, *, hold: Hold | None = None, call: Call = PLAIN
     ) -> ModelDenoiser:
         """Returns a denoiser; see ``Model.guided``. Raises InputError if ``guidance.rescale`` is not 0."""
-        refuse_rescale(guidance)
+        refuse_rescale(guidance, "Qwen-Image's guidance gives each token its length")
         return super().guided(guidance, prompts, hold=hold, call=call)
-
-
-def refuse_rescale(guidance: Guidance) -> None:
-    """Raises InputError for a rescaled guidance, which has no effect on Qwen-Image."""
-    if guidance.rescale:
-        raise InputError(
-            f"{guidance.rescale:g} would have no effect, because Qwen-Image's guidance gives each token its length "
-            "without guidance; use 0.",
-            parameter="rescale",
-        )
