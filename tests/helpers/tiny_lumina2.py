@@ -39,7 +39,7 @@ def encoder(words: Any, width: int = 16) -> Any:
         num_key_value_heads=2,
         head_dim=8,
         query_pre_attn_scalar=8,
-        sliding_window=64,
+        sliding_window=1024,
         vocab_size=len(words) + 4,
         max_position_embeddings=2048,
     )
@@ -64,7 +64,8 @@ def lumina2(*, size: int = SIZE, width: int = 16, shift: float = 6.0, dynamic: b
         "cap_feat_dim": 16,
     }
     network = louder(
-        Lumina2Transformer2DModel(**{**usual, **config}), {"attn.to": 6.0, "caption_embedder": 12.0, "norm_out": 2.0}
+        Lumina2Transformer2DModel(**{**usual, **config}),
+        {"attn.to": 4.0, "caption_embedder": 12.0, "feed_forward": 2.0},
     )
     return Lumina2Pipeline(
         transformer=network,

@@ -60,7 +60,9 @@ def used(family: str, pipeline: Any) -> Tensor:
     code = ddim.invert(model, images, prompt=["a cat", "a small dog"], method="bdia", **told)
     drawn = [sampled, ddim.reconstruct(model, code, strict=True)]
     drawn.append(ddim.interpolate(model, ddim.invert(model, images, prompt="a cat", **told), frames=3))
-    how = AttentionEdit("refine", (0, 1), (0, 1), value_steps=(0, 0.5), blend_threshold=0.9)
+    looks: dict[str, Any] = {"self_steps": (0, 1), "value_steps": (0, 0.5)}  # at the image, which Sana's maps do not
+    looks = looks if any(site.picture for site in model.attention_sites()) else {}
+    how = AttentionEdit("refine", (0, 1), **looks, blend_threshold=0.9)
     edits: dict[str, Any] = {"source_prompt": "a cat", "attention": how, "blend": "cat/fox", "weights": {"fox": 2.0}}
     drawn.append(ddim.edit(model, images, ["a fox"], **edits, **told).edits)
     if can["inversions"]["null-text"] is None:

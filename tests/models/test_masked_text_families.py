@@ -1,4 +1,4 @@
-"""Qwen-Image and Z-Image beyond parity: guidance, prompts of different lengths, codes, folders, refusals."""
+"""Qwen-Image, Z-Image, Lumina 2 and Sana beyond parity: guidance, prompts of different lengths, codes, folders, refusals."""
 
 import json
 import warnings
@@ -27,11 +27,10 @@ from ddim.models.qwen_image import QwenImage
 from ddim.models.z_image import ZImage
 from ddim.pipelines.interpolate import join
 
-NAMES = ("qwen-image", "z-image")
+NAMES = ("qwen-image", "z-image", "lumina2", "sana")
 each = pytest.mark.parametrize("name", NAMES)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 PROMPTS = ["a cat", "two red dogs in a garden"]
-WEIGHTS = {"qwen-image": "true_cfg_scale", "z-image": "guidance_scale"}
 
 
 def live(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[Any, MaskedTextModel]:
@@ -103,7 +102,7 @@ def test_the_first_call_is_the_pipelines_to_the_bit(pair):
     """One row, asked by itself: all inputs are equal, and so is the network's answer."""
     name, pipeline, model = pair
     x = noise(1)
-    off = {WEIGHTS[name]: 1.0 if name == "qwen-image" else 0.0}
+    off = {"true_cfg_scale": 1.0} if name == "qwen-image" else {"guidance_scale": 0.0}
     theirs = recorded(pipeline, lambda: FAMILIES[name].draw(pipeline, x, PROMPTS[:1], None, **off))[0]
     mine = recorded(pipeline, lambda: ours(model, x, PROMPTS[:1], 1.0))[0]
 

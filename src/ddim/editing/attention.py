@@ -236,9 +236,10 @@ class AttentionController:
         """Counts the use of a layer. Raises DDIMError if its shapes are not those that the plan expects."""
         positions, tokens = layer.positions(self.plan.size), self.plan.new.shape[2]
         rows = self.rows * (2 if cfg_branch == "both" else 1)
+        looked_at = positions if layer.picture else 0
         if layer.varies:  # any number of words, but at least one
-            tokens = max(1, key.shape[2] - positions)
-        keys = (positions if layer.picture else 0) + (tokens if layer.words else 0)
+            tokens = max(1, key.shape[2] - looked_at)
+        keys = looked_at + (tokens if layer.words else 0)
         keys = max(keys, key.shape[2]) if layer.reference else keys
         want, have = (rows, keys if layer.joint else positions, keys), (len(query), query.shape[2], key.shape[2])
         if have != want:

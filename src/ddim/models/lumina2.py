@@ -1,6 +1,6 @@
 """The adapter for Lumina-Image 2.0 in the diffusers format (Qin et al. 2025, arXiv 2503.21758)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -14,6 +14,8 @@ from ..core.guidance import Guidance, Prompts
 from ..core.path import Node
 from ..core.prediction import Hold
 from ..core.schedule import Clock, DynamicShift, Schedule
+from .attention.lumina2 import lumina2_layers
+from .attention.processors import Layer, told
 from .flow import refuse_rescale
 from .gemma_text import GemmaTextModel
 from .info import ModelInfo
@@ -136,14 +138,20 @@ class Lumina2(GemmaTextModel):
         mask = self.mask_of(lengths, text)
         if mask.is_meta:  # the transformer asks for the numbers of tokens, which a tensor without data cannot tell
             mask.sum = lambda dim: torch.tensor(lengths)  # type: ignore[method-assign]
-        output = network(
-            hidden_states=x,
-            timestep=timestep.expand(len(x)),
-            encoder_hidden_states=text[:, : max(lengths)],
-            encoder_attention_mask=mask,
-            return_dict=False,
-        )[0]
+        call = None if control is None else {**control, "lengths": lengths}
+        with told(lumina2_layers(network), call):
+            output = network(
+                hidden_states=x,
+                timestep=timestep.expand(len(x)),
+                encoder_hidden_states=text[:, : max(lengths)],
+                encoder_attention_mask=mask,
+                return_dict=False,
+            )[0]
         return -output
+
+    def attention_layers(self) -> Iterable[Layer]:
+        """Returns the attention layers of the transformer; see ``FlowModel.attention_layers``."""
+        return lumina2_layers(self.network)
 
     # --- guidance ---------------------------------------------------------------------------------------------------
 

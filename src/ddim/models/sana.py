@@ -1,6 +1,6 @@
 """The adapter for Sana in the diffusers format (Xie et al. 2024, arXiv 2410.10629)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from inspect import signature
@@ -12,6 +12,8 @@ from .._utils.errors import InputError
 from ..core.path import Node
 from ..core.schedule import Clock, Schedule
 from ..editing.tokens import Tokens
+from .attention.processors import Layer, told
+from .attention.sana import sana_layers
 from .gemma_text import GemmaTextModel
 from .pixel import sides_of
 
@@ -141,10 +143,15 @@ class Sana(GemmaTextModel):
     ) -> Tensor:
         """Calls a transformer; see ``MaskedTextModel.call_rows``."""
         longest = max(lengths)
-        return network(
-            x,
-            encoder_hidden_states=text[:, :longest],
-            encoder_attention_mask=None if min(lengths) == longest else self.mask_of(lengths, text),
-            timestep=timestep.expand(len(x)),
-            return_dict=False,
-        )[0]
+        with told(sana_layers(network), control):
+            return network(
+                x,
+                encoder_hidden_states=text[:, :longest],
+                encoder_attention_mask=None if min(lengths) == longest else self.mask_of(lengths, text),
+                timestep=timestep.expand(len(x)),
+                return_dict=False,
+            )[0]
+
+    def attention_layers(self) -> Iterable[Layer]:
+        """Returns the cross-attention layers of the transformer; see ``FlowModel.attention_layers``."""
+        return sana_layers(self.network)

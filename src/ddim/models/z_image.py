@@ -11,8 +11,8 @@ from .._utils.errors import InputError
 from ..core.guidance import Guidance
 from ..core.path import Node
 from ..core.schedule import Clock, StaticShift
-from .attention.processors import Layer
-from .attention.z_image import told, z_image_layers
+from .attention.processors import Layer, told
+from .attention.z_image import z_image_layers
 from .info import ModelInfo
 from .masked_text import MaskedTextModel
 from .pixel import sides_of
@@ -129,6 +129,6 @@ class ZImage(MaskedTextModel):
         """Calls a transformer, which takes lists of images and texts; see ``MaskedTextModel.call_rows``."""
         texts = [row[:count] for row, count in zip(text, lengths, strict=True)]
         images = list(x.unsqueeze(2).unbind())
-        with told(network, control):
+        with told(z_image_layers(network, self.patch), control):
             output = network(images, timestep.expand(len(x)), texts, return_dict=False)[0]
         return -torch.stack(list(output)).squeeze(2)

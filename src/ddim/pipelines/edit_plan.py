@@ -175,7 +175,12 @@ def _check_layers(plan: AttentionPlan) -> None:
             "a wider part.",
             parameter="layers",
         )
-    looking = (layer.size(plan.size) for layer in plan.layers if layer.picture)
+    looking = [layer.size(plan.size) for layer in plan.layers if layer.picture]
+    if not looking:
+        windows = (name for name in ("self_steps", "value_steps") if getattr(how, name)[0] < getattr(how, name)[1])
+        how.refuse(
+            (*windows, "self_positions"), "since this network's attention to the image is linear and has no maps"
+        )
     fewest = min((height * width for height, width in looking), default=0)
     if how.self_positions is not None and how.self_positions < fewest:
         raise InputError(

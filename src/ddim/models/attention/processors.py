@@ -1,6 +1,6 @@
 """What the processors of all networks share: how they take the place of the network's own, and which they may not."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +56,25 @@ def exchanged(layers: Iterable[Layer]) -> Iterator[None]:
     finally:
         for layer, own in before:
             layer.module.set_processor(own)
+
+
+@contextmanager
+def told(layers: Iterable[Layer], call: Mapping[str, Any] | None) -> Iterator[None]:
+    """Inside the block, our processors know the running call, of which their transformer passes nothing on to them.
+
+    Args:
+        layers: the attention layers.
+        call: what becomes ``processor.call``: the controller of a call, its branch of guidance, and what else the
+            family's processor reads. None without a controller, where nothing is done.
+    """
+    ours = [] if call is None else [p for layer in layers if hasattr(p := layer.module.processor, "call")]
+    try:
+        for processor in ours:
+            processor.call = call
+        yield
+    finally:
+        for processor in ours:
+            processor.call = {}
 
 
 def attended(

@@ -1,7 +1,6 @@
 """Attention control for Z-Image: one sequence of image and caption, each padded to a multiple of 32 tokens."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from ...editing.plan import IMAGE_FIRST, SELF, AttentionSite
 from .mmdit import level_of
 from .processors import Layer, attended
 
-__all__ = ["ControlledZImage", "told", "z_image_layers"]
+__all__ = ["ControlledZImage", "z_image_layers"]
 
 _MULTIPLE = 32
 """The transformer pads the tokens of an image, and those of a caption, to a multiple of this."""
@@ -27,7 +26,7 @@ class ControlledZImage:
         layer: the attention layer that it serves.
 
     Attributes:
-        call: ``control`` and ``cfg_branch`` of the running call, by name; see ``told``.
+        call: ``control`` and ``cfg_branch`` of the running call, by name; see ``processors.told``.
     """
 
     def __init__(self, layer: AttentionSite) -> None:
@@ -76,25 +75,6 @@ def z_image_layers(transformer: Any, patch: int = 2) -> Iterator[Layer]:
         name = f"layers.{k}.attention"
         site = AttentionSite(name, IMAGE_FIRST, level, refiners + k, multiple=_MULTIPLE, varies=True)
         yield Layer(site, block.attention, ControlledZImage)
-
-
-@contextmanager
-def told(transformer: Any, control: Mapping[str, Any] | None) -> Iterator[None]:
-    """Inside the block, our processors get the controller of a call, which this transformer does not pass on.
-
-    Args:
-        transformer: the network.
-        control: what a controlled attention layer gets, or None without a controller.
-    """
-    blocks = [*transformer.noise_refiner, *transformer.layers] if control is not None else []
-    ours = [p for block in blocks if isinstance(p := block.attention.processor, ControlledZImage)]
-    try:
-        for processor in ours:
-            processor.call = control or {}
-        yield
-    finally:
-        for processor in ours:
-            processor.call = {}
 
 
 def _rotated(x: Tensor, angles: Tensor) -> Tensor:
