@@ -1,4 +1,4 @@
-"""Qwen-Image, Z-Image, Lumina 2 and Sana beyond parity: guidance, prompts of different lengths, codes, folders, refusals."""
+"""Qwen-Image, Z-Image, Lumina 2 and Sana beyond parity: guidance, prompts of many lengths, codes, folders, refusals."""
 
 import json
 import warnings
@@ -22,14 +22,23 @@ from ddim import Guidance
 from ddim.core.conditioning import Conditioning, PromptConditioning
 from ddim.models.base import Model
 from ddim.models.flow import packed, unpacked
+from ddim.models.lumina2 import Lumina2
 from ddim.models.masked_text import MaskedTextModel
 from ddim.models.qwen_image import QwenImage
+from ddim.models.sana import Sana
 from ddim.models.z_image import ZImage
 from ddim.pipelines.interpolate import join
 
 NAMES = ("qwen-image", "z-image", "lumina2", "sana")
 each = pytest.mark.parametrize("name", NAMES)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+WIDTHS = {
+    "qwen-image": "joint_attention_dim",
+    "z-image": "cap_feat_dim",
+    "lumina2": "cap_feat_dim",
+    "sana": "caption_channels",
+}
+"""What the transformers' configs call the size of an embedding."""
 PROMPTS = ["a cat", "two red dogs in a garden"]
 
 
@@ -99,7 +108,10 @@ def test_the_rounding_of_the_pipeline_is_no_plain_cast():
 
 
 def test_the_first_call_is_the_pipelines_to_the_bit(pair):
-    """One row, asked by itself: all inputs are equal, and so is the network's answer."""
+    """One row, asked by itself: all inputs are equal, and so is the network's answer.
+
+    The pipelines of Lumina 2 and of Sana pad the text, and mask the padding.
+    """
     name, pipeline, model = pair
     x = noise(1)
     off = {"true_cfg_scale": 1.0} if name == "qwen-image" else {"guidance_scale": 0.0}
@@ -109,6 +121,12 @@ def test_the_first_call_is_the_pipelines_to_the_bit(pair):
     def tensors(value: Any) -> list[Any]:
         return [t for v in value for t in tensors(v)] if isinstance(value, (list, tuple)) else [value]
 
+    if "encoder_attention_mask" in theirs:
+        text = mine["encoder_hidden_states"]
+        mask = theirs["encoder_attention_mask"][0] == 1
+        assert mask.nonzero().flatten().tolist() == [*range(text.shape[1])]
+        theirs = {**theirs, "encoder_hidden_states": theirs["encoder_hidden_states"][:, mask]}
+        theirs.pop("encoder_attention_mask")
     for key in theirs:
         if key in ("attention_kwargs", "joint_attention_kwargs"):
             continue
@@ -163,7 +181,14 @@ def test_what_stands_for_no_negative_prompt(name, text):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "usual"), [("qwen-image", {}, 4.0), ("z-image", {}, 6.0), ("z-image", {"shift": 3.0}, 1.0)]
+    ("name", "options", "usual"),
+    [
+        ("qwen-image", {}, 4.0),
+        ("z-image", {}, 6.0),
+        ("z-image", {"shift": 3.0}, 1.0),
+        ("lumina2", {}, 4.0),
+        ("sana", {}, 4.5),
+    ],
 )
 def test_the_usual_guidance(name, options, usual):
     assert live(name, **options)[1].info.guidance == usual
@@ -173,12 +198,13 @@ def test_the_usual_guidance(name, options, usual):
 
 
 def test_padding_is_invisible(pair):
-    """159 and 142 tokens in one batch, as the two branches of guidance: each row is as it is alone, to the bit."""
+    """Prompts of different lengths in one batch, as the branches of guidance: each is as it is alone, to the bit."""
     _, _, model = pair
     around = len(model.tokens("").row)
-    long, short = "d" * (159 - around), "s" * (142 - around)
+    most = max(159, around + 20)
+    long, short = "d" * (most - around), "s" * (most - 17 - around)
     cond = model.encode_prompt([long, short])
-    assert cond.tensors["text_mask"].sum(1).tolist() == [159, 142]
+    assert cond.tensors["text_mask"].sum(1).tolist() == [most, most - 17]
     x, node = noise(2), model.schedule.grid(4, image_size=(8, 8))[1]
     (both,) = model.ask(x, node, cond)
     for k, prompt in enumerate((long, short)):
@@ -205,15 +231,21 @@ def test_rows_in_one_call_agree_with_rows_one_by_one(pair):
     assert apart(full, rows) > 1e-3
 
 
+def spelled(pieces: list[str]) -> str:
+    """The text of some tokens, which are letters."""
+    return "".join(pieces).replace("Ġ", " ").replace("▁", " ")
+
+
 def test_words_are_found_inside_the_template(pair):
     _, _, model = pair
     prompt = "a red cat, and a Cat"
     tokens = model.tokens(prompt)
     assert tokens.length == int(model.encode_prompt([prompt]).tensors["text_mask"].sum())
     letters = model.tokenizer.convert_ids_to_tokens(tokens.row)
-    assert "".join(letters[tokens.begin : tokens.end]).replace("Ġ", " ") == prompt
-    assert ["".join(letters[a:b]).replace("Ġ", " ").strip() for a, b in tokens.spans] == prompt.split()
-    assert "".join(letters[p] for p in tokens.places("red")).strip("Ġ") == "red"
+    seen = prompt.lower() if isinstance(model, Sana) else prompt
+    assert spelled(letters[tokens.begin : tokens.end]) == seen
+    assert [spelled(letters[a:b]).strip() for a, b in tokens.spans] == seen.split()
+    assert spelled([letters[p] for p in tokens.places("red")]).strip() == "red"
     assert len(tokens.find("cat")) == 2
     assert (tokens.first, tokens.stop, tokens.lost) == (0, tokens.length, 0)
     empty = model.tokens("")
@@ -225,17 +257,17 @@ def test_words_are_found_inside_the_template(pair):
 def test_a_long_prompt_warns_and_is_cut(pair):
     name, _, model = pair
     around = len(model.tokens("").row)
-    limit = model.info.prompt_tokens
+    limit, most = model.info.prompt_tokens, model.most_tokens
     with warnings.catch_warnings():
         warnings.simplefilter("error", ddim.DDIMWarning)
-        assert model.encode_prompt(["x" * limit]).tensors["text"].shape[1] == 512
-    if name == "qwen-image":  # the pipeline leaves out 34 tokens of the template, and 512 stay
-        assert limit == 512 - around
+        assert model.encode_prompt(["x" * limit]).tensors["text"].shape[1] == most
+    if name != "z-image":  # some of the template's tokens are left out, and as many of the prompt's stay
+        assert limit == most - around
     over = "y" * 600
     with warned(600):
         cond = model.encode_prompt([over])
-    assert cond.tensors["text"].shape[1] == 512
-    assert model.tokens(over).lost == 600 - (512 - model.tokens("").begin)
+    assert cond.tensors["text"].shape[1] == most
+    assert model.tokens(over).lost == 600 - (most - model.tokens("").begin)
 
 
 def test_a_prompt_is_encoded_alone(pair):
@@ -255,8 +287,8 @@ def test_facts(pair):
     name, _, model = pair
     assert model.shape == (4, 8, 8)
     assert model.picture == (3, 16, 16)
-    assert (model.multiple, model.downscaling) == (4, 2)
-    assert isinstance(model, QwenImage if name == "qwen-image" else ZImage)
+    assert (model.multiple, model.downscaling) == (2 if name == "sana" else 4, 2)
+    assert type(model) is {"qwen-image": QwenImage, "z-image": ZImage, "lumina2": Lumina2, "sana": Sana}[name]
     assert model.graphs is None
 
 
@@ -302,7 +334,7 @@ def test_codes_of_another_length_are_taken_and_of_another_width_refused(pair, im
     name, _, model = pair
     code = ddim.invert(model, images, steps=3, prompt="a prompt that is longer than the empty one")
     assert ddim.reconstruct(model, code).shape == images.shape
-    _, wider = live(name, width=24, **({"joint_attention_dim": 24} if name == "qwen-image" else {"cap_feat_dim": 24}))
+    _, wider = live(name, width=24, **{WIDTHS[name]: 24})
     with refused("code"):
         ddim.reconstruct(wider, code)
 
@@ -369,7 +401,7 @@ def test_a_folder_is_the_pipeline_that_was_saved(folder, dtype):
     x, wide = noise(1), ours(other, noise(1), PROMPTS[:1], 4.0, "grey")
     drawn = ours(model, x, PROMPTS[:1], 4.0, "grey")
     assert apart(drawn, wide) <= (1e-6 if dtype == torch.float32 else 0.3)
-    assert apart(model.encode(tiny_text.pictures(1, 16, 16)), other.encode(tiny_text.pictures(1, 16, 16))) < 0.1
+    assert apart(model.encode(tiny_text.pictures(1, 16, 16)), other.encode(tiny_text.pictures(1, 16, 16))) < 0.3
     if dtype == torch.bfloat16:
         assert {b.dtype for n, b in model.encoders[0].named_buffers() if "inv_freq" in n} == {torch.float32}
         kind = getattr(diffusers, type(pipeline).__name__)
@@ -383,9 +415,21 @@ def test_the_default_size_is_1024_pixels_for_the_published_networks(folder):
         assert ddim.load(there, device="cpu").shape[1:] == (128, 128)
 
 
+def test_the_older_name_of_lumina_2(folder, tmp_path):
+    name, there = folder
+    if name != "lumina2":
+        pytest.skip("only this class had another name")
+    older = {"_class_name": "Lumina2Text2ImgPipeline"}
+    other = ddim.load(copied(there, tmp_path / "m", "model_index.json", older), device="cpu")
+    assert type(other) is Lumina2
+    assert other.fingerprint == ddim.load(there, device="cpu").fingerprint
+
+
 def test_the_img2img_class_is_the_same_model(folder, tmp_path):
     name, there = folder
-    named = {"qwen-image": "QwenImageImg2ImgPipeline", "z-image": "ZImageImg2ImgPipeline"}[name]
+    if name not in (named_so := {"qwen-image": "QwenImageImg2ImgPipeline", "z-image": "ZImageImg2ImgPipeline"}):
+        pytest.skip("diffusers has no such class")
+    named = named_so[name]
     other = ddim.load(copied(there, tmp_path / "m", "model_index.json", {"_class_name": named}), device="cpu")
     plain = FAMILIES[name].pipeline()
     live_one = ddim.load(getattr(diffusers, named)(**plain.components))
@@ -398,6 +442,7 @@ def test_the_img2img_class_is_the_same_model(folder, tmp_path):
         *("QwenImageEditPipeline", "QwenImageEditPlusPipeline", "QwenImageEditInpaintPipeline"),
         *("QwenImageInpaintPipeline", "QwenImageControlNetPipeline", "QwenImageLayeredPipeline"),
         *("QwenImage21Pipeline", "ZImageInpaintPipeline", "ZImageControlNetPipeline", "ZImageOmniPipeline"),
+        *("SanaSprintPipeline", "SanaSprintImg2ImgPipeline", "SanaControlNetPipeline", "SanaVideoPipeline"),
     ],
 )
 def test_other_pipelines_are_refused_with_the_reason(kind, tmp_path):
@@ -435,6 +480,14 @@ def test_a_pipeline_without_a_part_is_refused():
         ("qwen-image", {"use_layer3d_rope": True}),
         ("z-image", {"in_channels": 8}),
         ("z-image", {"all_patch_size": (4,)}),
+        ("lumina2", {"width": 24}),
+        ("lumina2", {"in_channels": 8}),
+        ("lumina2", {"axes_lens": (256, 512, 512)}),
+        ("sana", {"width": 24}),
+        ("sana", {"channels": 3}),
+        ("sana", {"in_channels": 8}),
+        ("sana", {"out_channels": 3}),
+        ("sana", {"guidance_embeds": True}),
     ],
     ids=str,
 )
@@ -448,9 +501,9 @@ def test_parts_that_do_not_fit_are_refused(name, options, tmp_path):
 @each
 def test_a_text_encoder_with_too_few_embeddings_is_refused(name, tmp_path):
     pipeline = FAMILIES[name].pipeline()
-    pipeline.text_encoder.resize_token_embeddings(100)
+    pipeline.text_encoder.resize_token_embeddings(30)
     pipeline.save_pretrained(tmp_path / "m")
-    with refused("model", 100):
+    with refused("model", 30):
         ddim.load(tmp_path / "m", device="cpu")
 
 
@@ -478,4 +531,4 @@ def test_another_scheduler_is_refused(folder, tmp_path):
 def test_sizes_that_are_no_multiples_are_refused(pair):
     _, _, model = pair
     with refused("size"):
-        ddim.sample(model, 1, steps=2, prompt="a cat", size=(18, 16))
+        ddim.sample(model, 1, steps=2, prompt="a cat", size=(17, 16))

@@ -31,6 +31,8 @@ _EXTRA_INPUTS = {
     "edits with the text-to-image pipeline",
     "Layered": "its network makes several layers in every call, from an image",
     "Omni": "its network looks at reference images in every call; load the text-to-image pipeline",
+    "SanaSprint": "its network takes the guidance scale and another noise level than Sana's, on a path of its own",
+    "Video": "it makes videos; load the text-to-image pipeline",
     "Modular": "its parts are loaded one by one; load the pipeline of the same name without Modular",
 }
 """Part of a pipeline class's name -> why such pipelines are not supported."""
@@ -66,7 +68,7 @@ def refuse_pipeline(kind: str, what: str) -> NoReturn:
         f"{what}, which this version does not support{why}.",
         parameter="model",
         hint="It supports text-to-image pipelines of Stable Diffusion 1 and 2, SDXL, Stable Diffusion 3, FLUX.1, "
-        "Qwen-Image and Z-Image, and pixel models (UNet2DModel).",
+        "Qwen-Image, Z-Image, Lumina 2 and Sana, and pixel models (UNet2DModel).",
     )
 
 

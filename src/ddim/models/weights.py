@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ def diffusers_part(kind: Any, folder: Path, *, parameter: str = "model") -> Any:
     network.load_state_dict(tensors, assign=True)
     # Tensors that no file contains, such as a resampling kernel or the angles of positions, are still on the meta
     # device. The constructor computes them, so they are taken from a second network without parameters.
-    if lacking := [(owner, name) for owner, name, tensor in _unstored(network) if tensor.is_meta]:
+    if lacking := dict.fromkeys((owner, name) for owner, name, tensor in _unstored(network) if tensor.is_meta):
         with loading(), _parameters_on_meta():
             made = dict(kind.from_config(config).named_modules())
         for owner, name in lacking:
@@ -59,11 +59,15 @@ def diffusers_part(kind: Any, folder: Path, *, parameter: str = "model") -> Any:
 
 
 def _unstored(network: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
-    """Yields the tensors of a network that are no parameters, buffers or not: module, name, tensor."""
+    """Yields the tensors of a network that are no parameters, buffers or not: module, name, tensor.
+
+    The tensors of a list or tuple have its name.
+    """
     for owner, module in network.named_modules():
         for name, value in (*module._buffers.items(), *vars(module).items()):
-            if isinstance(value, Tensor):
-                yield owner, name, value
+            for part in cast("list[Any]", [*value]) if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(part, Tensor):
+                    yield owner, name, part
 
 
 @contextmanager
