@@ -30,6 +30,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "Qwen-Image": ("QwenImagePipeline", {"text": True, "prediction": "flow", "rescales": False}),
     "Z-Image": ("ZImagePipeline", {"text": True, "prediction": "flow"}),
+    "Lumina 2": ("Lumina2Pipeline", {"text": True, "prediction": "flow", "rescales": False}),
+    "Sana": ("SanaPipeline", {"text": True, "prediction": "flow"}),
 }
 """Title of a column -> the pipeline class of its adapter, and the facts that its columns differ in."""
 

@@ -28,6 +28,8 @@ MADE: dict[str, Callable[[], Model]] = {
     "FLUX.1 Kontext": tiny_flow.FAMILIES["flux kontext"].model,
     "Qwen-Image": tiny_flow.FAMILIES["qwen-image"].model,
     "Z-Image": tiny_flow.FAMILIES["z-image"].model,
+    "Lumina 2": tiny_flow.FAMILIES["lumina2"].model,
+    "Sana": tiny_flow.FAMILIES["sana"].model,
 }
 
 

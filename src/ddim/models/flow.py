@@ -59,7 +59,8 @@ class FlowModel(PipelineModel):
                 "as FlowMatchEulerDiscreteScheduler.",
                 parameter="model",
             )
-        return replace(schedule, clock=self.clock)
+        # "path" is the scheduler's own timestep, in whatever way it counts
+        return schedule if self.clock == "path" else replace(schedule, clock=self.clock)
 
     def read_info(self, name: str, device: torch.device, dtype: torch.dtype) -> ModelInfo:
         """Collects the facts about the model."""
