@@ -192,9 +192,13 @@ def test_registries_are_read_without_torch():
     assert done.stdout.strip() == "True True []", done.stderr
 
 
+OLDER = {"Lumina2Text2ImgPipeline": "Lumina2Pipeline"}
+"""Names that published folders have, and that diffusers has dropped -> what it calls the class now."""
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_family_is_a_pipeline_of_diffusers(kind: str):
-    assert issubclass(getattr(diffusers, kind), diffusers.DiffusionPipeline)
+    assert issubclass(getattr(diffusers, OLDER.get(kind, kind)), diffusers.DiffusionPipeline)
 
 
 PIPELINES = sorted(

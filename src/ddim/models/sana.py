@@ -91,7 +91,7 @@ class Sana(GemmaTextModel):
     @cached_property
     def _instruction(self) -> tuple[str, int]:
         """The instruction, and the number of its tokens."""
-        from diffusers import SanaPipeline
+        from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
 
         lines: Sequence[str] = signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
         text = "\n".join(lines)

@@ -70,8 +70,8 @@ class ControlledLumina2:
             return attended(control, self.layer, query, key, value, mask, branch)
         order = words_then_image(self.call["lengths"], query.shape[2]).to(query.device)
         rows = order[:, None, :, None].expand_as(query)
-        moved = (y.gather(2, rows) for y in (query, key, value))
-        out = attended(control, self.layer, *moved, mask.gather(3, order[:, None, None, :]), branch)
+        query, key, value = (y.gather(2, rows) for y in (query, key, value))
+        out = attended(control, self.layer, query, key, value, mask.gather(3, order[:, None, None, :]), branch)
         return torch.empty_like(out).scatter(2, rows, out)
 
 
