@@ -174,9 +174,11 @@ def test_every_verb_refuses_with_the_reason_of_the_table(name: str, monkeypatch:
         assert {verb: told(act) for verb, act in verbs.items()} == dict.fromkeys(verbs, reason), control
 
 
-FORMS = ("sd3", "flux dev", "flux schnell", "flux kontext", "qwen-image", "z-image")
+FORMS = ("sd3", "flux dev", "flux schnell", "flux kontext", "qwen-image", "z-image", "lumina2", "sana")
 """A column of the table each."""
-EVERY_STEP = {"cross_steps": (0.0, 1.0), "self_steps": (0.0, 1.0), "value_steps": (0.0, 1.0), "blend_start": 0.5}
+EVERY_STEP: dict[str, Any] = {"cross_steps": (0.0, 1.0), "blend_start": 0.5}
+AT_THE_IMAGE: dict[str, Any] = {"self_steps": (0.0, 1.0), "value_steps": (0.0, 1.0)}
+"""Further settings, where a layer that can be controlled looks at the image."""
 
 
 @pytest.mark.parametrize("method", ddim.INVERSIONS)
@@ -196,6 +198,8 @@ def test_every_method_edits_with_every_control_that_works(name: str, method: str
         skip=SKIP if works["skip"] else None,
     )
     words: dict[str, Any] = {"weights": {"zebra": 2.0}, "blend": "cat/zebra"} if works["attention"] else {}
+    looks = works["attention"] and any(site.picture for site in model.attention_sites())
+    every = {**EVERY_STEP, **(AT_THE_IMAGE if looks else {})}
     edited = ddim.edit(
         model,
         torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(0)),
@@ -206,7 +210,7 @@ def test_every_method_edits_with_every_control_that_works(name: str, method: str
         options={"inner": 1} if method == "null-text" else None,
         guidance=guidance,
         negative="grey" if works["negative"] else None,
-        attention=ddim.AttentionEdit(**EVERY_STEP) if works["attention"] else "none",
+        attention=ddim.AttentionEdit(**every) if works["attention"] else "none",
         **words,
     )
     assert torch.isfinite(edited.edits).all()
