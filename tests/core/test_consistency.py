@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from oracles import Gaussian, noise_like
-from refusals import names, refused
+from refusals import refused
 
 import ddim
 from ddim.core.noise import SeededNoise
@@ -85,9 +85,8 @@ def test_a_consistency_function_is_sampled_exactly_by_lcm():
 @pytest.mark.parametrize("name", ["lcm", "tcd"])
 def test_a_step_that_adds_noise_needs_a_source(name):
     grid = ddim.make_grid(PATHS["one"], 2, "lcm")
-    with pytest.raises(ValueError) as caught:
+    with refused(None, name, kind=ValueError):
         ddim.make_solver(name).step(DATA, {"x": X}, grid, 0, None)
-    assert names(str(caught.value), name)
 
 
 def test_a_grid_without_a_path_has_no_timesteps():
