@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import tiny_flux
+import tiny_lora
 import tiny_text
 import typer
 from commands import picture as grey
@@ -49,7 +50,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     tiny_flux.pipeline().save_pretrained(place / "flux")
     FAMILIES["sd3"].pipeline().save_pretrained(place / "sd3")
     FAMILIES["flux kontext"].pipeline().save_pretrained(place / "kontext")
-    return {path.name: str(path) for path in place.iterdir()}
+    for seed, name in enumerate(("style", "other-style")):
+        tiny_lora.lora(tiny_text.pipeline(), place / f"{name}.safetensors", seed)
+        tiny_lora.embedding(place / f"{name}-word.safetensors", 12, seed=seed)
+    known = {path.name: str(path) for path in place.iterdir()}
+    return known | {"style.safetensors:0.5": f"{known['style.safetensors']}:0.5"}
 
 
 @pytest.fixture
@@ -109,6 +114,20 @@ GRID: dict[str, list[list[object]]] = {
     "threshold": [[], ["--threshold", 0.9]],
     "dtype": [[], ["--dtype", "bfloat16"], ["--dtype", "float64"]],
 }
+ADDED: dict[str, list[list[object]]] = {
+    "lora": [
+        [],
+        *(
+            ["--lora", f"{name}.safetensors{scale}"]
+            for name, scale in (("style", ""), ("style", ":0.5"), ("other-style", ""))
+        ),
+        ["--lora", "style.safetensors", "--lora", "other-style.safetensors"],
+    ],
+    "textual_inversion": [
+        [],
+        *(["--textual-inversion", f"{name}-word.safetensors"] for name in ("style", "other-style")),
+    ],
+}
 INVERTED: dict[str, list[list[object]]] = {
     "method": [["--method", "ddim"], ["--method", "direct"]],
     "inversion_guidance": [["--method", "ddim"], ["--method", "ddim", "--inversion-guidance", 2]],
@@ -122,6 +141,7 @@ CASES: dict[str, tuple[list[object], dict[str, list[list[object]]]]] = {
         {
             **GUIDED,
             **GRID,
+            **ADDED,
             "model": [[], ["--model", "other"]],
             "prompt": [[], ["--prompt", TIGER], ["-p", "a dog", "-p", TIGER]],
             "count": [[], ["-n", 3]],
@@ -149,6 +169,7 @@ CASES: dict[str, tuple[list[object], dict[str, list[list[object]]]]] = {
         {
             **GUIDED,
             **GRID,
+            **ADDED,
             **INVERTED,
             "images": [[], ["dog.png", "--together"], ["fox.png", "--together"]],
             "model": [[], ["--model", "other"]],
@@ -167,6 +188,7 @@ CASES: dict[str, tuple[list[object], dict[str, list[list[object]]]]] = {
         {
             **GUIDED,
             **GRID,
+            **ADDED,
             **INVERTED,
             "source": [],
             "model": [[], ["--model", "other"]],
@@ -207,6 +229,7 @@ CASES: dict[str, tuple[list[object], dict[str, list[list[object]]]]] = {
         {
             **GUIDED,
             **GRID,
+            **ADDED,
             **INVERTED,
             "ends": [[], ["fox.png"], ["owl.png"], ["fox.png", "dog.png"], ["owl.png", "dog.png"]],
             "model": [[], ["--model", "other"]],

@@ -13,6 +13,7 @@ import typer
 from .. import inversion, solvers
 from .._utils.choices import DTYPES, SPACINGS
 from .._utils.errors import InputError
+from .._utils.names import short_hash, slug
 from .._utils.texts import check_text
 from .command import MACHINE, typed
 from .groups import Options, option
@@ -23,6 +24,7 @@ METHODS = tuple(inversion.INVERSIONS)
 PROMPTS = "Prompts and guidance"
 SAMPLING = "Sampling and inversion"
 FILES = "Files and images"
+MODEL = "The model"
 
 
 # --- reading values -------------------------------------------------------------------------------------------------
@@ -420,8 +422,57 @@ class Keeping(Cropping):
 
 
 @dataclass(frozen=True)
-class Machine(Options):
-    """Where the network computes, and in what numbers."""
+class Files(Options):
+    """What is loaded beside the model's own files."""
+
+    lora: list[str] | None = option(
+        None,
+        "--lora",
+        "A LoRA for a model with prompts: a .safetensors file, a folder or a hub id, with its scale; repeatable.",
+        MODEL,
+        argument=None,
+        metavar="FILE[:SCALE]",
+    )
+    textual_inversion: list[str] | None = option(
+        None,
+        "--textual-inversion",
+        "A .safetensors file of textual inversion, whose word prompts may then contain; repeatable.",
+        MODEL,
+        argument=None,
+        metavar="FILE",
+    )
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The keyword arguments of ``ddim.load``."""
+        loras = tuple(lora_from(text) for text in self.lora or ())
+        return {"lora": loras or None, "textual_inversion": tuple(self.textual_inversion or ()) or None}
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What file names say of these options: the names of the files, with the scales that are not 1."""
+        loras = [f"{_short(name)}{'' if scale == 1 else f'{scale:g}'}" for name, scale in self.loading["lora"] or []]
+        words = [_short(name) for name in self.textual_inversion or []]
+        more = {"lora-": "-".join(loras), "word-": "-".join(words)}
+        return {**super().tags, **{tag: text for tag, text in more.items() if text}}
+
+
+def lora_from(text: str) -> tuple[str, float]:
+    """The name and the scale of ``style.safetensors:0.8``; without a number, the scale is 1."""
+    name, colon, scale = text.rpartition(":")
+    if colon and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", scale) and not Path(text).exists():
+        return name, float(scale)
+    return text, 1.0
+
+
+def _short(name: str) -> str:
+    """A file in the name of another: its own name, and a hash of where it lies."""
+    return f"{slug(name.removesuffix('.safetensors'))}-{short_hash(name)}"
+
+
+@dataclass(frozen=True)
+class Machine(Files):
+    """Where the network computes, in what numbers, and what is loaded beside the model's own files."""
 
     batch: int = option(64, "--batch", "Images in one network call.", MACHINE, about=False)
     device: str | None = option(
@@ -455,7 +506,7 @@ class Machine(Options):
     @property
     def loading(self) -> dict[str, Any]:
         """The keyword arguments of ``ddim.load``."""
-        return {key: getattr(self, key) for key in ("device", "dtype", "tf32", "low_memory")}
+        return {**super().loading, **{key: getattr(self, key) for key in ("device", "dtype", "tf32", "low_memory")}}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._utils.errors import InputError
+from .options import Files
 from .output import Terminal, escaped, stdout
 
 if TYPE_CHECKING:
@@ -32,13 +33,13 @@ _STEPS = 50
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
 
-def models(name: _Name = None) -> None:
+def models(name: _Name = None, files: Files = Files()) -> None:
     """List the bundled models, or describe one model."""
     with Terminal() as terminal:
         if name is not None:
             from .session import open_model
 
-            facts = describe(open_model(terminal, name, labels=[]), name)
+            facts = describe(open_model(terminal, name, labels=[], **files.loading), name)
             terminal.result({"command": "models", **facts})
             if not (terminal.as_json or terminal.quiet):
                 _show("", [("", ""), ("", "")], [[k.replace("_", " "), _text(v)] for k, v in facts.items()], head=False)
@@ -60,12 +61,12 @@ def models(name: _Name = None) -> None:
             )
 
 
-def methods(model: _Of = None) -> None:
+def methods(model: _Of = None, files: Files = Files()) -> None:
     """List solvers, inversions and spacings, with their options; or what works on one model."""
     with Terminal() as terminal:
         facts = registries()
         if model is not None:
-            _show_what_works(terminal, model, facts)
+            _show_what_works(terminal, model, facts, files)
             return
         terminal.result({"command": "methods", **facts})
         if terminal.as_json or terminal.quiet:
@@ -95,12 +96,12 @@ def methods(model: _Of = None) -> None:
         )
 
 
-def _show_what_works(terminal: Terminal, name: str, facts: dict[str, list[dict[str, Any]]]) -> None:
+def _show_what_works(terminal: Terminal, name: str, facts: dict[str, list[dict[str, Any]]], files: Files) -> None:
     """Prints which methods and controls work on a model, and why the others do not."""
     from ..pipelines.capabilities import CONTROLS, capabilities
     from .session import open_model
 
-    opened = open_model(terminal, name, labels=[])
+    opened = open_model(terminal, name, labels=[], **files.loading)
     table = capabilities(opened)
     facts["controls"] = [{"name": control, "what": what} for control, (what, _) in CONTROLS.items()]
     for kind, reasons in table.items():

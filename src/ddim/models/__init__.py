@@ -14,6 +14,7 @@ from .device import DTYPES, device_and_dtype
 if TYPE_CHECKING:
     import torch
 
+    from .additions import LoraFiles, WordFiles
     from .base import Model
     from .classifier import load_classifier
     from .features import load_features
@@ -59,6 +60,8 @@ def load(
     compile: bool = False,
     tf32: bool | None = None,
     low_memory: bool = False,
+    lora: "LoraFiles | None" = None,
+    textual_inversion: "WordFiles | None" = None,
 ) -> "Model":
     """Loads a model: a bundled one, a folder in the diffusers format, a model on the hub, or a pipeline object.
 
@@ -77,30 +80,39 @@ def load(
             autoencoder works on one image at a time and on tiles of large ones, and on a CUDA device each network is
             there only while it computes (accelerate's model offload). Must be False for a pipeline object, which
             has methods of its own for this.
+        lora: LoRA adapters for a text-to-image model, as safetensors files: a file, a mapping from files to scales, or
+            a sequence of files and of pairs (file, scale). In place of a file, a folder that contains one, or one on
+            the hub: ``owner/name`` or ``owner/name/file.safetensors``. The scale is 1 by default. Needs peft.
+        textual_inversion: words of textual inversion for Stable Diffusion 1, 2 and XL, as safetensors files: a file,
+            several, or a mapping from files to the words that prompts contain. By default the word is the one that the
+            file names, and otherwise the name of the file.
 
     Returns:
         The model, ready for ``ddim.sample``, ``ddim.invert`` and the other functions.
 
     Raises:
         InputError: there is no such model (the most similar name is suggested), its format is not supported, its
-            weights are pickles, ``compile`` finds no C++ compiler, ``tf32`` is set for another device than CUDA, or a
-            pipeline object comes with a device or dtype.
+            weights are pickles, ``compile`` finds no C++ compiler, ``tf32`` is set for another device than CUDA, a LoRA
+            or an embedding does not fit the model, or a pipeline object comes with a device, dtype, LoRA or embedding.
         DDIMError: the files are damaged, or the hub cannot be reached.
     """
+    from .additions import additions_of
     from .engine.optimize import optimize, require_compiler
     from .families import FAMILIES
     from .model_folder import pipeline_class
 
     if not isinstance(model, (str, PathLike)):
         options = {"device": device, "dtype": dtype, "compile": compile or None, "low_memory": low_memory or None}
+        options |= {"lora": lora, "textual_inversion": textual_inversion}
         return _with_tf32(_live(model, options), tf32)
     where, what = device_and_dtype(device, "float32" if dtype is None else dtype)
     if compile:
         require_compiler(where)
+    additions = additions_of(lora, textual_inversion)
     folder = _folder_of(model)
     adapter = FAMILIES[pipeline_class(folder) or "DDPMPipeline"]
     try:
-        made = adapter.from_folder(str(model), folder, where, what, low_memory=low_memory)
+        made = adapter.from_folder(str(model), folder, where, what, low_memory=low_memory, additions=additions)
     except (ImportError, RuntimeError) as error:  # diffusers raises RuntimeError if transformers is not installed
         if find_spec("transformers") is None:
             raise InputError("a model with a text encoder needs transformers: pip install transformers.") from None
@@ -142,12 +154,12 @@ def _live(pipeline: object, options: "Mapping[str, object]") -> "Model":
             hint="To wrap your own network, use ddim.Model.from_network.",
         )
     if not_none := next((name for name, value in options.items() if value is not None), None):
-        own = (
-            "; call pipeline.enable_model_cpu_offload() and pipeline.vae.enable_tiling()"
-            if not_none == "low_memory"
-            else ""
-        )
-        raise InputError(f"a {kind} object is not moved, cast or compiled; leave it out{own}.", parameter=not_none)
+        own = {
+            "low_memory": "; call pipeline.enable_model_cpu_offload() and pipeline.vae.enable_tiling()",
+            "lora": "; call pipeline.load_lora_weights() and pipeline.set_adapters()",
+            "textual_inversion": "; call pipeline.load_textual_inversion()",
+        }.get(not_none, "")
+        raise InputError(f"a {kind} object is not moved, cast or changed; leave it out{own}.", parameter=not_none)
     if kind not in FAMILIES:
         refuse_pipeline(kind, f"the pipeline is a {kind}")
     return FAMILIES[kind].from_pipeline(pipeline)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..core.path import GaussianPath
+from .live import active_adapters, is_lora_layer
 
 
 def fingerprint(network: nn.Module, path: GaussianPath | None, prediction: str) -> str:
@@ -19,6 +20,9 @@ def fingerprint(network: nn.Module, path: GaussianPath | None, prediction: str) 
     large weight only 4096 to 8191 elements are read, in float32, so that float16 files and their float32 copies agree.
     Options that have their default values are left out, so that a newer diffusers with more options gives the same
     hash.
+
+    An active LoRA adapter counts with its weights and its scales, and not with the name that it has in memory. An
+    adapter that is loaded but not active does not count, and one that is fused counts as a change of the weights.
 
     Args:
         network: the network, before it is cast to another dtype.
@@ -34,17 +38,81 @@ def fingerprint(network: nn.Module, path: GaussianPath | None, prediction: str) 
     options = _options(getattr(network, "config", {}), type(network))
     about = json.dumps([prediction, table, options], sort_keys=True, default=str)
     digest = hashlib.sha256(about.encode())
-    for name, tensor in sorted(network.state_dict().items()):
+    weights, adapters = _apart(network)
+    for name, (key, tensor) in sorted(weights.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + _numbers(network, key, tensor))
+    for adapter in sorted(adapters):
+        digest.update(adapter)
+    return digest.hexdigest()
+
+
+def words_fingerprint(tokenizer: Any, encoder: nn.Module) -> str:
+    """Returns a hash over the words that textual inversion has added to a text encoder; empty if there are none.
+
+    ``fingerprint`` reads only a part of a large embedding, and might miss a word in it.
+    """
+    digest = hashlib.sha256()
+    for word in (words := added_words(tokenizer)):
+        row = encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(word)]
+        digest.update(f"{word}{len(row)}".encode())
+        if not row.is_meta:
+            digest.update(row.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest() if words else ""
+
+
+def added_words(tokenizer: Any) -> list[str]:
+    """Returns the words that were added to a tokenizer's vocabulary, sorted; special tokens do not count."""
+    return sorted(set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens))
+
+
+def _numbers(network: nn.Module, key: str, tensor: torch.Tensor) -> bytes:
+    """Returns the elements of a weight that count; empty if they are offloaded to a place that is not known."""
+    stored = _stored(network, key) if tensor.is_meta else tensor
+    if stored is None:
+        return b""
+    flat = stored.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // 4096)].cpu().float().numpy().tobytes()
+
+
+def _apart(network: nn.Module) -> tuple[dict[str, tuple[str, torch.Tensor]], list[bytes]]:
+    """Tells the weights of a network from those of its LoRA adapters.
+
+    Returns:
+        The name of each weight without adapters -> its name in the network, and itself; and a hash of each active
+        adapter.
+    """
+    layers = {name: module for name, module in network.named_modules() if is_lora_layer(module)}
+    weights: dict[str, tuple[str, torch.Tensor]] = {}
+    hashes: dict[str, Any] = {}
+    for key, tensor in sorted(network.state_dict().items()):
         if not isinstance(tensor, torch.Tensor):  # a module's extra state may be any object
             continue
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        stored = _stored(network, name) if tensor.is_meta else tensor
-        if stored is None:
+        name, owner = key, _owner(key, layers)
+        while owner is not None and name.startswith(f"{owner}.base_layer."):
+            name = f"{owner}{name.removeprefix(f'{owner}.base_layer')}"
+            owner = _owner(owner, layers)
+        if owner is None or not name.startswith(f"{owner}."):
+            weights[name] = key, tensor
             continue
-        flat = stored.detach().reshape(-1)
-        picked = flat[:: max(1, flat.numel() // 4096)].cpu().float()
-        digest.update(picked.numpy().tobytes())
-    return digest.hexdigest()
+        layer: Any = layers[owner]
+        parts = key.removeprefix(f"{owner}.").split(".")
+        fused = getattr(layer, "merged_adapters", None)  # the layer's own weight contains them
+        for adapter, scale in ({} if fused else active_adapters(layer)).items():
+            if set(layer.scaling) & set(parts) and adapter not in parts:  # of another adapter
+                continue
+            said = f"{owner} {[part for part in parts if part != adapter]} {tuple(tensor.shape)} {scale!r}"
+            own = hashes.setdefault(adapter, hashlib.sha256())
+            own.update(said.encode() + _numbers(network, key, tensor))
+    return weights, [own.digest() for own in hashes.values()]
+
+
+def _owner(key: str, layers: Mapping[str, nn.Module]) -> str | None:
+    """Returns the name of the innermost of some modules that a name lies in; None if it lies in none."""
+    while "." in key:
+        key = key.rpartition(".")[0]
+        if key in layers:
+            return key
+    return None
 
 
 def _options(config: Any, kind: type) -> dict[str, Any]:

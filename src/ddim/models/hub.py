@@ -1,5 +1,6 @@
 """Downloads models from the Hugging Face hub, or uses the copies in its cache."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from .._utils.error_text import first_line, with_full_stop
@@ -45,6 +46,46 @@ def from_hub(name: str) -> Path:
             ) from None
         _need_weights(name, folder, error)
         return folder
+
+
+def file_from_hub(name: str, usual: Sequence[str], parameter: str) -> Path:
+    """Downloads one safetensors file, and returns its path in the hub's cache.
+
+    If the hub cannot be reached, the copy in the cache is used.
+
+    Args:
+        name: ``owner/name`` or ``owner/name/file.safetensors``.
+        usual: names of files that are chosen if only the repository is named; otherwise it must have only one.
+        parameter: the argument that an error names.
+
+    Raises:
+        InputError: the repository has no safetensors file, or several.
+        DDIMError: the download failed, and the cache has no copy.
+    """
+    from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
+
+    from .additions import one_of
+
+    owner, _, rest = name.partition("/")
+    own, _, file = rest.partition("/")
+    repository = f"{owner}/{own}"
+    try:
+        chosen = file or one_of(list_repo_files(repository), usual, repository, parameter)
+        return Path(hf_hub_download(repository, chosen))
+    except InputError:
+        raise
+    except Exception as error:  # the hub's client raises errors of a dozen types; all mean that the download failed
+        why = OFFLINE if _not_asked(error) else _answer(repository, error)
+        try:
+            folder = Path(snapshot_download(repository, local_files_only=True))
+        except Exception:  # there is no copy, or no repository can have this name
+            folder = Path()
+        if folder == Path() or (file and not (folder / file).is_file()):
+            raise DDIMError(
+                f"there is no file {name}, and it could not be fetched from the hub: {with_full_stop(why)}",
+                parameter=parameter,
+            ) from None
+        return folder / (file or one_of([p.name for p in folder.iterdir()], usual, repository, parameter))
 
 
 def _answer(name: str, error: Exception) -> str:

@@ -87,8 +87,8 @@ def is_hooked(network: nn.Module) -> bool:
 
 
 def is_quantised(weight: torch.Tensor) -> bool:
-    """Whether a weight is stored as integers, or as a tensor of a class that a quantisation library has added."""
-    return type(weight) not in _PLAIN_WEIGHTS or weight.dtype in (torch.int8, torch.uint8)
+    """Whether a weight is stored as integers or in 8 bits, or is of a class that a quantisation library has added."""
+    return type(weight) not in _PLAIN_WEIGHTS or (weight.dtype.itemsize == 1 and weight.dtype != torch.bool)
 
 
 def quantised_layers(network: nn.Module) -> list[str]:
@@ -103,18 +103,25 @@ def quantised_layers(network: nn.Module) -> list[str]:
     )
 
 
+def is_lora_layer(module: nn.Module) -> bool:
+    """Whether a module is a layer with LoRA adapters, as peft makes them."""
+    return isinstance(getattr(module, "scaling", None), dict) and isinstance(
+        getattr(module, "active_adapters", None), list
+    )
+
+
+def active_adapters(layer: Any) -> dict[str, float]:
+    """Returns the active adapters of a LoRA layer, fused or not: name -> scale."""
+    if layer.disable_adapters:
+        return {}
+    return {name: float(layer.scaling[name]) for name in layer.active_adapters if name in layer.scaling}
+
+
 def adapters_of(networks: Iterable[nn.Module]) -> dict[str, list[float]]:
     """Returns the active LoRA adapters of some networks: name -> the scales of its layers, sorted by name."""
     found: dict[str, list[float]] = {}
     for network in networks:
-        for module in network.modules():
-            scaling, active = getattr(module, "scaling", None), getattr(module, "active_adapters", None)
-            if (
-                isinstance(scaling, dict)
-                and isinstance(active, list)
-                and not getattr(module, "disable_adapters", False)
-            ):
-                for name in active:
-                    if name in scaling:
-                        found.setdefault(name, []).append(float(scaling[name]))
+        for layer in filter(is_lora_layer, network.modules()):
+            for name, scale in active_adapters(layer).items():
+                found.setdefault(name, []).append(scale)
     return dict(sorted(found.items()))

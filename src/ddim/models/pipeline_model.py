@@ -20,6 +20,7 @@ from ..core.denoiser import Call, aligned
 from ..core.path import Node
 from ..core.schedule import Schedule
 from .about_file import ABOUT, usual_guidance
+from .additions import NOTHING, Additions, add
 from .base import no_negative, scalar
 from .device import device_and_dtype
 from .dry_run import output_shape
@@ -28,7 +29,7 @@ from .engine.kernels import kernels
 from .engine.optimize import engine_of
 from .engine.run import run
 from .engine.work import Work
-from .fingerprint import fingerprint
+from .fingerprint import added_words, fingerprint, words_fingerprint
 from .info import ModelInfo
 from .latent import LatentModel, read_network, statistics_of
 from .live import adapters_of, is_compiled, is_hooked, refuse_ip_adapter, require_eval_mode, require_parts
@@ -229,15 +230,31 @@ class PipelineModel(LatentModel):
     def fingerprint(self) -> str:
         """A hash of configs and weights as they were loaded.
 
-        Of a pipeline object: as they are now, with the active LoRA adapters and their scales.
+        Of a pipeline object: as they are now, with the active LoRA adapters and their scales. A LoRA gives the same
+        hash whatever its adapter is called, and a fused one gives that of the fused weights.
         """
         return self._fingerprint_now() if self._fingerprint is None else self._fingerprint
 
     @property
     def adapters(self) -> str:
-        """The active LoRA adapters, each with the scales of its layers, such as ``style 0.8``; empty without."""
-        acting = adapters_of(self.networks().values()).items()
-        return ", ".join(" ".join([name, *(f"{s:g}" for s in dict.fromkeys(scales))]) for name, scales in acting)
+        """The active LoRA adapters, each with the scales of its layers, and the words of textual inversion.
+
+        Such as ``style 0.8, <cat-toy>``; empty without any.
+        """
+        active = adapters_of(self.networks().values()).items()
+        loras = [" ".join([name, *(f"{s:g}" for s in dict.fromkeys(scales))]) for name, scales in active]
+        return ", ".join([*loras, *self.learned_words()])
+
+    @property
+    def takes_words(self) -> bool:
+        """Whether textual inversion can add words to its pipeline."""
+        return hasattr(self.pipeline, "load_textual_inversion")
+
+    def learned_words(self) -> list[str]:
+        """Returns the words that textual inversion has added to its first tokenizer, each once, sorted."""
+        added = added_words(self.tokenizer) if self.takes_words else []
+        # A word of several vectors consists of the tokens <toy>, <toy>_1, <toy>_2 ...
+        return [word for word in added if word.rpartition("_")[0] not in added]
 
     @property
     def engine(self) -> str:
@@ -248,26 +265,44 @@ class PipelineModel(LatentModel):
     def _fingerprint_now(self) -> str:
         schedule = self.schedule
         hashes = [fingerprint(part, schedule.path, schedule.prediction) for part in self.networks().values()]
-        adapters = [f"{name} {scales}" for name, scales in adapters_of(self.networks().values()).items()]
-        return hashlib.sha256("".join([*hashes, *adapters]).encode()).hexdigest()
+        pairs = zip(self.tokenizers, self.encoders, strict=True) if self.takes_words else ()
+        words = [words_fingerprint(tokenizer, encoder) for tokenizer, encoder in pairs]
+        return hashlib.sha256("".join([*hashes, *words]).encode()).hexdigest()
 
     # --- construction -----------------------------------------------------------------------------------------------
 
     @classmethod
     def from_folder(
-        cls, name: str, folder: Path, device: torch.device, dtype: torch.dtype, *, low_memory: bool = False
+        cls,
+        name: str,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        low_memory: bool = False,
+        additions: Additions = NOTHING,
     ) -> "Self":
         """Loads the parts that are used, one by one (no safety checker), and checks that they fit together.
 
         The usual guidance is that of ``ddim.json`` in the folder, or else the family's.
 
+        Args:
+            name: the name that errors and codes call it by.
+            folder: the folder.
+            device: the device that it computes on.
+            dtype: the dtype that its networks compute in.
+            low_memory: as for ``ddim.load``.
+            additions: LoRAs and words of textual inversion that are added to the pipeline.
+
         Raises:
-            InputError: a part is missing, unsupported, or does not fit the others; or ``ddim.json`` names a guidance
-                that is none.
+            InputError: a part is missing, unsupported, or does not fit the others; ``ddim.json`` names a guidance that
+                is none; or an addition does not fit the pipeline.
             DDIMError: a file is damaged.
         """
         usual = usual_guidance(folder)
-        model = cls(name, cls.read_pipeline(folder), device=device, dtype=dtype, low_memory=low_memory)
+        pipeline = cls.read_pipeline(folder)
+        add(pipeline, additions, cls.network_part)
+        model = cls(name, pipeline, device=device, dtype=dtype, low_memory=low_memory)
         if usual is not None:
             if usual != 1 and "cfg" not in model.info.guidance_kinds:
                 raise InputError(

@@ -12,6 +12,7 @@ from ..core.conditioning import LABELS, Conditioning
 from ..core.denoiser import Call
 from ..core.path import Node, VEPath
 from .about_file import ABOUT, read_about, usual_guidance
+from .additions import NOTHING, Additions
 from .base import ClassModel, scalar
 from .device import device_and_dtype
 from .dry_run import output_shape
@@ -99,14 +100,27 @@ class PixelModel(ClassModel):
 
     @classmethod
     def from_folder(
-        cls, name: str, folder: Path, device: torch.device, dtype: torch.dtype, *, low_memory: bool = False
+        cls,
+        name: str,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        low_memory: bool = False,
+        additions: Additions = NOTHING,
     ) -> "PixelModel":
         """Loads a DDPM pipeline's folder or a UNet2DModel's folder, and checks the weights against the config.
 
         Raises:
-            InputError: there is no such network, its weights do not fit, or ``ddim.json`` contradicts its config.
+            InputError: there is no such network, its weights do not fit, ``ddim.json`` contradicts its config, or there
+                are ``additions``, which such a model does not take.
             DDIMError: a file is damaged.
         """
+        if additions.any:
+            raise InputError(
+                f"{name!r} is a pixel model, and only text-to-image models take it; leave it out.",
+                parameter="lora" if additions.loras else "textual_inversion",
+            )
         from diffusers.models.unets.unet_2d import UNet2DModel
 
         from .model_folder import scheduler_of, unet_folder

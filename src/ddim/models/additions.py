@@ -1,0 +1,298 @@
+"""Files that are added to a text-to-image pipeline when it is loaded: LoRA adapters, and words of textual inversion."""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from math import prod
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from .._utils.error_text import reason_of
+from .._utils.errors import DDIMError, DDIMWarning, InputError, UnknownName, is_mapping, is_number
+from .._utils.silence import loading
+from .weights import PICKLES
+
+LoraFiles: TypeAlias = (
+    "str | PathLike[str] | Mapping[Any, float] | Sequence[str | PathLike[str] | tuple[str | PathLike[str], float]]"
+)
+"""What ``ddim.load`` takes as ``lora``: a file, file -> scale, or several files, each alone or with its scale."""
+WordFiles: TypeAlias = "str | PathLike[str] | Mapping[Any, str] | Sequence[str | PathLike[str]]"
+"""What ``ddim.load`` takes as ``textual_inversion``: a file, several, or file -> the word that it adds."""
+LORA, WORDS = "lora", "textual_inversion"
+_LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+_WORD_FILES = ("learned_embeds.safetensors",)
+_KOHYA = ("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")
+"""Names of the embeddings in files for two text encoders."""
+_TEXT_KEYS = ("text_encoder", "lora_te")
+"""How the names of a LoRA's tensors for text encoders begin."""
+_NO_WEIGHTS = (".alpha", ".dora_scale")
+_ALONE = "emb_params"
+"""Name of the embedding in files that do not name their word."""
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What is added to a pipeline when it is loaded.
+
+    Args:
+        loras: file of an adapter and its scale.
+        words: file of textual inversion, and the word that it adds; None is the file's own.
+    """
+
+    loras: tuple[tuple[Path, float], ...] = ()
+    words: tuple[tuple[Path, str | None], ...] = ()
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anything to add."""
+        return bool(self.loras or self.words)
+
+
+NOTHING = Additions()
+
+
+def additions_of(lora: Any = None, textual_inversion: Any = None) -> Additions:
+    """Finds the files of ``lora`` and ``textual_inversion``, in the forms that ``ddim.load`` takes.
+
+    Raises:
+        InputError: a file does not exist, is a pickle or no safetensors file, or a scale or a word is none.
+        DDIMError: a file is damaged, or the hub cannot be reached.
+    """
+    loras = [(_file(name, LORA), _scale(name, scale)) for name, scale in _pairs(lora, 1.0, LORA)]
+    if loras and find_spec("peft") is None:
+        raise InputError("it needs peft: pip install peft.", parameter=LORA)
+    words = [(_file(name, WORDS), _word(word)) for name, word in _pairs(textual_inversion, None, WORDS)]
+    return Additions(tuple(loras), tuple(words))
+
+
+def _pairs(given: Any, usual: Any, parameter: str) -> list[tuple[Any, Any]]:
+    """Returns each name with its scale or word."""
+    if given is None:
+        return []
+    if isinstance(given, (str, PathLike)):
+        return [(given, usual)]
+    if is_mapping(given):
+        return list(given.items())
+    found: list[tuple[Any, Any]] = []
+    for one in given if isinstance(given, Iterable) else [given]:
+        pair = one if isinstance(one, (tuple, list)) and len(one) == 2 else (one, usual)
+        if not isinstance(pair[0], (str, PathLike)):
+            raise InputError(
+                f"{one!r} is not the name of a file; give a .safetensors file, or a hub id.", parameter=parameter
+            )
+        found.append((pair[0], pair[1]))
+    return found
+
+
+def _scale(name: Any, scale: Any) -> float:
+    if not is_number(scale):
+        raise InputError(f"the scale of {str(name)!r} is {scale!r}, which is not a finite number.", parameter=LORA)
+    return float(scale)
+
+
+def _word(word: Any) -> str | None:
+    if word is None or (isinstance(word, str) and re.fullmatch(r"\S+", word)):
+        return word
+    raise InputError(f"{word!r} is not a word; write for example '<cat-toy>'.", parameter=WORDS)
+
+
+def _file(name: str | PathLike[str], parameter: str) -> Path:
+    """Finds a safetensors file: a file, the one in a folder, or one on the hub or in its cache."""
+    from .hub import file_from_hub
+
+    path, usual = Path(name), _LORA_FILES if parameter == LORA else _WORD_FILES
+    if path.suffix.lower() in PICKLES:
+        raise InputError(f"{path} is a pickle, which is never loaded; give a .safetensors file.", parameter=parameter)
+    if path.is_dir():
+        path = path / one_of([file.name for file in path.iterdir()], usual, str(path), parameter)
+    if not path.is_file():
+        parts = str(name).split("/")
+        beside = path.parent.glob("*.safetensors") if path.parent.is_dir() else ()
+        local = len(parts) < 2 or str(name).startswith((".", "/", "~")) or path.parent.is_dir()
+        if local or not all(parts) or (len(parts) > 2 and path.suffix != ".safetensors"):
+            raise UnknownName(
+                "file",
+                str(path),
+                [str(file) for file in beside],
+                parameter=parameter,
+                hint="Give a .safetensors file, or one on the hub: owner/name, or owner/name/file.safetensors.",
+            )
+        path = file_from_hub(str(name), usual, parameter)
+    if path.suffix.lower() != ".safetensors":
+        raise InputError(f"{path} is not a .safetensors file.", parameter=parameter)
+    shapes_of(path, parameter)
+    return path
+
+
+def one_of(names: Sequence[str], usual: Sequence[str], where: str, parameter: str) -> str:
+    """Chooses the one file of a folder or repository that is meant.
+
+    Args:
+        names: the names of its files.
+        usual: the usual names, which are chosen if they exist.
+        where: what it is called in an error.
+        parameter: the argument that an error names.
+
+    Raises:
+        InputError: there is no safetensors file, or more than one.
+    """
+    found = sorted(name for name in names if name.endswith(".safetensors"))
+    if chosen := next((name for name in usual if name in found), found[0] if len(found) == 1 else None):
+        return chosen
+    pickle = next((name for name in sorted(names) if Path(name).suffix.lower() in PICKLES), None)
+    what = f"only the pickle {pickle}, which is never loaded" if pickle else "no .safetensors file"
+    what = f"several files ({', '.join(found[:8])}); name one, as {where}/{found[0]}" if found else what
+    raise InputError(f"{where} contains {what}.", parameter=parameter)
+
+
+def shapes_of(file: Path, parameter: str) -> dict[str, tuple[int, ...]]:
+    """Reads the names and shapes of a file's tensors, without the tensors. Raises DDIMError if it is damaged."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors has an error type of its own, and the disk may fail
+        raise DDIMError(f"{file} cannot be read: {reason_of(error)}", parameter=parameter) from None
+
+
+def add(pipeline: Any, additions: Additions, network_part: str) -> None:
+    """Adds LoRA adapters and words to a pipeline.
+
+    Args:
+        pipeline: a pipeline of diffusers, whose parts are on the CPU.
+        additions: what to add.
+        network_part: the name of its network.
+
+    Raises:
+        InputError: a file does not fit the pipeline.
+    """
+    for file, word in additions.words:
+        _add_word(pipeline, file, word)
+    if not additions.loras:
+        return
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise InputError(f"diffusers loads no LoRA into a {type(pipeline).__name__}; leave it out.", parameter=LORA)
+    names = _adapter_names([file for file, _ in additions.loras])
+    for name, (file, _) in zip(names, additions.loras, strict=True):
+        _add_lora(pipeline, file, name, network_part)
+    with loading():
+        pipeline.set_adapters(names, [scale for _, scale in additions.loras])
+
+
+def _adapter_names(files: Sequence[Path]) -> list[str]:
+    """Returns a name for each adapter, after its file; peft takes no full stop in one."""
+    names: list[str] = []
+    for file in files:
+        usual = file.stem if file.name not in _LORA_FILES else file.parent.name
+        name = re.sub(r"[^\w-]+", "_", usual) or "lora"
+        same = sum(name == other or other.startswith(f"{name}__") for other in names)
+        names.append(f"{name}__{same + 1}" if same else name)
+    return names
+
+
+def _add_lora(pipeline: Any, file: Path, name: str, network_part: str) -> None:
+    """Loads a LoRA, and checks that every tensor of its file has found its layer."""
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    shapes = shapes_of(file, LORA)
+    kind = type(pipeline).__name__
+    if not any("lora" in key.lower() or ".lokr_" in key or ".hada_" in key for key in shapes):
+        raise InputError(
+            f"{file} is no LoRA: its tensors, such as {min(shapes, default='none')!r}, are not those of an adapter.",
+            parameter=LORA,
+        )
+    before = {id(weight) for part in parts for weight in part.parameters()}
+    try:
+        with loading(), _without_logs():
+            pipeline.load_lora_weights(
+                str(file.parent), weight_name=file.name, adapter_name=name, use_safetensors=True, local_files_only=True
+            )
+    except Exception as error:  # diffusers and peft raise errors of many types for a file that does not fit
+        raise InputError(
+            f"{file} does not fit the {kind}, so that it is the LoRA of another model: {reason_of(error)}",
+            parameter=LORA,
+        ) from None
+    added = [weight for part in parts for weight in part.parameters() if id(weight) not in before]
+    network = [weight for weight in getattr(pipeline, network_part).parameters() if id(weight) not in before]
+    # diffusers ignores tensors that it has no layer for
+    only_text = all(key.startswith(_TEXT_KEYS) for key in shapes)
+    if not added or (not network and not only_text) or any(weight.is_meta for weight in added):
+        first = next((key for key in sorted(shapes) if only_text or not key.startswith(_TEXT_KEYS)), "none")
+        raise InputError(
+            f"{file} does not fit the {kind}: its tensors, such as {first!r}, belong to no layer of the "
+            f"{'text encoder' if only_text else network_part}, so that it is the LoRA of another model.",
+            parameter=LORA,
+        )
+    stored = sum(prod(shape) for key, shape in shapes.items() if shape and not key.endswith(_NO_WEIGHTS))
+    if (numbers := sum(weight.numel() for weight in added)) < stored:
+        warnings.warn(
+            f"{file} fits the {kind} only in part: {numbers} of its {stored} numbers belong to layers of the model, "
+            "and the others are ignored.",
+            DDIMWarning,
+            stacklevel=6,
+        )
+
+
+@contextmanager
+def _without_logs() -> Iterator[None]:
+    """Inside the block nothing is logged or warned of: what fails is an error of ours."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft warns of every second adapter
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _add_word(pipeline: Any, file: Path, word: str | None) -> None:
+    """Adds the word of a file of textual inversion to each text encoder of a pipeline."""
+    from safetensors.torch import load_file
+
+    kind = type(pipeline).__name__
+    encoders = [part for part in ("text_encoder", "text_encoder_2") if getattr(pipeline, part, None) is not None]
+    if not hasattr(pipeline, "load_textual_inversion") or hasattr(pipeline, "transformer"):
+        raise InputError(
+            f"a {kind} takes no words of textual inversion; Stable Diffusion 1, 2 and XL do.", parameter=WORDS
+        )
+    try:
+        tensors = load_file(file)
+    except Exception as error:  # safetensors has an error type of its own, and the disk may fail
+        raise DDIMError(f"{file} cannot be read: {reason_of(error)}", parameter=WORDS) from None
+    both = next((keys for keys in _KOHYA if set(keys) == set(tensors)), None)
+    rows = [tensors[key] for key in both] if both else list(tensors.values())
+    if len(rows) != len(encoders):
+        raise InputError(
+            f"{file} holds {len(rows)} embeddings ({', '.join(sorted(tensors)[:4])}), but the {kind} has "
+            f"{len(encoders)} text encoders and needs one for each"
+            + (" (clip_l and clip_g)." if len(encoders) > 1 else "."),
+            parameter=WORDS,
+        )
+    key = next(iter(tensors))
+    own = file.stem if both or key == _ALONE else key
+    said = own if word is None else word
+    for part, row in zip(encoders, rows, strict=True):
+        encoder, tokenizer = getattr(pipeline, part), getattr(pipeline, part.replace("text_encoder", "tokenizer"))
+        width = encoder.get_input_embeddings().weight.shape[1]
+        if row.ndim not in (1, 2) or row.shape[-1] != width or not row.is_floating_point():
+            raise InputError(
+                f"{file} does not fit the {kind}: its embedding is {'x'.join(map(str, row.shape))}, but the {part} "
+                f"takes vectors of {width} numbers.",
+                parameter=WORDS,
+            )
+        if said in tokenizer.get_vocab():
+            raise InputError(
+                f"the tokenizer has the word {said!r} already; choose another for {file}: textual_inversion="
+                f"{{{str(file)!r}: '<word>'}}.",
+                parameter=WORDS,
+            )
+        with loading():
+            pipeline.load_textual_inversion({said: row}, token=said, tokenizer=tokenizer, text_encoder=encoder)
