@@ -62,13 +62,15 @@ def load(
     low_memory: bool = False,
     lora: "LoraFiles | None" = None,
     textual_inversion: "WordFiles | None" = None,
+    variant: str | None = None,
 ) -> "Model":
     """Loads a model: a bundled one, a folder in the diffusers format, a model on the hub, or a pipeline object.
 
     Args:
         model: the name of a bundled model, such as ``"fashion"`` or ``"emoji"``; a folder (of a pipeline, or of a
-            UNet2DModel alone); ``owner/name`` on the Hugging Face hub; or a pipeline object of diffusers, which may
-            have LoRAs, be quantised or be offloaded. A pipeline object is not reloaded, moved or cast.
+            UNet2DModel alone, or a ``checkpoint-N`` in the folder of a training run's pipeline); ``owner/name`` or
+            ``owner/name/folder`` on the Hugging Face hub; or a pipeline object of diffusers, which may have LoRAs, be
+            quantised or be offloaded. A pipeline object is not reloaded, moved or cast.
         device: ``"cpu"``, ``"cuda"``, ...; by default cuda if available. Must be None for a pipeline object.
         dtype: the dtype that the network computes in: float32 (the default), float64, bfloat16 or float16. Must be
             None for a pipeline object.
@@ -86,6 +88,8 @@ def load(
         textual_inversion: words of textual inversion for Stable Diffusion 1, 2 and XL, as safetensors files: a file,
             several, or a mapping from files to the words that prompts contain. By default the word is the one that the
             file names, and otherwise the name of the file.
+        variant: the variant of the weights, such as ``"fp16"`` or ``"non_ema"``; parts that lack it are loaded in full
+            precision. By default full precision, or a variant if that is all there is.
 
     Returns:
         The model, ready for ``ddim.sample``, ``ddim.invert`` and the other functions.
@@ -99,20 +103,23 @@ def load(
     from .additions import additions_of
     from .engine.optimize import optimize, require_compiler
     from .families import FAMILIES
-    from .model_folder import pipeline_class
+    from .model_folder import check_variant, pipeline_class
 
     if not isinstance(model, (str, PathLike)):
         options = {"device": device, "dtype": dtype, "compile": compile or None, "low_memory": low_memory or None}
-        options |= {"lora": lora, "textual_inversion": textual_inversion}
+        options |= {"lora": lora, "textual_inversion": textual_inversion, "variant": variant}
         return _with_tf32(_live(model, options), tf32)
     where, what = device_and_dtype(device, "float32" if dtype is None else dtype)
     if compile:
         require_compiler(where)
     additions = additions_of(lora, textual_inversion)
-    folder = _folder_of(model)
+    folder = _folder_of(model, variant)
+    if variant is not None:
+        check_variant(folder, variant)
     adapter = FAMILIES[pipeline_class(folder) or "DDPMPipeline"]
     try:
-        made = adapter.from_folder(str(model), folder, where, what, low_memory=low_memory, additions=additions)
+        options = {"low_memory": low_memory, "additions": additions, "variant": variant}
+        made = adapter.from_folder(str(model), folder, where, what, **options)
     except (ImportError, RuntimeError) as error:  # diffusers raises RuntimeError if transformers is not installed
         if find_spec("transformers") is None:
             raise InputError("a model with a text encoder needs transformers: pip install transformers.") from None
@@ -165,7 +172,7 @@ def _live(pipeline: object, options: "Mapping[str, object]") -> "Model":
     return FAMILIES[kind].from_pipeline(pipeline)
 
 
-def _folder_of(model: "str | PathLike[str]") -> Path:
+def _folder_of(model: "str | PathLike[str]", variant: str | None = None) -> Path:
     """Returns the folder with a model's files: a bundled one, a folder of the user's, or one in the hub's cache."""
     from .hub import from_hub
     from .weights import PICKLES
@@ -180,11 +187,13 @@ def _folder_of(model: "str | PathLike[str]") -> Path:
         )
     if folder.is_dir():
         return folder
-    if source.count("/") != 1 or source.startswith((".", "/")):
+    parts = source.split("/")
+    # A path whose beginning exists here is mistyped, and no folder inside a repository.
+    if len(parts) < 2 or not all(parts) or parts[0] in (".", "..", "~") or (len(parts) > 2 and Path(parts[0]).is_dir()):
         hint = "" if "/" not in source else f"There is no folder {source}. "
         also = "A folder in the diffusers format or a hub id (owner/name) is accepted too."
         raise UnknownName("model", str(model), bundled, hint=f"{hint}{also}")
-    return from_hub(source)
+    return from_hub(source, variant)
 
 
 def __getattr__(name: str) -> Any:

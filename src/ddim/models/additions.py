@@ -17,7 +17,8 @@ import torch
 from .._utils.error_text import reason_of
 from .._utils.errors import DDIMError, DDIMWarning, InputError, UnknownName, is_mapping, is_number
 from .._utils.silence import loading
-from .weights import PICKLES
+from .model_folder import LORA_FILES
+from .weights import PICKLES, one_of
 
 LoraFiles: TypeAlias = (
     "str | PathLike[str] | Mapping[Any, float] | Sequence[str | PathLike[str] | tuple[str | PathLike[str], float]]"
@@ -26,7 +27,6 @@ LoraFiles: TypeAlias = (
 WordFiles: TypeAlias = "str | PathLike[str] | Mapping[Any, str] | Sequence[str | PathLike[str]]"
 """What ``ddim.load`` takes as ``textual_inversion``: a file, several, or file -> the word that it adds."""
 LORA, WORDS = "lora", "textual_inversion"
-_LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _WORD_FILES = ("learned_embeds.safetensors",)
 _KOHYA = ("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")
 """Names of the embeddings in files for two text encoders."""
@@ -107,7 +107,7 @@ def _file(name: str | PathLike[str], parameter: str) -> Path:
     """Finds a safetensors file: a file, the one in a folder, or one on the hub or in its cache."""
     from .hub import file_from_hub
 
-    path, usual = Path(name), _LORA_FILES if parameter == LORA else _WORD_FILES
+    path, usual = Path(name), LORA_FILES if parameter == LORA else _WORD_FILES
     if path.suffix.lower() in PICKLES:
         raise InputError(f"{path} is a pickle, which is never loaded; give a .safetensors file.", parameter=parameter)
     if path.is_dir():
@@ -129,27 +129,6 @@ def _file(name: str | PathLike[str], parameter: str) -> Path:
         raise InputError(f"{path} is not a .safetensors file.", parameter=parameter)
     shapes_of(path, parameter)
     return path
-
-
-def one_of(names: Sequence[str], usual: Sequence[str], where: str, parameter: str) -> str:
-    """Chooses the one file of a folder or repository that is meant.
-
-    Args:
-        names: the names of its files.
-        usual: the usual names, which are chosen if they exist.
-        where: what it is called in an error.
-        parameter: the argument that an error names.
-
-    Raises:
-        InputError: there is no safetensors file, or more than one.
-    """
-    found = sorted(name for name in names if name.endswith(".safetensors"))
-    if chosen := next((name for name in usual if name in found), found[0] if len(found) == 1 else None):
-        return chosen
-    pickle = next((name for name in sorted(names) if Path(name).suffix.lower() in PICKLES), None)
-    what = f"only the pickle {pickle}, which is never loaded" if pickle else "no .safetensors file"
-    what = f"several files ({', '.join(found[:8])}); name one, as {where}/{found[0]}" if found else what
-    raise InputError(f"{where} contains {what}.", parameter=parameter)
 
 
 def shapes_of(file: Path, parameter: str) -> dict[str, tuple[int, ...]]:
@@ -191,7 +170,7 @@ def _adapter_names(files: Sequence[Path]) -> list[str]:
     """Returns a name for each adapter, after its file; peft takes no full stop in one."""
     names: list[str] = []
     for file in files:
-        usual = file.stem if file.name not in _LORA_FILES else file.parent.name
+        usual = file.stem if file.name not in LORA_FILES else file.parent.name
         name = re.sub(r"[^\w-]+", "_", usual) or "lora"
         same = sum(name == other or other.startswith(f"{name}__") for other in names)
         names.append(f"{name}__{same + 1}" if same else name)

@@ -18,6 +18,7 @@ from ..core.path import Node
 from ..core.prediction import Hold
 from ..core.schedule import Schedule
 from ..editing.tokens import PromptTokens
+from .additions import NOTHING, Additions
 from .engine.threads import engine_threads, least_rows, thread_limit
 from .engine.work import Work
 from .info import ModelInfo
@@ -365,7 +366,15 @@ class Model(ABC):
 
     @classmethod
     def from_folder(
-        cls, name: str, folder: Path, device: torch.device, dtype: torch.dtype, *, low_memory: bool = False
+        cls,
+        name: str,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        low_memory: bool = False,
+        additions: Additions = NOTHING,
+        variant: str | None = None,
     ) -> "Model":
         """Loads the model from a folder in the diffusers format, and checks every part against its config.
 
@@ -374,6 +383,8 @@ class Model(ABC):
             folder: the folder.
             device, dtype: what its networks compute with.
             low_memory: as for ``ddim.load``.
+            additions: LoRAs and words of textual inversion that are added to the model.
+            variant: the variant of the weights that is preferred.
 
         Raises:
             InputError: the folder does not hold such a model.

@@ -6,20 +6,21 @@ from pathlib import Path
 from .._utils.error_text import first_line, with_full_stop
 from .._utils.errors import DDIMError, InputError
 from .model_folder import parts_of, unet_folder
-from .weights import DIFFUSERS, TRANSFORMERS, weight_files
+from .weights import DIFFUSERS, TRANSFORMERS, one_of, weight_files
 
-_FIRST = ("model_index.json", "config.json", "unet/config.json")
+_FIRST = ("model_index.json", "config.json", "unet/config.json", "transformer/config.json")
 """Every copy that can be loaded contains at least one of these files."""
 OFFLINE = "HF_HUB_OFFLINE is set, and its cache has no copy"
 
 
-def from_hub(name: str) -> Path:
+def from_hub(source: str, variant: str | None = None) -> Path:
     """Downloads a repository's configs and the weights that are needed, and returns its folder in the hub's cache.
 
     If the hub cannot be reached, a complete copy in the cache is used.
 
     Args:
-        name: ``owner/name``.
+        source: ``owner/name``, or ``owner/name/folder`` for a folder inside the repository.
+        variant: the variant of the weights that is preferred.
 
     Raises:
         InputError: the repository is of another kind, or has no safetensors weights.
@@ -27,24 +28,26 @@ def from_hub(name: str) -> Path:
     """
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    owner, own, *inside = source.split("/")
+    name, sub = f"{owner}/{own}", "".join(f"{part}/" for part in inside)
     try:
-        return _fetched(name)
+        return _fetched(name, sub, variant)
     except InputError:
         raise
     except Exception as error:  # the hub's client raises errors of a dozen types; all mean that the download failed
-        folder = cached(name)
+        folder = cached(name, sub)
         if folder is None:
             away = isinstance(error, LocalEntryNotFoundError) and not _not_asked(error)
             why = OFFLINE if _not_asked(error) else _answer(name, error)
             if away:
                 why = f"it cannot be reached ({first_line(error.__cause__ or error)})"
             raise DDIMError(
-                f"{name!r} is neither a bundled model nor a folder, and it could not be fetched from the hub: "
+                f"{source!r} is neither a bundled model nor a folder, and it could not be fetched from the hub: "
                 f"{with_full_stop(why)}",
                 parameter="model",
                 hint="Check the network, or give a local folder." if away else None,
             ) from None
-        _need_weights(name, folder, error)
+        _need_weights(name, folder, error, variant)
         return folder
 
 
@@ -63,8 +66,6 @@ def file_from_hub(name: str, usual: Sequence[str], parameter: str) -> Path:
         DDIMError: the download failed, and the cache has no copy.
     """
     from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
-
-    from .additions import one_of
 
     owner, _, rest = name.partition("/")
     own, _, file = rest.partition("/")
@@ -110,12 +111,12 @@ def _not_asked(error: Exception) -> bool:
     return bool(constants.HF_HUB_OFFLINE) and isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled))
 
 
-def _need_weights(name: str, folder: Path, error: Exception) -> None:
+def _need_weights(name: str, folder: Path, error: Exception, variant: str | None) -> None:
     """Raises DDIMError if a cached copy lacks weights; ``error`` is why they could not be downloaded."""
     parts = _parts_with_weights(folder) or (unet_folder(folder).as_posix(),)  # unet_folder refuses other models
     try:
         for part in parts:
-            weight_files(folder / part, {p.name for p in (folder / part).glob("*")}, _stem(part))
+            weight_files(folder / part, {p.name for p in (folder / part).glob("*")}, _stem(part), variant=variant)
     except InputError as lacking:
         raise DDIMError(
             f"the cached copy of {name!r} is incomplete, and the rest could not be downloaded "
@@ -134,14 +135,19 @@ def _stem(part: str) -> str:
     return TRANSFORMERS if part.startswith("text_encoder") else DIFFUSERS
 
 
-def cached(name: str) -> Path | None:
-    """Returns the folder of a repository's main branch in the hub's cache, complete or not; None if there is none."""
+def cached(name: str, sub: str = "") -> Path | None:
+    """Returns a folder of a repository's main branch in the hub's cache, complete or not; None if there is none.
+
+    Args:
+        name: ``owner/name``.
+        sub: a folder inside the repository, with a final "/".
+    """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     for first in _FIRST:
         try:
-            found = try_to_load_from_cache(name, first)
+            found = try_to_load_from_cache(name, f"{sub}{first}")
         except HFValidationError:  # no repository can have this name
             return None
         if isinstance(found, str):
@@ -149,21 +155,25 @@ def cached(name: str) -> Path | None:
     return None
 
 
-def _fetched(name: str) -> Path:
+def _fetched(name: str, sub: str, variant: str | None) -> Path:
     """Downloads all configs, then only those weight files that the configs show to be needed."""
     from huggingface_hub import snapshot_download
 
-    folder = Path(snapshot_download(name, allow_patterns=["*.json"]))
+    configs = f"{sub}*.json"
+    folder = Path(snapshot_download(name, allow_patterns=[configs])) / sub
+    if sub and not folder.is_dir():
+        raise InputError(f"the repository {name!r} has no folder {sub.rstrip('/')!r} with configs.", parameter="model")
     if parts := _parts_with_weights(folder):
-        weights = ["tokenizer*/*", *(f"{part}/{file}" for part in parts for file in _offered(name, folder, part))]
+        offered = {part: _offered(name, folder, f"{sub}{part}/", part, variant) for part in parts}
+        weights = ["tokenizer*/*", *(f"{part}/{file}" for part, files in offered.items() for file in files)]
     else:
         weights = [(unet_folder(folder) / "*.safetensors").as_posix()]
-    return Path(snapshot_download(name, allow_patterns=["*.json", *weights]))
+    return Path(snapshot_download(name, allow_patterns=[configs, *(f"{sub}{file}" for file in weights)])) / sub
 
 
-def _offered(name: str, folder: Path, part: str) -> list[str]:
+def _offered(name: str, folder: Path, inside: str, part: str, variant: str | None) -> list[str]:
     """Returns the names of the weight files to download for a part of a pipeline."""
     from huggingface_hub import list_repo_files
 
-    files = [f.partition("/")[2] for f in list_repo_files(name) if f.startswith(f"{part}/")]
-    return weight_files(folder / part, files, _stem(part))
+    files = [f.removeprefix(inside) for f in list_repo_files(name) if f.startswith(inside)]
+    return weight_files(folder / part, files, _stem(part), variant=variant)

@@ -134,13 +134,14 @@ def read_autoencoder(folder: Path, *, parameter: str = "model") -> Any:
     return read_network(folder, ("AutoencoderKL", "AutoencoderTiny"), parameter=parameter)
 
 
-def read_network(folder: Path, kinds: Sequence[str], *, parameter: str = "model") -> Any:
+def read_network(folder: Path, kinds: Sequence[str], *, parameter: str = "model", variant: str | None = None) -> Any:
     """Loads the network of diffusers in a folder, on the CPU and in the dtype of its file.
 
     Args:
         folder: the folder.
         kinds: the classes that it may have.
         parameter: the argument that an error names.
+        variant: the variant of the weights that is preferred.
 
     Raises:
         InputError: the folder holds another class, or weights that do not fit its config; see
@@ -157,7 +158,7 @@ def read_network(folder: Path, kinds: Sequence[str], *, parameter: str = "model"
     kind = str(read_json(folder / "config.json").get("_class_name"))
     if kind not in kinds:
         raise InputError(f"{folder} is a {kind}; it must be {' or '.join(kinds)}.", parameter=parameter)
-    return diffusers_part(getattr(diffusers, kind), folder, parameter=parameter)
+    return diffusers_part(getattr(diffusers, kind), folder, parameter=parameter, variant=variant)
 
 
 def code_of(autoencoder: Any, x: Tensor) -> Tensor:

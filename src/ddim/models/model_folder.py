@@ -1,6 +1,7 @@
 """Finds out which model a folder contains, from the configs of diffusers in it, and refuses unsupported ones."""
 
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from .._utils.files import read_json
 from .families import FAMILIES
 
 INDEX, SCHEDULE = "model_index.json", "scheduler_config.json"
+LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+"""The usual names of LoRAs."""
 _EXTRA_INPUTS = {
     "ControlNet": "its ControlNet needs another image in every call, which a latent code does not store; load the "
     "pipeline without it",
@@ -44,9 +47,10 @@ def pipeline_class(folder: Path) -> str | None:
     Raises:
         InputError: no model family supports this pipeline class, or the index does not name one.
     """
-    if not (folder / INDEX).is_file():
+    index = read_index(folder)
+    if index is None:
         return None
-    kind = read_json(folder / INDEX).get("_class_name")
+    kind = index.get("_class_name")
     if not isinstance(kind, str) or not kind:
         raise InputError(
             f"{folder / INDEX} does not name a pipeline class: its _class_name is {kind!r}.", parameter="model"
@@ -54,6 +58,109 @@ def pipeline_class(folder: Path) -> str | None:
     if kind not in FAMILIES:
         refuse_pipeline(kind, f"{folder} is a {kind}")
     return kind
+
+
+def read_index(folder: Path) -> dict[str, Any] | None:
+    """Reads the index of the pipeline in a folder.
+
+    A checkpoint of a training run that holds only a network has the index of the run's folder above it, and a folder
+    with all parts of a pipeline but without an index has the one that follows from the configs of its parts.
+
+    Returns:
+        The content of ``model_index.json``; None if the folder holds a network alone.
+
+    Raises:
+        InputError: there is no index, and the parts are those of no supported pipeline.
+    """
+    if (folder / INDEX).is_file():
+        return read_json(folder / INDEX)
+    if (run := _run_of(folder)) is not None:
+        return read_json(run / INDEX)
+    return _inferred_index(folder)
+
+
+def part_folder(folder: Path, part: str) -> Path:
+    """Returns the folder of a pipeline's part, which a checkpoint may lack and its training run have."""
+    run = None if (folder / part).is_dir() else _run_of(folder)
+    return (folder if run is None else run) / part
+
+
+def _run_of(folder: Path) -> Path | None:
+    """Returns the folder of the training run with the rest of a checkpoint's pipeline; None if there is none."""
+    at = Path(os.path.abspath(folder))
+    above = at.parent
+    networks = [part for part in ("unet", "transformer") if (at / part / "config.json").is_file()]
+    if not re.fullmatch(r"checkpoint[-_]\d+", at.name) or not networks or not (above / INDEX).is_file():
+        return None
+    return above if networks[0] in read_json(above / INDEX) and not (at / "vae").is_dir() else None
+
+
+def _inferred_index(folder: Path) -> dict[str, Any] | None:
+    """Makes the index of a folder with the parts of a pipeline; None if it has not more than one part.
+
+    Raises:
+        InputError: the parts are those of no supported pipeline; the message says which are missing.
+    """
+    adapters: list[Any] = [adapter for adapter in dict.fromkeys(FAMILIES.values()) if adapter.parts]
+    known = {part for adapter in adapters for part in adapter.parts}
+    here = {part for part in known if (folder / part).is_dir()}
+    if len(here) < 2:
+        return None
+    kind = next((named(folder / part) for part in ("unet", "transformer") if part in here), None)
+    able = [adapter for adapter in adapters if kind in adapter.parts[adapter.network_part]]
+    lacking = {adapter: _lacking(adapter, here) for adapter in able}
+    fitting = [adapter for adapter in able if not lacking[adapter] and here <= set(adapter.parts)]
+    fitting = [one for one in fitting if all(issubclass(other, one) for other in fitting)]
+    if len(fitting) == 1 and (folder / "scheduler" / SCHEDULE).is_file():
+        adapter = fitting[0]
+        index: dict[str, Any] = {"_class_name": adapter.pipeline_class}
+        index["scheduler"] = ["diffusers", named(folder / "scheduler", SCHEDULE)]
+        for part, kinds in adapter.parts.items():
+            own = named(folder / part, "tokenizer_config.json" if part.startswith("tokenizer") else "config.json")
+            library = "transformers" if part.startswith(("tokenizer", "text_encoder")) else "diffusers"
+            own = kinds[0] if own not in kinds and library == "transformers" else own
+            index[part] = [library, own] if part in here else [None, None]
+        return index
+    what = f"{folder} has no {INDEX}, and its parts ({', '.join(sorted(here))}) are those of no supported pipeline"
+    if lacking:
+        least = min(lacking, key=lambda adapter: (len(lacking[adapter]), adapter.pipeline_class))
+        missing = [*lacking[least], *([] if (folder / "scheduler" / SCHEDULE).is_file() else ["scheduler"])]
+        if missing:
+            what = f"{folder} has no {INDEX}, and lacks {', '.join(missing)} for a {least.pipeline_class}"
+    raise InputError(f"{what}; copy the whole pipeline, with its {INDEX}.", parameter="model")
+
+
+def _lacking(adapter: "type[Any]", here: set[str]) -> list[str]:
+    """Returns the parts that a pipeline needs and that are not here."""
+    optional = adapter.optional | {part.replace("text_encoder", "tokenizer") for part in adapter.optional}
+    return [part for part in adapter.parts if part not in here and part not in optional]
+
+
+def named(folder: Path, file: str = "config.json") -> str | None:
+    """Returns the class that a part's config names; None if it names none."""
+    if not (folder / file).is_file():
+        return None
+    config = read_json(folder / file)
+    several = config.get("architectures")
+    found = config.get("_class_name") or config.get("tokenizer_class")
+    found = found or (several[0] if isinstance(several, list) and several else None)
+    return found if isinstance(found, str) else None
+
+
+def check_variant(folder: Path, variant: str) -> None:
+    """Raises InputError if no part of a model's folder has a variant of its weights."""
+    from .weights import DIFFUSERS, TRANSFORMERS, variants_of
+
+    if not isinstance(variant, str) or not re.fullmatch(r"[\w-]+", variant):
+        raise InputError(f"{variant!r} is not the name of a variant; write for example 'fp16'.", parameter="variant")
+    found: set[str] = set()
+    for place in [part_folder(folder, part) for part in parts_of(folder)] or [folder / unet_folder(folder)]:
+        names = [path.name for path in place.glob("*")]
+        found |= {*variants_of(names, DIFFUSERS), *variants_of(names, TRANSFORMERS)}
+    if variant not in found:
+        known = [repr(one) for one in sorted(found) if one]
+        has = f"its variants are {', '.join(known)}" if known else "it has no variants; leave it out"
+        raise InputError(f"{folder} has no weights of the variant {variant!r}; {has}.", parameter="variant")
 
 
 def refuse_pipeline(kind: str, what: str) -> NoReturn:
@@ -95,7 +202,7 @@ def part_class(folder: Path, part: str, supported: Mapping[str, tuple[str, ...]]
     Raises:
         InputError: the index names no class for the part, or one that is not supported.
     """
-    entry: Any = read_json(folder / INDEX).get(part)
+    entry: Any = (read_index(folder) or {}).get(part)
     kind = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     if part not in supported and isinstance(kind, str):
         return kind
@@ -140,6 +247,12 @@ def unet_folder(folder: Path) -> Path:
                     parameter="model",
                 )
             return sub
+    if lora := next((name for name in LORA_FILES if (folder / name).is_file()), None):
+        raise InputError(
+            f"{folder} holds only a LoRA, {lora}; give the model that it was trained on, and this folder as lora (on "
+            "the command line --lora).",
+            parameter="model",
+        )
     if (file := folder / "transformer" / "config.json").is_file():
         raise InputError(
             f"{folder} holds only a transformer, {_a_kind(read_json(file).get('_class_name'))}; give the folder of the "

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.errors import InputError
-from .._utils.files import read_json
 from .._utils.silence import loading
 from .._utils.texts import check_text, texts_for
 from ..core.conditioning import EMBEDDED, POOLED, TEXT, Conditioning, PromptConditioning
@@ -281,6 +280,7 @@ class PipelineModel(LatentModel):
         *,
         low_memory: bool = False,
         additions: Additions = NOTHING,
+        variant: str | None = None,
     ) -> "Self":
         """Loads the parts that are used, one by one (no safety checker), and checks that they fit together.
 
@@ -293,6 +293,7 @@ class PipelineModel(LatentModel):
             dtype: the dtype that its networks compute in.
             low_memory: as for ``ddim.load``.
             additions: LoRAs and words of textual inversion that are added to the pipeline.
+            variant: the variant of the weights that is preferred.
 
         Raises:
             InputError: a part is missing, unsupported, or does not fit the others; ``ddim.json`` names a guidance that
@@ -300,7 +301,7 @@ class PipelineModel(LatentModel):
             DDIMError: a file is damaged.
         """
         usual = usual_guidance(folder)
-        pipeline = cls.read_pipeline(folder)
+        pipeline = cls.read_pipeline(folder, variant)
         add(pipeline, additions, cls.network_part)
         model = cls(name, pipeline, device=device, dtype=dtype, low_memory=low_memory)
         if usual is not None:
@@ -317,21 +318,27 @@ class PipelineModel(LatentModel):
         return model
 
     @classmethod
-    def read_pipeline(cls, folder: Path) -> Any:
-        """Makes the pipeline of a folder, after checking each part's weights against its config."""
+    def read_pipeline(cls, folder: Path, variant: str | None = None) -> Any:
+        """Makes the pipeline of a folder, after checking each part's weights against its config.
+
+        Args:
+            folder: the folder.
+            variant: the variant of the weights that is preferred.
+        """
         with loading():
             import diffusers
             import transformers
-        from .model_folder import INDEX, part_class
+        from .model_folder import INDEX, part_class, part_folder, read_index
         from .scheduler_file import read_scheduler
         from .tokens import read_tokenizer
         from .weights import transformers_part
 
-        index = read_json(folder / INDEX)
+        index = read_index(folder) or {}
         absent = {part for part in cls.optional if index.get(part, [None, None]) == [None, None]}
         present = [part for part in cls.parts if part not in absent]
         classes = {part: part_class(folder, part, cls.parts) for part in (*present, "scheduler")}
-        if lacking := [part for part in (*present, "scheduler") if not (folder / part).is_dir()]:
+        where = {part: part_folder(folder, part) for part in (*present, "scheduler")}
+        if lacking := [part for part, place in where.items() if not place.is_dir()]:
             raise InputError(
                 f"{folder} has no folder {lacking[0]!r}, although its {INDEX} names this part; copy the whole "
                 "pipeline.",
@@ -340,13 +347,14 @@ class PipelineModel(LatentModel):
         parts: dict[str, Any] = dict.fromkeys(absent)
         for part in present:
             if part.startswith("tokenizer"):
-                parts[part] = read_tokenizer(folder / part, classes[part])
-        parts["scheduler"] = read_scheduler(folder / "scheduler", classes["scheduler"])
+                parts[part] = read_tokenizer(where[part], classes[part])
+        parts["scheduler"] = read_scheduler(where["scheduler"], classes["scheduler"])
         for part in present:
             if part.startswith("text_encoder"):
-                parts[part] = transformers_part(getattr(transformers, classes[part]), folder / part, stored=True)
+                kind = getattr(transformers, classes[part])
+                parts[part] = transformers_part(kind, where[part], stored=True, variant=variant)
         for part in ("vae", cls.network_part):
-            parts[part] = read_network(folder / part, cls.parts[part])
+            parts[part] = read_network(where[part], cls.parts[part], variant=variant)
         with loading():
             pipeline = getattr(diffusers, cls.pipeline_class)(**parts, **cls.pipeline_options(index))
             pipeline.set_progress_bar_config(disable=True)

@@ -108,6 +108,7 @@ class PixelModel(ClassModel):
         *,
         low_memory: bool = False,
         additions: Additions = NOTHING,
+        variant: str | None = None,
     ) -> "PixelModel":
         """Loads a DDPM pipeline's folder or a UNet2DModel's folder, and checks the weights against the config.
 
@@ -127,7 +128,8 @@ class PixelModel(ClassModel):
         from .weights import diffusers_part
 
         network = folder / unet_folder(folder)
-        unet, scheduler, null = diffusers_part(UNet2DModel, network), scheduler_of(network), null_class_of(folder)
+        unet = diffusers_part(UNet2DModel, network, variant=variant)
+        scheduler, null = scheduler_of(network), null_class_of(folder)
         embedded = unet.config.num_class_embeds
         if isinstance(null, int) and null != (embedded or 0) - 1:
             raise InputError(

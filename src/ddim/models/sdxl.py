@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, is_whole
-from .._utils.files import read_json
 from ..core.conditioning import POOLED, TEXT, Conditioning
 from .sd import StableDiffusion
 
@@ -121,14 +120,14 @@ class StableDiffusionXL(StableDiffusion):
             )
 
     @classmethod
-    def read_pipeline(cls, folder: Path) -> Any:
+    def read_pipeline(cls, folder: Path, variant: str | None = None) -> Any:
         """Makes the pipeline of a folder, after checking its parts. Raises InputError for SDXL's refiner."""
-        from .model_folder import INDEX
+        from .model_folder import read_index
 
-        index = read_json(folder / INDEX)
+        index = read_index(folder) or {}
         if index.get(_AESTHETIC) or index.get("text_encoder") == [None, None]:
             raise refiner(str(folder))
-        return super().read_pipeline(folder)
+        return super().read_pipeline(folder, variant)
 
     @classmethod
     def pipeline_options(cls, index: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -19,14 +19,14 @@ from .._utils.silence import loading
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
 """Base names of the two libraries' weight files, without variant and extension."""
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
-_VARIANTS = ("", ".fp16", ".bf16")  # the first complete one is used
+_VARIANTS = ("", "fp16", "bf16")  # the first complete one is used, or any other
 _WRAPPER_PREFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # occur anywhere in a name
 _DATA_PARALLEL = "module."  # precedes every name
 _COUNTS = ("position_ids", "num_batches_tracked")  # tensors of transformers that are meant to be integers
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers renamed these in 2023
 
 
-def diffusers_part(kind: Any, folder: Path, *, parameter: str = "model") -> Any:
+def diffusers_part(kind: Any, folder: Path, *, parameter: str = "model", variant: str | None = None) -> Any:
     """Loads a network of diffusers, on the CPU and in the dtype of its file.
 
     Args:
@@ -34,6 +34,7 @@ def diffusers_part(kind: Any, folder: Path, *, parameter: str = "model") -> Any:
         folder: a folder with ``config.json`` and safetensors weights: one file or shards, full precision or a variant
             such as fp16.
         parameter: the argument that an error names.
+        variant: the variant that is preferred.
 
     Raises:
         InputError: there are no safetensors weights (pickles are never loaded), or they do not fit the config; the
@@ -41,7 +42,7 @@ def diffusers_part(kind: Any, folder: Path, *, parameter: str = "model") -> Any:
         DDIMError: the files are damaged.
     """
     config = _config(folder, parameter)
-    tensors = read_tensors(folder, DIFFUSERS, parameter=parameter)
+    tensors = read_tensors(folder, DIFFUSERS, parameter=parameter, variant=variant)
     with loading():
         network = _built_on_meta(lambda: kind.from_config(config), folder, tensors, parameter)
     expected = network.state_dict()
@@ -96,6 +97,7 @@ def transformers_part(
     parameter: str = "model",
     spare: Collection[str] = (),
     stored: bool = False,
+    variant: str | None = None,
     **options: Any,
 ) -> Any:
     """Loads a network of transformers, on the CPU, in float32, or in float64 if its file is.
@@ -107,6 +109,7 @@ def transformers_part(
         spare: prefixes of tensor names that the file may contain without being used, such as another task's head.
         stored: load it in the dtype of most numbers in its file instead. transformers keeps weights in float32 that
             its class names as too large for float16.
+        variant: the variant that is preferred.
         options: further arguments of the class's constructor.
 
     Raises:
@@ -119,7 +122,7 @@ def transformers_part(
             f"{folder} does not contain a {kind.__name__}: the model_type in its config is {about!r}.",
             parameter=parameter,
         )
-    tensors = unwrapped(read_tensors(folder, TRANSFORMERS, parameter=parameter))
+    tensors = unwrapped(read_tensors(folder, TRANSFORMERS, parameter=parameter, variant=variant))
     _refuse_integers({k: t for k, t in tensors.items() if not k.endswith(_COUNTS)}, str(folder), parameter)
     numbers = Counter[torch.dtype]()
     for tensor in tensors.values():
@@ -268,13 +271,14 @@ def _renamed(name: str, expected: Mapping[str, Tensor]) -> str:
     return new if name not in expected and new in expected else name
 
 
-def read_tensors(folder: Path, stem: str, *, parameter: str = "model") -> dict[str, Tensor]:
+def read_tensors(folder: Path, stem: str, *, parameter: str = "model", variant: str | None = None) -> dict[str, Tensor]:
     """Reads all tensors of a folder's weights, in their own dtypes.
 
     Args:
         folder: the folder.
         stem: ``DIFFUSERS`` or ``TRANSFORMERS``.
         parameter: the argument that an error names.
+        variant: the variant that is preferred.
 
     Raises:
         InputError: there are no safetensors weights, or a shard is missing.
@@ -283,7 +287,8 @@ def read_tensors(folder: Path, stem: str, *, parameter: str = "model") -> dict[s
     from safetensors.torch import load_file
 
     tensors: dict[str, Tensor] = {}
-    for file in weight_files(folder, {p.name for p in folder.glob("*")}, stem, parameter=parameter):
+    names = {p.name for p in folder.glob("*")}
+    for file in weight_files(folder, names, stem, parameter=parameter, variant=variant):
         try:
             tensors |= load_file(folder / file)
         except Exception as error:  # safetensors has an error type of its own, and the disk may fail
@@ -291,7 +296,9 @@ def read_tensors(folder: Path, stem: str, *, parameter: str = "model") -> dict[s
     return tensors
 
 
-def weight_files(folder: Path, names: Collection[str], stem: str, *, parameter: str = "model") -> list[str]:
+def weight_files(
+    folder: Path, names: Collection[str], stem: str, *, parameter: str = "model", variant: str | None = None
+) -> list[str]:
     """Chooses the files with a part's weights: full precision if it is complete, otherwise a variant such as fp16.
 
     Args:
@@ -299,6 +306,7 @@ def weight_files(folder: Path, names: Collection[str], stem: str, *, parameter: 
         names: names of all files of the part; the weights may still have to be downloaded.
         stem: ``DIFFUSERS`` or ``TRANSFORMERS``.
         parameter: the argument that an error names.
+        variant: the variant that is preferred; a part that lacks it is loaded as if there were none.
 
     Returns:
         The names of the files.
@@ -307,10 +315,11 @@ def weight_files(folder: Path, names: Collection[str], stem: str, *, parameter: 
         InputError: there are no safetensors weights; the message says if there is a pickle.
     """
     lacking = ""
-    for variant in _VARIANTS:
-        if (whole := f"{stem}{variant}.safetensors") in names:
+    found = variants_of(names, stem)
+    for dotted in [f".{one}" if one else "" for one in ([variant] if variant in found else found)]:
+        if (whole := f"{stem}{dotted}.safetensors") in names:
             return [whole]
-        for index in (f"{stem}.safetensors.index{variant}.json", f"{stem}{variant}.safetensors.index.json"):
+        for index in (f"{stem}.safetensors.index{dotted}.json", f"{stem}{dotted}.safetensors.index.json"):
             if index in names:
                 shards = _shards(folder / index, parameter)
                 missing = [shard for shard in shards if shard not in names]
@@ -328,6 +337,41 @@ def weight_files(folder: Path, names: Collection[str], stem: str, *, parameter: 
     raise InputError(
         f"{folder} contains {what}; a diffusers folder with .safetensors weights is needed.", parameter=parameter
     )
+
+
+def variants_of(names: Collection[str], stem: str) -> list[str]:
+    """Returns the variants of a part's weights, the preferred one first; "" is full precision.
+
+    Args:
+        names: names of all files of the part.
+        stem: ``DIFFUSERS`` or ``TRANSFORMERS``.
+    """
+    form = re.compile(rf"{stem}(?:\.(?P<one>[\w-]+))?\.safetensors(?:\.index(?:\.(?P<other>[\w-]+))?\.json)?")
+    matches = [match for name in names if (match := form.fullmatch(name))]
+    found = {match["one"] or match["other"] or "" for match in matches}
+    found = {one for one in found if not re.search(r"-\d+-of-\d+$", one)}  # a shard
+    return [one for one in _VARIANTS if one in found] + sorted(found - set(_VARIANTS))
+
+
+def one_of(names: Collection[str], usual: Sequence[str], where: str, parameter: str) -> str:
+    """Chooses the one file of a folder or repository that is meant.
+
+    Args:
+        names: the names of its files.
+        usual: the usual names, which are chosen if they exist.
+        where: what it is called in an error.
+        parameter: the argument that an error names.
+
+    Raises:
+        InputError: there is no safetensors file, or more than one.
+    """
+    found = sorted(name for name in names if name.endswith(".safetensors"))
+    if chosen := next((name for name in usual if name in found), found[0] if len(found) == 1 else None):
+        return chosen
+    pickle = next((name for name in sorted(names) if Path(name).suffix.lower() in PICKLES), None)
+    what = f"only the pickle {pickle}, which is never loaded" if pickle else "no .safetensors file"
+    what = f"several files ({', '.join(found[:8])}); name one, as {where}/{found[0]}" if found else what
+    raise InputError(f"{where} contains {what}.", parameter=parameter)
 
 
 def _shards(index: Path, parameter: str) -> list[str]:
