@@ -1,7 +1,8 @@
-"""``--lora`` and ``--textual-inversion`` in commands that load a model."""
+"""``--lora``, ``--textual-inversion``, ``--variant`` and ``--config`` in commands that load a model."""
 
 from pathlib import Path
 
+import original_layout
 import pytest
 import tiny_lora
 import tiny_text
@@ -51,6 +52,16 @@ def test_what_is_wrong_is_one_line_that_names_the_option(model: str):
     assert "Did you mean 'style.safetensors'?" in fails(*words, "--lora", "stile.safetensors", code=2)
     assert "--textual-inversion: " in fails(*words, "--textual-inversion", "style.safetensors", code=2)
     assert "--lora: " in fails(*words, "--lora", "word.safetensors", code=2)
+
+
+def test_a_variant_and_a_single_file(model: str):
+    tiny_text.pipeline(seed=1).unet.save_pretrained(Path(model) / "unet", variant="fp16")
+    assert run_json("models", model, "--variant", "fp16")["fingerprint"] == ddim.load(model, variant="fp16").fingerprint
+    original_layout.write(tiny_text.pipeline(), Path("single.safetensors"))
+    said = run_json("sample", "-m", "single.safetensors", "--config", model, "-S", 2, "-n", 1, "-p", "a cat")
+    assert said["fingerprint"] == ddim.load(model).fingerprint
+    assert "--config: " in fails("sample", "-m", model, "--config", model, "-n", 1, code=2)
+    assert "--variant: " in fails("sample", "-m", model, "--variant", "x", "-n", 1, code=2)
 
 
 def test_a_scale_stands_behind_the_last_colon():

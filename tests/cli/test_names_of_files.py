@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import original_layout
 import pytest
 import tiny
 import tiny_flux
@@ -53,6 +54,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for seed, name in enumerate(("style", "other-style")):
         tiny_lora.lora(tiny_text.pipeline(), place / f"{name}.safetensors", seed)
         tiny_lora.embedding(place / f"{name}-word.safetensors", 12, seed=seed)
+    for name in ("fp16", "bf16"):
+        tiny_text.pipeline().unet.save_pretrained(place / "words" / "unet", variant=name)
+    original_layout.write(tiny_text.pipeline(), place / "single.safetensors")
     known = {path.name: str(path) for path in place.iterdir()}
     return known | {"style.safetensors:0.5": f"{known['style.safetensors']}:0.5"}
 
@@ -127,6 +131,8 @@ ADDED: dict[str, list[list[object]]] = {
         [],
         *(["--textual-inversion", f"{name}-word.safetensors"] for name in ("style", "other-style")),
     ],
+    "variant": [[], ["--variant", "fp16"], ["--variant", "bf16"]],
+    "config": [["--model", "single.safetensors", "--config", name] for name in ("words", "other")],
 }
 INVERTED: dict[str, list[list[object]]] = {
     "method": [["--method", "ddim"], ["--method", "direct"]],

@@ -46,14 +46,17 @@ def offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(socket, "getaddrinfo", unreachable)
 
 
-def keep(cache: Path, folder: Path, listed: Collection[str] = (), without: Collection[str] = ()) -> Path:
+def keep(
+    cache: Path, folder: Path, listed: Collection[str] = (), without: Collection[str] = (), name: str = NAME
+) -> Path:
     """Puts a folder's files into the cache as the hub's client does.
 
     Args:
         listed: files of the repository that were not fetched; with some, the client's own list of files is kept too.
         without: files that are not fetched.
+        name: the repository.
     """
-    home = cache / f"models--{NAME.replace('/', '--')}"
+    home = cache / f"models--{name.replace('/', '--')}"
     snapshot = home / "snapshots" / COMMIT
     (home / "blobs").mkdir(parents=True)
     (home / "refs").mkdir()

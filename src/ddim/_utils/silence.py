@@ -1,6 +1,7 @@
 """Keeps diffusers, transformers, the hub's client and libtiff from printing while they work for us."""
 
 import ctypes
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -59,6 +60,19 @@ def loading() -> Iterator[None]:
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
+
+
+@contextmanager
+def without_logs() -> Iterator[None]:
+    """Inside the block nothing is logged or warned of. For calls whose failures become errors of ours."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 @cache

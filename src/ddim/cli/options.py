@@ -441,19 +441,39 @@ class Files(Options):
         argument=None,
         metavar="FILE",
     )
+    variant: str | None = option(
+        None, "--variant", "The variant of the weights, such as fp16 or non_ema.", MODEL, argument=None, tag="variant-"
+    )
+    config: str | None = option(
+        None,
+        "--config",
+        "For a single .safetensors file, the folder of a pipeline with its configs and tokenizers, or a hub id.",
+        MODEL,
+        argument=None,
+        metavar="FOLDER",
+    )
 
     @property
     def loading(self) -> dict[str, Any]:
         """The keyword arguments of ``ddim.load``."""
         loras = tuple(lora_from(text) for text in self.lora or ())
-        return {"lora": loras or None, "textual_inversion": tuple(self.textual_inversion or ()) or None}
+        return {
+            "lora": loras or None,
+            "textual_inversion": tuple(self.textual_inversion or ()) or None,
+            "variant": self.variant,
+            "config": self.config,
+        }
 
     @property
     def tags(self) -> dict[str, str]:
         """What file names say of these options: the names of the files, with the scales that are not 1."""
         loras = [f"{_short(name)}{'' if scale == 1 else f'{scale:g}'}" for name, scale in self.loading["lora"] or []]
         words = [_short(name) for name in self.textual_inversion or []]
-        more = {"lora-": "-".join(loras), "word-": "-".join(words)}
+        more = {
+            "config-": _short(self.config) if self.config else "",
+            "lora-": "-".join(loras),
+            "word-": "-".join(words),
+        }
         return {**super().tags, **{tag: text for tag, text in more.items() if text}}
 
 

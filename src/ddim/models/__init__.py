@@ -63,14 +63,16 @@ def load(
     lora: "LoraFiles | None" = None,
     textual_inversion: "WordFiles | None" = None,
     variant: str | None = None,
+    config: "str | PathLike[str] | None" = None,
 ) -> "Model":
     """Loads a model: a bundled one, a folder in the diffusers format, a model on the hub, or a pipeline object.
 
     Args:
         model: the name of a bundled model, such as ``"fashion"`` or ``"emoji"``; a folder (of a pipeline, or of a
             UNet2DModel alone, or a ``checkpoint-N`` in the folder of a training run's pipeline); ``owner/name`` or
-            ``owner/name/folder`` on the Hugging Face hub; or a pipeline object of diffusers, which may have LoRAs, be
-            quantised or be offloaded. A pipeline object is not reloaded, moved or cast.
+            ``owner/name/folder`` on the Hugging Face hub; a single .safetensors file in the layout of the original
+            repository, such as those of Stable Diffusion, which needs accelerate; or a pipeline object of diffusers,
+            which may have LoRAs, be quantised or be offloaded. A pipeline object is not reloaded, moved or cast.
         device: ``"cpu"``, ``"cuda"``, ...; by default cuda if available. Must be None for a pipeline object.
         dtype: the dtype that the network computes in: float32 (the default), float64, bfloat16 or float16. Must be
             None for a pipeline object.
@@ -90,6 +92,9 @@ def load(
             file names, and otherwise the name of the file.
         variant: the variant of the weights, such as ``"fp16"`` or ``"non_ema"``; parts that lack it are loaded in full
             precision. By default full precision, or a variant if that is all there is.
+        config: for a single file, the folder of a diffusers pipeline with the configs, the tokenizers and the
+            scheduler, and with the weights of those parts that the file lacks; or a hub id. By default the configs that
+            diffusers knows for such a file, if they are in the hub's cache.
 
     Returns:
         The model, ready for ``ddim.sample``, ``ddim.invert`` and the other functions.
@@ -104,21 +109,24 @@ def load(
     from .engine.optimize import optimize, require_compiler
     from .families import FAMILIES
     from .model_folder import check_variant, pipeline_class
+    from .single_file import single_file
 
     if not isinstance(model, (str, PathLike)):
         options = {"device": device, "dtype": dtype, "compile": compile or None, "low_memory": low_memory or None}
-        options |= {"lora": lora, "textual_inversion": textual_inversion, "variant": variant}
+        options |= {"lora": lora, "textual_inversion": textual_inversion, "variant": variant, "config": config}
         return _with_tf32(_live(model, options), tf32)
     where, what = device_and_dtype(device, "float32" if dtype is None else dtype)
     if compile:
         require_compiler(where)
     additions = additions_of(lora, textual_inversion)
-    folder = _folder_of(model, variant)
+    file = single_file(Path(model), config) if str(model) not in bundled_models() and Path(model).is_file() else None
+    _refuse_idle(file is not None, variant, config)
+    folder = _folder_of(model, variant) if file is None else file.config
     if variant is not None:
         check_variant(folder, variant)
     adapter = FAMILIES[pipeline_class(folder) or "DDPMPipeline"]
     try:
-        options = {"low_memory": low_memory, "additions": additions, "variant": variant}
+        options = {"low_memory": low_memory, "additions": additions, "variant": variant, "file": file}
         made = adapter.from_folder(str(model), folder, where, what, **options)
     except (ImportError, RuntimeError) as error:  # diffusers raises RuntimeError if transformers is not installed
         if find_spec("transformers") is None:
@@ -127,9 +135,17 @@ def load(
     except (DDIMError, Warning):
         raise
     except Exception as error:  # a config may hold any value, and diffusers raises errors of any type for it
-        raise DDIMError(f"{folder} cannot be loaded: {reason_of(error)}", parameter="model") from None
+        raise DDIMError(f"{model} cannot be loaded: {reason_of(error)}", parameter="model") from None
     optimize(made, compile=compile)
     return _with_tf32(made, tf32)
+
+
+def _refuse_idle(single: bool, variant: str | None, config: object) -> None:
+    """Raises InputError for an option that has no effect on a single file, or only there."""
+    if single and variant is not None:
+        raise InputError("a single file has no variants; leave it out.", parameter="variant")
+    if not single and config is not None:
+        raise InputError("it goes with a single .safetensors file; a folder has its own configs.", parameter="config")
 
 
 def _with_tf32(model: "Model", tf32: bool | None) -> "Model":
@@ -175,16 +191,10 @@ def _live(pipeline: object, options: "Mapping[str, object]") -> "Model":
 def _folder_of(model: "str | PathLike[str]", variant: str | None = None) -> Path:
     """Returns the folder with a model's files: a bundled one, a folder of the user's, or one in the hub's cache."""
     from .hub import from_hub
-    from .weights import PICKLES
 
     bundled = bundled_models()
     source = str(bundled.get(str(model), model))
     folder = Path(source)
-    if folder.is_file():
-        what = "a pickle, which is never loaded" if folder.suffix.lower() in PICKLES else "a single file"
-        raise InputError(
-            f"{source} is {what}; give a folder in the diffusers format, with safetensors weights.", parameter="model"
-        )
     if folder.is_dir():
         return folder
     parts = source.split("/")

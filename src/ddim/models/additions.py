@@ -1,10 +1,8 @@
 """Files that are added to a text-to-image pipeline when it is loaded: LoRA adapters, and words of textual inversion."""
 
-import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import prod
@@ -16,7 +14,7 @@ import torch
 
 from .._utils.error_text import reason_of
 from .._utils.errors import DDIMError, DDIMWarning, InputError, UnknownName, is_mapping, is_number
-from .._utils.silence import loading
+from .._utils.silence import loading, without_logs
 from .model_folder import LORA_FILES
 from .weights import PICKLES, one_of
 
@@ -189,7 +187,7 @@ def _add_lora(pipeline: Any, file: Path, name: str, network_part: str) -> None:
         )
     before = {id(weight) for part in parts for weight in part.parameters()}
     try:
-        with loading(), _without_logs():
+        with loading(), without_logs():
             pipeline.load_lora_weights(
                 str(file.parent), weight_name=file.name, adapter_name=name, use_safetensors=True, local_files_only=True
             )
@@ -217,19 +215,6 @@ def _add_lora(pipeline: Any, file: Path, name: str, network_part: str) -> None:
             DDIMWarning,
             stacklevel=6,
         )
-
-
-@contextmanager
-def _without_logs() -> Iterator[None]:
-    """Inside the block nothing is logged or warned of: what fails is an error of ours."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft warns of every second adapter
-            yield
-    finally:
-        logging.disable(level)
 
 
 def _add_word(pipeline: Any, file: Path, word: str | None) -> None:

@@ -26,6 +26,7 @@ from .live import quantised_layers
 
 if TYPE_CHECKING:
     from ..editing.plan import AttentionSite
+    from .single_file import SingleFile
 
 
 class Model(ABC):
@@ -375,6 +376,7 @@ class Model(ABC):
         low_memory: bool = False,
         additions: Additions = NOTHING,
         variant: str | None = None,
+        file: "SingleFile | None" = None,
     ) -> "Model":
         """Loads the model from a folder in the diffusers format, and checks every part against its config.
 
@@ -385,6 +387,7 @@ class Model(ABC):
             low_memory: as for ``ddim.load``.
             additions: LoRAs and words of textual inversion that are added to the model.
             variant: the variant of the weights that is preferred.
+            file: a file with the weights; the folder then holds the configs.
 
         Raises:
             InputError: the folder does not hold such a model.

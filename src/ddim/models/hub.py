@@ -89,6 +89,39 @@ def file_from_hub(name: str, usual: Sequence[str], parameter: str) -> Path:
         return folder / (file or one_of([p.name for p in folder.iterdir()], usual, repository, parameter))
 
 
+def configs_from_hub(name: str, *, local: bool = False) -> Path | None:
+    """Returns the folder in the hub's cache with a repository's configs and tokenizers.
+
+    Args:
+        name: ``owner/name``.
+        local: whether the hub is not asked.
+
+    Returns:
+        The folder; None if ``local`` and there is no copy.
+
+    Raises:
+        DDIMError: the download failed, and the cache has no copy.
+    """
+    from huggingface_hub import snapshot_download
+
+    configs = ["*.json", "*.txt", "*.model"]
+    try:
+        if not local:
+            return Path(snapshot_download(name, allow_patterns=configs))
+        why = ""
+    except Exception as error:  # the hub's client raises errors of a dozen types; all mean that the download failed
+        why = OFFLINE if _not_asked(error) else _answer(name, error)
+    try:
+        return Path(snapshot_download(name, allow_patterns=configs, local_files_only=True))
+    except Exception:  # there is no copy, or no repository can have this name
+        if local:
+            return None
+        raise DDIMError(
+            f"there is no folder {name!r}, and it could not be fetched from the hub: {with_full_stop(why)}",
+            parameter="config",
+        ) from None
+
+
 def _answer(name: str, error: Exception) -> str:
     """Says in one line, without a final stop, why a repository could not be downloaded."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError

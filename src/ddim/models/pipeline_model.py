@@ -36,6 +36,8 @@ from .live import adapters_of, is_compiled, is_hooked, refuse_ip_adapter, requir
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .single_file import SingleFile
+
 
 class PipelineModel(LatentModel):
     """A text-to-image pipeline of diffusers; ``ddim.load`` makes it from a folder, the hub or a pipeline object.
@@ -205,6 +207,8 @@ class PipelineModel(LatentModel):
         for part in self.networks().values():
             cast(part, self.autoencoder_dtype(dtype) if part is self.vae else dtype)
             nn.Module.to(part, device=device)
+            for weight in part.parameters():  # as loading it from another file would have placed it
+                weight.data = aligned(weight.data)
             part.eval().requires_grad_(False)
         self.convert_layout()
 
@@ -281,6 +285,7 @@ class PipelineModel(LatentModel):
         low_memory: bool = False,
         additions: Additions = NOTHING,
         variant: str | None = None,
+        file: "SingleFile | None" = None,
     ) -> "Self":
         """Loads the parts that are used, one by one (no safety checker), and checks that they fit together.
 
@@ -294,6 +299,7 @@ class PipelineModel(LatentModel):
             low_memory: as for ``ddim.load``.
             additions: LoRAs and words of textual inversion that are added to the pipeline.
             variant: the variant of the weights that is preferred.
+            file: a file with the weights; the folder then holds the configs.
 
         Raises:
             InputError: a part is missing, unsupported, or does not fit the others; ``ddim.json`` names a guidance that
@@ -301,7 +307,7 @@ class PipelineModel(LatentModel):
             DDIMError: a file is damaged.
         """
         usual = usual_guidance(folder)
-        pipeline = cls.read_pipeline(folder, variant)
+        pipeline = cls.read_pipeline(folder, variant, file)
         add(pipeline, additions, cls.network_part)
         model = cls(name, pipeline, device=device, dtype=dtype, low_memory=low_memory)
         if usual is not None:
@@ -318,12 +324,13 @@ class PipelineModel(LatentModel):
         return model
 
     @classmethod
-    def read_pipeline(cls, folder: Path, variant: str | None = None) -> Any:
+    def read_pipeline(cls, folder: Path, variant: str | None = None, file: "SingleFile | None" = None) -> Any:
         """Makes the pipeline of a folder, after checking each part's weights against its config.
 
         Args:
             folder: the folder.
             variant: the variant of the weights that is preferred.
+            file: a file with the weights of some or all parts.
         """
         with loading():
             import diffusers
@@ -349,14 +356,16 @@ class PipelineModel(LatentModel):
             if part.startswith("tokenizer"):
                 parts[part] = read_tokenizer(where[part], classes[part])
         parts["scheduler"] = read_scheduler(where["scheduler"], classes["scheduler"])
-        for part in present:
+        stored = [part for part in present if file is None or not file.holds(part)]
+        for part in stored:
             if part.startswith("text_encoder"):
                 kind = getattr(transformers, classes[part])
                 parts[part] = transformers_part(kind, where[part], stored=True, variant=variant)
-        for part in ("vae", cls.network_part):
+        for part in (part for part in ("vae", cls.network_part) if part in stored):
             parts[part] = read_network(where[part], cls.parts[part], variant=variant)
+        kind, options = getattr(diffusers, cls.pipeline_class), cls.pipeline_options(index)
         with loading():
-            pipeline = getattr(diffusers, cls.pipeline_class)(**parts, **cls.pipeline_options(index))
+            pipeline = kind(**parts, **options) if file is None else file.read(kind, parts, options)
             pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from .engine.work import Work
 from .fingerprint import fingerprint
 from .info import ModelInfo
 from .scheduler_config import read_schedule
+
+if TYPE_CHECKING:
+    from .single_file import SingleFile
 
 LAST = "last"
 """Value of ``null_class`` for networks of unknown training: their null class, if they have one, is the last label."""
@@ -109,6 +112,7 @@ class PixelModel(ClassModel):
         low_memory: bool = False,
         additions: Additions = NOTHING,
         variant: str | None = None,
+        file: "SingleFile | None" = None,
     ) -> "PixelModel":
         """Loads a DDPM pipeline's folder or a UNet2DModel's folder, and checks the weights against the config.
 
@@ -124,6 +128,10 @@ class PixelModel(ClassModel):
             )
         from diffusers.models.unets.unet_2d import UNet2DModel
 
+        if file is not None:
+            raise InputError(
+                f"{file.config} holds a pixel model, and single files hold text-to-image models.", parameter="config"
+            )
         from .model_folder import scheduler_of, unet_folder
         from .weights import diffusers_part
 

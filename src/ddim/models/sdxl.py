@@ -15,6 +15,8 @@ from .sd import StableDiffusion
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .single_file import SingleFile
+
 SIZE_IDS = "size_ids"
 """Name of the condition [N, 6]: original height and width, top and left of the crop, target height and width."""
 _NUMBERS = 6
@@ -120,14 +122,14 @@ class StableDiffusionXL(StableDiffusion):
             )
 
     @classmethod
-    def read_pipeline(cls, folder: Path, variant: str | None = None) -> Any:
+    def read_pipeline(cls, folder: Path, variant: str | None = None, file: "SingleFile | None" = None) -> Any:
         """Makes the pipeline of a folder, after checking its parts. Raises InputError for SDXL's refiner."""
         from .model_folder import read_index
 
         index = read_index(folder) or {}
         if index.get(_AESTHETIC) or index.get("text_encoder") == [None, None]:
             raise refiner(str(folder))
-        return super().read_pipeline(folder, variant)
+        return super().read_pipeline(folder, variant, file)
 
     @classmethod
     def pipeline_options(cls, index: Mapping[str, Any]) -> dict[str, Any]:
