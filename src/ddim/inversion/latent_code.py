@@ -17,9 +17,10 @@ from ..core.grid import Grid
 from .photograph import Crop, Photograph
 from .replay import TUNED
 
-HOLD, ADAPTERS = "hold", "adapters"
-"""Keys of ``LatentCode.settings``: the limit of x0 (``Hold.options``) and the LoRA adapters (``Model.adapters``). They
-are absent if the inversion used none."""
+HOLD, ADAPTERS, QUANTISED = "hold", "adapters", "quantised"
+"""Keys of ``LatentCode.settings``: the limit of x0 (``Hold.options``), the LoRA adapters and learned words
+(``Model.adapters``), and the classes of quantised layers (``Model.quantised``, joined by commas). They are absent if
+the inversion used none."""
 
 SAMPLED = "sample"
 """The ``LatentCode.method`` of codes that are made from seeds, not by inverting images."""
@@ -193,6 +194,7 @@ class LatentCode:
         conditions: PromptConditioning | None = None,
         adapters: str = "",
         optional: Sequence[str] = (),
+        quantised: Sequence[str] = (),
     ) -> None:
         """Checks whether a model can sample from this code, and warns if it is not the model that made the code.
 
@@ -202,12 +204,14 @@ class LatentCode:
             conditions: the conditions of one image as the model makes them; None does not check them.
             adapters: ``Model.adapters``.
             optional: names of conditions that the model takes if a code has them.
+            quantised: ``Model.quantised``.
 
         Raises:
             InputError: the code is of an interrupted inversion, or the model has another shape or other conditions.
 
         Warns:
-            DDIMWarning: the code was made with other adapters, by another model, or in another dtype.
+            DDIMWarning: the code was made with other adapters or quantised layers, by another model, or in another
+                dtype.
         """
         if "partial" in self.settings:
             begun = self.settings["partial"]
@@ -219,11 +223,18 @@ class LatentCode:
         self.check_shape(model_name, shape)
         if conditions is not None:
             self.check_conditions(model_name, conditions, optional)
-        had = str(self.settings.get(ADAPTERS, ""))
+        had, layers = str(self.settings.get(ADAPTERS, "")), str(self.settings.get(QUANTISED, ""))
         if self.fingerprint != fingerprint and had != adapters:
             warnings.warn(
                 f"This code was made with the adapters {had or 'none'}, but the model {model_name!r} has "
                 f"{adapters or 'none'}: the reconstruction will differ.",
+                DDIMWarning,
+                stacklevel=3,
+            )
+        elif self.fingerprint != fingerprint and layers != ", ".join(quantised):
+            warnings.warn(
+                f"This code was made with {f'quantised layers ({layers})' if layers else 'no quantised layers'}, but "
+                f"the model {model_name!r} has {', '.join(quantised) or 'none'}: the reconstruction will differ.",
                 DDIMWarning,
                 stacklevel=3,
             )

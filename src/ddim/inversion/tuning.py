@@ -5,10 +5,12 @@ embedding [N, P], all numbers of both, [N, L * D + P].
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._utils.errors import NotFinite
 from ..core.conditioning import POOLED, TEXT, Conditioning
@@ -61,6 +63,7 @@ class GuidedStep:
         self.alike = torch.stack(same).all(0) if same else torch.ones(len(x), dtype=torch.bool, device=x.device)
         self.tunable = problem.guidance.applies(node, self.network.schedule.path.t_max)
         self.call = replace(problem.call, branches=("uncond",))
+        self.quantised = bool(getattr(self.network, "quantised", ()))
         with torch.no_grad():
             (self.cond,) = self.network.ask(x, node, prompts.cond, call=problem.call)
             self.skip = skip_term(self.network, problem.guidance, x, node, prompts.cond, self.cond, problem.call)
@@ -90,7 +93,8 @@ class GuidedStep:
             the end of the step [n, ...], the losses [n], and their gradient with respect to ``null``, or None.
         """
         x, cond = self.x[rows], self.cond[rows]
-        with torch.enable_grad() if need_gradient else torch.no_grad(), quick_gradients(x.device):
+        graded = torch.enable_grad() if need_gradient else torch.no_grad()
+        with graded, quick_gradients(x.device), self._keeping_weights():
             like = self.uncond[rows]
             leaf = null.detach().requires_grad_(need_gradient)
             condition = like.replace(**parts_of(leaf, like))
@@ -104,6 +108,15 @@ class GuidedStep:
             size = end[0].numel()
             (gradient,) = torch.autograd.grad(loss.sum() * size, leaf)
         return end.detach(), loss.detach(), gradient / size
+
+    def _keeping_weights(self) -> AbstractContextManager[Any]:
+        """A context in which the backward pass uses the weights that the forward pass has used.
+
+        A layer that is cast to 8 bits between its calls has other numbers by then.
+        """
+        if not self.quantised:
+            return nullcontext()
+        return torch.autograd.graph.saved_tensors_hooks(_without_variable, _as_it_is)
 
     def check(self, loss: Tensor, i: int, steps: int) -> None:
         """Raises NotFinite if a loss is NaN or infinity; the error names step ``i`` of ``steps``."""
@@ -178,3 +191,12 @@ class Adam:
         self.mean[rows], self.square[rows] = mean, square
         unbiased = square / (1 - 0.999**self.count)
         return null - self.rate * (mean / (1 - 0.9**self.count)) / (unbiased.sqrt() + 1e-8)
+
+
+def _without_variable(tensor: Tensor) -> Tensor:
+    """Returns a weight as it is now, whatever its module is given later; other tensors are returned as they are."""
+    return tensor.detach() if isinstance(tensor, nn.Parameter) else tensor
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor

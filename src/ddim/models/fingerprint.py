@@ -46,14 +46,18 @@ def fingerprint(network: nn.Module, path: GaussianPath | None, prediction: str) 
     return digest.hexdigest()
 
 
-def words_fingerprint(tokenizer: Any, encoder: nn.Module) -> str:
+def words_fingerprint(tokenizer: Any, embeddings: Any) -> str:
     """Returns a hash over the words that textual inversion has added to a text encoder; empty if there are none.
 
     ``fingerprint`` reads only a part of a large embedding, and might miss a word in it.
+
+    Args:
+        tokenizer: the tokenizer.
+        embeddings: the embeddings of its tokens.
     """
-    digest = hashlib.sha256()
+    digest, rows = hashlib.sha256(), embeddings.weight
     for word in (words := added_words(tokenizer)):
-        row = encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(word)]
+        row = rows[tokenizer.convert_tokens_to_ids(word)]
         digest.update(f"{word}{len(row)}".encode())
         if not row.is_meta:
             digest.update(row.detach().cpu().float().numpy().tobytes())
@@ -70,7 +74,15 @@ def _numbers(network: nn.Module, key: str, tensor: torch.Tensor) -> bytes:
     stored = _stored(network, key) if tensor.is_meta else tensor
     if stored is None:
         return b""
-    flat = stored.detach().reshape(-1)
+    try:
+        return _picked(stored)
+    except NotImplementedError:  # torchao's tensors cannot be reshaped
+        return _picked(stored.dequantize())
+
+
+def _picked(tensor: torch.Tensor) -> bytes:
+    """Returns every n-th element of a tensor in float32, 4096 to 8191 of a large one."""
+    flat = tensor.detach().reshape(-1)
     return flat[:: max(1, flat.numel() // 4096)].cpu().float().numpy().tobytes()
 
 

@@ -79,9 +79,13 @@ def refuse_compiled(network: nn.Module) -> None:
 
 
 def is_hooked(network: nn.Module) -> bool:
-    """Whether a module of the network has hooks, of the user or of accelerate (offloading)."""
+    """Whether a module of the network has hooks, of the user, of accelerate or of diffusers.
+
+    Layerwise casting and offloading change a layer's weights before and after each of its calls, so that two threads
+    cannot call it at once.
+    """
     return any(
-        module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
+        module._forward_hooks or module._forward_pre_hooks or {"_hf_hook", "_diffusers_hook"} & module.__dict__.keys()
         for module in network.modules()
     )
 

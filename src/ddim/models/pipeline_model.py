@@ -269,7 +269,7 @@ class PipelineModel(LatentModel):
         schedule = self.schedule
         hashes = [fingerprint(part, schedule.path, schedule.prediction) for part in self.networks().values()]
         pairs = zip(self.tokenizers, self.encoders, strict=True) if self.takes_words else ()
-        words = [words_fingerprint(tokenizer, encoder) for tokenizer, encoder in pairs]
+        words = [words_fingerprint(tokenizer, encoder.get_input_embeddings()) for tokenizer, encoder in pairs]
         return hashlib.sha256("".join([*hashes, *words]).encode()).hexdigest()
 
     # --- construction -----------------------------------------------------------------------------------------------
@@ -394,8 +394,8 @@ class PipelineModel(LatentModel):
         )
         for part, network in model.networks().items():
             require_eval_mode(network, part)
-        if is_hooked(model.network) or is_hooked(model.vae):
-            # Hooks may not be thread-safe, and may expect the whole batch.
+        if is_hooked(model.network) or is_hooked(model.vae) or model.quantised:
+            # Hooks and quantised layers may not be thread-safe, and hooks may expect the whole batch.
             model.threads = model.vae_threads = False
         return model
 

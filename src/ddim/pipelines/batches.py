@@ -16,7 +16,7 @@ from ..core.noise import SeededNoise
 from ..core.prediction import NO_HOLD, Hold
 from ..inversion import calls
 from ..inversion import partial as partials
-from ..inversion.latent_code import ADAPTERS, HOLD, LatentCode
+from ..inversion.latent_code import ADAPTERS, HOLD, QUANTISED, LatentCode
 from ..models.base import Model
 from ..solvers import SOLVERS
 from ..solvers.lattice import ReversibleSolver
@@ -176,6 +176,7 @@ def empty_code(
             **({INVERSION_GUIDANCE: weight} if guided else {}),
             **({HOLD: hold.options} if hold.acts else {}),
             **({ADAPTERS: model.adapters} if model.adapters else {}),
+            **({QUANTISED: ", ".join(model.quantised)} if model.quantised else {}),
         },
         model=model.name,
         fingerprint=model.fingerprint,

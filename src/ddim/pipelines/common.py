@@ -86,8 +86,8 @@ def solver_of(model: Model, code: LatentCode) -> Solver:
     check_made_for(model, code)
     takes = _conditions_for(model, code)
     dtype = str(model.dtype).removeprefix("torch.")
-    optional = model.info.optional_conditions
-    code.check(model.name, model.fingerprint, state_shape(model), dtype, takes, model.adapters, optional)
+    more = {"optional": model.info.optional_conditions, "quantised": model.quantised}
+    code.check(model.name, model.fingerprint, state_shape(model), dtype, takes, model.adapters, **more)
     labels = code.conditions.cond.tensors.get("labels")
     if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < model.classes:
         raise InputError(
