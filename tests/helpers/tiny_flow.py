@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import tiny_chroma
 import tiny_flux
+import tiny_flux2
 import torch
 from torch import Tensor
 
@@ -194,6 +196,12 @@ _Z_IMAGE = {
 }
 
 
+_FLUX2 = {
+    "guided": (Guidance(4.0), {"guidance_scale": 4.0}),
+    "unguided": (Guidance(1.0), {"guidance_scale": 1.0}),
+}
+
+
 def qwen_image(**options: Any) -> Any:
     """A QwenImagePipeline; see ``tiny_qwen_image``."""
     import tiny_qwen_image
@@ -282,6 +290,17 @@ FAMILIES: dict[str, Family] = {
         negative=False,
         options={"kind": "FluxKontextPipeline"},
     ),
+    "flux2 klein": Family(
+        tiny_flux2.pipeline, tiny_flux2.draw, {"distilled": (Guidance(1.0), {})}, False, options={"distilled": True}
+    ),
+    "flux2 base": Family(tiny_flux2.pipeline, tiny_flux2.draw, _FLUX2),
+    "flux2 klein with a reference": Family(
+        tiny_flux2.pipeline,
+        partial(tiny_flux2.draw_with_reference, reference=tiny_flux2.picture()),
+        _FLUX2,
+        settings={"reference": tiny_flux2.picture()},
+    ),
+    "chroma": Family(tiny_chroma.pipeline, tiny_chroma.draw, _CFG),
     "qwen-image": Family(qwen_image, draw_qwen_image, _QWEN),
     "z-image": Family(z_image, draw_z_image, _Z_IMAGE),
     "z-image turbo": Family(z_image, draw_z_image, _Z_IMAGE, options={"shift": 3.0}),

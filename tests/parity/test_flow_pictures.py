@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    ChromaImg2ImgPipeline,
     FluxImg2ImgPipeline,
     QwenImageImg2ImgPipeline,
     StableDiffusion3Img2ImgPipeline,
@@ -43,6 +44,19 @@ def encode_flux(pipeline: Any, images: Tensor) -> Tensor:
     return made._unpack_latents(tokens, height, width, made.vae_scale_factor)
 
 
+def encode_flux2(pipeline: Any, images: Tensor) -> Tensor:
+    """The latents of images in [-1, 1] in FLUX.2's pipeline, where they are references; the mode of the posterior."""
+    return pipeline._unpatchify_latents(pipeline._encode_vae_image(images, None))
+
+
+def encode_chroma(pipeline: Any, images: Tensor) -> Tensor:
+    """The latents of images in [-1, 1] in Chroma's pipeline from pictures."""
+    made, where = parts(pipeline, ChromaImg2ImgPipeline), torch.device("cpu")
+    n, _, height, width = images.shape
+    tokens, _ = made.prepare_latents(images, None, n, 4, height, width, torch.float32, where, None)
+    return made._unpack_latents(tokens, height, width, made.vae_scale_factor)
+
+
 def encode_qwen_image(pipeline: Any, images: Tensor) -> Tensor:
     """The latents of images in [-1, 1] in Qwen-Image's pipeline from pictures, where they are videos of one frame."""
     return parts(pipeline, QwenImageImg2ImgPipeline)._encode_vae_image(images.unsqueeze(2), None)[:, :, 0]
@@ -70,6 +84,8 @@ ENCODE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "StableDiffusion3Pipeline": encode_sd3,
     "FluxPipeline": encode_flux,
     "FluxKontextPipeline": encode_flux,
+    "Flux2KleinPipeline": encode_flux2,
+    "ChromaPipeline": encode_chroma,
     "QwenImagePipeline": encode_qwen_image,
     "ZImagePipeline": encode_z_image,
     "Lumina2Pipeline": encode_lumina2,

@@ -3,7 +3,7 @@
 import string
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .._utils.errors import InputError
@@ -209,6 +209,27 @@ def tokens_within(tokenizer: Any, prompt: str, before: str, after: str, *, dropp
     spans = tuple((kept(begin + a), kept(begin + b)) for a, b in bounds)
     lost = stop - begin - (kept(stop) - kept(begin))
     return Tokens(prompt, words, row, spans, 0, kept(begin), kept(stop), len(row), lost)
+
+
+def filled(tokens: Tokens, tokenizer: Any, length: int) -> Tokens:
+    """Returns tokens with the padding that the tokenizer adds up to ``length`` tokens, at the side where it does.
+
+    Args:
+        tokens: tokens without padding, at most ``length``.
+        tokenizer: a tokenizer of transformers.
+        length: the number of tokens L with padding.
+    """
+    more = length - len(tokens.row)
+    padding, left = (tokenizer.pad_token_id,) * more, more if tokenizer.padding_side == "left" else 0
+    return replace(
+        tokens,
+        row=(*padding, *tokens.row) if left else (*tokens.row, *padding),
+        spans=tuple((a + left, b + left) for a, b in tokens.spans),
+        first=tokens.first + left,
+        begin=tokens.begin + left,
+        end=tokens.end + left,
+        stop=tokens.stop + left,
+    )
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

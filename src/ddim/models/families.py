@@ -22,6 +22,7 @@ _SDXL = (
     *("StableDiffusionXLPAGPipeline", "StableDiffusionXLPAGImg2ImgPipeline", "LEditsPPPipelineStableDiffusionXL"),
 )
 _FLUX = ("FluxPipeline", "FluxImg2ImgPipeline")
+_CHROMA = ("ChromaPipeline", "ChromaImg2ImgPipeline")
 _SD3 = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3PAGPipeline")
 _QWEN_IMAGE = ("QwenImagePipeline", "QwenImageImg2ImgPipeline")
 _Z_IMAGE = ("ZImagePipeline", "ZImageImg2ImgPipeline")
@@ -35,6 +36,8 @@ FAMILIES: "Registry[Model]" = Registry(
         **dict.fromkeys(_SD3, "models.sd3:StableDiffusion3"),
         **dict.fromkeys(_FLUX, "models.flux:Flux"),
         "FluxKontextPipeline": "models.flux:FluxKontext",
+        "Flux2KleinPipeline": "models.flux2:Flux2Klein",
+        **dict.fromkeys(_CHROMA, "models.chroma:Chroma"),
         **dict.fromkeys(_QWEN_IMAGE, "models.qwen_image:QwenImage"),
         **dict.fromkeys(_Z_IMAGE, "models.z_image:ZImage"),
         **dict.fromkeys(_LUMINA_2, "models.lumina2:Lumina2"),

@@ -130,8 +130,36 @@ class FlowModel(PipelineModel):
             yield
 
 
+class PackedFlowModel(FlowModel):
+    """A flow model whose transformer takes latents packed into tokens, 2x2 positions each (FLUX.1, FLUX.2, Chroma)."""
+
+    needs: ClassVar[str] = "give a text-to-image model."
+    """What to do about a transformer that takes other tokens, for an error."""
+
+    @classmethod
+    def check_pipeline(cls, name: str, pipeline: Any) -> None:
+        """Raises InputError for a transformer that takes other tokens than the autoencoder's latents make."""
+        config, channels = pipeline.transformer.config, pipeline.vae.config.latent_channels
+        makes = cls.patch**2 * channels
+        if config.in_channels != makes or (config.out_channels or config.in_channels) != makes:
+            raise InputError(
+                f"the transformer of {name!r} takes tokens of {config.in_channels} numbers and returns "
+                f"{config.out_channels or config.in_channels}, but its autoencoder makes {makes} (2x2 positions of "
+                f"{channels} channels); {cls.needs}",
+                parameter="model",
+            )
+        if config.patch_size != 1:
+            raise InputError(
+                f"the transformer of {name!r} has patch_size {config.patch_size}; 1 is supported.", parameter="model"
+            )
+
+    def timestep(self, node: Node, x: Tensor) -> Tensor:
+        """Returns the timestep of a call as a scalar in the network's dtype; see ``rounded_sigma``."""
+        return rounded_sigma(node, x, self.dtype)
+
+
 def rounded_sigma(node: Node, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns sigma as the pipelines of FLUX and Qwen-Image compute it: a scalar on the device of x.
+    """Returns sigma as the pipelines of FLUX, Chroma and Qwen-Image compute it: a scalar on the device of x.
 
     They round 1000 sigma to the dtype of their latents before they divide by 1000. In bfloat16, a thousand times what
     the network sees so differs from 1000 sigma by up to 2.

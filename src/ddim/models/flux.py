@@ -12,14 +12,13 @@ from torch import Tensor
 
 from .._utils.errors import InputError
 from .._utils.silence import quiet
-from ..core.conditioning import EMBEDDED, POOLED, REFERENCE, TEXT, Conditioning, PromptConditioning
-from ..core.path import Node
-from ..data.images import ImageLike, read_images
+from ..core.conditioning import EMBEDDED, POOLED, REFERENCE, TEXT, Conditioning
 from ..editing.tokens import Tokens, tokens_of
 from .attention.mmdit import flux_layers
 from .attention.processors import Layer
-from .flow import FlowModel, packed, rounded_sigma, unpacked
+from .flow import PackedFlowModel, packed, unpacked
 from .info import ModelInfo
+from .reference import ReferenceModel
 from .tokens import longest_prompt, warn_if_cut
 
 USUAL_SCALE = 3.5
@@ -27,7 +26,7 @@ USUAL_SCALE = 3.5
 sampled."""
 
 
-class Flux(FlowModel):
+class Flux(PackedFlowModel):
     """A FLUX.1 model; ``ddim.load`` makes it from a folder, the hub or a pipeline object.
 
     A T5 encoder embeds the words of each prompt, and a CLIP encoder the whole of it. FLUX.1-dev is guidance-distilled:
@@ -51,23 +50,7 @@ class Flux(FlowModel):
         "tokenizer_2": ("T5TokenizerFast", "T5Tokenizer"),
     }
 
-    @classmethod
-    def check_pipeline(cls, name: str, pipeline: Any) -> None:
-        """Raises InputError for a transformer that takes other tokens than the autoencoder's latents make."""
-        config, channels = pipeline.transformer.config, pipeline.vae.config.latent_channels
-        makes = cls.patch**2 * channels
-        if config.in_channels != makes or (config.out_channels or config.in_channels) != makes:
-            raise InputError(
-                f"the transformer of {name!r} takes tokens of {config.in_channels} numbers and returns "
-                f"{config.out_channels or config.in_channels}, but its autoencoder makes {makes} (2x2 positions of "
-                f"{channels} channels); give a text-to-image model. Fill and Control models need another image in "
-                "every call.",
-                parameter="model",
-            )
-        if config.patch_size != 1:
-            raise InputError(
-                f"the transformer of {name!r} has patch_size {config.patch_size}; 1 is supported.", parameter="model"
-            )
+    needs: ClassVar[str] = "give a text-to-image model. Fill and Control models need another image in every call."
 
     # --- facts ------------------------------------------------------------------------------------------------------
 
@@ -123,10 +106,6 @@ class Flux(FlowModel):
         return {**shapes, EMBEDDED: (1,)} if self.distilled else shapes
 
     # --- calls ------------------------------------------------------------------------------------------------------
-
-    def timestep(self, node: Node, x: Tensor) -> Tensor:
-        """Returns the timestep of a call as a scalar in the network's dtype; see ``rounded_sigma``."""
-        return rounded_sigma(node, x, self.dtype)
 
     def encode_prompt(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
         """Encodes prompts to ``text`` [N, L, D] and ``pooled`` [N, P], and ``guidance`` [N] for a distilled network.
@@ -184,65 +163,16 @@ class Flux(FlowModel):
         return unpacked(output[:, : (height // 2) * (width // 2)], height, width)
 
 
-class FluxKontext(Flux):
-    """A FLUX.1 Kontext model, whose network can look at a reference picture.
+class FluxKontext(ReferenceModel, Flux):
+    """A FLUX.1 Kontext model, whose network can look at a reference picture; see ``ReferenceModel``.
 
-    Set ``reference`` to a picture, and all conditions that the model makes contain its latents. A code stores them, so
-    that it can be reconstructed and edited without setting them again. Without a reference the model draws from the
-    prompt alone, as its pipeline does without an image.
+    Without a reference the model draws from the prompt alone, as its pipeline does without an image. The pipeline of
+    diffusers scales a reference to one of the sizes that the model was trained on, of about 1024x1024 pixels; choose
+    such a size for the best results.
     """
 
     family: ClassVar[str] = "FLUX.1 Kontext"
     pipeline_class: ClassVar[str] = "FluxKontextPipeline"
-    _reference: Tensor | None = None
-
-    def read_info(self, name: str, device: torch.device, dtype: torch.dtype) -> ModelInfo:
-        """Collects the facts about the model."""
-        return replace(super().read_info(name, device, dtype), optional_conditions=(REFERENCE,))
-
-    @property
-    def reference(self) -> Tensor | None:
-        """The latents of the reference picture, [1, C, h, w], or None.
-
-        Set it to a picture (a path, a PIL image or a tensor in [0, 1]) that all images share, or to None for no
-        reference. The picture may have another size than the images. It is never resized: its sides must be multiples
-        of ``multiple``. The pipeline of diffusers scales it to one of the sizes that the model was trained on, of about
-        1024x1024 pixels; choose such a size for the best results.
-
-        Raises:
-            InputError: the picture cannot be read, has another size or number of channels, or there are several.
-        """
-        return self._reference
-
-    @reference.setter
-    def reference(self, picture: ImageLike | None) -> None:
-        if picture is None:
-            self._reference = None
-            return
-        try:
-            pixels = read_images(picture, self.picture, multiple=self.multiple)
-        except InputError as error:
-            raise InputError(error.message, parameter="reference") from None
-        if len(pixels) != 1:
-            raise InputError(f"{len(pixels)} pictures were given; the images share one.", parameter="reference")
-        self._reference = self.encode(pixels)
-
-    def condition(
-        self,
-        labels: int | Sequence[int] | None,
-        count: int,
-        prompts: str | Sequence[str] | None = None,
-        negative: str | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> PromptConditioning:
-        """Makes the conditions of both branches, with ``reference`` [count, C, h, w] if one is set."""
-        both = super().condition(labels, count, prompts, negative, size)
-        if self._reference is None:
-            return both
-        rows = {REFERENCE: self._reference.repeat(count, 1, 1, 1)}
-        return PromptConditioning(
-            both.cond.replace(**rows), None if both.uncond is None else both.uncond.replace(**rows)
-        )
 
 
 def position_ids(rows: int, columns: int, picture: int, like: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from .._utils.errors import InputError
 PLAIN = (
     *("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "SlicedAttnProcessor", "FusedAttnProcessor2_0"),
     *("JointAttnProcessor2_0", "FusedJointAttnProcessor2_0", "FluxAttnProcessor", "QwenDoubleStreamAttnProcessor2_0"),
-    *("ZSingleStreamAttnProcessor", "Lumina2AttnProcessor2_0", "SanaAttnProcessor2_0", "CountedAttention"),
-    *("ControlledAttention", "ControlledSD3", "ControlledFlux", "ControlledQwen", "ControlledZImage"),
-    *("ControlledLumina2", "ControlledSana"),
+    *("Flux2AttnProcessor", "Flux2ParallelSelfAttnProcessor", "ZSingleStreamAttnProcessor", "CountedAttention"),
+    *("Lumina2AttnProcessor2_0", "SanaAttnProcessor2_0"),
+    *("ControlledAttention", "ControlledSD3", "ControlledFlux", "ControlledFlux2Single", "ControlledQwen"),
+    *("ControlledZImage", "ControlledLumina2", "ControlledSana"),
 )
 """Attention processors that compute plain attention, so that those of attention control may replace them."""
 

@@ -29,6 +29,9 @@ _EXTRA_INPUTS = {
     "Control": "its network needs a control image in every call, which a latent code does not store; load the "
     "text-to-image pipeline",
     "Redux": "it makes only the embeddings of another pipeline, from an image",
+    "Flux2KleinKV": "its network keeps the reference pictures of a call in a cache; load the FLUX.2 klein pipeline",
+    "Flux2Pipeline": "FLUX.2 dev has another text encoder, Mistral 3, and takes the guidance scale as an input; FLUX.2 "
+    "klein is supported",
     "QwenImage21": "Qwen-Image 2.1 has another network, text encoder and autoencoder than Qwen-Image",
     "ImageEdit": "its network needs the source image in every call, which a latent code does not store; ddim.edit "
     "edits with the text-to-image pipeline",
@@ -175,7 +178,7 @@ def refuse_pipeline(kind: str, what: str) -> NoReturn:
         f"{what}, which this version does not support{why}.",
         parameter="model",
         hint="It supports text-to-image pipelines of Stable Diffusion 1 and 2, SDXL, Stable Diffusion 3, FLUX.1, "
-        "Qwen-Image, Z-Image, Lumina 2 and Sana, and pixel models (UNet2DModel).",
+        "FLUX.2 klein, Chroma, Qwen-Image, Z-Image, Lumina 2 and Sana, and pixel models (UNet2DModel).",
     )
 
 

@@ -1,6 +1,6 @@
-"""Attention control for transformers with joint attention: SD 3, FLUX and Qwen-Image."""
+"""Attention control for transformers with joint attention: SD 3, FLUX, Chroma and Qwen-Image."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,16 @@ from ...editing.plan import IMAGE_FIRST, SELF, WORDS_FIRST, AttentionSite
 from .counted import joint_attention
 from .processors import Layer, attended
 
-__all__ = ["ControlledFlux", "ControlledQwen", "ControlledSD3", "flux_layers", "qwen_layers", "sd3_layers"]
+__all__ = [
+    "ControlledFlux",
+    "ControlledFlux2Single",
+    "ControlledQwen",
+    "ControlledSD3",
+    "flux2_layers",
+    "flux_layers",
+    "qwen_layers",
+    "sd3_layers",
+]
 
 
 class ControlledSD3:
@@ -49,10 +58,11 @@ class ControlledSD3:
 
 
 class ControlledFlux:
-    """A processor for the attention of FLUX's double and single blocks that lets a controller compute the attention.
+    """A processor for the attention of FLUX's blocks that lets a controller compute the attention.
 
-    The tokens of a joint sequence are those of the text, followed by those of the image. A single block gets them as
-    one sequence. Without a controller it computes what diffusers' ``FluxAttnProcessor`` computes.
+    It serves the double and single blocks of FLUX.1 and Chroma, and the double blocks of FLUX.2. The tokens of a joint
+    sequence are those of the text, followed by those of the image. A single block gets them as one sequence. Without a
+    controller it computes what diffusers' ``FluxAttnProcessor`` and ``Flux2AttnProcessor`` compute.
 
     Args:
         layer: the attention layer that it serves.
@@ -95,6 +105,48 @@ class ControlledFlux:
             return out
         said, shown = out[:, : text.shape[1]], out[:, text.shape[1] :]
         return attn.to_out[1](attn.to_out[0](shown.contiguous())), attn.to_add_out(said.contiguous())
+
+
+class ControlledFlux2Single:
+    """A processor for the attention of FLUX.2's single blocks that lets a controller compute the attention.
+
+    One projection makes queries, keys and values and what the block's feed-forward part starts from, and one makes the
+    output of both. The tokens of the text are followed by those of the image. Without a controller it computes what
+    diffusers' ``Flux2ParallelSelfAttnProcessor`` computes.
+
+    Args:
+        layer: the attention layer that it serves.
+    """
+
+    def __init__(self, layer: AttentionSite) -> None:
+        self.layer = layer
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+        control: AttentionController | None = None,
+        cfg_branch: str | None = None,
+    ) -> Tensor:
+        """Computes attention and feed-forward part of a whole sequence [B, S, C].
+
+        diffusers passes ``control`` and ``cfg_branch`` on from ``joint_attention_kwargs``.
+        """
+        from diffusers.models.embeddings import apply_rotary_emb
+
+        made = attn.to_qkv_mlp_proj(hidden_states)
+        width = 3 * attn.inner_dim
+        query, key, value = (_heads(y, attn.heads) for y in made[..., :width].chunk(3, dim=-1))
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        if image_rotary_emb is not None:
+            rotated: Any = apply_rotary_emb
+            query, key = (rotated(y, image_rotary_emb, sequence_dim=1) for y in (query, key))
+        query, key, value = (y.transpose(1, 2) for y in (query, key, value))
+        out = attended(control, self.layer, query, key, value, attention_mask, cfg_branch)
+        out = out.transpose(1, 2).flatten(2).to(query.dtype)
+        return attn.to_out(torch.cat([out, attn.mlp_act_fn(made[..., width:])], dim=-1))
 
 
 class ControlledQwen:
@@ -159,18 +211,35 @@ def sd3_layers(transformer: Any) -> Iterator[Layer]:
 
 
 def flux_layers(transformer: Any, patch: int = 2, *, reference: bool = False) -> Iterator[Layer]:
-    """Yields the attention layers of a FluxTransformer2DModel; the single blocks follow the double blocks.
+    """Yields the attention layers of a FluxTransformer2DModel or a ChromaTransformer2DModel.
+
+    The single blocks follow the double blocks.
 
     Args:
         transformer: the network.
         patch: along each side, so many pixels of the latent make one token.
         reference: whether the tokens of a reference picture may follow those of the image.
     """
+    return _double_and_single(transformer, patch, ControlledFlux, reference)
+
+
+def flux2_layers(transformer: Any, patch: int = 2) -> Iterator[Layer]:
+    """Yields the attention layers of a Flux2Transformer2DModel; see ``flux_layers``. A reference may follow."""
+    return _double_and_single(transformer, patch, ControlledFlux2Single, True)
+
+
+def _double_and_single(
+    transformer: Any, patch: int, single: Callable[[AttentionSite], Any], reference: bool
+) -> Iterator[Layer]:
+    """Yields the attention layers of the double blocks, then those of the single blocks, which ``single`` controls."""
     double, level = len(transformer.transformer_blocks), level_of(patch)
-    for part, before in (("transformer_blocks", 0), ("single_transformer_blocks", double)):
+    for part, before, made in (
+        ("transformer_blocks", 0, ControlledFlux),
+        ("single_transformer_blocks", double, single),
+    ):
         for k, block in enumerate(getattr(transformer, part)):
             site = AttentionSite(f"{part}.{k}.attn", WORDS_FIRST, level, before + k, reference=reference)
-            yield Layer(site, block.attn, ControlledFlux)
+            yield Layer(site, block.attn, made)
 
 
 def qwen_layers(transformer: Any, patch: int = 2) -> Iterator[Layer]:
