@@ -40,7 +40,7 @@ def words_first(length: int, words: int) -> tuple[Sequence[int], Sequence[int]] 
 
 
 def words_counted(length: int, words: int) -> tuple[Sequence[int], Sequence[int]] | None:
-    """FLUX: in Kontext, the tokens of a reference follow those of the image, and are left alone."""
+    """FLUX and Chroma: the tokens of a reference follow those of the image, and are left alone."""
     return range(words, words + TOKENS), range(words)
 
 
@@ -57,6 +57,7 @@ def words_then_image(length: int, words: int) -> tuple[Sequence[int], Sequence[i
 LAYOUTS: dict[str, Places] = {
     "sd3": image_first,
     "flux": words_counted,
+    "chroma": words_counted,
     "qwen": words_first,
     "z-image": padded,
     "lumina2": words_then_image,
@@ -278,7 +279,7 @@ READERS: dict[str, tuple[int, ...]] = {"sd3": (0, 2), "flux": (1,)}
 def test_words_lie_where_the_network_gets_their_embeddings(family, monkeypatch: pytest.MonkeyPatch):
     name, model = family
     for encoder in model.encoders:
-        base = getattr(encoder, "model", encoder) if "qwen" in name else encoder  # without the head for words
+        base = encoder if "z-image" in name else getattr(encoder, "model", encoder)  # without the head for words
         monkeypatch.setattr(base, "forward", marked(base.forward))
     tokens, text = model.tokens(TARGET), model.encode_prompt([TARGET]).tensors["text"][0, :, 0]
     row = [place for segment in tokens.segments for place in segment.row]
