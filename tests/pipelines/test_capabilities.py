@@ -174,7 +174,10 @@ def test_every_verb_refuses_with_the_reason_of_the_table(name: str, monkeypatch:
         assert {verb: told(act) for verb, act in verbs.items()} == dict.fromkeys(verbs, reason), control
 
 
-FORMS = ("sd3", "flux dev", "flux schnell", "flux kontext", "qwen-image", "z-image", "lumina2", "sana")
+FORMS = (
+    *("sd3", "flux dev", "flux schnell", "flux kontext", "flux2 klein", "flux2 base"),
+    *("chroma", "qwen-image", "z-image", "lumina2", "sana"),
+)
 """A column of the table each."""
 EVERY_STEP: dict[str, Any] = {"cross_steps": (0.0, 1.0), "blend_start": 0.5}
 AT_THE_IMAGE: dict[str, Any] = {"self_steps": (0.0, 1.0), "value_steps": (0.0, 1.0)}

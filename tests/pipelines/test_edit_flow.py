@@ -23,7 +23,10 @@ TIGHT = 1e-9
 """In float64. Z-Image computes rotary embeddings, and FLUX and Z-Image their timesteps, in float32 in any case."""
 
 
-FORMS = ("sd3", "sd3 without t5", "flux schnell", "flux kontext", "qwen-image", "z-image", "lumina2")
+FORMS = (
+    *("sd3", "sd3 without t5", "flux schnell", "flux kontext", "flux2 base", "flux2 klein with a reference"),
+    *("chroma", "qwen-image", "z-image", "lumina2"),
+)
 """A form or two of each family; ``tests/editing/test_joint_families.py`` has the network of every form."""
 
 

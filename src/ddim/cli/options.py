@@ -193,7 +193,7 @@ Reference = Annotated[
     typer.Option(
         "--reference",
         metavar="IMAGE",
-        help="The picture that the network of FLUX.1 Kontext looks at.",
+        help="The picture that the network of FLUX.1 Kontext or FLUX.2 klein looks at.",
         rich_help_panel=PROMPTS,
         show_default=False,
     ),

@@ -127,7 +127,7 @@ class Model(ABC):
     def reference(self, picture: Any) -> None:
         if picture is not None:
             raise InputError(
-                f"the model {self.name!r} takes no reference picture, as FLUX.1 Kontext does; leave it out.",
+                f"the model {self.name!r} takes no reference picture, as FLUX.1 Kontext and FLUX.2 klein do; leave it out.",
                 parameter="reference",
             )
 
