@@ -106,14 +106,14 @@ def test_the_mask_is_true_for_the_prompt_and_one_token_of_padding(model):
     (right,) = model.ask(x, node, cond)
     for other in (torch.ones_like(mask), mask.roll(-1, 1) & mask):
         (wrong,) = model.ask(x, node, cond.replace(text_mask=other))
-        assert apart(wrong, right) > 1e-6
+        assert apart(wrong, right) > 5e-4
 
 
 def test_a_prompt_that_fills_the_encoder_has_no_padding(model):
     cond = model.encode_prompt(["a" * 510])
     assert bool(cond.tensors["text_mask"].all())
     with warned(600, 511):
-        model.encode_prompt(["a" * 600])
+        model.encode_prompt(["a" * 599])
 
 
 def test_the_unconditional_branch_is_the_empty_prompt(model):

@@ -116,7 +116,7 @@ class Model(ABC):
 
     @property
     def reference(self) -> Tensor | None:
-        """The latents of a picture that the network looks at; None if there is none. ``FluxKontext`` takes one.
+        """The latents of a picture that the network looks at; None if there is none; see ``ReferenceModel``.
 
         Raises:
             InputError: a picture was set for a model that takes none.
@@ -127,7 +127,8 @@ class Model(ABC):
     def reference(self, picture: Any) -> None:
         if picture is not None:
             raise InputError(
-                f"the model {self.name!r} takes no reference picture, as FLUX.1 Kontext and FLUX.2 klein do; leave it out.",
+                f"the model {self.name!r} takes no reference picture, as FLUX.1 Kontext and FLUX.2 klein do; leave it "
+                "out.",
                 parameter="reference",
             )
 
