@@ -15,6 +15,7 @@ SLOW = {
     "cli/test_cli_errors.py::test_a_reader_that_leaves_is_no_drama",
     "cli/test_cli_errors.py::test_a_true_process_exits_with_the_code_and_no_traceback",
     "core/test_hold.py::test_text_models_hold_after_guidance",
+    "models/test_flux2.py::test_a_code_keeps_its_reference",
     "evaluation/test_fid.py::test_what_cannot_be_measured_is_one_sentence",
     "evaluation/test_leaderboard.py::test_the_command_measures_every_method_once",
     "laws/test_law_moments.py::test_monte_carlo_of_the_mixture",

@@ -21,6 +21,7 @@ from torch import Tensor
 import ddim
 from ddim import Flux2Shift, Guidance, StaticShift
 from ddim.models.flux2 import Flux2Klein
+from ddim.solvers import REVERSIBLE
 
 PROMPTS = ["a cat", "two red dogs in a garden"]
 FAR = 0.01
@@ -255,6 +256,21 @@ def test_a_code_keeps_its_reference(seeing, images, tmp_path):
         seeing.reference = torch.rand(2, 3, 64, 64)
 
 
+# --- few steps --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+@pytest.mark.parametrize("method", REVERSIBLE)
+def test_few_steps_come_back_to_the_bit(klein, images, steps, method):
+    told = {"steps": steps, "method": method, "prompt": PROMPTS}
+    if steps == 1 and method in ("bdia", "belm", "edict"):  # their first step is no list of lifts
+        with refused("steps", 1, repr(method)):
+            ddim.invert(klein, images, **told)
+        return
+    code, begun = inverted(klein, images, **told)
+    assert same(returned(klein, code, strict=True)[1], begun)
+
+
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
@@ -289,6 +305,12 @@ def test_a_folder_in_bfloat16(folder):
     model = ddim.load(folder, device="cpu", dtype="bfloat16")
     assert bool(torch.isfinite(ddim.sample(model, 1, steps=3, prompt="a cat", size=(16, 24))).all())
     assert {p.dtype for part in model.networks().values() for p in part.parameters()} == {torch.bfloat16}
+
+
+def test_a_folder_with_little_memory(folder, klein):
+    model = ddim.load(folder, device="cpu", low_memory=True)
+    settings = {"steps": 2, "prompt": "a cat", "size": (16, 16)}  # one tile of the autoencoder
+    assert apart(ddim.sample(model, 2, **settings), ddim.sample(klein, 2, **settings)) <= 1e-5
 
 
 def test_a_language_model_whose_head_is_its_embedding(pipeline, base, tmp_path):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from refusals import refused
@@ -58,6 +59,16 @@ def test_a_pipeline_object_for_inpainting_is_refused_by_name(family: str):
     pipeline.__class__ = other
     with refused("model", kind, "mask", hint=True):
         ddim.load(pipeline)
+
+
+@families
+def test_a_family_that_the_installed_diffusers_does_not_have(family: str, tmp_path: Path, monkeypatch):
+    pipeline = FAMILIES[family].pipeline()
+    pipeline.save_pretrained(tmp_path)
+    adapter = type(ddim.load(pipeline))
+    monkeypatch.setattr(adapter, "pipeline_class", "PipelineOfTomorrow")
+    with refused("model", "PipelineOfTomorrow", diffusers.__version__):
+        ddim.load(tmp_path)
 
 
 def test_a_transformer_without_its_pipeline_is_named_as_such(tmp_path: Path):

@@ -340,6 +340,12 @@ class PipelineModel(LatentModel):
         from .tokens import read_tokenizer
         from .weights import transformers_part
 
+        if not hasattr(diffusers, cls.pipeline_class):
+            raise InputError(
+                f"{folder} needs the {cls.pipeline_class}, which diffusers {diffusers.__version__} does not have; "
+                "install a newer version.",
+                parameter="model",
+            )
         index = read_index(folder) or {}
         absent = {part for part in cls.optional if index.get(part, [None, None]) == [None, None]}
         present = [part for part in cls.parts if part not in absent]
