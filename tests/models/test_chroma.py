@@ -72,7 +72,7 @@ def test_what_a_model_says_of_itself(model):
     assert isinstance(model, Chroma)
     assert (model.shape, model.picture, model.multiple) == ((4, 16, 16), (3, 32, 32), 4)
     assert (model.info.guidance, model.info.embedded, model.info.guidance_kinds) == (5.0, None, {"cfg"})
-    assert model.info.prompt_tokens == 511
+    assert (model.info.prompt_tokens, model.info.steps) == (511, 35)
     assert model.guidance_of(1.0) == model.guidance_of(0.0) == Guidance(1.0)
     assert model.guidance_of(5.0) == Guidance(5.0)
     assert model.graphs is None

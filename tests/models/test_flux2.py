@@ -101,6 +101,7 @@ def test_what_a_model_says_of_itself(klein, base):
     assert (base.shape, base.picture, base.multiple) == ((4, 8, 8), (3, 16, 16), 4)
     assert (klein.info.guidance, klein.info.guidance_kinds) == (1.0, frozenset())
     assert (base.info.guidance, base.info.guidance_kinds) == (4.0, {"cfg"})
+    assert (klein.info.steps, base.info.steps) == (4, 50)
     assert klein.info.embedded is base.info.embedded is None
     assert base.guidance_of(4.0) == Guidance(4.0)
     assert klein.guidance_of(1.0) == Guidance()

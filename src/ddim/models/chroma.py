@@ -1,6 +1,7 @@
 """The adapter for Chroma in the diffusers format (Lodestone Rock 2025, huggingface.co/lodestones/Chroma1-HD)."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from .attention.mmdit import flux_layers
 from .attention.processors import Layer
 from .flow import PackedFlowModel, packed, unpacked
 from .flux import position_ids
+from .info import ModelInfo
 from .tokens import warn_if_cut
 
 _TOKENS = 512
@@ -44,6 +46,10 @@ class Chroma(PackedFlowModel):
         "text_encoder": ("T5EncoderModel",),
         "tokenizer": ("T5TokenizerFast", "T5Tokenizer"),
     }
+
+    def read_info(self, name: str, device: torch.device, dtype: torch.dtype) -> ModelInfo:
+        """Collects the facts about the model; 35 steps are usual, as in the pipeline."""
+        return replace(super().read_info(name, device, dtype), steps=35)
 
     def longest_prompt(self) -> int:
         """Returns the number of tokens that the text encoder takes, without the end token."""

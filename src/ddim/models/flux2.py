@@ -97,7 +97,7 @@ class Flux2Klein(ReferenceModel, PackedFlowModel):
         """Collects the facts about the model."""
         info = super().read_info(name, device, dtype)
         if self.distilled:
-            return replace(info, guidance=1.0, guidance_kinds=frozenset[str]())
+            return replace(info, guidance=1.0, guidance_kinds=frozenset[str](), steps=4)
         return info
 
     @property
