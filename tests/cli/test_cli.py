@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from commands import about, picture, python, run, run_json
+from commands import about, fails, picture, python, run, run_json
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -90,6 +90,18 @@ def test_sample_each_gives_the_verbs_pictures(model: str):
 def test_one_sample_has_no_border(model: str):
     run("sample", "-m", model, "-n", 1, "--steps", 2, "--scale", 3, "--out", "one.png")
     assert pixels("one.png").shape == (24, 24)
+
+
+def test_sample_writes_a_code_of_its_images(model: str):
+    said = run_json("sample", "--model", model, "-n", 2, "-S", 3, "--eta", 1, "--code", "--each", "--seed", 5)
+    page, *singles, code = said["files"]
+    assert code == page.replace(".png", ".code.safetensors")
+    assert len(singles) == 2
+    back = run_json("reconstruct", code, "--model", model)["files"]
+    for one, again in zip(singles, back, strict=True):
+        assert torch.equal(pixels(one), pixels(again))
+    assert ddim.LatentCode.load(code).method == "sample"
+    assert "--solver: 'bdia'" in fails("sample", "--model", model, "--solver", "bdia", "--code", code=2)
 
 
 def test_sample_takes_a_list_of_t_an_option_and_a_folder(model: str):

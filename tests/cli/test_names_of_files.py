@@ -26,7 +26,7 @@ from ddim.cli.files import model_slug
 CAT, TIGER = "a cat on a mat", "a tiger on a mat"
 HIDDEN = {
     *("help", "json", "quiet", "debug", "out"),
-    *("columns", "scale", "each", "check"),  # how results are laid out, and what else is told
+    *("columns", "scale", "each", "check", "code"),  # how results are laid out, and what else is told
     *("device", "batch", "one_by_one", "low_memory", "tf32", "compile"),  # at most the last bits
     *("together", "resume"),
 }

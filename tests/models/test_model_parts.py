@@ -425,7 +425,6 @@ def text_unet(**options: Any) -> Any:
             },
             ["addition_embed_type", "'text_time'"],
         ),
-        ({"time_cond_proj_dim": 8}, ["time_cond_proj_dim", 8]),
         ({"encoder_hid_dim_type": "text_proj", "encoder_hid_dim": 12}, ["encoder_hid_dim_type", "'text_proj'"]),
         ({"cross_attention_dim": 20}, [(16, 12)]),
         ({"out_channels": 3}, [3, 4]),

@@ -515,7 +515,6 @@ def test_folders_that_are_refused_by_name(folder, tmp_path, change, word):
 UNETS = [
     ({"in_channels": 9}, [9, 4]),
     ({"in_channels": 8}, [8, 4, "InstructPix2Pix"]),
-    ({"time_cond_proj_dim": 8}, ["time_cond_proj_dim", 8, "LCM"]),
     ({"projection_class_embeddings_input_dim": 5 * 6 + 10}, ["refiner"]),
     ({"projection_class_embeddings_input_dim": 99}, [99]),
     ({"addition_embed_type": None}, ["addition_embed_type", None]),
