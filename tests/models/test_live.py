@@ -584,7 +584,7 @@ MORE = {
     "StableDiffusionImageVariationPipeline": "",
     "LDMPipeline": "",
     "ConsistencyModelPipeline": "",
-    "SanaPipeline": "",
+    "CogView4Pipeline": "",
 }
 
 
