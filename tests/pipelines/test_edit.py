@@ -142,7 +142,6 @@ def test_weights_act_where_cross_maps_are_taken_over_unless_told_otherwise(model
         (AttentionEdit(weight_steps=(0.0, 1.0)), {"blend": "cat/tiger"}, "weight_steps"),
         (AttentionEdit("none", weight_steps=(0.0, 1.0)), {"weights": {}}, "weight_steps"),
         (AttentionEdit(cross_steps=(0, 0)), {"weights": {"tiger": 2}}, "weights"),
-        (AttentionEdit(cross_steps=(0.1, 0.15)), {"prompt": "a (tiger:2) next to a mirror"}, "weights"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(model, code, how, options, parameter):

@@ -244,8 +244,7 @@ def edit(
     else:
         own = source_prompts(source_prompt, count) if code is None else prompts_of_code(code, source_prompt, negative)
         assert prompt is not None
-        taken = range(0 if exact else solver.first(grid), grid.steps)
-        targets, plan = planned(model, own, prompt, size, how, blend, weights, taken)
+        targets, plan = planned(model, own, prompt, size, how, blend, weights)
         conditions = _embedded(model, [p for row in targets for p in row], size)
     phases = _Phases(on_event, (1 if code is not None else 2) + exact)
     if code is None:

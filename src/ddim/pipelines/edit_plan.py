@@ -13,7 +13,7 @@ from .._utils.tensors import in_groups, whole_numbers
 from .._utils.texts import check_text, parse_weights, refuse_weights, texts_for
 from ..editing.align import refine
 from ..editing.align import replace as swap
-from ..editing.plan import AttentionEdit, AttentionPlan, within
+from ..editing.plan import AttentionEdit, AttentionPlan
 from ..editing.prompts import Weights, blend_words, per_target, scales, target_prompts, token_mask
 from ..editing.tokens import PromptTokens
 from ..inversion.latent_code import LatentCode
@@ -99,7 +99,6 @@ def planned(
     how: AttentionEdit,
     blend: Blend | list[Any] = None,
     weights: Weights | list[Any] | None = None,
-    steps: range | None = None,
 ) -> tuple[tuple[tuple[str, ...], ...], AttentionPlan | None]:
     """Plans an edit by prompts.
 
@@ -108,8 +107,6 @@ def planned(
         sources: the source prompts, one for each image.
         size: (height, width) of the images.
         how: attention control.
-        steps: the steps that sampling takes, up to S, to check that one lies in each window that was set; None skips
-            this check.
 
     Returns:
         The targets without their weights, [N][K]; the plan for attention, or None.
@@ -126,44 +123,20 @@ def planned(
         how.refuse(("weight_steps",), "since no word has a weight")
         if how.kind == "none":
             how.refuse(("layers", "layer_indices"), "since attention 'none' changes it in no layer")
-    elif how.weight_steps is None and steps and not any(within(how.weight_window, i, steps.stop) for i in steps):
-        begin, end = how.weight_window
+    elif how.weight_steps is None and how.weight_window[0] == how.weight_window[1]:
         raise InputError(
-            f"they act in the part ({begin:g}, {end:g}) of the steps, and none of {len(steps)} steps lies there; set "
-            "weight_steps.",
+            "they act in the part of the steps in which cross-attention follows the source, and cross_steps is empty; "
+            "set weight_steps.",
             parameter="weights",
         )
     if plan is not None:
         _check_layers(plan)
-        if steps:
-            _check_windows(plan, steps)
-    return targets, plan
-
-
-def _check_windows(plan: AttentionPlan, steps: range) -> None:
-    """Raises InputError for a window of the settings that was set, is not empty, and in which no step lies.
-
-    Args:
-        plan: the plan of the edit.
-        steps: the steps that sampling takes, up to S.
-    """
-    how, usual = plan.edit, AttentionEdit()
-    windows = {name: getattr(how, name) for name in ("cross_steps", "self_steps", "value_steps", "weight_steps")}
-    for name, window in windows.items():
-        if window in (None, getattr(usual, name)) or window[0] == window[1]:
-            continue
-        if not any(within(window, i, steps.stop) for i in steps):
+        if plan.blend is not None and how.blend_start == 1:
             raise InputError(
-                f"({window[0]:g}, {window[1]:g}) of {steps.stop} steps holds none that is sampled; use a wider part, "
-                "or more steps.",
-                parameter=name,
+                "after 1, all of the steps, none is left in which the words could blend; 0.2 is usual.",
+                parameter="blend_start",
             )
-    if plan.blend is not None and not any(within((how.blend_start, 1.0), i, steps.stop) for i in steps):
-        raise InputError(
-            f"after {how.blend_start:g} of the {steps.stop} steps none is left in which the words could blend; 0.2 is "
-            "usual.",
-            parameter="blend_start",
-        )
+    return targets, plan
 
 
 def _check_layers(plan: AttentionPlan) -> None:
