@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 from refusals import refused, unknown
 
 import ddim
-from ddim.core.schedule import NO_SHIFT, DynamicShift, Flux2Shift, Schedule, StaticShift
+from ddim.core.schedule import NO_SHIFT, RAMPS, DynamicShift, Flux2Shift, Schedule, StaticShift
 
 PATHS = {
     "ddpm": ddim.ddpm_linear(),
@@ -110,7 +110,7 @@ def test_the_first_node_is_the_noisiest_except_for_leading(path, spacing):
         assert first == p.t_max or spacing == "leading"
 
 
-on_levels = pytest.mark.parametrize("spacing", [s for s in ddim.SPACINGS if s != "karras"])  # karras is at real t
+on_levels = pytest.mark.parametrize("spacing", [s for s in ddim.SPACINGS if s not in RAMPS])  # which are at real t
 discrete = pytest.mark.parametrize("path", [n for n, p in PATHS.items() if p.discrete])
 
 

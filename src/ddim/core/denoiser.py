@@ -126,7 +126,8 @@ def from_network(
     Args:
         network: called with x, [N, ...], and ``path.timestep(node.t)`` as a tensor [N] on the device of x.
         path: the path that the network was trained on; its ``timestep`` is the numbering that the network takes.
-        prediction: ``eps``, ``x0``, ``v`` or ``flow``.
+        prediction: ``eps``, ``x0``, ``v``, ``flow`` or ``score``. A network with EDM's preconditioning takes a scaled x
+            and another timestep; ``Model.from_network`` wraps it with its ``Schedule``.
         timestep_dtype: the dtype of the timestep. By default it is int64 if the timestep is a whole number and the path
             is a table, because some networks look the timestep up in an embedding; otherwise it is float32, or float64
             if x is float64.

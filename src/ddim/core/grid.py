@@ -15,7 +15,7 @@ import torch
 from .._utils import choices
 from .._utils.errors import InputError, UnknownName, is_number, is_whole
 from .._utils.tensors import numbers
-from .path import GaussianPath, Node
+from .path import GaussianPath, Node, RectifiedFlow
 
 
 @dataclass(frozen=True)
@@ -159,21 +159,28 @@ class _Reversed(Grid):
         return self.forward
 
 
-def leading(path: GaussianPath, steps: int, offset: int = 0) -> Grid:
+def leading(path: GaussianPath, steps: int, offset: int = 0, *, data_counts: bool = False) -> Grid:
     """Returns the nodes t = 1 + offset + i (T // S) for i = 0..S-1: the spacing ``leading`` of diffusers.
 
     The first node may have much less noise than T; with S = 1 it is the noise level next to the data. ``offset`` is
     ``steps_offset`` in diffusers, which counts timesteps. If the data is the first entry of the table, offsets 0 and 1
     both start at the first noise level, because the step that diffusers makes at offset 0 from that entry to itself
     does nothing. An offset that would leave the table (S = T with offset 1) is reduced; diffusers reads past its end.
+
+    Args:
+        path: the path.
+        steps: the number of steps S.
+        offset: ``steps_offset`` of diffusers.
+        data_counts: whether the data is one of the evenly spaced points, as in diffusers' DPM-Solver schedulers: the
+            nodes are t = 1 + offset + i (T // (S + 1)) for i = 1..S.
     """
     unit = _unit(path, steps)
     if not is_whole(offset) or offset < 0:
         raise InputError(f"{offset} is not a number of levels; use a whole number of at least 0.", parameter="offset")
-    stride = path.train_levels // steps
+    stride = max(path.train_levels // (steps + data_counts), 1)
     top = 1 + (steps - 1) * stride
     below = path.train_levels - path.levels  # 1 if the data is the first entry of the table, else 0
-    first = 1 + min(max(offset - below, 0), path.levels - top)
+    first = 1 + min(max(offset - below + data_counts * stride, 0), path.levels - top)
     return grid_at(path, [(first + i * stride) * unit for i in range(steps)], "leading")
 
 
@@ -189,10 +196,21 @@ def trailing(path: GaussianPath, steps: int) -> Grid:
     return grid_at(path, [unit * k for k in _distinct(path, levels)], "trailing")
 
 
-def linspace(path: GaussianPath, steps: int) -> Grid:
-    """Returns S evenly spaced levels from T down to 1, rounded; with S = 1 the level T."""
+def linspace(path: GaussianPath, steps: int, *, data_counts: bool = False) -> Grid:
+    """Returns S evenly spaced levels from T down to 1, rounded; with S = 1 the level T.
+
+    Args:
+        path: the path.
+        steps: the number of steps S.
+        data_counts: whether the level 1 is left out of S + 1 such levels, as in diffusers' DPM-Solver schedulers, so
+            that the last step starts higher.
+    """
     unit = _unit(path, steps)
     n = path.levels
+    if data_counts:
+        top = path.train_levels - 1  # counted as the entries of the table, like the timesteps of diffusers
+        levels = [_whole(path, top * i / steps) + n - top for i in range(steps, 0, -1)]
+        return grid_at(path, [unit * k for k in _distinct(path, levels)], "linspace")
     gap = (n - 1) / max(steps - 1, 1)
     above = [n - 1.0, *(i * gap for i in range(steps - 2, -1, -1))]  # levels above 1, computed as numpy.linspace does
     levels = [_whole(path, k) + 1 for k in above]
@@ -209,22 +227,61 @@ def quadratic(path: GaussianPath, steps: int) -> Grid:
     return grid_at(path, [unit * k for k in _distinct(path, levels)], "quadratic")
 
 
-def karras(path: GaussianPath, steps: int, rho: float = 7.0) -> Grid:
+def karras(path: GaussianPath, steps: int, rho: float = 7.0, ends: tuple[Node, Node] | None = None) -> Grid:
     """Returns nodes that are evenly spaced in (sigma / alpha)^(1 / rho) (Karras et al. 2022, arXiv 2206.00364, Eq. 5).
 
     They run from T to the noise level next to the data, and their t need not be whole numbers. If there is no signal at
     T (alpha = 0), the first node is T and the spacing starts from the level below it.
+
+    Args:
+        path: the path.
+        steps: the number of steps S.
+        rho: the root, above 0.
+        ends: the nodes at which the first and the last step start, in place of T and the level next to the data. With
+            them, the coordinate on rectified flow is sigma, as in diffusers.
     """
+    return _ramp(path, steps, "karras", ends, lambda level: level ** (1 / rho), lambda root: root**rho)
+
+
+def exponential(path: GaussianPath, steps: int, ends: tuple[Node, Node] | None = None) -> Grid:
+    """Returns nodes that are evenly spaced in log(sigma / alpha): a geometric sequence of noise levels.
+
+    It is the sequence of score-based models (Song et al. 2021, arXiv 2011.13456, appendix C) and DPM-Solver's uniform
+    log-SNR (Lu et al. 2022, arXiv 2206.00927). The nodes run between the same ends as those of ``karras``, whose limit
+    for large rho it is.
+
+    Args:
+        path: the path.
+        steps: the number of steps S.
+        ends: see ``karras``.
+    """
+    return _ramp(path, steps, "exponential", ends, torch.log, torch.exp)
+
+
+def _ramp(
+    path: GaussianPath,
+    steps: int,
+    spacing: str,
+    ends: tuple[Node, Node] | None,
+    warp: Callable[[torch.Tensor], torch.Tensor],
+    unwarp: Callable[[torch.Tensor], torch.Tensor],
+) -> Grid:
+    """Returns nodes whose noise levels, after ``warp``, are evenly spaced; see ``karras``."""
     unit = _unit(path, steps)
-    first = path.node(path.t_max)
+    first = path.node(path.t_max) if ends is None else ends[0]
     top = first if math.isfinite(first.ratio) else path.node((path.levels - 1) * unit)
-    # A VE path has no lowest training level; its sigma_min is the least noise that a step starts at.
-    low = getattr(path, "sigma_min", None) or path.node(unit).ratio
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    ratios = (top.ratio ** (1 / rho) + ramp * (low ** (1 / rho) - top.ratio ** (1 / rho))) ** rho
-    times = numbers(path.t_of_log_snr(-2 * ratios.log()))
-    times[0] = path.t_max  # exactly, and where T has no signal, in place of the level below
-    return grid_at(path, times, "karras")
+    flow = False
+    if ends is not None:
+        flow = isinstance(path, RectifiedFlow)
+        high, low = (first.sigma, ends[1].sigma) if flow else (top.ratio, min(ends[1].ratio, top.ratio))
+    else:
+        # A VE path has no lowest training level; its sigma_min is the least noise that a step starts at.
+        high, low = top.ratio, getattr(path, "sigma_min", None) or path.node(unit).ratio
+    bounds = warp(torch.tensor([high, low], dtype=torch.float64))
+    levels = unwarp(bounds[0] + torch.linspace(0, 1, steps, dtype=torch.float64) * (bounds[1] - bounds[0]))
+    times = numbers(levels if flow else path.t_of_log_snr(-2 * levels.log()))
+    times[0] = first.t  # exactly, and where T has no signal, in place of the level below
+    return grid_at(path, times, spacing)
 
 
 def lcm(path: GaussianPath, steps: int, origin: int = 50) -> Grid:
@@ -249,7 +306,7 @@ def lcm(path: GaussianPath, steps: int, origin: int = 50) -> Grid:
 
 
 SPACINGS: dict[str, Callable[[GaussianPath, int], Grid]] = dict(
-    zip(choices.SPACINGS, (leading, trailing, linspace, quadratic, karras, lcm), strict=True)
+    zip(choices.SPACINGS, (leading, trailing, linspace, quadratic, karras, exponential, lcm), strict=True)
 )
 
 

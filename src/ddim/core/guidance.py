@@ -289,7 +289,7 @@ def guided(
             output = output if term is None else output + term
         else:
             (output,) = network.ask(x, node, at.cond, call=arguments)
-        pair = to_pair(schedule.prediction, output, x, node)
+        pair = to_pair(schedule.prediction, output, x, node, sigma_data=schedule.sigma_data)
         return hold(pair, x, node) if hold.acts else pair
 
     return denoise

@@ -181,7 +181,8 @@ class VEPath(GaussianPath):
 
     Args:
         sigma_max: the largest sigma, where t = t_max.
-        sigma_min: the smallest sigma at which the spacing ``karras`` starts a step, above 0.
+        sigma_min: the smallest sigma that the network was trained on, above 0: the last step of the spacings ``karras``
+            and ``exponential`` starts there.
         levels: the largest number of steps of a grid.
 
     Raises:
@@ -224,8 +225,11 @@ class VEPath(GaussianPath):
         return (-torch.as_tensor(log_snr).to(torch.float64) / 2).exp().clamp(0, self.sigma_max)
 
     def timestep(self, t: float) -> float:
-        """Returns t, which is sigma. The adapter of a network with another numbering converts it."""
-        return t
+        """Returns t, which is sigma, but at least ``sigma_min``: networks take its logarithm.
+
+        ``Schedule.clock`` covers networks with another numbering.
+        """
+        return max(t, self.sigma_min)
 
     def between(self, t: Node, s: Node, part: float) -> Node:
         """See ``GaussianPath.between``. The coordinate sigma / alpha is t on this path."""

@@ -1,7 +1,19 @@
 """Converts between the outputs of networks and ``Pair(x0, eps)``, which all solvers and inversions use.
 
 Each kind of prediction is a row (a, b) with output = a x0 + b eps, and the path gives x = alpha x0 + sigma eps. These
-are two equations in the unknowns x0 and eps, so that one 2x2 solve serves every kind.
+are two equations in the unknowns x0 and eps, so that one 2x2 solve serves every kind:
+
+| kind | output | (a, b) |
+|---|---|---|
+| ``eps`` | the noise | (0, 1) |
+| ``x0`` | the image | (1, 0) |
+| ``v`` | the velocity on the circle alpha^2 + sigma^2 = 1 (Salimans & Ho 2022, arXiv 2202.00512) | (-sigma, alpha) |
+| ``flow`` | the velocity of the straight path (Liu et al. 2022, arXiv 2209.03003) | (-1, 1) |
+| ``score`` | grad log p(x), which is -eps / sigma (Song et al. 2021, arXiv 2011.13456) | (0, -1 / sigma) |
+| ``edm`` | F of Karras et al. 2022 (arXiv 2206.00364, Eq. 7 and Table 1) | (sigma / (d R), -alpha d / R) |
+| ``edm_v`` | -F, as diffusers' EDM schedulers name ``v_prediction`` | (-sigma / (d R), alpha d / R) |
+
+Here d is ``sigma_data``, the standard deviation of the data, and R = sqrt(sigma^2 + d^2 alpha^2) that of x.
 """
 
 import math
@@ -15,7 +27,7 @@ from torch import Tensor
 from .._utils.errors import InputError, UnknownName, is_mapping, is_number
 from .path import Node
 
-Prediction = Literal["eps", "x0", "v", "flow"]
+Prediction = Literal["eps", "x0", "v", "flow", "score", "edm", "edm_v"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 
 _DIFFUSERS_NAMES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
@@ -35,7 +47,13 @@ def prediction_of(diffusers_name: str) -> Prediction:
     raise UnknownName("prediction type", diffusers_name, _DIFFUSERS_NAMES, parameter="prediction_type")
 
 
-def _row(prediction: str, alpha: Tensor | float, sigma: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
+SIGMA_DATA = 0.5
+"""The standard deviation of the data that Karras et al. 2022 assume for images in [-1, 1]."""
+
+
+def _row(
+    prediction: str, alpha: Tensor | float, sigma: Tensor | float, sigma_data: float = SIGMA_DATA
+) -> tuple[Tensor | float, Tensor | float]:
     """Returns (a, b) with output = a x0 + b eps."""
     if prediction == "eps":
         return 0.0, 1.0
@@ -45,23 +63,36 @@ def _row(prediction: str, alpha: Tensor | float, sigma: Tensor | float) -> tuple
         return -sigma, alpha  # Salimans & Ho 2022, appendix D (arXiv 2202.00512)
     if prediction == "flow":
         return -1.0, 1.0  # Liu et al. 2022: dx/dt on the straight path, from data to noise
+    if prediction == "score":
+        return 0.0, -1 / sigma
+    if prediction in ("edm", "edm_v"):
+        # x0 = c_skip x + c_out F with c_skip = d^2 / R^2 and c_out = sigma d / R at alpha = 1, solved for F. The row is
+        # finite where sigma = 0, unlike that formula's.
+        size, sign = (sigma**2 + (sigma_data * alpha) ** 2) ** 0.5, 1 if prediction == "edm" else -1
+        return sign * sigma / (sigma_data * size), -sign * sigma_data * alpha / size
     raise UnknownName("prediction", prediction, PREDICTIONS)
 
 
-def to_pair(prediction: str, output: Tensor, x: Tensor, node: Node) -> Pair:
+def to_pair(prediction: str, output: Tensor, x: Tensor, node: Node, *, sigma_data: float = SIGMA_DATA) -> Pair:
     """Computes x0 and eps from the output of a network at x.
 
+    Where sigma = 0, a score gives eps = 0: the limit of -sigma grad log p(x) for a finite score.
+
     Args:
-        prediction: ``eps``, ``x0``, ``v`` or ``flow``.
+        prediction: a kind in the table of this module.
         output: what the network returned, in the shape of ``x``.
-        x: the input of the network, any shape.
+        x: the sample, any shape; for ``edm`` and ``edm_v`` without the factor ``Schedule.input_scale``.
         node: the node of x; only its alpha and sigma are used.
+        sigma_data: the standard deviation of the data, for ``edm`` and ``edm_v``.
 
     Raises:
-        InputError: the output does not determine the pair (``eps`` where alpha = 0, ``x0`` where sigma = 0).
+        InputError: the output does not determine the pair (``eps`` and ``score`` where alpha = 0, ``x0`` where
+            sigma = 0).
     """
     alpha, sigma = node.alpha, node.sigma
-    a, b = _row(prediction, alpha, sigma)
+    if prediction == "score":
+        prediction, output = "eps", -sigma * output
+    a, b = _row(prediction, alpha, sigma, sigma_data)
     det = alpha * b - sigma * a
     if abs(det) < 1e-12:
         end = "no signal is left (alpha = 0)" if alpha < 1e-12 else "there is no noise (sigma = 0)"
@@ -72,17 +103,25 @@ def to_pair(prediction: str, output: Tensor, x: Tensor, node: Node) -> Pair:
     return Pair(x0, eps)
 
 
-def from_pair(prediction: str, pair: Pair, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
+def from_pair(
+    prediction: str, pair: Pair, alpha: Tensor | float, sigma: Tensor | float, *, sigma_data: float = SIGMA_DATA
+) -> Tensor:
     """Computes the output that a network would return for this pair, the inverse of ``to_pair``.
 
     For the true x0 and eps this is the training target.
 
     Args:
-        prediction: ``eps``, ``x0``, ``v`` or ``flow``.
+        prediction: a kind in the table of this module.
         pair: x0 and eps of the same shape.
         alpha, sigma: numbers, or tensors that broadcast against the pair (shape [N, 1, 1, 1] in training).
+        sigma_data: see ``to_pair``.
+
+    Raises:
+        InputError: the prediction is ``score`` and sigma is the number 0, where it would be infinite.
     """
-    a, b = _row(prediction, alpha, sigma)
+    if prediction == "score" and not isinstance(sigma, Tensor) and sigma == 0:
+        raise InputError("'score' is infinite where there is no noise (sigma = 0).", parameter="prediction")
+    a, b = _row(prediction, alpha, sigma, sigma_data)
     return a * pair.x0 + b * pair.eps
 
 

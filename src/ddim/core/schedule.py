@@ -16,9 +16,9 @@ from torch import Tensor
 
 from .._utils.errors import InputError, UnknownName, is_number, is_whole
 from .._utils.tensors import numbers
-from .grid import SPACINGS, Grid, grid_at, make_grid
+from .grid import SPACINGS, Grid, exponential, grid_at, karras, leading, linspace, make_grid
 from .path import GaussianPath, Node, RectifiedFlow, TablePath
-from .prediction import NO_HOLD, PREDICTIONS, Hold
+from .prediction import NO_HOLD, PREDICTIONS, SIGMA_DATA, Hold
 
 ImageSize = int | tuple[int, int]
 """The size of an image: its number of tokens, or its (height, width) in latent pixels, where 2x2 make one token."""
@@ -279,9 +279,11 @@ def _needed(tokens: int | None) -> int:
 
 # --- the schedule ---------------------------------------------------------------------------------------------------
 
-Clock = Literal["path", "sigma", "signal"]
-Prior = Literal["path", "euler", "edm"]
+Clock = Literal["path", "sigma", "signal", "edm", "floor", "round"]
+Prior = Literal["path", "euler", "edm", "unit"]
 Usual = Literal["ddim", "lcm", "tcd"]
+RAMPS = ("karras", "exponential")
+"""The spacings that run between two noise levels, whatever the levels between them."""
 
 
 @dataclass(frozen=True)
@@ -290,21 +292,32 @@ class Schedule:
 
     Args:
         path: the path that the model was trained on.
-        prediction: what the network predicts: ``eps``, ``x0``, ``v`` or ``flow``.
+        prediction: what the network predicts: ``eps``, ``x0``, ``v``, ``flow``, ``score``, ``edm`` or ``edm_v``; see
+            ``core.prediction``.
         spacing: the default spacing of its grid, a key of ``SPACINGS``.
         offset: ``steps_offset`` of diffusers, for the spacing ``leading``.
         hold: how the predicted x0 is limited to the range of images.
         shift: how the levels of the grid are shifted; only on rectified flow.
         clock: which timestep the network takes. ``path``: ``path.timestep(t)``; ``sigma``: sigma; ``signal``:
-            1 - sigma.
+            1 - sigma; ``edm``: log(sigma / alpha) / 4, the c_noise of Karras et al. 2022; ``floor`` and ``round``: the
+            whole number below or nearest to ``path.timestep(t)``, as some schedulers of diffusers give it.
         prior: the standard deviation of the noise that sampling starts from. ``path``: 1 on a table, else the sigma of
             the first node. ``euler``: as in diffusers' Euler schedulers, the sigma of the first node for ``trailing``
-            and ``linspace``, and 1 for ``leading``. ``edm``: sqrt(alpha^2 + sigma^2) of the first node.
+            and ``linspace``, and 1 for ``leading``. ``edm``: sqrt(alpha^2 + sigma^2) of the first node. ``unit``: 1.
         origin: ``original_inference_steps`` of diffusers, for the spacing ``lcm``.
         solver: the solver that ``sample`` uses by default: ``ddim``, or that of a distilled model, ``lcm`` or ``tcd``.
+        sigma_data: the standard deviation of the data, for the predictions ``edm`` and ``edm_v``.
+        rho: the root of the spacing ``karras``.
+        span: the spacing whose first and last step bound those of ``karras`` and ``exponential``; by default they span
+            the whole path. Diffusers' Euler and flow schedulers take the ends of their ``timestep_spacing``.
+        data_counts: whether the data is one of the evenly spaced points of ``linspace`` and ``leading``, as in
+            diffusers' DPM-Solver schedulers; see ``core.grid``.
+        ends: the sigmas, before the shift, from which and towards which the steps of ``trailing`` are even on
+            rectified flow.
 
     Raises:
-        InputError: a name is unknown, or there is a shift on a path other than rectified flow.
+        InputError: a name is unknown, a number is out of range, or there is a shift on a path other than rectified
+            flow.
     """
 
     path: GaussianPath
@@ -317,6 +330,11 @@ class Schedule:
     prior: Prior = "path"
     origin: int = 50
     solver: Usual = "ddim"
+    sigma_data: float = SIGMA_DATA
+    rho: float = 7.0
+    span: str = ""
+    data_counts: bool = False
+    ends: tuple[float, float] = (1.0, 0.0)
 
     def __post_init__(self) -> None:
         for kind, known in (
@@ -328,6 +346,13 @@ class Schedule:
         ):
             if getattr(self, kind) not in known:
                 raise UnknownName(kind, getattr(self, kind), known)
+        if self.span and (self.span not in SPACINGS or self.span in RAMPS):
+            raise UnknownName("span", self.span, [name for name in SPACINGS if name not in RAMPS])
+        for key in ("sigma_data", "rho"):
+            if not is_number(getattr(self, key)) or not getattr(self, key) > 0:
+                raise InputError(f"{getattr(self, key)!r} is not a number above 0.", parameter=key)
+        if not 0 <= self.ends[1] < self.ends[0] <= 1:
+            raise InputError(f"{self.ends} are not two sigmas with 1 >= first > second >= 0.", parameter="ends")
         if self.shift.acts and not isinstance(self.path, RectifiedFlow):
             raise InputError(
                 f"a shift moves the levels of rectified flow only, not of a {type(self.path).__name__}.",
@@ -335,10 +360,49 @@ class Schedule:
             )
 
     def timestep(self, node: Node) -> float:
-        """Returns the timestep that the network takes at a node, in its own numbering (see ``clock``)."""
+        """Returns the timestep that the network takes at a node, in its own numbering (see ``clock``).
+
+        Where there is no noise, ``edm`` takes the least level that the network was trained on.
+
+        Raises:
+            InputError: the clock is ``edm``, and no signal is left at the node, where log(sigma / alpha) is infinite.
+        """
+        if self.clock == "sigma":
+            return node.sigma
+        if self.clock == "signal":
+            return 1 - node.sigma
+        if self.clock == "edm":
+            return math.log(self._trained_ratio(node)) / 4
+        timestep = self.path.timestep(node.t)
         if self.clock == "path":
-            return self.path.timestep(node.t)
-        return node.sigma if self.clock == "sigma" else 1 - node.sigma
+            return timestep
+        whole = math.floor(timestep) if self.clock == "floor" else round(timestep)
+        return float(min(whole, self.path.train_levels - 1))
+
+    def _trained_ratio(self, node: Node) -> float:
+        if node.ratio == math.inf:
+            raise InputError(
+                f"the network takes the logarithm of sigma / alpha, which is infinite at t = {node.t:g}, where no "
+                "signal is left (alpha = 0); use 'leading'.",
+                parameter="spacing",
+            )
+        least = getattr(self.path, "sigma_min", None) or self.path.node(self.path.t_max / self.path.levels).ratio
+        return node.ratio or least
+
+    def input_scale(self, node: Node) -> float:
+        """Returns the factor of x that the network takes as its input.
+
+        For ``edm`` and ``edm_v`` it is c_in = 1 / sqrt(sigma^2 + d^2 alpha^2) with d = ``sigma_data``, which gives the
+        input the standard deviation 1 (Karras et al. 2022, arXiv 2206.00364, Table 1). For others it is 1.
+        """
+        if self.prediction not in ("edm", "edm_v"):
+            return 1.0
+        return 1 / math.hypot(node.sigma, self.sigma_data * node.alpha)
+
+    @property
+    def predicts(self) -> str:
+        """The prediction in one text, with ``sigma_data`` where it matters, for the fingerprint of a model."""
+        return f"{self.prediction} {self.sigma_data:g}" if self.prediction in ("edm", "edm_v") else self.prediction
 
     def prior_std(self, grid: Grid) -> float:
         """Returns the standard deviation of x at ``grid[0]`` when sampling starts from noise.
@@ -352,9 +416,12 @@ class Schedule:
         first = grid[0]
         if self.prior == "edm":
             return math.hypot(first.alpha, first.sigma)
-        named = grid.spacing in ("leading", "trailing", "linspace", "karras")
-        leading = (grid.spacing if named else self.spacing) == "leading"
-        if isinstance(self.path, TablePath) and (self.prior == "path" or leading):
+        if self.prior == "unit":
+            return 1.0
+        named = grid.spacing in ("leading", "trailing", "linspace", *RAMPS)
+        spacing = grid.spacing if named else self.spacing
+        starts_low = (self.span if spacing in RAMPS else spacing) == "leading"
+        if isinstance(self.path, TablePath) and (self.prior == "path" or starts_low):
             return 1.0
         return first.sigma
 
@@ -379,15 +446,24 @@ class Schedule:
             InputError: as for ``make_grid``, or the shift needs an image size and there is none.
         """
         spacing = self.spacing if spacing is None else spacing
-        offset = self.offset if spacing == "leading" else 0
-        plain = make_grid(self.path, steps, spacing, offset=offset, origin=self.origin)
+        if spacing in RAMPS and isinstance(spacing, str):
+            return self._ramp(steps, spacing, image_size)
+        if spacing == "leading":
+            plain = leading(self.path, steps, self.offset, data_counts=self.data_counts)
+        elif spacing == "linspace":
+            plain = linspace(self.path, steps, data_counts=self.data_counts)
+        else:
+            plain = make_grid(self.path, steps, spacing, origin=self.origin)
         if not isinstance(self.path, RectifiedFlow) or not isinstance(spacing, str):
             return plain
         sigmas = torch.tensor([node.t for node in plain.nodes[:-1]], dtype=torch.float64)
         if spacing == "linspace":
             sigmas = self._from_table(steps)
-        elif spacing == "trailing":
+        elif spacing == "trailing" and self.ends == (1.0, 0.0):
             sigmas = sigmas.float()
+        elif spacing == "trailing":
+            first, last = self.ends
+            sigmas = first + (last - first) * torch.arange(steps, dtype=torch.float64) / steps
         tokens = None if image_size is None else packed_tokens(image_size)
         moved = self.shift(sigmas, tokens) if self.shift.acts else sigmas
         if spacing in (
@@ -396,6 +472,19 @@ class Schedule:
         ):  # those that diffusers makes; levels of others may be nearer than float32
             moved = moved.float()
         return grid_at(self.path, numbers(moved.double()), spacing)
+
+    def _ramp(self, steps: int, spacing: str, image_size: ImageSize | None) -> Grid:
+        """Returns the grid of a spacing of ``RAMPS``, between the ends of ``span`` or of the whole path."""
+        ends = None
+        if self.span:
+            between = self.grid(steps, self.span, image_size)
+            ends = between[0], between[-2]
+        made = karras(self.path, steps, self.rho, ends) if spacing == "karras" else exponential(self.path, steps, ends)
+        if self.span or not self.shift.acts or not isinstance(self.path, RectifiedFlow):
+            return made
+        sigmas = torch.tensor([node.t for node in made.nodes[:-1]], dtype=torch.float64)
+        tokens = None if image_size is None else packed_tokens(image_size)
+        return grid_at(self.path, numbers(self.shift(sigmas, tokens)), spacing)
 
     def _from_table(self, steps: int) -> Tensor:
         """Returns the S levels of a flow model's ``linspace`` grid before the shift, float64.

@@ -132,7 +132,8 @@ class GuidedStep:
 
     def _step(self, output: Tensor, x: Tensor) -> Tensor:
         """Returns the end of the DDIM step for a guided output of the network."""
-        pair = to_pair(self.network.schedule.prediction, output, x, self.node)
+        schedule = self.network.schedule
+        pair = to_pair(schedule.prediction, output, x, self.node, sigma_data=schedule.sigma_data)
         return move(self.problem.hold(pair, x, self.node), self.after)
 
     def _loss(self, x: Tensor, rows: Tensor | slice) -> Tensor:

@@ -344,6 +344,7 @@ class Model(ABC):
             **({"classes": info.classes} if info.classes else {}),
             **null,
             "prediction": schedule.prediction,
+            **({"sigma_data": schedule.sigma_data} if schedule.prediction in ("edm", "edm_v") else {}),
             "path": type(schedule.path).__name__,
             "levels": schedule.path.levels,
             "spacing": schedule.spacing,
@@ -430,9 +431,10 @@ class Model(ABC):
 
         Args:
             network: called as ``network(x, t)``, or ``network(x, t, labels)`` with classes. x is [N, C, H, W] in
-                ``dtype``, t is ``schedule.timestep(node)`` as [N], and labels are int64 [N]. It returns what
-                ``schedule.prediction`` names, in x's shape.
-            schedule: path and prediction type, such as ``ddim.Schedule(ddim.ddpm_linear(), "eps")``.
+                ``dtype``, times ``schedule.input_scale(node)``; t is ``schedule.timestep(node)`` as [N], and labels are
+                int64 [N]. It returns what ``schedule.prediction`` names, in x's shape.
+            schedule: path and prediction type, such as ``ddim.Schedule(ddim.ddpm_linear(), "eps")``, or
+                ``ddim.Schedule(ddim.VEPath(), "edm", "karras", clock="edm", prior="edm")`` for the network F of EDM.
             shape: (C, H, W) of its images; C is 1 or 3.
             range: the values that black and white have for the network.
             labels: the number of classes, without the null class; 0 for none.
@@ -504,6 +506,12 @@ class ClassModel(Model):
             return PromptConditioning(cond)
         null = torch.full_like(cond.tensors["labels"], info.null_class)
         return PromptConditioning(cond, cond.replace(labels=null))
+
+
+def scaled(x: Tensor, schedule: Schedule, node: Node) -> Tensor:
+    """Returns the input of a network: x times ``Schedule.input_scale``, and x itself where that is 1."""
+    factor = schedule.input_scale(node)
+    return x if factor == 1 else x * factor
 
 
 def scalar(timestep: float, device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ from .._utils.registry import Registry
 if TYPE_CHECKING:
     from .base import Model
 
-_PIXEL = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")
+_PIXEL = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline", "KarrasVePipeline")
 _STABLE_DIFFUSION = (
     *("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
     # pipelines with the same networks, which diffusers samples in other ways

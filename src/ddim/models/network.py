@@ -12,7 +12,7 @@ from ..core.conditioning import LABELS, Conditioning
 from ..core.denoiser import Call, timestep_tensor
 from ..core.path import Node, TablePath
 from ..core.schedule import Schedule
-from .base import ClassModel
+from .base import ClassModel, scaled
 from .device import device_and_dtype
 from .engine.graphs import Graphs
 from .engine.optimize import engine_of
@@ -107,7 +107,7 @@ class NetworkModel(ClassModel):
             return self._fingerprint
         if not isinstance(self.network, nn.Module):
             return ""
-        whole = fingerprint_of(self.network, self.schedule.path, self.schedule.prediction)
+        whole = fingerprint_of(self.network, self.schedule.path, self.schedule.predicts)
         clock = "" if self.schedule.clock == "path" else self.schedule.clock
         return hashlib.sha256(f"{whole}{self.values}{clock}".encode()).hexdigest()
 
@@ -138,7 +138,7 @@ class NetworkModel(ClassModel):
             labels = (cond.tensors[LABELS],)
         # The batch is not split. A layout still fixes the number of threads that torch uses, and so the last bits of
         # the output.
-        work, inputs = self.row_work(x.shape[1:]), (x.to(self.dtype), t, *labels)
+        work, inputs = self.row_work(x.shape[1:]), (scaled(x, self.schedule, node).to(self.dtype), t, *labels)
         output = run(self._checked, *inputs, call=call, graphs=self.graphs, tf32=self.tf32, row_work=work, split=False)
         return output.to(x.dtype)
 

@@ -20,7 +20,7 @@ from ..core.path import Node
 from ..core.schedule import Schedule
 from .about_file import ABOUT, usual_guidance
 from .additions import NOTHING, Additions, add
-from .base import no_negative, scalar
+from .base import no_negative, scalar, scaled
 from .device import device_and_dtype
 from .dry_run import output_shape
 from .engine.graphs import Graphs
@@ -267,7 +267,7 @@ class PipelineModel(LatentModel):
 
     def _fingerprint_now(self) -> str:
         schedule = self.schedule
-        hashes = [fingerprint(part, schedule.path, schedule.prediction) for part in self.networks().values()]
+        hashes = [fingerprint(part, schedule.path, schedule.predicts) for part in self.networks().values()]
         pairs = zip(self.tokenizers, self.encoders, strict=True) if self.takes_words else ()
         words = [words_fingerprint(tokenizer, encoder.get_input_embeddings()) for tokenizer, encoder in pairs]
         return hashlib.sha256("".join([*hashes, *words]).encode()).hexdigest()
@@ -456,7 +456,7 @@ class PipelineModel(LatentModel):
         # Pipelines cast no guidance scale; a network that takes it casts it itself.
         kept = [name == EMBEDDED or not t.is_floating_point() for name, t in zip(names, tensors, strict=True)]
         parts = [aligned(t if as_is else t.to(self.dtype)) for t, as_is in zip(tensors, kept, strict=True)]
-        inputs = (x.to(self.dtype), self.timestep(node, x), *parts)
+        inputs = (scaled(x, self.schedule, node).to(self.dtype), self.timestep(node, x), *parts)
 
         def ask(rows: Tensor, timestep: Tensor, *tensors: Tensor, controller: Any = None) -> Tensor:
             control, told = attention_arguments(replace(call, controller=controller)), zip(names, tensors, strict=True)

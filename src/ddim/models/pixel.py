@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from .._utils.errors import InputError, is_whole
 from ..core.conditioning import LABELS, Conditioning
 from ..core.denoiser import Call
-from ..core.path import Node, VEPath
+from ..core.path import Node
 from .about_file import ABOUT, read_about, usual_guidance
 from .additions import NOTHING, Additions
-from .base import ClassModel, scalar
+from .base import ClassModel, scalar, scaled
 from .device import device_and_dtype
 from .dry_run import output_shape
 from .engine.graphs import Graphs
@@ -35,6 +35,9 @@ _LONGEST = 2**14  # the longest side of an image that a config may have; a misty
 
 class PixelModel(ClassModel):
     """A pixel diffusion model; ``ddim.load`` makes it from a folder, the hub or a pipeline object.
+
+    Its network predicts eps, x0, v or F of EDM for images in [-1, 1], or the score of noisy images in [0, 1]: the range
+    is that of the pipelines of diffusers.
 
     Args:
         name: the name that errors and codes call it by.
@@ -68,12 +71,7 @@ class PixelModel(ClassModel):
             )
         shape = (int(config.in_channels), int(height), int(width))
         self.schedule = read_schedule(scheduler, flow_spacing="trailing")
-        if isinstance(self.schedule.path, VEPath):
-            raise InputError(
-                f"{name!r} has a {scheduler['_class_name']}: such networks need scaled inputs or predict the score, "
-                "which this version does not support.",
-                parameter="model",
-            )
+        self.values = (0.0, 1.0) if self.schedule.prediction == "score" else (-1.0, 1.0)
         embedded = int(config.num_class_embeds or 0)
         where, what = device_and_dtype(device, dtype)
         self.info = ModelInfo(
@@ -87,7 +85,7 @@ class PixelModel(ClassModel):
             classes=null_class if isinstance(null_class, int) else embedded,
             null_class=null_class if isinstance(null_class, int) else embedded - 1 if embedded and null_class else None,
         )
-        self._fingerprint = fingerprint(network, self.schedule.path, self.schedule.prediction) if owned else None
+        self._fingerprint = fingerprint(network, self.schedule.path, self.schedule.predicts) if owned else None
         if owned:
             nn.Module.to(network, device=where, dtype=what)  # diffusers' own method ``to`` would warn of a cast
             network.to(memory_format=memory_format(where, shape))  # pyright: ignore[reportCallIssue]
@@ -183,7 +181,7 @@ class PixelModel(ClassModel):
         """A hash of config and weights as they were loaded; of a pipeline object, as they are now."""
         if self._fingerprint is not None:
             return self._fingerprint
-        return fingerprint(self.network, self.schedule.path, self.schedule.prediction)
+        return fingerprint(self.network, self.schedule.path, self.schedule.predicts)
 
     @property
     def engine(self) -> str:
@@ -216,17 +214,19 @@ class PixelModel(ClassModel):
             return network(rows, timestep, class_labels=classes, return_dict=False)[0]
 
         work, split = self.row_work(x.shape[1:]), self.threads
-        inputs = (x.to(self.dtype), label, labels)
+        inputs = (scaled(x, self.schedule, node).to(self.dtype), label, labels)
         output = run(ask, *inputs, call=call, graphs=self.graphs, tf32=self.tf32, row_work=work, split=split)
         return output[:, : self.shape[0]].to(x.dtype)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Scales images [N, C, H, W] from [0, 1] to [-1, 1]."""
-        return images.to(device=self.device, dtype=self.state_dtype) * 2 - 1
+        """Scales images [N, C, H, W] from [0, 1] to the network's range."""
+        low, high = self.values
+        return images.to(device=self.device, dtype=self.state_dtype) * (high - low) + low
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Scales x0 from [-1, 1] to images in [0, 1], and clips values outside."""
-        return ((x0 + 1) / 2).clamp(0, 1)
+        """Scales x0 from the network's range to images in [0, 1], and clips values outside."""
+        low, high = self.values
+        return ((x0 - low) / (high - low)).clamp(0, 1)
 
 
 def null_class_of(folder: Path) -> int | str | None:

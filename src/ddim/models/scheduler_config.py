@@ -26,8 +26,8 @@ from ..core.path import (
     sigmoid_alpha_bar,
     zero_terminal_snr,
 )
-from ..core.prediction import Hold, Prediction, prediction_of
-from ..core.schedule import DynamicShift, Prior, Schedule, Shift, StaticShift, Usual
+from ..core.prediction import SIGMA_DATA, Hold, Prediction, prediction_of
+from ..core.schedule import RAMPS, Clock, DynamicShift, Prior, Schedule, Shift, StaticShift, Usual
 
 # --- the classes ----------------------------------------------------------------------------------------------------
 
@@ -142,18 +142,36 @@ _OWN_SOLVER: dict[str, Usual] = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}
 """Classes for distilled models, which have a grid of their own (``timestep_spacing`` is ignored) -> their solver."""
 
 _EULER_KIND = ("Euler", "Heun", "LMS", "KDPM2")
-"""Prefixes of classes that work with x / alpha. Their Karras grid spans the sigmas of their ``timestep_spacing``, not
-those of the whole table, and their initial noise has the standard deviation of the grid's first sigma."""
+"""Prefixes of classes that work with x / alpha. Their Karras and exponential grids span the sigmas of their
+``timestep_spacing``, not those of the whole table, and their initial noise has the standard deviation of the grid's
+first sigma."""
+
+DPM = "DPMSolverMultistepScheduler"
+_DATA_COUNTS = frozenset(
+    kind for kind in _TABLES if kind.startswith(("DPMSolver", "DEIS", "UniPC", "SASolver")) and "Inverse" not in kind
+)
+"""Classes that count the data among the points of ``linspace`` and ``leading``; see ``Schedule.data_counts``."""
+
+_STOP_EARLY = ("DEISMultistepScheduler", "SASolverScheduler", "TCDScheduler")
+"""Classes whose last step always ends at the lowest noise level."""
 
 # --- the fields -----------------------------------------------------------------------------------------------------
 
 READ = frozenset(
     {
         *_DDIM,
-        *("use_karras_sigmas", "sigma_min", "sigma_max", "original_inference_steps"),
+        *(
+            "use_karras_sigmas",
+            "use_exponential_sigmas",
+            "use_lu_lambdas",
+            "sigma_min",
+            "sigma_max",
+            "final_sigmas_type",
+        ),
+        *("use_flow_sigmas", "flow_shift", "sigma_data", "sigma_schedule", "rho", "timestep_type", "original_inference_steps"),
     }
 )
-"""Fields that are read below: they determine path, prediction type, grid and clipping of x0."""
+"""Fields that are read below: they determine path, prediction type, grid, timesteps and clipping of x0."""
 
 READ_BY_FLOWS = frozenset(
     {
@@ -164,30 +182,29 @@ READ_BY_FLOWS = frozenset(
 """Fields that are read below for flow-matching classes; for other classes ``IGNORED`` and ``REQUIRED`` apply."""
 
 _SOLVERS = "the caller chooses the solver"
-_UNLESS = "it has an effect only together with another field, which is refused"
+_UNLESS = "it has an effect only together with use_dynamic_shifting, which is refused"
 IGNORED: dict[str, str] = {
     **dict.fromkeys(("solver_order", "solver_type", "solver_p", "algorithm_type", "predict_x0", "tau_func"), _SOLVERS),
     **dict.fromkeys(("lower_order_final", "euler_at_final", "disable_corrector", "skip_prk_steps"), _SOLVERS),
-    **dict.fromkeys(("predictor_order", "corrector_order", "snr", "correct_steps", "sampling_eps"), _SOLVERS),
+    **dict.fromkeys(("predictor_order", "corrector_order", "snr", "correct_steps"), _SOLVERS),
+    "sampling_eps": "the grid ends at sigma_min, from which sampling_eps differs by less than 0.02 %",
     **dict.fromkeys(("s_noise", "s_churn", "s_min", "s_max"), _SOLVERS),
     "variance_type": "the solver determines the noise of a step; a learned variance is ignored",
-    "sigma_data": "it scales the network's input and output, not the path; pixel models on a VE path are refused",
-    **dict.fromkeys(("flow_shift", "time_shift_type"), _UNLESS),
+    "time_shift_type": _UNLESS,
 }
 """Field -> why its value cannot change the result here."""
 
 _OTHER_GRID = "a grid that this version does not support"
 REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "use_exponential_sigmas": ((False, None), _OTHER_GRID),
-    "use_beta_sigmas": ((False, None), _OTHER_GRID),
-    "use_lu_lambdas": ((False, None), _OTHER_GRID),
-    "use_flow_sigmas": (
+    "use_beta_sigmas": (
         (False, None),
-        "a flow model with a scheduler for tables of noise levels, which this version does not support",
+        "noise levels at the quantiles of a beta distribution (Lee et al. 2024, arXiv 2407.12173), which this version "
+        "does not support (use_karras_sigmas has a similar emphasis on low noise)",
     ),
     "use_dynamic_shifting": (
         (False, None),
-        "a flow model's grid on a table of noise levels, which this version does not support",
+        "a shift of flow sigmas that its pipeline computes from the size of the image, which this version supports for "
+        "FlowMatchEulerDiscreteScheduler only",
     ),
     "shift_terminal": ((None,), _OTHER_GRID),
     "invert_sigmas": ((False, None), "a time that runs in the other direction, which this version does not support"),
@@ -195,14 +212,11 @@ REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
         (False, None),
         "a sampler that adds new noise in each step, which this version does not support",
     ),
-    "sigma_schedule": (("karras",), _OTHER_GRID),
-    "rho": ((7,), _OTHER_GRID),
-    "final_sigmas_type": (("zero",), "a last step that stops before the data, which this version does not support"),
     "interpolation_type": (
         ("linear",),
-        "another interpolation between the table's noise levels, which this version does not support",
+        "noise levels that do not belong to the timesteps of their steps (use_exponential_sigmas makes the same levels "
+        "with their own timesteps)",
     ),
-    "timestep_type": (("discrete",), "a network with continuous timesteps, which this version does not support"),
     "lambda_min_clipped": (
         (-math.inf, None),
         "a grid without the noisiest levels (which can be given as a list of timesteps for the spacing)",
@@ -334,16 +348,23 @@ def read_schedule(config: Mapping[str, Any], *, flow_spacing: str = "linspace") 
             not supported.
     """
     parsed = parse_config(config)
+    spacing, span = spacing_from(parsed, flow_spacing)
     return Schedule(
         path_of(parsed),
         prediction_from(parsed),
-        spacing_from(parsed, flow_spacing),
+        spacing,
         offset_from(parsed),
         hold_from(parsed),
         shift=shift_from(parsed),
+        clock=clock_from(parsed, spacing),
         prior=prior_from(parsed),
         origin=origin_from(parsed),
         solver=_OWN_SOLVER.get(parsed.kind, "ddim"),
+        sigma_data=parsed.number("sigma_data", 0) if "sigma_data" in parsed.fields else SIGMA_DATA,
+        rho=parsed.number("rho", 0) if "rho" in parsed.fields else 7.0,
+        span=span,
+        data_counts=parsed.kind in _DATA_COUNTS,
+        ends=ends_from(parsed),
     )
 
 
@@ -362,20 +383,80 @@ def from_scheduler_config(config: Mapping[str, Any]) -> GaussianPath:
 
 def path_of(parsed: ParsedConfig) -> GaussianPath:
     """Makes the path of a parsed config; raises as ``from_scheduler_config``."""
-    if parsed.kind in _FLOWS:
+    ends_at_data = _ends_at_data(parsed)
+    if is_flow(parsed):
         return RectifiedFlow(levels=parsed.whole("num_train_timesteps", 1, MOST_LEVELS))
     if parsed.kind in _VES:
-        return VEPath(sigma_max=parsed.number("sigma_max", 0), sigma_min=parsed.number("sigma_min", 0))
+        # KarrasVePipeline scales x from [-1, 1] to [0, 1] for its network, and the noise with it.
+        unit = 0.5 if parsed.kind == "KarrasVeScheduler" else 1.0
+        levels = parsed.whole("num_train_timesteps", 1, MOST_LEVELS) if "num_train_timesteps" in parsed.fields else 1000
+        high, low = parsed.number("sigma_max", 0) * unit, parsed.number("sigma_min", 0) * unit
+        return VEPath(sigma_max=high, sigma_min=low, levels=levels)
     for key in ("sigma_min", "sigma_max"):
-        if parsed.fields.get(key) is not None:
-            raise InputError(f"{_shown(parsed.fields[key])} means {_OTHER_GRID}; use null.", parameter=key)
+        if parsed.fields.get(key) is not None and _ramp_of(parsed):
+            raise InputError(
+                f"{_shown(parsed.fields[key])} means a grid whose ends are not those of the table, which this version "
+                "does not support; use null.",
+                parameter=key,
+            )
     table = _table(parsed)
     if parsed.switch("rescale_betas_zero_snr"):
         table = zero_terminal_snr(table)
-    at_one = parsed.switch("set_alpha_to_one") if "set_alpha_to_one" in parsed.fields else True
-    if parsed.kind == "TCDScheduler":  # its last step ends at the first entry of the table, whatever this field says
-        at_one = False
-    return TablePath(table, "one" if at_one else "first")
+    if "set_alpha_to_one" in parsed.fields and parsed.kind not in _STOP_EARLY:
+        ends_at_data = parsed.switch("set_alpha_to_one")
+    return TablePath(table, "one" if ends_at_data else "first")
+
+
+def is_flow(parsed: ParsedConfig) -> bool:
+    """Whether a config is that of a flow model: by its class, or by ``use_flow_sigmas`` of a class for tables."""
+    return parsed.kind in _FLOWS or _switched(parsed, "use_flow_sigmas")
+
+
+def _switched(parsed: ParsedConfig, key: str) -> bool:
+    """Whether a switch is on that may also be null."""
+    return parsed.fields.get(key) is not None and parsed.switch(key)
+
+
+def _ends_at_data(parsed: ParsedConfig) -> bool:
+    """Whether the last step ends at the data, and not at the lowest noise level of the table.
+
+    Raises:
+        InputError: it would end at a noise level that cannot be the end of a grid here.
+    """
+    last = parsed.fields.get("final_sigmas_type", "zero")
+    if last not in ("zero", "sigma_min"):
+        raise UnknownName("final sigma", last, ["zero", "sigma_min"], parameter="final_sigmas_type")
+    if last == "sigma_min" and (is_flow(parsed) or parsed.kind in _VES):
+        raise InputError(
+            f"for {parsed.kind}, 'sigma_min' means a last step that stops before the data, which only grids on a table "
+            "of noise levels can have here; use 'zero'.",
+            parameter="final_sigmas_type",
+        )
+    if parsed.kind in _STOP_EARLY and is_flow(parsed):
+        raise InputError(
+            f"for {parsed.kind}, True means a last step that stops before the data, which this version does not "
+            "support; use a DPMSolverMultistepScheduler.",
+            parameter="use_flow_sigmas",
+        )
+    return last == "zero" and parsed.kind not in _STOP_EARLY
+
+
+def _ramp_of(parsed: ParsedConfig) -> str:
+    """Returns the spacing that a switch of the config chooses: ``karras``, ``exponential``, or empty.
+
+    Raises:
+        InputError: two of the switches are on, or one beside ``use_flow_sigmas``.
+    """
+    switches = {
+        "use_karras_sigmas": "karras",
+        "use_exponential_sigmas": "exponential",
+        "use_lu_lambdas": "exponential",  # an even log-SNR is an even log(sigma / alpha)
+    }
+    parsed.switch("use_karras_sigmas")
+    on = [key for key in (*switches, "use_flow_sigmas") if _switched(parsed, key)]
+    if len(on) > 1:
+        raise InputError(f"True does not go with {on[1]}; switch one of the two off.", parameter=on[0])
+    return switches.get(on[0], "") if on else ""
 
 
 def _table(parsed: ParsedConfig) -> Any:
@@ -396,37 +477,85 @@ def _table(parsed: ParsedConfig) -> Any:
 
 
 def prediction_from(parsed: ParsedConfig) -> Prediction:
-    """Returns what the network predicts: flow for flow-matching classes, otherwise ``prediction_type``."""
+    """Returns what the network predicts: by the class for flow, score and EDM networks, or else ``prediction_type``."""
     if parsed.kind in _FLOWS:
         return "flow"
+    if parsed.kind in _VES and "prediction_type" not in parsed.fields:
+        return "score"
     name = parsed.fields.get("prediction_type", "epsilon")
     prediction = prediction_of(name if isinstance(name, str) else repr(name))
-    if prediction == "flow":
+    if parsed.kind in _VES and prediction in ("eps", "v"):
+        return "edm" if prediction == "eps" else "edm_v"
+    if prediction == "flow" and not is_flow(parsed):
         raise InputError(
-            f"{name!r} does not fit {parsed.kind or 'a table of noise levels'}, which has no flow prediction.",
+            f"{name!r} does not fit {parsed.kind or 'a table of noise levels'}, which has no flow prediction unless "
+            "use_flow_sigmas is true.",
+            parameter="prediction_type",
+        )
+    if parsed.kind in _VES:
+        raise InputError(
+            f"{name!r} does not fit {parsed.kind}, whose networks are trained with EDM's preconditioning; use "
+            "'epsilon' or 'v_prediction'.",
             parameter="prediction_type",
         )
     return prediction
 
 
-def spacing_from(parsed: ParsedConfig, flow_spacing: str = "linspace") -> str:
-    """Returns the spacing of the grid, from the config or its class's default; ``flow_spacing`` for flow models."""
+def spacing_from(parsed: ParsedConfig, flow_spacing: str = "linspace") -> tuple[str, str]:
+    """Returns the spacing of the grid and the spacing whose ends bound it (see ``Schedule.span``).
+
+    Both are those of the config, or else of its class; ``flow_spacing`` is that of flow-matching classes.
+    """
     if parsed.kind in _FLOWS:
         spacing = flow_spacing
     elif parsed.kind in _VES:
-        spacing = "karras"
+        spacing = parsed.fields.get("sigma_schedule", "exponential")
+        if spacing not in RAMPS:
+            raise UnknownName("sigma schedule", spacing, RAMPS, parameter="sigma_schedule")
+    elif is_flow(parsed):
+        spacing = "trailing"
     else:
         spacing = "lcm" if parsed.kind in _OWN_SOLVER else parsed.fields.get("timestep_spacing", "linspace")
     if not isinstance(spacing, str) or spacing not in SPACINGS:
         raise UnknownName("spacing", spacing, SPACINGS, parameter="timestep_spacing")
-    if not parsed.switch("use_karras_sigmas"):
-        return spacing
-    if parsed.kind in _FLOWS or (spacing != "linspace" and parsed.kind.startswith(_EULER_KIND)):
-        raise InputError(
-            f"for {parsed.kind} with the spacing {spacing!r}, True means {_OTHER_GRID}; use False.",
-            parameter="use_karras_sigmas",
-        )
-    return "karras"
+    ramp = _ramp_of(parsed)
+    if not ramp:
+        return spacing, ""
+    bounded = parsed.kind in _FLOWS or (spacing != "linspace" and parsed.kind.startswith(_EULER_KIND))
+    return ramp, spacing if bounded else ""
+
+
+def clock_from(parsed: ParsedConfig, spacing: str) -> Clock:
+    """Returns which timestep the network takes: the path's own, EDM's, or one that the scheduler rounds."""
+    kind = parsed.fields.get("timestep_type", "discrete")
+    if kind not in ("discrete", "continuous"):
+        raise UnknownName("timestep type", kind, ["discrete", "continuous"], parameter="timestep_type")
+    if kind == "continuous" and parsed.fields.get("prediction_type") == "v_prediction":  # as in diffusers
+        if parsed.switch("rescale_betas_zero_snr"):
+            raise InputError(
+                "'continuous' means a network that takes the logarithm of sigma / alpha, which is infinite at zero "
+                "terminal SNR (rescale_betas_zero_snr); use 'discrete'.",
+                parameter="timestep_type",
+            )
+        return "edm"
+    if parsed.kind.startswith("EDM"):
+        return "edm"
+    if parsed.kind not in _TABLES or parsed.kind.startswith(("Euler", "Heun", "LMS")):
+        return "path"
+    if is_flow(parsed):
+        return "floor"
+    if spacing == "karras" or _switched(parsed, "use_lu_lambdas"):
+        smooth = parsed.kind == DPM and parsed.fields["beta_schedule"] == "squaredcos_cap_v2"
+        return "floor" if smooth else "round"
+    return "floor" if spacing == "exponential" and not parsed.kind.startswith("KDPM2") else "path"
+
+
+def ends_from(parsed: ParsedConfig) -> tuple[float, float]:
+    """Returns the ends of the grid of a flow model before its shift; see ``Schedule.ends``."""
+    if parsed.kind in _FLOWS or not is_flow(parsed):
+        return 1.0, 0.0
+    lowest = 1 / parsed.whole("num_train_timesteps", 2, MOST_LEVELS)
+    return (1.0, lowest) if parsed.kind.startswith("UniPC") else (1 - lowest, 0.0)
 
 
 def offset_from(parsed: ParsedConfig) -> int:
@@ -444,10 +573,10 @@ def origin_from(parsed: ParsedConfig) -> int:
 def shift_from(parsed: ParsedConfig) -> Shift:
     """Returns the time shift of a flow model's grid: one that depends on the image size, or the constant ``shift``.
 
-    Other models have no shift.
+    Of a class for tables it is ``flow_shift``. Other models have no shift.
     """
     if parsed.kind not in _FLOWS:
-        return StaticShift()
+        return StaticShift(parsed.number("flow_shift", 0)) if is_flow(parsed) else StaticShift()
     stretched = parsed.fields.get("shift_terminal") not in (None, 0)
     terminal = parsed.number("shift_terminal", 0, 1) if stretched else None
     if not parsed.switch("use_dynamic_shifting"):
@@ -466,6 +595,8 @@ def prior_from(parsed: ParsedConfig) -> Prior:
     """Returns which initial noise the class samples from (its ``init_noise_sigma``)."""
     if parsed.kind.startswith("EDM"):
         return "edm"
+    if parsed.kind in _TABLES and is_flow(parsed):
+        return "unit"
     return "euler" if parsed.kind in _TABLES and parsed.kind.startswith(_EULER_KIND) else "path"
 
 

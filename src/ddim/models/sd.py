@@ -12,7 +12,7 @@ from torch.nn import functional
 from .._utils.errors import InputError
 from .._utils.silence import quiet
 from ..core.conditioning import EMBEDDED, TEXT, Conditioning
-from ..core.path import RectifiedFlow, VEPath
+from ..core.path import RectifiedFlow
 from ..core.schedule import Schedule
 from ..editing.plan import AttentionSite
 from ..editing.tokens import Tokens, agreed, tokens_of
@@ -71,9 +71,13 @@ class StableDiffusion(PipelineModel):
         refuse_other_conditions(name, unet.config, cls.addition)
 
     def schedule_of(self, name: str, config: Mapping[str, Any]) -> Schedule:
-        """Makes the schedule. Raises InputError for schedulers on other paths than a table of noise levels."""
+        """Makes the schedule, on a table of noise levels or for EDM's preconditioning (Playground v2.5).
+
+        Raises:
+            InputError: the scheduler is for another kind of network.
+        """
         schedule = read_schedule(config)
-        if isinstance(schedule.path, (VEPath, RectifiedFlow)):
+        if isinstance(schedule.path, RectifiedFlow) or schedule.prediction == "score":
             raise InputError(
                 f"{name!r} has a {config['_class_name']}, which this version does not support.", parameter="model"
             )

@@ -242,14 +242,15 @@ def grid_for(model: Model, steps: int | None, spacing: Spacing | None, size: tup
             Some schedules depend on it.
 
     Raises:
-        InputError: no such grid, or the network predicts eps and the grid begins where x is noise alone (alpha = 0).
+        InputError: no such grid, or the network predicts eps or the score, and the grid begins where x is noise alone
+            (alpha = 0).
     """
     count = model.info.steps if steps is None else steps
     grid = model.schedule.grid(count, spacing, model.shape[1:] if size is None else size)
-    if grid[0].alpha == 0 and model.schedule.prediction == "eps":
+    if grid[0].alpha == 0 and model.schedule.prediction in ("eps", "score"):
         raise InputError(
             f"the grid begins at t = {grid[0].t:g}, where no signal is left (alpha = 0), and the model {model.name!r} "
-            "predicts eps, which says nothing there; use 'leading'.",
+            f"predicts {model.schedule.prediction}, which says nothing there; use 'leading'.",
             parameter="spacing",
         )
     return grid
