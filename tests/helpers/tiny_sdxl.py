@@ -82,9 +82,14 @@ def unet(size: int = 16, **config: Any) -> Any:
 
 
 def scheduler(kind: str = "ddim", **config: Any) -> Any:
-    """SDXL's noise levels: ``ddim``, or ``euler``, whose config names what DDIM alone reads, as the published one."""
-    from diffusers import DDIMScheduler, EulerDiscreteScheduler
+    """SDXL's noise levels: ``ddim``, or ``euler``, whose config names what DDIM alone reads, as the published one.
 
+    ``edm`` is EDM's preconditioning, as in Playground v2.5.
+    """
+    from diffusers import DDIMScheduler, EDMEulerScheduler, EulerDiscreteScheduler
+
+    if kind == "edm":
+        return EDMEulerScheduler(**config)
     usual = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
     usual |= {"timestep_spacing": "leading", **config}
     if kind == "ddim":

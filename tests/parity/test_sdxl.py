@@ -27,14 +27,21 @@ AGREE = 1e-5
 STEPS = 10
 PROMPTS = ["a cat", "two red dogs", "an old house"]
 OTHER_SIZES = SizeIds(original=(512, 600), crop=(40, 8), target=(700, 300))
-SCHEDULERS = {"ddim": ("ddim", "leading"), "euler": ("euler", "leading"), "euler trailing": ("euler", "trailing")}
+LEADING, TRAILING = {"timestep_spacing": "leading"}, {"timestep_spacing": "trailing"}
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("ddim", LEADING),
+    "euler": ("euler", LEADING),
+    "euler trailing": ("euler", TRAILING),
+    "euler karras": ("euler", {**LEADING, "use_karras_sigmas": True}),
+    "edm": ("edm", {}),
+}
 every_scheduler = pytest.mark.parametrize("scheduler", SCHEDULERS)
 
 
 def pair(scheduler: str = "ddim", **options: Any) -> tuple[Any, StableDiffusionXL]:
     """A pipeline, and our model on the same networks."""
-    kind, spacing = SCHEDULERS[scheduler]
-    pipeline = tiny_sdxl.pipeline(kind, timestep_spacing=spacing, **options)
+    kind, usual = SCHEDULERS[scheduler]
+    pipeline = tiny_sdxl.pipeline(kind, **usual, **options)
     model = ddim.load(pipeline)
     assert isinstance(model, StableDiffusionXL)
     return pipeline, model
