@@ -35,6 +35,7 @@ EXPECTED = (
     "leaderboard-emoji",
     "gpu",
     "leaderboard-emoji-reversible",
+    "schedulers",
 )
 _KEYS = ("method", "options", "guidance", "steps", "images", "model", "fingerprint", "seed", "failed", "edits")
 FLOOR = "autoencoder"

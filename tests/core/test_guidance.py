@@ -10,7 +10,7 @@ import ddim
 from ddim.core.conditioning import Conditioning, PromptConditioning
 from ddim.core.denoiser import Call
 from ddim.core.guidance import Guidance, combine, guided
-from ddim.core.prediction import Pair, from_pair, to_pair
+from ddim.core.prediction import PREDICTIONS, Pair, from_pair, to_pair
 from ddim.core.schedule import Schedule
 
 DATA = conditional(mixture(2, 3))
@@ -37,7 +37,7 @@ def said(prediction: str, pair: Pair) -> Tensor:
     return from_pair(prediction, pair, NODE.alpha, NODE.sigma)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("weight", [-1.0, 0.0, 1.0, 7.5])
 def test_the_formula_is_the_same_for_every_prediction(prediction, weight):
     """It is linear, and so is what leads from an output to a pair: outputs may be combined, or pairs."""
@@ -118,7 +118,7 @@ def test_without_an_unconditional_branch_there_is_no_guidance():
         guided(asked, Guidance(7.5), lone)(X, NODE)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_rescale_brings_the_spread_back(prediction):
     cond = said(prediction, COND)
 

@@ -58,6 +58,37 @@ def test_flow_is_the_velocity_of_the_straight_path():
     assert torch.allclose(ddim.to_pair("flow", flow, x, node).x0, x - 0.4 * flow)
 
 
+def test_a_score_is_minus_eps_by_sigma():
+    node = ddim.VEPath().node(7.0)
+    score = ddim.from_pair("score", ddim.Pair(X0, EPS), node.alpha, node.sigma)
+    assert torch.allclose(score, -EPS / 7.0)
+    assert torch.equal(ddim.to_pair("score", score, X0 + 7 * EPS, node).eps, -7.0 * score)
+    # without noise, the limit of -sigma grad log p(x)
+    assert not ddim.to_pair("score", score, X0, ddim.Node(0, 1.0, 0.0)).eps.any()
+    with refused("prediction", "'score'"):
+        ddim.from_pair("score", ddim.Pair(X0, EPS), 1.0, 0.0)
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.3])
+def test_edm_is_karras_table_1(sigma_data):
+    """D(x; sigma) = c_skip x + c_out F, with c_skip and c_out as printed (arXiv 2206.00364)."""
+    node, output = ddim.VEPath().node(7.0), X.sin()
+    x = node.alpha * X0 + node.sigma * EPS
+    total = node.sigma**2 + sigma_data**2
+    for kind, sign in (("edm", 1), ("edm_v", -1)):
+        pair = ddim.to_pair(kind, output, x, node, sigma_data=sigma_data)
+        c_skip, c_out = sigma_data**2 / total, sign * node.sigma * sigma_data / total**0.5
+        assert torch.allclose(pair.x0, c_skip * x + c_out * output)
+        back = ddim.from_pair(kind, pair, node.alpha, node.sigma, sigma_data=sigma_data)
+        assert torch.allclose(back, output)
+
+
+def test_edm_v_with_data_of_deviation_1_is_v():
+    v = ddim.from_pair("v", ddim.Pair(X0, EPS), NODE.alpha, NODE.sigma)
+    edm = ddim.from_pair("edm_v", ddim.Pair(X0, EPS), NODE.alpha, NODE.sigma, sigma_data=1.0)
+    assert torch.allclose(edm, v)
+
+
 def test_training_targets_take_a_node_a_sample():
     alpha, sigma = (torch.rand(4, 1, 1, dtype=torch.float64) for _ in range(2))
     v = ddim.from_pair("v", ddim.Pair(X0, EPS), alpha, sigma)
@@ -68,6 +99,7 @@ def test_training_targets_take_a_node_a_sample():
     ("kind", "node"),
     [
         ("eps", ddim.Node(1000, 0.0, 1.0)),
+        ("score", ddim.Node(1000, 0.0, 1.0)),
         ("x0", ddim.Node(0, 1.0, 0.0)),
     ],
 )
@@ -76,13 +108,13 @@ def test_a_prediction_that_says_nothing_is_refused(kind, node):
         ddim.to_pair(kind, X, X, node)
 
 
-@pytest.mark.parametrize("kind", ["x0", "v", "flow"])
+@pytest.mark.parametrize("kind", ["x0", "v", "flow", "edm", "edm_v"])
 def test_zero_signal_is_no_obstacle_to_the_others(kind):
     pair = ddim.to_pair(kind, X.sin(), X, ddim.Node(1000, 0.0, 1.0))
     assert torch.allclose(pair.eps, X)
 
 
-@pytest.mark.parametrize("kind", ["eps", "v", "flow"])
+@pytest.mark.parametrize("kind", ["eps", "v", "flow", "score", "edm", "edm_v"])
 def test_zero_noise_is_no_obstacle_to_the_others(kind):
     assert torch.allclose(ddim.to_pair(kind, X.sin(), X, ddim.Node(0, 1.0, 0.0)).x0, X)
 

@@ -295,6 +295,72 @@ def test_what_a_network_is_told():
     assert all(isinstance(s.timestep(s.path.node(0.3)), float) for s in (sd3, flux, z_image, table))
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("DPMSolverMultistepScheduler", {}),
+        ("DPMSolverSinglestepScheduler", {}),
+        ("UniPCMultistepScheduler", {}),
+        ("DPMSolverMultistepScheduler", {"flow_shift": 3.0}),
+        ("UniPCMultistepScheduler", {"flow_shift": 5.0, "num_train_timesteps": 500}),
+    ],
+)
+@pytest.mark.parametrize("steps", [4, 20, 50])
+def test_flow_sigmas_of_a_scheduler_for_tables_are_diffusers(kind, options, steps):
+    """Sigmas, timesteps and the deviation of the noise, as Sana and Wan use them."""
+    scheduler = getattr(diffusers, kind)(use_flow_sigmas=True, prediction_type="flow_prediction", **options)
+    scheduler.set_timesteps(steps)
+    schedule = read_schedule({**scheduler.config, "_class_name": kind})
+    grid = schedule.grid(steps)
+    assert isinstance(schedule.path, ddim.RectifiedFlow)
+    assert schedule.prediction == "flow"
+    assert [n.sigma for n in grid] == pytest.approx(scheduler.sigmas.tolist(), abs=2e-6)
+    assert [schedule.timestep(n) for n in grid.nodes[:-1]] == scheduler.timesteps.tolist()
+    assert schedule.prior_std(grid) == 1 == scheduler.init_noise_sigma
+
+
+@pytest.mark.parametrize("kind", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_rounded_timesteps_are_diffusers(kind):
+    for options in ({"use_karras_sigmas": True}, {"use_exponential_sigmas": True}):
+        scheduler = getattr(diffusers, kind)(**options)
+        scheduler.set_timesteps(20)
+        schedule = read_schedule({**scheduler.config, "_class_name": kind})
+        told = [schedule.timestep(n) for n in schedule.grid(20).nodes[:-1]]
+        assert all(t == int(t) for t in told)
+        assert (
+            np.abs(np.subtract(told, scheduler.timesteps.tolist())).max() <= 1
+        )  # theirs are interpolated in log sigma
+
+
+def test_the_clock_of_edm_and_the_least_level_at_the_data():
+    ve = Schedule(ddim.VEPath(), "edm", "karras", clock="edm")
+    assert ve.timestep(ve.path.node(2.0)) == math.log(2.0) / 4
+    assert ve.timestep(ve.path.node(0.0)) == math.log(0.002) / 4
+    score = Schedule(ddim.VEPath(50.0, 0.01), "score")
+    assert (score.timestep(score.path.node(7.0)), score.timestep(score.path.node(0.0))) == (7.0, 0.01)
+    table = Schedule(ddim.ddpm_linear(), "v", clock="edm")
+    assert table.timestep(table.path.node(0.0)) == table.timestep(table.path.node(1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"sigma_data": 0}, "sigma_data"),
+        ({"sigma_data": "1"}, "sigma_data"),
+        ({"rho": -7.0}, "rho"),
+        ({"ends": (0.0, 1.0)}, "ends"),
+        ({"ends": (1.5, 0.0)}, "ends"),
+        ({"span": "karras"}, "span"),
+        ({"span": "leadin"}, "span"),
+    ],
+    ids=str,
+)
+def test_a_number_of_a_schedule_that_is_out_of_range(options, key):
+    with pytest.raises(ddim.InputError) as caught:
+        Schedule(ddim.VEPath(), "edm", **options)
+    assert caught.value.parameter == key
+
+
 # --- the prior ------------------------------------------------------------------------------------------------------
 
 EULER_KIND = [EULER, "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"]

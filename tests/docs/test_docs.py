@@ -202,7 +202,8 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_expected_result_is_on_the_page_of_results():
-    named = [m.name for m in reading.macros(text_of(DOCS / "results.md")) if m.kind == "results"]
+    pages = (DOCS / "results.md", DOCS / "schedulers.md")
+    named = [m.name for page in pages for m in reading.macros(text_of(page)) if m.kind == "results"]
     assert sorted(named) == sorted(tables.EXPECTED)
     known = {file.stem for file in (DOCS / "results").glob("*.md")}
     assert known <= set(tables.EXPECTED)

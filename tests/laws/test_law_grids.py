@@ -5,10 +5,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from refusals import refused, unknown
 
 import ddim
+from ddim.core.grid import karras
 from ddim.core.schedule import NO_SHIFT, RAMPS, DynamicShift, Flux2Shift, Schedule, StaticShift
 
 PATHS = {
@@ -227,6 +228,56 @@ def test_karras_is_even_in_the_seventh_root():
     assert grid[0].sigma == pytest.approx(80)
     assert grid[-2].sigma == pytest.approx(0.002)
     assert gaps == pytest.approx([gaps[0]] * 17)
+
+
+def test_exponential_is_even_in_the_logarithm():
+    grid = ddim.make_grid(ddim.VEPath(80.0, 0.002), 18, "exponential")
+    gaps = [math.log(a.sigma / b.sigma) for a, b in pairwise(grid.nodes[:-1])]
+    assert grid[0].sigma == 80
+    assert grid[-2].sigma == pytest.approx(0.002)
+    assert gaps == pytest.approx([gaps[0]] * 17)
+
+
+def test_exponential_is_the_limit_of_karras():
+    path = ddim.ddpm_linear()
+    limit = [n.t for n in ddim.make_grid(path, 18, "exponential")]
+    assert [n.t for n in karras(path, 18, rho=1e6)] == pytest.approx(limit, rel=1e-4)
+    assert [n.t for n in karras(path, 18)] != pytest.approx(limit, rel=0.05)
+
+
+@pytest.mark.parametrize("spacing", RAMPS)
+@pytest.mark.parametrize("span", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("path", ["ddpm", "stable-diffusion", "zero-terminal-snr", "ve", "rectified-flow"])
+def test_a_span_bounds_the_first_and_the_last_step(path, span, spacing):
+    """Exactly the steps asked for, between the ends of the other spacing."""
+    schedule = Schedule(PATHS[path], "v", spacing, span=span, rho=5.0)
+    for steps in (1, 2, 7, 50):
+        grid, ends = schedule.grid(steps), schedule.grid(steps, span)
+        assert grid.steps == steps
+        assert grid[0] == ends[0]
+        assert grid[-2].t == pytest.approx(ends[-2].t, rel=1e-6)
+        assert grid[-1] == PATHS[path].node(0)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+@discrete
+def test_exactly_the_steps_asked_for_where_the_data_counts(path, spacing):
+    """And with as many steps as levels each level, as for the other spacings."""
+    schedule = Schedule(PATHS[path], "v", spacing, data_counts=True)
+    for steps in step_counts(PATHS[path].levels):
+        check(schedule.grid(steps), PATHS[path], steps)
+    assert [n.t for n in schedule.grid(PATHS[path].levels)] == list(range(PATHS[path].levels, -1, -1))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 20, 333])
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+@pytest.mark.parametrize("path", ["ddpm", "stable-diffusion"])
+def test_where_the_data_counts_the_list_is_that_of_dpm_solver(path, spacing, offset, steps):
+    scheduler = DPMSolverMultistepScheduler(timestep_spacing=spacing, steps_offset=offset)
+    scheduler.set_timesteps(steps)
+    schedule = Schedule(PATHS[path], "eps", spacing, offset=offset, data_counts=True)
+    assert [schedule.timestep(n) for n in schedule.grid(steps).nodes[:-1]] == scheduler.timesteps.tolist()
 
 
 def test_trailing_of_the_ten_level_table():

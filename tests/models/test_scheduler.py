@@ -14,7 +14,15 @@ import torch
 import ddim
 from ddim.core.path import MOST_LEVELS
 from ddim.core.prediction import Hold
-from ddim.models.scheduler_config import IGNORED, READ, REQUIRED, SCHEDULERS, fields_read_by, read_schedule
+from ddim.models.scheduler_config import (
+    IGNORED,
+    READ,
+    REQUIRED,
+    SCHEDULERS,
+    UNSUPPORTED,
+    fields_read_by,
+    read_schedule,
+)
 
 DPM, EULER, FLOW = "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"
 
@@ -190,6 +198,75 @@ def test_karras_sigmas_are_our_spacing_of_that_name(kind, options):
     assert said.spacing == "karras"
     ratios = [node.ratio for node in ddim.make_grid(said.path, 12, said.spacing)]
     assert np.allclose(ratios[:-1], made.sigmas[:12], rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [EULER, "HeunDiscreteScheduler", "KDPM2DiscreteScheduler"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("switch", ["use_karras_sigmas", "use_exponential_sigmas"])
+def test_these_classes_span_the_levels_of_their_spacing(kind, spacing, switch):
+    made = getattr(diffusers, kind)(**{switch: True, "timestep_spacing": spacing, "steps_offset": 1})
+    made.set_timesteps(10)
+    said = read_schedule({**made.config, "_class_name": kind})
+    theirs = sorted({float(s) for s in made.sigmas if s > 0}, reverse=True)
+    ratios = [node.ratio for node in said.grid(10)]
+    assert np.allclose(ratios[:-1], theirs, rtol=3e-4)
+    assert said.prior_std(said.grid(10)) == pytest.approx(
+        float(made.init_noise_sigma) * said.grid(10)[0].alpha, rel=1e-4
+    )
+
+
+def test_switches_that_exclude_each_other_are_refused_by_name():
+    for options in ({"use_exponential_sigmas": True}, {"use_lu_lambdas": True}, {"use_flow_sigmas": True}):
+        with pytest.raises(ddim.InputError) as caught:
+            read_schedule({"_class_name": DPM, "use_karras_sigmas": True, **options})
+        assert caught.value.parameter == "use_karras_sigmas"
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"_class_name": "EDMEulerScheduler", "final_sigmas_type": "sigma_min"}, "final_sigmas_type"),
+        ({"_class_name": DPM, "use_flow_sigmas": True, "final_sigmas_type": "sigma_min"}, "final_sigmas_type"),
+        ({"_class_name": DPM, "final_sigmas_type": "sigma_mid"}, "final_sigmas_type"),
+        ({"_class_name": "DEISMultistepScheduler", "use_flow_sigmas": True}, "use_flow_sigmas"),
+        ({"_class_name": EULER, "use_karras_sigmas": True, "sigma_max": 700.0}, "sigma_max"),
+        ({"_class_name": EULER, "timestep_type": "continuos"}, "timestep_type"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_schedule": "linear"}, "sigma_schedule"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_data": 0}, "sigma_data"),
+        ({"_class_name": "EDMEulerScheduler", "rho": "7"}, "rho"),
+        (
+            {
+                "_class_name": EULER,
+                "timestep_type": "continuous",
+                "prediction_type": "v_prediction",
+                "rescale_betas_zero_snr": True,
+            },
+            "timestep_type",
+        ),
+    ],
+    ids=str,
+)
+def test_an_option_that_cannot_be_taken_is_refused_by_name(config, key):
+    with pytest.raises(ddim.InputError) as caught:
+        read_schedule(config)
+    assert caught.value.parameter == key
+
+
+def test_ends_without_a_grid_between_them_say_nothing():
+    assert read_schedule({"_class_name": EULER, "sigma_max": 700.0}) is not None
+
+
+@pytest.mark.parametrize("kind", [DPM, EULER])
+def test_a_last_step_to_the_lowest_level_ends_at_the_first_entry(kind):
+    assert ddim.from_scheduler_config({"_class_name": kind, "final_sigmas_type": "sigma_min"}).data == "first"
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_other_classes_of_diffusers_are_refused_with_what_they_do(kind):
+    with pytest.raises(ddim.InputError) as caught:
+        read_schedule({"_class_name": kind})
+    assert caught.value.parameter == "scheduler"
+    assert kind in str(caught.value)
 
 
 @pytest.mark.parametrize("steps", [1, 10, 50])

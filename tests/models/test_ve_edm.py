@@ -1,6 +1,7 @@
-"""Pixel models on variance-exploding paths: score-SDE networks and EDM's preconditioning, from folders and pipelines."""
+"""Pixel models on variance-exploding paths: score-SDE networks and EDM's preconditioning."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import diffusers
@@ -188,7 +189,7 @@ def test_a_score_network_is_sampled_by_the_probability_flow():
     x = prior(model, grid, [0, 1], model.shape)[0]
     ours = ddim.sample(model, 2, steps=STEPS)
     sigmas = [50.0 * (0.01 / 50.0) ** (i / (STEPS - 1)) for i in range(STEPS)] + [0.0]
-    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, after in pairwise(sigmas):
         with torch.no_grad():
             score = network(x, torch.tensor(now, dtype=torch.float64)).sample
         x = x - (after - now) * now * score

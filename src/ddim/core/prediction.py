@@ -90,16 +90,15 @@ def to_pair(prediction: str, output: Tensor, x: Tensor, node: Node, *, sigma_dat
             sigma = 0).
     """
     alpha, sigma = node.alpha, node.sigma
-    if prediction == "score":
-        prediction, output = "eps", -sigma * output
-    a, b = _row(prediction, alpha, sigma, sigma_data)
+    kind, output = ("eps", -sigma * output) if prediction == "score" else (prediction, output)
+    a, b = _row(kind, alpha, sigma, sigma_data)
     det = alpha * b - sigma * a
     if abs(det) < 1e-12:
         end = "no signal is left (alpha = 0)" if alpha < 1e-12 else "there is no noise (sigma = 0)"
         raise InputError(f"{prediction!r} says nothing where {end}, at t = {node.t:g}.", parameter="prediction")
     # A predicted eps or x0 is passed on unchanged, without rounding errors; only the other one is solved for.
-    x0 = output if prediction == "x0" else (b * x - sigma * output) / det
-    eps = output if prediction == "eps" else (alpha * output - a * x) / det
+    x0 = output if kind == "x0" else (b * x - sigma * output) / det
+    eps = output if kind == "eps" else (alpha * output - a * x) / det
     return Pair(x0, eps)
 
 

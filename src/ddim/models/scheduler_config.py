@@ -88,6 +88,7 @@ _TABLES: dict[str, dict[str, Any]] = {
     "LMSDiscreteScheduler": {**_BETAS, **_GRID, **_SIGMAS},
     "KDPM2DiscreteScheduler": _KDPM2,
     "KDPM2AncestralDiscreteScheduler": _KDPM2,
+    "DPMSolverSDEScheduler": {**_KDPM2, "noise_sampler_seed": None},
     "DPMSolverMultistepScheduler": _DPM,
     "DPMSolverMultistepInverseScheduler": _without(_DPM_INVERSE, *_ZERO_SNR),
     "DPMSolverSinglestepScheduler": {
@@ -135,20 +136,44 @@ _VES: dict[str, dict[str, Any]] = {
 SCHEDULERS: dict[str, dict[str, Any]] = {**_TABLES, **_FLOWS, **_VES}
 """Scheduler class -> its fields with their default values, as in the signatures of diffusers."""
 
+_TOKENS, _VIDEO = "samples images made of discrete tokens", "samples a video model"
+UNSUPPORTED: dict[str, str] = {
+    **dict.fromkeys(("AmusedScheduler", "BlockRefinementScheduler", "DiscreteDDIMScheduler"), _TOKENS),
+    **dict.fromkeys(("EntropyBoundScheduler", "VQDiffusionScheduler"), _TOKENS),
+    **dict.fromkeys(
+        ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "HeliosScheduler", "HeliosDMDScheduler"), _VIDEO
+    ),
+    **dict.fromkeys(("LTXEulerAncestralRFScheduler", "MiniMaxH3Scheduler"), _VIDEO),
+    "CMStochasticIterativeScheduler": "samples a consistency model, whose network has inputs and outputs of its own",
+    "CosineDPMSolverMultistepScheduler": "samples an audio model",
+    "DDPMWuerstchenScheduler": "samples the stages of Wuerstchen, on a continuous cosine path",
+    "FlowMapEulerDiscreteScheduler": "samples a flow map, whose network takes two times",
+    "FlowMatchLCMScheduler": "adds new noise to a flow model in each step",
+    "IPNDMScheduler": "has a table of noise levels of its own, which no published image model was trained on",
+    "PiflowScheduler": "samples a network that returns a policy for several steps",
+    "RFD4ProteinaScheduler": "samples a protein model",
+    "RePaintScheduler": "needs an image and a mask in every step (ddim.edit accepts a mask with any text model)",
+    "SCMScheduler": "samples a continuous-time consistency model on a trigonometric path",
+    "UnCLIPScheduler": "samples the prior and the decoder of an unCLIP model",
+}
+"""Other scheduler classes of diffusers -> what each of them does."""
+
 _NAMELESS = {**{k: v for fields in _TABLES.values() for k, v in fields.items()}, **_DDIM, "clip_sample": False}
 """The fields of a config that names no class: it is read as a DDIMScheduler's, but clips x0 only if it says so."""
 
 _OWN_SOLVER: dict[str, Usual] = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}
 """Classes for distilled models, which have a grid of their own (``timestep_spacing`` is ignored) -> their solver."""
 
-_EULER_KIND = ("Euler", "Heun", "LMS", "KDPM2")
+_EULER_KIND = ("Euler", "Heun", "LMS", "KDPM2", "DPMSolverSDE")
 """Prefixes of classes that work with x / alpha. Their Karras and exponential grids span the sigmas of their
 ``timestep_spacing``, not those of the whole table, and their initial noise has the standard deviation of the grid's
 first sigma."""
 
 DPM = "DPMSolverMultistepScheduler"
 _DATA_COUNTS = frozenset(
-    kind for kind in _TABLES if kind.startswith(("DPMSolver", "DEIS", "UniPC", "SASolver")) and "Inverse" not in kind
+    kind
+    for kind in _TABLES
+    if kind.startswith(("DPMSolverMulti", "DPMSolverSingle", "DEIS", "UniPC", "SASolver")) and "Inverse" not in kind
 )
 """Classes that count the data among the points of ``linspace`` and ``leading``; see ``Schedule.data_counts``."""
 
@@ -186,6 +211,7 @@ _UNLESS = "it has an effect only together with use_dynamic_shifting, which is re
 IGNORED: dict[str, str] = {
     **dict.fromkeys(("solver_order", "solver_type", "solver_p", "algorithm_type", "predict_x0", "tau_func"), _SOLVERS),
     **dict.fromkeys(("lower_order_final", "euler_at_final", "disable_corrector", "skip_prk_steps"), _SOLVERS),
+    "noise_sampler_seed": "the caller chooses the seeds",
     **dict.fromkeys(("predictor_order", "corrector_order", "snr", "correct_steps"), _SOLVERS),
     "sampling_eps": "the grid ends at sigma_min, from which sampling_eps differs by less than 0.02 %",
     **dict.fromkeys(("s_noise", "s_churn", "s_min", "s_max"), _SOLVERS),
@@ -292,6 +318,8 @@ def parse_config(config: Mapping[str, Any]) -> ParsedConfig:
         InputError: the class or a field is unknown, or a field has a value that is not supported (see ``REQUIRED``).
     """
     kind = config.get("_class_name") or ""
+    if isinstance(kind, str) and kind in UNSUPPORTED:
+        raise InputError(f"a {kind} {UNSUPPORTED[kind]}, which this version does not support.", parameter="scheduler")
     if kind and (not isinstance(kind, str) or kind not in SCHEDULERS):
         raise UnknownName("scheduler", kind, SCHEDULERS)
     usual = SCHEDULERS[kind] if kind else _NAMELESS
@@ -540,7 +568,7 @@ def clock_from(parsed: ParsedConfig, spacing: str) -> Clock:
         return "edm"
     if parsed.kind.startswith("EDM"):
         return "edm"
-    if parsed.kind not in _TABLES or parsed.kind.startswith(("Euler", "Heun", "LMS")):
+    if parsed.kind not in _TABLES or parsed.kind.startswith(("Euler", "Heun", "LMS", "DPMSolverSDE")):
         return "path"
     if is_flow(parsed):
         return "floor"
