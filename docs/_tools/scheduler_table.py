@@ -88,6 +88,8 @@ SAMPLERS: dict[str, tuple[str, dict[str, float]]] = {
     **dict.fromkeys(("DDPMScheduler", "DDPMParallelScheduler"), ("ddim", {"eta": 1.0})),
     "EulerAncestralDiscreteScheduler": ("ddim", {"eta": 1.0}),
     **dict.fromkeys(("HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), ("heun", {})),
+    "LCMScheduler": ("lcm", {}),
+    "TCDScheduler": ("tcd", {}),
     **dict.fromkeys(("DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"), ("dpm++2m", {})),
 }
 """Class -> our solver that makes the same steps, with its options; the others are compared by their grids."""
@@ -242,7 +244,7 @@ def their_sample(scheduler: Any, x: Tensor) -> Tensor:
     more: dict[str, Any] = {}
     if kind.startswith("DDIM"):
         more = {"use_clipped_model_output": True}  # clipping that keeps x = alpha x0 + sigma eps, as ours
-    elif kind.startswith("DDPM") or "Ancestral" in kind:
+    elif kind.startswith(("DDPM", "LCM", "TCD")) or "Ancestral" in kind:
         more = {"generator": draws}
     for t in scheduler.timesteps:
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x

@@ -193,7 +193,15 @@ READ = frozenset(
             "sigma_max",
             "final_sigmas_type",
         ),
-        *("use_flow_sigmas", "flow_shift", "sigma_data", "sigma_schedule", "rho", "timestep_type", "original_inference_steps"),
+        *(
+            "use_flow_sigmas",
+            "flow_shift",
+            "sigma_data",
+            "sigma_schedule",
+            "rho",
+            "timestep_type",
+            "original_inference_steps",
+        ),
     }
 )
 """Fields that are read below: they determine path, prediction type, grid, timesteps and clipping of x0."""
