@@ -131,7 +131,8 @@ def test_nan_on_the_way_back_names_the_step():
     assert caught.value.step == 4  # from grid[3] to grid[2], where the answer is NaN, and which is the fourth of six
 
 
-@pytest.mark.parametrize("name", ddim.SOLVERS)
+# lcm samples consistency functions, and shrinks the spread of data whose denoiser is none
+@pytest.mark.parametrize("name", [name for name in ddim.SOLVERS if name != "lcm"])
 def test_every_solver_starts_without_signal(name):
     path = ddim.TablePath(ddim.zero_terminal_snr(ddim.linear_alpha_bar()))
     grid, solver = ddim.make_grid(path, 200), ddim.make_solver(name)

@@ -251,6 +251,13 @@ def sana(**options: Any) -> Any:
     return tiny_sana.sana(**options)
 
 
+def sana_dpm(**options: Any) -> Any:
+    """A SanaPipeline with the scheduler of published folders."""
+    import tiny_sana
+
+    return tiny_sana.sana(scheduler=tiny_sana.dpm_solver(), **options)
+
+
 def draw_sana(*a: Any, **guidance: Any) -> Tensor:
     """Draws with it."""
     import tiny_sana
@@ -307,5 +314,6 @@ FAMILIES: dict[str, Family] = {
     "lumina2": Family(lumina2, draw_lumina2, _CFG),
     "lumina2 with dynamic shifting": Family(lumina2, draw_lumina2, _CFG, options={"dynamic": True}),
     "sana": Family(sana, draw_sana, _CFG),
+    "sana with dpm-solver": Family(sana_dpm, draw_sana, _CFG),
 }
 """Every family, some in several forms."""

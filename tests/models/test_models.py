@@ -187,15 +187,16 @@ def test_an_unknown_name_suggests_the_nearest(monkeypatch, pristine):
     assert load("fashion").name == "fashion"
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c"])
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "./a/b/c"])
 def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(name):
     with unknown("model", name, hint=True):
         load(name)
 
 
-def test_a_hub_id_without_a_network():
-    with failed("model", "'nobody/nothing'"):
-        load("nobody/nothing")
+@pytest.mark.parametrize("name", ["nobody/nothing", "nobody/nothing/unet"])
+def test_a_hub_id_without_a_network(name):
+    with failed("model", f"'{name}'"):
+        load(name)
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.pth", "model.bin", "model.pkl"])
@@ -218,9 +219,9 @@ def test_a_folder_with_pickled_weights_only(folder):
         load(folder)
 
 
-def test_a_single_file(tmp_path):
+def test_a_damaged_single_file(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"")
-    with refused("model", tmp_path / "a.safetensors"):
+    with failed("model", tmp_path / "a.safetensors"):
         load(tmp_path / "a.safetensors")
 
 
