@@ -245,7 +245,6 @@ def test_a_name_that_a_schedule_does_not_know(key, value):
         ),
         ({**DYNAMIC, "base_image_seq_len": 4096}, "max_image_seq_len"),
         *(({**DYNAMIC, "time_shift_type": v}, "time_shift_type") for v in ("cubic", None, 3)),
-        ({"use_beta_sigmas": True}, "use_beta_sigmas"),
         ({"invert_sigmas": True}, "invert_sigmas"),
         ({"stochastic_sampling": True}, "stochastic_sampling"),
     ],

@@ -6,5 +6,5 @@ AttentionKind = Literal["refine", "replace", "none"]
 ATTENTIONS: tuple[str, ...] = get_args(AttentionKind)
 Through = Literal["ddim", "state"]
 THROUGH: tuple[str, ...] = get_args(Through)
-SPACINGS = ("leading", "trailing", "linspace", "quadratic", "karras", "exponential", "lcm")
+SPACINGS = ("leading", "trailing", "linspace", "quadratic", "karras", "exponential", "beta", "lcm")
 DTYPES = ("float32", "float64", "bfloat16", "float16")

@@ -15,6 +15,7 @@ import torch
 from .._utils import choices
 from .._utils.errors import InputError, UnknownName, is_number, is_whole
 from .._utils.tensors import numbers
+from .beta import beta_quantiles
 from .path import GaussianPath, Node, RectifiedFlow
 
 
@@ -258,6 +259,24 @@ def exponential(path: GaussianPath, steps: int, ends: tuple[Node, Node] | None =
     return _ramp(path, steps, "exponential", ends, torch.log, torch.exp)
 
 
+def beta(path: GaussianPath, steps: int, ends: tuple[Node, Node] | None = None) -> Grid:
+    """Returns nodes at the quantiles of Beta(0.6, 0.6) between the two ends, so that most lie near one of them.
+
+    Source: Lee et al. 2024, arXiv 2407.12173, section 4; 0.6 are the defaults of diffusers. As there, the quantiles are
+    those of sigma / alpha, and on rectified flow those of sigma.
+
+    Args:
+        path: the path.
+        steps: the number of steps S.
+        ends: see ``karras``.
+    """
+
+    def parts(even: torch.Tensor) -> torch.Tensor:
+        return 1 - beta_quantiles(1 - even, 0.6, 0.6)
+
+    return _ramp(path, steps, "beta", ends, torch.clone, torch.clone, parts)
+
+
 def _ramp(
     path: GaussianPath,
     steps: int,
@@ -265,8 +284,9 @@ def _ramp(
     ends: tuple[Node, Node] | None,
     warp: Callable[[torch.Tensor], torch.Tensor],
     unwarp: Callable[[torch.Tensor], torch.Tensor],
+    parts: Callable[[torch.Tensor], torch.Tensor] = torch.clone,
 ) -> Grid:
-    """Returns nodes whose noise levels, after ``warp``, are evenly spaced; see ``karras``."""
+    """Returns nodes whose noise levels, after ``warp``, lie at ``parts`` of even numbers in [0, 1]; see ``karras``."""
     unit = _unit(path, steps)
     first = path.node(path.t_max) if ends is None else ends[0]
     top = first if math.isfinite(first.ratio) else path.node((path.levels - 1) * unit)
@@ -278,7 +298,8 @@ def _ramp(
         # A VE path has no lowest training level; its sigma_min is the least noise that a step starts at.
         high, low = top.ratio, getattr(path, "sigma_min", None) or path.node(unit).ratio
     bounds = warp(torch.tensor([high, low], dtype=torch.float64))
-    levels = unwarp(bounds[0] + torch.linspace(0, 1, steps, dtype=torch.float64) * (bounds[1] - bounds[0]))
+    even = torch.linspace(0, 1, steps, dtype=torch.float64)
+    levels = unwarp(bounds[0] + parts(even) * (bounds[1] - bounds[0]))
     times = numbers(levels if flow else path.t_of_log_snr(-2 * levels.log()))
     times[0] = first.t  # exactly, and where T has no signal, in place of the level below
     return grid_at(path, times, spacing)
@@ -306,7 +327,7 @@ def lcm(path: GaussianPath, steps: int, origin: int = 50) -> Grid:
 
 
 SPACINGS: dict[str, Callable[[GaussianPath, int], Grid]] = dict(
-    zip(choices.SPACINGS, (leading, trailing, linspace, quadratic, karras, exponential, lcm), strict=True)
+    zip(choices.SPACINGS, (leading, trailing, linspace, quadratic, karras, exponential, beta, lcm), strict=True)
 )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._utils.errors import InputError, UnknownName, is_number, is_whole
 from .._utils.tensors import numbers
-from .grid import SPACINGS, Grid, exponential, grid_at, karras, leading, linspace, make_grid
+from .grid import SPACINGS, Grid, beta, exponential, grid_at, karras, leading, linspace, make_grid
 from .path import GaussianPath, Node, RectifiedFlow, TablePath
 from .prediction import NO_HOLD, PREDICTIONS, SIGMA_DATA, Hold
 
@@ -282,7 +282,7 @@ def _needed(tokens: int | None) -> int:
 Clock = Literal["path", "sigma", "signal", "edm", "floor", "round"]
 Prior = Literal["path", "euler", "edm", "unit"]
 Usual = Literal["ddim", "lcm", "tcd"]
-RAMPS = ("karras", "exponential")
+RAMPS = ("karras", "exponential", "beta")
 """The spacings that run between two noise levels, whatever the levels between them."""
 
 
@@ -308,8 +308,8 @@ class Schedule:
         solver: the solver that ``sample`` uses by default: ``ddim``, or that of a distilled model, ``lcm`` or ``tcd``.
         sigma_data: the standard deviation of the data, for the predictions ``edm`` and ``edm_v``.
         rho: the root of the spacing ``karras``.
-        span: the spacing whose first and last step bound those of ``karras`` and ``exponential``; by default they span
-            the whole path. Diffusers' Euler and flow schedulers take the ends of their ``timestep_spacing``.
+        span: the spacing whose first and last step bound those of ``RAMPS``; by default they span the whole path.
+            Diffusers' Euler and flow schedulers take the ends of their ``timestep_spacing``.
         data_counts: whether the data is one of the evenly spaced points of ``linspace`` and ``leading``, as in
             diffusers' DPM-Solver schedulers; see ``core.grid``.
         ends: the sigmas, before the shift, from which and towards which the steps of ``trailing`` are even on
@@ -479,7 +479,10 @@ class Schedule:
         if self.span:
             between = self.grid(steps, self.span, image_size)
             ends = between[0], between[-2]
-        made = karras(self.path, steps, self.rho, ends) if spacing == "karras" else exponential(self.path, steps, ends)
+        if spacing == "karras":
+            made = karras(self.path, steps, self.rho, ends)
+        else:
+            made = (exponential if spacing == "exponential" else beta)(self.path, steps, ends)
         if self.span or not self.shift.acts or not isinstance(self.path, RectifiedFlow):
             return made
         sigmas = torch.tensor([node.t for node in made.nodes[:-1]], dtype=torch.float64)

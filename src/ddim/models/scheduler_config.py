@@ -188,6 +188,7 @@ READ = frozenset(
         *(
             "use_karras_sigmas",
             "use_exponential_sigmas",
+            "use_beta_sigmas",
             "use_lu_lambdas",
             "sigma_min",
             "sigma_max",
@@ -230,11 +231,6 @@ IGNORED: dict[str, str] = {
 
 _OTHER_GRID = "a grid that this version does not support"
 REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "use_beta_sigmas": (
-        (False, None),
-        "noise levels at the quantiles of a beta distribution (Lee et al. 2024, arXiv 2407.12173), which this version "
-        "does not support (use_karras_sigmas has a similar emphasis on low noise)",
-    ),
     "use_dynamic_shifting": (
         (False, None),
         "a shift of flow sigmas that its pipeline computes from the size of the image, which this version supports for "
@@ -478,7 +474,7 @@ def _ends_at_data(parsed: ParsedConfig) -> bool:
 
 
 def _ramp_of(parsed: ParsedConfig) -> str:
-    """Returns the spacing that a switch of the config chooses: ``karras``, ``exponential``, or empty.
+    """Returns the spacing that a switch of the config chooses, one of ``RAMPS``, or empty.
 
     Raises:
         InputError: two of the switches are on, or one beside ``use_flow_sigmas``.
@@ -486,6 +482,7 @@ def _ramp_of(parsed: ParsedConfig) -> str:
     switches = {
         "use_karras_sigmas": "karras",
         "use_exponential_sigmas": "exponential",
+        "use_beta_sigmas": "beta",
         "use_lu_lambdas": "exponential",  # an even log-SNR is an even log(sigma / alpha)
     }
     parsed.switch("use_karras_sigmas")
@@ -583,7 +580,7 @@ def clock_from(parsed: ParsedConfig, spacing: str) -> Clock:
     if spacing == "karras" or _switched(parsed, "use_lu_lambdas"):
         smooth = parsed.kind == DPM and parsed.fields["beta_schedule"] == "squaredcos_cap_v2"
         return "floor" if smooth else "round"
-    return "floor" if spacing == "exponential" and not parsed.kind.startswith("KDPM2") else "path"
+    return "floor" if spacing in ("exponential", "beta") and not parsed.kind.startswith("KDPM2") else "path"
 
 
 def ends_from(parsed: ParsedConfig) -> tuple[float, float]:
