@@ -22,7 +22,8 @@ import ddim
 from ddim._utils.files import write_whole
 from ddim.core.path import RectifiedFlow
 from ddim.core.schedule import DynamicShift, Schedule
-from ddim.models.scheduler_config import IGNORED, SCHEDULERS, UNSUPPORTED, fields_read_by, read_schedule
+from ddim.models.scheduler_config import read_schedule
+from ddim.models.scheduler_fields import IGNORED, SCHEDULERS, UNSUPPORTED, fields_read_by
 
 FILE = Path(__file__).parents[1] / "results" / "schedulers.md"
 STEPS, TOKENS, SHAPE = 10, 1024, (2, 3, 8, 8)

@@ -8,7 +8,7 @@ import pytest
 import scheduler_table
 from scheduler_table import FILE, VALUES, Row, markdown, rows
 
-from ddim.models.scheduler_config import IGNORED, SCHEDULERS, UNSUPPORTED, fields_read_by
+from ddim.models.scheduler_fields import IGNORED, SCHEDULERS, UNSUPPORTED, fields_read_by
 
 TABLE, NUMBERS = 7, 3
 """The cells of a row of the first table, and how many of them are measured."""

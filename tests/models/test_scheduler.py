@@ -14,15 +14,8 @@ import torch
 import ddim
 from ddim.core.path import MOST_LEVELS
 from ddim.core.prediction import Hold
-from ddim.models.scheduler_config import (
-    IGNORED,
-    READ,
-    REQUIRED,
-    SCHEDULERS,
-    UNSUPPORTED,
-    fields_read_by,
-    read_schedule,
-)
+from ddim.models.scheduler_config import read_schedule
+from ddim.models.scheduler_fields import IGNORED, READ, REQUIRED, SCHEDULERS, UNSUPPORTED, fields_read_by
 
 DPM, EULER, FLOW = "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"
 

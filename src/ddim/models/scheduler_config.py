@@ -1,16 +1,15 @@
 """Reads a diffusers scheduler's config: the path, the prediction type, the grid, and the clipping of x0.
 
-Each field of each supported class is either read, ignored because it cannot change the result here, or refused if its
-value would change the result in a way that this library does not support. So no config is misread silently.
+``scheduler_fields`` says which classes and fields there are, and checks a config.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import tensor
 
-from .._utils.errors import InputError, UnknownName, is_number, is_whole
+from .._utils.errors import InputError, UnknownName, is_number
 from ..core.grid import SPACINGS
 from ..core.path import (
     MOST_LEVELS,
@@ -27,335 +26,21 @@ from ..core.path import (
     zero_terminal_snr,
 )
 from ..core.prediction import SIGMA_DATA, Hold, Prediction, prediction_of
-from ..core.schedule import RAMPS, Clock, DynamicShift, Prior, Schedule, Shift, StaticShift, Usual
-
-# --- the classes ----------------------------------------------------------------------------------------------------
-
-# Fields of diffusers' schedulers with their default values, in groups that several classes share.
-
-_BETAS = {
-    **{"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"},
-    **{"trained_betas": None, "prediction_type": "epsilon"},
-}
-_GRID = {"timestep_spacing": "linspace", "steps_offset": 0}
-_LEADING = {"timestep_spacing": "leading", "steps_offset": 0}
-_ZERO_SNR = {"rescale_betas_zero_snr": False}
-_CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
-_THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
-_SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
-_FLOW = {"use_flow_sigmas": False, "flow_shift": 1.0}
-_SHIFTING = {"use_dynamic_shifting": False, "time_shift_type": "exponential"}
-_NARROW = {"beta_start": 0.00085, "beta_end": 0.012}
-_LAST = {"final_sigmas_type": "zero"}
-
-_DDIM = {**_BETAS, **_LEADING, **_ZERO_SNR, **_CLIP, **_THRESHOLD, "set_alpha_to_one": True}
-_DDPM = {**_BETAS, **_LEADING, **_ZERO_SNR, **_CLIP, **_THRESHOLD, "variance_type": "fixed_small"}
-_KDPM2 = {**_BETAS, **_NARROW, **_GRID, **_SIGMAS}
-_MULTISTEP = {"solver_order": 2, "solver_type": "midpoint", "lower_order_final": True}
-_DPM_INVERSE = {
-    **{**_BETAS, **_GRID, **_ZERO_SNR, **_THRESHOLD, **_SIGMAS, **_FLOW, **_MULTISTEP, "algorithm_type": "dpmsolver++"},
-    **{"euler_at_final": False, "lambda_min_clipped": -math.inf, "variance_type": None},
-}
-_DPM = {**_DPM_INVERSE, **_LAST, **_SHIFTING, "use_lu_lambdas": False}
-_DISTILLED = {
-    **{**_BETAS, **_NARROW, "beta_schedule": "scaled_linear", **_LEADING, **_ZERO_SNR, **_CLIP, "clip_sample": False},
-    **{**_THRESHOLD, "set_alpha_to_one": True, "original_inference_steps": 50, "timestep_scaling": 10.0},
-}
-_EDM = {
-    **{"num_train_timesteps": 1000, "prediction_type": "epsilon", "sigma_min": 0.002, "sigma_max": 80.0},
-    **{"sigma_data": 0.5, "sigma_schedule": "karras", "rho": 7.0, **_LAST},
-}
-
-
-def _without(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Returns fields without those of the given names."""
-    return {k: v for k, v in fields.items() if k not in names}
-
-
-_TABLES: dict[str, dict[str, Any]] = {
-    "DDIMScheduler": _DDIM,
-    "DDIMParallelScheduler": _DDIM,
-    "DDIMInverseScheduler": _without(_DDIM, *_THRESHOLD),
-    "DDPMScheduler": _DDPM,
-    "DDPMParallelScheduler": _DDPM,
-    "PNDMScheduler": {**_BETAS, **_LEADING, "set_alpha_to_one": False, "skip_prk_steps": False},
-    "EulerDiscreteScheduler": {
-        **{**_BETAS, **_GRID, **_ZERO_SNR, **_SIGMAS, **_LAST, "interpolation_type": "linear"},
-        **{"sigma_min": None, "sigma_max": None, "timestep_type": "discrete"},
-    },
-    "EulerAncestralDiscreteScheduler": {**_BETAS, **_GRID, **_ZERO_SNR},
-    "HeunDiscreteScheduler": {**_KDPM2, "clip_sample": False, "clip_sample_range": 1.0},
-    "LMSDiscreteScheduler": {**_BETAS, **_GRID, **_SIGMAS},
-    "KDPM2DiscreteScheduler": _KDPM2,
-    "KDPM2AncestralDiscreteScheduler": _KDPM2,
-    "DPMSolverSDEScheduler": {**_KDPM2, "noise_sampler_seed": None},
-    "DPMSolverMultistepScheduler": _DPM,
-    "DPMSolverMultistepInverseScheduler": _without(_DPM_INVERSE, *_ZERO_SNR),
-    "DPMSolverSinglestepScheduler": {
-        **_without(_DPM, *_ZERO_SNR, *_GRID, "euler_at_final", "use_lu_lambdas"),
-        "lower_order_final": False,
-    },
-    "LCMScheduler": _DISTILLED,
-    "TCDScheduler": _DISTILLED,
-    "DEISMultistepScheduler": {
-        **{**_BETAS, **_GRID, **_THRESHOLD, **_SIGMAS, **_FLOW, **_SHIFTING, **_MULTISTEP},
-        **{"algorithm_type": "deis", "solver_type": "logrho"},
-    },
-    "UniPCMultistepScheduler": {
-        **{**_BETAS, **_GRID, **_ZERO_SNR, **_THRESHOLD, **_SIGMAS, **_FLOW, **_SHIFTING, **_MULTISTEP, **_LAST},
-        **{"solver_type": "bh2", "predict_x0": True, "disable_corrector": [], "solver_p": None},
-        **{"shift_terminal": None, "sigma_min": None, "sigma_max": None},
-    },
-    "SASolverScheduler": {
-        **{**_BETAS, **_GRID, **_THRESHOLD, **_SIGMAS, **_FLOW, "lower_order_final": True, "variance_type": None},
-        **{"algorithm_type": "data_prediction", "predictor_order": 2, "corrector_order": 2, "tau_func": None},
-        "lambda_min_clipped": -math.inf,
-    },
-}
-_FLOWS: dict[str, dict[str, Any]] = {
-    "FlowMatchEulerDiscreteScheduler": {
-        **{"num_train_timesteps": 1000, "shift": 1.0, **_SHIFTING, **_SIGMAS, "base_shift": 0.5, "max_shift": 1.15},
-        **{"base_image_seq_len": 256, "max_image_seq_len": 4096, "invert_sigmas": False, "shift_terminal": None},
-        "stochastic_sampling": False,
-    },
-    "FlowMatchHeunDiscreteScheduler": {"num_train_timesteps": 1000, "shift": 1.0},
-}
-_VES: dict[str, dict[str, Any]] = {
-    "ScoreSdeVeScheduler": {
-        **{"num_train_timesteps": 2000, "snr": 0.15, "sigma_min": 0.01, "sigma_max": 1348.0},
-        **{"sampling_eps": 1e-5, "correct_steps": 1},
-    },
-    "KarrasVeScheduler": {
-        **{"sigma_min": 0.02, "sigma_max": 100, "s_noise": 1.007, "s_churn": 80, "s_min": 0.05, "s_max": 50}
-    },
-    "EDMEulerScheduler": _EDM,
-    "EDMDPMSolverMultistepScheduler": {
-        **{**_EDM, **_THRESHOLD, **_MULTISTEP, "algorithm_type": "dpmsolver++", "euler_at_final": False}
-    },
-}
-SCHEDULERS: dict[str, dict[str, Any]] = {**_TABLES, **_FLOWS, **_VES}
-"""Scheduler class -> its fields with their default values, as in the signatures of diffusers."""
-
-_TOKENS, _VIDEO = "samples images made of discrete tokens", "samples a video model"
-UNSUPPORTED: dict[str, str] = {
-    **dict.fromkeys(("AmusedScheduler", "BlockRefinementScheduler", "DiscreteDDIMScheduler"), _TOKENS),
-    **dict.fromkeys(("EntropyBoundScheduler", "VQDiffusionScheduler"), _TOKENS),
-    **dict.fromkeys(
-        ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "HeliosScheduler", "HeliosDMDScheduler"), _VIDEO
-    ),
-    **dict.fromkeys(("LTXEulerAncestralRFScheduler", "MiniMaxH3Scheduler"), _VIDEO),
-    "CMStochasticIterativeScheduler": "samples a consistency model, whose network has inputs and outputs of its own",
-    "CosineDPMSolverMultistepScheduler": "samples an audio model",
-    "DDPMWuerstchenScheduler": "samples the stages of Wuerstchen, on a continuous cosine path",
-    "FlowMapEulerDiscreteScheduler": "samples a flow map, whose network takes two times",
-    "FlowMatchLCMScheduler": "adds new noise to a flow model in each step",
-    "IPNDMScheduler": "has a table of noise levels of its own, which no published image model was trained on",
-    "PiflowScheduler": "samples a network that returns a policy for several steps",
-    "RFD4ProteinaScheduler": "samples a protein model",
-    "RePaintScheduler": "needs an image and a mask in every step (ddim.edit accepts a mask with any text model)",
-    "SCMScheduler": "samples a continuous-time consistency model on a trigonometric path",
-    "UnCLIPScheduler": "samples the prior and the decoder of an unCLIP model",
-}
-"""Other scheduler classes of diffusers -> what each of them does."""
-
-_NAMELESS = {**{k: v for fields in _TABLES.values() for k, v in fields.items()}, **_DDIM, "clip_sample": False}
-"""The fields of a config that names no class: it is read as a DDIMScheduler's, but clips x0 only if it says so."""
-
-_OWN_SOLVER: dict[str, Usual] = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}
-"""Classes for distilled models, which have a grid of their own (``timestep_spacing`` is ignored) -> their solver."""
-
-_EULER_KIND = ("Euler", "Heun", "LMS", "KDPM2", "DPMSolverSDE")
-"""Prefixes of classes that work with x / alpha. Their Karras and exponential grids span the sigmas of their
-``timestep_spacing``, not those of the whole table, and their initial noise has the standard deviation of the grid's
-first sigma."""
-
-DPM = "DPMSolverMultistepScheduler"
-_DATA_COUNTS = frozenset(
-    kind
-    for kind in _TABLES
-    if kind.startswith(("DPMSolverMulti", "DPMSolverSingle", "DEIS", "UniPC", "SASolver")) and "Inverse" not in kind
+from ..core.schedule import RAMPS, Clock, DynamicShift, Prior, Schedule, Shift, StaticShift
+from .scheduler_fields import (
+    DATA_COUNTS,
+    DPM,
+    EULER_KIND,
+    FLOWS,
+    MOST_TOKENS,
+    OWN_SOLVER,
+    STOP_EARLY,
+    TABLES,
+    VES,
+    ParsedConfig,
+    parse_config,
+    shown,
 )
-"""Classes that count the data among the points of ``linspace`` and ``leading``; see ``Schedule.data_counts``."""
-
-_STOP_EARLY = ("DEISMultistepScheduler", "SASolverScheduler", "TCDScheduler")
-"""Classes whose last step always ends at the lowest noise level."""
-
-# --- the fields -----------------------------------------------------------------------------------------------------
-
-READ = frozenset(
-    {
-        *_DDIM,
-        *(
-            "use_karras_sigmas",
-            "use_exponential_sigmas",
-            "use_beta_sigmas",
-            "use_lu_lambdas",
-            "sigma_min",
-            "sigma_max",
-            "final_sigmas_type",
-        ),
-        *(
-            "use_flow_sigmas",
-            "flow_shift",
-            "sigma_data",
-            "sigma_schedule",
-            "rho",
-            "timestep_type",
-            "original_inference_steps",
-        ),
-    }
-)
-"""Fields that are read below: they determine path, prediction type, grid, timesteps and clipping of x0."""
-
-READ_BY_FLOWS = frozenset(
-    {
-        *("shift", "use_dynamic_shifting", "time_shift_type", "base_shift", "max_shift", "shift_terminal"),
-        *("base_image_seq_len", "max_image_seq_len"),
-    }
-)
-"""Fields that are read below for flow-matching classes; for other classes ``IGNORED`` and ``REQUIRED`` apply."""
-
-_SOLVERS = "the caller chooses the solver"
-_UNLESS = "it has an effect only together with use_dynamic_shifting, which is refused"
-IGNORED: dict[str, str] = {
-    **dict.fromkeys(("solver_order", "solver_type", "solver_p", "algorithm_type", "predict_x0", "tau_func"), _SOLVERS),
-    **dict.fromkeys(("lower_order_final", "euler_at_final", "disable_corrector", "skip_prk_steps"), _SOLVERS),
-    "noise_sampler_seed": "the caller chooses the seeds",
-    **dict.fromkeys(("predictor_order", "corrector_order", "snr", "correct_steps"), _SOLVERS),
-    "sampling_eps": "the grid ends at sigma_min, from which sampling_eps differs by less than 0.02 %",
-    **dict.fromkeys(("s_noise", "s_churn", "s_min", "s_max"), _SOLVERS),
-    "variance_type": "the solver determines the noise of a step; a learned variance is ignored",
-    "time_shift_type": _UNLESS,
-}
-"""Field -> why its value cannot change the result here."""
-
-_OTHER_GRID = "a grid that this version does not support"
-REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "use_dynamic_shifting": (
-        (False, None),
-        "a shift of flow sigmas that its pipeline computes from the size of the image, which this version supports for "
-        "FlowMatchEulerDiscreteScheduler only",
-    ),
-    "shift_terminal": ((None,), _OTHER_GRID),
-    "invert_sigmas": ((False, None), "a time that runs in the other direction, which this version does not support"),
-    "stochastic_sampling": (
-        (False, None),
-        "a sampler that adds new noise in each step, which this version does not support",
-    ),
-    "interpolation_type": (
-        ("linear",),
-        "noise levels that do not belong to the timesteps of their steps (use_exponential_sigmas makes the same levels "
-        "with their own timesteps)",
-    ),
-    "lambda_min_clipped": (
-        (-math.inf, None),
-        "a grid without the noisiest levels (which can be given as a list of timesteps for the spacing)",
-    ),
-    "timestep_scaling": (
-        (10.0,),
-        "another boundary condition of consistency models; LCM(scaling=...) samples with it, once this is 10",
-    ),
-    "predict_epsilon": ((True, None), "a network that predicts x0, which is written prediction_type = 'sample'"),
-}
-"""Field -> the values that are accepted (the first is suggested), and what any other value would mean."""
-
-_ELSEWHERE = frozenset(
-    {
-        *("snr_shift_scale", "set_alpha_to_zero"),
-        *("tensor_format", "timestep_values"),
-    }
-)
-"""Fields of classes that are not supported, or of diffusers' first versions: no class above reads them."""
-
-
-MOST_TOKENS = 10**7
-"""The largest number of image tokens that a config may have; it catches mistyped numbers."""
-
-
-class ParsedConfig(NamedTuple):
-    """A scheduler config as its class in diffusers reads it.
-
-    Attributes:
-        kind: the name of the class; empty if the config names none.
-        fields: every field of the class, with its value in the config or its default.
-    """
-
-    kind: str
-    fields: Mapping[str, Any]
-
-    def whole(self, key: str, low: int, high: int) -> int:
-        """Returns a field that must be a whole number in [low, high]."""
-        value = self.fields[key]
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not is_whole(value) or not low <= value <= high:
-            raise InputError(f"{_shown(value)} is not a whole number from {low} to {high}.", parameter=key)
-        return int(value)
-
-    def number(self, key: str, low: float, high: float = math.inf) -> float:
-        """Returns a field that must be a finite number above ``low`` and at most ``high``."""
-        value = self.fields[key]
-        if not is_number(value) or not low < value <= high:
-            most = "" if high == math.inf else f" and at most {high:g}"
-            raise InputError(f"{_shown(value)} is not a number above {low:g}{most}.", parameter=key)
-        return float(value)
-
-    def switch(self, key: str) -> bool:
-        """Returns a field that must be a bool; False if the class has no such field."""
-        value = self.fields.get(key, False)
-        if not isinstance(value, bool):
-            raise InputError(f"{_shown(value)} is neither true nor false.", parameter=key)
-        return value
-
-
-def fields_read_by(kind: str) -> frozenset[str]:
-    """Returns the names of the fields that this module reads for a scheduler class."""
-    return READ | READ_BY_FLOWS if kind in _FLOWS else READ
-
-
-def parse_config(config: Mapping[str, Any]) -> ParsedConfig:
-    """Checks a config, and completes it with the defaults of its class.
-
-    As in diffusers, fields that only other classes have are ignored, and so are fields that start with an underscore.
-
-    Raises:
-        InputError: the class or a field is unknown, or a field has a value that is not supported (see ``REQUIRED``).
-    """
-    kind = config.get("_class_name") or ""
-    if isinstance(kind, str) and kind in UNSUPPORTED:
-        raise InputError(f"a {kind} {UNSUPPORTED[kind]}, which this version does not support.", parameter="scheduler")
-    if kind and (not isinstance(kind, str) or kind not in SCHEDULERS):
-        raise UnknownName("scheduler", kind, SCHEDULERS)
-    usual = SCHEDULERS[kind] if kind else _NAMELESS
-    for key, value in config.items():
-        known = (
-            key in READ | READ_BY_FLOWS or key in IGNORED or key in REQUIRED or key in _ELSEWHERE or key.startswith("_")
-        )
-        if not known and value is not None and value is not False:
-            raise InputError(
-                f"{_shown(value)} is the value of a field that no known scheduler has, so its effect is unknown; if it "
-                "has none, remove it from the scheduler's config.",
-                parameter=key,
-            )
-        fine, means = REQUIRED.get(key, ((), ""))
-        reads = (key in usual and key not in fields_read_by(kind)) or key == "predict_epsilon"
-        if fine and reads and not any(value is v or (_same(value, v)) for v in fine):
-            raise InputError(f"{_shown(value)} means {means}; use {_shown(fine[0])}.", parameter=key)
-    return ParsedConfig(kind, {key: config.get(key, value) for key, value in usual.items()})
-
-
-def _same(value: Any, other: Any) -> bool:
-    """Whether two values are equal, where a bool never equals a number."""
-    return isinstance(value, bool) == isinstance(other, bool) and value == other
-
-
-def _shown(value: Any) -> str:
-    """Returns the repr of a value, cut to 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-# --- the results ----------------------------------------------------------------------------------------------------
 
 _SCHEDULES = {
     "linear": linear_alpha_bar,
@@ -391,11 +76,11 @@ def read_schedule(config: Mapping[str, Any], *, flow_spacing: str = "linspace") 
         clock=clock_from(parsed, spacing),
         prior=prior_from(parsed),
         origin=origin_from(parsed),
-        solver=_OWN_SOLVER.get(parsed.kind, "ddim"),
+        solver=OWN_SOLVER.get(parsed.kind, "ddim"),
         sigma_data=parsed.number("sigma_data", 0) if "sigma_data" in parsed.fields else SIGMA_DATA,
         rho=parsed.number("rho", 0) if "rho" in parsed.fields else 7.0,
         span=span,
-        data_counts=parsed.kind in _DATA_COUNTS,
+        data_counts=parsed.kind in DATA_COUNTS,
         ends=ends_from(parsed),
     )
 
@@ -418,7 +103,7 @@ def path_of(parsed: ParsedConfig) -> GaussianPath:
     ends_at_data = _ends_at_data(parsed)
     if is_flow(parsed):
         return RectifiedFlow(levels=parsed.whole("num_train_timesteps", 1, MOST_LEVELS))
-    if parsed.kind in _VES:
+    if parsed.kind in VES:
         # KarrasVePipeline scales x from [-1, 1] to [0, 1] for its network, and the noise with it.
         unit = 0.5 if parsed.kind == "KarrasVeScheduler" else 1.0
         levels = parsed.whole("num_train_timesteps", 1, MOST_LEVELS) if "num_train_timesteps" in parsed.fields else 1000
@@ -427,21 +112,21 @@ def path_of(parsed: ParsedConfig) -> GaussianPath:
     for key in ("sigma_min", "sigma_max"):
         if parsed.fields.get(key) is not None and _ramp_of(parsed):
             raise InputError(
-                f"{_shown(parsed.fields[key])} means a grid whose ends are not those of the table, which this version "
+                f"{shown(parsed.fields[key])} means a grid whose ends are not those of the table, which this version "
                 "does not support; use null.",
                 parameter=key,
             )
     table = _table(parsed)
     if parsed.switch("rescale_betas_zero_snr"):
         table = zero_terminal_snr(table)
-    if "set_alpha_to_one" in parsed.fields and parsed.kind not in _STOP_EARLY:
+    if "set_alpha_to_one" in parsed.fields and parsed.kind not in STOP_EARLY:
         ends_at_data = parsed.switch("set_alpha_to_one")
     return TablePath(table, "one" if ends_at_data else "first")
 
 
 def is_flow(parsed: ParsedConfig) -> bool:
     """Whether a config is that of a flow model: by its class, or by ``use_flow_sigmas`` of a class for tables."""
-    return parsed.kind in _FLOWS or _switched(parsed, "use_flow_sigmas")
+    return parsed.kind in FLOWS or _switched(parsed, "use_flow_sigmas")
 
 
 def _switched(parsed: ParsedConfig, key: str) -> bool:
@@ -458,19 +143,19 @@ def _ends_at_data(parsed: ParsedConfig) -> bool:
     last = parsed.fields.get("final_sigmas_type", "zero")
     if last not in ("zero", "sigma_min"):
         raise UnknownName("final sigma", last, ["zero", "sigma_min"], parameter="final_sigmas_type")
-    if last == "sigma_min" and (is_flow(parsed) or parsed.kind in _VES):
+    if last == "sigma_min" and (is_flow(parsed) or parsed.kind in VES):
         raise InputError(
             f"for {parsed.kind}, 'sigma_min' means a last step that stops before the data, which only grids on a table "
             "of noise levels can have here; use 'zero'.",
             parameter="final_sigmas_type",
         )
-    if parsed.kind in _STOP_EARLY and is_flow(parsed):
+    if parsed.kind in STOP_EARLY and is_flow(parsed):
         raise InputError(
             f"for {parsed.kind}, True means a last step that stops before the data, which this version does not "
             "support; use a DPMSolverMultistepScheduler.",
             parameter="use_flow_sigmas",
         )
-    return last == "zero" and parsed.kind not in _STOP_EARLY
+    return last == "zero" and parsed.kind not in STOP_EARLY
 
 
 def _ramp_of(parsed: ParsedConfig) -> str:
@@ -497,7 +182,7 @@ def _table(parsed: ParsedConfig) -> Any:
     steps = parsed.whole("num_train_timesteps", 2, MOST_LEVELS)
     if (betas := parsed.fields["trained_betas"]) is not None:
         if not isinstance(betas, (list, tuple)) or not all(is_number(b) and 0 < b < 1 for b in betas):
-            raise InputError(f"{_shown(betas)} is not a list of numbers in (0, 1).", parameter="trained_betas")
+            raise InputError(f"{shown(betas)} is not a list of numbers in (0, 1).", parameter="trained_betas")
         if len(betas) != steps:
             raise InputError(f"it has {len(betas)} numbers for {steps} num_train_timesteps.", parameter="trained_betas")
         return alpha_bar_of(tensor(betas).double())
@@ -511,13 +196,13 @@ def _table(parsed: ParsedConfig) -> Any:
 
 def prediction_from(parsed: ParsedConfig) -> Prediction:
     """Returns what the network predicts: by the class for flow, score and EDM networks, or else ``prediction_type``."""
-    if parsed.kind in _FLOWS:
+    if parsed.kind in FLOWS:
         return "flow"
-    if parsed.kind in _VES and "prediction_type" not in parsed.fields:
+    if parsed.kind in VES and "prediction_type" not in parsed.fields:
         return "score"
     name = parsed.fields.get("prediction_type", "epsilon")
     prediction = prediction_of(name if isinstance(name, str) else repr(name))
-    if parsed.kind in _VES and prediction in ("eps", "v"):
+    if parsed.kind in VES and prediction in ("eps", "v"):
         return "edm" if prediction == "eps" else "edm_v"
     if prediction == "flow" and not is_flow(parsed):
         raise InputError(
@@ -525,7 +210,7 @@ def prediction_from(parsed: ParsedConfig) -> Prediction:
             "use_flow_sigmas is true.",
             parameter="prediction_type",
         )
-    if parsed.kind in _VES:
+    if parsed.kind in VES:
         raise InputError(
             f"{name!r} does not fit {parsed.kind}, whose networks are trained with EDM's preconditioning; use "
             "'epsilon' or 'v_prediction'.",
@@ -539,22 +224,22 @@ def spacing_from(parsed: ParsedConfig, flow_spacing: str = "linspace") -> tuple[
 
     Both are those of the config, or else of its class; ``flow_spacing`` is that of flow-matching classes.
     """
-    if parsed.kind in _FLOWS:
+    if parsed.kind in FLOWS:
         spacing = flow_spacing
-    elif parsed.kind in _VES:
+    elif parsed.kind in VES:
         spacing = parsed.fields.get("sigma_schedule", "exponential")
         if spacing not in RAMPS:
             raise UnknownName("sigma schedule", spacing, RAMPS, parameter="sigma_schedule")
     elif is_flow(parsed):
         spacing = "trailing"
     else:
-        spacing = "lcm" if parsed.kind in _OWN_SOLVER else parsed.fields.get("timestep_spacing", "linspace")
+        spacing = "lcm" if parsed.kind in OWN_SOLVER else parsed.fields.get("timestep_spacing", "linspace")
     if not isinstance(spacing, str) or spacing not in SPACINGS:
         raise UnknownName("spacing", spacing, SPACINGS, parameter="timestep_spacing")
     ramp = _ramp_of(parsed)
     if not ramp:
         return spacing, ""
-    bounded = parsed.kind in _FLOWS or (spacing != "linspace" and parsed.kind.startswith(_EULER_KIND))
+    bounded = parsed.kind in FLOWS or (spacing != "linspace" and parsed.kind.startswith(EULER_KIND))
     return ramp, spacing if bounded else ""
 
 
@@ -573,7 +258,7 @@ def clock_from(parsed: ParsedConfig, spacing: str) -> Clock:
         return "edm"
     if parsed.kind.startswith("EDM"):
         return "edm"
-    if parsed.kind not in _TABLES or parsed.kind.startswith(("Euler", "Heun", "LMS", "DPMSolverSDE")):
+    if parsed.kind not in TABLES or parsed.kind.startswith(("Euler", "Heun", "LMS", "DPMSolverSDE")):
         return "path"
     if is_flow(parsed):
         return "floor"
@@ -585,7 +270,7 @@ def clock_from(parsed: ParsedConfig, spacing: str) -> Clock:
 
 def ends_from(parsed: ParsedConfig) -> tuple[float, float]:
     """Returns the ends of the grid of a flow model before its shift; see ``Schedule.ends``."""
-    if parsed.kind in _FLOWS or not is_flow(parsed):
+    if parsed.kind in FLOWS or not is_flow(parsed):
         return 1.0, 0.0
     lowest = 1 / parsed.whole("num_train_timesteps", 2, MOST_LEVELS)
     return (1.0, lowest) if parsed.kind.startswith("UniPC") else (1 - lowest, 0.0)
@@ -608,7 +293,7 @@ def shift_from(parsed: ParsedConfig) -> Shift:
 
     Of a class for tables it is ``flow_shift``. Other models have no shift.
     """
-    if parsed.kind not in _FLOWS:
+    if parsed.kind not in FLOWS:
         return StaticShift(parsed.number("flow_shift", 0)) if is_flow(parsed) else StaticShift()
     stretched = parsed.fields.get("shift_terminal") not in (None, 0)
     terminal = parsed.number("shift_terminal", 0, 1) if stretched else None
@@ -628,9 +313,9 @@ def prior_from(parsed: ParsedConfig) -> Prior:
     """Returns which initial noise the class samples from (its ``init_noise_sigma``)."""
     if parsed.kind.startswith("EDM"):
         return "edm"
-    if parsed.kind in _TABLES and is_flow(parsed):
+    if parsed.kind in TABLES and is_flow(parsed):
         return "unit"
-    return "euler" if parsed.kind in _TABLES and parsed.kind.startswith(_EULER_KIND) else "path"
+    return "euler" if parsed.kind in TABLES and parsed.kind.startswith(EULER_KIND) else "path"
 
 
 def hold_from(parsed: ParsedConfig) -> Hold:
