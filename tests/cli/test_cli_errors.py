@@ -84,7 +84,7 @@ def test_bad_values_name_themselves_and_a_way_out(words: list[str], said: list[s
     ("name", "said"),
     [
         ("fashoin", ["'fashoin'", "folder", "hub"]),
-        ("no/such/folder", ["no/such/folder"]),
+        ("./no/such/folder", ["./no/such/folder"]),
         ("weights.ckpt", ["weights.ckpt", "pickle"]),
         ("empty", ["empty", "diffusers format"]),
         ("pickled", ["pickle", "safetensors"]),

@@ -357,7 +357,7 @@ BAD_EDITS = [
     (["cat.png", "--from", CAT, "--to", TIGER, "--blend-start", "0.5"], ["--blend-start: 0.5"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--blend-threshold", "0.5"], ["--blend-threshold: 0.5"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--weight-steps", "0.5"], ["--weight-steps: (0.0, 0.5)"]),
-    (["cat.png", "--from", CAT, "--to", TIGER, "--weight", "tiger=2", "-S", "2"], ["--weight:", "weight_steps"]),
+    (["cat.png", "--from", CAT, "--to", TIGER, "--weight", "tiger=2", "--cross", "0,0"], ["--weight:", "weight_steps"]),
     (["cat.png", "--from", "a (cat:2) on a mat", "--to", TIGER], ["--from: '(cat:2)'"]),
     (["cat.png", "--from", CAT, "--to", TIGER, "--negative", "(ugly:2)"], ["--negative: '(ugly:2)'"]),
     (["cat.png", "--from", CAT, "--to", f"{'zebra ' * 4} (cat:2)"], ["--to: 'cat' was cut off"]),

@@ -58,7 +58,7 @@ WITNESS: dict[str, tuple[dict[str, Any], list[float], list[float]]] = {
         [999, 966, 862, 0],
     ),
 }
-"""Class -> config, and the sigmas and timesteps that diffusers 0.42 printed with scipy 1.17 for 4 steps; its tables are in float32."""
+"""Class -> config, and the sigmas and timesteps that diffusers 0.42 printed with scipy 1.17 for 4 steps, in float32."""
 
 
 @pytest.mark.parametrize("kind", WITNESS)

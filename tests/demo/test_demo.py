@@ -238,7 +238,7 @@ def test_words_and_edits_of_a_text_model(folder: Path, editor: Path, monkeypatch
     ("words", "said"),
     [
         (["--editor", "small"], "takes no prompts"),
-        (["--editor", "nowhere/at/all"], "nowhere/at/all"),
+        (["--editor", "./nowhere/at/all"], "./nowhere/at/all"),
         (["--images", "nowhere"], "nowhere is not a folder"),
         (["--images", "few"], "few has 0"),
         (["--out", "page.html"], "page.html"),

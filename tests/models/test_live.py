@@ -735,7 +735,7 @@ def test_a_network_that_wants_more_than_words_is_refused(config: dict[str, Any])
 
 def test_a_scheduler_that_is_not_taken_is_refused():
     pipeline = tiny_text.pipeline()
-    pipeline.scheduler = diffusers.EDMEulerScheduler()
-    with refused("model", "EDMEulerScheduler") as caught:
+    pipeline.scheduler = diffusers.IPNDMScheduler()
+    with refused("scheduler", "IPNDMScheduler") as caught:
         ddim.load(pipeline)
-    one_sentence(caught)
+    one_sentence(caught, "scheduler")

@@ -270,7 +270,7 @@ def test_kernels_that_no_file_holds_are_made(tmp_path: Path):
     "kind",
     [
         *("LDMPipeline", "StableDiffusion3InpaintPipeline", "StableDiffusionInpaintPipeline", "Flux2Pipeline"),
-        *("StableDiffusionControlNetPipeline", "LatentConsistencyModelPipeline", "ConsistencyModelPipeline", "MyOwn"),
+        *("StableDiffusionControlNetPipeline", "AltDiffusionPipeline", "ConsistencyModelPipeline", "MyOwn"),
         *(None, "", 3, ["DDPMPipeline"]),
     ],
     ids=str,

@@ -56,12 +56,13 @@ def words_fingerprint(tokenizer: Any, embeddings: Any) -> str:
         embeddings: the embeddings of its tokens.
     """
     digest, rows = hashlib.sha256(), embeddings.weight
-    for word in (words := added_words(tokenizer)):
+    known = [word for word in added_words(tokenizer) if tokenizer.convert_tokens_to_ids(word) < len(rows)]
+    for word in known:  # others cannot be embedded, and ``check_vocabularies`` refuses such a model
         row = rows[tokenizer.convert_tokens_to_ids(word)]
         digest.update(f"{word}{len(row)}".encode())
         if not row.is_meta:
             digest.update(row.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest() if words else ""
+    return digest.hexdigest() if known else ""
 
 
 def added_words(tokenizer: Any) -> list[str]:
