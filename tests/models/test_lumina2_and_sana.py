@@ -159,7 +159,7 @@ def test_the_pipelines_normalization_is_on_by_default():
 
 def test_a_rescale_that_would_do_nothing_is_refused():
     _, model = live("lumina2")
-    with refused("rescale", 0.7, "Lumina 2"):
+    with refused("rescale", 0.7, "row"):
         model.guided(Guidance(4.0, rescale=0.7), model.condition(None, 1, "a cat"))
     with refused("rescale", 0.7):
         model.combine(noise(), noise(), Guidance(4.0, rescale=0.7), model.schedule.grid(4, image_size=16)[0])

@@ -1,14 +1,12 @@
 """The adapter for Chroma in the diffusers format (Lodestone Rock 2025, huggingface.co/lodestones/Chroma1-HD)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError
 from .._utils.silence import quiet
 from ..core.conditioning import TEXT, TEXT_MASK, Conditioning
 from ..editing.tokens import Tokens, tokens_of
@@ -16,7 +14,6 @@ from .attention.mmdit import flux_layers
 from .attention.processors import Layer
 from .flow import PackedFlowModel, packed, unpacked
 from .flux import position_ids
-from .info import ModelInfo
 from .tokens import warn_if_cut
 
 _TOKENS = 512
@@ -38,6 +35,7 @@ class Chroma(PackedFlowModel):
     family: ClassVar[str] = "Chroma text-to-image"
     pipeline_class: ClassVar[str] = "ChromaPipeline"
     usual_guidance: ClassVar[float] = 5.0
+    usual_steps: ClassVar[int] = 35
     conditions: ClassVar[tuple[str, ...]] = (TEXT, TEXT_MASK)
     capturable: ClassVar[bool] = False  # each call of the network copies a tensor from the CPU
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -46,10 +44,6 @@ class Chroma(PackedFlowModel):
         "text_encoder": ("T5EncoderModel",),
         "tokenizer": ("T5TokenizerFast", "T5Tokenizer"),
     }
-
-    def read_info(self, name: str, device: torch.device, dtype: torch.dtype) -> ModelInfo:
-        """Collects the facts about the model; 35 steps are usual, as in the pipeline."""
-        return replace(super().read_info(name, device, dtype), steps=35)
 
     def longest_prompt(self) -> int:
         """Returns the number of tokens that the text encoder takes, without the end token."""
@@ -62,12 +56,7 @@ class Chroma(PackedFlowModel):
             InputError: the transformer takes embeddings of another size than the text encoder makes.
         """
         made, taken = self.pipeline.text_encoder.config.d_model, self.network.config.joint_attention_dim
-        if made != taken:
-            raise InputError(
-                f"the text encoder of {self.name!r} makes embeddings of {made} numbers, but its transformer takes "
-                f"{taken}.",
-                parameter="model",
-            )
+        self.check_width(made, taken)
         return {TEXT: (1, _TOKENS, taken), TEXT_MASK: (1, _TOKENS)}
 
     # --- prompts ----------------------------------------------------------------------------------------------------

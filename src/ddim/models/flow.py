@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError
-from ..core.guidance import Guidance
 from ..core.path import Node, RectifiedFlow
 from ..core.schedule import Clock, Schedule
 from ..editing.plan import AttentionSite
@@ -77,8 +76,18 @@ class FlowModel(PipelineModel):
             multiple=factor * self.patch,
             text=True,
             guidance=self.usual_guidance,
+            steps=self.usual_steps,
             prompt_tokens=self.longest_prompt(),
         )
+
+    def check_width(self, made: int, taken: int) -> None:
+        """Raises InputError if the text encoder makes embeddings of another size than the transformer takes."""
+        if made != taken:
+            raise InputError(
+                f"the text encoder of {self.name!r} makes embeddings of {made} numbers, but its transformer takes "
+                f"{taken}.",
+                parameter="model",
+            )
 
     def pixels_per_latent(self) -> int:
         """Returns how many pixels of an image, along each side, belong to one position of the latent."""
@@ -170,20 +179,6 @@ def rounded_sigma(node: Node, x: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: the dtype of the network.
     """
     return (torch.full((), node.sigma, dtype=torch.float32, device=x.device) * _LEVELS).to(dtype) / _LEVELS
-
-
-def refuse_rescale(guidance: Guidance, because: str) -> None:
-    """Raises InputError for a rescaled guidance, where the family's own scaling undoes it.
-
-    Args:
-        guidance: the guidance.
-        because: the beginning of the reason, such as "Qwen-Image's guidance gives each token its length".
-    """
-    if guidance.rescale:
-        raise InputError(
-            f"{guidance.rescale:g} would have no effect, because {because} without guidance; use 0.",
-            parameter="rescale",
-        )
 
 
 def packed(x: Tensor) -> Tensor:

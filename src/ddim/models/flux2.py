@@ -140,13 +140,8 @@ class Flux2Klein(ReferenceModel, PackedFlowModel):
         Raises:
             InputError: the transformer takes embeddings of another size than the language model makes.
         """
-        made = len(TEXT_LAYERS) * self.pipeline.text_encoder.config.hidden_size
-        if made != (taken := self.network.config.joint_attention_dim):
-            raise InputError(
-                f"the text encoder of {self.name!r} makes embeddings of {made} numbers in {len(TEXT_LAYERS)} layers, "
-                f"but its transformer takes {taken}.",
-                parameter="model",
-            )
+        taken = self.network.config.joint_attention_dim
+        self.check_width(len(TEXT_LAYERS) * self.pipeline.text_encoder.config.hidden_size, taken)
         return {TEXT: (1, _TOKENS, taken)}
 
     def encode_prompt(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:

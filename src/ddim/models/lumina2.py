@@ -9,22 +9,19 @@ from torch import Tensor
 
 from .._utils.errors import InputError
 from ..core.conditioning import Conditioning
-from ..core.denoiser import PLAIN, Call, ModelDenoiser
-from ..core.guidance import Guidance, Prompts
 from ..core.path import Node
-from ..core.prediction import Hold
 from ..core.schedule import Clock, DynamicShift, Schedule
 from .attention.lumina2 import lumina2_layers
 from .attention.processors import Layer, told
-from .flow import refuse_rescale
 from .gemma_text import GemmaTextModel
 from .info import ModelInfo
+from .kept_lengths import KeptLengths
 
 _START = " <Prompt Start> "
 """What the pipeline writes between its system prompt and a prompt."""
 
 
-class Lumina2(GemmaTextModel):
+class Lumina2(KeptLengths, GemmaTextModel):
     """A Lumina-Image 2.0 model; ``ddim.load`` makes it from a folder, the hub or a pipeline object.
 
     The language model Gemma 2 embeds each prompt behind the pipeline's system prompt, and a negative prompt without it.
@@ -41,7 +38,9 @@ class Lumina2(GemmaTextModel):
 
     family: ClassVar[str] = "Lumina 2 text-to-image"
     pipeline_class: ClassVar[str] = "Lumina2Pipeline"
+    part: ClassVar[str] = "row"
     usual_guidance: ClassVar[float] = 4.0
+    usual_steps: ClassVar[int] = 30
     clock: ClassVar[Clock] = "signal"
     most_tokens: ClassVar[int] = 256
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -79,7 +78,7 @@ class Lumina2(GemmaTextModel):
     def read_info(self, name: str, device: torch.device, dtype: torch.dtype) -> ModelInfo:
         """Collects the facts about the model."""
         info, positions = super().read_info(name, device, dtype), min(self.network.config.axes_lens[1:])
-        return replace(info, largest=int(positions * info.multiple), rescales=False)
+        return replace(info, largest=int(positions * info.multiple))
 
     # --- prompts ----------------------------------------------------------------------------------------------------
 
@@ -154,20 +153,3 @@ class Lumina2(GemmaTextModel):
         return lumina2_layers(self.network)
 
     # --- guidance ---------------------------------------------------------------------------------------------------
-
-    def combine(self, cond: Tensor, uncond: Tensor, guidance: Guidance, node: Node) -> Tensor:
-        """Combines the two branches of guidance: u + w (c - u), with each row scaled to its length in c.
-
-        Raises:
-            InputError: ``guidance.rescale`` is not 0; the lengths of the rows undo it.
-        """
-        refuse_rescale(guidance, "Lumina 2's guidance gives each row its length")
-        mixed = super().combine(cond, uncond, guidance, node)
-        return mixed * (cond.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True).clamp(min=1e-12))
-
-    def guided(
-        self, guidance: Guidance, prompts: Prompts, *, hold: Hold | None = None, call: Call = PLAIN
-    ) -> ModelDenoiser:
-        """Returns a denoiser; see ``Model.guided``. Raises InputError if ``guidance.rescale`` is not 0."""
-        refuse_rescale(guidance, "Lumina 2's guidance gives each row its length")
-        return super().guided(guidance, prompts, hold=hold, call=call)

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError
 from .._utils.silence import quiet
 from ..core.conditioning import TEXT, TEXT_MASK, Conditioning
 from ..core.denoiser import aligned
@@ -93,12 +92,7 @@ class MaskedTextModel(FlowModel):
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of ``text`` and ``text_mask`` for one prompt of 32 tokens."""
         made, taken = self.text_width()
-        if made != taken:
-            raise InputError(
-                f"the text encoder of {self.name!r} makes embeddings of {made} numbers, but its transformer takes "
-                f"{taken}.",
-                parameter="model",
-            )
+        self.check_width(made, taken)
         return {TEXT: (1, _SHOWN, taken), TEXT_MASK: (1, _SHOWN)}
 
     # --- prompts ----------------------------------------------------------------------------------------------------

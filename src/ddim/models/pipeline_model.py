@@ -63,6 +63,8 @@ class PipelineModel(LatentModel):
 
     family: ClassVar[str]
     """What ``ModelInfo.family`` is."""
+    usual_steps: ClassVar[int] = 50
+    """The usual number of steps of its samples."""
     usual_guidance: ClassVar[float] = 7.5
     """The usual guidance of its samples; a folder's own is in ``ddim.json``."""
     conditions: ClassVar[tuple[str, ...]] = (TEXT,)

@@ -1,29 +1,25 @@
 """The adapter for Qwen-Image in the diffusers format (Wu et al. 2025, arXiv 2508.02324)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .._utils.errors import InputError
-from ..core.denoiser import PLAIN, Call, ModelDenoiser
-from ..core.guidance import Guidance, Prompts
 from ..core.path import Node
-from ..core.prediction import Hold
 from ..core.schedule import Clock
 from .attention.mmdit import qwen_layers
 from .attention.processors import Layer
-from .flow import packed, refuse_rescale, rounded_sigma, unpacked
-from .info import ModelInfo
+from .flow import packed, rounded_sigma, unpacked
+from .kept_lengths import KeptLengths
 from .latent import code_of, statistics_of
 from .masked_text import MaskedTextModel
 
 _MARK = "{}"
 
 
-class QwenImage(MaskedTextModel):
+class QwenImage(KeptLengths, MaskedTextModel):
     """A Qwen-Image model; ``ddim.load`` makes it from a folder, the hub or a pipeline object.
 
     The language model Qwen2.5-VL embeds each prompt inside a template, whose first 34 tokens are then left out. The
@@ -36,6 +32,7 @@ class QwenImage(MaskedTextModel):
 
     family: ClassVar[str] = "Qwen-Image text-to-image"
     pipeline_class: ClassVar[str] = "QwenImagePipeline"
+    part: ClassVar[str] = "token"
     usual_guidance: ClassVar[float] = 4.0
     clock: ClassVar[Clock] = "sigma"
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -100,10 +97,6 @@ class QwenImage(MaskedTextModel):
         """Decodes what ``from_code`` has returned to images [N, C, H, W] in [-1, 1]."""
         return vae.decode(code.unsqueeze(2)).sample[:, :, 0]
 
-    def read_info(self, name: str, device: torch.device, dtype: torch.dtype) -> ModelInfo:
-        """Collects the facts about the model."""
-        return replace(super().read_info(name, device, dtype), rescales=False)
-
     # --- prompts ----------------------------------------------------------------------------------------------------
 
     def template(self) -> tuple[str, str, int]:
@@ -163,20 +156,10 @@ class QwenImage(MaskedTextModel):
 
     # --- guidance ---------------------------------------------------------------------------------------------------
 
-    def combine(self, cond: Tensor, uncond: Tensor, guidance: Guidance, node: Node) -> Tensor:
-        """Combines the two branches of guidance: u + w (c - u), with each token scaled to its length in c.
+    def grouped(self, x: Tensor) -> Tensor:
+        """Packs an output into tokens, each of which keeps its length."""
+        return packed(x)
 
-        Raises:
-            InputError: ``guidance.rescale`` is not 0; the lengths of the tokens undo it.
-        """
-        refuse_rescale(guidance, "Qwen-Image's guidance gives each token its length")
-        mixed, like = packed(super().combine(cond, uncond, guidance, node)), packed(cond)
-        lengths = like.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        return unpacked(mixed * lengths, *cond.shape[2:])
-
-    def guided(
-        self, guidance: Guidance, prompts: Prompts, *, hold: Hold | None = None, call: Call = PLAIN
-    ) -> ModelDenoiser:
-        """Returns a denoiser; see ``Model.guided``. Raises InputError if ``guidance.rescale`` is not 0."""
-        refuse_rescale(guidance, "Qwen-Image's guidance gives each token its length")
-        return super().guided(guidance, prompts, hold=hold, call=call)
+    def ungrouped(self, parts: Tensor, like: Tensor) -> Tensor:
+        """Inverts ``grouped``."""
+        return unpacked(parts, *like.shape[2:])

@@ -33,6 +33,7 @@ class Sana(GemmaTextModel):
     family: ClassVar[str] = "Sana text-to-image"
     pipeline_class: ClassVar[str] = "SanaPipeline"
     usual_guidance: ClassVar[float] = 4.5
+    usual_steps: ClassVar[int] = 20
     spacing: ClassVar[str] = "linspace"
     clock: ClassVar[Clock] = "path"
     most_tokens: ClassVar[int] = 300

@@ -1,5 +1,6 @@
 """The adapter for Stable Diffusion 1.x and 2.x in the diffusers format."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .._utils.errors import InputError
+from .._utils.errors import DDIMWarning, InputError
 from .._utils.silence import quiet
 from ..core.conditioning import EMBEDDED, TEXT, Conditioning
 from ..core.path import RectifiedFlow
@@ -28,8 +29,6 @@ from .tokens import longest_prompt, warn_if_cut
 
 USUAL_SCALE = 8.5
 """The guidance scale that the pipeline of latent consistency models gives its network by default."""
-
-
 FEW = 4
 """The usual number of steps of a model that is distilled to a few; most are made for 1 to 8."""
 
@@ -39,8 +38,8 @@ class StableDiffusion(PipelineModel):
 
     See ``PipelineModel`` for its arguments. A latent consistency model whose U-Net takes the guidance scale as an input
     (``time_cond_proj_dim``) is guidance-distilled: it gets ``Guidance.embedded``, and takes no negative prompt. Models
-    that are distilled to a few steps (LCM, Turbo, Lightning, Hyper-SD, TCD) are sampled without guidance by default;
-    they are recognised by their scheduler, see ``few_step``.
+    that are distilled to a few steps (LCM, TCD, Turbo, Lightning) are sampled without guidance by default; they are
+    recognised by their scheduler, see ``few_step``.
 
     Attributes:
         prompt_length: the number of tokens of a prompt, with start and end token.
@@ -85,14 +84,16 @@ class StableDiffusion(PipelineModel):
 
     @property
     def few_step(self) -> bool:
-        """Whether the scheduler is one that models come with that are distilled to a few steps.
+        """Whether the model is taken for one that is distilled to a few steps, by its scheduler.
 
-        These are LCM's and TCD's, and those that begin at the noisiest level (``trailing``), except where the table of
-        noise levels is rescaled to have no signal there, which needs that spacing in any number of steps.
+        LCM's and TCD's are for such models alone. An Euler scheduler that begins at the noisiest level (``trailing``)
+        is that of Turbo and Lightning. A table without signal at its end needs that spacing in any number of steps, and
+        does not count.
         """
         schedule = self.schedule
         last = schedule.path.node(schedule.path.t_max)
-        return schedule.solver != "ddim" or (schedule.spacing == "trailing" and last.alpha > 0)
+        like_turbo = schedule.prior == "euler" and schedule.spacing == "trailing" and last.alpha > 0
+        return schedule.solver != "ddim" or like_turbo
 
     def read_info(self, name: str, device: torch.device, dtype: torch.dtype) -> ModelInfo:
         """Collects the facts about the model. Raises InputError if its tokenizers cut prompts to different lengths."""
@@ -104,6 +105,14 @@ class StableDiffusion(PipelineModel):
             height, width = sides_of(unet.sample_size, name)
         self.prompt_length = self._longest_prompt(name)
         distilled = unet.time_cond_proj_dim is not None
+        if self.few_step and self.schedule.solver == "ddim":
+            warnings.warn(
+                f"{name!r} has an Euler scheduler with timestep_spacing = 'trailing', as Turbo and Lightning have, and "
+                f"is taken for a model that is distilled to a few steps: by default {FEW} steps and no guidance. If it "
+                "is none, give steps and guidance.",
+                DDIMWarning,
+                stacklevel=6,
+            )
         return ModelInfo(
             name=name,
             family=self.family,
@@ -117,7 +126,7 @@ class StableDiffusion(PipelineModel):
             guidance=1.0 if distilled or self.few_step else self.usual_guidance,
             guidance_kinds=frozenset({"embedded"} if distilled else {"cfg"}),
             embedded=USUAL_SCALE if distilled else None,
-            steps=FEW if self.few_step else 50,
+            steps=FEW if self.few_step else self.usual_steps,
             prompt_tokens=self.prompt_length - 2,
         )
 

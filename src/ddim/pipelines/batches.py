@@ -9,19 +9,19 @@ from torch import Tensor
 from .._utils.errors import DDIMWarning, InputError, as_plain, is_number, is_plain, out_of_memory
 from ..core.conditioning import PromptConditioning
 from ..core.contracts import Inversion, InversionInterrupted, InversionProblem, InversionResult, Solver
-from ..core.denoiser import Call
+from ..core.denoiser import Call, Layout
 from ..core.grid import Grid
 from ..core.guidance import Guidance
 from ..core.noise import SeededNoise
 from ..core.prediction import NO_HOLD, Hold
 from ..inversion import calls
 from ..inversion import partial as partials
-from ..inversion.latent_code import ADAPTERS, HOLD, QUANTISED, LatentCode
+from ..inversion.latent_code import LatentCode
 from ..models.base import Model
 from ..solvers import SOLVERS
 from ..solvers.lattice import ReversibleSolver
 from .capabilities import check_inversion
-from .common import INVERSION_GUIDANCE, Report, conditioned, half_precision_hint
+from .common import INVERSION_GUIDANCE, Report, conditioned, facts_of, half_precision_hint, made_with
 from .events import CodeEvent, EngineEvent, LossEvent, OnEvent, engine_events, silent
 
 
@@ -70,7 +70,7 @@ def invert_batches(
     layout = calls.layout_of(empty.machine)
     solver = inversion.solver()
     if layout:
-        _check_repeatable(model, conditions, grid)
+        _check_repeatable(model, conditions, grid, min(batch, count), layout)
     report = Report(on_event, grid.steps - solver.first(grid), count, batch)
     begin = sum(len(p.state["x"]) for p in parts)
     finished, smaller = begin // batch, ""  # batches, and what to report when the next one begins
@@ -124,17 +124,19 @@ def invert_batches(
     return partials.complete(empty, parts)
 
 
-def _check_repeatable(model: Model, conditions: PromptConditioning, grid: Grid) -> None:
+def _check_repeatable(model: Model, conditions: PromptConditioning, grid: Grid, rows: int, layout: Layout) -> None:
     """Warns, before any work, if a quantised network returns other bits for the same input.
 
-    Two calls are compared. The kernels of other networks are known to repeat their bits.
+    Two calls are compared, of as many rows and in the layout that the inversion has, which decide the kernels. The
+    kernels of other networks are known to repeat their bits.
     """
     if not (layers := model.quantised):
         return
-    noise = SeededNoise([0])(torch.empty(1, *model.shape, device=model.device, dtype=model.state_dtype))
-    cond = conditions.cond[:1] if conditions.cond.tensors else conditions.cond
+    empty = torch.empty(rows, *model.shape, device=model.device, dtype=model.state_dtype)
+    noise, call = SeededNoise(range(rows))(empty), Call(layout=layout)
+    cond = conditions.cond[:rows] if conditions.cond.tensors else conditions.cond
     with torch.no_grad():
-        (first,), (second,) = model.ask(noise, grid[0], cond), model.ask(noise, grid[0], cond)
+        (first,), (second,) = (model.ask(noise, grid[0], cond, call=call) for _ in range(2))
     if not torch.equal(first, second):
         warnings.warn(
             f"The quantised network ({', '.join(layers)}) returned other last bits for the same input, so that no "
@@ -174,13 +176,9 @@ def empty_code(
         settings={
             **inversion.options,
             **({INVERSION_GUIDANCE: weight} if guided else {}),
-            **({HOLD: hold.options} if hold.acts else {}),
-            **({ADAPTERS: model.adapters} if model.adapters else {}),
-            **({QUANTISED: ", ".join(model.quantised)} if model.quantised else {}),
+            **made_with(model, hold),
         },
-        model=model.name,
-        fingerprint=model.fingerprint,
-        dtype=str(model.dtype).removeprefix("torch."),
+        **facts_of(model),
         machine=calls.machine_now(model.device, model.engine, model.exact_layout(), guidance.batched_cfg, model.tf32)
         if records_calls
         else {},

@@ -1,15 +1,16 @@
 """Functions that pipelines share: grids, conditions, and checks of arguments."""
 
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError, NotFinite, is_number, is_whole
+from .._utils.errors import DDIMWarning, InputError, NotFinite, is_number, is_whole
 from .._utils.texts import check_text, refuse_weights, texts_for
 from ..core.conditioning import PromptConditioning
 from ..core.contracts import Solver, State
@@ -17,7 +18,7 @@ from ..core.grid import Grid
 from ..core.guidance import Guidance
 from ..core.noise import SeededNoise
 from ..core.prediction import Hold
-from ..inversion.latent_code import HOLD, LatentCode
+from ..inversion.latent_code import ADAPTERS, HOLD, QUANTISED, LatentCode
 from ..models.base import Model
 from ..solvers import make_solver
 from ..solvers.lattice import ReversibleSolver
@@ -137,6 +138,21 @@ def hold_for(model: Model, clip_x0: float | None, threshold: float | None) -> Ho
     return model.schedule.hold if clip_x0 is None and threshold is None else Hold(clip_x0, threshold)
 
 
+def made_with(model: Model, hold: Hold) -> dict[str, Any]:
+    """Returns what ``LatentCode.settings`` records of a model and the limit of x0, as far as there is any."""
+    return {
+        **({HOLD: hold.options} if hold.acts else {}),
+        **({ADAPTERS: model.adapters} if model.adapters else {}),
+        **({QUANTISED: ", ".join(model.quantised)} if model.quantised else {}),
+    }
+
+
+def facts_of(model: Model) -> dict[str, Any]:
+    """Returns the fields of a ``LatentCode`` by which it recognises its model."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    return {"model": model.name, "fingerprint": model.fingerprint, "dtype": dtype}
+
+
 def hold_of(code: LatentCode) -> Hold:
     """Returns the limit of x0 of a code, for inversion and sampling. Raises InputError if it is invalid."""
     return Hold.of(code.settings.get(HOLD))
@@ -175,6 +191,13 @@ def guidance_for(model: Model, requested: float | Guidance | None, default: floa
     own = default if model.text else 1.0
     guidance = requested if isinstance(requested, Guidance) else Guidance(own if requested is None else requested)
     check_guidance(model, guidance)
+    if guidance.weight == 0 and model.text and model.info.guidance == 1:
+        warnings.warn(
+            f"The guidance 0 is the unconditional model, which ignores the prompt. To sample {model.name!r} without "
+            "guidance, as guidance_scale = 0 in diffusers does, use guidance = 1.",
+            DDIMWarning,
+            stacklevel=4,
+        )
     return replace(guidance, batched_cfg=guidance.batched_cfg and not model.low_memory)
 
 

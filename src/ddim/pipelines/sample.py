@@ -1,13 +1,12 @@
 """The pipelines ``sample``, which draws images from noise, and ``seeded_code``, which makes codes of such images."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._utils.errors import DDIMWarning, InputError, is_whole
+from .._utils.errors import InputError, is_whole
 from ..core.contracts import Solver
 from ..core.denoiser import Call, Denoiser, with_hold
 from ..core.grid import Grid
@@ -15,7 +14,7 @@ from ..core.guidance import Guidance, check_classifier_weight, classifier_guided
 from ..core.noise import checked_seed
 from ..core.prediction import NO_HOLD, Hold
 from ..core.solve import solve
-from ..inversion.latent_code import ADAPTERS, HOLD, SAMPLED, LatentCode
+from ..inversion.latent_code import SAMPLED, LatentCode
 from ..models.base import Model, class_labels
 from ..models.classifier import NoisyClassifier
 from ..solvers import make_solver
@@ -26,12 +25,14 @@ from .common import (
     Spacing,
     check_run,
     conditioned,
+    facts_of,
     grid_for,
     guidance_for,
     half_precision_hint,
     hold_for,
     in_model_threads,
     latent_size,
+    made_with,
     need_model,
     prior,
     read_prompts,
@@ -112,10 +113,18 @@ def sample(
     plan = _planned(
         model,
         count,
-        (steps, spacing, size),
-        (solver, eta, options, seed),
-        (guidance, guidance_scale, negative),
-        (clip_x0, threshold),
+        steps=steps,
+        spacing=spacing,
+        size=size,
+        solver=solver,
+        eta=eta,
+        options=options,
+        seed=seed,
+        guidance=guidance,
+        guidance_scale=guidance_scale,
+        negative=negative,
+        clip_x0=clip_x0,
+        threshold=threshold,
     )
     check_run(batch, on_event)
     chosen, grid = plan.solver, plan.grid
@@ -184,10 +193,18 @@ def seeded_code(
     plan = _planned(
         model,
         count,
-        (steps, spacing, size),
-        (solver, eta, options, seed),
-        (guidance, guidance_scale, negative),
-        (clip_x0, threshold),
+        steps=steps,
+        spacing=spacing,
+        size=size,
+        solver=solver,
+        eta=eta,
+        options=options,
+        seed=seed,
+        guidance=guidance,
+        guidance_scale=guidance_scale,
+        negative=negative,
+        clip_x0=clip_x0,
+        threshold=threshold,
     )
     if isinstance(plan.solver, ReversibleSolver):
         raise InputError(
@@ -203,14 +220,8 @@ def seeded_code(
         method=SAMPLED,
         solver=plan.solver.name,
         options=plan.solver.options,
-        settings={
-            "seed": seed,
-            **({HOLD: plan.hold.options} if plan.hold.acts else {}),
-            **({ADAPTERS: model.adapters} if model.adapters else {}),
-        },
-        model=model.name,
-        fingerprint=model.fingerprint,
-        dtype=str(model.dtype).removeprefix("torch."),
+        settings={"seed": seed, **made_with(model, plan.hold)},
+        **facts_of(model),
         conditions=with_embedded(conditions, plan.guidance.embedded),
         extras=extras,
         prompts=tuple(prompt or ()) if model.text else (),
@@ -232,25 +243,25 @@ class _Plan(NamedTuple):
 def _planned(
     model: Model,
     count: int,
-    where: tuple[int | None, Spacing | None, tuple[int, int] | None],
-    how: tuple[str | Solver | None, float, Mapping[str, Any] | None, int],
-    guided: tuple[float | Guidance | None, float | None, str | None],
-    held: tuple[float | None, float | None],
+    *,
+    steps: int | None,
+    spacing: Spacing | None,
+    size: tuple[int, int] | None,
+    solver: str | Solver | None,
+    eta: float,
+    options: Mapping[str, Any] | None,
+    seed: int,
+    guidance: float | Guidance | None,
+    guidance_scale: float | None,
+    negative: str | None,
+    clip_x0: float | None,
+    threshold: float | None,
 ) -> _Plan:
-    """Checks the arguments of ``sample``, and returns what they mean.
-
-    Args:
-        model, count: as for ``sample``.
-        where: steps, spacing and size.
-        how: solver, eta, options and seed.
-        guided: guidance, guidance_scale and negative.
-        held: clip_x0 and threshold.
-    """
+    """Checks arguments of ``sample``, and returns what they mean."""
     need_model(model)
     if not is_whole(count) or count < 1:
         raise InputError(f"{count} is not a number of images; use 1 or more.", parameter="count")
-    (steps, spacing, size), (solver, eta, options, seed) = where, how
-    guidance = translated(model, guided[0], guided[1])
+    guidance = translated(model, guidance, guidance_scale)
     checked_seed(seed, count)
     chosen = solver_with_eta(model.schedule.solver if solver is None else solver, eta, options)
     check_solver(model, chosen)
@@ -258,15 +269,8 @@ def _planned(
     grid = grid_for(model, steps, spacing, (shape[1], shape[2]))
     guided_as = guidance_for(model, guidance, model.info.guidance).on(grid)
     check_acts(guided_as)
-    check_negative(model, guided[2], guided_as.weight)
-    if guidance == 0 and model.text and model.info.guidance == 1:
-        warnings.warn(
-            f"The guidance 0 is the unconditional model, which ignores the prompt. To sample {model.name!r} without "
-            "guidance, as guidance_scale = 0 in diffusers does, use guidance = 1.",
-            DDIMWarning,
-            stacklevel=4,
-        )
-    return _Plan(chosen, grid, guided_as, hold_for(model, *held), shape)
+    check_negative(model, negative, guided_as.weight)
+    return _Plan(chosen, grid, guided_as, hold_for(model, clip_x0, threshold), shape)
 
 
 def solver_with_eta(solver: str | Solver, eta: float, options: Mapping[str, Any] | None) -> Solver:
