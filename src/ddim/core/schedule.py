@@ -399,10 +399,20 @@ class Schedule:
             return 1.0
         return 1 / math.hypot(node.sigma, self.sigma_data * node.alpha)
 
-    @property
-    def predicts(self) -> str:
-        """The prediction in one text, with ``sigma_data`` where it matters, for the fingerprint of a model."""
-        return f"{self.prediction} {self.sigma_data:g}" if self.prediction in ("edm", "edm_v") else self.prediction
+    def predicts(self, usual: Clock | None = None) -> str:
+        """Returns what the network is asked for, in one text, for the fingerprint of a model.
+
+        It is the prediction, with ``sigma_data`` where that matters, and the clock unless it is the usual one: under
+        another clock the same weights are another model, which takes other timesteps.
+
+        Args:
+            usual: the clock of the network's family, which no scheduler changes. By default it is ``edm`` for the
+                predictions ``edm`` and ``edm_v``, and ``path`` for others.
+        """
+        preconditioned = self.prediction in ("edm", "edm_v")
+        expected = usual or ("edm" if preconditioned else "path")
+        said = f"{self.prediction} {self.sigma_data:g}" if preconditioned else self.prediction
+        return said if self.clock == expected else f"{said} {self.clock}"
 
     def prior_std(self, grid: Grid) -> float:
         """Returns the standard deviation of x at ``grid[0]`` when sampling starts from noise.

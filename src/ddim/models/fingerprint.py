@@ -16,7 +16,7 @@ from .live import active_adapters, is_lora_layer
 def fingerprint(network: nn.Module, path: GaussianPath | None, prediction: str) -> str:
     """Returns a SHA-256 hash over all that determines a network's outputs.
 
-    These are the noise levels of the path (if any), the prediction type, the network's config, and its weights. Of a
+    These are the noise levels of the path (if any), the prediction, the network's config, and its weights. Of a
     large weight only 4096 to 8191 elements are read, in float32, so that float16 files and their float32 copies agree.
     Options that have their default values are left out, so that a newer diffusers with more options gives the same
     hash.
@@ -27,7 +27,7 @@ def fingerprint(network: nn.Module, path: GaussianPath | None, prediction: str) 
     Args:
         network: the network, before it is cast to another dtype.
         path: the path that it was trained on, or None.
-        prediction: what it predicts.
+        prediction: what it is asked for, ``Schedule.predicts``.
     """
     network = getattr(network, "_orig_mod", network)  # the module inside the wrapper of torch.compile
     table: list[str] = []

@@ -33,8 +33,7 @@ class FlowModel(PipelineModel):
     network_part: ClassVar[str] = "transformer"
     spacing: ClassVar[str] = "trailing"
     """The spacing of the pipeline's grid before its shift; see ``read_schedule``."""
-    clock: ClassVar[Clock] = "sigma"
-    """The timestep that the network takes; see ``Schedule``."""
+    clock: ClassVar[Clock | None] = "sigma"
     patch: ClassVar[int] = 2
     """Along each side, so many pixels of the latent make one token."""
 
@@ -58,8 +57,7 @@ class FlowModel(PipelineModel):
                 "as FlowMatchEulerDiscreteScheduler.",
                 parameter="model",
             )
-        # "path" is the scheduler's own timestep, in whatever way it counts
-        return schedule if self.clock == "path" else replace(schedule, clock=self.clock)
+        return schedule if self.clock is None else replace(schedule, clock=self.clock)
 
     def read_info(self, name: str, device: torch.device, dtype: torch.dtype) -> ModelInfo:
         """Collects the facts about the model."""

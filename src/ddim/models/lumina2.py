@@ -41,7 +41,7 @@ class Lumina2(KeptLengths, GemmaTextModel):
     part: ClassVar[str] = "row"
     usual_guidance: ClassVar[float] = 4.0
     usual_steps: ClassVar[int] = 30
-    clock: ClassVar[Clock] = "signal"
+    clock: ClassVar[Clock | None] = "signal"
     most_tokens: ClassVar[int] = 256
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "transformer": ("Lumina2Transformer2DModel",),

@@ -107,9 +107,8 @@ class NetworkModel(ClassModel):
             return self._fingerprint
         if not isinstance(self.network, nn.Module):
             return ""
-        whole = fingerprint_of(self.network, self.schedule.path, self.schedule.predicts)
-        clock = "" if self.schedule.clock == "path" else self.schedule.clock
-        return hashlib.sha256(f"{whole}{self.values}{clock}".encode()).hexdigest()
+        whole = fingerprint_of(self.network, self.schedule.path, self.schedule.predicts())
+        return hashlib.sha256(f"{whole}{self.values}".encode()).hexdigest()
 
     @property
     def whole_timesteps(self) -> bool:

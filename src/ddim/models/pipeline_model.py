@@ -17,7 +17,7 @@ from .._utils.texts import check_text, texts_for
 from ..core.conditioning import EMBEDDED, POOLED, TEXT, Conditioning, PromptConditioning
 from ..core.denoiser import Call, aligned
 from ..core.path import Node
-from ..core.schedule import Schedule
+from ..core.schedule import Clock, Schedule
 from .about_file import ABOUT, usual_guidance
 from .additions import NOTHING, Additions, add
 from .base import no_negative, scalar, scaled
@@ -71,6 +71,8 @@ class PipelineModel(LatentModel):
     """Names of the conditions that the network takes."""
     network_part: ClassVar[str] = "unet"
     """The network's name in the pipeline."""
+    clock: ClassVar[Clock | None] = None
+    """The timestep that every network of the family takes (see ``Schedule``); None if the scheduler decides it."""
     optional: ClassVar[frozenset[str]] = frozenset()
     """Names of parts that a pipeline may lack."""
     capturable: ClassVar[bool] = True
@@ -269,7 +271,7 @@ class PipelineModel(LatentModel):
 
     def _fingerprint_now(self) -> str:
         schedule = self.schedule
-        hashes = [fingerprint(part, schedule.path, schedule.predicts) for part in self.networks().values()]
+        hashes = [fingerprint(part, schedule.path, schedule.predicts(self.clock)) for part in self.networks().values()]
         pairs = zip(self.tokenizers, self.encoders, strict=True) if self.takes_words else ()
         words = [words_fingerprint(tokenizer, encoder.get_input_embeddings()) for tokenizer, encoder in pairs]
         return hashlib.sha256("".join([*hashes, *words]).encode()).hexdigest()

@@ -85,7 +85,7 @@ class PixelModel(ClassModel):
             classes=null_class if isinstance(null_class, int) else embedded,
             null_class=null_class if isinstance(null_class, int) else embedded - 1 if embedded and null_class else None,
         )
-        self._fingerprint = fingerprint(network, self.schedule.path, self.schedule.predicts) if owned else None
+        self._fingerprint = fingerprint(network, self.schedule.path, self.schedule.predicts()) if owned else None
         if owned:
             nn.Module.to(network, device=where, dtype=what)  # diffusers' own method ``to`` would warn of a cast
             network.to(memory_format=memory_format(where, shape))  # pyright: ignore[reportCallIssue]
@@ -181,7 +181,7 @@ class PixelModel(ClassModel):
         """A hash of config and weights as they were loaded; of a pipeline object, as they are now."""
         if self._fingerprint is not None:
             return self._fingerprint
-        return fingerprint(self.network, self.schedule.path, self.schedule.predicts)
+        return fingerprint(self.network, self.schedule.path, self.schedule.predicts())
 
     @property
     def engine(self) -> str:

@@ -34,7 +34,7 @@ class QwenImage(KeptLengths, MaskedTextModel):
     pipeline_class: ClassVar[str] = "QwenImagePipeline"
     part: ClassVar[str] = "token"
     usual_guidance: ClassVar[float] = 4.0
-    clock: ClassVar[Clock] = "sigma"
+    clock: ClassVar[Clock | None] = "sigma"
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "transformer": ("QwenImageTransformer2DModel",),
         "vae": ("AutoencoderKLQwenImage",),

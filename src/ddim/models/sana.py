@@ -35,7 +35,7 @@ class Sana(GemmaTextModel):
     usual_guidance: ClassVar[float] = 4.5
     usual_steps: ClassVar[int] = 20
     spacing: ClassVar[str] = "linspace"
-    clock: ClassVar[Clock] = "path"
+    clock: ClassVar[Clock | None] = None
     most_tokens: ClassVar[int] = 300
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "transformer": ("SanaTransformer2DModel",),

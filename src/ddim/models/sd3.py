@@ -36,7 +36,7 @@ class StableDiffusion3(FlowModel):
     pipeline_class: ClassVar[str] = "StableDiffusion3Pipeline"
     usual_guidance: ClassVar[float] = 7.0
     spacing: ClassVar[str] = "linspace"
-    clock: ClassVar[Clock] = "path"
+    clock: ClassVar[Clock | None] = None
     conditions: ClassVar[tuple[str, ...]] = (TEXT, POOLED)
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "transformer": ("SD3Transformer2DModel",),

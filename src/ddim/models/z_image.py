@@ -38,7 +38,7 @@ class ZImage(MaskedTextModel):
     family: ClassVar[str] = "Z-Image text-to-image"
     pipeline_class: ClassVar[str] = "ZImagePipeline"
     usual_guidance: ClassVar[float] = 6.0
-    clock: ClassVar[Clock] = "signal"
+    clock: ClassVar[Clock | None] = "signal"
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "transformer": ("ZImageTransformer2DModel",),
         "vae": ("AutoencoderKL", "AutoencoderTiny"),
