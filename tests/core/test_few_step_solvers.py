@@ -1,6 +1,7 @@
 """The samplers of distilled models, LCM and TCD, against their formulas, and against DDIM where they are the same."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from refusals import refused
 import ddim
 from ddim.core.noise import SeededNoise
 from ddim.core.process import sigma_hat
+from ddim.core.schedule import Schedule
 
 PATHS = {"one": ddim.ddpm_linear(), "first": ddim.TablePath(ddim.scaled_linear_alpha_bar(), "first")}
 every_path = pytest.mark.parametrize("path", PATHS)
@@ -34,8 +36,30 @@ def test_lcm_jumps_to_the_boundary_function_and_adds_noise(path):
 @every_path
 def test_the_last_step_of_lcm_ends_at_the_data_without_noise(path):
     grid = ddim.make_grid(PATHS[path], 1, "lcm")
-    made = ddim.LCM(scaling=math.inf).step(DATA, {"x": X}, grid, 0, None)["x"]
+    made = ddim.LCM(scaling=None).step(DATA, {"x": X}, grid, 0, None)["x"]
     assert torch.equal(made, DATA(X, grid[0]).x0)
+
+
+@every_path
+@pytest.mark.parametrize("scaling", [None, 1e308, 1e-300])
+def test_no_boundary_and_extreme_ones_are_finite_at_every_timestep(path, scaling):
+    """The first entry of a table has the timestep 0, where infinity times the timestep would be no number."""
+    grid = ddim.make_grid(PATHS[path], 5, "leading")
+    assert 0 in [PATHS[path].timestep(node.t) for node in grid.nodes]
+    solver, state = ddim.LCM(scaling), {"x": X}
+    for i in range(grid.steps):
+        pair, timestep = DATA(state["x"], grid[i]), PATHS[path].timestep(grid[i].t)
+        mean, std = solver.moments(DATA, state["x"], grid, i)
+        jumped = state["x"] if scaling == 1e-300 or (timestep == 0 and scaling) else pair.x0
+        last = i + 1 == grid.steps
+        torch.testing.assert_close(mean, (1 if last else grid[i + 1].alpha) * jumped, rtol=1e-12, atol=1e-12)
+        state = {"x": mean + std * noise_like((3, 1), seed=i).double()}
+
+
+def test_options_by_name_may_be_none_where_a_solver_takes_none():
+    for given in (None, "none", "None"):
+        assert ddim.make_solver("lcm", {"scaling": given}) == ddim.LCM(None)
+    assert ddim.make_solver("lcm", {"scaling": "5"}) == ddim.LCM(5.0)
 
 
 @every_path
@@ -66,7 +90,7 @@ def test_tcd_with_gamma_one_is_lcm_without_its_boundary_where_the_data_has_no_no
     grid = ddim.make_grid(path, 4)
     a, b = (
         ddim.solve(DATA, solver, {"x": X}, grid, noise=SeededNoise([1, 2, 3]))["x"]
-        for solver in (ddim.TCD(1.0), ddim.LCM(math.inf))
+        for solver in (ddim.TCD(1.0), ddim.LCM(None))
     )
     torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
     other = ddim.solve(DATA, ddim.TCD(0.5), {"x": X}, grid, noise=SeededNoise([1, 2, 3]))["x"]
@@ -78,7 +102,7 @@ def test_a_consistency_function_is_sampled_exactly_by_lcm():
     point = Gaussian(torch.tensor([0.7], dtype=torch.float64), torch.tensor([0.0], dtype=torch.float64))
     for steps in (1, 2, 8):
         grid = ddim.make_grid(PATHS["one"], steps, "lcm")
-        end = ddim.solve(point, ddim.LCM(math.inf), {"x": X}, grid, noise=SeededNoise([1, 2, 3]))["x"]
+        end = ddim.solve(point, ddim.LCM(None), {"x": X}, grid, noise=SeededNoise([1, 2, 3]))["x"]
         torch.testing.assert_close(end, torch.full_like(end, 0.7), rtol=0, atol=1e-12)
 
 
@@ -98,7 +122,14 @@ def test_a_grid_without_a_path_has_no_timesteps():
 
 @pytest.mark.parametrize(
     ("name", "options", "key", "value"),
-    [("lcm", {"scaling": 0.0}, "scaling", "0.0"), ("tcd", {"gamma": 1.5}, "gamma", "1.5")],
+    [
+        ("lcm", {"scaling": 0.0}, "scaling", "0.0"),
+        ("lcm", {"scaling": math.inf}, "scaling", "inf"),  # no code could keep it
+        ("lcm", {"scaling": math.nan}, "scaling", "nan"),
+        ("lcm", {"scaling": "many"}, "scaling", "many"),
+        ("tcd", {"gamma": 1.5}, "gamma", "1.5"),
+        ("tcd", {"gamma": None}, "gamma", "None"),
+    ],
 )
 def test_options_out_of_range(name, options, key, value):
     with refused(key, value):
@@ -116,6 +147,23 @@ def test_the_grid_is_that_of_diffusers(kind, origin):
     for steps in (1, 2, 3, 4, 7, 8, 16, 30):
         scheduler.set_timesteps(steps)
         assert [schedule.timestep(node) for node in schedule.grid(steps).nodes[:-1]] == scheduler.timesteps.tolist()
+
+
+def test_the_boundary_condition_of_a_config_is_read_for_lcm_and_ignored_for_tcd():
+    assert ddim.read_schedule({"_class_name": "LCMScheduler"}).solver_options == {"scaling": 10.0}
+    assert ddim.read_schedule({"_class_name": "LCMScheduler", "timestep_scaling": 5}).solver_options == {"scaling": 5.0}
+    plain = ddim.read_schedule({"_class_name": "TCDScheduler"})
+    other = ddim.read_schedule({"_class_name": "TCDScheduler", "timestep_scaling": 5.0})
+    assert replace(other, path=plain.path) == plain
+    assert plain.solver_options == {}
+    with refused("timestep_scaling", "0"):
+        ddim.read_schedule({"_class_name": "LCMScheduler", "timestep_scaling": 0})
+
+
+@pytest.mark.parametrize("given", [5, {"scaling": math.inf}, {3: 1.0}, None, {"scaling": [1]}], ids=str)
+def test_options_of_a_solver_that_a_schedule_cannot_have(given):
+    with refused("solver_options"):
+        Schedule(PATHS["one"], "eps", solver_options=given)
 
 
 def test_more_steps_than_the_distillation_had_are_taken_from_all_levels():

@@ -15,6 +15,7 @@ import torch
 from diffusers.pipelines.cogview4.pipeline_cogview4 import calculate_shift as cogview_mu
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift as flux_mu
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+from refusals import refused
 
 import ddim
 from ddim.core.prediction import Hold
@@ -229,6 +230,36 @@ def test_a_name_that_a_schedule_does_not_know(key, value):
     with pytest.raises(ddim.UnknownName) as caught:
         Schedule(ddim.ddpm_linear(), **{"prediction": "eps", key: value})
     assert caught.value.parameter == key
+
+
+@pytest.mark.parametrize("key", ["prediction", "spacing", "clock", "prior", "solver", "span"])
+@pytest.mark.parametrize("value", [["edm"], np.array(["edm", "eps"]), 3], ids=str)
+def test_a_name_of_a_schedule_that_is_no_text(key, value):
+    with refused(key, kind=ddim.UnknownName):
+        Schedule(ddim.ddpm_linear(), **{"prediction": "eps", key: value})
+
+
+@pytest.mark.parametrize("ends", [(0.5,), ("a", "b"), (1.0, 0.5, 0.0), 1.0, None, (0.0, 1.0), (2.0, 0.0)], ids=str)
+def test_ends_that_are_not_two_sigmas(ends):
+    with refused("ends"):
+        Schedule(ddim.RectifiedFlow(), "flow", ends=ends)
+
+
+@pytest.mark.parametrize("path", [ddim.ddpm_linear(), ddim.RectifiedFlow(), ddim.VEPath()], ids=["table", "flow", "ve"])
+def test_a_spacing_may_be_an_array(path):
+    """A comparison of an array with a name is an array, which is neither true nor false."""
+    times = [0.75 * path.t_max, 0.5 * path.t_max, 0.25 * path.t_max]
+    schedule = Schedule(path, "v")
+    expected = schedule.grid(spacing=times)
+    for given in (np.array(times), torch.tensor(times, dtype=torch.float64), tuple(times), np.array(times[::-1])):
+        assert schedule.grid(spacing=given) == expected
+        assert ddim.make_grid(path, spacing=given) == expected
+
+
+@pytest.mark.parametrize("spacing", [5, ["a", "b"], [None]], ids=str)
+def test_a_spacing_that_is_neither_a_name_nor_numbers(spacing):
+    with refused("spacing"):
+        Schedule(ddim.ddpm_linear(), "eps").grid(spacing=spacing)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ TRAILING = {"timestep_spacing": "trailing"}
 FEW_STEP: dict[str, tuple[Callable[[], Any], str, dict[str, Any], dict[str, Any]]] = {
     "sd lcm": (lambda: sd("LCMScheduler"), "lcm", {}, {}),
     "sd lcm, v": (lambda: sd("LCMScheduler", prediction_type="v_prediction"), "lcm", {}, {}),
+    "sd lcm, another boundary": (lambda: sd("LCMScheduler", timestep_scaling=5e-4), "lcm", {"scaling": 5e-4}, {}),
     "sd lcm embedded": (lcm_sd, "lcm", {}, {}),
     "sd lcm embedded, own pipeline": (lambda: lcm_sd("StableDiffusionPipeline"), "lcm", {}, {}),
     "sdxl lcm": (lambda: xl("LCMScheduler"), "lcm", {}, {}),

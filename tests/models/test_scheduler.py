@@ -225,6 +225,8 @@ def test_switches_that_exclude_each_other_are_refused_by_name():
         ({"_class_name": EULER, "use_karras_sigmas": True, "sigma_max": 700.0}, "sigma_max"),
         ({"_class_name": EULER, "timestep_type": "continuos"}, "timestep_type"),
         ({"_class_name": "EDMEulerScheduler", "sigma_schedule": "linear"}, "sigma_schedule"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_schedule": "beta"}, "sigma_schedule"),  # diffusers has no such one
+        ({"_class_name": "EDMEulerScheduler", "sigma_schedule": ["karras"]}, "sigma_schedule"),
         ({"_class_name": "EDMEulerScheduler", "sigma_data": 0}, "sigma_data"),
         ({"_class_name": "EDMEulerScheduler", "rho": "7"}, "rho"),
         (

@@ -254,6 +254,20 @@ def test_the_labels_dtype_is_a_choice():
     )
 
 
+@pytest.mark.parametrize("prediction", ["edm", "edm_v"])
+def test_a_network_of_edm_needs_a_schedule(prediction):
+    """It takes a scaled x and another timestep, which ``from_network`` of a path alone does not know."""
+    error = refused("prediction", from_network, lambda x, label: x, ddim.VEPath(), prediction)
+    assert repr(prediction) in error.message
+    assert "Model.from_network" in error.message
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", ["eps"], None])
+def test_a_prediction_that_there_is_not(prediction):
+    with pytest.raises(ddim.UnknownName):
+        from_network(lambda x, label: x, ddim.ddpm_linear(), prediction)
+
+
 def test_a_fraction_is_no_number_of_pictures(model):
     refused("count", ddim.sample, model, Fraction(3, 2), steps=2)
 

@@ -1,8 +1,10 @@
 """``ddim.seeded_code``: the code of images from noise draws what ``sample`` draws, and serves every other verb."""
 
+import math
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import tiny_text
@@ -14,6 +16,7 @@ from tiny_flow import FAMILIES
 import ddim
 from ddim.models.base import Model
 from ddim.solvers import REVERSIBLE, SOLVERS
+from ddim.solvers.ddim import DDIM
 
 pytestmark = pytest.mark.filterwarnings("ignore::ddim._utils.errors.DDIMWarning")  # of codes of random networks
 ONE_WAY = [name for name in SOLVERS if name not in REVERSIBLE]
@@ -103,6 +106,57 @@ def test_images_between_two_seeds_begin_and_end_at_the_images():
 def test_codes_of_reversible_solvers_are_made_from_images(solver):
     with refused("solver", solver):
         ddim.seeded_code(ddim.load("fashion"), solver=solver)
+
+
+def test_a_solver_without_a_boundary_is_kept(tmp_path: Path):
+    model = ddim.load(tiny_text.pipeline())
+    settings: dict[str, Any] = {"steps": 4, "solver": ddim.LCM(None), "prompt": "a cat", "guidance": 1}
+    code = ddim.LatentCode.load(ddim.seeded_code(model, 2, **settings).save(tmp_path / "x.code.safetensors"))
+    assert code.options == {"scaling": None}
+    assert torch.equal(ddim.reconstruct(model, code), ddim.sample(model, 2, **settings))
+
+
+@dataclass(frozen=True)
+class Far(DDIM):
+    """A solver with an option that may be any value."""
+
+    reach: object = 1.0
+    name: ClassVar[str] = "far"
+
+
+def test_a_code_that_no_file_could_hold_is_refused_before_it_is_made():
+    model = ddim.load("fashion")
+    with refused("solver", "'far'"):
+        ddim.seeded_code(model, solver=Far())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SOLVERS, "_added", {"far": Far})
+        assert ddim.seeded_code(model, solver=Far()).options["reach"] == 1.0
+        for value in (math.inf, math.nan, torch.ones(2), [1.0]):
+            with refused("solver", "reach"):
+                ddim.seeded_code(model, solver=Far(reach=value))
+
+
+def test_the_options_of_a_model_s_own_solver_are_those_of_its_scheduler():
+    """By default and by its name, unless they are given."""
+    model = model_of("sd lcm, another boundary")
+    run: dict[str, Any] = {"prompt": "a cat", "steps": 4}
+    own = ddim.sample(model, 1, **run)
+    assert torch.equal(own, ddim.sample(model, 1, solver="lcm", **run))
+    assert torch.equal(own, ddim.sample(model, 1, solver=ddim.LCM(5e-4), **run))
+    assert ddim.seeded_code(model, 1, **run).options == {"scaling": 5e-4}
+    assert model.describe()["solver_options"] == {"scaling": 5e-4}
+    usual = ddim.sample(model, 1, options={"scaling": 10.0}, **run)
+    assert torch.equal(usual, ddim.sample(model, 1, solver=ddim.LCM(), **run))
+    assert (usual - own).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("solver", "said"), [("tcd", "gamma=0.5"), ("lcm", "no such option"), ("ddpm", "sigma-hat"), ("heun", "'heun'")]
+)
+def test_the_noise_of_another_solver_is_not_eta(solver, said):
+    with refused("eta", "0.5", repr(solver)) as caught:
+        ddim.sample(ddim.load("fashion"), 1, solver=solver, eta=0.5)
+    assert said in caught.value.message
 
 
 def test_wrong_arguments_are_those_of_sample():

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast, get_args
 
 from .errors import InputError, UnknownName
 
@@ -46,6 +46,8 @@ class Registry(Mapping[str, type[T]], Generic[T]):
 def build(kind: type[T], name: str, options: Mapping[str, Any] | None) -> T:
     """Creates a frozen dataclass from options; each option must be a field, and have the type of the field's default.
 
+    A field of the type ``float | None`` also takes None, or the text ``none``.
+
     Args:
         kind: the dataclass.
         name: its registered name, for error messages.
@@ -63,7 +65,10 @@ def build(kind: type[T], name: str, options: Mapping[str, Any] | None) -> T:
             if not known:
                 raise InputError(f"{name!r} takes no options, but {key!r} was given.", parameter=key)
             raise UnknownName(f"option of {name!r}", key, known, parameter="options")
-        values[key] = _as_type(name, key, value, type(known[key].default))
+        if type(None) in get_args(known[key].type) and (value is None or str(value).lower() == "none"):
+            values[key] = None
+        else:
+            values[key] = _as_type(name, key, value, type(known[key].default))
     return kind(**values)
 
 

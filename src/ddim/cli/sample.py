@@ -123,7 +123,7 @@ def sample(
         from ..core.contracts import options_of
         from ..pipelines.common import grid_for
         from ..pipelines.sample import sample as draw
-        from ..pipelines.sample import seeded_code, solver_with_eta
+        from ..pipelines.sample import seeded_code, solver_for, solver_with_eta
         from ..solvers import SOLVERS
         from .pictures import check_page, write_each, write_page
         from .session import (
@@ -138,8 +138,8 @@ def sample(
         if solver is not None:  # before the model is loaded, which takes longer
             solver_with_eta(solver, eta, arguments.get("options"))
         counted = open_model(terminal, model, label, compile=compile, **machine.loading)
+        options = options_of(solver_for(counted, solver, eta, arguments.get("options")))
         solver = counted.schedule.solver if solver is None else solver
-        options = options_of(solver_with_eta(solver, eta, arguments.get("options")))
         counted.reference = reference
         usual = counted.info.guidance
         guidance = guidance_for(counted, guiding, usual=usual, batched_cfg=machine.batched_cfg)

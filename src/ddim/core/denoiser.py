@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError
+from .._utils.errors import InputError, UnknownName
 from .conditioning import Conditioning
 from .path import GaussianPath, Node, TablePath
-from .prediction import Correction, Hold, Pair, to_pair
+from .prediction import PREDICTIONS, Correction, Hold, Pair, to_pair
 from .schedule import Schedule
 
 
@@ -127,14 +127,24 @@ def from_network(
         network: called with x, [N, ...], and ``path.timestep(node.t)`` as a tensor [N] on the device of x.
         path: the path that the network was trained on; its ``timestep`` is the numbering that the network takes.
         prediction: ``eps``, ``x0``, ``v``, ``flow`` or ``score``. A network with EDM's preconditioning takes a scaled x
-            and another timestep; ``Model.from_network`` wraps it with its ``Schedule``.
+            and another timestep, and is refused; ``Model.from_network`` wraps it with its ``Schedule``.
         timestep_dtype: the dtype of the timestep. By default it is int64 if the timestep is a whole number and the path
             is a table, because some networks look the timestep up in an embedding; otherwise it is float32, or float64
             if x is float64.
 
     Raises:
-        InputError: during a call, if the timestep is not a whole number and ``timestep_dtype`` is an integer type.
+        InputError: the prediction is unknown, ``edm`` or ``edm_v``; or, during a call, the timestep is not a whole
+            number and ``timestep_dtype`` is an integer type.
     """
+    given: object = prediction
+    if not isinstance(given, str) or given not in PREDICTIONS:
+        raise UnknownName("prediction", prediction, PREDICTIONS)
+    if prediction in ("edm", "edm_v"):
+        raise InputError(
+            f"{prediction!r} is the prediction of a network that takes a scaled x and the timestep log(sigma) / 4, "
+            "which this function does not give it; use Model.from_network, whose Schedule knows both.",
+            parameter="prediction",
+        )
 
     def denoise(x: Tensor, node: Node) -> Pair:
         timestep = timestep_tensor(path.timestep(node.t), x, isinstance(path, TablePath), timestep_dtype)

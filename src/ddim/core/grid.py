@@ -336,7 +336,12 @@ def explicit(path: GaussianPath, times: Sequence[float]) -> Grid:
 
     t is the time of the path: on a DDPM table it is the diffusers timestep plus one.
     """
-    values = [float(t) for t in times]
+    try:
+        values = [float(t) for t in times]
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{times!r} is neither the name of a spacing nor a list of numbers t.", parameter="spacing"
+        ) from None
     if not values:
         raise InputError("an explicit grid needs at least one t.", parameter="spacing")
     if len(values) > 1 and values[0] < values[-1]:
@@ -368,11 +373,12 @@ def make_grid(
         InputError: S is out of range, the spacing is unknown, a t is out of range, the t are not strictly monotone, or
             ``offset`` was passed with another spacing.
     """
-    if isinstance(spacing, str) and spacing not in SPACINGS:
+    named = isinstance(spacing, str)
+    if named and spacing not in SPACINGS:
         raise UnknownName("spacing", spacing, SPACINGS)
-    if offset != 0 and spacing != "leading":
+    if offset != 0 and not (named and spacing == "leading"):
         raise InputError(f"{offset} applies to the spacing 'leading' only.", parameter="offset")
-    if not isinstance(spacing, str):
+    if not named:
         return explicit(path, spacing)
     if spacing == "lcm":
         return lcm(path, steps, origin)

@@ -7,14 +7,14 @@ al. 2024, arXiv 2403.03206, section 5.3.2).
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError, UnknownName, is_number, is_whole
+from .._utils.errors import InputError, UnknownName, is_mapping, is_number, is_plain, is_range, is_whole
 from .._utils.tensors import numbers
 from .grid import SPACINGS, Grid, beta, exponential, grid_at, karras, leading, linspace, make_grid
 from .path import GaussianPath, Node, RectifiedFlow, TablePath
@@ -306,6 +306,8 @@ class Schedule:
             and ``linspace``, and 1 for ``leading``. ``edm``: sqrt(alpha^2 + sigma^2) of the first node. ``unit``: 1.
         origin: ``original_inference_steps`` of diffusers, for the spacing ``lcm``.
         solver: the solver that ``sample`` uses by default: ``ddim``, or that of a distilled model, ``lcm`` or ``tcd``.
+        solver_options: the options of that solver that belong to the model, such as the ``scaling`` of ``lcm``; by
+            default its usual ones.
         sigma_data: the standard deviation of the data, for the predictions ``edm`` and ``edm_v``.
         rho: the root of the spacing ``karras``.
         span: the spacing whose first and last step bound those of ``RAMPS``; by default they span the whole path.
@@ -335,6 +337,7 @@ class Schedule:
     span: str = ""
     data_counts: bool = False
     ends: tuple[float, float] = (1.0, 0.0)
+    solver_options: Mapping[str, float] = field(default_factory=dict[str, float], hash=False)
 
     def __post_init__(self) -> None:
         for kind, known in (
@@ -344,15 +347,24 @@ class Schedule:
             ("prior", get_args(Prior)),
             ("solver", get_args(Usual)),
         ):
-            if getattr(self, kind) not in known:
-                raise UnknownName(kind, getattr(self, kind), known)
-        if self.span and (self.span not in SPACINGS or self.span in RAMPS):
-            raise UnknownName("span", self.span, [name for name in SPACINGS if name not in RAMPS])
+            name = getattr(self, kind)
+            if not isinstance(name, str) or name not in known:
+                raise UnknownName(kind, name, known)
+        spans = [name for name in SPACINGS if name not in RAMPS]
+        span: object = self.span
+        if not isinstance(span, str) or span not in ("", *spans):
+            raise UnknownName("span", self.span, spans)
         for key in ("sigma_data", "rho"):
             if not is_number(getattr(self, key)) or not getattr(self, key) > 0:
                 raise InputError(f"{getattr(self, key)!r} is not a number above 0.", parameter=key)
-        if not 0 <= self.ends[1] < self.ends[0] <= 1:
-            raise InputError(f"{self.ends} are not two sigmas with 1 >= first > second >= 0.", parameter="ends")
+        if not is_range(self.ends) or not 0 <= self.ends[1] < self.ends[0] <= 1:
+            raise InputError(f"{self.ends!r} are not two sigmas with 1 >= first > second >= 0.", parameter="ends")
+        options: object = self.solver_options
+        if not is_mapping(options) or not all(isinstance(k, str) and is_plain(v) for k, v in options.items()):
+            raise InputError(
+                f"{self.solver_options!r} are not options of a solver by name, with finite values.",
+                parameter="solver_options",
+            )
         if self.shift.acts and not isinstance(self.path, RectifiedFlow):
             raise InputError(
                 f"a shift moves the levels of rectified flow only, not of a {type(self.path).__name__}.",
@@ -456,15 +468,16 @@ class Schedule:
             InputError: as for ``make_grid``, or the shift needs an image size and there is none.
         """
         spacing = self.spacing if spacing is None else spacing
-        if spacing in RAMPS and isinstance(spacing, str):
+        named = isinstance(spacing, str)  # asked first: a comparison of an array with a name is an array
+        if named and spacing in RAMPS:
             return self._ramp(steps, spacing, image_size)
-        if spacing == "leading":
+        if named and spacing == "leading":
             plain = leading(self.path, steps, self.offset, data_counts=self.data_counts)
-        elif spacing == "linspace":
+        elif named and spacing == "linspace":
             plain = linspace(self.path, steps, data_counts=self.data_counts)
         else:
             plain = make_grid(self.path, steps, spacing, origin=self.origin)
-        if not isinstance(self.path, RectifiedFlow) or not isinstance(spacing, str):
+        if not isinstance(self.path, RectifiedFlow) or not named:
             return plain
         sigmas = torch.tensor([node.t for node in plain.nodes[:-1]], dtype=torch.float64)
         if spacing == "linspace":

@@ -260,7 +260,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "where it was made.",
             parameter="path",
         )
-    wrong = [k for k in keys if not isinstance(about[k], dict if k in ("options", "settings") else str)]
+    wrong = [repr(k) for k in keys if not isinstance(about[k], dict if k in ("options", "settings") else str)]
     good = {
         "prompts": isinstance(about.get("prompts", []), list) and is_texts(about.get("prompts", [])),
         "negative": isinstance(about.get("negative"), (str, type(None))),
@@ -273,12 +273,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "options": is_dict(about["options"]) and all(map(is_plain, about["options"].values())),
         "settings": is_dict(about["settings"]) and _are_settings(about["settings"]),
     }
-    wrong += [key for key, is_good in good.items() if not is_good]
-    wrong += [f"tensor {name}" for name, tensor in tensors.items() if not _is_sound(name, tensor)]
+    wrong += [repr(key) for key, is_good in good.items() if not is_good]
+    wrong += [f"tensor {name!r}" for name, tensor in tensors.items() if not _is_sound(name, tensor)]
     if wrong:
-        raise InputError(
-            f"{path} has a {wrong[0]} that cannot be read; it is not a whole latent code.", parameter="path"
-        )
+        raise InputError(f"{path} is not a whole latent code: its {wrong[0]} cannot be read.", parameter="path")
     return about, tensors
 
 

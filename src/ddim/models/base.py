@@ -349,6 +349,7 @@ class Model(ABC):
             "levels": schedule.path.levels,
             "spacing": schedule.spacing,
             **({} if schedule.solver == "ddim" else {"solver": schedule.solver}),
+            **({"solver_options": dict(schedule.solver_options)} if schedule.solver_options else {}),
             "steps": info.steps,
             **({"shift": schedule.shift.options} if schedule.shift.acts else {}),
             **({"guidance": guidance} if (guidance := self._guidance()) else {}),

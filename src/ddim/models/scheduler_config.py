@@ -26,7 +26,7 @@ from ..core.path import (
     zero_terminal_snr,
 )
 from ..core.prediction import SIGMA_DATA, Hold, Prediction, prediction_of
-from ..core.schedule import RAMPS, Clock, DynamicShift, Prior, Schedule, Shift, StaticShift
+from ..core.schedule import Clock, DynamicShift, Prior, Schedule, Shift, StaticShift
 from .scheduler_fields import (
     DATA_COUNTS,
     DPM,
@@ -82,6 +82,7 @@ def read_schedule(config: Mapping[str, Any], *, flow_spacing: str = "linspace") 
         span=span,
         data_counts=parsed.kind in DATA_COUNTS,
         ends=ends_from(parsed),
+        solver_options=solver_options_from(parsed),
     )
 
 
@@ -228,8 +229,8 @@ def spacing_from(parsed: ParsedConfig, flow_spacing: str = "linspace") -> tuple[
         spacing = flow_spacing
     elif parsed.kind in VES:
         spacing = parsed.fields.get("sigma_schedule", "exponential")
-        if spacing not in RAMPS:
-            raise UnknownName("sigma schedule", spacing, RAMPS, parameter="sigma_schedule")
+        if not isinstance(spacing, str) or spacing not in ("karras", "exponential"):
+            raise UnknownName("sigma schedule", spacing, ["karras", "exponential"], parameter="sigma_schedule")
     elif is_flow(parsed):
         spacing = "trailing"
     else:
@@ -286,6 +287,11 @@ def origin_from(parsed: ParsedConfig) -> int:
     if "original_inference_steps" not in parsed.fields:
         return 50
     return parsed.whole("original_inference_steps", 1, parsed.whole("num_train_timesteps", 2, MOST_LEVELS))
+
+
+def solver_options_from(parsed: ParsedConfig) -> dict[str, float]:
+    """Returns the options that the class gives to its own solver: the ``scaling`` of LCM."""
+    return {"scaling": parsed.number("timestep_scaling", 0)} if parsed.kind == "LCMScheduler" else {}
 
 
 def shift_from(parsed: ParsedConfig) -> Shift:

@@ -198,6 +198,9 @@ READ_BY_FLOWS = frozenset(
 )
 """Fields that are read below for flow-matching classes; for other classes ``IGNORED`` and ``REQUIRED`` apply."""
 
+READ_BY_LCM = frozenset({"timestep_scaling"})
+"""Fields that are read below for LCM; TCD has the same, and ``IGNORED`` says why its value does not matter."""
+
 _SOLVERS = "the caller chooses the solver"
 _UNLESS = "it has an effect only together with use_dynamic_shifting, which is refused"
 IGNORED: dict[str, str] = {
@@ -209,6 +212,7 @@ IGNORED: dict[str, str] = {
     **dict.fromkeys(("s_noise", "s_churn", "s_min", "s_max"), _SOLVERS),
     "variance_type": "the solver determines the noise of a step; a learned variance is ignored",
     "time_shift_type": _UNLESS,
+    "timestep_scaling": "it belongs to the boundary condition of consistency models, which TCD has none of",
 }
 """Field -> why its value cannot change the result here."""
 
@@ -233,10 +237,6 @@ REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
     "lambda_min_clipped": (
         (-math.inf, None),
         "a grid without the noisiest levels (which can be given as a list of timesteps for the spacing)",
-    ),
-    "timestep_scaling": (
-        (10.0,),
-        "another boundary condition of consistency models; LCM(scaling=...) samples with it, once this is 10",
     ),
     "predict_epsilon": ((True, None), "a network that predicts x0, which is written prediction_type = 'sample'"),
 }
@@ -293,7 +293,7 @@ class ParsedConfig(NamedTuple):
 
 def fields_read_by(kind: str) -> frozenset[str]:
     """Returns the names of the fields that this module reads for a scheduler class."""
-    return READ | READ_BY_FLOWS if kind in FLOWS else READ
+    return READ | (READ_BY_FLOWS if kind in FLOWS else READ_BY_LCM if kind == "LCMScheduler" else frozenset())
 
 
 def parse_config(config: Mapping[str, Any]) -> ParsedConfig:

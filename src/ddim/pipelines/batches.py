@@ -1,7 +1,9 @@
 """Inverts images in batches, and makes the code of an inversion."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -164,7 +166,7 @@ def empty_code(
     weight, solver = weight_of(inversion, guidance, inversion_guidance), inversion.solver()
     check_inversion(model, inversion)
     inversion.check_guidance(guidance)
-    check_saveable(inversion, solver)
+    check_saveable(solver, "method", inversion.options)
     guided = conditioned(model)
     records_calls = isinstance(solver, ReversibleSolver)
     return LatentCode(
@@ -186,10 +188,18 @@ def empty_code(
     )
 
 
-def check_saveable(inversion: Inversion, solver: Solver) -> None:
-    """Raises InputError if the code of a method could not be saved and reconstructed.
+def check_saveable(solver: Solver, parameter: str, options: Mapping[str, Any] | None = None) -> None:
+    """Checks whether a code could be saved and reconstructed.
 
     The registry must return the solver for its name, and all options must be plain values.
+
+    Args:
+        solver: the solver that the code names.
+        parameter: the argument that it comes from.
+        options: options that the code stores besides the solver's own.
+
+    Raises:
+        InputError: it could not.
     """
     found = SOLVERS.get(solver.name)
     if found is not type(solver):
@@ -197,14 +207,14 @@ def check_saveable(inversion: Inversion, solver: Solver) -> None:
         raise InputError(
             f"its code would name the solver {solver.name!r}, which {other} ddim.SOLVERS, so that it could not be "
             f"reconstructed; give the solver its own name and call ddim.SOLVERS.add({type(solver).__name__}) first.",
-            parameter="method",
+            parameter=parameter,
         )
-    for key, value in {**inversion.options, **solver.options}.items():
+    for key, value in {**(options or {}), **solver.options}.items():
         if not is_plain(value):
             raise InputError(
                 f"its option {key} = {value!r} cannot be written into a code; use a finite number, a text, true, false "
                 "or None.",
-                parameter="method",
+                parameter=parameter,
             )
 
 

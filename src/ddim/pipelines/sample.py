@@ -19,6 +19,7 @@ from ..models.base import Model, class_labels
 from ..models.classifier import NoisyClassifier
 from ..solvers import make_solver
 from ..solvers.lattice import ReversibleSolver
+from .batches import check_saveable
 from .capabilities import check_acts, check_negative, check_solver
 from .common import (
     Report,
@@ -188,7 +189,7 @@ def seeded_code(
         the code of ``count`` images, whose ``method`` is ``"sample"``.
 
     Raises:
-        InputError: as for ``sample``, or the solver is a reversible one.
+        InputError: as for ``sample``, the solver is a reversible one, or its code could not be saved.
     """
     plan = _planned(
         model,
@@ -206,6 +207,7 @@ def seeded_code(
         clip_x0=clip_x0,
         threshold=threshold,
     )
+    check_saveable(plan.solver, "solver")
     if isinstance(plan.solver, ReversibleSolver):
         raise InputError(
             f"{plan.solver.name!r} has codes of images only, which invert makes; use 'ddim'.", parameter="solver"
@@ -263,7 +265,7 @@ def _planned(
         raise InputError(f"{count} is not a number of images; use 1 or more.", parameter="count")
     guidance = translated(model, guidance, guidance_scale)
     checked_seed(seed, count)
-    chosen = solver_with_eta(model.schedule.solver if solver is None else solver, eta, options)
+    chosen = solver_for(model, solver, eta, options)
     check_solver(model, chosen)
     shape = _shape_of(model, size)
     grid = grid_for(model, steps, spacing, (shape[1], shape[2]))
@@ -271,6 +273,19 @@ def _planned(
     check_acts(guided_as)
     check_negative(model, negative, guided_as.weight)
     return _Plan(chosen, grid, guided_as, hold_for(model, clip_x0, threshold), shape)
+
+
+def solver_for(model: Model, solver: str | Solver | None, eta: float, options: Mapping[str, Any] | None) -> Solver:
+    """Makes the solver of ``sample`` for a model: its own by default, with the options of its schedule.
+
+    Raises:
+        InputError: as for ``solver_with_eta``.
+    """
+    own = model.schedule
+    chosen = own.solver if solver is None else solver
+    if isinstance(chosen, str) and chosen == own.solver:
+        options = {**own.solver_options, **(options or {})}
+    return solver_with_eta(chosen, eta, options)
 
 
 def solver_with_eta(solver: str | Solver, eta: float, options: Mapping[str, Any] | None) -> Solver:
@@ -292,12 +307,25 @@ def solver_with_eta(solver: str | Solver, eta: float, options: Mapping[str, Any]
         raise InputError(
             f"{eta:g} was given besides a solver that has its own; give DDIM(eta={eta:g}).", parameter="eta"
         )
+    if eta > 0 and made.name == "tcd":
+        raise InputError(
+            f"{eta:g} goes with the solver 'ddim' only; 'tcd' has the option gamma, which diffusers calls eta. Use "
+            f"eta = 0 and options = {{'gamma': {eta:g}}} (--option gamma={eta:g} on the command line).",
+            parameter="eta",
+        )
     if eta > 0:
-        why = "always draws sigma-hat noise" if made.stochastic else "is deterministic"
+        why = _NOISE.get(made.name, "has its own noise") if made.stochastic else "is deterministic"
         raise InputError(
             f"{eta:g} goes with the solver 'ddim' only; {made.name!r} {why}, use eta = 0.", parameter="eta"
         )
     return made
+
+
+_NOISE = {
+    "ddpm": "always draws sigma-hat noise",
+    "lcm": "has no such option, because each of its steps draws all of its noise anew",
+}
+"""Stochastic solver -> what an error says of its noise."""
 
 
 def _target_classes(

@@ -13,8 +13,11 @@ from ..core.path import GaussianPath, Node
 from ..core.process import sigma_hat
 from .base import NoisySolver, move
 
-SIGMA_DATA = 0.5
-"""The sigma_data of the boundary condition of consistency models."""
+BOUNDARY_SCALE = 0.5
+"""The number that the scaled timestep is divided by in the boundary condition of consistency models.
+
+Luo et al. 2023 call it sigma_data, which elsewhere in this library is the standard deviation of the data.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,14 @@ class LCM(NoisySolver):
     2023, arXiv 2303.01469, algorithm 1). So S steps draw S - 1 times, and one step draws nothing.
 
     Args:
-        scaling: the factor of the timestep, above 0 (``timestep_scaling`` of diffusers). Infinity is f(x) = x0.
+        scaling: the factor of the timestep, above 0 (``timestep_scaling`` of diffusers). None has no boundary
+            condition: f(x) = x0, which is the limit of a large factor wherever the timestep is above 0.
 
     Raises:
-        InputError: ``scaling`` is not a number above 0.
+        InputError: ``scaling`` is neither a finite number above 0 nor None.
     """
 
-    scaling: float = 10.0
+    scaling: float | None = 10.0
 
     name: ClassVar[str] = "lcm"
     order: ClassVar[int] = 0
@@ -41,8 +45,11 @@ class LCM(NoisySolver):
     paper: ClassVar[str] = "Luo et al. 2023, arXiv 2310.04378, Eq. 9; Song et al. 2023, arXiv 2303.01469, algorithm 1"
 
     def __post_init__(self) -> None:
-        if not (self.scaling == float("inf") or is_number(self.scaling)) or not self.scaling > 0:
-            raise InputError(f"{self.scaling!r} is not a number above 0; 10 is usual.", parameter="scaling")
+        if self.scaling is not None and not (is_number(self.scaling) and self.scaling > 0):
+            raise InputError(
+                f"{self.scaling!r} is not a finite number above 0; 10 is usual, and None is f(x) = x0.",
+                parameter="scaling",
+            )
 
     @property
     def stochastic(self) -> bool:
@@ -53,10 +60,16 @@ class LCM(NoisySolver):
         """Returns alpha f(x) and sigma at ``grid[i + 1]``; for the last step f(x) and 0."""
         t, s = grid[i], grid[i + 1]
         pair = denoise(x, t)
-        reach = self.scaling * _path_of(grid, self.name).timestep(t.t) / SIGMA_DATA
-        skip, out = 1 / (1 + reach**2), 1.0 if reach == float("inf") else reach / (1 + reach**2) ** 0.5
-        jumped = out * pair.x0 + skip * x
+        skip, out = self._boundary(_path_of(grid, self.name).timestep(t.t))
+        jumped = pair.x0 if out == 1 and skip == 0 else out * pair.x0 + skip * x
         return (jumped, 0.0) if i + 1 == grid.steps else (s.alpha * jumped, s.sigma)
+
+    def _boundary(self, timestep: float) -> tuple[float, float]:
+        """Returns c_skip and c_out."""
+        if self.scaling is None:
+            return 0.0, 1.0
+        reach = min(self.scaling * timestep / BOUNDARY_SCALE, 1e100)  # whose square is still a number
+        return 1 / (1 + reach**2), reach / (1 + reach**2) ** 0.5
 
 
 @dataclass(frozen=True)

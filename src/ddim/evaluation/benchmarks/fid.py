@@ -93,9 +93,9 @@ class Sampler:
         """
         from ...core.contracts import options_of
         from ...pipelines.common import grid_for
-        from ...pipelines.sample import solver_with_eta
+        from ...pipelines.sample import solver_for
 
-        solver = solver_with_eta(self.solver, self.eta, self.options)
+        solver = solver_for(model, self.solver, self.eta, self.options)
         grid = grid_for(model, self.steps, self.spacing)
         guided = {"guidance": float(self.guidance)} if model.text else {}
         spacing = grid.spacing if self.spacing is None or isinstance(self.spacing, str) else list(self.spacing)
