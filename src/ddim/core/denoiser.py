@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -136,7 +136,7 @@ def from_network(
         InputError: the prediction is unknown, ``edm`` or ``edm_v``; or, during a call, the timestep is not a whole
             number and ``timestep_dtype`` is an integer type.
     """
-    given: object = prediction
+    given = cast("object", prediction)
     if not isinstance(given, str) or given not in PREDICTIONS:
         raise UnknownName("prediction", prediction, PREDICTIONS)
     if prediction in ("edm", "edm_v"):

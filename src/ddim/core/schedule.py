@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -351,7 +351,7 @@ class Schedule:
             if not isinstance(name, str) or name not in known:
                 raise UnknownName(kind, name, known)
         spans = [name for name in SPACINGS if name not in RAMPS]
-        span: object = self.span
+        span = cast("object", self.span)
         if not isinstance(span, str) or span not in ("", *spans):
             raise UnknownName("span", self.span, spans)
         for key in ("sigma_data", "rho"):
