@@ -23,7 +23,7 @@ from ddim._utils.files import write_whole
 from ddim.core.path import RectifiedFlow
 from ddim.core.schedule import DynamicShift, Schedule
 from ddim.models.scheduler_config import read_schedule
-from ddim.models.scheduler_fields import IGNORED, SCHEDULERS, UNSUPPORTED, fields_read_by
+from ddim.models.scheduler_fields import IGNORED, SCHEDULERS, TABLES, UNSUPPORTED, fields_read_by
 
 FILE = Path(__file__).parents[1] / "results" / "schedulers.md"
 STEPS, TOKENS, SHAPE = 10, 1024, (2, 3, 8, 8)
@@ -35,6 +35,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "dynamic_thresholding_ratio": {"thresholding": True},
     "sample_max_value": {"thresholding": True},
     "steps_offset": {"timestep_spacing": "leading"},
+    "set_alpha_to_one": {"steps_offset": 1},
     "use_flow_sigmas": FLOW,
     "flow_shift": FLOW,
     "timestep_type": {"prediction_type": "v_prediction"},
@@ -43,7 +44,13 @@ NEEDS: dict[str, dict[str, Any]] = {
     "sigma_max": {"use_karras_sigmas": True},
     **{key: {"use_dynamic_shifting": True} for key in DYNAMIC},
 }
-"""Option -> the options without which it does nothing."""
+"""Option -> the options without which it does nothing, or without which the samples cannot be compared."""
+STEADY = {"prediction_type": "v_prediction"}
+"""The prediction with which the options of a class for tables are compared, except for ``prediction_type`` itself.
+
+A network that predicts eps multiplies the difference of the first noise levels, which are float32 in diffusers, by
+sigma / alpha. No other difference of two samplers would be seen beside that.
+"""
 
 _SWITCHES = (True, False)
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -143,7 +150,8 @@ def rows() -> Iterator[Row]:
 def compared(kind: str, option: str, value: Any) -> Row:
     """Reads the schedule of one config, and compares it with the scheduler itself."""
     needed = {k: v for k, v in NEEDS.get(option, {}).items() if k in SCHEDULERS[kind] and k != option}
-    config = {**needed, **({option: set_to(value)} if option else {})}
+    steady = STEADY if kind in TABLES and option not in ("", "prediction_type") else {}
+    config = {**steady, **needed, **({option: set_to(value)} if option else {})}
     if (option, value) == ("prediction_type", "flow_prediction") and "use_flow_sigmas" in SCHEDULERS[kind]:
         config["use_flow_sigmas"] = True
     try:
@@ -223,7 +231,7 @@ def samples(
     except (NotImplementedError, ValueError):  # a prediction type that its config may name, but its step does not have
         return None, None
     model = ddim.Model.from_network(network, schedule, shape=SHAPE[1:], timestep_dtype=torch.float32)  # type: ignore[arg-type]
-    solver = ddim.make_solver(name, options)
+    solver = ddim.make_solver(name, {**(schedule.solver_options if name == schedule.solver else {}), **options})
     denoise = model.guided(ddim.Guidance(), model.condition(None, SHAPE[0]))
 
     def ours(x: Tensor) -> Tensor:
@@ -253,6 +261,13 @@ def their_sample(scheduler: Any, x: Tensor) -> Tensor:
     return x
 
 
+NUMBERS = (
+    "difference of the grids",
+    "difference of the samples",
+    "change of our sample if its start is disturbed by as much as the grids differ",
+)
+"""The heads of the columns of ``Row.grid``, ``Row.sample`` and ``Row.moves``."""
+
 # --- the tables -----------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +279,7 @@ def markdown(every: list[Row]) -> str:
     parts = [
         "### Taken",
         _table(
-            ["class", "solver here", "option", "value", "grids", "samples", "a start as far apart moves"],
+            ["class", "solver here", "option", "value", *NUMBERS],
             [[f"`{r.kind.removesuffix('Scheduler')}`", _solver(r.kind), *_setting(r), *_numbers(r)] for r in taken],
         ),
         "### Read, but without effect",
