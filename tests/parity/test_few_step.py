@@ -21,6 +21,7 @@ from ddim import Guidance
 from ddim.core.noise import SeededNoise
 from ddim.models.base import Model
 
+pytestmark = pytest.mark.filterwarnings("ignore::ddim._utils.errors.DDIMWarning")  # of what is only likely
 AGREE = 1e-5
 
 

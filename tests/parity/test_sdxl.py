@@ -23,6 +23,7 @@ from ddim import Guidance, SizeIds
 from ddim.core.conditioning import PromptConditioning
 from ddim.models.sdxl import StableDiffusionXL
 
+pytestmark = pytest.mark.filterwarnings("ignore::ddim._utils.errors.DDIMWarning")  # of what is only likely
 AGREE = 1e-5
 STEPS = 10
 PROMPTS = ["a cat", "two red dogs", "an old house"]
