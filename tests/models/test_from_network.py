@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ddim.core.prediction import Hold
 from ddim.core.schedule import Schedule
 from ddim.inversion import INVERSIONS
 from ddim.models.base import Model
+from ddim.models.loading import Loading
 from ddim.models.network import NetworkModel
 
 PATH = ddim.ddpm_linear()
@@ -324,7 +326,7 @@ def test_words_and_labels_that_it_does_not_take(flow, lookup):
         ("guidance", lambda: ddim.sample(flow, 1, steps=2, guidance=2.0)),
         ("model", lambda: ddim.edit(flow, pictures(flow), labels=1, source_labels=0)),
         ("attention", lookup.attention_sites),
-        ("model", lambda: NetworkModel.from_folder("x", "x", torch.device("cpu"), torch.float32)),  # type: ignore[arg-type]
+        ("model", lambda: NetworkModel.from_folder("x", Path("x"), Loading(torch.device("cpu"), torch.float32))),
     ):
         with pytest.raises(ddim.InputError) as caught:
             call()

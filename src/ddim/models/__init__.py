@@ -108,6 +108,7 @@ def load(
     from .additions import additions_of
     from .engine.optimize import optimize, require_compiler
     from .families import FAMILIES
+    from .loading import Loading
     from .model_folder import check_variant, pipeline_class
     from .single_file import single_file
 
@@ -126,8 +127,7 @@ def load(
         check_variant(folder, variant)
     adapter = FAMILIES[pipeline_class(folder) or "DDPMPipeline"]
     try:
-        options = {"low_memory": low_memory, "additions": additions, "variant": variant, "file": file}
-        made = adapter.from_folder(str(model), folder, where, what, **options)
+        made = adapter.from_folder(str(model), folder, Loading(where, what, low_memory, additions, variant, file))
     except (ImportError, RuntimeError) as error:  # diffusers raises RuntimeError if transformers is not installed
         if find_spec("transformers") is None:
             raise InputError("a model with a text encoder needs transformers: pip install transformers.") from None

@@ -18,7 +18,6 @@ from ..core.path import Node
 from ..core.prediction import Hold
 from ..core.schedule import Schedule
 from ..editing.tokens import PromptTokens
-from .additions import NOTHING, Additions
 from .engine.threads import engine_threads, least_rows, thread_limit
 from .engine.work import Work
 from .info import ModelInfo
@@ -26,7 +25,7 @@ from .live import quantised_layers
 
 if TYPE_CHECKING:
     from ..editing.plan import AttentionSite
-    from .single_file import SingleFile
+    from .loading import Loading
 
 
 class Model(ABC):
@@ -369,28 +368,13 @@ class Model(ABC):
     # --- construction -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_folder(
-        cls,
-        name: str,
-        folder: Path,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        low_memory: bool = False,
-        additions: Additions = NOTHING,
-        variant: str | None = None,
-        file: "SingleFile | None" = None,
-    ) -> "Model":
+    def from_folder(cls, name: str, folder: Path, how: "Loading") -> "Model":
         """Loads the model from a folder in the diffusers format, and checks every part against its config.
 
         Args:
             name: the name that errors and codes call it by.
             folder: the folder.
-            device, dtype: what its networks compute with.
-            low_memory: as for ``ddim.load``.
-            additions: LoRAs and words of textual inversion that are added to the model.
-            variant: the variant of the weights that is preferred.
-            file: a file with the weights; the folder then holds the configs.
+            how: what its networks compute with, and what is read.
 
         Raises:
             InputError: the folder does not hold such a model.

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.errors import InputError
-from .._utils.silence import loading
 from .._utils.texts import check_text, texts_for
 from ..core.conditioning import EMBEDDED, POOLED, TEXT, Conditioning, PromptConditioning
 from ..core.denoiser import Call, aligned
 from ..core.path import Node
 from ..core.schedule import Clock, Schedule
 from .about_file import ABOUT, usual_guidance
-from .additions import NOTHING, Additions, add
+from .additions import add
 from .base import no_negative, scalar, scaled
 from .device import device_and_dtype
 from .dry_run import output_shape
@@ -30,13 +29,13 @@ from .engine.run import run
 from .engine.work import Work
 from .fingerprint import added_words, fingerprint, words_fingerprint
 from .info import ModelInfo
-from .latent import LatentModel, read_network, statistics_of
+from .latent import LatentModel, statistics_of
 from .live import adapters_of, is_compiled, is_hooked, refuse_ip_adapter, require_eval_mode, require_parts
+from .loading import Loading
+from .pipeline_folder import read_pipeline
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from .single_file import SingleFile
 
 
 class PipelineModel(LatentModel):
@@ -279,31 +278,10 @@ class PipelineModel(LatentModel):
     # --- construction -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_folder(
-        cls,
-        name: str,
-        folder: Path,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        low_memory: bool = False,
-        additions: Additions = NOTHING,
-        variant: str | None = None,
-        file: "SingleFile | None" = None,
-    ) -> "Self":
-        """Loads the parts that are used, one by one (no safety checker), and checks that they fit together.
+    def from_folder(cls, name: str, folder: Path, how: Loading) -> "Self":
+        """Loads the parts that are used, one by one, and checks that they fit together; see ``Model.from_folder``.
 
         The usual guidance is that of ``ddim.json`` in the folder, or else the family's.
-
-        Args:
-            name: the name that errors and codes call it by.
-            folder: the folder.
-            device: the device that it computes on.
-            dtype: the dtype that its networks compute in.
-            low_memory: as for ``ddim.load``.
-            additions: LoRAs and words of textual inversion that are added to the pipeline.
-            variant: the variant of the weights that is preferred.
-            file: a file with the weights; the folder then holds the configs.
 
         Raises:
             InputError: a part is missing, unsupported, or does not fit the others; ``ddim.json`` names a guidance that
@@ -311,9 +289,9 @@ class PipelineModel(LatentModel):
             DDIMError: a file is damaged.
         """
         usual = usual_guidance(folder)
-        pipeline = cls.read_pipeline(folder, variant, file)
-        add(pipeline, additions, cls.network_part)
-        model = cls(name, pipeline, device=device, dtype=dtype, low_memory=low_memory)
+        pipeline = cls.read_pipeline(folder, how)
+        add(pipeline, how.additions, cls.network_part)
+        model = cls(name, pipeline, device=how.device, dtype=how.dtype, low_memory=how.low_memory)
         if usual is not None:
             if usual != 1 and "cfg" not in model.info.guidance_kinds:
                 raise InputError(
@@ -323,61 +301,14 @@ class PipelineModel(LatentModel):
                 )
             model.info = replace(model.info, guidance=usual)
         model.check_shapes()
-        if low_memory:
+        if how.low_memory:
             model.save_memory()
         return model
 
     @classmethod
-    def read_pipeline(cls, folder: Path, variant: str | None = None, file: "SingleFile | None" = None) -> Any:
-        """Makes the pipeline of a folder, after checking each part's weights against its config.
-
-        Args:
-            folder: the folder.
-            variant: the variant of the weights that is preferred.
-            file: a file with the weights of some or all parts.
-        """
-        with loading():
-            import diffusers
-            import transformers
-        from .model_folder import INDEX, part_class, part_folder, read_index
-        from .scheduler_file import read_scheduler
-        from .tokens import read_tokenizer
-        from .weights import transformers_part
-
-        if not hasattr(diffusers, cls.pipeline_class):
-            raise InputError(
-                f"{folder} needs the {cls.pipeline_class}, which diffusers {diffusers.__version__} does not have; "
-                "install a newer version.",
-                parameter="model",
-            )
-        index = read_index(folder) or {}
-        absent = {part for part in cls.optional if index.get(part, [None, None]) == [None, None]}
-        present = [part for part in cls.parts if part not in absent]
-        classes = {part: part_class(folder, part, cls.parts) for part in (*present, "scheduler")}
-        where = {part: part_folder(folder, part) for part in (*present, "scheduler")}
-        if lacking := [part for part, place in where.items() if not place.is_dir()]:
-            raise InputError(
-                f"{folder} has no folder {lacking[0]!r}, although its {INDEX} names this part; copy the whole "
-                "pipeline.",
-                parameter="model",
-            )
-        parts: dict[str, Any] = dict.fromkeys(absent)
-        for part in present:
-            if part.startswith("tokenizer"):
-                parts[part] = read_tokenizer(where[part], classes[part])
-        parts["scheduler"] = read_scheduler(where["scheduler"], classes["scheduler"])
-        stored = [part for part in present if file is None or not file.holds(part)]
-        for part in stored:
-            if part.startswith("text_encoder"):
-                kind = getattr(transformers, classes[part])
-                parts[part] = transformers_part(kind, where[part], stored=True, variant=variant)
-        for part in (part for part in ("vae", cls.network_part) if part in stored):
-            parts[part] = read_network(where[part], cls.parts[part], variant=variant)
-        kind, options = getattr(diffusers, cls.pipeline_class), cls.pipeline_options(index)
-        with loading():
-            pipeline = kind(**parts, **options) if file is None else file.read(kind, parts, options)
-            pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+    def read_pipeline(cls, folder: Path, how: Loading) -> Any:
+        """Makes the pipeline of a folder; see ``pipeline_folder.read_pipeline``."""
+        return read_pipeline(cls, folder, how)
 
     @classmethod
     def pipeline_options(cls, index: Mapping[str, Any]) -> dict[str, Any]:

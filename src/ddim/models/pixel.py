@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from ..core.conditioning import LABELS, Conditioning
 from ..core.denoiser import Call
 from ..core.path import Node
 from .about_file import ABOUT, read_about, usual_guidance
-from .additions import NOTHING, Additions
 from .base import ClassModel, scalar, scaled
 from .device import device_and_dtype
 from .dry_run import output_shape
@@ -23,10 +22,8 @@ from .engine.run import run
 from .engine.work import Work
 from .fingerprint import fingerprint
 from .info import ModelInfo
+from .loading import Loading
 from .scheduler_config import read_schedule
-
-if TYPE_CHECKING:
-    from .single_file import SingleFile
 
 LAST = "last"
 """Value of ``null_class`` for networks of unknown training: their null class, if they have one, is the last label."""
@@ -100,41 +97,31 @@ class PixelModel(ClassModel):
             )
 
     @classmethod
-    def from_folder(
-        cls,
-        name: str,
-        folder: Path,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        low_memory: bool = False,
-        additions: Additions = NOTHING,
-        variant: str | None = None,
-        file: "SingleFile | None" = None,
-    ) -> "PixelModel":
+    def from_folder(cls, name: str, folder: Path, how: Loading) -> "PixelModel":
         """Loads a DDPM pipeline's folder or a UNet2DModel's folder, and checks the weights against the config.
 
         Raises:
             InputError: there is no such network, its weights do not fit, ``ddim.json`` contradicts its config, or there
-                are ``additions``, which such a model does not take.
+                are additions, which such a model does not take.
             DDIMError: a file is damaged.
         """
-        if additions.any:
+        if how.additions.any:
             raise InputError(
                 f"{name!r} is a pixel model, and only text-to-image models take it; leave it out.",
-                parameter="lora" if additions.loras else "textual_inversion",
+                parameter="lora" if how.additions.loras else "textual_inversion",
             )
         from diffusers.models.unets.unet_2d import UNet2DModel
 
-        if file is not None:
+        if how.file is not None:
             raise InputError(
-                f"{file.config} holds a pixel model, and single files hold text-to-image models.", parameter="config"
+                f"{how.file.config} holds a pixel model, and single files hold text-to-image models.",
+                parameter="config",
             )
         from .model_folder import scheduler_of, unet_folder
         from .weights import diffusers_part
 
         network = folder / unet_folder(folder)
-        unet = diffusers_part(UNet2DModel, network, variant=variant)
+        unet = diffusers_part(UNet2DModel, network, variant=how.variant)
         scheduler, null = scheduler_of(network), null_class_of(folder)
         embedded = unet.config.num_class_embeds
         if isinstance(null, int) and null != (embedded or 0) - 1:
@@ -148,14 +135,14 @@ class PixelModel(ClassModel):
                 f"{folder / ABOUT} names a usual guidance, which only text-to-image models have; leave it out.",
                 parameter="model",
             )
-        model = cls(name, unet, scheduler, device=device, dtype=dtype, null_class=null)
+        model = cls(name, unet, scheduler, device=how.device, dtype=how.dtype, null_class=null)
         model.check_shapes()
-        if low_memory and model.info.null_class is None:
+        if how.low_memory and model.info.null_class is None:
             raise InputError(
                 f"{name!r} has neither an autoencoder nor guidance, so that nothing would change; leave it out.",
                 parameter="low_memory",
             )
-        model.low_memory = low_memory
+        model.low_memory = how.low_memory
         return model
 
     @classmethod

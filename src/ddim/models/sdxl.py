@@ -15,7 +15,8 @@ from .sd import StableDiffusion
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from .single_file import SingleFile
+    from .loading import Loading
+
 
 SIZE_IDS = "size_ids"
 """Name of the condition [N, 6]: original height and width, top and left of the crop, target height and width."""
@@ -122,14 +123,14 @@ class StableDiffusionXL(StableDiffusion):
             )
 
     @classmethod
-    def read_pipeline(cls, folder: Path, variant: str | None = None, file: "SingleFile | None" = None) -> Any:
+    def read_pipeline(cls, folder: Path, how: "Loading") -> Any:
         """Makes the pipeline of a folder, after checking its parts. Raises InputError for SDXL's refiner."""
         from .model_folder import read_index
 
         index = read_index(folder) or {}
         if index.get(_AESTHETIC) or index.get("text_encoder") == [None, None]:
             raise refiner(str(folder))
-        return super().read_pipeline(folder, variant, file)
+        return super().read_pipeline(folder, how)
 
     @classmethod
     def pipeline_options(cls, index: Mapping[str, Any]) -> dict[str, Any]:
