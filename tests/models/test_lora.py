@@ -26,7 +26,8 @@ from unchanged import unchanged
 import ddim
 from ddim import Guidance
 from ddim.models.base import Model
-from ddim.models.fingerprint import fingerprint
+from ddim.models.fingerprint import fingerprint, words_fingerprint
+from ddim.models.live import safe_name, shown_name
 from ddim.pipelines.common import grid_for
 
 pytest.importorskip("peft", reason="LoRA needs peft, which is not installed")
@@ -235,6 +236,60 @@ def test_an_exact_code_keeps_its_adapters(made: Callable[[str], dict[str, Path]]
         ddim.reconstruct(ddim.load(files["model"], device="cpu"), code)
 
 
+@pytest.mark.parametrize("stem", ["train", "values", "parameters", "half", "type", "weight", "lora_A"])
+def test_a_file_may_have_any_name(stem: str, made: Callable[[str], dict[str, Path]], tmp_path: Path):
+    """peft keeps adapters in tables by their names, which must be none of the tables' own attributes."""
+    files = made("sd")
+    file = shutil.copy(files["one"], tmp_path / f"{stem}.safetensors")
+    model = ddim.load(files["model"], device="cpu", lora={file: 0.5, files["two"]: 2.0})
+    assert model.adapters == ", ".join(sorted([f"{stem} 0.5", "two 2"]))
+    usual = ddim.load(files["model"], device="cpu", lora={files["one"]: 0.5, files["two"]: 2.0})
+    assert model.fingerprint == usual.fingerprint
+
+
+def test_no_name_of_an_adapter_is_an_attribute_of_a_table():
+    for table in (torch.nn.ModuleDict(), torch.nn.ParameterDict()):
+        for name in dir(table):
+            assert not hasattr(table, safe_name(name))
+            assert shown_name(safe_name(name)) == name
+    assert shown_name("file_style") == "file_style"
+
+
+def test_the_fingerprint_follows_what_the_adapters_of_a_loaded_model_do(made: Callable[[str], dict[str, Path]]):
+    files = made("sd")
+
+    def at(scale: float) -> Model:
+        return ddim.load(files["model"], device="cpu", lora={files["one"]: scale})
+
+    model = at(1.0)
+    first, pipeline = model.fingerprint, model.pipeline
+    code = ddim.invert(model, tiny_text.pictures(1), steps=3, prompt=PROMPT, method="bdia")
+    pipeline.set_adapters(["one"], [0.25])
+    assert model.fingerprint == at(0.25).fingerprint != first
+    with warned("one 1", "one 0.25"):
+        ddim.reconstruct(model, code)
+    pipeline.disable_lora()
+    assert model.fingerprint == ddim.load(files["model"], device="cpu").fingerprint
+    pipeline.enable_lora()
+    pipeline.set_adapters(["one"], [1.0])
+    assert model.fingerprint == first
+    pipeline.fuse_lora(components=["unet"])
+    fused = loaded("sd", files["one"])
+    fused.fuse_lora(components=["unet"])
+    assert model.fingerprint == ddim.load(fused).fingerprint != first
+    pipeline.unload_lora_weights()
+    assert model.fingerprint == ddim.load(fused).fingerprint
+
+
+def test_the_fingerprint_of_a_loaded_model_follows_its_words(made: Callable[[str], dict[str, Path]], tmp_path: Path):
+    file = embedding(tmp_path / "toy.safetensors", 12)
+    model, told = ddim.load(made("sd")["model"], device="cpu"), load_file(file)
+    first = model.fingerprint
+    model.pipeline.load_textual_inversion(told, token="<toy>")
+    assert model.fingerprint == ddim.load(made("sd")["model"], device="cpu", textual_inversion=file).fingerprint
+    assert model.fingerprint != first
+
+
 @pytest.mark.parametrize("name", ["a folder", NAME, f"{NAME}/style.safetensors"])
 def test_it_may_lie_in_a_folder_or_in_the_hubs_cache(
     name: str, cache: Path, made: Callable[[str], dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -291,6 +346,28 @@ def test_both_encoders_of_sdxl_learn_a_word(made: Callable[[str], dict[str, Path
     assert model.adapters == "toy"
     assert apart(ours("sdxl", model, prompt), drawn) <= CLOSE
     assert model.fingerprint == ddim.load(pipeline).fingerprint
+
+
+def test_words_that_begin_with_another_word_are_named(made: Callable[[str], dict[str, Path]], tmp_path: Path):
+    files = {embedding(tmp_path / f"{i}.safetensors", 12, vectors=2): word for i, word in enumerate(("hot", "hot_dog"))}
+    model = ddim.load(made("sd")["model"], device="cpu", textual_inversion=files)
+    assert model.adapters == "hot, hot_dog"
+
+
+def test_an_offloaded_word_counts(tmp_path: Path):
+    accelerate = pytest.importorskip("accelerate")
+    prints: dict[bool, list[str]] = {False: [], True: []}
+    for value in (0.5, 0.75):
+        pipeline = tiny_text.pipeline()
+        pipeline.load_textual_inversion({"<toy>": torch.full((12,), value)}, token="<toy>")
+        for away in prints:
+            if away:
+                accelerate.cpu_offload(pipeline.text_encoder, execution_device=torch.device("cpu"))
+            embeddings = pipeline.text_encoder.get_input_embeddings()
+            assert embeddings.weight.is_meta == away
+            prints[away].append(words_fingerprint(pipeline.tokenizer, embeddings))
+    assert prints[True] == prints[False]
+    assert len({*prints[True]}) == 2
 
 
 def test_a_word_that_the_fingerprint_of_a_large_embedding_would_miss():
@@ -371,6 +448,10 @@ def test_what_is_no_lora_is_refused(model: Path, tmp_path: Path, monkeypatch: py
     for scale in ("loud", None, True, float("nan")):
         with refused("lora", place / "style.safetensors", repr(scale)):
             ddim.load(model, device="cpu", lora={place / "style.safetensors": scale})
+    for name in ("lora", "textual_inversion"):
+        for given in ({5: 1.0}, [(5, 1.0)], [5], 5):
+            with refused(name, 5):
+                ddim.load(model, device="cpu", **{name: given})
     with refused("lora", 3):
         ddim.load(model, device="cpu", lora=[3])
     with refused("textual_inversion", "'a cat'"):
@@ -393,6 +474,15 @@ def test_files_that_do_not_fit_are_refused(model: Path, made: Callable[[str], di
     wide = embedding(tmp_path / "wide.safetensors", 13)
     with refused("textual_inversion", wide, 13, 12):
         ddim.load(model, device="cpu", textual_inversion=wide)
+    save_file({"<toy>": torch.tensor(1.0)}, tmp_path / "scalar.safetensors")
+    with refused("textual_inversion", "one number", 12):
+        ddim.load(model, device="cpu", textual_inversion=tmp_path / "scalar.safetensors")
+    tensors = {key: torch.cat([tensor, tensor]) for key, tensor in load_file(made("sd")["one"]).items()}
+    save_file(tensors, tmp_path / "double.safetensors")
+    with refused(
+        "lora", tmp_path / "double.safetensors", min(tensors), "x".join(map(str, tensors[min(tensors)].shape))
+    ):
+        ddim.load(model, device="cpu", lora=tmp_path / "double.safetensors")
     two = embedding(tmp_path / "two.safetensors", 12, 16)
     with refused("textual_inversion", two, 2, 1):
         ddim.load(model, device="cpu", textual_inversion=two)

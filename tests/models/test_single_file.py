@@ -190,6 +190,10 @@ def test_what_is_no_pipeline_is_named(made: dict[str, dict[str, Path]], tmp_path
     save_file(text, tmp_path / "text.safetensors")
     save_file({"<toy>": torch.ones(12)}, tmp_path / "word.safetensors")
     save_file({"something": torch.ones(2, 2)}, tmp_path / "other.safetensors")
+    save_file({}, tmp_path / "empty.safetensors")
+    with refused("model", tmp_path / "empty.safetensors", "no tensors") as caught:
+        load(tmp_path / "empty.safetensors", config=config)
+    assert "textual" not in str(caught.value)
     rows = [*files.items(), ("an autoencoder", tmp_path / "vae.safetensors")]
     rows += [("a text encoder", tmp_path / "text.safetensors"), ("--textual-inversion", tmp_path / "word.safetensors")]
     for what, file in [*rows, ("diffusers", tmp_path / "other.safetensors")]:

@@ -15,8 +15,9 @@ import torch
 from .._utils.error_text import reason_of
 from .._utils.errors import DDIMError, DDIMWarning, InputError, UnknownName, is_mapping, is_number
 from .._utils.silence import loading, without_logs
+from .live import safe_name
 from .model_folder import LORA_FILES
-from .weights import PICKLES, one_of
+from .weights import PICKLES, header_of, one_of, sides
 
 LoraFiles: TypeAlias = (
     "str | PathLike[str] | Mapping[Any, float] | Sequence[str | PathLike[str] | tuple[str | PathLike[str], float]]"
@@ -76,16 +77,15 @@ def _pairs(given: Any, usual: Any, parameter: str) -> list[tuple[Any, Any]]:
         return []
     if isinstance(given, (str, PathLike)):
         return [(given, usual)]
-    if is_mapping(given):
-        return list(given.items())
     found: list[tuple[Any, Any]] = []
-    for one in given if isinstance(given, Iterable) else [given]:
-        pair = one if isinstance(one, (tuple, list)) and len(one) == 2 else (one, usual)
-        if not isinstance(pair[0], (str, PathLike)):
+    rows: Iterable[Any] = given.items() if is_mapping(given) else given if isinstance(given, Iterable) else [given]
+    for one in rows:
+        name, value = one if isinstance(one, (tuple, list)) and len(one) == 2 else (one, usual)
+        if not isinstance(name, (str, PathLike)):
             raise InputError(
-                f"{one!r} is not the name of a file; give a .safetensors file, or a hub id.", parameter=parameter
+                f"{name!r} is not the name of a file; give a .safetensors file, or a hub id.", parameter=parameter
             )
-        found.append((pair[0], pair[1]))
+        found.append((name, value))
     return found
 
 
@@ -125,19 +125,8 @@ def _file(name: str | PathLike[str], parameter: str) -> Path:
         path = file_from_hub(str(name), usual, parameter)
     if path.suffix.lower() != ".safetensors":
         raise InputError(f"{path} is not a .safetensors file.", parameter=parameter)
-    shapes_of(path, parameter)
+    header_of(path, parameter)
     return path
-
-
-def shapes_of(file: Path, parameter: str) -> dict[str, tuple[int, ...]]:
-    """Reads the names and shapes of a file's tensors, without the tensors. Raises DDIMError if it is damaged."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors has an error type of its own, and the disk may fail
-        raise DDIMError(f"{file} cannot be read: {reason_of(error)}", parameter=parameter) from None
 
 
 def add(pipeline: Any, additions: Additions, network_part: str) -> None:
@@ -165,20 +154,20 @@ def add(pipeline: Any, additions: Additions, network_part: str) -> None:
 
 
 def _adapter_names(files: Sequence[Path]) -> list[str]:
-    """Returns a name for each adapter, after its file; peft takes no full stop in one."""
+    """Returns a name for each adapter, after its file, that peft takes: without full stops, and see ``live.SAFE``."""
     names: list[str] = []
     for file in files:
         usual = file.stem if file.name not in LORA_FILES else file.parent.name
         name = re.sub(r"[^\w-]+", "_", usual) or "lora"
         same = sum(name == other or other.startswith(f"{name}__") for other in names)
         names.append(f"{name}__{same + 1}" if same else name)
-    return names
+    return [safe_name(name) for name in names]
 
 
 def _add_lora(pipeline: Any, file: Path, name: str, network_part: str) -> None:
     """Loads a LoRA, and checks that every tensor of its file has found its layer."""
     parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    shapes = shapes_of(file, LORA)
+    shapes = {key: stored.shape for key, stored in header_of(file, LORA).items()}
     kind = type(pipeline).__name__
     if not any("lora" in key.lower() or ".lokr_" in key or ".hada_" in key for key in shapes):
         raise InputError(
@@ -191,9 +180,11 @@ def _add_lora(pipeline: Any, file: Path, name: str, network_part: str) -> None:
             pipeline.load_lora_weights(
                 str(file.parent), weight_name=file.name, adapter_name=name, use_safetensors=True, local_files_only=True
             )
-    except Exception as error:  # diffusers and peft raise errors of many types for a file that does not fit
+    except Exception:  # diffusers and peft raise errors of many types, of many lines, for a file that does not fit
+        first = min(shapes)
         raise InputError(
-            f"{file} does not fit the {kind}, so that it is the LoRA of another model: {reason_of(error)}",
+            f"{file} does not fit the layers of the {kind}, so that it is the LoRA of another model; its first tensor "
+            f"is {first!r} of {sides(shapes[first])}.",
             parameter=LORA,
         ) from None
     added = [weight for part in parts for weight in part.parameters() if id(weight) not in before]
@@ -248,8 +239,8 @@ def _add_word(pipeline: Any, file: Path, word: str | None) -> None:
         width = encoder.get_input_embeddings().weight.shape[1]
         if row.ndim not in (1, 2) or row.shape[-1] != width or not row.is_floating_point():
             raise InputError(
-                f"{file} does not fit the {kind}: its embedding is {'x'.join(map(str, row.shape))}, but the {part} "
-                f"takes vectors of {width} numbers.",
+                f"{file} does not fit the {kind}: its embedding is {sides(row.shape)}, but the {part} takes vectors of "
+                f"{width} numbers.",
                 parameter=WORDS,
             )
         if said in tokenizer.get_vocab():

@@ -55,7 +55,9 @@ def words_fingerprint(tokenizer: Any, embeddings: Any) -> str:
         tokenizer: the tokenizer.
         embeddings: the embeddings of its tokens.
     """
-    digest, rows = hashlib.sha256(), embeddings.weight
+    digest, weight = hashlib.sha256(), embeddings.weight
+    stored = _stored(embeddings, "weight") if weight.is_meta else None
+    rows = weight if stored is None else stored
     known = [word for word in added_words(tokenizer) if tokenizer.convert_tokens_to_ids(word) < len(rows)]
     for word in known:  # others cannot be embedded, and ``check_vocabularies`` refuses such a model
         row = rows[tokenizer.convert_tokens_to_ids(word)]
@@ -111,9 +113,10 @@ def _apart(network: nn.Module) -> tuple[dict[str, tuple[str, torch.Tensor]], lis
         parts = key.removeprefix(f"{owner}.").split(".")
         fused = getattr(layer, "merged_adapters", None)  # the layer's own weight contains them
         for adapter, scale in ({} if fused else active_adapters(layer)).items():
-            if set(layer.scaling) & set(parts) and adapter not in parts:  # of another adapter
+            of = parts[1] if len(parts) > 1 and parts[1] in layer.scaling else None  # lora_A.<adapter>.weight
+            if of not in (adapter, None):
                 continue
-            said = f"{owner} {[part for part in parts if part != adapter]} {tuple(tensor.shape)} {scale!r}"
+            said = f"{owner} {parts if of is None else [parts[0], *parts[2:]]} {tuple(tensor.shape)} {scale!r}"
             own = hashes.setdefault(adapter, hashlib.sha256())
             own.update(said.encode() + _numbers(network, key, tensor))
     return weights, [own.digest() for own in hashes.values()]

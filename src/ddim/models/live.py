@@ -122,11 +122,43 @@ def active_adapters(layer: Any) -> dict[str, float]:
     return {name: float(layer.scaling[name]) for name in layer.active_adapters if name in layer.scaling}
 
 
+def acting_adapters(networks: Iterable[nn.Module]) -> tuple[object, ...]:
+    """Returns a value that changes with what the LoRA layers of some networks do.
+
+    It holds the name of each layer with its active adapters, their scales, and those that are fused.
+    """
+    return tuple(
+        (place, name, tuple(active_adapters(layer).items()), tuple(getattr(layer, "merged_adapters", ())))
+        for place, network in enumerate(networks)
+        for name, layer in network.named_modules()
+        if is_lora_layer(layer)
+    )
+
+
+SAFE = "file_"
+"""What the name of an adapter begins with whose file is named as an attribute of peft's tables, such as ``train``."""
+_TABLES = (nn.ModuleDict(), nn.ParameterDict())
+
+
+def safe_name(name: str) -> str:
+    """Returns the name of an adapter that peft keeps under a name; see ``SAFE``."""
+    return f"{SAFE}{name}" if any(hasattr(table, name) for table in _TABLES) else name
+
+
+def shown_name(adapter: str) -> str:
+    """Returns the name under which an adapter is shown, which is that of its file: the inverse of ``safe_name``."""
+    name = adapter.removeprefix(SAFE)
+    return name if safe_name(name) == adapter else adapter
+
+
 def adapters_of(networks: Iterable[nn.Module]) -> dict[str, list[float]]:
-    """Returns the active LoRA adapters of some networks: name -> the scales of its layers, sorted by name."""
+    """Returns the active LoRA adapters of some networks: name -> the scales of its layers, sorted by name.
+
+    The names are those of ``shown_name``.
+    """
     found: dict[str, list[float]] = {}
     for network in networks:
         for layer in filter(is_lora_layer, network.modules()):
             for name, scale in active_adapters(layer).items():
-                found.setdefault(name, []).append(scale)
+                found.setdefault(shown_name(name), []).append(scale)
     return dict(sorted(found.items()))

@@ -1,6 +1,7 @@
 """The part that text-to-image pipelines of diffusers share, whatever their network: loading, fingerprint, calls."""
 
 import hashlib
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +31,15 @@ from .engine.work import Work
 from .fingerprint import added_words, fingerprint, words_fingerprint
 from .info import ModelInfo
 from .latent import LatentModel, statistics_of
-from .live import adapters_of, is_compiled, is_hooked, refuse_ip_adapter, require_eval_mode, require_parts
+from .live import (
+    acting_adapters,
+    adapters_of,
+    is_compiled,
+    is_hooked,
+    refuse_ip_adapter,
+    require_eval_mode,
+    require_parts,
+)
 from .loading import Loading
 from .pipeline_folder import read_pipeline
 
@@ -101,7 +110,7 @@ class PipelineModel(LatentModel):
         like = torch.empty(0, dtype=self.state_dtype, device=where)
         self.scale, self.shift = self.latent_statistics(name, like)
         # computed before _move_and_freeze, because a cast changes the weights
-        self._fingerprint = self._fingerprint_now() if owned else None
+        self._frozen = (self._added(), self._fingerprint_now()) if owned else None
         self.low_memory = low_memory
         if owned:
             self._move_and_freeze(torch.device("cpu") if low_memory else where, what)
@@ -236,10 +245,12 @@ class PipelineModel(LatentModel):
     def fingerprint(self) -> str:
         """A hash of configs and weights as they were loaded.
 
-        Of a pipeline object: as they are now, with the active LoRA adapters and their scales. A LoRA gives the same
+        Of a pipeline object: as they are now, with the active LoRA adapters and their scales. So it is for a loaded
+        model whose adapters, or whose words of textual inversion, are others than at its loading. A LoRA gives the same
         hash whatever its adapter is called, and a fused one gives that of the fused weights.
         """
-        return self._fingerprint_now() if self._fingerprint is None else self._fingerprint
+        added, frozen = self._frozen or (None, "")
+        return frozen if self._frozen is not None and added == self._added() else self._fingerprint_now()
 
     @property
     def adapters(self) -> str:
@@ -260,13 +271,19 @@ class PipelineModel(LatentModel):
         """Returns the words that textual inversion has added to its first tokenizer, each once, sorted."""
         added = added_words(self.tokenizer) if self.takes_words else []
         # A word of several vectors consists of the tokens <toy>, <toy>_1, <toy>_2 ...
-        return [word for word in added if word.rpartition("_")[0] not in added]
+        vectors = {word for word in added if (part := re.fullmatch(r"(.+)_\d+", word)) and part[1] in added}
+        return [word for word in added if word not in vectors]
 
     @property
     def engine(self) -> str:
         """How the network computes, as far as it changes the last bits of its output."""
         device = None if self.graphs is None else self.device
         return engine_of(self.network, split=self.threads, device=device)
+
+    def _added(self) -> object:
+        """What the adapters do, and which words were added: cheap to compare, where a fingerprint reads all weights."""
+        words = [tuple(added_words(tokenizer)) for tokenizer in self.tokenizers] if self.takes_words else []
+        return acting_adapters(self.networks().values()), words
 
     def _fingerprint_now(self) -> str:
         schedule = self.schedule

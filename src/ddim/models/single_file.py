@@ -12,11 +12,11 @@ from typing import Any
 from torch import nn
 
 from .._utils.error_text import reason_of
-from .._utils.errors import DDIMError, InputError
+from .._utils.errors import InputError
 from .._utils.silence import loading, without_logs
 from .hub import configs_from_hub
 from .model_folder import INDEX, read_index
-from .weights import PICKLES
+from .weights import PICKLES, header_of
 
 _WHERE: Mapping[str, tuple[str, ...]] = {
     "vae": ("first_stage_model.", "vae."),
@@ -131,15 +131,9 @@ def single_file(path: Path, config: Any) -> SingleFile:
 
 def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Reads the header of a file. Raises InputError if its weights are quantised."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, framework="pt") as opened:
-            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
-            shapes = {key: tuple(each.get_shape()) for key, each in slices.items()}
-            whole = [key for key, each in slices.items() if each.get_dtype().startswith(("I", "U"))]
-    except Exception as error:  # safetensors has an error type of its own, and the disk may fail
-        raise DDIMError(f"{path} cannot be read: {reason_of(error)}", parameter="model") from None
+    header = header_of(path, "model")
+    shapes = {key: stored.shape for key, stored in header.items()}
+    whole = [key for key, stored in header.items() if stored.dtype.startswith(("I", "U"))]
     integers = [key for key in whole if len(shapes[key]) > 1 and not key.endswith("position_ids")]
     if quantised := sorted([*integers, *(key for key in shapes if key.endswith(_QUANTISED))]):
         raise InputError(
@@ -153,6 +147,8 @@ def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def _refuse_parts(path: Path, shapes: Mapping[str, Any]) -> None:
     """Raises InputError for a file that holds something else than a pipeline or its network."""
     whole = "give the .safetensors file of a whole pipeline, or its folder in the diffusers format"
+    if not shapes:
+        raise InputError(f"{path} holds no tensors; {whole}.", parameter="model")
 
     def any_begins(*begins: str) -> bool:
         return any(name.startswith(begins) for name in shapes)

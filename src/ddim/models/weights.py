@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -231,7 +231,7 @@ def _refuse(
         problem = f"the tensor {min(missing)!r} is missing{_others(missing)}"
     elif misshapen:
         key, has, wanted = min(misshapen)
-        problem = f"the tensor {key!r} is {_sides(has)}, not {_sides(wanted)} as its config says{_others(misshapen)}"
+        problem = f"the tensor {key!r} is {sides(has)}, not {sides(wanted)} as its config says{_others(misshapen)}"
     elif unexpected:
         problem = f"the network has no place for the tensor {min(unexpected)!r}{_others(unexpected)}"
     if problem:
@@ -243,8 +243,8 @@ def _others(names: Collection[Any]) -> str:
     return f" (one of {len(names)})" if len(names) > 1 else ""
 
 
-def _sides(shape: tuple[int, ...]) -> str:
-    """Formats a tensor's shape for a message."""
+def sides(shape: Sequence[int]) -> str:
+    """Formats a tensor's shape for a message, as ``320x768``; a scalar is "one number"."""
     return "x".join(map(str, shape)) or "one number"
 
 
@@ -294,6 +294,33 @@ def read_tensors(folder: Path, stem: str, *, parameter: str = "model", variant: 
         except Exception as error:  # safetensors has an error type of its own, and the disk may fail
             raise DDIMError(f"{folder / file} cannot be loaded: {reason_of(error)}", parameter=parameter) from None
     return tensors
+
+
+class Stored(NamedTuple):
+    """What the header of a safetensors file says of a tensor: its dtype, as ``F32``, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def header_of(file: Path, parameter: str) -> dict[str, Stored]:
+    """Reads the names, dtypes and shapes of a file's tensors, without the tensors.
+
+    Args:
+        file: the file.
+        parameter: the argument that an error names.
+
+    Raises:
+        DDIMError: the file is damaged.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
+            return {key: Stored(each.get_dtype(), tuple(each.get_shape())) for key, each in slices.items()}
+    except Exception as error:  # safetensors has an error type of its own, and the disk may fail
+        raise DDIMError(f"{file} cannot be read: {reason_of(error)}", parameter=parameter) from None
 
 
 def weight_files(
