@@ -3,16 +3,19 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+import tiny_flux
+import tiny_flux2
 import tiny_lora
 import tiny_sdxl
 import tiny_text
 import torch
-from refusals import refused, unknown
+from refusals import refused, unknown, warned
 from safetensors.torch import load_file, save_file
 from test_hub_cache import NAME, keep
 from test_hub_cache import cache as cache
@@ -21,6 +24,8 @@ from tiny_flow import FAMILIES
 import ddim
 
 INDEX = "model_index.json"
+ASSUMED = {"sdxl": ["force_zeros_for_empty_prompt", "true"], "flux dev": ["FluxPipeline"]}
+"""What the warning names where an index would say more than the parts."""
 MAKE: dict[str, Callable[[], Any]] = {
     "sd": tiny_text.pipeline,
     "sdxl": tiny_sdxl.pipeline,
@@ -162,6 +167,28 @@ def test_a_checkpoint_takes_the_rest_from_its_run(kind: str, tmp_path: Path):
         load(run / "checkpoint-500")
 
 
+def test_a_checkpoint_has_the_facts_of_its_run(tmp_path: Path):
+    run, place = tmp_path / "run", tmp_path / "run" / "checkpoint-500"
+    tiny_text.pipeline().save_pretrained(run)
+    tiny_text.pipeline().unet.save_pretrained(place / "unet")
+    (run / "ddim.json").write_text('{"guidance": 3}')
+    assert load(place).info.guidance == load(run).info.guidance == 3
+    (place / "ddim.json").write_text('{"guidance": 4}')
+    assert load(place).info.guidance == 4
+    (place / "ddim.json").unlink()
+    (run / "ddim.json").write_text('{"guidance": "three"}')
+    with refused("model", run / "ddim.json", "'three'"):
+        load(place)
+
+
+def test_a_checkpoint_of_a_pixel_model_has_the_null_class_of_its_run(tmp_path: Path):
+    run, place = tmp_path / "run", tmp_path / "run" / "checkpoint-500"
+    tiny.pipeline_folder(run, tiny.unet(classes=3))
+    shutil.copytree(run / "unet", place / "unet")
+    (run / "ddim.json").write_text('{"null_class": null}')
+    assert load(run).info.null_class is load(place).info.null_class is None
+
+
 def test_a_checkpoint_of_a_lora_says_what_to_do(whole: Path, tmp_path: Path):
     pytest.importorskip("peft")
     place = tmp_path / "run" / "checkpoint-20"
@@ -203,10 +230,28 @@ def test_a_pipeline_is_told_by_its_parts(kind: str, tmp_path: Path):
     pipeline = MAKE[kind]()
     fingerprint = load_saved(tmp_path / "model", pipeline)
     (tmp_path / "model" / INDEX).unlink()
-    model = load(tmp_path / "model")
+    with warned(tmp_path / "model", INDEX, *ASSUMED[kind]) if kind in ASSUMED else nullcontext():
+        model = load(tmp_path / "model")
     assert model.fingerprint == fingerprint
     if kind != "z-image":  # their configs name the class that the index names
         assert type(model.pipeline) is type(pipeline)
+
+
+@pytest.mark.parametrize("distilled", [True, False])
+def test_what_only_the_index_says_is_not_guessed(distilled: bool, tmp_path: Path):
+    tiny_flux2.pipeline(distilled=distilled).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / INDEX).unlink()
+    for part in ("transformer", "vae", "text_encoder"):  # refused before any weights are read
+        next((tmp_path / "model" / part).glob("*.safetensors")).unlink()
+    with refused("model", tmp_path / "model", INDEX, "distilled"):
+        load(tmp_path / "model")
+
+
+def test_a_kontext_without_an_index_is_read_with_a_warning(tmp_path: Path):
+    tiny_flux.pipeline("FluxKontextPipeline").save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / INDEX).unlink()
+    with warned(tmp_path / "model", INDEX, "Kontext"):
+        load(tmp_path / "model")
 
 
 def test_a_language_model_saved_with_its_head_is_read_without(tmp_path: Path):

@@ -6,6 +6,7 @@ from typing import Any
 
 from .._utils.errors import InputError, is_number
 from .._utils.files import read_json
+from .model_folder import whole_folder
 
 ABOUT = "ddim.json"
 """It holds ``{"classes": [...], "null_class": 10}`` for a class-conditional model, and for a text-to-image model
@@ -13,8 +14,18 @@ ABOUT = "ddim.json"
 
 
 def read_about(folder: Path) -> dict[str, Any] | None:
-    """Reads a folder's ``ddim.json``; None if there is none."""
-    return read_json(folder / ABOUT) if (folder / ABOUT).is_file() else None
+    """Reads a folder's ``ddim.json``, or that of the training run for a checkpoint without one.
+
+    Returns:
+        Its content; None if there is no such file.
+    """
+    file = about_file(folder)
+    return read_json(file) if file.is_file() else None
+
+
+def about_file(folder: Path) -> Path:
+    """Returns the path of the ``ddim.json`` that is read for a folder; the file need not exist."""
+    return (folder if (folder / ABOUT).is_file() else whole_folder(folder)) / ABOUT
 
 
 def usual_guidance(folder: Path) -> float | None:
@@ -26,8 +37,8 @@ def usual_guidance(folder: Path) -> float | None:
     weight = (read_about(folder) or {}).get("guidance")
     if weight is not None and not is_number(weight):
         raise InputError(
-            f"{folder / ABOUT} says that the usual guidance is {weight!r}, which is not a number; write for example "
-            '{"guidance": 3}.',
+            f"{about_file(folder)} says that the usual guidance is {weight!r}, which is not a number; write for "
+            'example {"guidance": 3}.',
             parameter="model",
         )
     return None if weight is None else float(weight)

@@ -39,6 +39,7 @@ class Flux(PackedFlowModel):
 
     family: ClassVar[str] = "FLUX.1 text-to-image"
     pipeline_class: ClassVar[str] = "FluxPipeline"
+    assumed: ClassVar[str] = "it is read as a FluxPipeline, and would take no reference picture if it is FLUX.1 Kontext"
     usual_guidance: ClassVar[float] = 1.0
     conditions: ClassVar[tuple[str, ...]] = (TEXT, POOLED)
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {

@@ -47,6 +47,7 @@ class Flux2Klein(ReferenceModel, PackedFlowModel):
 
     family: ClassVar[str] = "FLUX.2 klein"
     pipeline_class: ClassVar[str] = "Flux2KleinPipeline"
+    untold: ClassVar[str] = "whether the model is distilled to a few steps"
     usual_guidance: ClassVar[float] = 4.0
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "transformer": ("Flux2Transformer2DModel",),

@@ -75,17 +75,18 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     Raises:
         InputError: there is no index, and the parts are those of no supported pipeline.
     """
-    if (folder / INDEX).is_file():
-        return read_json(folder / INDEX)
-    if (run := _run_of(folder)) is not None:
-        return read_json(run / INDEX)
-    return _inferred_index(folder)
+    index = whole_folder(folder) / INDEX
+    return read_json(index) if index.is_file() else _inferred_index(folder)
 
 
 def part_folder(folder: Path, part: str) -> Path:
     """Returns the folder of a pipeline's part, which a checkpoint may lack and its training run have."""
-    run = None if (folder / part).is_dir() else _run_of(folder)
-    return (folder if run is None else run) / part
+    return (folder if (folder / part).is_dir() else whole_folder(folder)) / part
+
+
+def whole_folder(folder: Path) -> Path:
+    """Returns the folder of a whole pipeline: that of the training run for a checkpoint that holds only a network."""
+    return folder if (folder / INDEX).is_file() else _run_of(folder) or folder
 
 
 def _run_of(folder: Path) -> Path | None:
@@ -102,7 +103,8 @@ def _inferred_index(folder: Path) -> dict[str, Any] | None:
     """Makes the index of a folder with the parts of a pipeline; None if it has not more than one part.
 
     Raises:
-        InputError: the parts are those of no supported pipeline; the message says which are missing.
+        InputError: the parts are those of no supported pipeline, and the message says which are missing; or the index
+            alone says something of the model that its pictures depend on, and that cannot be assumed.
     """
     adapters: list[Any] = [adapter for adapter in dict.fromkeys(FAMILIES.values()) if adapter.parts]
     known = {part for adapter in adapters for part in adapter.parts}
@@ -116,6 +118,11 @@ def _inferred_index(folder: Path) -> dict[str, Any] | None:
     fitting = [one for one in fitting if all(issubclass(other, one) for other in fitting)]
     if len(fitting) == 1 and (folder / "scheduler" / SCHEDULE).is_file():
         adapter = fitting[0]
+        if adapter.untold:
+            raise InputError(
+                f"{folder} has no {INDEX}, which alone says {adapter.untold}; copy it from the pipeline's repository.",
+                parameter="model",
+            )
         index: dict[str, Any] = {"_class_name": adapter.pipeline_class}
         index["scheduler"] = ["diffusers", named(folder / "scheduler", SCHEDULE)]
         for part, kinds in adapter.parts.items():

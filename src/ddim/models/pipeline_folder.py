@@ -1,13 +1,14 @@
 """Reads the folder of a text-to-image pipeline, part by part, and checks the parts."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._utils.errors import InputError
+from .._utils.errors import DDIMWarning, InputError
 from .._utils.silence import loading
 from .latent import read_network
 from .loading import Loading
-from .model_folder import INDEX, part_class, part_folder, read_index
+from .model_folder import INDEX, part_class, part_folder, read_index, whole_folder
 from .scheduler_file import read_scheduler
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def read_pipeline(adapter: "type[PipelineModel]", folder: Path, how: Loading) ->
             parameter="model",
         )
     index = read_index(folder) or {}
+    if adapter.assumed and not (whole_folder(folder) / INDEX).is_file():
+        warnings.warn(f"{folder} has no {INDEX}: {adapter.assumed}.", DDIMWarning, stacklevel=5)
     absent = {part for part in adapter.optional if index.get(part, [None, None]) == [None, None]}
     present = [part for part in adapter.parts if part not in absent]
     classes = {part: part_class(folder, part, adapter.parts) for part in (*present, "scheduler")}

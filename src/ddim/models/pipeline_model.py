@@ -18,7 +18,7 @@ from ..core.conditioning import EMBEDDED, POOLED, TEXT, Conditioning, PromptCond
 from ..core.denoiser import Call, aligned
 from ..core.path import Node
 from ..core.schedule import Clock, Schedule
-from .about_file import ABOUT, usual_guidance
+from .about_file import about_file, usual_guidance
 from .additions import add
 from .base import no_negative, scalar, scaled
 from .device import device_and_dtype
@@ -85,6 +85,10 @@ class PipelineModel(LatentModel):
     """Names of parts that a pipeline may lack."""
     capturable: ClassVar[bool] = True
     """Whether a call of the network can be recorded as a CUDA graph: it takes no decision by the values of tensors."""
+    untold: ClassVar[str] = ""
+    """What ``model_index.json`` alone says of a pipeline, so that a folder without it is refused; empty for nothing."""
+    assumed: ClassVar[str] = ""
+    """What is assumed of a folder without ``model_index.json``, with a warning; empty for nothing."""
     pipeline_class: ClassVar[str]
     """The class of diffusers that ``from_folder`` makes."""
     network: Any
@@ -312,7 +316,7 @@ class PipelineModel(LatentModel):
         if usual is not None:
             if usual != 1 and "cfg" not in model.info.guidance_kinds:
                 raise InputError(
-                    f"{folder / ABOUT} names the usual guidance {usual:g}, but the model is distilled to sample "
+                    f"{about_file(folder)} names the usual guidance {usual:g}, but the model is distilled to sample "
                     "without classifier-free guidance; leave it out.",
                     parameter="model",
                 )

@@ -11,7 +11,7 @@ from .._utils.errors import InputError, is_whole
 from ..core.conditioning import LABELS, Conditioning
 from ..core.denoiser import Call
 from ..core.path import Node
-from .about_file import ABOUT, read_about, usual_guidance
+from .about_file import about_file, read_about, usual_guidance
 from .base import ClassModel, scalar, scaled
 from .device import device_and_dtype
 from .dry_run import output_shape
@@ -126,13 +126,13 @@ class PixelModel(ClassModel):
         embedded = unet.config.num_class_embeds
         if isinstance(null, int) and null != (embedded or 0) - 1:
             raise InputError(
-                f"{folder / ABOUT} says that {null} is the null class, but that must be the last of the network's "
+                f"{about_file(folder)} says that {null} is the null class, but that must be the last of the network's "
                 f"{embedded or 0} labels.",
                 parameter="model",
             )
         if usual_guidance(folder) is not None:
             raise InputError(
-                f"{folder / ABOUT} names a usual guidance, which only text-to-image models have; leave it out.",
+                f"{about_file(folder)} names a usual guidance, which only text-to-image models have; leave it out.",
                 parameter="model",
             )
         model = cls(name, unet, scheduler, device=how.device, dtype=how.dtype, null_class=null)
@@ -231,7 +231,7 @@ def null_class_of(folder: Path) -> int | str | None:
     null = about.get("null_class")
     if null is not None and not (is_whole(null) and null > 0):
         raise InputError(
-            f"{folder / ABOUT} says that the null class is {null!r}, which is not a label.", parameter="model"
+            f"{about_file(folder)} says that the null class is {null!r}, which is not a label.", parameter="model"
         )
     return null
 

@@ -72,6 +72,7 @@ class StableDiffusionXL(StableDiffusion):
 
     family: ClassVar[str] = "SDXL text-to-image"
     pipeline_class: ClassVar[str] = "StableDiffusionXLPipeline"
+    assumed: ClassVar[str] = f"{_ZEROS} is assumed to be true, as in the published models"
     conditions: ClassVar[tuple[str, ...]] = (TEXT, POOLED, SIZE_IDS)
     addition: ClassVar[str | None] = "text_time"
     upcasts: ClassVar[bool] = True
