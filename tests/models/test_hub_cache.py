@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 import tiny
+import tiny_flux
+import tiny_lora
 import tiny_text
 import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-from refusals import failed
+from refusals import failed, refused
+from tiny_flow import FAMILIES
 
 import ddim
 
@@ -173,6 +176,54 @@ def test_with_a_network_the_full_weights_are_fetched_or_the_variant(
         monkeypatch.setattr("huggingface_hub.list_repo_files", lambda name, f=files, m=more: [*f, m])
         ddim.load(NAME, device="cpu")
         assert {f for f in asked[-1] if "safetensors" in f} == {f for f in files if f.endswith(".safetensors")}
+
+
+class Hub:
+    """A hub with one repository: a folder of which it lists all files, and of which every download is noted."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+        self.asked: list[list[str]] = []
+
+        def fetch(name: str, allow_patterns: list[str]) -> str:
+            self.asked.append(allow_patterns)
+            return str(folder)
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+        monkeypatch.setattr("huggingface_hub.list_repo_files", lambda name: self.files)
+
+    @property
+    def weights(self) -> set[str]:
+        """The weights that were downloaded."""
+        return {pattern for patterns in self.asked for pattern in patterns if "safetensors" in pattern}
+
+
+def test_what_cannot_work_is_refused_before_the_weights_are_fetched(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    word, flux = tiny_lora.embedding(tmp_path / "toy.safetensors", 12), tmp_path / "flux"
+    tiny_flux.pipeline().save_pretrained(flux)
+    for folder in (made["text"], made["pixel"], flux):
+        hub = Hub(folder, monkeypatch)
+        with refused("variant", "'fp 16'"):
+            ddim.load(NAME, device="cpu", variant="fp 16")
+        assert not hub.asked
+        with refused("variant", "'fp16'"):
+            ddim.load(NAME, device="cpu", variant="fp16")
+        assert len(hub.asked) == 1
+        if folder != made["text"]:
+            with refused("textual_inversion"):
+                ddim.load(NAME, device="cpu", textual_inversion=word)
+        assert not hub.weights
+
+
+def test_the_weights_of_a_part_that_the_index_leaves_out_are_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    FAMILIES["sd3 without t5"].pipeline().save_pretrained(tmp_path / "model")
+    hub = Hub(tmp_path / "model", monkeypatch)
+    assert ddim.load(NAME, device="cpu").fingerprint == ddim.load(tmp_path / "model", device="cpu").fingerprint
+    assert hub.weights == {file for file in hub.files if file.endswith(".safetensors")}
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

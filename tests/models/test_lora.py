@@ -491,6 +491,11 @@ def test_files_that_do_not_fit_are_refused(model: Path, made: Callable[[str], di
         ddim.load(made("sdxl")["model"], device="cpu", textual_inversion=one)
     with refused("textual_inversion", "FluxPipeline"):
         ddim.load(made("flux dev")["model"], device="cpu", textual_inversion=one)
+    bare = Path(shutil.copytree(made("flux dev")["model"], tmp_path / "bare"))
+    for weights in bare.rglob("*.safetensors"):  # refused before any weights are read
+        weights.unlink()
+    with refused("textual_inversion", "FluxPipeline"):
+        ddim.load(bare, device="cpu", textual_inversion=one)
     copy = shutil.copy(one, tmp_path / "copy.safetensors")
     with refused("textual_inversion", "<toy>", copy):
         ddim.load(model, device="cpu", textual_inversion=[one, copy])

@@ -11,9 +11,9 @@ import tiny_lora
 import tiny_sdxl
 import tiny_text
 import torch
-from refusals import failed, refused
+from refusals import failed, refused, unknown
 from safetensors.torch import load_file, save_file
-from test_hub_cache import NAME, keep
+from test_hub_cache import NAME, Hub, keep
 from test_hub_cache import cache as cache
 from tiny_flow import FAMILIES
 
@@ -105,6 +105,30 @@ def test_configs_from_the_hubs_cache(
     assert load(made["sd"]["file"]).fingerprint == fingerprint
 
 
+def test_a_hub_id_as_config_brings_the_parts_that_the_file_lacks(
+    made: dict[str, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = made["sd"]["whole"]
+    tensors = original_layout.tensors(tiny_text.pipeline())
+    save_file({k: v.contiguous() for k, v in tensors.items() if k.startswith("model.")}, tmp_path / "unet.safetensors")
+    hub = Hub(whole, monkeypatch)
+    assert load(made["sd"]["file"], config=NAME).fingerprint == load(whole).fingerprint
+    assert not hub.weights
+    assert load(tmp_path / "unet.safetensors", config=NAME).fingerprint == load(whole).fingerprint
+    assert hub.weights == {"vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"}
+
+
+def test_a_cached_config_without_the_weights_says_that_the_hub_was_not_asked(
+    cache: Path, made: dict[str, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    tensors = original_layout.tensors(tiny_text.pipeline())
+    save_file({k: v.contiguous() for k, v in tensors.items() if k.startswith("model.")}, tmp_path / "unet.safetensors")
+    keep(cache, made["sd"]["config"])
+    with failed("config", repr(NAME), "vae"):
+        load(tmp_path / "unet.safetensors", config=NAME)
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +185,12 @@ def test_options_that_do_not_go_with_it(made: dict[str, dict[str, Path]]):
         load(made["sd"]["file"], config=made["sd"]["config"], variant="fp16")
     with refused("config"):
         load(made["sd"]["whole"], config=made["sd"]["config"])
+    missing = made["sd"]["file"].with_name("modle.safetensors")
+    for name in (str(missing), "nofile.safetensors", "sub/nofile.safetensors"):
+        near = str(made["sd"]["file"]) if name == str(missing) else None
+        for more in ({"config": made["sd"]["config"]}, {}):
+            with unknown("model", name, nearest=near, hint=True):
+                load(name, **more)
     with refused("config"):
         ddim.load(tiny_text.pipeline(), config=made["sd"]["config"])
 

@@ -1,6 +1,6 @@
 """Loads models in the formats of diffusers and transformers, behind the library's own interface ``Model``."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from importlib.util import find_spec
 from os import PathLike
@@ -109,7 +109,7 @@ def load(
     from .engine.optimize import optimize, require_compiler
     from .families import FAMILIES
     from .loading import Loading
-    from .model_folder import check_variant, pipeline_class
+    from .model_folder import check_variant, check_variant_name, pipeline_class
     from .single_file import single_file
 
     if not isinstance(model, (str, PathLike)):
@@ -119,13 +119,21 @@ def load(
     where, what = device_and_dtype(device, "float32" if dtype is None else dtype)
     if compile:
         require_compiler(where)
+    single = _is_file(model)
+    _refuse_idle(single, variant, config)
+    check_variant_name(variant)
     additions = additions_of(lora, textual_inversion)
-    file = single_file(Path(model), config) if str(model) not in bundled_models() and Path(model).is_file() else None
-    _refuse_idle(file is not None, variant, config)
-    folder = _folder_of(model, variant) if file is None else file.config
+
+    def adapter_of(folder: Path) -> "type[Model]":
+        adapter = FAMILIES[pipeline_class(folder) or "DDPMPipeline"]
+        adapter.check_additions(str(model), additions)
+        return adapter
+
+    file = single_file(Path(model), config) if single else None
+    folder = _folder_of(model, variant, adapter_of) if file is None else file.config
     if variant is not None:
         check_variant(folder, variant)
-    adapter = FAMILIES[pipeline_class(folder) or "DDPMPipeline"]
+    adapter = adapter_of(folder)
     try:
         made = adapter.from_folder(str(model), folder, Loading(where, what, low_memory, additions, variant, file))
     except (ImportError, RuntimeError) as error:  # diffusers raises RuntimeError if transformers is not installed
@@ -138,6 +146,18 @@ def load(
         raise DDIMError(f"{model} cannot be loaded: {reason_of(error)}", parameter="model") from None
     optimize(made, compile=compile)
     return _with_tf32(made, tf32)
+
+
+def _is_file(model: "str | PathLike[str]") -> bool:
+    """Whether a model is a single file. Raises InputError for a .safetensors file that is not there."""
+    path, bundled = Path(model), bundled_models()
+    if str(model) in bundled or path.is_file():
+        return str(model) not in bundled
+    if path.suffix.lower() == ".safetensors" and not path.is_dir():
+        beside = path.parent.glob("*.safetensors") if path.parent.is_dir() else ()
+        known = [*bundled, *(str(file) for file in beside)]
+        raise UnknownName("model", str(model), known, hint=f"There is no file {path}.")
+    return False
 
 
 def _refuse_idle(single: bool, variant: str | None, config: object) -> None:
@@ -188,8 +208,13 @@ def _live(pipeline: object, options: "Mapping[str, object]") -> "Model":
     return FAMILIES[kind].from_pipeline(pipeline)
 
 
-def _folder_of(model: "str | PathLike[str]", variant: str | None = None) -> Path:
-    """Returns the folder with a model's files: a bundled one, a folder of the user's, or one in the hub's cache."""
+def _folder_of(model: "str | PathLike[str]", variant: str | None, check: "Callable[[Path], object]") -> Path:
+    """Returns the folder with a model's files: a bundled one, a folder of the user's, or one in the hub's cache.
+
+    Args:
+        model: its name.
+        variant, check: as for ``from_hub``.
+    """
     from .hub import from_hub
 
     bundled = bundled_models()
@@ -203,7 +228,7 @@ def _folder_of(model: "str | PathLike[str]", variant: str | None = None) -> Path
         hint = "" if "/" not in source else f"There is no folder {source}. "
         also = "A folder in the diffusers format or a hub id (owner/name) is accepted too."
         raise UnknownName("model", str(model), bundled, hint=f"{hint}{also}")
-    return from_hub(source, variant)
+    return from_hub(source, variant, check)
 
 
 def __getattr__(name: str) -> Any:

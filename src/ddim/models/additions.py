@@ -144,8 +144,6 @@ def add(pipeline: Any, additions: Additions, network_part: str) -> None:
         _add_word(pipeline, file, word)
     if not additions.loras:
         return
-    if not hasattr(pipeline, "load_lora_weights"):
-        raise InputError(f"diffusers loads no LoRA into a {type(pipeline).__name__}; leave it out.", parameter=LORA)
     names = _adapter_names([file for file, _ in additions.loras])
     for name, (file, _) in zip(names, additions.loras, strict=True):
         _add_lora(pipeline, file, name, network_part)
@@ -214,10 +212,6 @@ def _add_word(pipeline: Any, file: Path, word: str | None) -> None:
 
     kind = type(pipeline).__name__
     encoders = [part for part in ("text_encoder", "text_encoder_2") if getattr(pipeline, part, None) is not None]
-    if not hasattr(pipeline, "load_textual_inversion") or hasattr(pipeline, "transformer"):
-        raise InputError(
-            f"a {kind} takes no words of textual inversion; Stable Diffusion 1, 2 and XL do.", parameter=WORDS
-        )
     try:
         tensors = load_file(file)
     except Exception as error:  # safetensors has an error type of its own, and the disk may fail

@@ -25,6 +25,7 @@ from .live import quantised_layers
 
 if TYPE_CHECKING:
     from ..editing.plan import AttentionSite
+    from .additions import Additions
     from .loading import Loading
 
 
@@ -380,6 +381,23 @@ class Model(ABC):
             InputError: the folder does not hold such a model.
         """
         raise InputError(f"a {cls.__name__} cannot be loaded from a folder.", parameter="model")
+
+    @classmethod
+    def check_additions(cls, name: str, additions: "Additions") -> None:
+        """Checks that such a model takes LoRAs and words of textual inversion, before any weights are read.
+
+        Args:
+            name: the name that errors call it by.
+            additions: what is to be added.
+
+        Raises:
+            InputError: it does not.
+        """
+        if additions.any:
+            raise InputError(
+                f"{name!r} is not a text-to-image model, and only such models take it; leave it out.",
+                parameter="lora" if additions.loras else "textual_inversion",
+            )
 
     @classmethod
     def from_pipeline(cls, pipeline: Any, name: str | None = None) -> "Model":

@@ -1,19 +1,22 @@
 """Downloads models from the Hugging Face hub, or uses the copies in its cache."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .._utils.error_text import first_line, with_full_stop
 from .._utils.errors import DDIMError, InputError
-from .model_folder import parts_of, unet_folder
+from .model_folder import check_variant, parts_of, read_index, unet_folder
 from .weights import DIFFUSERS, TRANSFORMERS, one_of, weight_files
 
 _FIRST = ("model_index.json", "config.json", "unet/config.json", "transformer/config.json")
 """Every copy that can be loaded contains at least one of these files."""
+_CONFIGS = ["*.json", "*.txt", "*.model"]
+"""What a pipeline needs besides weights."""
 OFFLINE = "HF_HUB_OFFLINE is set, and its cache has no copy"
 
 
-def from_hub(source: str, variant: str | None = None) -> Path:
+def from_hub(source: str, variant: str | None = None, check: Callable[[Path], object] = lambda folder: None) -> Path:
     """Downloads a repository's configs and the weights that are needed, and returns its folder in the hub's cache.
 
     If the hub cannot be reached, a complete copy in the cache is used.
@@ -21,34 +24,24 @@ def from_hub(source: str, variant: str | None = None) -> Path:
     Args:
         source: ``owner/name``, or ``owner/name/folder`` for a folder inside the repository.
         variant: the variant of the weights that is preferred.
+        check: called with the folder when only its configs are there; it raises InputError if the weights are not
+            needed.
 
     Raises:
-        InputError: the repository is of another kind, or has no safetensors weights.
+        InputError: the repository is of another kind, has no safetensors weights, or none of the variant.
         DDIMError: the download failed, and there is no complete copy in the cache.
     """
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     owner, own, *inside = source.split("/")
     name, sub = f"{owner}/{own}", "".join(f"{part}/" for part in inside)
-    try:
-        return _fetched(name, sub, variant)
-    except InputError:
-        raise
-    except Exception as error:  # the hub's client raises errors of a dozen types; all mean that the download failed
+
+    def kept(error: Exception) -> Path | None:
         folder = cached(name, sub)
-        if folder is None:
-            away = isinstance(error, LocalEntryNotFoundError) and not _not_asked(error)
-            why = OFFLINE if _not_asked(error) else _answer(name, error)
-            if away:
-                why = f"it cannot be reached ({first_line(error.__cause__ or error)})"
-            raise DDIMError(
-                f"{source!r} is neither a bundled model nor a folder, and it could not be fetched from the hub: "
-                f"{with_full_stop(why)}",
-                parameter="model",
-                hint="Check the network, or give a local folder." if away else None,
-            ) from None
-        _need_weights(name, folder, error, variant)
+        if folder is not None:
+            _need_weights(name, folder, error, _parts_with_weights(folder), variant)
         return folder
+
+    what = f"{source!r} is neither a bundled model nor a folder"
+    return _fetched_or_kept(lambda: _fetched(name, sub, variant, check), kept, name, what, "model")
 
 
 def file_from_hub(name: str, usual: Sequence[str], parameter: str) -> Path:
@@ -65,60 +58,109 @@ def file_from_hub(name: str, usual: Sequence[str], parameter: str) -> Path:
         InputError: the repository has no safetensors file, or several.
         DDIMError: the download failed, and the cache has no copy.
     """
-    from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
+    from huggingface_hub import hf_hub_download, list_repo_files
 
     owner, _, rest = name.partition("/")
     own, _, file = rest.partition("/")
     repository = f"{owner}/{own}"
-    try:
-        chosen = file or one_of(list_repo_files(repository), usual, repository, parameter)
-        return Path(hf_hub_download(repository, chosen))
-    except InputError:
-        raise
-    except Exception as error:  # the hub's client raises errors of a dozen types; all mean that the download failed
-        why = OFFLINE if _not_asked(error) else _answer(repository, error)
-        try:
-            folder = Path(snapshot_download(repository, local_files_only=True))
-        except Exception:  # there is no copy, or no repository can have this name
-            folder = Path()
-        if folder == Path() or (file and not (folder / file).is_file()):
-            raise DDIMError(
-                f"there is no file {name}, and it could not be fetched from the hub: {with_full_stop(why)}",
-                parameter=parameter,
-            ) from None
-        return folder / (file or one_of([p.name for p in folder.iterdir()], usual, repository, parameter))
+
+    def fetch() -> Path:
+        return Path(hf_hub_download(repository, file or one_of(list_repo_files(repository), usual, name, parameter)))
+
+    def kept(_: Exception) -> Path | None:
+        folder = _kept(repository)
+        if folder is None or (file and not (folder / file).is_file()):
+            return None
+        return folder / (file or one_of([p.name for p in folder.iterdir()], usual, name, parameter))
+
+    return _fetched_or_kept(fetch, kept, repository, f"there is no file {name}", parameter)
 
 
-def configs_from_hub(name: str, *, local: bool = False) -> Path | None:
-    """Returns the folder in the hub's cache with a repository's configs and tokenizers.
+def configs_from_hub(name: str, holds: Callable[[str], bool]) -> Path:
+    """Downloads a repository's configs and tokenizers, and the weights of some parts, for a single file.
+
+    If the hub cannot be reached, the copy in the cache is used.
 
     Args:
         name: ``owner/name``.
-        local: whether the hub is not asked.
+        holds: whether the file holds a part of the pipeline, whose weights are then not needed.
 
     Returns:
-        The folder; None if ``local`` and there is no copy.
+        The folder in the hub's cache.
 
     Raises:
+        InputError: the repository holds no supported pipeline, or lacks the weights.
         DDIMError: the download failed, and the cache has no copy.
     """
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    def lacking(folder: Path) -> list[str]:
+        return [part for part in _parts_with_weights(folder) if not holds(part)] if parts_of(folder) else []
+
+    def fetch() -> Path:
+        folder = Path(snapshot_download(name, allow_patterns=_CONFIGS))
+        if not (parts := lacking(folder)):
+            return folder
+        weights = _needed(folder, list_repo_files(name), parts, None)
+        return Path(snapshot_download(name, allow_patterns=[*_CONFIGS, *weights]))
+
+    def kept(error: Exception) -> Path | None:
+        folder = cached_configs(name)
+        if folder is not None:
+            _need_weights(name, folder, error, lacking(folder), None, "config")
+        return folder
+
+    return _fetched_or_kept(fetch, kept, name, f"there is no folder {name!r}", "config")
+
+
+def cached_configs(name: str) -> Path | None:
+    """Returns the folder in the hub's cache with a repository's configs and tokenizers; None if there is no copy."""
+    return _kept(name, allow_patterns=_CONFIGS)
+
+
+def _kept(name: str, **options: Any) -> Path | None:
+    """Returns the folder of a repository in the hub's cache; None if there is no copy."""
     from huggingface_hub import snapshot_download
 
-    configs = ["*.json", "*.txt", "*.model"]
     try:
-        if not local:
-            return Path(snapshot_download(name, allow_patterns=configs))
-        why = ""
-    except Exception as error:  # the hub's client raises errors of a dozen types; all mean that the download failed
-        why = OFFLINE if _not_asked(error) else _answer(name, error)
-    try:
-        return Path(snapshot_download(name, allow_patterns=configs, local_files_only=True))
+        return Path(snapshot_download(name, local_files_only=True, **options))
     except Exception:  # there is no copy, or no repository can have this name
-        if local:
-            return None
+        return None
+
+
+def _fetched_or_kept(
+    fetch: Callable[[], Path], kept: Callable[[Exception], Path | None], name: str, what: str, parameter: str
+) -> Path:
+    """Downloads from the hub, or else finds the copy in its cache.
+
+    Args:
+        fetch: downloads, and returns a path in the cache.
+        kept: returns the path of the copy, or None; it gets the error of the download.
+        name: the repository.
+        what: how the sentence of the error begins.
+        parameter: the argument that an error names.
+
+    Raises:
+        InputError: raised by ``fetch``.
+        DDIMError: the download failed, and there is no copy.
+    """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return fetch()
+    except InputError:
+        raise
+    except Exception as error:  # the hub's client raises errors of a dozen types; all mean that the download failed
+        if (found := kept(error)) is not None:
+            return found
+        away = isinstance(error, LocalEntryNotFoundError) and not _not_asked(error)
+        why = OFFLINE if _not_asked(error) else _answer(name, error)
+        if away:
+            why = f"it cannot be reached ({first_line(error.__cause__ or error)})"
         raise DDIMError(
-            f"there is no folder {name!r}, and it could not be fetched from the hub: {with_full_stop(why)}",
-            parameter="config",
+            f"{what}, and it could not be fetched from the hub: {with_full_stop(why)}",
+            parameter=parameter,
+            hint="Check the network, or give a local folder." if away else None,
         ) from None
 
 
@@ -144,9 +186,19 @@ def _not_asked(error: Exception) -> bool:
     return bool(constants.HF_HUB_OFFLINE) and isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled))
 
 
-def _need_weights(name: str, folder: Path, error: Exception, variant: str | None) -> None:
-    """Raises DDIMError if a cached copy lacks weights; ``error`` is why they could not be downloaded."""
-    parts = _parts_with_weights(folder) or (unet_folder(folder).as_posix(),)  # unet_folder refuses other models
+def _need_weights(
+    name: str, folder: Path, error: Exception, parts: Sequence[str], variant: str | None, parameter: str = "model"
+) -> None:
+    """Raises DDIMError if a cached copy lacks weights.
+
+    Args:
+        name: the repository.
+        folder: the copy.
+        error: why they could not be downloaded.
+        parts: the parts that need weights.
+        variant: the variant that is preferred.
+        parameter: the argument that an error names.
+    """
     try:
         for part in parts:
             weight_files(folder / part, {p.name for p in (folder / part).glob("*")}, _stem(part), variant=variant)
@@ -154,13 +206,16 @@ def _need_weights(name: str, folder: Path, error: Exception, variant: str | None
         raise DDIMError(
             f"the cached copy of {name!r} is incomplete, and the rest could not be downloaded "
             f"({_answer(name, error)}): {lacking.message}",
-            parameter="model",
+            parameter=parameter,
         ) from None
 
 
 def _parts_with_weights(folder: Path) -> list[str]:
-    """Returns the names of a pipeline's parts that have weights."""
-    return [part for part in parts_of(folder) if not part.startswith("tokenizer")]
+    """Returns the names of a model's parts that have weights: those of its pipeline, or the folder of its network."""
+    if not (parts := parts_of(folder)):
+        return [unet_folder(folder).as_posix()]  # unet_folder refuses other models
+    index = read_index(folder) or {}
+    return [part for part in parts if not part.startswith("tokenizer") and index.get(part) != [None, None]]
 
 
 def _stem(part: str) -> str:
@@ -188,25 +243,38 @@ def cached(name: str, sub: str = "") -> Path | None:
     return None
 
 
-def _fetched(name: str, sub: str, variant: str | None) -> Path:
+def _fetched(name: str, sub: str, variant: str | None, check: Callable[[Path], object]) -> Path:
     """Downloads all configs, then only those weight files that the configs show to be needed."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import list_repo_files, snapshot_download
 
     configs = f"{sub}*.json"
     folder = Path(snapshot_download(name, allow_patterns=[configs])) / sub
     if sub and not folder.is_dir():
         raise InputError(f"the repository {name!r} has no folder {sub.rstrip('/')!r} with configs.", parameter="model")
-    if parts := _parts_with_weights(folder):
-        offered = {part: _offered(name, folder, f"{sub}{part}/", part, variant) for part in parts}
-        weights = ["tokenizer*/*", *(f"{part}/{file}" for part, files in offered.items() for file in files)]
+    check(folder)
+    pipeline = bool(parts_of(folder))
+    listed = list_repo_files(name) if pipeline or variant is not None else []
+    files = [file.removeprefix(sub) for file in listed if file.startswith(sub)]
+    if variant is not None:
+        check_variant(folder, variant, files)
+    if pipeline:
+        weights = ["tokenizer*/*", *_needed(folder, files, _parts_with_weights(folder), variant)]
     else:
         weights = [(unet_folder(folder) / "*.safetensors").as_posix()]
     return Path(snapshot_download(name, allow_patterns=[configs, *(f"{sub}{file}" for file in weights)])) / sub
 
 
-def _offered(name: str, folder: Path, inside: str, part: str, variant: str | None) -> list[str]:
-    """Returns the names of the weight files to download for a part of a pipeline."""
-    from huggingface_hub import list_repo_files
+def _needed(folder: Path, files: Sequence[str], parts: Sequence[str], variant: str | None) -> list[str]:
+    """Returns the weight files to download.
 
-    files = [f.removeprefix(inside) for f in list_repo_files(name) if f.startswith(inside)]
-    return weight_files(folder / part, files, _stem(part), variant=variant)
+    Args:
+        folder: the folder with the configs.
+        files: names of all files that the repository has for it.
+        parts: the parts whose weights are needed.
+        variant: the variant that is preferred.
+    """
+    found: list[str] = []
+    for part in parts:
+        offered = [file.removeprefix(f"{part}/") for file in files if file.startswith(f"{part}/")]
+        found += [f"{part}/{one}" for one in weight_files(folder / part, offered, _stem(part), variant=variant)]
+    return found

@@ -3,7 +3,7 @@
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -157,15 +157,26 @@ def named(folder: Path, file: str = "config.json") -> str | None:
     return found if isinstance(found, str) else None
 
 
-def check_variant(folder: Path, variant: str) -> None:
-    """Raises InputError if no part of a model's folder has a variant of its weights."""
+def check_variant_name(variant: Any) -> None:
+    """Raises InputError for what no variant can be called; None is no variant."""
+    if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w-]+", variant)):
+        raise InputError(f"{variant!r} is not the name of a variant; write for example 'fp16'.", parameter="variant")
+
+
+def check_variant(folder: Path, variant: str, files: Collection[str] | None = None) -> None:
+    """Raises InputError if no part of a model has a variant of its weights.
+
+    Args:
+        folder: the folder, with its configs at least.
+        variant: the variant.
+        files: names of all files that belong into the folder; None for those that are there.
+    """
     from .weights import DIFFUSERS, TRANSFORMERS, variants_of
 
-    if not isinstance(variant, str) or not re.fullmatch(r"[\w-]+", variant):
-        raise InputError(f"{variant!r} is not the name of a variant; write for example 'fp16'.", parameter="variant")
     found: set[str] = set()
-    for place in [part_folder(folder, part) for part in parts_of(folder)] or [folder / unet_folder(folder)]:
-        names = [path.name for path in place.glob("*")]
+    for part in parts_of(folder) or [unet_folder(folder).as_posix()]:
+        there = part_folder(folder, part).glob("*") if files is None else [Path(file) for file in files]
+        names = [path.name for path in there if files is None or path.parent == Path(part)]
         found |= {*variants_of(names, DIFFUSERS), *variants_of(names, TRANSFORMERS)}
     if variant not in found:
         known = [repr(one) for one in sorted(found) if one]

@@ -42,6 +42,8 @@ def read_pipeline(adapter: "type[PipelineModel]", folder: Path, how: Loading) ->
             "install a newer version.",
             parameter="model",
         )
+    if how.additions.loras and not hasattr(kind, "load_lora_weights"):
+        raise InputError(f"diffusers loads no LoRA into a {adapter.pipeline_class}; leave it out.", parameter="lora")
     index = read_index(folder) or {}
     if adapter.assumed and not (whole_folder(folder) / INDEX).is_file():
         warnings.warn(f"{folder} has no {INDEX}: {adapter.assumed}.", DDIMWarning, stacklevel=5)

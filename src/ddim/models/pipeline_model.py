@@ -19,7 +19,7 @@ from ..core.denoiser import Call, aligned
 from ..core.path import Node
 from ..core.schedule import Clock, Schedule
 from .about_file import about_file, usual_guidance
-from .additions import add
+from .additions import Additions, add
 from .base import no_negative, scalar, scaled
 from .device import device_and_dtype
 from .dry_run import output_shape
@@ -325,6 +325,15 @@ class PipelineModel(LatentModel):
         if how.low_memory:
             model.save_memory()
         return model
+
+    @classmethod
+    def check_additions(cls, name: str, additions: Additions) -> None:
+        """Raises InputError for words of textual inversion, which only pipelines with a U-Net take."""
+        if additions.words and cls.network_part != "unet":
+            raise InputError(
+                f"a {cls.pipeline_class} takes no words of textual inversion; Stable Diffusion 1, 2 and XL do.",
+                parameter="textual_inversion",
+            )
 
     @classmethod
     def read_pipeline(cls, folder: Path, how: Loading) -> Any:

@@ -101,15 +101,9 @@ class PixelModel(ClassModel):
         """Loads a DDPM pipeline's folder or a UNet2DModel's folder, and checks the weights against the config.
 
         Raises:
-            InputError: there is no such network, its weights do not fit, ``ddim.json`` contradicts its config, or there
-                are additions, which such a model does not take.
+            InputError: there is no such network, its weights do not fit, or ``ddim.json`` contradicts its config.
             DDIMError: a file is damaged.
         """
-        if how.additions.any:
-            raise InputError(
-                f"{name!r} is a pixel model, and only text-to-image models take it; leave it out.",
-                parameter="lora" if how.additions.loras else "textual_inversion",
-            )
         from diffusers.models.unets.unet_2d import UNet2DModel
 
         if how.file is not None:

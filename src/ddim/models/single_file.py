@@ -14,7 +14,7 @@ from torch import nn
 from .._utils.error_text import reason_of
 from .._utils.errors import InputError
 from .._utils.silence import loading, without_logs
-from .hub import configs_from_hub
+from .hub import cached_configs, configs_from_hub
 from .model_folder import INDEX, read_index
 from .weights import PICKLES, header_of
 
@@ -51,8 +51,7 @@ class SingleFile:
 
     def holds(self, part: str) -> bool:
         """Whether the file holds the weights of a part."""
-        begins = _TRANSFORMER if part == "transformer" else _WHERE.get(part, ())
-        return any(name.startswith(begins) for name in self.shapes)
+        return _holds(self.shapes, part)
 
     def read(self, kind: Any, parts: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
         """Makes the pipeline.
@@ -99,6 +98,11 @@ class SingleFile:
 
     def _misfit(self, why: str) -> InputError:
         return InputError(f"{self.path} does not fit the configs in {self.config}: {why}.", parameter="model")
+
+
+def _holds(shapes: Mapping[str, Any], part: str) -> bool:
+    begins = _TRANSFORMER if part == "transformer" else _WHERE.get(part, ())
+    return any(name.startswith(begins) for name in shapes)
 
 
 def single_file(path: Path, config: Any) -> SingleFile:
@@ -180,7 +184,7 @@ def _config_folder(path: Path, shapes: Mapping[str, Any], config: Any) -> Path:
     if config is not None:
         folder = Path(config) if Path(config).is_dir() else None
         if folder is None and str(config).count("/") == 1 and not str(config).startswith((".", "/", "~")):
-            folder = configs_from_hub(str(config))
+            folder = configs_from_hub(str(config), lambda part: _holds(shapes, part))
         if folder is None:
             raise InputError(
                 f"there is no folder {str(config)!r}; give the folder of a diffusers pipeline, which may lack its "
@@ -191,7 +195,7 @@ def _config_folder(path: Path, shapes: Mapping[str, Any], config: Any) -> Path:
             raise InputError(f"{folder} has no {INDEX}; give the folder of a whole pipeline.", parameter="config")
         return folder
     name = _usual_config(shapes)
-    folder = None if name is None else configs_from_hub(name, local=True)
+    folder = None if name is None else cached_configs(name)
     if folder is None:
         what = f"those of {name}, which are not in the hub's cache" if name else "diffusers does not know which"
         raise InputError(
