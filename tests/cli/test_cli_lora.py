@@ -9,7 +9,7 @@ import tiny_text
 from commands import fails, run, run_json
 
 import ddim
-from ddim.cli.options import lora_from
+from ddim.cli.options import Files, lora_from
 
 pytest.importorskip("peft", reason="LoRA needs peft, which is not installed")
 
@@ -70,3 +70,11 @@ def test_a_scale_stands_behind_the_last_colon():
     assert lora_from("C:\\a.safetensors") == ("C:\\a.safetensors", 1.0)
     Path("a:2").touch()
     assert lora_from("a:2") == ("a:2", 1.0)
+
+
+def test_the_name_of_a_file_tells_the_scale_from_the_hash():
+    plain = Files(lora=("style.safetensors",)).tags["lora-"]
+    assert Files(lora=("style.safetensors:0.5",)).tags == {"lora-": f"{plain}-x0.5"}
+    both = Files(lora=("style.safetensors:0.5", "other.safetensors:-2")).tags["lora-"]
+    assert both.startswith(f"{plain}-x0.5-other-")
+    assert both.endswith("-x-2")

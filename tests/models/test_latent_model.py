@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -352,6 +353,30 @@ def test_blocks_without_advice_may_overlap_and_leave_all_as_it_was():
     assert state() == silent
     second.__exit__(None, None, None)
     assert state() == before
+
+
+def test_only_the_libraries_lose_their_logs(caplog: pytest.LogCaptureFixture):
+    """A host may log from any of its threads while a model is loaded."""
+    import logging
+
+    from ddim._utils.silence import without_logs
+
+    libraries = [logging.getLogger(name) for name in ("diffusers", "transformers", "peft", "huggingface_hub")]
+    before = [logger.level for logger in libraries]
+    with caplog.at_level(logging.INFO), warnings.catch_warnings():
+        first, second = without_logs(), without_logs()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        for logger in (*libraries, logging.getLogger("diffusers.loaders.peft")):
+            assert not logger.isEnabledFor(logging.CRITICAL)
+        thread = Thread(target=lambda: logging.getLogger("host").info("of another thread"))
+        thread.start()
+        thread.join()
+        logging.getLogger("host").info("of this thread")
+        second.__exit__(None, None, None)
+    assert caplog.messages == ["of another thread", "of this thread"]
+    assert [logger.level for logger in libraries] == before
 
 
 # --- one reading of a text -------------------------------------------------------------------------------------------

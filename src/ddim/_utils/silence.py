@@ -4,49 +4,86 @@ import ctypes
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from typing import Any
 
-_LOCK = threading.Lock()
-_OPEN_BLOCKS: list[Any] = []
-"""One entry for each ``quiet`` block that is open; each holds the libraries' settings at its start.
-
-Log levels and progress bars belong to the whole process, and blocks of several threads may overlap. So the first block
-switches them off, and the last one to end restores what the first one found.
-"""
+_LIBRARIES = ("accelerate", "diffusers", "huggingface_hub", "peft", "transformers")
+"""The libraries whose loggers ``without_logs`` switches off."""
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Inside the block, diffusers, transformers and the hub's client log errors only and draw no progress bars.
+class _Change:
+    """A change of settings of the whole process, while at least one block is open.
 
-    Blocks may be nested, and may be open in several threads at once.
+    Blocks may be nested, and those of several threads may overlap. So the first one makes the change, and the last one
+    to end restores what the first one found.
+
+    Args:
+        make: makes the change, and returns a function that restores the settings.
     """
+
+    def __init__(self, make: Callable[[], Callable[[], None]]) -> None:
+        self._make, self._open, self._lock = make, 0, threading.Lock()
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """The settings are changed inside the block."""
+        with self._lock:
+            if not self._open:
+                self._restore = self._make()
+            self._open += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open -= 1
+                if not self._open:
+                    self._restore()
+
+
+def _errors_only() -> Callable[[], None]:
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub.utils import logging as hub_logging  # it would log each retry of a download
     from transformers.utils import logging as transformers_logging
 
     logs = (diffusers_logging, transformers_logging, hub_logging)
-    with _LOCK:
-        _OPEN_BLOCKS.append([(log, log.get_verbosity(), _draws_bars(log)) for log in logs])
-        if len(_OPEN_BLOCKS) == 1:
-            for log in logs:
-                log.set_verbosity_error()
-                if _draws_bars(log):
-                    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        with _LOCK:
-            if len(_OPEN_BLOCKS) > 1:
-                _OPEN_BLOCKS.pop()  # never the first entry, which holds the settings to restore
-            else:
-                for log, level, drew_bars in _OPEN_BLOCKS.pop():
-                    log.set_verbosity(level)
-                    if drew_bars:
-                        log.enable_progress_bar()
+    found: list[tuple[Any, int, bool]] = [(log, log.get_verbosity(), _draws_bars(log)) for log in logs]
+    for log, _, drew_bars in found:
+        log.set_verbosity_error()
+        if drew_bars:
+            log.disable_progress_bar()
+
+    def restore() -> None:
+        for log, level, drew_bars in found:
+            log.set_verbosity(level)
+            if drew_bars:
+                log.enable_progress_bar()
+
+    return restore
+
+
+def _nothing() -> Callable[[], None]:
+    found = [(logging.getLogger(name), logging.getLogger(name).level) for name in _LIBRARIES]
+    for logger, _ in found:
+        logger.setLevel(logging.CRITICAL + 1)
+
+    def restore() -> None:
+        for logger, level in found:
+            logger.setLevel(level)
+
+    return restore
+
+
+_QUIET, _WITHOUT_LOGS = _Change(_errors_only), _Change(_nothing)
+
+
+def quiet() -> AbstractContextManager[None]:
+    """Inside the block, diffusers, transformers and the hub's client log errors only and draw no progress bars.
+
+    Blocks may be nested, and may be open in several threads at once.
+    """
+    return _QUIET.block()
 
 
 def _draws_bars(log: Any) -> bool:
@@ -64,15 +101,13 @@ def loading() -> Iterator[None]:
 
 @contextmanager
 def without_logs() -> Iterator[None]:
-    """Inside the block nothing is logged or warned of. For calls whose failures become errors of ours."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+    """``loading``, and without any logs of the libraries and any warnings. Other loggers are as they were.
+
+    For calls whose failures become errors of ours. Not thread-safe, because ``warnings.catch_warnings`` is not.
+    """
+    with loading(), _WITHOUT_LOGS.block():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @cache

@@ -467,7 +467,7 @@ class Files(Options):
     @property
     def tags(self) -> dict[str, str]:
         """What file names say of these options: the names of the files, with the scales that are not 1."""
-        loras = [f"{_short(name)}{'' if scale == 1 else f'{scale:g}'}" for name, scale in self.loading["lora"] or []]
+        loras = [f"{_short(name)}{'' if scale == 1 else f'-x{scale:g}'}" for name, scale in self.loading["lora"] or []]
         words = [_short(name) for name in self.textual_inversion or []]
         more = {
             "config-": _short(self.config) if self.config else "",

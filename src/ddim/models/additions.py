@@ -174,7 +174,7 @@ def _add_lora(pipeline: Any, file: Path, name: str, network_part: str) -> None:
         )
     before = {id(weight) for part in parts for weight in part.parameters()}
     try:
-        with loading(), without_logs():
+        with without_logs():
             pipeline.load_lora_weights(
                 str(file.parent), weight_name=file.name, adapter_name=name, use_safetensors=True, local_files_only=True
             )

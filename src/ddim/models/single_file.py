@@ -13,7 +13,7 @@ from torch import nn
 
 from .._utils.error_text import reason_of
 from .._utils.errors import InputError
-from .._utils.silence import loading, without_logs
+from .._utils.silence import without_logs
 from .hub import cached_configs, configs_from_hub
 from .model_folder import INDEX, read_index
 from .weights import PICKLES, header_of
@@ -68,7 +68,7 @@ class SingleFile:
         none = {part: None for part in ("safety_checker", "feature_extractor", "image_encoder") if part in known}
         given = {**none, **parts, **options}
         try:
-            with loading(), without_logs():
+            with without_logs():
                 pipeline = kind.from_single_file(
                     str(self.path), config=str(self.config), local_files_only=True, **given
                 )
