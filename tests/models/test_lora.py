@@ -452,6 +452,8 @@ def test_what_is_no_lora_is_refused(model: Path, tmp_path: Path, monkeypatch: py
         for given in ({5: 1.0}, [(5, 1.0)], [5], 5):
             with refused(name, 5):
                 ddim.load(model, device="cpu", **{name: given})
+        with refused(name, "''"):
+            ddim.load(model, device="cpu", **{name: ""})
     with refused("lora", 3):
         ddim.load(model, device="cpu", lora=[3])
     with refused("textual_inversion", "'a cat'"):

@@ -174,6 +174,9 @@ def test_configs_of_another_pipeline_are_refused(made: dict[str, dict[str, Path]
     tiny.pipeline_folder(tmp_path / "pixels")
     with refused("config", tmp_path / "pixels"):
         load(made["sd"]["file"], config=tmp_path / "pixels")
+    for name in (5, ""):
+        with refused("config", repr(name)):
+            load(made["sd"]["file"], config=name)
     with refused("config", tmp_path, "model_index.json"):
         load(made["sd"]["file"], config=tmp_path)
     with refused("config", f"{str(tmp_path / 'none')!r}"):

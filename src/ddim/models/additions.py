@@ -76,12 +76,12 @@ def _pairs(given: Any, usual: Any, parameter: str) -> list[tuple[Any, Any]]:
     if given is None:
         return []
     if isinstance(given, (str, PathLike)):
-        return [(given, usual)]
+        given = [given]
     found: list[tuple[Any, Any]] = []
     rows: Iterable[Any] = given.items() if is_mapping(given) else given if isinstance(given, Iterable) else [given]
     for one in rows:
         name, value = one if isinstance(one, (tuple, list)) and len(one) == 2 else (one, usual)
-        if not isinstance(name, (str, PathLike)):
+        if not isinstance(name, (str, PathLike)) or name == "":
             raise InputError(
                 f"{name!r} is not the name of a file; give a .safetensors file, or a hub id.", parameter=parameter
             )

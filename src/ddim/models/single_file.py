@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import prod
+from os import PathLike
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -182,6 +183,8 @@ def _refuse_parts(path: Path, shapes: Mapping[str, Any]) -> None:
 def _config_folder(path: Path, shapes: Mapping[str, Any], config: Any) -> Path:
     """Returns the folder with the configs. Raises InputError if there is none."""
     if config is not None:
+        if not isinstance(config, (str, PathLike)) or config == "":
+            raise InputError(f"{config!r} is not the name of a folder, or a hub id.", parameter="config")
         folder = Path(config) if Path(config).is_dir() else None
         if folder is None and str(config).count("/") == 1 and not str(config).startswith((".", "/", "~")):
             folder = configs_from_hub(str(config), lambda part: _holds(shapes, part))
