@@ -281,6 +281,19 @@ def test_the_fingerprint_follows_what_the_adapters_of_a_loaded_model_do(made: Ca
     assert model.fingerprint == ddim.load(fused).fingerprint
 
 
+def test_a_lora_that_is_fused_into_a_loaded_model_and_unloaded_counts(made: Callable[[str], dict[str, Path]]):
+    files = made("sd")
+    model = ddim.load(files["model"], device="cpu")
+    first, fused = model.fingerprint, loaded("sd", files["one"])
+    for pipeline in (model.pipeline, fused):
+        if pipeline is not fused:
+            pipeline.load_lora_weights(files["one"].parent, weight_name=files["one"].name)
+        pipeline.fuse_lora(components=["unet"])
+        pipeline.unload_lora_weights()
+    assert model.adapters == ""
+    assert model.fingerprint == ddim.load(fused).fingerprint != first
+
+
 def test_the_fingerprint_of_a_loaded_model_follows_its_words(made: Callable[[str], dict[str, Path]], tmp_path: Path):
     file = embedding(tmp_path / "toy.safetensors", 12)
     model, told = ddim.load(made("sd")["model"], device="cpu"), load_file(file)

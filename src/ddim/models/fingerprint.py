@@ -67,6 +67,13 @@ def words_fingerprint(tokenizer: Any, embeddings: Any) -> str:
     return digest.hexdigest() if known else ""
 
 
+def middles(network: nn.Module) -> list[float]:
+    """Returns the middle element of each weight of a network: a cheap sign that an adapter was fused into it."""
+    weights = [weight.detach() for weight in network.parameters() if weight.numel() and not weight.is_meta]
+    found = [weight[tuple(side // 2 for side in weight.shape)].double() for weight in weights]
+    return torch.stack(found).tolist() if found else []
+
+
 def added_words(tokenizer: Any) -> list[str]:
     """Returns the words that were added to a tokenizer's vocabulary, sorted; special tokens do not count."""
     return sorted(set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens))

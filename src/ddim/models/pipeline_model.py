@@ -28,7 +28,7 @@ from .engine.kernels import kernels
 from .engine.optimize import engine_of
 from .engine.run import run
 from .engine.work import Work
-from .fingerprint import added_words, fingerprint, words_fingerprint
+from .fingerprint import added_words, fingerprint, middles, words_fingerprint
 from .info import ModelInfo
 from .latent import LatentModel, statistics_of
 from .live import (
@@ -114,10 +114,11 @@ class PipelineModel(LatentModel):
         like = torch.empty(0, dtype=self.state_dtype, device=where)
         self.scale, self.shift = self.latent_statistics(name, like)
         # computed before _move_and_freeze, because a cast changes the weights
-        self._frozen = (self._added(), self._fingerprint_now()) if owned else None
+        own = self._fingerprint_now() if owned else ""
         self.low_memory = low_memory
         if owned:
             self._move_and_freeze(torch.device("cpu") if low_memory else where, what)
+        self._frozen = (self._trace(), own) if owned else None
         self.threads, self.work = not is_compiled(self.network), self.estimate_work()
 
     # --- what a family states ---------------------------------------------------------------------------------------
@@ -250,11 +251,12 @@ class PipelineModel(LatentModel):
         """A hash of configs and weights as they were loaded.
 
         Of a pipeline object: as they are now, with the active LoRA adapters and their scales. So it is for a loaded
-        model whose adapters, or whose words of textual inversion, are others than at its loading. A LoRA gives the same
-        hash whatever its adapter is called, and a fused one gives that of the fused weights.
+        model whose adapters, weights, or words of textual inversion are others than at its loading. A LoRA gives the
+        same hash whatever its adapter is called, and a fused one gives that of the fused weights.
         """
-        added, frozen = self._frozen or (None, "")
-        return frozen if self._frozen is not None and added == self._added() else self._fingerprint_now()
+        if self._frozen is not None and self._frozen[0] == self._trace():
+            return self._frozen[1]
+        return self._fingerprint_now()
 
     @property
     def adapters(self) -> str:
@@ -284,10 +286,11 @@ class PipelineModel(LatentModel):
         device = None if self.graphs is None else self.device
         return engine_of(self.network, split=self.threads, device=device)
 
-    def _added(self) -> object:
-        """What the adapters do, and which words were added: cheap to compare, where a fingerprint reads all weights."""
+    def _trace(self) -> object:
+        """What changes with the adapters, with a fused one, and with the words: cheaper than a fingerprint."""
         words = [tuple(added_words(tokenizer)) for tokenizer in self.tokenizers] if self.takes_words else []
-        return acting_adapters(self.networks().values()), words
+        networks = [*self.networks().values()]
+        return acting_adapters(networks), [middles(network) for network in networks], words
 
     def _fingerprint_now(self) -> str:
         schedule = self.schedule
