@@ -32,10 +32,11 @@ def read_pipeline(adapter: "type[PipelineModel]", folder: Path, how: Loading) ->
     with loading():
         import diffusers
         import transformers
+
+        kind = getattr(diffusers, adapter.pipeline_class, None)  # imports it, which may log
     from .tokens import read_tokenizer
     from .weights import transformers_part
 
-    kind = getattr(diffusers, adapter.pipeline_class, None)
     if kind is None:
         raise InputError(
             f"{folder} needs the {adapter.pipeline_class}, which diffusers {diffusers.__version__} does not have; "
