@@ -133,6 +133,9 @@ def test_a_code_of_a_runge_kutta_method_is_as_wide_as_noise(name, options, path)
         first = grid[solver.first(grid)]
         spread = float(solver.read(state).square().mean().sqrt()) / math.hypot(first.alpha, first.sigma)
         print(f"spread {name} {options} {path} {spacing} {spread:.2f}")
+        # Quantiles of sigma / alpha: where it reaches thousands, hardly a node of ``beta`` is left for the image.
+        if spacing == "beta" and grid[1].ratio > 1000:
+            continue
         assert low < 0.6 < spread < 1.1 < high, spacing
 
 
