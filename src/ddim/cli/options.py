@@ -478,10 +478,18 @@ class Files(Options):
 
 
 def lora_from(text: str) -> tuple[str, float]:
-    """The name and the scale of ``style.safetensors:0.8``; without a number, the scale is 1."""
+    """The name and the scale of ``style.safetensors:0.8``; without a number, the scale is 1.
+
+    Raises:
+        InputError: a file is followed by a scale that is no number.
+    """
     name, colon, scale = text.rpartition(":")
-    if colon and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", scale) and not Path(text).exists():
+    if not colon or Path(text).exists():
+        return text, 1.0
+    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", scale):
         return name, float(scale)
+    if Path(name).exists():
+        raise InputError(f"the scale {scale!r} of {name} is not a number, such as 0.8.", parameter="lora")
     return text, 1.0
 
 

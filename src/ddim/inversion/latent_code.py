@@ -227,7 +227,8 @@ class LatentCode:
         if self.fingerprint != fingerprint and had != adapters:
             warnings.warn(
                 f"This code was made with the adapters {had or 'none'}, but the model {model_name!r} has "
-                f"{adapters or 'none'}: the reconstruction will differ.",
+                f"{adapters or 'none'}: the reconstruction will differ. LoRAs and learned words are given when a model "
+                "is loaded (lora, textual_inversion).",
                 DDIMWarning,
                 stacklevel=3,
             )

@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.util import find_spec
 from math import prod
 from os import PathLike
@@ -13,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 
 from .._utils.error_text import reason_of
-from .._utils.errors import DDIMError, DDIMWarning, InputError, UnknownName, is_mapping, is_number
+from .._utils.errors import DDIMError, DDIMWarning, InputError, is_mapping, is_number
 from .._utils.silence import loading, without_logs
 from .live import safe_name
 from .model_folder import LORA_FILES
@@ -115,10 +116,9 @@ def _file(name: str | PathLike[str], parameter: str) -> Path:
         beside = path.parent.glob("*.safetensors") if path.parent.is_dir() else ()
         local = len(parts) < 2 or str(name).startswith((".", "/", "~")) or path.parent.is_dir()
         if local or not all(parts) or (len(parts) > 2 and path.suffix != ".safetensors"):
-            raise UnknownName(
-                "file",
-                str(path),
-                [str(file) for file in beside],
+            near = get_close_matches(str(path), [str(file) for file in beside], 1)
+            raise InputError(
+                f"there is no file {str(path)!r}.{f' Did you mean {near[0]!r}?' if near else ''}",
                 parameter=parameter,
                 hint="Give a .safetensors file, or one on the hub: owner/name, or owner/name/file.safetensors.",
             )

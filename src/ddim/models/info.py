@@ -28,6 +28,8 @@ class ModelInfo:
         guidance: the usual guidance weight for its samples: the one that its folder names in ``ddim.json``, or else
             that of its family; 1 if none is known.
         steps: the usual number of steps; few for a model that is distilled to a few.
+        assumed: what ``steps`` and ``guidance`` were guessed from, as a sentence for where they are used; empty if
+            they are known.
         embedded: the usual value for its samples of the guidance scale that its network takes as an input,
             ``Guidance.embedded``; None if its network takes none.
         guidance_kinds: the kinds of guidance that it takes: ``"cfg"``, classifier-free guidance by ``Guidance.weight``,
@@ -51,6 +53,7 @@ class ModelInfo:
     prompt_tokens: int = 0
     guidance: float = 1.0
     steps: int = 50
+    assumed: str = ""
     embedded: float | None = None
     guidance_kinds: frozenset[str] = frozenset({"cfg"})
     optional_conditions: tuple[str, ...] = ()

@@ -323,7 +323,7 @@ class PipelineModel(LatentModel):
                     "without classifier-free guidance; leave it out.",
                     parameter="model",
                 )
-            model.info = replace(model.info, guidance=usual)
+            model.info = replace(model.info, guidance=usual, assumed="")
         model.check_shapes()
         if how.low_memory:
             model.save_memory()

@@ -1,6 +1,5 @@
 """The adapter for Stable Diffusion 1.x and 2.x in the diffusers format."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .._utils.errors import DDIMWarning, InputError
+from .._utils.errors import InputError
 from .._utils.silence import quiet
 from ..core.conditioning import EMBEDDED, TEXT, Conditioning
 from ..core.path import RectifiedFlow
@@ -105,13 +104,12 @@ class StableDiffusion(PipelineModel):
             height, width = sides_of(unet.sample_size, name)
         self.prompt_length = self._longest_prompt(name)
         distilled = unet.time_cond_proj_dim is not None
+        assumed = ""
         if self.few_step and self.schedule.solver == "ddim":
-            warnings.warn(
+            assumed = (
                 f"{name!r} has an Euler scheduler with timestep_spacing = 'trailing', as Turbo and Lightning have, and "
-                f"is taken for a model that is distilled to a few steps: by default {FEW} steps and no guidance. If it "
-                "is none, give steps and guidance.",
-                DDIMWarning,
-                stacklevel=6,
+                f"is sampled by default as a model that is distilled to a few steps: in {FEW} steps, without guidance. "
+                "If it is none, give steps and guidance."
             )
         return ModelInfo(
             name=name,
@@ -127,6 +125,7 @@ class StableDiffusion(PipelineModel):
             guidance_kinds=frozenset({"embedded"} if distilled else {"cfg"}),
             embedded=USUAL_SCALE if distilled else None,
             steps=FEW if self.few_step else self.usual_steps,
+            assumed=assumed,
             prompt_tokens=self.prompt_length - 2,
         )
 

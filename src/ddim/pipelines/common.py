@@ -201,6 +201,12 @@ def guidance_for(model: Model, requested: float | Guidance | None, default: floa
     return replace(guidance, batched_cfg=guidance.batched_cfg and not model.low_memory)
 
 
+def say_assumed(model: Model) -> None:
+    """Warns that the usual steps and guidance of a model are a guess, where one of them is used."""
+    if model.info.assumed:
+        warnings.warn(model.info.assumed, DDIMWarning, stacklevel=4)
+
+
 def need_model(model: object) -> None:
     """Raises InputError if ``model`` is not a ``Model``."""
     if isinstance(model, Model):
@@ -268,6 +274,8 @@ def grid_for(model: Model, steps: int | None, spacing: Spacing | None, size: tup
         InputError: no such grid, or the network predicts eps or the score, and the grid begins where x is noise alone
             (alpha = 0).
     """
+    if steps is None:
+        say_assumed(model)
     count = model.info.steps if steps is None else steps
     grid = model.schedule.grid(count, spacing, model.shape[1:] if size is None else size)
     if grid[0].alpha == 0 and model.schedule.prediction in ("eps", "score"):

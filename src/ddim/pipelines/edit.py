@@ -44,6 +44,7 @@ from .common import (
     latent_size,
     need_model,
     picture_shape,
+    say_assumed,
     solver_of,
     translated,
 )
@@ -233,7 +234,8 @@ def edit(
     exact = isinstance(solver, ReversibleSolver)
     if inversion_guidance is not None and is_number(inversion_guidance) and model.text:
         check_weight(model, inversion_guidance, "inversion_guidance")
-    if exact:  # DDIM samples its targets, from the node whose state the code stores
+    if isinstance(solver, ReversibleSolver):  # DDIM samples its targets, from the node whose state the code stores
+        solver.check_steps(grid)
         grid = grid.rest(solver.first(grid))
     pixel_mask = model_mask(user_masks, photographs, size) if user_masks else None
     if classes:
@@ -250,6 +252,8 @@ def edit(
     if code is None:
         assert pictures is not None
         if guidance is None and conditioned(model):
+            if steps is not None:  # of the steps, ``grid_for`` has said it
+                say_assumed(model)
             guidance = 1.0 if classes else model.info.guidance
         code = invert(
             model,

@@ -37,6 +37,7 @@ from .common import (
     need_model,
     prior,
     read_prompts,
+    say_assumed,
     translated,
 )
 from .events import ImagesEvent, OnEvent, engine_events, silent
@@ -269,6 +270,8 @@ def _planned(
     check_solver(model, chosen)
     shape = _shape_of(model, size)
     grid = grid_for(model, steps, spacing, (shape[1], shape[2]))
+    if guidance is None and steps is not None:  # of the steps, ``grid_for`` has said it
+        say_assumed(model)
     guided_as = guidance_for(model, guidance, model.info.guidance).on(grid)
     check_acts(guided_as)
     check_negative(model, negative, guided_as.weight)

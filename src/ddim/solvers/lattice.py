@@ -180,17 +180,22 @@ class ReversibleSolver(Solver, Inversion):
         self._check_spread(state, grid)
         return InversionResult(state, grid, problem.prompts, {})
 
+    def check_steps(self, grid: Grid) -> None:
+        """Raises InputError if the grid has no more steps than ``first``, so that none can be inverted."""
+        if grid.steps <= self.first(grid):
+            raise InputError(
+                f"{grid.steps} step{'s leave' if grid.steps > 1 else ' leaves'} {self.name!r} nothing to invert on "
+                f"this grid; use {self.first(grid) + 1} or more.",
+                parameter="steps",
+            )
+
     def from_image(self, denoise: Denoiser, x0: Tensor, grid: Grid) -> State:
         """Returns the state at the data end for images [N, ...], rounded to the nearest point of the lattice.
 
         Raises:
             InputError: the grid has no more steps than ``first``.
         """
-        if grid.steps <= self.first(grid):
-            raise InputError(
-                f"{grid.steps} leave {self.name!r} no step to invert on this grid; use {self.first(grid) + 1} or more.",
-                parameter="steps",
-            )
+        self.check_steps(grid)
         return self.on_lattice(self.start(denoise, x0, grid), grid, grid.steps)
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None = None) -> State:
