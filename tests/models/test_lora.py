@@ -14,7 +14,7 @@ import tiny_sdxl
 import tiny_text
 import torch
 from oracles import noise_like
-from refusals import failed, refused, unknown, warned
+from refusals import failed, refused, warned
 from safetensors.torch import load_file, save_file
 from test_hub_cache import NAME, keep
 from test_hub_cache import cache as cache
@@ -446,9 +446,9 @@ def test_what_is_no_lora_is_refused(model: Path, tmp_path: Path, monkeypatch: py
     with refused("lora", place, "pickle", "a.bin"):
         ddim.load(model, device="cpu", lora=place)
     save_file({"a": torch.ones(1)}, place / "style.safetensors")
-    with unknown("lora", str(place / "stile.safetensors"), nearest=str(place / "style.safetensors"), hint=True):
+    with refused("lora", place / "stile.safetensors", place / "style.safetensors", hint=True):
         ddim.load(model, device="cpu", lora=place / "stile.safetensors")
-    with unknown("lora", "no-such-file", hint=True):
+    with refused("lora", "no-such-file", hint=True):
         ddim.load(model, device="cpu", lora="no-such-file")
     (place / "broken.safetensors").write_bytes((place / "style.safetensors").read_bytes()[:20])
     with failed("lora", place / "broken.safetensors"):
