@@ -1,6 +1,6 @@
 """Attention control for Lumina 2: one sequence of a prompt and the image, whose prompts keep their own lengths."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -8,12 +8,12 @@ from torch import Tensor
 
 from ...editing.plan import SELF, WORDS_FIRST, AttentionSite
 from .mmdit import level_of
-from .processors import Layer, attended
+from .processors import Layer, Told, joined, normed
 
 __all__ = ["ControlledLumina2", "lumina2_layers"]
 
 
-class ControlledLumina2:
+class ControlledLumina2(Told):
     """A processor for the attention of Lumina 2's blocks that lets a controller compute the attention.
 
     The tokens of a joint sequence are those of a prompt, followed by those of the image, followed by padding where
@@ -21,17 +21,8 @@ class ControlledLumina2:
     prompt, its padding, the image. Without a controller it computes what diffusers' ``Lumina2AttnProcessor2_0``
     computes.
 
-    Args:
-        layer: the attention layer that it serves.
-
-    Attributes:
-        call: ``control``, ``cfg_branch`` and ``lengths`` (the number of tokens of each prompt) of the running call, by
-            name; see ``processors.told``.
+    It also reads ``lengths`` of the running call, the number of tokens of each prompt.
     """
-
-    def __init__(self, layer: AttentionSite) -> None:
-        self.layer = layer
-        self.call: Mapping[str, Any] = {}
 
     def __call__(
         self,
@@ -48,8 +39,7 @@ class ControlledLumina2:
         query, key, value = attn.to_q(x), attn.to_k(x), attn.to_v(x)
         size, dtype = query.shape[-1] // attn.heads, query.dtype
         query, key, value = (y.unflatten(-1, (-1, size)) for y in (query, key, value))
-        query = query if attn.norm_q is None else attn.norm_q(query)
-        key = key if attn.norm_k is None else attn.norm_k(key)
+        query, key = normed(attn.norm_q, query), normed(attn.norm_k, key)
         if image_rotary_emb is not None:
             rotated: Any = apply_rotary_emb
             query, key = (rotated(y, image_rotary_emb, use_real=False) for y in (query, key))
@@ -59,19 +49,17 @@ class ControlledLumina2:
             for y in (query, key.repeat_interleave(shared, 2), value.repeat_interleave(shared, 2))
         )
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
-        out = self._attended(query, key, value, mask)
-        out = attn.to_out[0](out.transpose(1, 2).flatten(2).type_as(query))
+        out = attn.to_out[0](joined(self.attended(query, key, value, mask), query))
         return attn.to_out[1](out)
 
-    def _attended(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def attended(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Computes attention, in the order of tokens that the controller expects if there is padding."""
-        control, branch = self.call.get("control"), self.call.get("cfg_branch")
-        if control is None or mask is None or not self.layer.words:
-            return attended(control, self.layer, query, key, value, mask, branch)
+        if self.call.get("control") is None or mask is None or not self.layer.words:
+            return super().attended(query, key, value, mask)
         order = words_then_image(self.call["lengths"], query.shape[2]).to(query.device)
         rows = order[:, None, :, None].expand_as(query)
         query, key, value = (y.gather(2, rows) for y in (query, key, value))
-        out = attended(control, self.layer, query, key, value, mask.gather(3, order[:, None, None, :]), branch)
+        out = super().attended(query, key, value, mask.gather(3, order[:, None, None, :]))
         return torch.empty_like(out).scatter(2, rows, out)
 
 

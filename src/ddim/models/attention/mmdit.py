@@ -10,7 +10,7 @@ from ..._utils.errors import InputError
 from ...editing.attention import AttentionController
 from ...editing.plan import IMAGE_FIRST, SELF, WORDS_FIRST, AttentionSite
 from .counted import joint_attention
-from .processors import Layer, attended
+from .processors import Controlled, Layer, attended, heads_of, joined, normed
 
 __all__ = [
     "ControlledFlux",
@@ -24,18 +24,12 @@ __all__ = [
 ]
 
 
-class ControlledSD3:
+class ControlledSD3(Controlled):
     """A processor for the attention of SD 3's blocks that lets a controller compute the attention.
 
     The tokens of a joint sequence are those of the image, followed by those of the text. Without a controller it
     computes what diffusers' ``JointAttnProcessor2_0`` and our ``CountedAttention`` compute.
-
-    Args:
-        layer: the attention layer that it serves.
     """
-
-    def __init__(self, layer: AttentionSite) -> None:
-        self.layer = layer
 
     def __call__(
         self,
@@ -57,19 +51,13 @@ class ControlledSD3:
         return joint_attention(attn, hidden_states, encoder_hidden_states, attention_mask, attend)
 
 
-class ControlledFlux:
+class ControlledFlux(Controlled):
     """A processor for the attention of FLUX's blocks that lets a controller compute the attention.
 
     It serves the double and single blocks of FLUX.1 and Chroma, and the double blocks of FLUX.2. The tokens of a joint
     sequence are those of the text, followed by those of the image. A single block gets them as one sequence. Without a
     controller it computes what diffusers' ``FluxAttnProcessor`` and ``Flux2AttnProcessor`` compute.
-
-    Args:
-        layer: the attention layer that it serves.
     """
-
-    def __init__(self, layer: AttentionSite) -> None:
-        self.layer = layer
 
     def __call__(
         self,
@@ -88,10 +76,10 @@ class ControlledFlux:
         from diffusers.models.embeddings import apply_rotary_emb
 
         image, text = hidden_states, encoder_hidden_states
-        query, key, value = (_heads(y, attn.heads) for y in _own(attn, image))
+        query, key, value = (heads_of(y, attn.heads) for y in _own(attn, image))
         query, key = attn.norm_q(query), attn.norm_k(key)
         if text is not None:
-            more = [_heads(y, attn.heads) for y in _added(attn, text)]
+            more = [heads_of(y, attn.heads) for y in _added(attn, text)]
             query = torch.cat([attn.norm_added_q(more[0]), query], dim=1)
             key = torch.cat([attn.norm_added_k(more[1]), key], dim=1)
             value = torch.cat([more[2], value], dim=1)
@@ -100,26 +88,20 @@ class ControlledFlux:
             query, key = (rotated(y, image_rotary_emb, sequence_dim=1) for y in (query, key))
         query, key, value = (y.transpose(1, 2) for y in (query, key, value))
         out = attended(control, self.layer, query, key, value, attention_mask, cfg_branch)
-        out = out.transpose(1, 2).flatten(2).to(query.dtype)
+        out = joined(out, query)
         if text is None:
             return out
         said, shown = out[:, : text.shape[1]], out[:, text.shape[1] :]
         return attn.to_out[1](attn.to_out[0](shown.contiguous())), attn.to_add_out(said.contiguous())
 
 
-class ControlledFlux2Single:
+class ControlledFlux2Single(Controlled):
     """A processor for the attention of FLUX.2's single blocks that lets a controller compute the attention.
 
     One projection makes queries, keys and values and what the block's feed-forward part starts from, and one makes the
     output of both. The tokens of the text are followed by those of the image. Without a controller it computes what
     diffusers' ``Flux2ParallelSelfAttnProcessor`` computes.
-
-    Args:
-        layer: the attention layer that it serves.
     """
-
-    def __init__(self, layer: AttentionSite) -> None:
-        self.layer = layer
 
     def __call__(
         self,
@@ -138,29 +120,23 @@ class ControlledFlux2Single:
 
         made = attn.to_qkv_mlp_proj(hidden_states)
         width = 3 * attn.inner_dim
-        query, key, value = (_heads(y, attn.heads) for y in made[..., :width].chunk(3, dim=-1))
+        query, key, value = (heads_of(y, attn.heads) for y in made[..., :width].chunk(3, dim=-1))
         query, key = attn.norm_q(query), attn.norm_k(key)
         if image_rotary_emb is not None:
             rotated: Any = apply_rotary_emb
             query, key = (rotated(y, image_rotary_emb, sequence_dim=1) for y in (query, key))
         query, key, value = (y.transpose(1, 2) for y in (query, key, value))
         out = attended(control, self.layer, query, key, value, attention_mask, cfg_branch)
-        out = out.transpose(1, 2).flatten(2).to(query.dtype)
+        out = joined(out, query)
         return attn.to_out(torch.cat([out, attn.mlp_act_fn(made[..., width:])], dim=-1))
 
 
-class ControlledQwen:
+class ControlledQwen(Controlled):
     """A processor for the attention of Qwen-Image's blocks that lets a controller compute the attention.
 
     The tokens of a joint sequence are those of the text, followed by those of the image. Without a controller it
     computes what diffusers' ``QwenDoubleStreamAttnProcessor2_0`` computes.
-
-    Args:
-        layer: the attention layer that it serves.
     """
-
-    def __init__(self, layer: AttentionSite) -> None:
-        self.layer = layer
 
     def __call__(
         self,
@@ -183,18 +159,18 @@ class ControlledQwen:
         mask = encoder_hidden_states_mask
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(image.shape[:2])], dim=1)[:, None, None, :]
-        of_image = [_heads(y, attn.heads) for y in _own(attn, image)]
-        of_text = [_heads(y, attn.heads) for y in _added(attn, text)]
+        of_image = [heads_of(y, attn.heads) for y in _own(attn, image)]
+        of_text = [heads_of(y, attn.heads) for y in _added(attn, text)]
         rotated: Any = apply_rotary_emb_qwen
         norms = (attn.norm_q, attn.norm_k), (attn.norm_added_q, attn.norm_added_k)
         for k, (parts, both) in enumerate(zip((of_image, of_text), norms, strict=True)):
             for j in (0, 1):
-                parts[j] = _normed(both[j], parts[j])
+                parts[j] = normed(both[j], parts[j])
                 if image_rotary_emb is not None:
                     parts[j] = rotated(parts[j], image_rotary_emb[k], use_real=False)
         query, key, value = (torch.cat([t, i], dim=1).transpose(1, 2) for t, i in zip(of_text, of_image, strict=True))
         out = attended(control, self.layer, query, key, value, mask, cfg_branch)
-        out = out.transpose(1, 2).flatten(2).to(query.dtype)
+        out = joined(out, query)
         said, shown = out[:, : text.shape[1]], out[:, text.shape[1] :]
         shown = attn.to_out[0](shown.contiguous())
         return attn.to_out[1](shown) if len(attn.to_out) > 1 else shown, attn.to_add_out(said.contiguous())
@@ -275,13 +251,3 @@ def _own(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _added(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns queries, keys and values of the text."""
     return attn.add_q_proj(x), attn.add_k_proj(x), attn.add_v_proj(x)
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """Views [B, S, C] as [B, S, heads, C / heads]."""
-    return x.unflatten(-1, (heads, -1))
-
-
-def _normed(norm: Any, x: Tensor) -> Tensor:
-    """Applies the norm of queries or keys; some networks have none."""
-    return x if norm is None else norm(x)

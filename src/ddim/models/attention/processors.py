@@ -29,6 +29,35 @@ class Layer:
     processor: Callable[[AttentionSite], Any]
 
 
+class Controlled:
+    """Base class of our processors, which let a controller compute the attention of a layer.
+
+    Args:
+        layer: the attention layer that it serves.
+    """
+
+    def __init__(self, layer: AttentionSite) -> None:
+        self.layer = layer
+
+
+class Told(Controlled):
+    """Base class of processors to which their transformer passes no arguments of a call on.
+
+    Attributes:
+        call: ``control`` and ``cfg_branch`` of the running call, and what else the family's processor reads, by name;
+            see ``told``.
+    """
+
+    def __init__(self, layer: AttentionSite) -> None:
+        super().__init__(layer)
+        self.call: Mapping[str, Any] = {}
+
+    def attended(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Computes attention, with the controller of the running call if there is one; see ``attended``."""
+        control, branch = self.call.get("control"), self.call.get("cfg_branch")
+        return attended(control, self.layer, query, key, value, mask, branch)
+
+
 def refuse_others(layers: Iterable[Layer], remedy: str) -> None:
     """Raises InputError for a layer whose processor does more than plain attention, because ours cannot replace it.
 
@@ -90,3 +119,18 @@ def attended(
     if control is None:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return control.attend(layer, query, key, value, mask, cfg_branch)
+
+
+def heads_of(x: Tensor, heads: int) -> Tensor:
+    """Views [B, S, C] as [B, S, heads, C / heads]."""
+    return x.unflatten(-1, (heads, -1))
+
+
+def joined(out: Tensor, like: Tensor) -> Tensor:
+    """Joins the heads of an attention's output, [B, heads, S, D] to [B, S, heads D], in the dtype of ``like``."""
+    return out.transpose(1, 2).flatten(2).to(like.dtype)
+
+
+def normed(norm: Any, x: Tensor) -> Tensor:
+    """Applies the norm of queries or keys; some networks have none."""
+    return x if norm is None else norm(x)

@@ -1,32 +1,22 @@
 """Attention control for Sana: cross-attention to the words. Its attention among the image's tokens is linear."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
 from ...editing.plan import CROSS, AttentionSite
 from .mmdit import level_of
-from .processors import Layer, attended
+from .processors import Layer, Told, heads_of, joined, normed
 
 __all__ = ["ControlledSana", "sana_layers"]
 
 
-class ControlledSana:
+class ControlledSana(Told):
     """A processor for the cross-attention of Sana's blocks that lets a controller compute the attention.
 
     Without a controller it computes what diffusers' ``SanaAttnProcessor2_0`` computes.
-
-    Args:
-        layer: the attention layer that it serves.
-
-    Attributes:
-        call: ``control`` and ``cfg_branch`` of the running call, by name; see ``processors.told``.
     """
-
-    def __init__(self, layer: AttentionSite) -> None:
-        self.layer = layer
-        self.call: Mapping[str, Any] = {}
 
     def __call__(
         self,
@@ -41,11 +31,9 @@ class ControlledSana:
             mask = attn.prepare_attention_mask(mask, words.shape[1], len(words))
             mask = mask.view(len(words), attn.heads, -1, mask.shape[-1])
         query, key, value = attn.to_q(x), attn.to_k(words), attn.to_v(words)
-        query = query if attn.norm_q is None else attn.norm_q(query)
-        key = key if attn.norm_k is None else attn.norm_k(key)
-        query, key, value = (y.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for y in (query, key, value))
-        out = attended(self.call.get("control"), self.layer, query, key, value, mask, self.call.get("cfg_branch"))
-        out = attn.to_out[0](out.transpose(1, 2).flatten(2).to(query.dtype))
+        query, key = normed(attn.norm_q, query), normed(attn.norm_k, key)
+        query, key, value = (heads_of(y, attn.heads).transpose(1, 2) for y in (query, key, value))
+        out = attn.to_out[0](joined(self.attended(query, key, value, mask), query))
         return attn.to_out[1](out) / attn.rescale_output_factor
 
 

@@ -10,22 +10,16 @@ from torch import Tensor
 from ..._utils.errors import InputError
 from ...editing.attention import AttentionController
 from ...editing.plan import CROSS, SELF, AttentionSite
-from .processors import Layer, attended, exchanged, refuse_others
+from .processors import Controlled, Layer, attended, exchanged, heads_of, joined, normed, refuse_others
 
 __all__ = ["ControlledAttention", "controlled", "sites"]
 
 
-class ControlledAttention:
+class ControlledAttention(Controlled):
     """A processor for diffusers' ``Attention`` that lets a controller compute the attention.
 
     Without a controller it computes what diffusers' ``AttnProcessor2_0`` computes.
-
-    Args:
-        layer: the attention layer that it serves.
     """
-
-    def __init__(self, layer: AttentionSite) -> None:
-        self.layer = layer
 
     def __call__(
         self,
@@ -58,13 +52,11 @@ class ControlledAttention:
         elif attn.norm_cross:
             context = attn.norm_encoder_hidden_states(context)
         query, key, value = (
-            y.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for y in (attn.to_q(x), attn.to_k(context), attn.to_v(context))
+            heads_of(y, attn.heads).transpose(1, 2) for y in (attn.to_q(x), attn.to_k(context), attn.to_v(context))
         )
-        query = query if attn.norm_q is None else attn.norm_q(query)
-        key = key if attn.norm_k is None else attn.norm_k(key)
+        query, key = normed(attn.norm_q, query), normed(attn.norm_k, key)
         out = attended(control, self.layer, query, key, value, mask, cfg_branch)
-        out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2).to(query.dtype)))
+        out = attn.to_out[1](attn.to_out[0](joined(out, query)))
         if picture is not None:
             out = out.transpose(-1, -2).reshape(picture)
         if attn.residual_connection:

@@ -1,6 +1,6 @@
 """Attention control for Z-Image: one sequence of image and caption, each padded to a multiple of 32 tokens."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...editing.plan import IMAGE_FIRST, SELF, AttentionSite
 from .mmdit import level_of
-from .processors import Layer, attended
+from .processors import Layer, Told, heads_of, joined, normed
 
 __all__ = ["ControlledZImage", "z_image_layers"]
 
@@ -16,22 +16,12 @@ _MULTIPLE = 32
 """The transformer pads the tokens of an image, and those of a caption, to a multiple of this."""
 
 
-class ControlledZImage:
+class ControlledZImage(Told):
     """A processor for the attention of Z-Image's blocks that lets a controller compute the attention.
 
     The tokens of a joint sequence are those of the image, followed by those of the caption. Without a controller it
     computes what diffusers' ``ZSingleStreamAttnProcessor`` computes.
-
-    Args:
-        layer: the attention layer that it serves.
-
-    Attributes:
-        call: ``control`` and ``cfg_branch`` of the running call, by name; see ``processors.told``.
     """
-
-    def __init__(self, layer: AttentionSite) -> None:
-        self.layer = layer
-        self.call: Mapping[str, Any] = {}
 
     def __call__(
         self,
@@ -43,17 +33,15 @@ class ControlledZImage:
     ) -> Tensor:
         """Computes attention of a sequence [B, S, C]."""
         x = hidden_states
-        query, key, value = (y.unflatten(-1, (attn.heads, -1)) for y in (attn.to_q(x), attn.to_k(x), attn.to_v(x)))
-        query = query if attn.norm_q is None else attn.norm_q(query)
-        key = key if attn.norm_k is None else attn.norm_k(key)
+        query, key, value = (heads_of(y, attn.heads) for y in (attn.to_q(x), attn.to_k(x), attn.to_v(x)))
+        query, key = normed(attn.norm_q, query), normed(attn.norm_k, key)
         if freqs_cis is not None:
             query, key = _rotated(query, freqs_cis), _rotated(key, freqs_cis)
         mask = attention_mask
         if mask is not None and mask.ndim == 2:
             mask = mask[:, None, None, :]
         query, key, value = (y.transpose(1, 2) for y in (query, key, value))
-        out = attended(self.call.get("control"), self.layer, query, key, value, mask, self.call.get("cfg_branch"))
-        out = attn.to_out[0](out.transpose(1, 2).flatten(2).to(query.dtype))
+        out = attn.to_out[0](joined(self.attended(query, key, value, mask), query))
         return attn.to_out[1](out) if len(attn.to_out) > 1 else out
 
 
