@@ -479,7 +479,7 @@ class Schedule:
             plain = make_grid(self.path, steps, spacing, origin=self.origin)
         if not isinstance(self.path, RectifiedFlow) or not named:
             return plain
-        sigmas = torch.tensor([node.t for node in plain.nodes[:-1]], dtype=torch.float64)
+        sigmas = _starts(plain)
         if spacing == "linspace":
             sigmas = self._from_table(steps)
         elif spacing == "trailing" and self.ends == (1.0, 0.0):
@@ -487,14 +487,15 @@ class Schedule:
         elif spacing == "trailing":
             first, last = self.ends
             sigmas = first + (last - first) * torch.arange(steps, dtype=torch.float64) / steps
-        tokens = None if image_size is None else packed_tokens(image_size)
-        moved = self.shift(sigmas, tokens) if self.shift.acts else sigmas
-        if spacing in (
-            "linspace",
-            "trailing",
-        ):  # those that diffusers makes; levels of others may be nearer than float32
+        moved = self._shifted(sigmas, image_size)
+        if spacing in ("linspace", "trailing"):  # those of diffusers; levels of others may be nearer than float32
             moved = moved.float()
         return grid_at(self.path, numbers(moved.double()), spacing)
+
+    def _shifted(self, sigmas: Tensor, image_size: ImageSize | None) -> Tensor:
+        """Returns the levels after the shift, for an image of this size."""
+        tokens = None if image_size is None else packed_tokens(image_size)
+        return self.shift(sigmas, tokens) if self.shift.acts else sigmas
 
     def _ramp(self, steps: int, spacing: str, image_size: ImageSize | None) -> Grid:
         """Returns the grid of a spacing of ``RAMPS``, between the ends of ``span`` or of the whole path."""
@@ -506,11 +507,9 @@ class Schedule:
             made = karras(self.path, steps, self.rho, ends)
         else:
             made = (exponential if spacing == "exponential" else beta)(self.path, steps, ends)
-        if self.span or not self.shift.acts or not isinstance(self.path, RectifiedFlow):
+        if self.span or not self.shift.acts:  # the ends of a span are shifted already
             return made
-        sigmas = torch.tensor([node.t for node in made.nodes[:-1]], dtype=torch.float64)
-        tokens = None if image_size is None else packed_tokens(image_size)
-        return grid_at(self.path, numbers(self.shift(sigmas, tokens)), spacing)
+        return grid_at(self.path, numbers(self._shifted(_starts(made), image_size)), spacing)
 
     def _from_table(self, steps: int) -> Tensor:
         """Returns the S levels of a flow model's ``linspace`` grid before the shift, float64.
@@ -521,3 +520,8 @@ class Schedule:
         levels = self.path.levels
         gap = (self.shift.lowest(levels) * levels - levels) / max(steps - 1, 1)
         return (levels + gap * torch.arange(steps, dtype=torch.float64)) / levels
+
+
+def _starts(grid: Grid) -> Tensor:
+    """Returns the t at which the steps of a grid start, float64 [S]."""
+    return torch.tensor([node.t for node in grid.nodes[:-1]], dtype=torch.float64)

@@ -20,8 +20,7 @@ class AttentionEdit:
 
     A window (begin, end) is a part of the steps in [0, 1]: (0, 0.4) is the first 40 %, (0, 1) all, (0, 0) none. Both
     ends are rounded down to whole steps, but a window that is not empty holds at least the step that it begins in:
-    (0, 0.4) holds the only step of a model that samples in one. An edit refuses a window that holds none of its steps,
-    except (0, 0), and other settings that would have no effect.
+    (0, 0.4) holds the only step of a model that samples in one. An edit refuses settings that would have no effect.
 
     Args:
         kind: which cross-attention maps a target takes over from the source. ``refine``: those of the tokens that both

@@ -168,24 +168,9 @@ STOP_EARLY = ("DEISMultistepScheduler", "SASolverScheduler", "TCDScheduler")
 READ = frozenset(
     {
         *_DDIM,
-        *(
-            "use_karras_sigmas",
-            "use_exponential_sigmas",
-            "use_beta_sigmas",
-            "use_lu_lambdas",
-            "sigma_min",
-            "sigma_max",
-            "final_sigmas_type",
-        ),
-        *(
-            "use_flow_sigmas",
-            "flow_shift",
-            "sigma_data",
-            "sigma_schedule",
-            "rho",
-            "timestep_type",
-            "original_inference_steps",
-        ),
+        *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas"),
+        *("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "final_sigmas_type", "rho", "flow_shift"),
+        *("timestep_type", "original_inference_steps"),
     }
 )
 """Fields that are read below: they determine path, prediction type, grid, timesteps and clipping of x0."""

@@ -201,9 +201,9 @@ def guidance_for(model: Model, requested: float | Guidance | None, default: floa
     return replace(guidance, batched_cfg=guidance.batched_cfg and not model.low_memory)
 
 
-def say_assumed(model: Model) -> None:
-    """Warns that the usual steps and guidance of a model are a guess, where one of them is used."""
-    if model.info.assumed:
+def say_assumed(model: Model, *given: object) -> None:
+    """Warns that the usual steps and guidance of a model are a guess, if one of the ``given`` is None and takes it."""
+    if model.info.assumed and any(value is None for value in given):
         warnings.warn(model.info.assumed, DDIMWarning, stacklevel=4)
 
 
@@ -274,8 +274,6 @@ def grid_for(model: Model, steps: int | None, spacing: Spacing | None, size: tup
         InputError: no such grid, or the network predicts eps or the score, and the grid begins where x is noise alone
             (alpha = 0).
     """
-    if steps is None:
-        say_assumed(model)
     count = model.info.steps if steps is None else steps
     grid = model.schedule.grid(count, spacing, model.shape[1:] if size is None else size)
     if grid[0].alpha == 0 and model.schedule.prediction in ("eps", "score"):

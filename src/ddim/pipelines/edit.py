@@ -224,6 +224,8 @@ def edit(
         keep = needs_photographs(blend, crop)
         code, pictures = None, read_pictures(model, source, crop=crop, resize=resize, keep=keep, mask=mask)
         count, size, photographs, user_masks = len(pictures), pictures.size, pictures.photographs, pictures.masks
+        say_assumed(model, steps, guidance)
+        steps = model.info.steps if steps is None else steps
         grid = inversion.part(grid_for(model, steps, spacing, latent_size(model, size)))
     if feather is not None and not photographs:
         raise InputError(
@@ -252,8 +254,6 @@ def edit(
     if code is None:
         assert pictures is not None
         if guidance is None and conditioned(model):
-            if steps is not None:  # of the steps, ``grid_for`` has said it
-                say_assumed(model)
             guidance = 1.0 if classes else model.info.guidance
         code = invert(
             model,

@@ -140,14 +140,8 @@ def planned(
 
 
 def _check_layers(plan: AttentionPlan) -> None:
-    """Raises InputError for a setting that leaves no layer of the network to change, or no map to blend by."""
+    """Raises InputError for a setting that leaves no map of the network to take over, or none to blend by."""
     how = plan.edit
-    if how.layers[0] < how.layers[1] and not any(plan.changes(layer) for layer in plan.layers):
-        raise InputError(
-            f"({how.layers[0]:g}, {how.layers[1]:g}) holds none of the network's {plan.blocks} transformer blocks; use "
-            "a wider part.",
-            parameter="layers",
-        )
     looking = [layer.size(plan.size) for layer in plan.layers if layer.picture]
     if not looking:
         windows = (name for name in ("self_steps", "value_steps") if getattr(how, name)[0] < getattr(how, name)[1])

@@ -27,6 +27,7 @@ from .common import (
     latent_size,
     need_model,
     read_prompts,
+    say_assumed,
     translated,
 )
 from .events import CodeEvent, Event, OnEvent, silent
@@ -137,6 +138,7 @@ def invert(
     pixels, sources = pictures.pixels, pictures.photographs if keep_source else ()
     checked_seed(seed, len(pixels))
     size = (pixels.shape[2], pixels.shape[3])
+    say_assumed(model, steps)
     grid = grid_for(model, steps, spacing, latent_size(model, size))
     forward = forward.on(inversion.part(grid))
     prompt, negative = read_prompts(model, prompt, negative, len(pixels))

@@ -270,8 +270,7 @@ def _planned(
     check_solver(model, chosen)
     shape = _shape_of(model, size)
     grid = grid_for(model, steps, spacing, (shape[1], shape[2]))
-    if guidance is None and steps is not None:  # of the steps, ``grid_for`` has said it
-        say_assumed(model)
+    say_assumed(model, steps, guidance)
     guided_as = guidance_for(model, guidance, model.info.guidance).on(grid)
     check_acts(guided_as)
     check_negative(model, negative, guided_as.weight)
