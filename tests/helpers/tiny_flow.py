@@ -7,6 +7,7 @@ and of parity walk over ``FAMILIES``.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import tiny_chroma
@@ -150,12 +151,12 @@ def sd3(*, t5: bool = True, size: int = 16, shift: float = 3.0, **config: Any) -
     )
 
 
-def draw_sd3(pipeline: Any, x: Tensor, prompts: list[str], negative: str | None, **guidance: Any) -> Tensor:
-    """Draws with a StableDiffusion3Pipeline; see ``Family``."""
+def draw(pipeline: Any, x: Tensor, prompts: list[str], negative: str | None, **guidance: Any) -> Tensor:
+    """Draws with a StableDiffusion3Pipeline or a ZImagePipeline, which changes its list of prompts; see ``Family``."""
     options = {"output_type": "latent", "num_inference_steps": STEPS, "latents": x, **guidance}
     several = None if negative is None else [negative] * len(prompts)
     size = {"height": x.shape[2] * 2, "width": x.shape[3] * 2}
-    return pipeline(prompts, negative_prompt=several, **size, **options).images
+    return pipeline(list(prompts), negative_prompt=several, **size, **options).images
 
 
 _CFG = {
@@ -202,73 +203,22 @@ _FLUX2 = {
 }
 
 
-def qwen_image(**options: Any) -> Any:
-    """A QwenImagePipeline; see ``tiny_qwen_image``."""
-    import tiny_qwen_image
-
-    return tiny_qwen_image.qwen_image(**options)
+def later(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module that imports this one."""
+    return lambda *a, **options: getattr(import_module(module), name)(*a, **options)
 
 
-def draw_qwen_image(*a: Any, **guidance: Any) -> Tensor:
-    """Draws with it."""
-    import tiny_qwen_image
-
-    return tiny_qwen_image.draw_qwen_image(*a, **guidance)
-
-
-def z_image(**options: Any) -> Any:
-    """A ZImagePipeline; see ``tiny_z_image``."""
-    import tiny_z_image
-
-    return tiny_z_image.z_image(**options)
-
-
-def draw_z_image(*a: Any, **guidance: Any) -> Tensor:
-    """Draws with it."""
-    import tiny_z_image
-
-    return tiny_z_image.draw_z_image(*a, **guidance)
-
-
-def lumina2(**options: Any) -> Any:
-    """A Lumina2Pipeline; see ``tiny_lumina2``."""
-    import tiny_lumina2
-
-    return tiny_lumina2.lumina2(**options)
-
-
-def draw_lumina2(*a: Any, **guidance: Any) -> Tensor:
-    """Draws with it."""
-    import tiny_lumina2
-
-    return tiny_lumina2.draw_lumina2(*a, **guidance)
-
-
-def sana(**options: Any) -> Any:
-    """A SanaPipeline; see ``tiny_sana``."""
-    import tiny_sana
-
-    return tiny_sana.sana(**options)
-
-
-def sana_dpm(**options: Any) -> Any:
-    """A SanaPipeline with the scheduler of published folders."""
-    import tiny_sana
-
-    return tiny_sana.sana(scheduler=tiny_sana.dpm_solver(), **options)
-
-
-def draw_sana(*a: Any, **guidance: Any) -> Tensor:
-    """Draws with it."""
-    import tiny_sana
-
-    return tiny_sana.draw_sana(*a, **guidance)
+z_image = later("tiny_z_image", "z_image")
+qwen_image, draw_qwen_image = later("tiny_qwen_image", "qwen_image"), later("tiny_qwen_image", "draw_qwen_image")
+lumina2, draw_lumina2 = later("tiny_lumina2", "lumina2"), later("tiny_lumina2", "draw_lumina2")
+sana, draw_sana = later("tiny_sana", "sana"), later("tiny_sana", "draw_sana")
+sana_dpm = later("tiny_sana", "sana_dpm")
 
 
 FAMILIES: dict[str, Family] = {
-    "sd3": Family(sd3, draw_sd3, {**_CFG, **_SKIPPING}),
-    "sd3 without t5": Family(sd3, draw_sd3, _CFG, options={"t5": False}),
-    "sd3.5 dual": Family(sd3, draw_sd3, _CFG, options={"dual_attention_layers": (0,)}),
+    "sd3": Family(sd3, draw, {**_CFG, **_SKIPPING}),
+    "sd3 without t5": Family(sd3, draw, _CFG, options={"t5": False}),
+    "sd3.5 dual": Family(sd3, draw, _CFG, options={"dual_attention_layers": (0,)}),
     "flux dev": Family(tiny_flux.pipeline, tiny_flux.draw, _FLUX, negative=False),
     "flux dev true cfg": Family(tiny_flux.pipeline, tiny_flux.draw, _FLUX_TRUE_CFG),
     "flux schnell": Family(
@@ -309,8 +259,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "chroma": Family(tiny_chroma.pipeline, tiny_chroma.draw, _CFG),
     "qwen-image": Family(qwen_image, draw_qwen_image, _QWEN),
-    "z-image": Family(z_image, draw_z_image, _Z_IMAGE),
-    "z-image turbo": Family(z_image, draw_z_image, _Z_IMAGE, options={"shift": 3.0}),
+    "z-image": Family(z_image, draw, _Z_IMAGE),
+    "z-image turbo": Family(z_image, draw, _Z_IMAGE, options={"shift": 3.0}),
     "lumina2": Family(lumina2, draw_lumina2, _CFG),
     "lumina2 with dynamic shifting": Family(lumina2, draw_lumina2, _CFG, options={"dynamic": True}),
     "sana": Family(sana, draw_sana, _CFG),

@@ -68,6 +68,11 @@ def sana(*, size: int = SIZE, width: int = 16, channels: int = 4, scheduler: Any
     )
 
 
+def sana_dpm(**options: Any) -> Any:
+    """A SanaPipeline with the scheduler of published folders."""
+    return sana(scheduler=dpm_solver(), **options)
+
+
 def draw_sana(pipeline: Any, x: Tensor, prompts: list[str], negative: str | None, **guidance: Any) -> Tensor:
     """Draws with a SanaPipeline; see ``tiny_flow.Family``. It takes the latents' own size, as without binning.
 

@@ -3,9 +3,8 @@
 from typing import Any
 
 import torch
-from tiny_flow import STEPS, autoencoder, louder
+from tiny_flow import autoencoder, louder
 from tiny_qwen_image import tokenizer
-from torch import Tensor
 
 SIZE = 8
 """Positions along each side of the latent; the pictures are twice as wide."""
@@ -57,11 +56,3 @@ def z_image(*, size: int = SIZE, width: int = 16, shift: float = 6.0, **config: 
         text_encoder=encoder(words, width),
         tokenizer=words,
     )
-
-
-def draw_z_image(pipeline: Any, x: Tensor, prompts: list[str], negative: str | None, **guidance: Any) -> Tensor:
-    """Draws with a ZImagePipeline; see ``tiny_flow.Family``."""
-    options = {"output_type": "latent", "num_inference_steps": STEPS, "latents": x, **guidance}
-    several = None if negative is None else [negative] * len(prompts)
-    size = {"height": x.shape[2] * 2, "width": x.shape[3] * 2}
-    return pipeline(list(prompts), negative_prompt=several, **size, **options).images

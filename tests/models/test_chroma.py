@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import tiny_chroma
 import tiny_sdxl
 import torch
 from oracles import noise_like
+from recording import recorded
 from refusals import refused, warned
 from tiny_flow import FAMILIES, STEPS, t5_encoder
 from torch import Tensor
@@ -46,17 +46,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     there = tmp_path_factory.mktemp("chroma") / "m"
     FAMILIES["chroma"].pipeline().save_pretrained(there)
     return there
-
-
-def recorded(network: Any, run: Callable[[], object]) -> list[Mapping[str, Any]]:
-    """The arguments of every call of the transformer while ``run`` runs, by name."""
-    calls: list[Mapping[str, Any]] = []
-    handle = network.register_forward_pre_hook(lambda _, args, kwargs: calls.append(dict(kwargs)), with_kwargs=True)
-    try:
-        run()
-    finally:
-        handle.remove()
-    return calls
 
 
 def ours(model: Chroma, x: Tensor, prompts: list[str], guidance: float) -> Tensor:

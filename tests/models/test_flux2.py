@@ -3,7 +3,6 @@
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from bits import inverted, returned, same
 from diffusers import FlowMatchEulerDiscreteScheduler
 from oracles import noise_like
+from recording import recorded
 from refusals import refused, warned
 from tiny_flow import FAMILIES, STEPS
 from torch import Tensor
@@ -74,17 +74,6 @@ def changed(folder: Path, to: Path, **values: Any) -> Path:
     index = json.loads((to / "model_index.json").read_text())
     (to / "model_index.json").write_text(json.dumps({**index, **values}))
     return to
-
-
-def recorded(network: Any, run: Callable[[], object]) -> list[Mapping[str, Any]]:
-    """The arguments of every call of the transformer while ``run`` runs, by name."""
-    calls: list[Mapping[str, Any]] = []
-    handle = network.register_forward_pre_hook(lambda _, args, kwargs: calls.append(dict(kwargs)), with_kwargs=True)
-    try:
-        run()
-    finally:
-        handle.remove()
-    return calls
 
 
 def ours(model: Flux2Klein, x: Tensor, prompts: list[str]) -> Tensor:

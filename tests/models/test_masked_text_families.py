@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import tiny_text
 import torch
 from bits import inverted, returned, same
 from oracles import noise_like
+from recording import recorded
 from refusals import refused, warned
 from tiny_flow import FAMILIES, STEPS
 from torch import Tensor
@@ -75,21 +76,6 @@ def apart(a: Tensor, b: Tensor) -> float:
 # --- what the network is told -----------------------------------------------------------------------------------------
 
 
-def recorded(pipeline: Any, run: Callable[[], object]) -> list[Mapping[str, Any]]:
-    """The arguments of every call of the transformer while ``run`` runs, by name."""
-    calls: list[Mapping[str, Any]] = []
-
-    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append({**dict(zip(("x", "t", "cap_feats"), args, strict=False)), **kwargs})
-
-    handle = pipeline.transformer.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        run()
-    finally:
-        handle.remove()
-    return calls
-
-
 @torch.no_grad()
 def ours(model: Model, x: Tensor, prompts: list[str], weight: float, negative: str | None = None) -> Tensor:
     grid = model.schedule.grid(STEPS, image_size=(x.shape[2], x.shape[3]))
@@ -115,8 +101,8 @@ def test_the_first_call_is_the_pipelines_to_the_bit(pair):
     name, pipeline, model = pair
     x = noise(1)
     off = {"true_cfg_scale": 1.0} if name == "qwen-image" else {"guidance_scale": 0.0}
-    theirs = recorded(pipeline, lambda: FAMILIES[name].draw(pipeline, x, PROMPTS[:1], None, **off))[0]
-    mine = recorded(pipeline, lambda: ours(model, x, PROMPTS[:1], 1.0))[0]
+    theirs = recorded(pipeline.transformer, lambda: FAMILIES[name].draw(pipeline, x, PROMPTS[:1], None, **off))[0]
+    mine = recorded(pipeline.transformer, lambda: ours(model, x, PROMPTS[:1], 1.0))[0]
 
     def tensors(value: Any) -> list[Any]:
         return [t for v in value for t in tensors(v)] if isinstance(value, (list, tuple)) else [value]

@@ -144,7 +144,7 @@ def test_an_encoder_without_its_tokenizer_is_refused():
 
 
 def test_a_size_fits_the_patches_of_the_network():
-    pipeline = tiny_flow.Family(partial(tiny_flow.sd3, patch_size=4), tiny_flow.draw_sd3, {}).pipeline()
+    pipeline = tiny_flow.Family(partial(tiny_flow.sd3, patch_size=4), tiny_flow.draw, {}).pipeline()
     model = ddim.load(pipeline)
     assert model.multiple == 8
     with refused("size"):
