@@ -129,6 +129,16 @@ def _file(name: str | PathLike[str], parameter: str) -> Path:
     return path
 
 
+def is_lora(keys: Iterable[str]) -> bool:
+    """Whether the names of a file's tensors are those of an adapter: LoRA, LoKr or LoHa."""
+    return any("lora" in key.lower() or ".lokr_" in key or ".hada_" in key for key in keys)
+
+
+def is_word(keys: Iterable[str]) -> bool:
+    """Whether the names of a file's tensors are those of textual inversion, of a file that does not name its word."""
+    return set(keys) <= {_ALONE, *_KOHYA[0]}
+
+
 def add(pipeline: Any, additions: Additions, network_part: str) -> None:
     """Adds LoRA adapters and words to a pipeline.
 
@@ -167,7 +177,7 @@ def _add_lora(pipeline: Any, file: Path, name: str, network_part: str) -> None:
     parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     shapes = {key: stored.shape for key, stored in header_of(file, LORA).items()}
     kind = type(pipeline).__name__
-    if not any("lora" in key.lower() or ".lokr_" in key or ".hada_" in key for key in shapes):
+    if not is_lora(shapes):
         raise InputError(
             f"{file} is no LoRA: its tensors, such as {min(shapes, default='none')!r}, are not those of an adapter.",
             parameter=LORA,

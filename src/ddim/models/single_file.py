@@ -15,6 +15,7 @@ from torch import nn
 from .._utils.error_text import reason_of
 from .._utils.errors import InputError
 from .._utils.silence import without_logs
+from .additions import is_lora, is_word
 from .hub import cached_configs, configs_from_hub
 from .model_folder import INDEX, read_index
 from .weights import PICKLES, header_of
@@ -158,7 +159,7 @@ def _refuse_parts(path: Path, shapes: Mapping[str, Any]) -> None:
     def any_begins(*begins: str) -> bool:
         return any(name.startswith(begins) for name in shapes)
 
-    if any("lora" in name.lower() for name in shapes):
+    if is_lora(shapes):
         raise InputError(
             f"{path} is a LoRA; give the model that it was trained on, and this file as lora (on the command line "
             "--lora).",
@@ -175,7 +176,7 @@ def _refuse_parts(path: Path, shapes: Mapping[str, Any]) -> None:
         what = "only a text encoder"
     elif any_begins("transformer_blocks.", "single_transformer_blocks."):
         what = "only a transformer in the layout of diffusers"
-    elif set(shapes) <= {"emb_params", "clip_l", "clip_g"} or all(len(shape) == 1 for shape in shapes.values()):
+    elif is_word(shapes) or all(len(shape) == 1 for shape in shapes.values()):
         what = "a word of textual inversion; give it as textual_inversion (on the command line --textual-inversion)"
     raise InputError(f"{path} holds {what or 'no pipeline that diffusers knows'}; {whole}.", parameter="model")
 
