@@ -33,7 +33,9 @@ def test_the_maths_needs_torch_and_nothing_else():
 
 def test_the_lists_of_names_agree():
     listed = {name for names in ddim._WHERE.values() for name in names}
-    registered = {line.partition(":")[2] for r in (ddim.SOLVERS, ddim.INVERSIONS) for line in r.lines.values()}
+    registered = {
+        line.partition(":")[2] for r in (ddim.SOLVERS, ddim.INVERSIONS, ddim.EDITORS) for line in r.lines.values()
+    }
     assert listed <= set(ddim.__all__) <= listed | registered
     assert all(getattr(ddim, name).__name__ == name for name in registered)
     assert set(ddim.__all__) <= set(dir(ddim))

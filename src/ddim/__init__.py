@@ -37,7 +37,11 @@ if TYPE_CHECKING:
     from .core.slerp import slerp
     from .core.solve import solve, solve_back
     from .data.images import save_image, sheet, to_pil
+    from .editing.editors import EDITORS, make_editor
+    from .editing.editors.base import Editor, EditProblem, Usual
+    from .editing.editors.flow_edit import FlowEdit
     from .editing.plan import AttentionEdit
+    from .editing.sides import Question, Side
     from .inversion import INVERSIONS, inversion_names, make_inversion
     from .inversion.ddim import DDIMInversion
     from .inversion.direct import DirectInversion
@@ -88,7 +92,10 @@ _WHERE = {
     "core.slerp": ["slerp"],
     "core.solve": ["solve", "solve_back"],
     "data.images": ["save_image", "sheet", "to_pil"],
+    "editing.editors": ["EDITORS", "make_editor"],
+    "editing.editors.base": ["EditProblem", "Editor", "Usual"],
     "editing.plan": ["AttentionEdit"],
+    "editing.sides": ["Question", "Side"],
     "inversion": ["INVERSIONS", "inversion_names", "make_inversion"],
     "inversion.latent_code": ["LatentCode"],
     "models": ["bundled_models", "bundled_test_images", "load", "load_classifier", "load_features"],
@@ -115,6 +122,7 @@ __all__ = [
     "DDIM",
     "DDPM",
     "EDICT",
+    "EDITORS",
     "FAMILIES",
     "INVERSIONS",
     "LCM",
@@ -134,9 +142,12 @@ __all__ = [
     "DirectInversion",
     "DynamicShift",
     "EditFriendly",
+    "EditProblem",
     "Edited",
+    "Editor",
     "EngineEvent",
     "Event",
+    "FlowEdit",
     "Flux2Shift",
     "GaussianPath",
     "Grid",
@@ -163,11 +174,13 @@ __all__ = [
     "NullText",
     "Pair",
     "PromptConditioning",
+    "Question",
     "RectifiedFlow",
     "ReversibleHeun",
     "ReversibleSolver",
     "Rex",
     "Schedule",
+    "Side",
     "SizeIds",
     "SkipLayers",
     "Solver",
@@ -175,6 +188,7 @@ __all__ = [
     "StepEvent",
     "TablePath",
     "UnknownName",
+    "Usual",
     "VEPath",
     "bundled_models",
     "bundled_test_images",
@@ -193,6 +207,7 @@ __all__ = [
     "load",
     "load_classifier",
     "load_features",
+    "make_editor",
     "make_grid",
     "make_inversion",
     "make_solver",
@@ -223,13 +238,14 @@ def __getattr__(name: str) -> object:
 
 
 def _registered(name: str) -> str | None:
-    """The module of a solver or an inversion by its class's name, as the registries list them."""
+    """The module of a solver, an inversion or an editor by its class's name, as the registries list them."""
     if name.startswith("_"):
         return None
+    from .editing.editors import EDITORS
     from .inversion import INVERSIONS
     from .solvers import SOLVERS
 
-    lines = [line.partition(":") for registry in (SOLVERS, INVERSIONS) for line in registry.lines.values()]
+    lines = [line.partition(":") for registry in (SOLVERS, INVERSIONS, EDITORS) for line in registry.lines.values()]
     return next((module for module, _, kind in lines if kind == name), None)
 
 

@@ -228,7 +228,7 @@ def test_every_tensor_outside_the_words_stays_the_sources(model, method, monkeyp
         ends.append(solve(*args, **kwargs))
         return ends[-1]
 
-    monkeypatch.setattr("ddim.pipelines.edit.solve", watched)
+    monkeypatch.setattr("ddim.pipelines.beside.solve", watched)
     code = coded(model, method)
     edited = ddim.edit(model, code, TARGET, attention=SOME_PLACE, blend="cat/tiger")
     assert edited.blend_mask is not None
@@ -278,7 +278,7 @@ def test_the_words_maps_gather_over_the_steps(model, code, monkeypatch: pytest.M
     def watched(*args, on_step, **kwargs):
         return solve(*args, on_step=lambda i, state: maps.append(state.maps), **kwargs)
 
-    monkeypatch.setattr("ddim.pipelines.edit.solve", watched)
+    monkeypatch.setattr("ddim.pipelines.beside.solve", watched)
     ddim.edit(model, code, TARGET, blend="cat/tiger")
     assert len(maps) == STEPS
     assert all(bool((after > before).all()) for before, after in pairwise(maps))
@@ -335,7 +335,7 @@ def test_the_code_is_handed_on_before_sampling_begins(model, code, source: str, 
     def stopping(*_: object, **__: object) -> None:
         raise DDIMError("stop")
 
-    monkeypatch.setattr("ddim.pipelines.edit.solve", stopping)
+    monkeypatch.setattr("ddim.pipelines.beside.solve", stopping)
     with pytest.raises(DDIMError):
         ddim.edit(model, image if source == "image" else code, TARGET, on_code=seen.append, **options)
     assert len(seen) == 2

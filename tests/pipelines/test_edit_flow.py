@@ -108,7 +108,7 @@ def test_outside_the_words_the_latent_stays_the_sources(model: Model, monkeypatc
     for threshold in (0.3, 0.6, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999):
         how = replace(ALWAYS, blend_threshold=threshold, blend_start=0.0)
         with monkeypatch.context() as patch:
-            patch.setattr("ddim.pipelines.edit.solve", watched)
+            patch.setattr("ddim.pipelines.beside.solve", watched)
             edited = ddim.edit(model, code, TARGET, attention=how, blend="cat/zebra")
         assert edited.blend_mask is not None
         side = model.downscaling

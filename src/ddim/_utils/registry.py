@@ -65,10 +65,12 @@ def build(kind: type[T], name: str, options: Mapping[str, Any] | None) -> T:
             if not known:
                 raise InputError(f"{name!r} takes no options, but {key!r} was given.", parameter=key)
             raise UnknownName(f"option of {name!r}", key, known, parameter="options")
-        if type(None) in get_args(known[key].type) and (value is None or str(value).lower() == "none"):
+        kinds = get_args(known[key].type)
+        if type(None) in kinds and (value is None or str(value).lower() == "none"):
             values[key] = None
         else:
-            values[key] = _as_type(name, key, value, type(known[key].default))
+            default = type(known[key].default)
+            values[key] = _as_type(name, key, value, kinds[0] if default is type(None) else default)
     return kind(**values)
 
 

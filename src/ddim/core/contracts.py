@@ -96,6 +96,7 @@ class InversionProblem:
         hold: limits x0 after guidance, during inversion and sampling.
         call: the other arguments of every network call.
         bare: a denoiser that includes its condition and guidance, which replaces the network.
+        keep_trajectory: whether methods that step to noise store the sample at every node, ``extras["trajectory"]``.
     """
 
     network: Network | None
@@ -108,6 +109,7 @@ class InversionProblem:
     hold: Hold = NO_HOLD
     call: Call = PLAIN
     bare: Denoiser | None = None
+    keep_trajectory: bool = False
 
     @staticmethod
     def of(denoise: Denoiser, noise: Noise | None = None) -> "InversionProblem":
@@ -224,6 +226,10 @@ class Inversion(ABC):
     def part(self, grid: Grid) -> Grid:
         """Returns the part of ``grid`` that sampling from the code uses. By default the whole grid."""
         return grid
+
+    def whole(self) -> "Inversion":
+        """Returns the same method without an option that leaves out a part of the grid."""
+        return self
 
     @property
     def requires(self) -> str:

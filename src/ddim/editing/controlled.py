@@ -16,6 +16,7 @@ from ..solvers.lattice import LatticeState
 from .attention import AttentionController
 from .blend import blended, from_maps
 from .plan import AttentionPlan, within
+from .strength import WHOLE, Reach
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +53,21 @@ class Controlled(SolverWrapper):
         inner: the solver; a ``PinnedSolver`` if the sources must stay on a pivot.
         plan: the plan of attention control; None edits without it.
         mask: the user's mask on the latent, [N, 1, H, W]; None lets everything change.
+        reach: the steps in which the targets may leave their source.
+        images: the number of sources N.
     """
 
-    def __init__(self, inner: Solver, plan: AttentionPlan | None, mask: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        inner: Solver,
+        plan: AttentionPlan | None,
+        mask: Tensor | None = None,
+        reach: Reach = WHOLE,
+        images: int = 1,
+    ) -> None:
         super().__init__(inner)
-        self.plan, self.user_mask = plan, mask
+        self.plan, self.user_mask, self.reach, self.images = plan, mask, reach, images
+        self.before = reach.before  # windows of attention control count the steps that a strength leaves out
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
         """Makes a step of the inner solver with attention control, then blends every tensor of its state."""
@@ -66,7 +77,7 @@ class Controlled(SolverWrapper):
         def controlled(x: Tensor, node: Node) -> Pair:
             nonlocal maps
             assert plan is not None
-            control = AttentionController(plan, i, grid.steps)
+            control = AttentionController(plan, i + self.before, grid.steps + self.before)
             pair = cast(ModelDenoiser, denoise)(x, node, Call(controller=control))
             seen = control.finish()
             # A solver may call the network several times per step; the maps of all calls are summed.
@@ -74,9 +85,12 @@ class Controlled(SolverWrapper):
             return pair
 
         # Outside its windows, control passes the denoiser on as it is: a solver may reuse its answers in other steps.
-        idle = plan is None or AttentionController(plan, i, grid.steps).idle
+        idle = plan is None or AttentionController(plan, i + self.before, grid.steps + self.before).idle
         after = self.inner.step(denoise if idle else controlled, controlled_state.inner, grid, i, noise)
-        mask = self.mask(ControlledState(after, maps), i, grid.steps, after["x"])
+        mask, factor = self.mask(ControlledState(after, maps), i, grid.steps, after["x"]), self.reach.factor(i)
+        if factor < 1:
+            whole = after["x"].new_ones(self.images, 1, *after["x"].shape[2:])
+            mask = factor * (whole if mask is None else mask.to(whole))
         if mask is not None:
             blends = {k: blended(v, mask) for k, v in after.items()}
             after = after.with_integers(blends) if isinstance(after, LatticeState) else blends
@@ -99,7 +113,11 @@ class Controlled(SolverWrapper):
         """
         words = None
         maps = _controlled_state(state).maps
-        if self.plan is not None and maps is not None and within((self.plan.edit.blend_start, 1.0), step, steps):
+        if (
+            self.plan is not None
+            and maps is not None
+            and within((self.plan.edit.blend_start, 1.0), step + self.before, steps + self.before)
+        ):
             words = from_maps(maps, (like.shape[2], like.shape[3]), self.plan.edit.blend_threshold)
             if self.plan.blend is not None:  # a target without blend words may change everywhere
                 words = words.masked_fill((self.plan.blend.sum((2, 3)) == 0)[..., None, None], 1.0)

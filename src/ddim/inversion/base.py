@@ -13,6 +13,21 @@ from ..core.solve import BackwardSolver, solve_back
 from ..solvers.ddim import DDIM
 from . import make_inversion
 
+TRAJECTORY = "trajectory"
+"""The name in ``LatentCode.extras`` of the samples of an inversion at the nodes 1 to S, [N, S, ...]. Sampling ignores
+it; some editors start from it."""
+
+
+def recorder(nodes: list[Tensor], on_step: OnStep | None) -> OnStep:
+    """Returns a callback for ``solve_back`` that appends each sample to ``nodes``, and then calls ``on_step``."""
+
+    def keep(i: int, state: State) -> None:
+        nodes.append(state["x"])
+        if on_step is not None:
+            on_step(i, state)
+
+    return keep
+
 
 class ByDDIM(Inversion):
     """An inversion whose images are reconstructed by deterministic DDIM."""
@@ -38,10 +53,15 @@ class Stepwise(Inversion, BackwardSolver):
         """Returns the state at ``grid[i]`` from the one at ``grid[i + 1]``."""
 
     def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
-        """Steps from the images to the noisy end; the result is the sample x there."""
-        denoise = problem.denoiser(problem.inversion_guidance)
-        state = solve_back(denoise, self, {"x": x0}, grid, on_step=on_step)
-        return InversionResult(state, grid, problem.prompts, {})
+        """Steps from the images to the noisy end; the result is the sample x there.
+
+        With ``problem.keep_trajectory``, ``extras["trajectory"]`` has the samples at the other nodes, [N, S, ...].
+        """
+        denoise, nodes = problem.denoiser(problem.inversion_guidance), [x0]
+        keep = problem.keep_trajectory
+        state = solve_back(denoise, self, {"x": x0}, grid, on_step=recorder(nodes, on_step) if keep else on_step)
+        extras = {TRAJECTORY: torch.stack(nodes[-2::-1], dim=1)} if keep else {}
+        return InversionResult({"x": self.read(state)}, grid, problem.prompts, extras)
 
 
 def pivot_of(
@@ -59,13 +79,6 @@ def pivot_of(
     Returns:
         the samples at all nodes; entry i is at ``grid[i]``, and the last entry is x0.
     """
-    nodes = [x0]
-
-    def keep(i: int, state: State) -> None:
-        nodes.append(state["x"])
-        if on_step is not None:
-            on_step(i, state)
-
-    plain = cast(BackwardSolver, make_inversion("ddim"))
-    solve_back(problem.denoiser(weight), plain, {"x": x0}, grid, on_step=keep)
+    nodes, plain = [x0], cast(BackwardSolver, make_inversion("ddim"))
+    solve_back(problem.denoiser(weight), plain, {"x": x0}, grid, on_step=recorder(nodes, on_step))
     return torch.stack(nodes[::-1], dim=1)

@@ -40,6 +40,7 @@ def invert_batches(
     seed: int = 0,
     resume: LatentCode | None = None,
     hold: Hold = NO_HOLD,
+    keep_trajectory: bool = False,
     on_event: OnEvent = silent,
 ) -> LatentCode:
     """Inverts images in batches; the work of ``invert`` after its arguments were checked.
@@ -56,7 +57,7 @@ def invert_batches(
         seed: the seed of the first image; image k has ``seed + k``.
         resume: a partial code to continue from.
         hold: limits x0.
-        on_event: see ``invert``.
+        keep_trajectory, on_event: see ``invert``.
     """
     count = len(pixels)
     weight = weight_of(inversion, guidance, inversion_guidance)
@@ -88,6 +89,7 @@ def invert_batches(
             kept,
             hold,
             Call(layout=layout, on_engine=engine_events(on_event)),
+            keep_trajectory=keep_trajectory,
         )
         steps = int(resume.settings[partials.KEY]["steps"]) if resume and kept is not None else 0
         result = None

@@ -11,6 +11,8 @@ from .._utils.errors import InputError
 from ..core.contracts import Inversion, Solver
 from ..core.guidance import Guidance, SkipLayers
 from ..core.schedule import Schedule
+from ..editing.editors import EDITORS
+from ..editing.editors.base import Editor
 from ..inversion import INVERSIONS, make_inversion
 from ..models.base import no_negative, no_text
 from ..models.info import ModelInfo
@@ -74,6 +76,14 @@ def check_inversion(model: Described, inversion: Inversion) -> None:
     kinds = model.info.guidance_kinds
     inversion.check_conditions(text=model.info.text, uncond="cfg" in kinds, distilled="embedded" in kinds)
     check_solver(model, inversion.solver(), "method")
+
+
+def check_editor(model: Described, editor: Editor) -> None:
+    """Raises InputError if an editor or its inversion does not work on a model."""
+    editor.check(model.info)
+    inversion = editor.inversion()
+    if inversion is not None:
+        check_inversion(model, inversion)
 
 
 # --- guidance -------------------------------------------------------------------------------------------------------
@@ -262,15 +272,16 @@ CONTROLS: dict[str, tuple[str, Callable[[Described], None]]] = {
 
 
 def capabilities(model: Described) -> dict[str, dict[str, str | None]]:
-    """Tells what works on a model: each solver and inversion with its default options, and each control.
+    """Tells what works on a model: each solver, inversion and editor with its default options, and each control.
 
     Returns:
-        ``solvers``, ``inversions`` and ``controls``, each a mapping from a name to None if it works, or else to the
-        sentence that says why it does not.
+        ``solvers``, ``inversions``, ``editors`` and ``controls``, each a mapping from a name to None if it works, or
+        else to the sentence that says why it does not.
     """
     return {
         "solvers": {name: _why_not(check_solver, model, make_solver(name)) for name in SOLVERS},
         "inversions": {name: _why_not(check_inversion, model, make_inversion(name)) for name in INVERSIONS},
+        "editors": {name: _why_not(check_editor, model, EDITORS[name]()) for name in EDITORS},
         "controls": {name: _why_not(check, model) for name, (_, check) in CONTROLS.items()},
     }
 

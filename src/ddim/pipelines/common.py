@@ -220,12 +220,23 @@ def need_model(model: object) -> None:
 
 
 def need_code(code: object, parameter: str = "code") -> None:
-    """Raises InputError if ``code`` is not a ``LatentCode``."""
+    """Raises InputError if ``code`` is not a ``LatentCode``, or holds encoded images, from which nothing is sampled."""
     if not isinstance(code, LatentCode):
         raise InputError(
             f"a {type(code).__name__} is not a latent code; give what ddim.invert or LatentCode.load returns.",
             parameter=parameter,
         )
+    if is_encoded(code):
+        raise InputError(
+            f"it is of {code.method!r}, which edits without an inversion: it holds the encoded image and no noise to "
+            "sample from; use edit.",
+            parameter=parameter,
+        )
+
+
+def is_encoded(code: LatentCode) -> bool:
+    """Whether a code holds encoded images and no noise: that of an editor without an inversion."""
+    return "editor" in code.settings
 
 
 def state_shape(model: Model) -> tuple[int, int, int]:

@@ -2,44 +2,35 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._utils.errors import DDIMWarning, InputError, is_number
-from .._utils.tensors import in_groups
-from ..core.conditioning import CONTENT, POOLED, TEXT, TEXT_MASK, Conditioning, PromptConditioning
-from ..core.contracts import Inversion, OnStep, Solver
-from ..core.denoiser import Call
+from ..core.conditioning import POOLED, TEXT, TEXT_MASK, Conditioning, PromptConditioning
+from ..core.contracts import Inversion
 from ..core.guidance import Guidance, with_embedded
-from ..core.solve import solve
 from ..data.images import ImageLike
 from ..data.photographs import CropLike
-from ..editing.blend import MaskLike, read_masks, to_latent
-from ..editing.composite import checked_feather, enlarged, on_crop, pasted, usual_feather
-from ..editing.controlled import Controlled
-from ..editing.plan import AttentionEdit, AttentionPlan
-from ..editing.prompts import Weights
+from ..editing.blend import MaskLike, read_masks
+from ..editing.composite import checked_feather
+from ..editing.plan import AttentionEdit
+from ..editing.prompts import Weights, target_prompts
+from ..editing.strength import WHOLE, Reach, checked_strength
 from ..inversion import make_inversion
 from ..inversion.latent_code import LatentCode
-from ..inversion.photograph import Photograph
-from ..inversion.replay import PinnedSolver, prompts_of, state_of, stored_noise
 from ..models.base import Model
-from ..solvers import REVERSIBLE, make_solver
+from ..solvers import make_solver
 from ..solvers.lattice import ReversibleSolver
+from .beside import sampled
 from .capabilities import check_acts, check_guidance, check_inversion, check_negative, check_weight
 from .common import (
-    Report,
     Spacing,
     check_made_for,
     check_run,
     conditioned,
     grid_for,
-    half_precision_hint,
-    hold_of,
     in_model_threads,
     latent_size,
     need_model,
@@ -48,9 +39,21 @@ from .common import (
     solver_of,
     translated,
 )
-from .edit_plan import Blend, attention_asked, by_class, planned, planned_classes, prompts_of_code, source_prompts
-from .events import EngineEvent, Event, ImagesEvent, LossEvent, OnEvent, StepEvent, engine_events, silent
+from .edit_by import Chosen, edited_by
+from .edit_plan import (
+    Blend,
+    attention_asked,
+    by_class,
+    planned,
+    planned_classes,
+    prompts_of_code,
+    refuse_words,
+    source_prompts,
+)
+from .events import OnEvent, silent
 from .invert import invert
+from .pasting import composites_of, needs_photographs
+from .phases import Phases
 from .pictures import Pictures, model_mask, read_pictures
 from .reconstruct import pinned_code
 
@@ -111,6 +114,7 @@ def edit(
     clip_x0: float | None = None,
     threshold: float | None = None,
     inversion_guidance: float | None = None,
+    strength: float | None = None,
     seed: int | None = None,
     spacing: Spacing | None = None,
     resize: bool = False,
@@ -129,6 +133,9 @@ def edit(
     DDIM, from the code's sample beside that trajectory, as those of ``direct`` are: the solver's own steps carry a
     second entry of the source's state along, and hardly follow another prompt.
 
+    Methods in ``ddim.EDITORS``, such as ``flow-edit``, make their own steps from the source to its targets, most of
+    them without an inversion. They take masks, but no attention control, blend words or weighted words.
+
     Args:
         model: from ``ddim.load``: a text-to-image model, or a class-conditional one.
         source: images, as ``invert`` takes them, or a code. ``Pictures`` are read already, and go with none of
@@ -139,13 +146,19 @@ def edit(
         labels: for a class-conditional model, in place of ``prompt``: one class, a list of classes, or such a list for
             each image.
         source_labels: the images' own classes: one for all, or one for each. A code knows its own.
-        method, steps, options, inversion_guidance, seed, spacing: settings of the inversion, as in ``invert``; by
-            default ``"direct"``, the usual steps of the model, and seed 0. Exact methods invert at the guidance 1 too,
-            unless ``inversion_guidance`` says otherwise: a code of guided steps is far from noise. Not for a code,
-            which is inverted already.
+        method: an inversion, as in ``invert``, or an editor, a key of ``ddim.EDITORS``; by default ``"direct"``. For a
+            code it can only be an editor, one that starts from such a code.
+        steps, options, inversion_guidance, seed, spacing: settings of the inversion, as in ``invert``, and ``options``
+            of an editor; by default the usual steps of the model or the editor, and seed 0. Exact methods invert at
+            the guidance 1 too, unless ``inversion_guidance`` says otherwise: a code of guided steps is far from noise.
+            Not for a code, which is inverted already.
+        strength: in [0, 1]: how far the edit may go from the source. The targets leave their source in the last
+            ``strength * S`` steps; a fraction of a step counts in part, so that the edit changes continuously with it.
+            0 is the source. By default 1, or what the editor's paper uses (``Editor.usual``).
         clip_x0, threshold: as in ``invert``, for the inversion and for sampling. Not for a code, which keeps them.
         guidance: w of sampling. By default a code's own; for images the model's usual one (``ModelInfo.guidance``: 7.5
-            for Stable Diffusion unless its folder names another, 5 for SDXL, 1 for FLUX), or 1 where classes edit.
+            for Stable Diffusion unless its folder names another, 5 for SDXL, 1 for FLUX), or 1 where classes edit, and
+            for an editor what its paper uses.
             ``Guidance.embedded``, the scale that a guidance-distilled network takes as an input, is that of the
             targets; by default the model's usual one (``ModelInfo.embedded``), or the one that was given when the code
             was made. Sources are inverted and sampled with the scale that their code stores, which for images is 1.
@@ -205,18 +218,25 @@ def edit(
         check_weight(model, guidance, "guidance")
     if not isinstance(source, LatentCode):
         check_negative(model, negative, _weight_of(model, guidance))
-    how = attention_asked(attention, classes)
+    strength = checked_strength(strength)
+    chosen = Chosen.of(model, method, options, guidance, source if isinstance(source, LatentCode) else None)
+    editor = None if chosen is None else chosen.editor
+    how, reach = attention_asked(attention, classes, editor), None
     inversion_method = DEFAULTS["method"] if method is None else method
+    if chosen is not None:
+        inversion_method, options = chosen.inversion, None
     if isinstance(source, LatentCode):
-        asked = {"method": method, "steps": steps, "options": options or None}
+        asked = {"steps": steps, "options": options or None}
+        asked |= {"method": None if editor is not None else method}
         asked |= {"clip_x0": clip_x0, "threshold": threshold}
-        asked |= {"inversion_guidance": inversion_guidance, "seed": seed, "spacing": spacing, "resize": resize or None}
-        asked |= {"crop": crop}
+        asked |= {"inversion_guidance": inversion_guidance, "spacing": spacing, "resize": resize or None, "crop": crop}
+        asked |= {"seed": None if editor is not None and editor.draws else seed}
         _refuse_for_code(asked)
         code, pictures = source, None
         count, size, photographs = len(code), picture_shape(model, code)[1:], code.sources
         user_masks = () if mask is None else tuple(read_masks(mask, count))
         grid, solver = code.grid, solver_of(model, code)
+        exact = isinstance(solver, ReversibleSolver)
     else:
         inversion = make_inversion(inversion_method, options)
         check_inversion(model, inversion)
@@ -225,20 +245,29 @@ def edit(
         code, pictures = None, read_pictures(model, source, crop=crop, resize=resize, keep=keep, mask=mask)
         count, size, photographs, user_masks = len(pictures), pictures.size, pictures.photographs, pictures.masks
         say_assumed(model, steps, guidance)
-        steps = model.info.steps if steps is None else steps
-        grid = inversion.part(grid_for(model, steps, spacing, latent_size(model, size)))
+        usual_steps = model.info.steps if editor is None else editor.usual_steps(model.info, steps)
+        steps = usual_steps if steps is None else steps
+        grid = grid_for(model, steps, spacing, latent_size(model, size))
+        if chosen is not None and strength is None:
+            strength = chosen.usual.strength
+        exact = isinstance(solver, ReversibleSolver)
+        if strength is not None and not exact:  # an exact code needs more than one step, and is replayed whole
+            reach = Reach.of(strength, steps)
+            grid, inversion, reach = grid.rest(reach.begin), inversion.whole(), reach.on_rest()
+        grid = inversion.part(grid)
     if feather is not None and not photographs:
         raise InputError(
             "it is the edge of what is pasted into a photograph, and there is none; give a mask, a blend, a crop, or a "
             "code that keeps its source.",
             parameter="feather",
         )
-    exact = isinstance(solver, ReversibleSolver)
     if inversion_guidance is not None and is_number(inversion_guidance) and model.text:
         check_weight(model, inversion_guidance, "inversion_guidance")
     if isinstance(solver, ReversibleSolver):  # DDIM samples its targets, from the node whose state the code stores
         solver.check_steps(grid)
         grid = grid.rest(solver.first(grid))
+    if reach is None:
+        reach = WHOLE if strength is None else Reach.of(strength, grid.steps)
     pixel_mask = model_mask(user_masks, photographs, size) if user_masks else None
     if classes:
         words = {"source_prompt": source_prompt, "blend": blend, "weights": weights, "negative": negative}
@@ -248,9 +277,12 @@ def edit(
     else:
         own = source_prompts(source_prompt, count) if code is None else prompts_of_code(code, source_prompt, negative)
         assert prompt is not None
+        if editor is not None:
+            refuse_words(editor, blend, weights, target_prompts(prompt, len(own)))
         targets, plan = planned(model, own, prompt, size, how, blend, weights)
         conditions = _embedded(model, [p for row in targets for p in row], size)
-    phases = _Phases(on_event, (1 if code is not None else 2) + exact)
+    phases = Phases(on_event, (1 if code is not None else 2) + exact)
+    first_seed: int = DEFAULTS["seed"] if seed is None else seed
     if code is None:
         assert pictures is not None
         if guidance is None and conditioned(model):
@@ -265,11 +297,13 @@ def edit(
             labels=own if classes else None,  # type: ignore[arg-type]
             prompt=None if classes else source_prompt,
             negative=negative,
-            guidance=_of_sources(guidance, inversion_guidance, exact=exact),
+            guidance=chosen.source if chosen else _of_sources(guidance, inversion_guidance, exact=exact),
             clip_x0=clip_x0,
             threshold=threshold,
             inversion_guidance=inversion_guidance,
-            seed=DEFAULTS["seed"] if seed is None else seed,
+            strength=None if exact else strength,
+            keep_trajectory=chosen is not None,
+            seed=first_seed,
             keep_source=bool(photographs),
             batch=batch,
             on_event=phases.before_sampling(),
@@ -277,22 +311,28 @@ def edit(
     if on_code is not None:
         on_code(code)
     made = code
-    if isinstance(solver, ReversibleSolver):
-        code = pinned_code(model, code, solver, batch, batched_cfg, phases.before_sampling())
-        solver = make_solver(code.solver)
-    forward = _forward(code, guidance).on(code.grid)
     if not classes:
         same = [target == text for text, row in zip(own, targets, strict=True) for target in row]
         conditions = _with_own_words(conditions, code, same)
-    conditions = with_embedded(PromptConditioning(conditions), forward.embedded).cond
-    forward = replace(forward, embedded=None)  # each row has its own
-    if not batched_cfg or model.low_memory:
-        forward = replace(forward, batched_cfg=False)
-    images, shown = _sampled(model, solver, code, conditions, forward, plan, pixel_mask, batch, phases, on_event)
+    alone = not batched_cfg or model.low_memory
+    run = (pixel_mask, batch, phases, on_event)
+    if chosen is not None:
+        chosen = chosen.one_branch_a_call() if alone else chosen
+        images, shown = edited_by(model, chosen, code, conditions, reach, first_seed, *run)
+    else:
+        if isinstance(solver, ReversibleSolver):
+            code = pinned_code(model, code, solver, batch, batched_cfg, phases.before_sampling())
+            solver = make_solver(code.solver)
+        forward = _forward(code, guidance).on(code.grid)
+        conditions = with_embedded(PromptConditioning(conditions), forward.embedded).cond
+        forward = replace(forward, embedded=None)  # each row has its own
+        if alone:
+            forward = replace(forward, batched_cfg=False)
+        images, shown = sampled(model, solver, code, conditions, forward, plan, reach, *run)
     composites = None
     if photographs:
         by_words = None if plan is None or plan.blend is None else shown
-        composites = _composites(images[:, 1:], photographs, user_masks, by_words, feather, model.downscaling)
+        composites = composites_of(images[:, 1:], photographs, user_masks, by_words, feather, model.downscaling)
     source_pixels = None if pictures is None else pictures.pixels
     return Edited(source_pixels, images[:, 0], images[:, 1:], targets, made, shown, composites)
 
@@ -331,51 +371,6 @@ def _refuse_for_code(asked: Mapping[str, object]) -> None:
         )
 
 
-def needs_photographs(blend: object, crop: object) -> bool:
-    """Whether an edit with these settings is pasted into its photographs; one with a mask is too."""
-    return crop is not None or _blends(blend)
-
-
-def _blends(blend: object) -> bool:
-    """Whether a setting blends any target by words; lists as for ``edit``."""
-    if isinstance(blend, list):
-        return any(_blends(one) for one in cast("list[object]", blend))
-    return blend is not None
-
-
-def _composites(
-    edits: Tensor,
-    photographs: Sequence[Photograph],
-    masks: Sequence[Tensor],
-    words: Tensor | None,
-    feather: int | None,
-    downscaling: int,
-) -> tuple[tuple[Tensor, ...], ...]:
-    """Pastes every edit into its photograph; see ``Edited.composites``.
-
-    Args:
-        edits: [N, K, C, H, W].
-        photographs: one for each image.
-        masks: the user's masks as given, one for each image; without masks the whole crop may change.
-        words: the mask of the blend words, [N, K, H, W], of which 0 stays; None for none.
-        feather: see ``edit``.
-        downscaling: pixels of the image per pixel of the latent, for the default feather.
-    """
-    size = (edits.shape[3], edits.shape[4])
-    rows: list[tuple[Tensor, ...]] = []
-    for n, photograph in enumerate(photographs):
-        row: list[Tensor] = []
-        allowed = on_crop(masks[n], photograph, size) if masks else torch.ones(photograph.crop_size)
-        for k in range(edits.shape[1]):
-            mask = allowed
-            if words is not None:
-                mask = mask * enlarged((words[n, k].cpu() > 0).float(), photograph.crop_size)
-            width = usual_feather(mask, size, downscaling) if feather is None else feather
-            row.append(pasted(photograph, edits[n, k], mask, width))
-        rows.append(tuple(row))
-    return tuple(rows)
-
-
 def _embedded(model: Model, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
     """The condition of each prompt; equal prompts are encoded once."""
     texts = list(dict.fromkeys(prompts))
@@ -402,145 +397,6 @@ def _with_own_words(targets: Conditioning, code: LatentCode, same: Sequence[bool
     return targets.replace(**Conditioning.cat(part.to(device) for part in parts)[rows].tensors)
 
 
-def _sampled(
-    model: Model,
-    solver: Solver,
-    code: LatentCode,
-    targets: Conditioning,
-    guidance: Guidance,
-    plan: AttentionPlan | None,
-    mask: Tensor | None,
-    batch: int,
-    phases: "_Phases",
-    on_event: OnEvent,
-) -> tuple[Tensor, Tensor | None]:
-    """Samples all sources with their targets, in batches.
-
-    Args:
-        model, solver, code, guidance, plan: of all N sources.
-        targets: the targets' conditions, N * K rows, those of one image next to each other.
-        mask: the user's mask in pixels of the images, [N, 1, H, W], or None.
-        batch, on_event: see ``edit``.
-        phases: counts the steps.
-
-    Returns:
-        Images [N, 1 + K, C, H, W] in [0, 1], and the mask of the last step, [N, K, H, W], or None.
-    """
-    many = (targets.rows or len(code)) // len(code)
-    per = max(1, batch // (1 + many))
-    chunks = [slice(k, k + per) for k in range(0, len(code), per)]
-    report = phases.sampling((code.grid.steps - solver.first(code.grid)) * len(chunks))
-    mask = None if mask is None else to_latent(mask, code.state["x"].shape[-2:]).to(model.device)
-    parts: list[tuple[Tensor, Tensor | None]] = []
-    call = Call(on_engine=engine_events(on_event))
-    with nullcontext() if plan is None else model.controlled():
-        for which in chunks:
-            part = _forward_with_targets(
-                model,
-                solver,
-                code[which],
-                targets[which.start * many : which.stop * many],
-                guidance,
-                None if plan is None else plan[which],
-                None if mask is None else mask[which],
-                report,
-                call,
-            )
-            parts.append(part)
-            on_event(ImagesEvent(which.start, part[0]))
-    images = torch.cat([pictures for pictures, _ in parts])
-    masks = [last for _, last in parts if last is not None]
-    shown = torch.nn.functional.interpolate(torch.cat(masks), images.shape[-2:]) if masks else None
-    return images, shown
-
-
-def _forward_with_targets(
-    model: Model,
-    solver: Solver,
-    code: LatentCode,
-    targets: Conditioning,
-    guidance: Guidance,
-    plan: AttentionPlan | None,
-    mask: Tensor | None,
-    report: OnStep,
-    call: Call,
-) -> tuple[Tensor, Tensor | None]:
-    """Samples some sources together with their targets.
-
-    Args:
-        model, solver, code, guidance, plan, report: of these sources.
-        call: the arguments of the network calls.
-        targets: the targets' conditions, n * K rows, those of one image next to each other.
-        mask: the user's mask at the latent's resolution, or None.
-
-    Returns:
-        Images [n, 1 + K, C, H, W] in [0, 1], and the mask of the last step [n, K, h, w], or None.
-    """
-    n = len(code)
-    k = (targets.rows or n) // n
-
-    def rows(x: Tensor) -> Tensor:
-        return x.to(model.device).repeat_interleave(1 + k, dim=0)
-
-    repeated = {key: rows(v) for key, v in code.state.items()}
-    state = state_of(solver, repeated, code.grid, model.device, model.state_dtype)
-    own = code.conditions.to(model.device)
-    facts = {name: t.repeat_interleave(k, 0) for name, t in own.cond.tensors.items() if name not in CONTENT}
-    chosen = {name: t for name, t in targets.tensors.items() if name in CONTENT}
-    targets = Conditioning({**chosen, **facts}, targets.numbers)
-    order = [row for i in range(n) for row in (i, *range(n + i * k, n + (i + 1) * k))]
-    cond = Conditioning.cat([own.cond, targets])[order]
-    kept = {key: v.to(model.device) for key, v in code.extras.items()}
-    repeated_extras = {key: rows(v) for key, v in kept.items() if key not in ("pivot", "end")}
-    conditions = PromptConditioning(cond, None if own.uncond is None else own.uncond.repeat(1 + k))
-    prompts = prompts_of(conditions, code.grid, repeated_extras)
-    denoise = model.guided(guidance, prompts, hold=hold_of(code), call=call)
-    controlled = Controlled(PinnedSolver(solver, kept, rows=slice(0, None, 1 + k)), plan, mask)
-    with half_precision_hint(model):
-        end = solve(denoise, controlled, state, code.grid, noise=stored_noise(repeated_extras), on_step=report)
-    x = _sources_where_equal(controlled.read(end), own.cond, targets, code, guidance, plan)
-    last = controlled.mask(end, code.grid.steps - 1, code.grid.steps, x)
-    pictures = in_groups(model.decode(x), n, 1 + k)
-    return pictures, None if last is None else last.expand(n, k, -1, -1)
-
-
-def _sources_where_equal(
-    x: Tensor,
-    sources: Conditioning,
-    targets: Conditioning,
-    code: LatentCode,
-    guidance: Guidance,
-    plan: AttentionPlan | None,
-) -> Tensor:
-    """Replaces each target whose condition equals its source's by the source's sample.
-
-    Equal rows of one batch can differ in their last bits, and guidance amplifies the difference. A source that is
-    pinned to its inversion is no sample of its own condition, so its targets stay; so do targets with weighted words,
-    and targets beside an exact code that was made for another guidance.
-
-    Args:
-        x: the samples [N (1 + K), ...].
-        sources, targets: conditions, N and N * K rows.
-        code: the sources' code.
-        guidance: of sampling, without an embedded scale.
-        plan: of attention control, or None.
-    """
-    n = len(code)
-    k = (targets.rows or n) // n
-    own = replace(Guidance.of(code.guidance), embedded=None)
-    replayed = code.method in REVERSIBLE and own.options == guidance.options
-    if {"pivot", "end"} & set(code.extras) and not replayed:
-        return x
-    rows = in_groups(x, n, 1 + k).clone()
-    both = Conditioning.cat([sources, targets]).tensors.values()  # padded alike
-    for i in range(n):
-        for j in range(k):
-            same = all(bool(torch.equal(tensor[n + i * k + j], tensor[i])) for tensor in both)
-            if same and (plan is None or plan.scales is None or bool((plan.scales[i, j] == 1).all())):
-                rows[i, 1 + j] = rows[i, 0]
-    return torch.flatten(rows, 0, 1)
-
-
 def _forward(code: LatentCode, guidance: float | Guidance | None) -> Guidance:
     """The guidance of sampling; warns where the code was made for another and the source is not pinned."""
     own = Guidance.of(code.guidance)
@@ -563,38 +419,3 @@ def _difference(guidance: Guidance, other: Guidance) -> str:
     interval = f", interval ({low:g}, {high:g})" if tuple(guidance.interval) != tuple(other.interval) else ""
     skip = f", skip {guidance.skip.options}" if guidance.skip and guidance.skip != other.skip else ""
     return f"{guidance.weight:g}{rescale}{interval}{skip}"
-
-
-class _Phases:
-    """Counts the steps of the inversion, of the replay of an exact code and of sampling together.
-
-    The number of steps of a phase is known only when it begins. Until then the phases to come count as equal to the
-    present one; ``count`` is their number.
-    """
-
-    def __init__(self, on_event: OnEvent, count: int) -> None:
-        self.on_event, self.before, self.count = on_event, 0, count
-
-    def before_sampling(self) -> OnEvent:
-        """The ``on_event`` of a phase before sampling. Its codes are not passed on; ``on_code`` gets the whole one."""
-        done, left = self.before, self.count
-        self.count -= 1
-
-        def on_event(event: Event) -> None:
-            if isinstance(event, StepEvent):
-                self.before = done + event.total
-                self.on_event(StepEvent(done + event.done, done + event.total * left))
-            elif isinstance(event, (LossEvent, EngineEvent)):
-                self.on_event(event)
-
-        return on_event
-
-    def sampling(self, total: int) -> OnStep:
-        """What sampling calls after each of its ``total`` steps."""
-        before = self.before
-
-        def on_event(event: Event) -> None:
-            if isinstance(event, StepEvent):
-                self.on_event(StepEvent(before + event.done, before + event.total))
-
-        return Report(on_event, total, 1, 1)

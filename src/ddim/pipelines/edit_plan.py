@@ -13,6 +13,7 @@ from .._utils.tensors import in_groups, whole_numbers
 from .._utils.texts import check_text, parse_weights, refuse_weights, texts_for
 from ..editing.align import refine
 from ..editing.align import replace as swap
+from ..editing.editors.base import Editor
 from ..editing.plan import AttentionEdit, AttentionPlan
 from ..editing.prompts import Weights, blend_words, per_target, scales, target_prompts, token_mask
 from ..editing.tokens import PromptTokens
@@ -43,10 +44,14 @@ def by_class(model: Model, prompt: object, labels: object) -> bool:
     return True
 
 
-def attention_asked(attention: object, by_class: bool) -> AttentionEdit:
-    """The attention control. Raises InputError for another type, and for control of a model without words."""
+def attention_asked(attention: object, by_class: bool, editor: Editor | None = None) -> AttentionEdit:
+    """The attention control.
+
+    Raises:
+        InputError: it is of another type, or it is for a model without words or an editor without attention control.
+    """
     if attention is None:
-        return AttentionEdit("none" if by_class else "refine")
+        return AttentionEdit("none" if by_class or editor is not None else "refine")
     how = AttentionEdit(attention) if isinstance(attention, str) else attention
     if not isinstance(how, AttentionEdit):
         raise InputError(
@@ -57,7 +62,25 @@ def attention_asked(attention: object, by_class: bool) -> AttentionEdit:
             f"{how.kind!r} controls attention to words, and classes have none; use 'none'.",
             parameter="attention",
         )
+    if editor is not None and how.kind != "none":
+        raise InputError(
+            f"{how.kind!r} makes targets follow the attention of a source beside them, which {editor.name!r} does not "
+            "sample; use 'none', or a method such as 'direct'.",
+            parameter="attention",
+        )
     return how
+
+
+def refuse_words(editor: Editor, blend: object, weights: object, prompts: Iterable[Iterable[str]]) -> None:
+    """Raises InputError for blend words or weighted words of an editor, which has no attention control."""
+    inline = next((text for row in prompts for text in row if parse_weights(text)[1]), None)
+    for name, value in {"blend": blend, "weights": weights, "prompt": inline}.items():
+        if value is not None:
+            raise InputError(
+                f"{value!r} needs attention control, which {editor.name!r} does without; leave it out, or use a method "
+                "such as 'direct'.",
+                parameter=name,
+            )
 
 
 def source_prompts(prompts: str | Sequence[str] | None, count: int) -> list[str]:

@@ -10,6 +10,7 @@ from ..core.guidance import Guidance, with_embedded
 from ..core.noise import checked_seed
 from ..data.images import ImageLike
 from ..data.photographs import CropLike
+from ..editing.strength import Reach, checked_strength
 from ..inversion import make_inversion
 from ..inversion import partial as partials
 from ..inversion.latent_code import LatentCode
@@ -54,6 +55,8 @@ def invert(
     clip_x0: float | None = None,
     threshold: float | None = None,
     inversion_guidance: float | None = None,
+    strength: float | None = None,
+    keep_trajectory: bool = False,
     seed: int = 0,
     crop: CropLike | None = None,
     resize: bool = False,
@@ -88,6 +91,11 @@ def invert(
         inversion_guidance: the weight w of guidance during the inversion, if the method does not fix it. By default it
             equals ``guidance`` for exact methods, which reconstruct exactly only then, and 1 for the others, whose
             error grows with it. ``null-text``, ``negative-prompt`` and ``direct`` fix it to 1.
+        strength: in [0, 1]: invert only the last ``strength * S`` steps, rounded up to at least one, so that the code
+            is less noisy than x_T and edits of it stay closer to the image. By default all steps, or for
+            ``edit-friendly`` those that its option ``skip`` leaves, which a strength replaces.
+        keep_trajectory: store the samples at all nodes in the code, from which some editors start; see ``edit``. Only
+            methods that step from the image to noise have them; ``direct`` always stores them.
         seed: the seed of the first image, for methods that draw noise. Image k has the seed ``seed + k``.
         crop: the region of a photograph that is inverted: ``(left, top, right, bottom)`` in its pixels, ``"whole"``, or
             a list with one of these for each photograph. It is scaled to the size of the model; for a model of any size
@@ -117,8 +125,10 @@ def invert(
     need_model(model)
     check_run(batch, on_event)
     guidance = translated(model, guidance, guidance_scale)
-    inversion = make_inversion(method, options)
+    inversion, strength = make_inversion(method, options), checked_strength(strength)
     check_inversion(model, inversion)
+    if strength is not None:
+        inversion = inversion.whole()
     forward, hold = guidance_for(model, guidance, 1.0), hold_for(model, clip_x0, threshold)
     inversion.check_guidance(forward)
     if inversion_guidance is not None and not conditioned(model):
@@ -140,6 +150,8 @@ def invert(
     size = (pixels.shape[2], pixels.shape[3])
     say_assumed(model, steps)
     grid = grid_for(model, steps, spacing, latent_size(model, size))
+    if strength is not None:
+        grid = grid.rest(Reach.of(strength, grid.steps).begin)
     forward = forward.on(inversion.part(grid))
     prompt, negative = read_prompts(model, prompt, negative, len(pixels))
     conditions = model.condition(labels, len(pixels), prompt, negative, size)
@@ -173,6 +185,7 @@ def invert(
             seed=seed,
             resume=resume,
             hold=hold,
+            keep_trajectory=keep_trajectory,
             on_event=with_rows,
         )
     except Interrupted as stop:

@@ -1,0 +1,268 @@
+"""The base class of editors, which take targets from a source step by step."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..._utils.errors import InputError
+from ...core.contracts import Inversion, Noise, OnStep, Solver, State, options_of
+from ...core.denoiser import PLAIN, Call, Denoiser, Network
+from ...core.grid import Grid
+from ...core.guidance import Guidance
+from ...core.path import Node
+from ...core.prediction import NO_HOLD, Hold, Pair
+from ...core.solve import solve
+from ..blend import blended
+from ..sides import Question, Side, ask
+from ..strength import WHOLE, Reach
+
+if TYPE_CHECKING:
+    from ...models.info import ModelInfo
+
+
+SOURCE, TARGET = "source", "x"
+"""The entries of an editor's state: the source's sample [N, ...], and the targets' samples [N K, ...]."""
+
+
+@dataclass(frozen=True)
+class Usual:
+    """The usual settings of an editor for a model.
+
+    Attributes:
+        guidance: the weight of classifier-free guidance under the target's prompt.
+        source_guidance: that under the source's prompt.
+        embedded, source_embedded: the same for the scale that a guidance-distilled network takes as an input.
+        steps: the number of steps; None is the model's.
+        strength: the strength in [0, 1].
+    """
+
+    guidance: float = 1.0
+    source_guidance: float = 1.0
+    embedded: float | None = None
+    source_embedded: float | None = None
+    steps: int | None = None
+    strength: float = 1.0
+
+
+class StepNoise:
+    """The noise of each draw of each step, numbered from the data end.
+
+    So the steps at the data end have the same noise however many steps there are before them, and an edit changes
+    continuously with its strength.
+
+    Args:
+        draw: the source of noise, with one seed per image, for [N, ...].
+    """
+
+    def __init__(self, draw: Noise) -> None:
+        self._draw = draw
+        self._drawn: list[Tensor] = []
+
+    def __call__(self, like: Tensor, number: int) -> Tensor:
+        """Returns the noise with a number, counted from 0, in the form of ``like``."""
+        while len(self._drawn) <= number:
+            self._drawn.append(self._draw(like))
+        return self._drawn[number]
+
+
+@dataclass(frozen=True, eq=False)
+class EditProblem:
+    """The input of an editor: N source images with K targets each.
+
+    Attributes:
+        network: the model.
+        grid: the grid of S + 1 nodes.
+        x0: the encoded images, [N, ...].
+        source: conditions and guidance of the sources, N rows.
+        target: those of the targets, N K rows; the targets of one image are neighbours.
+        noise: the noise of the editor's draws; see ``StepNoise``.
+        trajectory: the samples of the inversion at all nodes, [N, S + 1, ...]; None for editors without an inversion.
+        extras: other tensors that the inversion stored; see ``LatentCode.extras``.
+        reach: the steps in which the targets may leave the source.
+        mask: where they may, on the latent, [N, K or 1, H, W]; None is everywhere.
+        hold: limits x0 after guidance.
+        call: the other arguments of the network calls.
+    """
+
+    network: Network
+    grid: Grid
+    x0: Tensor
+    source: Side
+    target: Side
+    noise: StepNoise
+    trajectory: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    reach: Reach = WHOLE
+    mask: Tensor | None = None
+    hold: Hold = NO_HOLD
+    call: Call = PLAIN
+
+    @property
+    def many(self) -> int:
+        """The number of targets K of each image."""
+        return (self.target.prompts.cond.rows or len(self.x0)) // len(self.x0)
+
+    def each(self, x: Tensor) -> Tensor:
+        """Repeats the rows of the sources for their targets: [N, ...] to [N K, ...]."""
+        return x if self.many == 1 else x.repeat_interleave(self.many, 0)
+
+    def at(self, i: int) -> Tensor:
+        """Returns the source's sample at ``grid[i]`` on the trajectory of the inversion, [N, ...]."""
+        assert self.trajectory is not None
+        return self.trajectory[:, i]
+
+    def ask(self, node: Node, *questions: Question) -> list[Pair]:
+        """Asks the network; see ``ddim.editing.sides.ask``."""
+        return ask(self.network, node, *questions, hold=self.hold, call=self.call)
+
+
+class Editor(ABC):
+    """Abstract base class of editors. Subclasses are frozen dataclasses whose fields are their options.
+
+    Attributes:
+        name: the key in the registry.
+        paper: the source of the method.
+        nfe: the largest number of rows that a step asks the network for, per target and without guidance.
+        self_edit: whether an edit to the source's own prompt at equal guidance returns the encoded image to the bit.
+        needs: ``"text"``, ``"conditions"``, or empty if conditions of the source are not used.
+        draws: whether it draws noise, so that the seed matters.
+        steps: the number of steps, if the editor fixes it.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    nfe: ClassVar[int]
+    self_edit: ClassVar[bool] = False
+    needs: ClassVar[str] = "conditions"
+    draws: ClassVar[bool] = False
+    steps: ClassVar[int | None] = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of this instance, as plain values by the names of its fields."""
+        return options_of(self)
+
+    def inversion(self) -> Inversion | None:
+        """Returns the inversion whose codes it edits, or None if it edits the encoded image itself."""
+        return None
+
+    @abstractmethod
+    def usual(self, info: "ModelInfo") -> Usual:
+        """Returns its usual settings for a model."""
+
+    def guidances(self, info: "ModelInfo", asked: float | Guidance | None) -> tuple[Guidance, Guidance]:
+        """Returns the guidance of the sources and of the targets.
+
+        The option ``source_guidance``, which some editors have, is a weight of classifier-free guidance, or for a model
+        whose guidance is distilled into its network, the embedded scale.
+
+        Args:
+            info: facts about the model.
+            asked: the guidance of the targets that was asked for; None is the usual one.
+        """
+        usual, own = self.usual(info), self.options.get("source_guidance")
+        weight, embedded = usual.source_guidance, usual.source_embedded
+        if own is not None:
+            weight, embedded = (own, embedded) if usual.embedded is None else (weight, own)
+        target = asked if isinstance(asked, Guidance) else Guidance(usual.guidance if asked is None else asked)
+        if target.embedded is None:
+            target = replace(target, embedded=usual.embedded)
+        return replace(target, weight=weight, embedded=embedded), target
+
+    def usual_steps(self, info: "ModelInfo", asked: int | None) -> int:
+        """Returns the number of steps if none was asked for.
+
+        Raises:
+            InputError: the editor fixes another number than ``asked``.
+        """
+        if self.steps is not None and asked not in (None, self.steps):
+            raise InputError(f"{asked} is not what {self.name!r} makes: {self.steps}; leave it out.", parameter="steps")
+        return self.steps or self.usual(info).steps or info.steps
+
+    def check(self, info: "ModelInfo") -> None:
+        """Raises InputError if it does not work on a model."""
+        if self.needs == "text" and not info.text:
+            raise InputError(
+                f"{self.name!r} works on prompts, and the model {info.name!r} takes none; use 'direct'.",
+                parameter="method",
+            )
+
+    def start(self, problem: EditProblem) -> State:
+        """Returns the state at the node ``problem.reach.begin``, with the entries ``source`` and ``x``.
+
+        By default both are the source on the trajectory, or the encoded image if there is none.
+        """
+        source = problem.x0 if problem.trajectory is None else problem.at(problem.reach.begin)
+        return {SOURCE: source, TARGET: problem.each(source)}
+
+    @abstractmethod
+    def step(self, problem: EditProblem, state: State, i: int) -> State:
+        """Returns the state at ``grid[i + 1]`` from the one at ``grid[i]``, without mask and strength."""
+
+    def edit(self, problem: EditProblem, on_step: OnStep | None = None) -> Tensor:
+        """Returns the edited latents, [N K, ...].
+
+        Args:
+            problem: the images, prompts and settings.
+            on_step: called after each step with the index of the node reached and the state there.
+
+        Raises:
+            NotFinite: the sample contains NaN or infinity after a step.
+        """
+        end = solve(
+            _no_denoiser,
+            _Editing(self, problem),
+            self.start(problem),
+            problem.grid,
+            first=problem.reach.begin,
+            on_step=on_step,
+        )
+        return end[TARGET]
+
+
+def _no_denoiser(x: Tensor, node: Node) -> Pair:
+    """Stands in for the denoiser of a solver: editors ask the network themselves."""
+    raise NotImplementedError
+
+
+class _Editing(Solver):
+    """Makes the steps of an editor, and sets the targets back to their source outside the mask."""
+
+    name: ClassVar[str] = "editing"
+    order: ClassVar[int] = 0
+    nfe: ClassVar[int] = 0
+    paper: ClassVar[str] = ""
+
+    def __init__(self, editor: Editor, problem: EditProblem) -> None:
+        self.editor, self.problem = editor, problem
+
+    def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
+        """Makes a step of the editor, and applies mask and strength."""
+        problem = self.problem
+        after = self.editor.step(problem, state, i)
+        mask, factor = problem.mask, problem.reach.factor(i)
+        if mask is None and factor == 1:
+            return after
+        rows = torch.cat([after[SOURCE][:, None], after[TARGET].unflatten(0, (len(problem.x0), -1))], 1).flatten(0, 1)
+        whole = rows.new_ones(len(problem.x0), 1, *rows.shape[2:]) if mask is None else mask
+        kept = blended(rows, whole * factor).unflatten(0, (len(problem.x0), -1))
+        return {**after, TARGET: kept[:, 1:].flatten(0, 1)}
+
+
+def straight(node: Node) -> tuple[float, float]:
+    """Returns (scale, time) of a node as one of rectified flow: x = scale ((1 - time) x0 + time eps).
+
+    Every Gaussian path is a rectified flow up to a scale of x, with scale = alpha + sigma and time = sigma / scale. Its
+    velocity is eps - x0. On rectified flow itself the scale is 1 and the time is sigma.
+    """
+    scale = node.alpha + node.sigma
+    return scale, node.sigma / scale
+
+
+def velocity(pair: Pair) -> Tensor:
+    """Returns the velocity of the straight path, eps - x0."""
+    return pair.eps - pair.x0

@@ -1,0 +1,188 @@
+"""Runs an editor on the codes of its sources: what ``edit`` does for the methods in ``ddim.EDITORS``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._utils.errors import InputError
+from .._utils.tensors import in_groups
+from ..core.conditioning import Conditioning, PromptConditioning
+from ..core.contracts import Inversion
+from ..core.denoiser import Call
+from ..core.guidance import Guidance
+from ..core.noise import SeededNoise
+from ..editing.blend import to_latent
+from ..editing.editors import EDITORS, make_editor
+from ..editing.editors.base import Editor, EditProblem, StepNoise, Usual
+from ..editing.sides import Side
+from ..editing.strength import Reach
+from ..inversion.base import TRAJECTORY
+from ..inversion.encoded import Encoded
+from ..inversion.latent_code import LatentCode
+from ..models.base import Model
+from .beside import with_facts
+from .capabilities import check_editor, check_guidance
+from .common import half_precision_hint, hold_of, is_encoded
+from .events import ImagesEvent, OnEvent, engine_events
+from .phases import Phases
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An editor with its settings for a model.
+
+    Attributes:
+        editor: the editor.
+        usual: its usual settings.
+        source, target: the guidance of the sources and of the targets.
+    """
+
+    editor: Editor
+    usual: Usual
+    source: Guidance
+    target: Guidance
+
+    @staticmethod
+    def of(
+        model: Model,
+        method: Any,
+        options: Mapping[str, Any] | None,
+        guidance: float | Guidance | None,
+        code: LatentCode | None,
+    ) -> "Chosen | None":
+        """Returns what the arguments of ``edit`` choose; None if targets are sampled beside their sources.
+
+        Raises:
+            InputError: the editor does not work on the model, with this guidance, or on this code.
+        """
+        editor = _editor_for(method, options, code)
+        if editor is None:
+            return None
+        check_editor(model, editor)
+        guidances = editor.guidances(model.info, guidance)
+        for one in guidances:
+            check_guidance(model, one)
+        return Chosen(editor, editor.usual(model.info), *guidances)
+
+    def one_branch_a_call(self) -> "Chosen":
+        """Returns a copy that asks for the two branches of guidance one after the other."""
+        return replace(
+            self, source=replace(self.source, batched_cfg=False), target=replace(self.target, batched_cfg=False)
+        )
+
+    @property
+    def inversion(self) -> Inversion:
+        """The inversion that makes the codes of the editor."""
+        return self.editor.inversion() or Encoded(self.editor.name)
+
+
+def _editor_for(method: Any, options: Mapping[str, Any] | None, code: LatentCode | None) -> Editor | None:
+    """Returns the editor that the arguments of ``edit`` choose; None if targets are sampled beside their sources.
+
+    A code of an editor without an inversion, which holds the encoded images, is edited by that editor.
+
+    Raises:
+        InputError: the editor cannot start from the code.
+    """
+    if method is None:
+        if code is None or code.method not in EDITORS or not is_encoded(code):
+            return None
+        return make_editor(code.method, options)
+    editor = make_editor(method, options)
+    if editor is None or code is None:
+        return editor
+    inversion = editor.inversion()
+    if inversion is None:
+        if code.method != editor.name:
+            raise InputError(
+                f"{editor.name!r} edits images without an inversion, and this is a code of {code.method!r}; give the "
+                "images.",
+                parameter="method",
+            )
+        return editor
+    missing = [name for name in inversion.keeps if name not in code.extras]
+    if missing or _trajectory(code) is None:
+        raise InputError(
+            f"{editor.name!r} starts from the {', '.join(missing) or TRAJECTORY} of {inversion.name!r}, which this "
+            f"code of {code.method!r} lacks; give the images, or invert them with method={inversion.name!r} and "
+            "keep_trajectory=True.",
+            parameter="method",
+        )
+    return editor
+
+
+def _trajectory(code: LatentCode) -> Tensor | None:
+    """Returns the samples of the inversion at all nodes, [N, S + 1, ...], if the code keeps them."""
+    later = code.extras.get(TRAJECTORY, code.extras.get("pivot"))
+    return None if later is None else torch.cat([code.x[:, None].to(later), later], 1)
+
+
+def edited_by(
+    model: Model,
+    chosen: Chosen,
+    code: LatentCode,
+    targets: Conditioning,
+    reach: Reach,
+    seed: int,
+    mask: Tensor | None,
+    batch: int,
+    phases: Phases,
+    on_event: OnEvent,
+) -> tuple[Tensor, Tensor | None]:
+    """Edits all sources by an editor, in batches.
+
+    Args:
+        model: the model.
+        chosen: the editor and the guidance.
+        code: of all N sources.
+        targets: the targets' conditions, N * K rows, those of one image next to each other.
+        reach: the steps in which the targets may leave their source.
+        seed: the seed of the first image.
+        mask: the user's mask in pixels of the images, [N, 1, H, W], or None.
+        batch, on_event: see ``edit``.
+        phases: counts the steps.
+
+    Returns:
+        Images [N, 1 + K, C, H, W] in [0, 1], of which the first is the source's own latent decoded, and the mask,
+        [N, 1, H, W], or None.
+    """
+    many = (targets.rows or len(code)) // len(code)
+    per = max(1, batch // (1 + many))
+    chunks = [slice(k, min(k + per, len(code))) for k in range(0, len(code), per)]
+    report = phases.sampling((code.grid.steps - reach.begin) * len(chunks))
+    if mask is not None:
+        mask = to_latent(mask, code.state["x"].shape[-2:]).to(model.device)
+    parts: list[Tensor] = []
+    for which in chunks:
+        part = code[which]
+        n, own = len(part), part.conditions.to(model.device)
+        trajectory = _trajectory(part)
+        latents = part.x if trajectory is None else trajectory[:, -1]
+        x0 = latents.to(model.device, model.state_dtype)
+        wanted = with_facts(targets[which.start * many : which.stop * many], own.cond, many)
+        uncond = None if own.uncond is None else own.uncond.repeat(many)
+        problem = EditProblem(
+            model,
+            part.grid,
+            x0,
+            Side(own, chosen.source, n),
+            Side(PromptConditioning(wanted, uncond), chosen.target, n),
+            StepNoise(SeededNoise([seed + k for k in range(which.start, which.stop)])),
+            None if trajectory is None else trajectory.to(model.device, model.state_dtype),
+            {name: t.to(model.device) for name, t in part.extras.items()},
+            reach,
+            None if mask is None else mask[which],
+            hold_of(part),
+            Call(on_engine=engine_events(on_event)),
+        )
+        with half_precision_hint(model):
+            edits = chosen.editor.edit(problem, report)
+        rows = torch.cat([x0[:, None], edits.unflatten(0, (n, many))], 1).flatten(0, 1)
+        images = in_groups(model.decode(rows), n, 1 + many)
+        parts.append(images)
+        on_event(ImagesEvent(which.start, images))
+    whole = torch.cat(parts)
+    return whole, None if mask is None else torch.nn.functional.interpolate(mask, whole.shape[-2:])
