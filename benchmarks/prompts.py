@@ -21,7 +21,6 @@ the held-out pairs.
 
 import argparse
 import csv
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from torch import Tensor
 
 import ddim
 from ddim.data.sources import open_source
+from ddim.evaluation.columns import share_interval
 from ddim.evaluation.eval_images import galleries, recipe_images
 from ddim.evaluation.tables import machine
 from ddim.training import load_config
@@ -59,14 +59,6 @@ def captioned(images: list[Image.Image], words: list[str]) -> Image.Image:
     return page
 
 
-def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """The interval that contains the true share with 95 % confidence, where ``right`` of ``count`` were right."""
-    share, scale = right / count, 1 + z * z / count
-    centre = (share + z * z / (2 * count)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def report(name: str, ranks: list[int], own: list[int], sizes: list[int]) -> str:
     """One line about a group of prompts.
 
@@ -77,7 +69,7 @@ def report(name: str, ranks: list[int], own: list[int], sizes: list[int]) -> str
         sizes: the number of drawings among which each was searched.
     """
     right, count = sum(rank == 1 for rank in ranks), len(ranks)
-    low, high = wilson(right, count)
+    _, low, high = share_interval(right, count)
     five = sum(rank <= 5 for rank in ranks) / count
     chance, best = sum(1 / size for size in sizes) / count, sum(rank == 1 for rank in own) / count
     return (

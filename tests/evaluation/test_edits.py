@@ -305,9 +305,11 @@ def test_an_option_of_the_method_is_another_setting(recipe: Path, tmp_path: Path
     assert len(list((tmp_path / "out").glob("edit-friendly_*.png"))) == 2
 
 
-def test_every_inversion_is_measured_by_default(recipe: Path, tmp_path: Path):
+def test_every_inversion_and_every_editor_is_measured_by_default(recipe: Path, tmp_path: Path):
     told = evaluated(recipe, tmp_path / "out", "--steps", 2, "--limit", 1)
-    assert [row["method"] for row in told["rows"]] == ddim.inversion_names()
+    works = ddim.capabilities(ddim.load(told["model"]))
+    wanted = [name for kind in ("inversions", "editors") for name, why in works[kind].items() if why is None]
+    assert list(dict.fromkeys(row["method"] for row in told["rows"])) == list(dict.fromkeys(wanted))
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_edits_are_of_the_code_that_came_back_and_are_ranked(
         seen.append((code, prompts, arguments))
         images = torch.stack([torch.stack([answers[p] for p in row]) for row in prompts])
         images[0, 0] = answers["next cat"]
-        return SimpleNamespace(edits=images)
+        return SimpleNamespace(edits=images, reconstruction=images[:, 0])
 
     monkeypatch.setattr("ddim.pipelines.edit.edit", edited)
     bench = board(method=method, guidance=7.5, words=2, styles=1)
@@ -149,7 +149,7 @@ def test_edits_are_of_the_code_that_came_back_and_are_ranked(
     assert [(r["edits"], r["right"]) for r in rows] == [(3, 2), (3, 3)]
     ((code, prompts, arguments),) = seen
     assert (code.method, len(code), code.guidance["weight"]) == (method, 2, weight)
-    assert arguments == {"guidance": 7.5, "attention": "refine"}
+    assert arguments == {"guidance": 7.5, "attention": "refine", "batch": 8}
     assert [len(p) for p in prompts] == [3, 3]
     assert rows[0]["memory_mb"] > 0
     assert rows[1]["memory_mb"] is None  # measured on the first image only
@@ -159,7 +159,8 @@ def test_an_edit_that_fails_leaves_the_numbers_of_the_round_trip(board: Any, mon
     def edited(model: Any, code: Any, prompts: Any, **_: Any) -> Any:
         if code.prompts[0] == "red cat":
             raise ddim.DDIMError("The sample is no longer finite.")
-        return SimpleNamespace(edits=torch.zeros(len(code), len(prompts[0]), 3, 32, 32))
+        edits = torch.zeros(len(code), len(prompts[0]), 3, 32, 32)
+        return SimpleNamespace(edits=edits, reconstruction=edits[:, 0])
 
     monkeypatch.setattr("ddim.pipelines.edit.edit", edited)
     bench = board(method="direct", guidance=1.0, words=1, styles=0)
@@ -256,3 +257,47 @@ def test_wrong_input_is_one_sentence(bench: Path, extra: list[str], sentence: st
     assert sentence in said
     assert "Traceback" not in said
     assert not (bench / "out").exists()
+
+
+def test_an_editor_is_measured_on_the_images_themselves(board: Any):
+    """Its own latent decoded is its reconstruction; what it keeps, and at what cost, is that of its edits."""
+    bench = board(method=["flow-edit"], words=2, styles=1)
+    (_, setting) = bench.settings()
+    usual = ddim.make_editor("flow-edit").usual(bench.session.model.info).guidance
+    assert (setting.spec.method, setting.guidance) == ("flow-edit", usual)
+    rows = measured(bench, setting)
+    ceiling = measured(bench, bench.settings()[0])
+    for row_, best in zip(rows, ceiling, strict=True):
+        assert row_["psnr"] == pytest.approx(best["psnr"], abs=0.01)
+        assert (row_["nfe"], row_["seconds"], row_["memory_mb"]) == (None, None, None)
+        assert row_["edits"] == 3
+        assert row_["edit_nfe"] > 0
+        assert 0 <= row_["kept_bytes"] <= 1
+        assert row_["kept_mse"] > 0
+    table = [*bench.summary(setting, rows)]
+    (points,) = bench.plots(table)["-pareto"].lines.values()
+    assert points[0].low <= points[0].y <= points[0].high
+
+
+def test_what_an_edit_keeps_is_measured_where_source_and_answer_agree(
+    found: EvalImages, board: Any, monkeypatch: pytest.MonkeyPatch
+):
+    answers = {p.prompt: p.pixels for p in found.known}
+
+    def edited(model: Any, source: Any, prompts: Any, **_: Any) -> Any:
+        images = torch.stack([torch.stack([answers[p] for p in row]) for row in prompts])
+        return SimpleNamespace(edits=images, reconstruction=images[:, 0])
+
+    monkeypatch.setattr("ddim.pipelines.edit.edit", edited)
+    bench = board(method="flow-edit", words=1, styles=0)
+    source = found.images[0]
+    (pair,) = bench.targets[id(source)]
+    both = [image.pixels.clone() for image in (source, pair.answer)]
+    rows = measured(bench, bench.settings()[1])
+    common = ((both[0] - both[1]).abs().amax(0) > 0.1).float()[None, None]
+    common = torch.nn.functional.max_pool2d(common, 3, 1, 1)[0, 0] == 0
+    if not bool(common.any()):
+        assert rows[0]["kept_mse"] is None
+    else:
+        error = (both[0] - both[1])[:, common].square().mean()
+        assert rows[0]["kept_mse"] == pytest.approx(float(error), rel=1e-4)

@@ -74,6 +74,21 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return middle, middle - half, middle + half
 
 
+def share_interval(right: int, count: int, z: float = 1.959964) -> Interval:
+    """A share and its 95 % interval (Wilson 1927).
+
+    Args:
+        right, count: how many of how many were right.
+        z: the quantile of the normal distribution.
+    """
+    if not count:
+        return None, None, None
+    share = right / count
+    middle, scale = share + z**2 / (2 * count), 1 + z**2 / count
+    half = z * sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return share, max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
 def median_interval(values: Sequence[float]) -> Interval:
     """The median and its 95 % interval: the order statistics at n/2 ± 0.98 sqrt(n) (Conover 1999, section 3.2).
 

@@ -56,7 +56,7 @@ def edit_pairs(images: Sequence[EvalImage], words: int = 2, styles: int = 2, see
 
 @dataclass(frozen=True)
 class EditSetting:
-    """How edits are made: an inversion, an attention control, the guidance weight and the steps."""
+    """How edits are made: an inversion or an editor, an attention control, the guidance weight and the steps."""
 
     spec: MethodSpec
     attention: str
@@ -70,8 +70,7 @@ class EditSetting:
     def arguments(self) -> dict[str, Any]:
         """The arguments of ``ddim.edit``."""
         return {
-            "method": self.spec.method,
-            "options": dict(self.spec.options),
+            **self.spec.edit_arguments,
             "steps": self.steps,
             "guidance": self.guidance,
             "attention": self.attention,
@@ -96,7 +95,22 @@ class EditSetting:
 
 
 def edit_settings(
-    specs: Sequence[MethodSpec], attentions: Sequence[str], guidance: float, steps: int
+    model: Model, specs: Sequence[MethodSpec], attentions: Sequence[str], guidance: float | None, steps: int
 ) -> list[EditSetting]:
-    """Every method with every attention control."""
-    return [EditSetting(spec, attention, guidance, steps) for spec in specs for attention in attentions]
+    """Every method with every attention control, or with its own if it names one; editors have none.
+
+    Args:
+        model: the model, whose usual guidance is used where ``guidance`` is None; an editor has its own usual one.
+        specs: the methods.
+        attentions: the attention controls of inversions.
+        guidance: the weight of guidance.
+        steps: the number of steps, for methods that do not fix it.
+    """
+    out: list[EditSetting] = []
+    for spec in specs:
+        editor = spec.editor
+        usual = model.info.guidance if editor is None else editor.usual(model.info).guidance
+        count = steps if editor is None or editor.steps is None else editor.steps
+        own = ["none"] if editor is not None else [spec.attention] if spec.attention else attentions
+        out += [EditSetting(spec, one, usual if guidance is None else guidance, count) for one in own]
+    return out

@@ -1,4 +1,4 @@
-"""Inversions with their options, as tables name them, and which of them a model supports."""
+"""Inversions and editors with their options, as tables name them, and which of them a model supports."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,25 +8,41 @@ import torch
 
 from .._utils.errors import InputError
 from ..core.conditioning import Conditioning
+from ..core.contracts import Inversion
 from ..core.denoiser import Call
 from ..core.guidance import Guidance
 from ..core.path import Node
+from ..editing.editors import EDITORS, make_editor
+from ..editing.editors.base import Editor
+from ..editing.plan import AttentionEdit
 from ..inversion import inversion_names, make_inversion
 from ..models.base import Model
 from ..models.wrapper import ModelWrapper
+from ..pipelines.capabilities import capabilities
 from ..pipelines.common import Spacing, conditioned
+from ..pipelines.edit import edit
 from ..pipelines.invert import invert
 
 VARIANTS = {"ddim": ("ddim iterations=5",), "null-text": ("null-text start=prompt",)}
 """Variants that are measured beside a method when all methods are."""
 
+ATTENTION = "attention"
+"""What names the attention control of edits beside the options of a method, as in ``direct attention=none``."""
+
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """An inversion with those of its options that differ from their defaults."""
+    """An inversion or an editor with those of its options that differ from their defaults.
+
+    Attributes:
+        method: the name.
+        options: the options.
+        attention: the attention control of its edits; empty is the usual one.
+    """
 
     method: str
     options: tuple[tuple[str, Any], ...] = ()
+    attention: str = ""
 
     @classmethod
     def of(cls, name: str, options: Mapping[str, Any] | None = None) -> "MethodSpec":
@@ -35,8 +51,13 @@ class MethodSpec:
         Raises:
             InputError: the method or an option is unknown, or a value is out of its range.
         """
-        chosen, usual = make_inversion(name, options).options, make_inversion(name).options
-        return cls(name, tuple((key, value) for key, value in sorted(chosen.items()) if value != usual.get(key)))
+        own = dict(options or {})
+        attention = str(own.pop(ATTENTION, ""))
+        if attention:
+            AttentionEdit(attention)
+        chosen, usual = _made(name, own).options, _made(name, None).options
+        changed = tuple((key, value) for key, value in sorted(chosen.items()) if value != usual.get(key))
+        return cls(name, changed, attention)
 
     @classmethod
     def parse(cls, text: str) -> "MethodSpec":
@@ -58,9 +79,21 @@ class MethodSpec:
         return cls.of(name, options)
 
     @property
+    def editor(self) -> Editor | None:
+        """The editor; None for an inversion."""
+        return make_editor(self.method, dict(self.options))
+
+    @property
+    def edit_arguments(self) -> dict[str, Any]:
+        """The arguments of ``ddim.edit`` that choose it."""
+        usual = "refine" if self.editor is None else "none"
+        return {"method": self.method, "options": dict(self.options), "attention": self.attention or usual}
+
+    @property
     def options_text(self) -> str:
         """The options as ``iterations=5``. It is the same however they were written."""
-        return " ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.options)
+        named = [*self.options, *([(ATTENTION, self.attention)] if self.attention else [])]
+        return " ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in named)
 
     @property
     def title(self) -> str:
@@ -68,9 +101,25 @@ class MethodSpec:
         return " ".join(part for part in (self.method, self.options_text) if part)
 
 
+def _made(name: str, options: Mapping[str, Any] | None) -> Editor | Inversion:
+    """The editor or the inversion of a name."""
+    return make_editor(name, options) or make_inversion(name, options)
+
+
 def all_methods() -> list[MethodSpec]:
     """Every registered inversion, each followed by its ``VARIANTS``."""
     return [MethodSpec.parse(text) for name in inversion_names() for text in (name, *VARIANTS.get(name, ()))]
+
+
+def all_editors() -> list[MethodSpec]:
+    """Every registered editor."""
+    return [MethodSpec(name) for name in EDITORS]
+
+
+def usable_methods(model: Model) -> list[MethodSpec]:
+    """Every inversion and every editor that works on a model."""
+    works = capabilities(model)
+    return [MethodSpec(name) for kind in ("inversions", "editors") for name, why in works[kind].items() if why is None]
 
 
 def chosen_methods(method: Sequence[str] | None, option: Mapping[str, Any] | None) -> list[MethodSpec]:
@@ -92,12 +141,16 @@ def chosen_methods(method: Sequence[str] | None, option: Mapping[str, Any] | Non
 def refusal(
     model: Model, spec: MethodSpec, steps: int, guidance: float, spacing: Spacing | None = None
 ) -> InputError | None:
-    """The error that ``ddim.invert`` raises for a model and these settings; None if it accepts them.
+    """The error that ``ddim.invert`` raises for a model and these settings, or ``ddim.edit`` for an editor.
 
-    The network is not called.
+    None if it accepts them. The network is not called.
     """
     picture = torch.zeros(1, *model.picture)
     try:
+        if spec.editor is not None:
+            edit(
+                _Uncalled(model), picture, "a", source_prompt="b", steps=steps, guidance=guidance, **spec.edit_arguments
+            )
         invert(
             _Uncalled(model),
             picture,
@@ -144,6 +197,25 @@ def accepted(
     if not out:
         raise refused[0]
     return out
+
+
+def accepted_editor(
+    model: Model, spec: MethodSpec, steps: Sequence[int], weights: Sequence[float] | None
+) -> list[tuple[MethodSpec, float, int]]:
+    """The combinations of guidance weights and steps of an editor that a model accepts; empty if there are none.
+
+    Args:
+        model: a model with text.
+        spec: the editor.
+        steps: numbers of steps; an editor that fixes its own has that one.
+        weights: guidance weights; None is the editor's usual one.
+    """
+    editor = spec.editor
+    assert editor is not None
+    usual = editor.usual(model.info).guidance
+    counts = list(steps) if editor.steps is None else [editor.steps]
+    combinations = [(spec, weight, s) for weight in weights or [usual] for s in counts]
+    return [one for one in combinations if refusal(model, spec, one[2], one[1]) is None]
 
 
 def guidance_weight(model: Model, weight: float | None, usual: float) -> float:

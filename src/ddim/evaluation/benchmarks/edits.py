@@ -65,7 +65,10 @@ class EditsOptions(MethodOptions, PairOptions):
         Sequence[str] | None, Option(f"{names(ATTENTIONS)}; repeatable. By default none and refine.")
     ] = None
     steps: Annotated[int, Option("Number of steps S, from 1 to the model's T.", "-S", least=1)] = 20
-    guidance: Annotated[float, Option("Weight of classifier-free guidance in the reconstruction.", "-w")] = 7.5
+    guidance: Annotated[
+        float | None,
+        Option("Weight of classifier-free guidance; by default the usual one of the model, or of an editor.", "-w"),
+    ] = None
     limit: Annotated[int | None, Option("Measure only the first LIMIT edits, for a trial.", least=1)] = None
 
 
@@ -103,14 +106,13 @@ class Edits(Benchmark[EditsOptions, "EditSetting"]):
     def __init__(self, options: EditsOptions, session: "Session") -> None:
         import torch
 
-        from ...inversion import inversion_names
         from ..edit_settings import edit_pairs, edit_settings
         from ..eval_images import galleries, read_recipe, recipe_images
-        from ..method_spec import MethodSpec, chosen_methods
+        from ..method_spec import chosen_methods, usable_methods
         from ..metrics.pairwise import digest
 
         super().__init__(options, session)
-        specs = chosen_methods(options.method, options.option) or [MethodSpec.parse(name) for name in inversion_names()]
+        specs = chosen_methods(options.method, options.option)
         config = read_recipe(options.recipe)
         model = session.open_model(options)
         if not model.text:
@@ -126,7 +128,11 @@ class Edits(Benchmark[EditsOptions, "EditSetting"]):
         digests = {style: digest(torch.stack(own)) for style, own in styles.items()}
         self.digests = {pair.key: f"{digest(pair.source.pixels)} {digests[pair.answer.style]}" for pair in pairs}
         self.edit_settings = edit_settings(
-            specs, options.attention or ["none", "refine"], options.guidance, options.steps
+            model,
+            specs or usable_methods(model),
+            options.attention or ["none", "refine"],
+            options.guidance,
+            options.steps,
         )
         self.shown = {pair.key for pair in shown_pairs(pairs)}
         self.points: dict[str, list[Point]] = {}

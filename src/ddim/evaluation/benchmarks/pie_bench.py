@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..._utils.choices import ATTENTIONS
 from ..._utils.errors import InputError
 from ..._utils.names import value_text
+from ...editing.editors import EDITORS
 from ...inversion import INVERSIONS
 from ..benchmark import Benchmark
 from ..columns import FAILED, Column, Item, Row, count, derived, key, keys, mean, measured, summarise
@@ -35,10 +36,13 @@ class PieBenchOptions(MethodOptions):
     """The options of PIE-Bench."""
 
     data: Annotated[Path, Option("The folder with mapping_file.json and annotation_images.")]
-    method: Annotated[Sequence[str], Option(f"{names(INVERSIONS)}; repeatable.")] = ("direct",)
+    method: Annotated[Sequence[str], Option(f"{names([*INVERSIONS, *EDITORS])}; repeatable.")] = ("direct",)
     attention: Annotated[Sequence[str], Option(f"{names(ATTENTIONS)}; repeatable.")] = ("refine",)
     steps: Annotated[int, Option("Number of steps S, from 1 to the model's T.", "-S", least=1)] = 50
-    guidance: Annotated[float, Option("Weight of classifier-free guidance in the reconstruction.", "-w")] = 7.5
+    guidance: Annotated[
+        float | None,
+        Option("Weight of classifier-free guidance; by default the usual one of the model, or of an editor.", "-w"),
+    ] = None
     limit: Annotated[int | None, Option("Measure only the first LIMIT entries, for a trial.", least=1)] = None
     categories: Annotated[
         Sequence[int] | None, Option("Only these categories of 0 to 9, such as 0,1,8; repeatable.", separated=True)
@@ -113,7 +117,7 @@ class PieBench(Benchmark[PieBenchOptions, "EditSetting"]):
         for attention in attentions:  # what a control cannot do is reported before any edit
             entries = editable_entries(model, entries, attention)
         self.entries = {(entry.key, entry.digest): entry for entry in entries}
-        self.edit_settings = edit_settings(specs, attentions, options.guidance, options.steps)
+        self.edit_settings = edit_settings(model, specs, attentions, options.guidance, options.steps)
         self.unusual = {
             "blend_weight": options.blend_weight if options.blend_weight != 1 else None,
             "seed": options.seed or None,
@@ -184,6 +188,7 @@ class PieBench(Benchmark[PieBenchOptions, "EditSetting"]):
         cost = _cost_of_kept(files[1], keys)
         if cost is None or not files[0].is_file():
             weight = self.options.blend_weight
+            blend = entry.blend if setting.spec.editor is None else None  # editors have no attention to words
             model.calls(1)
             began = perf_counter()
             found = edit(
@@ -192,8 +197,8 @@ class PieBench(Benchmark[PieBenchOptions, "EditSetting"]):
                 entry.target_prompt,
                 source_prompt=entry.source_prompt,
                 **setting.arguments,
-                blend=entry.blend,
-                weights={entry.blend[1]: weight} if entry.blend and weight != 1 else None,
+                blend=blend,
+                weights={blend[1]: weight} if blend and weight != 1 else None,
                 seed=self.options.seed,
             )
             cost = {"seconds": perf_counter() - began, "nfe": model.calls(1)}
