@@ -59,6 +59,12 @@ class Example:
             return Model.attention_sites(self)  # type: ignore[arg-type]
         return ()
 
+    def feature_sites(self) -> Sequence[str]:
+        """No module, if the adapter of the family names modules with features; otherwise the error of ``Model``."""
+        if self.adapter.feature_sites is Model.feature_sites:
+            return Model.feature_sites(self)  # type: ignore[arg-type]
+        return ()
+
 
 def example(title: str) -> Example:
     """The example of a column."""

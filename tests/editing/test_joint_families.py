@@ -102,9 +102,24 @@ def family(request: pytest.FixtureRequest) -> tuple[str, Model]:
 def plan_of(
     model: Model, how: AttentionEdit, source: str = SOURCE, target: str = TARGET, **words: Any
 ) -> AttentionPlan:
-    plan = planned(model, [source], target, SIZE, how, **words)[1]
+    if how.key_value_area == "words":
+        words = {**words, "blend": "cat/zebra"}
+    plan = planned(model, [source], target, SIZE, how, masked=True, **words)[1]
     assert plan is not None
+    if how.key_value_area == "background":
+        plan = replace(plan, mask=some_place(plan.size, 1, 7))
+    if how.key_value_area == "words":
+        areas = torch.cat([some_place(plan.size, 0, 5), some_place(plan.size, 2, 9)], 1)[:, None] > 0
+        plan = replace(plan, areas=areas)
     return plan
+
+
+def some_place(size: tuple[int, int], begin: int, end: int) -> Tensor:
+    """A mask on the latent, [1, 1, H, W]: a rectangle that may change by a little, and a single position."""
+    mask = torch.zeros(1, 1, *size)
+    mask[..., begin : size[0] // 2, begin:end] = 0.3
+    mask[..., -1, -1] = 1.0
+    return mask
 
 
 def inputs(model: Any, prompts: Sequence[str] = (SOURCE, TARGET), equal: bool = False) -> tuple[Any, ...]:
@@ -165,6 +180,10 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "self": ("refine", {"cross_steps": (0.0, 0.0), "self_steps": (0.0, 1.0)}, {}),
     "value": ("refine", {"cross_steps": (0.0, 0.0), "self_steps": (0.0, 0.0), "value_steps": (0.0, 1.0)}, {}),
     "reweight": ("none", {"weight_steps": (0.0, 1.0)}, {"weights": {"zebra": 3.0}}),
+    "key-value": ("masactrl", {"key_value_steps": (0.0, 1.0), "layers": (0.0, 1.0)}, {}),
+    "background": ("kv-edit", {}, {}),
+    "areas": ("masactrl", {"key_value_steps": (0.0, 1.0), "key_value_area": "words", "layers": (0.0, 1.0)}, {}),
+    "maps and keys": ("refine", {**EVERYTHING, "key_value_steps": (0.0, 1.0)}, {"weights": {"zebra": 3.0}}),
     "everything": ("refine", {**EVERYTHING, "value_steps": (0.0, 1.0)}, {"weights": {"zebra": 3.0}}),
 }
 

@@ -2,8 +2,13 @@
 
 from typing import Literal, get_args
 
-AttentionKind = Literal["refine", "replace", "none"]
+AttentionKind = Literal["refine", "replace", "masactrl", "plug-and-play", "kv-edit", "none"]
 ATTENTIONS: tuple[str, ...] = get_args(AttentionKind)
+AUTO_BLEND = "auto"
+KeyValueArea = Literal["image", "background", "words"]
+KEY_VALUE_AREAS: tuple[str, ...] = get_args(KeyValueArea)
+AttentionBranches = Literal["cond", "both"]
+ATTENTION_BRANCHES: tuple[str, ...] = get_args(AttentionBranches)
 Through = Literal["ddim", "state"]
 THROUGH: tuple[str, ...] = get_args(Through)
 SPACINGS = ("leading", "trailing", "linspace", "quadratic", "karras", "exponential", "beta", "lcm")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .._utils.choices import ATTENTIONS
+from .._utils.choices import ATTENTION_BRANCHES, ATTENTIONS, KEY_VALUE_AREAS
 from .._utils.errors import DDIMError, InputError, Interrupted
 from .._utils.names import protect, settings_text
 from ..solvers import REVERSIBLE
@@ -128,12 +128,14 @@ class Targets(Options):
 
 @dataclass(frozen=True)
 class Attention(Options):
-    """How attention follows the source's (prompt-to-prompt), and where the image may change."""
+    """How attention follows the source's, and where the image may change."""
 
     attention: str = option(
         "refine",
         "--attention",
-        "How attention follows the source. refine: at the words of both prompts. replace: word by word. none: not.",
+        "How attention follows the source. refine: at the words of both prompts. replace: word by word. masactrl: by "
+        "the source's keys and values. plug-and-play: by its self-attention and features (U-Nets). kv-edit: by its "
+        "keys and values outside --mask. none: not.",
         ATTENTION,
         argument="kind",
         tag="attention-",
@@ -142,7 +144,8 @@ class Attention(Options):
     cross_steps: str | None = option(
         None,
         "--cross",
-        "The part of the steps in which attention to words follows the source's; by default 0,0.4.",
+        "The part of the steps in which attention to words follows the source's; for refine and replace by default "
+        "0,0.4.",
         ATTENTION,
         parse=_window("cross_steps"),
         about=False,
@@ -152,7 +155,8 @@ class Attention(Options):
     self_steps: str | None = option(
         None,
         "--self",
-        "The part of the steps in which self-attention follows the source's; by default 0,0.6.",
+        "The part of the steps in which self-attention follows the source's; for refine and replace by default 0,0.6, "
+        "for plug-and-play 0,0.5.",
         ATTENTION,
         parse=_window("self_steps"),
         about=False,
@@ -168,10 +172,48 @@ class Attention(Options):
         tag="value",
         metavar="END|BEGIN,END",
     )
+    key_value_steps: str | None = option(
+        None,
+        "--key-value",
+        "The part of the steps in which targets look at the keys and values of the source's image; for masactrl by "
+        "default 0.08,1, for kv-edit 0,1.",
+        ATTENTION,
+        parse=_window("key_value_steps"),
+        tag="keyvalue",
+        metavar="END|BEGIN,END",
+    )
+    key_value_area: str | None = option(
+        None,
+        "--key-value-area",
+        "Which keys and values those are. image: all. background: those outside --mask. words: all, but the area of "
+        "the --blend words looks at that of the source, and the rest at the rest.",
+        ATTENTION,
+        tag="area-",
+        autocompletion=lambda: list(KEY_VALUE_AREAS),
+    )
+    feature_steps: str | None = option(
+        None,
+        "--features",
+        "The part of the steps in which a U-Net's features follow the source's; for plug-and-play by default 0,0.8.",
+        ATTENTION,
+        parse=_window("feature_steps"),
+        tag="features",
+        metavar="END|BEGIN,END",
+    )
+    branches: str | None = option(
+        None,
+        "--branches",
+        "The branches of guidance in which the image's attention follows the source's: cond (for refine and replace) "
+        "or both (for the others).",
+        ATTENTION,
+        tag="branches-",
+        autocompletion=lambda: list(ATTENTION_BRANCHES),
+    )
     layers: str | None = option(
         None,
         "--layers",
-        "The part of the network's depth in which attention changes; by default all of it.",
+        "The part of the network's depth in which attention changes; by default all of it, for masactrl 0.625,1 and "
+        "for plug-and-play 0.5,1.",
         ATTENTION,
         parse=_window("layers"),
         tag="layers",
@@ -228,7 +270,8 @@ class Where(Options):
     blend: list[str] | None = option(
         None,
         "--blend",
-        "Change only where these words of source/target lie; repeatable: one for each --to, or one for all.",
+        "Change only where these words of source/target lie, or auto: where the words that differ lie; repeatable: one "
+        "for each --to, or one for all.",
         ATTENTION,
         parse=_one_or_each,
         callback=o.check_utf8,
@@ -406,6 +449,10 @@ def edit(
                         "cross": list(how.cross_steps),
                         "self": list(how.self_steps),
                         "value": list(how.value_steps),
+                        "key_value": list(how.key_value_steps),
+                        "key_value_area": how.key_value_area,
+                        "features": list(how.feature_steps),
+                        "branches": how.branches,
                         "layers": list(how.layers if how.layer_indices is None else how.layer_indices),
                     },
                     "blend_start": how.blend_start,

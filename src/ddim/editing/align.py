@@ -1,12 +1,12 @@
 """Aligns the tokens of a target prompt with those of the source prompt, whose attention maps they take over."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 from .._utils.errors import InputError
-from .tokens import PromptTokens, Tokens
+from .tokens import PromptTokens, Tokens, plain_word
 
 NEW = -1
 """The value of a target token in an alignment that has no partner in the source."""
@@ -98,7 +98,21 @@ def _frame(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
     return mapping, new
 
 
-def align(source: Sequence[int], target: Sequence[int]) -> list[int]:
+def changed_words(source: PromptTokens, target: PromptTokens) -> tuple[list[int], list[int]]:
+    """Finds the words that two prompts do not share, by an alignment of their words.
+
+    Case and punctuation at the ends of words are ignored.
+
+    Returns:
+        the indices of the source's words that have no partner in the target, and of the target's that have none in the
+        source.
+    """
+    was, now = ([plain_word(word) for word in tokens.words] for tokens in (source, target))
+    partners = align(was, now)
+    return sorted({*range(len(was))} - {*partners}), [k for k, partner in enumerate(partners) if partner == NEW]
+
+
+def align(source: Sequence[Hashable], target: Sequence[Hashable]) -> list[int]:
     """Finds the best global alignment of two sequences, with the scores 0 for a gap, 1 for a match, -1 for a mismatch.
 
     Source: Needleman and Wunsch 1970, doi 10.1016/0022-2836(70)90057-4. Of several best alignments, it chooses the one

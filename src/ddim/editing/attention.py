@@ -1,7 +1,13 @@
-"""Attention control of prompt-to-prompt (Hertz et al. 2022, arXiv 2208.01626): the computation for one network call.
+"""Attention control: the computation for one network call.
+
+It takes over maps, as prompt-to-prompt does (Hertz et al. 2022, arXiv 2208.01626), values, keys with values (MasaCtrl,
+Cao et al. 2023, arXiv 2304.08465; KV-Edit, Zhu et al. 2025, arXiv 2502.17363), and features of a residual block
+(plug-and-play, Tumanyan et al. 2022, arXiv 2211.12572).
 
 The attention processors of a network pass queries, keys and values to the ``AttentionController`` in the arguments of
-the call. The network itself stores nothing about the edit.
+the call. The network itself stores nothing about the edit. The rows of a source and its targets are in one batch at the
+same noise level, so that nothing of an earlier call is stored either: KV-Edit's cache of all steps and blocks is the
+source's row here, which a pinned inversion keeps on its trajectory.
 
 A layer of a U-Net looks either at the words or at the image. In the joint attention of a transformer (Esser et al.
 2024, arXiv 2403.03206) one softmax is over both, so that the attention of an image's token is a row [to the image, to
@@ -16,6 +22,9 @@ the words] whose entries sum to 1. Such a row of a target is edited as follows:
    the row no longer sums to 1.
 
 The rows of the words' tokens, which a U-Net does not have, are the target's own.
+
+Where keys and values are taken over, those of the image's tokens in a target become the source's, before all of the
+above. The queries, and the keys and values of the words, stay the target's own.
 """
 
 import math
@@ -25,7 +34,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import adaptive_max_pool2d, pad, scaled_dot_product_attention
 
 from .._utils.errors import DDIMError
 from .plan import AttentionPlan, AttentionSite, within
@@ -69,13 +78,15 @@ class AttentionController:
     """
 
     def __init__(self, plan: AttentionPlan, step: int, steps: int) -> None:
-        edit, takes_maps = plan.edit, plan.edit.kind != "none"
+        edit, takes = plan.edit, plan.edit.kind != "none"
         self.plan, self.step, self.steps = plan, step, steps
         self.images, self.targets = plan.new.shape[:2]
         self.rows = self.images * (1 + self.targets)
-        self.cross = takes_maps and within(edit.cross_steps, step, steps)
-        self.self_attention = takes_maps and within(edit.self_steps, step, steps)
-        self.values = takes_maps and within(edit.value_steps, step, steps)
+        self.cross = takes and within(edit.cross_steps, step, steps)
+        self.self_attention = takes and within(edit.self_steps, step, steps)
+        self.values = takes and within(edit.value_steps, step, steps)
+        self.key_values = takes and within(edit.key_value_steps, step, steps)
+        self.features = takes and within(edit.feature_steps, step, steps)
         self.reweight = plan.scales is not None and within(edit.weight_window, step, steps)
         self.seen: Counter[tuple[str, bool]] = Counter()
         self.maps: Tensor | None = None
@@ -83,15 +94,18 @@ class AttentionController:
     @property
     def idle(self) -> bool:
         """Whether this call neither changes nor records attention, so that it does not need the controller."""
-        acts = self.cross or self.self_attention or self.values or self.reweight
-        return not (acts or self.plan.blend is not None)
+        return not (any(self._acts) or self.plan.blend is not None)
+
+    @property
+    def _acts(self) -> tuple[bool, ...]:
+        """What acts in this step."""
+        return self.cross, self.self_attention, self.values, self.key_values, self.features, self.reweight
 
     @property
     def key(self) -> Hashable:
         """All that decides what the controller computes, besides the tensors of its plan."""
         plan = self.plan
-        acts = self.cross, self.self_attention, self.values, self.reweight
-        return plan.edit, plan.layers, plan.size, *acts
+        return plan.edit, plan.layers, plan.size, plan.features, *self._acts
 
     def with_tensors(self, tensors: Sequence[Tensor | None]) -> "AttentionController":
         """Returns a controller for the same call with other tensors in its plan; see ``AttentionPlan.tensors``."""
@@ -117,7 +131,8 @@ class AttentionController:
     ) -> Tensor:
         """Returns the output of an attention layer, [B, heads, Q, d].
 
-        Only the targets' rows of the conditional branch are edited, and of those only what the image's tokens see.
+        Only the targets' rows are edited, of the conditional branch and of what ``AttentionEdit.branches`` adds, and of
+        those only what the image's tokens see. Keys and values that are taken over are seen by the words' tokens too.
 
         Args:
             layer: the attention layer.
@@ -131,29 +146,50 @@ class AttentionController:
             DDIMError: the shapes are not those that the plan expects.
         """
         self._check(layer, query, key, cfg_branch)
-        if cfg_branch == "uncond":
-            return scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        first = self.rows if cfg_branch == "both" else 0
         plan, changes = self.plan, self.plan.changes(layer)
         height, width = layer.size(plan.size)
         own = changes and layer.picture and height * width <= plan.self_positions
-        if own and self.values:
-            value = self._with_source_values(layer, value, first)
-        if own and self.self_attention and not layer.joint:
-            query, key = self._sources(query, first), self._sources(key, first)
+        uncond, cond = self._branches(cfg_branch)
+        rows = [branch for branch in (uncond, cond) if branch is not None] if own else []
+        rows = rows if plan.edit.branches == "both" else [branch for branch in rows if branch is cond]
+        if rows and (self.values or self.key_values or (self.self_attention and not layer.joint)):
+            query, key, value, mask = self._with_sources(layer, query, key, value, mask, rows)
         out = scaled_dot_product_attention(query, key, value, attn_mask=mask)
         if not layer.words:
             return out
         # The fused kernel above does not return the maps; where they are needed, they are computed a second time.
-        acts = _Acts(
-            cross=changes and self.cross,
-            image=own and self.self_attention,
-            reweight=changes and self.reweight,
-            keep=plan.blend is not None and (height, width) == plan.blend_size,
-        )
-        if any(acts):
-            self._edit_words(layer, query[first:], key[first:], value[first:], _rows(mask, first), out[first:], acts)
+        keep = plan.blend is not None and (height, width) == plan.blend_size
+        for branch in (uncond, cond):
+            acts = _Acts(
+                cross=changes and self.cross and branch is cond,
+                image=self.self_attention and branch in rows,
+                reweight=changes and self.reweight and branch is cond,
+                keep=keep and branch is cond,
+            )
+            if branch is not None and any(acts):
+                part = query[branch], key[branch], value[branch], _rows(mask, branch), out[branch]
+                self._edit_words(layer, *part, acts)
         return out
+
+    def follow_features(self, name: str, x: Tensor, cfg_branch: str | None) -> Tensor:
+        """Returns the features of a U-Net's layer with each target's replaced by those of its source.
+
+        Args:
+            name: the name of the module; one of ``AttentionPlan.features``.
+            x: its output, [B, C, h, w].
+            cfg_branch: as for ``attend``.
+        """
+        self.seen[name, cfg_branch == "uncond"] += 1
+        uncond, cond = self._branches(cfg_branch)
+        both = self.plan.edit.branches == "both"
+        return self._followed(x, [rows for rows in (uncond, cond) if rows is not None and (both or rows is cond)])
+
+    def _branches(self, cfg_branch: str | None) -> tuple[slice | None, slice | None]:
+        """Returns the rows of the unconditional and of the conditional branch; None for one that is not in the call."""
+        first, second = slice(0, self.rows), slice(self.rows, 2 * self.rows)
+        if cfg_branch == "both":
+            return first, second
+        return (first, None) if cfg_branch == "uncond" else (None, first)
 
     def _edit_words(
         self,
@@ -169,7 +205,7 @@ class AttentionController:
 
         Args:
             layer: the attention layer.
-            query, key, value, mask: as for ``attend``, of the conditional rows.
+            query, key, value, mask: as for ``attend``, of the rows of one branch of guidance.
             out: the output of the layer, [N (1 + K), heads, Q, d], which is changed in place.
             acts: what is done.
         """
@@ -224,11 +260,12 @@ class AttentionController:
             for wanted in (False, True)
         )
         every = Counter(layer.name for layer in self.plan.layers)
+        every += Counter(self.plan.features if self.features else ())
         # The unconditional branch may be missing (weight 1), or be part of a call for both branches.
         if cond != every or uncond not in (every, Counter()):
             raise DDIMError(
-                f"Attention control saw {cond.total()} attention layers in a call of a network that has "
-                f"{len(every)}: its attention processors were changed after ddim.edit had set them."
+                f"Attention control saw {cond.total()} layers in a call of a network that has {len(every)}: its "
+                "attention processors were changed after ddim.edit had set them."
             )
         return self.maps
 
@@ -253,18 +290,86 @@ class AttentionController:
         """Views the rows [N (1 + K), ...] as [N, 1 + K, ...]: each image with its source and its targets."""
         return x.unflatten(0, (self.images, 1 + self.targets))
 
-    def _sources(self, x: Tensor, first: int) -> Tensor:
-        """Replaces each target's row by that of its source; rows before ``first`` do not change."""
-        rows = self._grouped(x[first:])[:, :1].expand(-1, 1 + self.targets, *x.shape[1:]).flatten(0, 1)
-        return torch.cat([x[:first], rows])
+    def _followed(
+        self, x: Tensor, rows: Sequence[slice], places: slice = slice(None), keep: Tensor | None = None
+    ) -> Tensor:
+        """Returns a copy of x in which each target's row is that of its source.
 
-    def _with_source_values(self, layer: AttentionSite, value: Tensor, first: int) -> Tensor:
-        """Replaces the values of the image's tokens in each target's row by those of its source."""
-        picture, _ = layer.parts(self.plan.size, value.shape[2], self.plan.new.shape[2])
-        value = value.clone()
-        rows = self._grouped(value[first:])
-        rows[:, 1:, :, picture] = rows[:, :1, :, picture]
-        return value
+        Args:
+            x: [B, heads, tokens, d], or of another shape without ``places`` and ``keep``.
+            rows: the rows of the branches of guidance in which targets follow.
+            places: the tokens.
+            keep: true for the tokens of a target that stay its own, [N, 1, 1, tokens, 1].
+        """
+        x = x.clone()
+        for branch in rows:
+            each = self._grouped(x[branch])[:, :, :, places]
+            source, targets = each[:, :1], each[:, 1:]
+            targets.copy_(source.expand_as(targets) if keep is None else torch.where(keep, targets, source))
+        return x
+
+    def _with_sources(
+        self,
+        layer: AttentionSite,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        rows: Sequence[slice],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Takes over queries, keys and values of the image's tokens; returns what attention is computed from."""
+        picture, _ = layer.parts(self.plan.size, key.shape[2], self.plan.new.shape[2])
+        area = self.plan.edit.key_value_area
+        if self.key_values:
+            keep = self._inside(layer) if area == "background" else None
+            key, value = self._followed(key, rows, picture, keep), self._followed(value, rows, picture, keep)
+        if self.values:
+            value = self._followed(value, rows, picture)
+        if self.self_attention and not layer.joint:
+            query, key = self._followed(query, rows), self._followed(key, rows)
+        if self.key_values and area == "words" and self.plan.areas is not None:
+            mask = self._within_areas(layer, query, key, mask, rows, picture)
+        return query, key, value, mask
+
+    def _inside(self, layer: AttentionSite) -> Tensor:
+        """Returns which of a layer's picture tokens the user's mask lets change in any part, [N, 1, 1, tokens, 1].
+
+        Tokens of padding count as inside: they belong to no part of the picture.
+        """
+        assert self.plan.mask is not None
+        inside = adaptive_max_pool2d((self.plan.mask > 0).float(), layer.size(self.plan.size)).flatten(1) > 0
+        inside = pad(inside, (0, layer.positions(self.plan.size) - inside.shape[1]), value=True)
+        return inside[:, None, None, :, None]
+
+    def _within_areas(
+        self,
+        layer: AttentionSite,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        rows: Sequence[slice],
+        picture: slice,
+    ) -> Tensor:
+        """Returns the mask with which each image query of a target sees the image keys of its own kind of area.
+
+        A query inside the words' area of the target sees the keys inside that of the source, and any other query sees
+        the others. Where there are none of its kind, it sees all.
+        """
+        areas = self.plan.areas
+        assert areas is not None
+        size, (n, k) = layer.size(self.plan.size), areas.shape[:2]
+        inside = adaptive_max_pool2d(areas.float().flatten(0, 1), size).flatten(2).unflatten(0, (n, k)) > 0
+        inside = pad(inside, (0, layer.positions(self.plan.size) - inside.shape[-1]))
+        source, target = inside[:, :, 0], inside[:, :, 1]
+        sees = target[..., :, None] == source[..., None, :]  # [N, K, Q, K]
+        sees = sees | ~sees.any(-1, keepdim=True)
+        every = sees.new_ones(len(query), 1, query.shape[2], key.shape[2])
+        queries = picture if layer.joint else slice(0, query.shape[2])
+        for branch in rows:
+            self._grouped(every[branch])[:, 1:, 0, queries, picture] = sees
+        if mask is None:
+            return every
+        return mask & every if mask.dtype == torch.bool else mask.masked_fill(~every, -math.inf)
 
     def _word_maps(self, source: Tensor, target: Tensor) -> Tensor:
         """Returns the maps of the blend words in source and target, [N, K, 2, Q], summed over words and heads.
@@ -295,9 +400,9 @@ def _chunks(query: Tensor, queries: slice, key: Tensor) -> Iterator[tuple[slice,
             yield slice(head, min(head + heads, many)), slice(place, min(place + places, queries.stop))
 
 
-def _rows(mask: Tensor | None, first: int) -> Tensor | None:
-    """Returns the rows of a mask from ``first`` on; a mask of one row is for all."""
-    return mask if mask is None or len(mask) == 1 else mask[first:]
+def _rows(mask: Tensor | None, branch: slice) -> Tensor | None:
+    """Returns some rows of a mask; a mask of one row is for all."""
+    return mask if mask is None or len(mask) == 1 else mask[branch]
 
 
 def _chunk_of(mask: Tensor | None, heads: slice, places: slice) -> Tensor | None:

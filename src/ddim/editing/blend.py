@@ -112,17 +112,26 @@ def from_maps(maps: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
     """Computes the mask of the blend words from their attention maps (Hertz et al. 2022, section 3.2, "Local Editing").
 
     Args:
-        maps: the cross-attention maps of the words in source and target, [N, K, 2, h, w], summed over past steps.
-        size: (height, width) of the latent.
-        threshold: a word covers the pixels where its map exceeds this fraction of the map's maximum.
+        maps, size, threshold: see ``word_areas``.
 
     Returns:
         a mask [N, K, H, W] of 0 and 1: the union of the words' areas in source and target.
     """
+    return word_areas(maps, size, threshold).any(2).to(maps)
+
+
+def word_areas(maps: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
+    """Returns where the blend words lie in source and target, [N, K, 2, H, W]; false everywhere without a word.
+
+    Args:
+        maps: the cross-attention maps of the words in source and target, [N, K, 2, h, w], summed over past steps.
+        size: (height, width) of the latent.
+        threshold: a word covers the pixels where its map exceeds this fraction of the map's maximum.
+    """
     n, k = maps.shape[:2]
     spread = interpolate(max_pool2d(maps.flatten(0, 1), 3, stride=1, padding=1), size)
     top = spread.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(spread.dtype).tiny)
-    return (spread / top > threshold).any(1).to(maps).unflatten(0, (n, k))
+    return (spread / top > threshold).unflatten(0, (n, k))
 
 
 def blended(x: Tensor, mask: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A solver with attention control and local blend, which samples a source together with its targets."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..core.prediction import Pair
 from ..inversion.replay import SolverWrapper
 from ..solvers.lattice import LatticeState
 from .attention import AttentionController
-from .blend import blended, from_maps
+from .blend import blended, from_maps, word_areas
 from .plan import AttentionPlan, within
 from .strength import WHOLE, Reach
 
@@ -66,13 +66,16 @@ class Controlled(SolverWrapper):
         images: int = 1,
     ) -> None:
         super().__init__(inner)
+        if plan is not None and plan.edit.key_value_area == "background":
+            plan = replace(plan, mask=mask)
         self.plan, self.user_mask, self.reach, self.images = plan, mask, reach, images
         self.before = reach.before  # windows of attention control count the steps that a strength leaves out
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
         """Makes a step of the inner solver with attention control, then blends every tensor of its state."""
-        plan, controlled_state = self.plan, _controlled_state(state)
+        controlled_state = _controlled_state(state)
         maps = controlled_state.maps
+        plan = self._plan_at(maps)
 
         def controlled(x: Tensor, node: Node) -> Pair:
             nonlocal maps
@@ -95,6 +98,13 @@ class Controlled(SolverWrapper):
             blends = {k: blended(v, mask) for k, v in after.items()}
             after = after.with_integers(blends) if isinstance(after, LatticeState) else blends
         return ControlledState(after, maps)
+
+    def _plan_at(self, maps: Tensor | None) -> AttentionPlan | None:
+        """Returns the plan of a step, with the areas of the blend words in the maps so far if they decide anything."""
+        plan = self.plan
+        if plan is None or maps is None or plan.edit.key_value_area != "words":
+            return plan
+        return replace(plan, areas=word_areas(maps, plan.size, plan.edit.blend_threshold))
 
     def read(self, state: State) -> Tensor:
         """Returns the sample that a state holds, [N, ...]."""

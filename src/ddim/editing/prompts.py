@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .._utils.errors import InputError, is_number, is_texts
 from .._utils.texts import check_text
+from .align import changed_words
 from .tokens import PromptTokens
 
 T = TypeVar("T")
@@ -74,6 +75,26 @@ def token_mask(tokens: PromptTokens, words: str) -> Tensor:
     out = torch.zeros(tokens.length)
     out[tokens.places(words, "blend")] = 1
     return out
+
+
+def changed_masks(source: PromptTokens, target: PromptTokens) -> tuple[Tensor, Tensor]:
+    """Returns masks [L] that are 1 at the tokens of the words that differ between two prompts, of source and target.
+
+    Raises:
+        InputError: the prompts do not differ in a word, or a word that differs was truncated.
+    """
+    each = changed_words(source, target)
+    if not any(each):
+        raise InputError(
+            f"'auto' blends by the words that differ, and {source.text!r} and {target.text!r} have the same ones; "
+            "name the words, or leave it out.",
+            parameter="blend",
+        )
+    masks = [torch.zeros(tokens.length) for tokens in (source, target)]
+    for mask, tokens, words in zip(masks, (source, target), each, strict=True):
+        for k in words:
+            mask[tokens.places_of(tokens.words[k], [k], "blend")] = 1
+    return masks[0], masks[1]
 
 
 def per_target(name: str, value: Any, images: int, targets: int) -> list[list[Any]]:

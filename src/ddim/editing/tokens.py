@@ -36,8 +36,8 @@ class PromptTokens(ABC):
         Raises:
             InputError: the word is not in the prompt.
         """
-        found = [k for k, w in enumerate(self.words) if _bare(w) == _bare(word)]
-        if not found or not _bare(word):
+        found = [k for k, w in enumerate(self.words) if plain_word(w) == plain_word(word)]
+        if not found or not plain_word(word):
             known = ", ".join(dict.fromkeys(self.words)) or "none"
             raise InputError(f"{word!r} is not in the prompt {self.text!r}; its words: {known}.", parameter=parameter)
         return found
@@ -300,6 +300,6 @@ def _bounds(
     return out
 
 
-def _bare(word: str) -> str:
+def plain_word(word: str) -> str:
     """Returns a word in lower case without punctuation at its ends; a word of punctuation only is kept."""
     return word.lower().strip(string.punctuation) or word.lower()

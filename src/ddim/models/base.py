@@ -315,6 +315,18 @@ class Model(ABC):
             parameter="attention",
         )
 
+    def feature_sites(self) -> tuple[str, ...]:
+        """Returns the names of the modules whose output plug-and-play takes over, in the order in which they run.
+
+        Raises:
+            InputError: the network is no U-Net with such features.
+        """
+        raise InputError(
+            f"plug-and-play takes over features of a U-Net's residual block, and the model {self.name!r} has none; use "
+            "another kind of attention control, such as 'masactrl'.",
+            parameter="attention",
+        )
+
     @contextmanager
     def controlled(self) -> Iterator[None]:
         """Inside the block, attention layers follow the controller of a call; afterwards the network is restored."""

@@ -180,7 +180,8 @@ class StableDiffusion(PipelineModel):
         wanted = self.network_conditions(conditions)
         if EMBEDDED in conditions:
             wanted["timestep_cond"] = self._embedded_scale(conditions[EMBEDDED]).to(x.dtype)
-        return network(x, timestep, **wanted, cross_attention_kwargs=control, return_dict=False)[0]
+        with attention.following_features(network, control):
+            return network(x, timestep, **wanted, cross_attention_kwargs=control, return_dict=False)[0]
 
     def _embedded_scale(self, scale: Tensor) -> Tensor:
         """Embeds guidance scales [N] as the pipelines do, [N, D], for a U-Net that takes them beside the timestep.
@@ -242,6 +243,10 @@ class StableDiffusion(PipelineModel):
         """Returns the U-Net's attention layers; see ``Model.attention_sites``."""
         refuse_compiled(self.network)
         return attention.sites(self.network)
+
+    def feature_sites(self) -> tuple[str, ...]:
+        """Returns the names of the U-Net's modules whose output can be taken over; see ``Model.feature_sites``."""
+        return attention.feature_sites(self.network)
 
     @contextmanager
     def controlled(self) -> Iterator[None]:

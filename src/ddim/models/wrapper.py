@@ -114,6 +114,10 @@ class ModelWrapper(Model):
         """Lists the wrapped model's attention layers."""
         return self.model.attention_sites()
 
+    def feature_sites(self) -> tuple[str, ...]:
+        """Names the wrapped model's modules whose features can be taken over."""
+        return self.model.feature_sites()
+
     @contextmanager
     def controlled(self) -> Iterator[None]:
         """Enables attention control in the wrapped model."""

@@ -41,6 +41,10 @@ class Described(Protocol):
         """Returns the attention layers that can be controlled. Raises InputError if there are none."""
         ...
 
+    def feature_sites(self) -> Sequence[str]:
+        """Returns the modules whose features can be taken over. Raises InputError if there are none."""
+        ...
+
 
 # --- solvers and inversions -----------------------------------------------------------------------------------------
 
@@ -218,6 +222,11 @@ def _check_attention(model: Described) -> None:
     model.attention_sites()
 
 
+def _check_features(model: Described) -> None:
+    _check_attention(model)
+    model.feature_sites()
+
+
 def _check_cfg(model: Described) -> None:
     """Raises InputError if no weight of guidance but 1 works."""
     kinds, info = model.info.guidance_kinds, model.info
@@ -259,6 +268,7 @@ CONTROLS: dict[str, tuple[str, Callable[[Described], None]]] = {
     "prompt": ("an edit by a prompt", check_prompt_edit),
     "class": ("an edit by a class", check_class_edit),
     "attention": ("attention control, word weights and blend words", _check_attention),
+    "features": ("features of a U-Net (`plug-and-play`)", _check_features),
     "guidance": ("a weight of classifier-free guidance other than 1", _check_cfg),
     "rescale": ("a rescaled guidance", _check_rescaling),
     "negative": ("a negative prompt", _check_negative),

@@ -165,9 +165,11 @@ def edit(
             The source of an exact code, and of ``direct`` and ``edit-friendly``, comes back at any guidance.
         guidance_scale: the number that the model's own pipeline in diffusers takes, in place of ``guidance``; see
             ``Model.guidance_of``.
-        attention: ``"refine"`` (the default), ``"replace"``, ``"none"``, or an ``AttentionEdit`` with windows.
+        attention: ``"refine"`` (the default) or ``"replace"`` (prompt-to-prompt), ``"masactrl"``,
+            ``"plug-and-play"``, ``"kv-edit"`` (which needs a mask), ``"none"``, or an ``AttentionEdit`` with settings.
         blend: ``"cat/tiger"`` or ``("cat", "tiger")``: change the image only where these words of the source or of the
-            target lie. A list has one entry for each target (or one such list for each image); None blends nothing.
+            target lie. ``"auto"``: those that differ between the prompts. A list has one entry for each target (or one
+            such list for each image); None blends nothing.
         weights: word -> factor on its attention, like ``(word:2.0)``; lists as for ``blend``.
         mask: where it is 1 or white the image may change; where it is 0, black or transparent the source stays; see
             ``MaskLike``. It has the size of the photograph, of its crop or of the model's image. With ``blend``, the
@@ -279,7 +281,7 @@ def edit(
         assert prompt is not None
         if editor is not None:
             refuse_words(editor, blend, weights, target_prompts(prompt, len(own)))
-        targets, plan = planned(model, own, prompt, size, how, blend, weights)
+        targets, plan = planned(model, own, prompt, size, how, blend, weights, masked=bool(user_masks))
         conditions = _embedded(model, [p for row in targets for p in row], size)
     phases = Phases(on_event, (1 if code is not None else 2) + exact)
     first_seed: int = DEFAULTS["seed"] if seed is None else seed

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .._utils.choices import ATTENTIONS
+from .._utils.choices import ATTENTIONS, AUTO_BLEND
 from .._utils.errors import InputError, is_whole
 from .._utils.tensors import in_groups, whole_numbers
 from .._utils.texts import check_text, parse_weights, refuse_weights, texts_for
@@ -15,7 +15,7 @@ from ..editing.align import refine
 from ..editing.align import replace as swap
 from ..editing.editors.base import Editor
 from ..editing.plan import AttentionEdit, AttentionPlan
-from ..editing.prompts import Weights, blend_words, per_target, scales, target_prompts, token_mask
+from ..editing.prompts import Weights, blend_words, changed_masks, per_target, scales, target_prompts, token_mask
 from ..editing.tokens import PromptTokens
 from ..inversion.latent_code import LatentCode
 from ..models.base import Model, class_labels
@@ -59,7 +59,7 @@ def attention_asked(attention: object, by_class: bool, editor: Editor | None = N
         )
     if by_class and how.kind != "none":
         raise InputError(
-            f"{how.kind!r} controls attention to words, and classes have none; use 'none'.",
+            f"{how.kind!r} controls attention beside a prompt, and this edit is by class; use 'none'.",
             parameter="attention",
         )
     if editor is not None and how.kind != "none":
@@ -122,6 +122,8 @@ def planned(
     how: AttentionEdit,
     blend: Blend | list[Any] = None,
     weights: Weights | list[Any] | None = None,
+    *,
+    masked: bool = False,
 ) -> tuple[tuple[tuple[str, ...], ...], AttentionPlan | None]:
     """Plans an edit by prompts.
 
@@ -130,6 +132,7 @@ def planned(
         sources: the source prompts, one for each image.
         size: (height, width) of the images.
         how: attention control.
+        masked: whether the user gives a mask.
 
     Returns:
         The targets without their weights, [N][K]; the plan for attention, or None.
@@ -139,8 +142,18 @@ def planned(
     """
     wanted = [[parse_weights(p) for p in row] for row in target_prompts(prompt, len(sources))]
     targets = tuple(tuple(p for p, _ in row) for row in wanted)
+    if how.takes("key_value_steps") and how.key_value_area == "background" and not masked:
+        raise InputError(
+            f"{how.kind!r} takes over the keys and values outside of a mask, and there is none; give a mask.",
+            parameter="mask",
+        )
     plan = _plan(model, how, sources, wanted, blend, weights, size)
     if plan is None or plan.blend is None:
+        if how.key_value_area == "words":
+            raise InputError(
+                "'words' needs the areas of blend words, and there are none; give blend words.",
+                parameter="key_value_area",
+            )
         how.refuse(("blend_start", "blend_threshold", "blend_side"), "since no words blend")
     if plan is None or plan.scales is None:
         how.refuse(("weight_steps",), "since no word has a weight")
@@ -154,7 +167,7 @@ def planned(
         )
     if plan is not None:
         _check_layers(plan)
-        if plan.blend is not None and how.blend_start == 1:
+        if plan.blend is not None and how.blend_start == 1 and how.key_value_area != "words":
             raise InputError(
                 "after 1, all of the steps, none is left in which the words could blend; 0.2 is usual.",
                 parameter="blend_start",
@@ -167,6 +180,12 @@ def _check_layers(plan: AttentionPlan) -> None:
     how = plan.edit
     looking = [layer.size(plan.size) for layer in plan.layers if layer.picture]
     if not looking:
+        if how.takes("key_value_steps"):
+            raise InputError(
+                f"{how.kind!r} takes over keys and values of attention to the image, which is linear in this network; "
+                "use 'refine' or 'none'.",
+                parameter="attention",
+            )
         windows = (name for name in ("self_steps", "value_steps") if getattr(how, name)[0] < getattr(how, name)[1])
         how.refuse(
             (*windows, "self_positions"), "since this network's attention to the image is linear and has no maps"
@@ -203,6 +222,7 @@ def _plan(
     if how.kind == "none" and not asked:  # no word is looked for
         return None
     sites = model.attention_sites()  # raises before any word is looked for
+    features = model.feature_sites() if how.takes("feature_steps") else ()
     cuts = {p: model.tokens(p) for p in {*sources, *(p for row in wanted for p, _ in row)}}
     length = max(tokens.length for tokens in cuts.values())
     mappings: list[Tensor] = []
@@ -234,6 +254,7 @@ def _plan(
         grouped(news),
         grouped([ones if f is None else f for f in factors]) if some_factors else None,
         grouped([everywhere if p is None else p for p in places]) if some_places else None,
+        features=features,
     )
 
 
@@ -241,7 +262,10 @@ def _places(source: PromptTokens, target: PromptTokens, blend: Blend, length: in
     """The tokens of the blend words in source and target, [2, L] for L = ``length``; None without blend words."""
     if blend is None:
         return None
-    masks = [token_mask(t, words) for t, words in zip((source, target), blend_words(blend), strict=True)]
+    if blend == AUTO_BLEND:
+        masks = list(changed_masks(source, target))
+    else:
+        masks = [token_mask(t, words) for t, words in zip((source, target), blend_words(blend), strict=True)]
     return torch.stack([pad(mask, (0, length - len(mask))) for mask in masks])
 
 

@@ -1,8 +1,8 @@
 """Attention control for U-Nets: finds the attention layers, and gives them a processor that follows a controller."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from ...editing.attention import AttentionController
 from ...editing.plan import CROSS, SELF, AttentionSite
 from .processors import Controlled, Layer, attended, exchanged, heads_of, joined, normed, refuse_others
 
-__all__ = ["ControlledAttention", "controlled", "sites"]
+__all__ = ["ControlledAttention", "controlled", "feature_sites", "following_features", "sites"]
 
 
 class ControlledAttention(Controlled):
@@ -84,6 +84,49 @@ def sites(unet: Any) -> tuple[AttentionSite, ...]:
 def controlled(unet: Any) -> Iterator[None]:
     """Inside the block, the attention layers have our processor; afterwards each has its own again."""
     with exchanged(_layers(unet)):
+        yield
+
+
+def feature_sites(unet: Any) -> tuple[str, ...]:
+    """Returns the name of the convolution whose output plug-and-play takes over (section 4.1 of arXiv 2211.12572).
+
+    It is the last one of the second residual block in the second level of the decoder, before the block adds its input:
+    the fifth of twelve residual blocks of Stable Diffusion's decoder.
+
+    Raises:
+        InputError: the decoder has no such block.
+    """
+    name = "up_blocks.1.resnets.1.conv2"
+    try:
+        unet.get_submodule(name)
+    except AttributeError:
+        raise InputError(
+            f"the U-Net has no {name}, whose features plug-and-play takes over; use another kind of attention control.",
+            parameter="attention",
+        ) from None
+    return (name,)
+
+
+@contextmanager
+def following_features(unet: Any, control: Mapping[str, Any] | None) -> Iterator[None]:
+    """Inside the block, which is one call of the U-Net, the features of the targets follow their source.
+
+    The U-Net has forward hooks during the call only, so that other calls are computed as without attention control. A
+    CUDA graph of the call contains what they compute.
+
+    Args:
+        unet: the network.
+        control: the controller of the call and the branch of guidance of its rows, as its processors get them; or None.
+    """
+    with ExitStack() as hooks:
+        if control is not None and control["control"].features:
+            controller, branch = control["control"], control["cfg_branch"]
+            for name in controller.plan.features:
+
+                def follow(module: Any, inputs: Any, output: Tensor, name: str = name) -> Tensor:
+                    return controller.follow_features(name, output, branch)
+
+                hooks.callback(unet.get_submodule(name).register_forward_hook(follow).remove)
         yield
 
 
