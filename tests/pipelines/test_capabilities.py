@@ -48,13 +48,20 @@ GUIDED = {"null-text", "negative-prompt"}
 NO: dict[str, dict[str, set[str]]] = {
     "unconditional": {"solvers": set(), "inversions": GUIDED, "controls": set(CONTROLS)},
     "x0": {"solvers": {"rex", "reversible-heun"}, "inversions": {*GUIDED, "rex", "reversible-heun"}},
-    "classes": {"inversions": {"null-text"}, "controls": {"prompt", "attention", "negative", "embedded", "skip"}},
+    "classes": {
+        "inversions": {"null-text"},
+        "controls": {"prompt", "attention", "features", "negative", "embedded", "skip"},
+    },
     "whole timesteps": {"solvers": {"rex"}, "inversions": {*GUIDED, "rex"}},
     "text": {"solvers": set(), "inversions": set(), "controls": {"class", "embedded", "skip"}},
     "sd3": {"solvers": set(), "inversions": set()},
     "flux dev": {"solvers": set(), "inversions": GUIDED},
     "flux schnell": {"solvers": set(), "inversions": GUIDED},
-    "qwen-image": {"solvers": set(), "inversions": set(), "controls": {"class", "rescale", "embedded", "skip"}},
+    "qwen-image": {
+        "solvers": set(),
+        "inversions": set(),
+        "controls": {"class", "features", "rescale", "embedded", "skip"},
+    },
 }
 
 
@@ -121,6 +128,9 @@ def test_controls_are_what_the_pipelines_do(name: str, monkeypatch: pytest.Monke
         "prompt": lambda: edit("a dog", **words) if model.text else edit("a dog"),
         "class": lambda: edit(labels=0, **({"source_labels": 1} if model.classes else {})),
         "attention": lambda: edit("a dog", **({"source_prompt": "a cat"} if model.text else {})),
+        "features": lambda: edit(
+            "a dog", attention="plug-and-play", **({"source_prompt": "a cat"} if model.text else {})
+        ),
         "guidance": lambda: ddim.sample(model, 1, steps=2, guidance=2.0, **given),
         "rescale": lambda: ddim.sample(model, 1, steps=2, guidance=ddim.Guidance(2.0, rescale=0.5), **given),
         "negative": lambda: ddim.sample(

@@ -177,8 +177,9 @@ class AttentionEdit:
         self._check_layer_indices()
         for name in ("self_positions", "blend_side"):
             value = getattr(self, name)
-            unlimited = value is None or (name == "self_positions" and value == math.inf)
-            if not unlimited and not (is_whole(value) and value > 0):
+            if value is None or (name == "self_positions" and value == math.inf):
+                continue
+            if not is_whole(value) or value <= 0:
                 raise InputError(f"{value} is not a number above 0; None follows the latent's size.", parameter=name)
         if not is_number(self.blend_start) or not 0 <= self.blend_start <= 1:
             raise InputError(f"{self.blend_start} lies outside [0, 1]; 0.2 is usual.", parameter="blend_start")

@@ -268,7 +268,7 @@ CONTROLS: dict[str, tuple[str, Callable[[Described], None]]] = {
     "prompt": ("an edit by a prompt", check_prompt_edit),
     "class": ("an edit by a class", check_class_edit),
     "attention": ("attention control, word weights and blend words", _check_attention),
-    "features": ("features of a U-Net (`plug-and-play`)", _check_features),
+    "features": ("the features of a U-Net's residual block", _check_features),
     "guidance": ("a weight of classifier-free guidance other than 1", _check_cfg),
     "rescale": ("a rescaled guidance", _check_rescaling),
     "negative": ("a negative prompt", _check_negative),
