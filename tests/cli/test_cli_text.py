@@ -456,6 +456,46 @@ def test_the_windows_of_weights_and_blend_and_the_guidance_reach_the_verb(model:
     assert said["attention"]["layers"] == [0, 2]
 
 
+def test_the_kinds_of_attention_control_reach_the_verb(model: str):
+    cat = picture()
+    mask = Image.new("L", (SIDE, SIDE), 0)
+    mask.paste(255, (0, 0, SIDE // 2, SIDE))
+    mask.save("half.png")
+    common = ["edit", cat, "-m", model, "--from", CAT, "--to", TIGER, "-S", 4]
+    lines: dict[str, list[Any]] = {
+        "masactrl": ["--key-value", "0.25,1", "--key-value-area", "words", "--blend", "auto"],
+        "plug-and-play": ["--self", 0.25, "--features", 0.5, "--branches", "cond"],
+        "kv-edit": ["--mask", "half.png"],
+    }
+    verb: dict[str, dict[str, Any]] = {
+        "masactrl": {"key_value_steps": (0.25, 1.0), "key_value_area": "words"},
+        "plug-and-play": {"self_steps": (0.0, 0.25), "feature_steps": (0.0, 0.5), "branches": "cond"},
+        "kv-edit": {},
+    }
+    more: dict[str, dict[str, Any]] = {"masactrl": {"blend": "cat/tiger"}, "kv-edit": {"mask": "half.png"}}
+    for kind, line in lines.items():
+        said = run_json(*common, "--attention", kind, *line)
+        how = AttentionEdit(kind, **verb[kind])
+        edited = ddim.edit(
+            ddim.load(model), cat, TIGER, source_prompt=CAT, steps=4, attention=how, **more.get(kind, {})
+        )
+        shown = (edited.edits[0, 0].permute(1, 2, 0) * 255).round().to(torch.uint8)
+        assert torch.equal(tile(said["files"][0], 2), shown), kind
+        assert said["attention"] == {
+            "kind": kind,
+            "cross": [0.0, 0.0],
+            "self": list(how.self_steps),
+            "value": [0.0, 0.0],
+            "key_value": list(how.key_value_steps),
+            "key_value_area": how.key_value_area,
+            "features": list(how.feature_steps),
+            "branches": how.branches,
+            "layers": list(how.layers),
+        }
+    assert "--mask" in fails(*common, "--attention", "kv-edit", code=2)
+    assert "--blend" in fails(*common[:-4], "--to", CAT, "-S", 4, "--blend", "auto", code=2)
+
+
 def test_an_edit_of_a_code_keeps_its_guidance_but_for_what_is_given(model: str):
     words = ["-p", CAT, "-w", 3, "--interval", "0,0.9", "-S", 2, "--no-check", "--method", "direct"]
     code = run_json("invert", picture(), "-m", model, *words)["files"][0]

@@ -493,6 +493,39 @@ def test_the_areas_of_the_words_part_an_edit_without_blending(any_model: Model):
     assert float((parted.edits - plain.edits).abs().max()) > 1e-9
 
 
+def test_a_call_computes_the_same_from_copies_of_the_tensors_of_its_plan(
+    any_model: Model, monkeypatch: pytest.MonkeyPatch
+):
+    """As a CUDA graph does, whose inputs they are."""
+    code, made, real = coded(any_model), list[AttentionController](), AttentionController.with_tensors
+    edits: list[list[Tensor]] = []
+
+    def copied(self: AttentionController, tensors: Any) -> AttentionController:
+        made.append(real(self, [None if t is None else t.clone() for t in tensors]))
+        assert made[-1].key == self.key
+        return made[-1]
+
+    for patched in (False, True):
+        if patched:
+            monkeypatch.setattr(AttentionController, "with_tensors", copied)
+        words = AttentionEdit("masactrl", key_value_area="words")
+        edits.append([ddim.edit(any_model, code, TARGET, attention=words, blend="auto").edits])
+        edits[-1] += [
+            ddim.edit(any_model, code, TARGET, attention=kind, mask=half_mask(any_model)).edits
+            for kind in kinds_of(any_model)
+        ]
+    assert {tuple(t is None for t in control.plan.tensors[4:]) for control in made} >= {(True, True), (False, True)}
+    assert any(control.plan.areas is not None for control in made)
+    assert all(torch.equal(a, b) for a, b in zip(*edits, strict=True))
+
+
+def test_what_acts_tells_recorded_calls_apart():
+    how = AttentionEdit("plug-and-play", self_steps=(0.0, 0.25), feature_steps=(0.25, 0.5), key_value_steps=(0.5, 0.75))
+    plan = plan_for(AttentionSite("attn1", SELF, 1), how)
+    assert len({AttentionController(plan, k, 4).key for k in range(4)}) == 4
+    assert [AttentionController(plan, k, 4).idle for k in range(4)] == [False, False, False, True]
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
