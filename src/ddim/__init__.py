@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .core.contracts import Inversion, InversionInterrupted, InversionProblem, InversionResult, Solver
     from .core.denoiser import Call, Denoiser, from_network
     from .core.grid import SPACINGS, Grid, make_grid
-    from .core.guidance import Guidance, SkipLayers
+    from .core.guidance import Guidance, Proximal, SkipLayers
     from .core.path import (
         GaussianPath,
         Node,
@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from .inversion.latent_code import LatentCode
     from .inversion.negative_prompt import NegativePrompt
     from .inversion.null_text import NullText
+    from .inversion.prox_npi import ProxNPI
+    from .inversion.renoise import ReNoise
+    from .inversion.spd import SPDInversion
     from .models import bundled_models, bundled_test_images, load, load_classifier, load_features
     from .models.base import Model
     from .models.families import FAMILIES
@@ -82,7 +85,7 @@ _WHERE = {
     "core.contracts": ["Inversion", "InversionInterrupted", "InversionProblem", "InversionResult", "Solver"],
     "core.denoiser": ["Call", "Denoiser", "from_network"],
     "core.grid": ["SPACINGS", "Grid", "make_grid"],
-    "core.guidance": ["Guidance", "SkipLayers"],
+    "core.guidance": ["Guidance", "Proximal", "SkipLayers"],
     "core.path": [
         *("GaussianPath", "Node", "RectifiedFlow", "TablePath", "VEPath", "cosine_alpha_bar", "ddpm_linear"),
         *("linear_alpha_bar", "scaled_linear_alpha_bar", "sigmoid_alpha_bar", "zero_terminal_snr"),
@@ -174,11 +177,15 @@ __all__ = [
     "NullText",
     "Pair",
     "PromptConditioning",
+    "ProxNPI",
+    "Proximal",
     "Question",
+    "ReNoise",
     "RectifiedFlow",
     "ReversibleHeun",
     "ReversibleSolver",
     "Rex",
+    "SPDInversion",
     "Schedule",
     "Side",
     "SizeIds",

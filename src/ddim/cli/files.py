@@ -102,6 +102,7 @@ def guidance_tags(
         "rescale": guidance.rescale or None,
         "interval": "-".join(f"{v:g}" for v in guidance.interval) if unusual else None,
         "skip": skip_text(guidance),
+        "proximal": guidance.proximal and f"{guidance.proximal.kind}-{guidance.proximal.quantile:g}",
         "not-": prompts_slug([negative or ""]) or ("empty" if negative == "" else None),
         "reference-": None if reference is None else stem(reference),
     }

@@ -347,6 +347,22 @@ class Guiding(Options):
         argument=None,
         metavar="START,STOP",
     )
+    proximal: str | None = option(
+        None,
+        "--proximal",
+        "Proximal guidance, l0 or l1: ignore small differences between the two predictions, so that an edit leaves "
+        "more of the image alone.",
+        PROMPTS,
+        argument=None,
+        metavar="KIND",
+    )
+    proximal_quantile: float | None = option(
+        None,
+        "--proximal-quantile",
+        "The share of the differences that --proximal ignores, between 0 and 1; by default 0.7.",
+        PROMPTS,
+        argument=None,
+    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from .output import Terminal
 
 if TYPE_CHECKING:
     from .._utils.errors import Interrupted
-    from ..core.guidance import Guidance, SkipLayers
+    from ..core.guidance import Guidance, Proximal, SkipLayers
     from ..inversion.latent_code import LatentCode
     from ..models.base import Model
     from ..models.counted import Counted
@@ -91,7 +91,7 @@ def guidance_for(
     from ..pipelines.common import conditioned, translated
 
     skipping = ("skip_layers", "skip_scale", "skip_steps")
-    weighing = ("guidance", "guidance_scale", "rescale", "interval", *skipping)
+    weighing = ("guidance", "guidance_scale", "rescale", "interval", *skipping, "proximal", "proximal_quantile")
     names = ("negative", "guidance_scale") if conditioned(model) else (*weighing, "negative")
     if not model.text and (idle := [name for name in names if getattr(asked, name) is not None]):
         raise InputError(f"it goes with prompts, and the model {model.name!r} has no text encoder.", parameter=idle[0])
@@ -109,6 +109,7 @@ def guidance_for(
         own.embedded,
         batched_cfg,
         _skipping(asked, own.skip),
+        _proximal(asked, own.proximal),
     )
 
 
@@ -131,6 +132,23 @@ def _skipping(asked: Guiding, own: "SkipLayers | None") -> "SkipLayers | None":
     if asked.skip_steps is None:
         return own
     return replace(own, interval=range_from(asked.skip_steps, "skip_steps", empty=False), window=None)
+
+
+def _proximal(asked: Guiding, own: "Proximal | None") -> "Proximal | None":
+    """Proximal guidance as it was asked for, on top of a code's own.
+
+    Raises:
+        InputError: a value unknown or out of its range, or a quantile without a kind.
+    """
+    from ..core.guidance import Proximal
+
+    if asked.proximal is not None:
+        own = Proximal(asked.proximal) if own is None else replace(own, kind=asked.proximal)
+    if asked.proximal_quantile is None:
+        return own
+    if own is None:
+        raise InputError("it goes with --proximal.", parameter="proximal_quantile")
+    return replace(own, quantile=asked.proximal_quantile)
 
 
 def guidance_text(model: "Counted", guidance: "Guidance") -> str:

@@ -266,6 +266,14 @@ class Inversion(ABC):
     def check_guidance(self, guidance: Guidance) -> None:  # noqa: B027  # most methods take any
         """Raises InputError if the method cannot prepare a code for sampling with this guidance; by default it can."""
 
+    def sampling_guidance(self, guidance: Guidance) -> Guidance:
+        """Returns the guidance of sampling from a code of the method, which the code stores.
+
+        Args:
+            guidance: the guidance that was asked for, which most methods leave as it is.
+        """
+        return guidance
+
     @abstractmethod
     def solver(self) -> Solver:
         """Returns the solver that reconstructs the images. A ``LatentCode`` stores its name and options."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError, is_dict, is_number, is_range, is_whole
+from .._utils.errors import InputError, UnknownName, is_dict, is_number, is_range, is_whole
 from .conditioning import EMBEDDED, Conditioning, PromptConditioning
 from .denoiser import PLAIN, Call, Denoiser, ModelDenoiser, Network
 from .grid import Grid
@@ -104,6 +104,64 @@ class SkipLayers:
         return SkipLayers(**values)
 
 
+PROXIMAL_KINDS = ("l0", "l1")
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """The settings of proximal guidance, which ignores small differences between the two branches.
+
+    Guidance adds a multiple of the difference d = cond - uncond of the network's outputs. Here d is replaced by its
+    proximal operator, with a threshold that is a quantile of |d| in each sample: elements of at most the threshold
+    become 0 ("l0"), and with "l1" the others also shrink by the threshold. An edit then leaves the places alone that
+    the prompt hardly concerns. For a given x, the differences of all kinds of prediction are multiples of each other,
+    so that the elements that remain do not depend on the kind.
+
+    Source: Han et al. 2024, arXiv 2306.05414, section 3.2.
+
+    Args:
+        kind: ``"l0"`` (a hard threshold) or ``"l1"`` (a soft one).
+        quantile: in (0, 1): the share of the elements that become 0. 0.7 is the default of the authors.
+
+    Raises:
+        InputError: a value is unknown or out of its range.
+    """
+
+    kind: str = "l0"
+    quantile: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.kind not in PROXIMAL_KINDS:
+            raise UnknownName("proximal operator", str(self.kind), PROXIMAL_KINDS, parameter="proximal")
+        if not is_number(self.quantile) or not 0 < self.quantile < 1:
+            raise InputError(f"{self.quantile!r} lies outside (0, 1); 0.7 is usual.", parameter="proximal_quantile")
+
+    def __call__(self, difference: Tensor) -> Tensor:
+        """Applies the operator to each sample of a difference, [N, ...]."""
+        size = difference.abs()
+        # Not torch.quantile, which takes no more than 16 million elements.
+        ordered = size.detach().flatten(1).sort(1).values
+        place = self.quantile * (ordered.shape[1] - 1)
+        low = int(place)
+        threshold = torch.lerp(ordered[:, low], ordered[:, min(low + 1, ordered.shape[1] - 1)], place - low)
+        threshold = threshold.view(-1, *[1] * (difference.ndim - 1))
+        if self.kind == "l0":
+            return torch.where(size > threshold, difference, torch.zeros_like(difference))
+        return difference.sign() * (size - threshold).clamp(min=0)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The settings as JSON values by name."""
+        return {"kind": self.kind, "quantile": float(self.quantile)}
+
+    @staticmethod
+    def of(options: Any) -> "Proximal":
+        """Makes a ``Proximal`` from what its property ``options`` returned. Raises InputError for anything else."""
+        if not is_dict(options) or set(options) != {"kind", "quantile"}:
+            raise InputError(f"{options!r} are no settings of proximal guidance.", parameter="proximal")
+        return Proximal(**options)
+
+
 @dataclass(frozen=True)
 class Guidance:
     """The settings of classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598).
@@ -118,6 +176,7 @@ class Guidance:
         batched_cfg: whether both branches are evaluated in one batch; False evaluates them one after the other, which
             needs half the memory.
         skip: skip-layer guidance, for networks that can leave out layers; None does without.
+        proximal: proximal guidance, which ignores small differences between the two branches; None does without.
 
     Raises:
         InputError: a value is out of its range.
@@ -129,6 +188,7 @@ class Guidance:
     embedded: float | None = None
     batched_cfg: bool = True
     skip: SkipLayers | None = None
+    proximal: Proximal | None = None
 
     def __post_init__(self) -> None:
         if not is_number(self.weight):
@@ -149,6 +209,11 @@ class Guidance:
         skip: Any = self.skip
         if skip is not None and not isinstance(skip, SkipLayers):
             raise InputError(f"a {type(skip).__name__} is not what it takes; use ddim.SkipLayers.", parameter="skip")
+        proximal: Any = self.proximal
+        if proximal is not None and not isinstance(proximal, Proximal):
+            raise InputError(
+                f"a {type(proximal).__name__} is not what it takes; use ddim.Proximal.", parameter="proximal"
+            )
 
     def on(self, grid: Grid) -> "Guidance":
         """Returns a copy whose skip-layer guidance knows its steps on a grid; see ``SkipLayers.on``."""
@@ -166,9 +231,10 @@ class Guidance:
     @property
     def options(self) -> dict[str, Any]:
         """The settings as JSON values by name, as a ``LatentCode`` stores them; without ``batched_cfg``."""
-        embedded = {} if self.embedded is None else {"embedded": float(self.embedded)}
+        more: dict[str, Any] = {} if self.embedded is None else {"embedded": float(self.embedded)}
         low, high = self.interval
-        more = embedded if self.skip is None else {**embedded, "skip": self.skip.options}
+        more |= {} if self.skip is None else {"skip": self.skip.options}
+        more |= {} if self.proximal is None else {"proximal": self.proximal.options}
         interval = [float(low), float(high)]
         return {"weight": float(self.weight), "rescale": float(self.rescale), "interval": interval, **more}
 
@@ -185,6 +251,7 @@ class Guidance:
             options.get("embedded"),
             batched_cfg,
             SkipLayers.of(options["skip"]) if "skip" in options else None,
+            Proximal.of(options["proximal"]) if "proximal" in options else None,
         )
 
 
@@ -202,6 +269,20 @@ def combine(cond: Tensor, uncond: Tensor, guidance: Guidance) -> Tensor:
         return output
     ratio = _spread(cond) / _spread(output).clamp(min=1e-12)
     return output * (guidance.rescale * ratio + (1 - guidance.rescale))
+
+
+def combined(network: Network, cond: Tensor, uncond: Tensor, guidance: Guidance, node: Node) -> Tensor:
+    """Returns the guided output of a network, in its own way, after proximal guidance if it is set.
+
+    Args:
+        network: the model, which combines the outputs of the two branches.
+        cond, uncond: its outputs under the two conditions, [N, ...].
+        guidance: the settings of guidance.
+        node: the node of the call.
+    """
+    if guidance.proximal is not None:
+        cond = uncond + guidance.proximal(cond - uncond)
+    return network.combine(cond, uncond, guidance, node)
 
 
 def skip_term(
@@ -284,7 +365,7 @@ def guided(
                 )
             arguments = replace(arguments, branches=("uncond", "cond"), batched=guidance.batched_cfg)
             uncond, cond = network.ask(x, node, at.uncond, at.cond, call=arguments)
-            output = network.combine(cond, uncond, guidance, node)
+            output = combined(network, cond, uncond, guidance, node)
             term = skip_term(network, guidance, x, node, at.cond, cond, arguments)
             output = output if term is None else output + term
         else:

@@ -17,7 +17,7 @@ from .._utils.files import write_whole
 from .._utils.tensors import rows_of
 from ..core.conditioning import LABELS, POOLED, TEXT, Conditioning, PromptConditioning
 from ..core.grid import Grid
-from ..core.guidance import SkipLayers
+from ..core.guidance import Proximal, SkipLayers
 from ..core.path import MOST_LEVELS, Node, description, path_from
 from .latent_code import HOLD, LatentCode
 from .photograph import MOST_ICC, Photograph, is_packed, packed, unpacked
@@ -352,13 +352,14 @@ def _is_sound(name: str, tensor: Tensor) -> bool:
 
 def _is_guidance(value: Any) -> bool:
     """Whether ``Guidance.of`` accepts this value."""
-    if not is_dict(value) or not set(value) <= {"weight", "rescale", "interval", "embedded", "skip"}:
+    if not is_dict(value) or not set(value) <= {"weight", "rescale", "interval", "embedded", "skip", "proximal"}:
         return False
-    if "skip" in value:
-        try:
-            SkipLayers.of(value["skip"])
-        except InputError:
-            return False
+    for key, kind in (("skip", SkipLayers), ("proximal", Proximal)):
+        if key in value:
+            try:
+                kind.of(value[key])
+            except InputError:
+                return False
     low, high = value["interval"] if is_range(value.get("interval")) else (0.0, 1.0)
     return not value or (
         is_number(value.get("weight"))

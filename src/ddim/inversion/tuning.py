@@ -16,7 +16,7 @@ from .._utils.errors import NotFinite
 from ..core.conditioning import POOLED, TEXT, Conditioning
 from ..core.contracts import InversionProblem
 from ..core.gradients import quick_gradients
-from ..core.guidance import skip_term
+from ..core.guidance import combined, skip_term
 from ..core.late import require
 from ..core.path import Node
 from ..core.prediction import to_pair
@@ -94,12 +94,12 @@ class GuidedStep:
         """
         x, cond = self.x[rows], self.cond[rows]
         graded = torch.enable_grad() if need_gradient else torch.no_grad()
-        with graded, quick_gradients(x.device), self._keeping_weights():
+        with graded, quick_gradients(x.device), keeping_weights() if self.quantised else nullcontext():
             like = self.uncond[rows]
             leaf = null.detach().requires_grad_(need_gradient)
             condition = like.replace(**parts_of(leaf, like))
             (uncond,) = self.network.ask(x, self.node, condition, call=self.call)
-            output = self.network.combine(cond, uncond, self.problem.guidance, self.node)
+            output = combined(self.network, cond, uncond, self.problem.guidance, self.node)
             end = self._step(output if self.skip is None else output + self.skip[rows], x)
             loss = self._loss(end, rows)
             if not need_gradient:
@@ -108,15 +108,6 @@ class GuidedStep:
             size = end[0].numel()
             (gradient,) = torch.autograd.grad(loss.sum() * size, leaf)
         return end.detach(), loss.detach(), gradient / size
-
-    def _keeping_weights(self) -> AbstractContextManager[Any]:
-        """A context in which the backward pass uses the weights that the forward pass has used.
-
-        A layer that is cast to 8 bits between its calls has other numbers by then.
-        """
-        if not self.quantised:
-            return nullcontext()
-        return torch.autograd.graph.saved_tensors_hooks(_without_variable, _as_it_is)
 
     def check(self, loss: Tensor, i: int, steps: int) -> None:
         """Raises NotFinite if a loss is NaN or infinity; the error names step ``i`` of ``steps``."""
@@ -138,6 +129,14 @@ class GuidedStep:
 
     def _loss(self, x: Tensor, rows: Tensor | slice) -> Tensor:
         return (x - self.target[rows]).square().flatten(1).mean(1)
+
+
+def keeping_weights() -> AbstractContextManager[Any]:
+    """A context in which the backward pass uses the weights that the forward pass has used.
+
+    A layer that is cast to 8 bits between its calls has other numbers by then.
+    """
+    return torch.autograd.graph.saved_tensors_hooks(_without_variable, _as_it_is)
 
 
 def rows_to_compute(unfinished: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def invert_batches(
         hold: limits x0.
         keep_trajectory, on_event: see ``invert``.
     """
-    count = len(pixels)
+    count, guidance = len(pixels), inversion.sampling_guidance(guidance)
     weight = weight_of(inversion, guidance, inversion_guidance)
     empty = empty_code(model, inversion, grid, guidance, inversion_guidance, hold)
     parts, kept = list[InversionResult](), None  # kept: the intermediate results of an interrupted batch
@@ -165,6 +165,7 @@ def empty_code(
     Raises:
         InputError: the method does not take this guidance weight, grid or model, or its code could not be saved.
     """
+    guidance = inversion.sampling_guidance(guidance)
     weight, solver = weight_of(inversion, guidance, inversion_guidance), inversion.solver()
     check_inversion(model, inversion)
     inversion.check_guidance(guidance)

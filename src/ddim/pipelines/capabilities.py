@@ -147,6 +147,7 @@ def _refuse_idle(guidance: Guidance, why: str, own: Guidance | None = None) -> N
         {
             "rescale": one.rescale,
             "skip_layers": one.skip and one.skip.layers,
+            "proximal": one.proximal and repr(one.proximal.kind),
             "interval": tuple(one.interval) != (0, 1) and tuple(one.interval),
         }
         for one in (guidance, Guidance() if own is None else own)

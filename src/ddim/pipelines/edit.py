@@ -242,6 +242,8 @@ def edit(
     else:
         inversion = make_inversion(inversion_method, options)
         check_inversion(model, inversion)
+        if isinstance(guidance, Guidance):
+            guidance = inversion.sampling_guidance(guidance)
         solver = inversion.solver()
         keep = needs_photographs(blend, crop)
         code, pictures = None, read_pictures(model, source, crop=crop, resize=resize, keep=keep, mask=mask)
@@ -420,4 +422,5 @@ def _difference(guidance: Guidance, other: Guidance) -> str:
     rescale = f", rescale {guidance.rescale:g}" if guidance.rescale != other.rescale else ""
     interval = f", interval ({low:g}, {high:g})" if tuple(guidance.interval) != tuple(other.interval) else ""
     skip = f", skip {guidance.skip.options}" if guidance.skip and guidance.skip != other.skip else ""
-    return f"{guidance.weight:g}{rescale}{interval}{skip}"
+    proximal = f", proximal {guidance.proximal}" if guidance.proximal != other.proximal else ""
+    return f"{guidance.weight:g}{rescale}{interval}{skip}{proximal}"
