@@ -18,6 +18,7 @@ from ..core.solve import solve_back
 from ..solvers.base import NoisySolver, PathODE, path_ode
 from .edit_friendly import SAMPLERS
 
+NOISE = ("matched", "independent")
 PATCH = 4
 """The side of the patches whose mean and variance are compared, in elements of x."""
 SMALLEST = 8
@@ -35,9 +36,15 @@ class ReNoise(Inversion):
     ``average`` = 1 and no other option, the method is ``ddim`` with ``iterations`` + 1.
 
     A sampler that adds noise (``eta`` above 0, ``lcm`` and ``tcd``) is inverted for fixed noise maps, which are drawn
-    with the seed. The code stores them as ``extras["noise"]``, and sampling adds the same. ``correct`` changes the map
-    of a step, so that the step ends at x_s: it becomes the remainder of the step's mean, divided by the standard
-    deviation. The paper approaches this map by gradient descent. The last step adds no noise and is not corrected.
+    with the seed. The code stores them as ``extras["noise"]``, and sampling adds the same. In the paper the maps are
+    independent of the image. Then x_s lacks the noise that its step adds, and x grows from step to step: with eta = 1,
+    20 steps and 9 iterations on ``emoji``, x_T has the standard deviation 24. By default a map is drawn for its x_s
+    instead, from the distribution of the map given the noise in x_s, whose prediction is known from the step before:
+    there the standard deviation is 1.0.
+
+    ``correct`` changes the map of a step, so that the step ends at x_s: it becomes the remainder of the step's mean,
+    divided by the standard deviation. The paper approaches this map by gradient descent. A step that adds no noise,
+    such as the last, is not corrected.
 
     The defaults are those of the paper for Stable Diffusion and SDXL, but without ``regularize``. For a model that was
     distilled to a few steps, the paper's settings are 4 steps and::
@@ -58,6 +65,7 @@ class ReNoise(Inversion):
         near_iterations: the largest number of iterations in that part.
         eta: the amount of noise of the sampler, in [0, 1]. For ``tcd`` it is gamma, and ``lcm`` takes none.
         sampler: the sampler that is inverted: ``ddim``, or one for few-step models, ``lcm`` or ``tcd``.
+        noise: how the noise maps are drawn: ``"matched"`` to the sample, or ``"independent"`` as in the paper.
         correct: whether the noise maps are corrected; it costs one more call per step.
         regularize: the number of gradient steps on each prediction; 0 changes none, and the paper has 4.
         lambda_ac, lambda_kl: the step sizes for the autocorrelation and for the divergence.
@@ -73,6 +81,7 @@ class ReNoise(Inversion):
     near_iterations: int = 4
     eta: float = 0.0
     sampler: str = "ddim"
+    noise: str = "matched"
     correct: bool = False
     regularize: int = 0
     lambda_ac: float = 20.0
@@ -81,7 +90,7 @@ class ReNoise(Inversion):
 
     name: ClassVar[str] = "renoise"
     exact: ClassVar[bool] = False
-    floor_db: ClassVar[float] = 20.0
+    floor_db: ClassVar[float] = 16.0
     paper: ClassVar[str] = "Garibi et al. 2024, arXiv 2403.14602"
 
     def __post_init__(self) -> None:
@@ -102,6 +111,8 @@ class ReNoise(Inversion):
             raise UnknownName("sampler", str(self.sampler), SAMPLERS, parameter="sampler")
         if self.sampler == "lcm" and self.eta:
             raise InputError(f"{self.eta:g} is no option of the sampler 'lcm'; leave it out.", parameter="eta")
+        if self.noise not in NOISE:
+            raise UnknownName("noise", str(self.noise), NOISE)
         if self.correct and not self.solver().stochastic:
             raise InputError(
                 "it changes noise maps, and this sampler adds no noise; use eta above 0, or leave it out.",
@@ -162,6 +173,7 @@ class _Steps:
     def __init__(self, method: ReNoise, solver: NoisySolver, ode: PathODE, x0: Tensor, noise: Noise | None) -> None:
         self.method, self.solver, self.ode, self.x0, self.noise = method, solver, ode, x0, noise
         self.maps: list[Tensor] = []  # from the data on
+        self.eps: Tensor | None = None  # the last prediction
 
     def first(self, grid: Grid) -> int:
         """Returns 0: the steps reach the noisy end of the grid."""
@@ -174,29 +186,48 @@ class _Steps:
     def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
         """Returns the state at ``grid[i]`` from the one at ``grid[i + 1]``."""
         x, method = state["x"], self.method
-        z = self.noise(x) if self.noise is not None and self.solver.stochastic else None
-        calm = self._regularized(denoise, x, grid[i])
+        std = self._std(x, grid, i)
+        z = self._drawn(x, grid[i + 1], std) if self.solver.stochastic else None
+        plain = corrected(denoise, self._remember)
+        calm = corrected(self._regularized(denoise, x, grid[i]), self._remember)
         count, first = method.iterations, method.iterations + 1 - method.average
         if grid[i].t < method.near * _t_max(grid):
             count, first = min(count, method.near_iterations), 0
         guess, total = x, torch.zeros_like(x)
         for k in range(count + 1):
-            mean, std = self.solver.moments(calm if k >= first else denoise, guess, grid, i)
-            end = mean if z is None or std == 0 else mean + std * z
+            mean, _ = self.solver.moments(calm if k >= first else plain, guess, grid, i)
+            end = mean if z is None else mean + std * z
             # The mean is affine in the guess and in the prediction; this leaves the prediction's part alone.
             guess = guess + (x - end) / self._gain(grid[i], grid[i + 1], std)
             total = total + guess if k >= first else total
         found = total / (count + 1 - first)
         if z is not None:
-            self.maps.append(self._map(denoise, found, x, grid, i, z))
+            self.maps.append(self._corrected(denoise, found, x, grid, i) if method.correct and std > 0 else z)
         return {"x": found}
 
-    def _map(self, denoise: Denoiser, found: Tensor, x: Tensor, grid: Grid, i: int, z: Tensor) -> Tensor:
-        """Returns the noise map of step i, which begins at ``found`` and should end at x."""
-        if self.method.correct:
-            mean, std = self.solver.moments(denoise, found, grid, i)
-            return (x - mean) / std if std > 0 else torch.zeros_like(x)
-        return z
+    def _std(self, x: Tensor, grid: Grid, i: int) -> float:
+        """Returns the standard deviation of the noise of step i, which depends on no prediction."""
+        return self.solver.moments(lambda x, _: Pair(x, x), x, grid, i)[1]
+
+    def _remember(self, pair: Pair, x: Tensor, node: Node) -> Pair:
+        self.eps = pair.eps
+        return pair
+
+    def _drawn(self, x: Tensor, s: Node, std: float) -> Tensor:
+        """Returns the noise map of the step that ends at x, at the node s."""
+        assert self.noise is not None
+        new = self.noise(x)
+        if std == 0:
+            return torch.zeros_like(x)
+        if self.eps is None or self.method.noise == "independent":
+            return new
+        # The noise sigma_s eps of x is the sum of two independent parts, of which std z is one.
+        return std / s.sigma * self.eps + math.sqrt(max(1 - (std / s.sigma) ** 2, 0.0)) * new
+
+    def _corrected(self, denoise: Denoiser, found: Tensor, x: Tensor, grid: Grid, i: int) -> Tensor:
+        """Returns the noise map with which step i leads from ``found`` to x."""
+        mean, std = self.solver.moments(denoise, found, grid, i)
+        return (x - mean) / std
 
     def _gain(self, t: Node, s: Node, std: float) -> float:
         """Returns the derivative of the step's mean with respect to x, for a fixed slope of the path's ODE.
@@ -211,7 +242,7 @@ class _Steps:
         if along > 0:  # without signal at t, eps is x / sigma, and x0 takes the place of the slope
             return along / t.sigma
         raise InputError(
-            f"the first step of this grid begins at t = {t.t:g}, where no signal is left, and ends with new noise only, "
+            f"the first step of this grid begins at t = {t.t:g}, where no signal is left, and ends with new noise, "
             "so that any sample could be its begin; use eta below 1, or a grid that begins later.",
             parameter="eta",
         )

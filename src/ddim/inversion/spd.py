@@ -54,7 +54,7 @@ class SPDInversion(ByDDIM):
 
     name: ClassVar[str] = "spd"
     exact: ClassVar[bool] = False
-    floor_db: ClassVar[float] = 24.0
+    floor_db: ClassVar[float] = 34.0
     paper: ClassVar[str] = "Li et al. 2024, arXiv 2403.11105"
     needs: ClassVar[str] = "conditions"
     order: ClassVar[int] = 1
@@ -82,6 +82,15 @@ class SPDInversion(ByDDIM):
     def requires(self) -> str:
         """``"conditions"``, or nothing if ``source_uncond`` is false."""
         return self.needs if self.source_uncond else ""
+
+    def check_conditions(self, *, text: bool, uncond: bool, distilled: bool = False) -> None:
+        """Raises InputError if ``source_uncond`` is true and the model has no branch that it could replace."""
+        try:
+            super().check_conditions(text=text, uncond=uncond, distilled=distilled)
+        except InputError as lacking:
+            raise InputError(
+                lacking.message, parameter=lacking.parameter, hint="Or set the option source_uncond = false."
+            ) from None
 
     def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
         """Returns x at the noisy end, and the conditions, with the new unconditional branch if it is asked for.
