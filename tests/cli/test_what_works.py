@@ -49,7 +49,7 @@ def test_a_model_is_described_with_its_shift_guidance_and_sizes(folders: dict[st
         assert part in text
     schnell = run_json("models", folders["flux schnell"])
     assert "guidance" not in schnell
-    assert schnell["works"]["inversions"] == "all but null-text, negative-prompt"
+    assert schnell["works"]["inversions"] == "all but null-text, negative-prompt, prox-npi, spd"
 
 
 def test_an_unconditional_model_has_no_guidance():

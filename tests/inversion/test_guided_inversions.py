@@ -454,6 +454,44 @@ def test_a_seed_gives_the_same_noise_to_the_nodes_that_two_skips_share():
     assert torch.allclose(few.extras["noise"][:, 5:], many.extras["noise"], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("path", "start", "told", "given"),
+    [
+        # TurboEdit's grid of 4 steps, in timesteps: those of the network, and those of the noise
+        (ddim.TablePath(ddim.scaled_linear_alpha_bar(), "first"), 0, (799, 599, 399, 199), (599, 399, 199, 0)),
+        (ddim.TablePath(ddim.scaled_linear_alpha_bar()), 1, (799, 599, 399, 199), (599, 399, 199, 0)),
+        (ddim.TablePath(ddim.scaled_linear_alpha_bar(), "first"), 0, (799, 499, 199), (599, 299, 0)),
+        (ddim.RectifiedFlow(), 0, (0.8, 0.5, 0.1), (0.6, 0.3, 0.0)),
+    ],
+)
+def test_shifted_noise_is_that_of_an_earlier_time_and_comes_back_all_the_same(path, start, told, given):
+    grid = ddim.make_grid(path, len(told), [t + start for t in told])
+    assert [path.timestep(node.t) for node in grid.nodes[:-1]] == pytest.approx(
+        [path.timestep(t + start) for t in told]
+    )
+    oracle, x0, noise = gaussian(2, 3), gaussian(2, 3).draw(3), SeededNoise(range(3))
+    problem = InversionProblem.of(oracle, SeededNoise(range(3)))
+    method = EditFriendly(skip=0, noise_shift=0.2)
+    found = method.invert(problem, x0, grid)
+    levels = [path.node(t + start) for t in given]
+    noised = [node.alpha * x0 + node.sigma * noise(x0) for node in levels[::-1]][::-1]
+    assert torch.allclose(found.state["x"], noised[0], rtol=0, atol=1e-12)
+    x = found.state["x"]
+    for i in range(grid.steps - 1):
+        mean, std = method.solver().moments(oracle, x, grid, i)  # the network is told the time of the grid
+        x = mean + std * found.extras["noise"][:, i]
+        assert torch.allclose(x, noised[i + 1], rtol=0, atol=1e-10)
+    back = replay(oracle, method.solver(), found.state, found.grid, found.extras)
+    assert torch.equal(back["x"], x0)
+
+
+def test_shifted_noise_needs_a_path():
+    grid = ddim.Grid(GRID.nodes)
+    with refused("noise_shift", 0.2):
+        EditFriendly(noise_shift=0.2).invert(scene(), images(), grid)
+    EditFriendly().invert(scene(), images(), grid)
+
+
 @pytest.mark.parametrize(("skip", "steps", "left"), [(0, 50, 50), (0.36, 50, 32), (0.5, 9, 5), (7, 50, 43), (1, 2, 1)])
 def test_skip_is_a_fraction_or_steps(skip, steps, left):
     assert steps - EditFriendly(skip=skip).begin(ddim.make_grid(ddim.ddpm_linear(), steps)) == left
@@ -470,7 +508,8 @@ def test_the_way_back_has_the_weight_that_the_method_wants():
         return code.settings["inversion_guidance"]
 
     own = {name: method.inversion_guidance for name, method in INVERSIONS.items()}
-    assert own == {**dict.fromkeys(INVERSIONS), **dict.fromkeys(("null-text", "negative-prompt", "direct"), 1.0)}
+    fixed = ("null-text", "negative-prompt", "prox-npi", "spd", "direct")
+    assert own == {**dict.fromkeys(INVERSIONS), **dict.fromkeys(fixed, 1.0)}
     for name, method in INVERSIONS.items():
         free = method.inversion_guidance is None
         assert back(name) == (3.0 if free and method.exact else 1.0), name
@@ -498,6 +537,8 @@ def test_exact_whatever_the_guidance_down_to_the_autoencoder(method):
         ("negative-prompt", {"toward_empty": 1.5}, refused("toward_empty", 1.5)),
         ("edit-friendly", {"eta": 0.0}, refused("eta", 0)),
         ("edit-friendly", {"skip": 2.5}, refused("skip", 2.5)),
+        ("edit-friendly", {"noise_shift": 1.0}, refused("noise_shift", 1)),
+        ("edit-friendly", {"noise_shift": -0.1}, refused("noise_shift", -0.1)),
         ("direct", {"eta": 1}, refused("eta", "'direct'")),
     ],
 )

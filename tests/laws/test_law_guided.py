@@ -39,6 +39,10 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("negative-prompt", {"toward_empty": 0.3}),
     ("edit-friendly", {"skip": 0, "eta": 0.5}),
     ("edit-friendly", {"skip": 3}),
+    ("edit-friendly", {"noise_shift": 0.2}),
+    ("renoise", {"iterations": 4, "average": 2, "eta": 0.5}),
+    ("renoise", {"iterations": 4, "eta": 1.0, "correct": True}),
+    ("prox-npi", {"kind": "l1"}),
 ]
 COSTS = {"scope": 15.0, "toward_empty": 8.0}
 """Options that buy something for the round trip: one embedding for all steps; two predictions that part. In dB."""
@@ -84,7 +88,7 @@ def code_of(
         solver.options,
         conditions=result.prompts,
         extras=result.extras,
-        guidance=Guidance(weight).options,
+        guidance=method.sampling_guidance(Guidance(weight)).options,
         dtype=str(x0.dtype).removeprefix("torch."),
     )
 
@@ -193,6 +197,7 @@ def test_a_guided_method_comes_forward_by_a_registered_solver(name):
 def test_a_method_keeps_what_it_says_and_no_more(name, options):
     kept = set(code_of(name, options, "mixture").extras)
     said = set(() if options.get("scope") == "global" else INVERSIONS[name].keeps)
+    said |= {"noise"} if make_inversion(name, options).solver().stochastic else set()
     assert kept == said - {"uncond_pooled"}  # the network takes no pooled embedding
 
 

@@ -142,7 +142,11 @@ def round_trips(inversion, problem: str, grid: str) -> list[float]:
 
 
 APPROXIMATE = [(name, {}) for name in PLAIN if not INVERSIONS[name].exact]
-OF_DDIM = [("ddim", {"timestep": "source"}), *(("ddim", {"iterations": k}) for k in (2, 3, 4))]
+OF_DDIM = [
+    *(("ddim", {"timestep": "source"}), *(("ddim", {"iterations": k}) for k in (2, 3, 4))),
+    *(("renoise", {"iterations": k, "average": m}) for k, m in ((0, 1), (2, 1), (3, 2), (3, 4))),
+    ("renoise", {"iterations": 3, "near": 1.0}),
+]
 
 
 @problems

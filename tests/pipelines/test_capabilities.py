@@ -44,7 +44,7 @@ def model_of(name: str) -> Model:
 
 
 SKIP = ddim.SkipLayers((0,), interval=(0.0, 1.0))
-GUIDED = {"null-text", "negative-prompt"}
+GUIDED = {"null-text", "negative-prompt", "prox-npi", "spd"}
 NO: dict[str, dict[str, set[str]]] = {
     "unconditional": {"solvers": set(), "inversions": GUIDED, "controls": set(CONTROLS)},
     "x0": {"solvers": {"rex", "reversible-heun"}, "inversions": {*GUIDED, "rex", "reversible-heun"}},

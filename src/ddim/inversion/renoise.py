@@ -90,7 +90,7 @@ class ReNoise(Inversion):
 
     name: ClassVar[str] = "renoise"
     exact: ClassVar[bool] = False
-    floor_db: ClassVar[float] = 16.0
+    floor_db: ClassVar[float] = 18.0
     paper: ClassVar[str] = "Garibi et al. 2024, arXiv 2403.14602"
 
     def __post_init__(self) -> None:
