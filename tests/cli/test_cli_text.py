@@ -587,6 +587,23 @@ def test_interpolate_has_one_prompt(model: str):
 # --- models without text, and the lists ------------------------------------------------------------------------------
 
 
+def test_proximal_guidance(model: str):
+    words = ["sample", "-m", model, "-p", CAT, "-n", 1, "-S", 4, "-w", 3]
+    plain, led = (run_json(*words, *more) for more in ([], ["--proximal", "l1", "--proximal-quantile", 0.4]))
+    (file,), (other,) = led["files"], plain["files"]
+    assert "proximall1-0.4" in file
+    assert (rgb(file) != rgb(other)).any()
+    picture()
+    (code,) = run_json(
+        *("invert", "cat.png", "-m", model, "-p", CAT, "-S", 4, "--resize", "--no-check", "-w", 3),
+        *("--method", "prox-npi", "-o", "quantile=0.4"),
+    )["files"]
+    kept = run_json("edit", code, "--to", TIGER, "--guidance", 5)["guidance"]["proximal"]
+    assert kept == {"kind": "l0", "quantile": 0.4}
+    said = run_json("edit", code, "--to", TIGER, "--proximal", "l1")["guidance"]["proximal"]
+    assert said == {"kind": "l1", "quantile": 0.4}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -595,6 +612,7 @@ def test_interpolate_has_one_prompt(model: str):
         (["sample", "--negative", "grey"], "--negative: it goes with prompts"),
         (["sample", "--rescale", "0.5"], "--rescale: it goes with prompts"),
         (["sample", "--interval", "0,0.5"], "--interval: it goes with prompts"),
+        (["sample", "--proximal", "l0"], "--proximal: it goes with prompts"),
         (["sample", "--size", "16x16"], "height 8 and width 8"),
         (["sample", "--size", "16"], "--size: '16'"),
         (["invert", "cat.png", "--prompt", "a dog", "--resize"], "no text encoder"),
@@ -615,6 +633,9 @@ def test_a_model_without_text_says_so(words: list[str], said: str, pixel: str):
         (["--size", "33x32"], "--size: height 32 and width 33"),
         (["--rescale", "2"], "--rescale: 2"),
         (["--interval", "0.8,0.2"], "--interval: 0.8,0.2"),
+        (["--proximal", "l3"], "'l3'"),
+        (["--proximal", "l0", "--proximal-quantile", "2"], "--proximal-quantile: 2"),
+        (["--proximal-quantile", "0.5"], "--proximal-quantile: it goes with --proximal"),
         (["--interval", "x"], "--interval: 'x'"),
         (["--label", "1"], "takes prompts, not class labels"),
     ],

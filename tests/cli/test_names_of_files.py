@@ -101,6 +101,8 @@ GUIDED: dict[str, list[list[object]]] = {
     "guidance_scale": [[], ["--guidance-scale", 3]],
     "rescale": [["-w", 3], ["-w", 3, "--rescale", 0.5]],
     "interval": [["-w", 3], ["-w", 3, "--interval", "0,0.5"], ["-w", 3, "--interval", "0.1,0.5"]],
+    "proximal": [["-w", 3], ["-w", 3, "--proximal", "l0"], ["-w", 3, "--proximal", "l1"]],
+    "proximal_quantile": [["-w", 3, "--proximal", "l0", *more] for more in ([], ["--proximal-quantile", 0.5])],
 }
 SKIPPED: dict[str, list[list[object]]] = {
     "skip_layers": [[], ["--skip-layers", "0"], ["--skip-layers", "1"]],

@@ -63,7 +63,7 @@ def test_what_a_method_refuses_is_known_without_asking_the_network(monkeypatch: 
     for model in (pixel, text):
         monkeypatch.setattr(type(model), "forward", lambda *a: pytest.fail("the network was asked"))
     refused = {spec.title for spec in all_methods() if refusal(pixel, spec, 2, 1.0) is not None}
-    assert refused == {"null-text", "null-text start=prompt", "negative-prompt"}
+    assert refused == {"null-text", "null-text start=prompt", "negative-prompt", "prox-npi", "spd"}
     refused = {spec.title for spec in all_methods() if refusal(text, spec, 2, 1.0)}
     assert refused == {"null-text", "null-text start=prompt"}
     assert not {spec.title for spec in all_methods() if refusal(text, spec, 2, 7.5)}

@@ -90,7 +90,7 @@ def invert(
             when sampling. A network that needs such a limit to sample images needs it here too.
         inversion_guidance: the weight w of guidance during the inversion, if the method does not fix it. By default it
             equals ``guidance`` for exact methods, which reconstruct exactly only then, and 1 for the others, whose
-            error grows with it. ``null-text``, ``negative-prompt`` and ``direct`` fix it to 1.
+            error grows with it. ``null-text``, ``negative-prompt``, ``prox-npi``, ``spd`` and ``direct`` fix it to 1.
         strength: in [0, 1]: invert only the last ``strength * S`` steps, rounded up to at least one, so that the code
             is less noisy than x_T and edits of it stay closer to the image. By default all steps, or for
             ``edit-friendly`` those that its option ``skip`` leaves, which a strength replaces.
@@ -119,8 +119,8 @@ def invert(
     Raises:
         InputError: images do not fit, or a value is out of range, unknown, or would have no effect.
         NotFinite: the sample contains NaN or infinity after a step.
-        Interrupted: Ctrl-C after a batch is complete, or during ``null-text``, with a partial code. Earlier it is a
-            plain ``KeyboardInterrupt``. An ``Interrupted`` is a ``KeyboardInterrupt`` too.
+        Interrupted: Ctrl-C after a batch is complete, or during ``null-text`` or ``spd``, with a partial code. Earlier
+            it is a plain ``KeyboardInterrupt``. An ``Interrupted`` is a ``KeyboardInterrupt`` too.
     """
     need_model(model)
     check_run(batch, on_event)
