@@ -74,6 +74,25 @@ def test_the_first_update_goes_down_the_gradient_of_the_fixed_point_s_residual(g
     assert heard == pytest.approx([float(residual.square().mean())])
 
 
+def test_the_search_is_the_paper_s_loop():
+    """With torch's own Adam, and the gradient of the residual through the prediction, on one step of a mixture."""
+    data, grid = mixture(2, 3), arc(1)
+    x, (t, s) = data.draw(4), grid
+
+    def back(guess: Tensor) -> Tensor:
+        eps = data(guess, t).eps
+        return t.alpha / s.alpha * (x - s.sigma * eps) + t.sigma * eps
+
+    guess = back(x).requires_grad_()
+    adam = torch.optim.Adam([guess], lr=0.02)
+    for _ in range(6):
+        adam.zero_grad()
+        (back(guess) - guess).square().flatten(1).mean(1).sum().backward()
+        adam.step()
+    found = SPDInversion(6, 0.02, 0.0, source_uncond=False).invert(data, x, grid).state["x"]
+    assert torch.allclose(found, guess.detach(), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("grid", [arc(6), straight(6)], ids=["arc", "flow"])
 def test_with_time_it_finds_what_the_fixed_point_iteration_finds(grid):
     data, x0 = mixture(2, 3), mixture(2, 3).draw(3)
