@@ -436,7 +436,7 @@ def test_the_background_of_kv_edit_is_the_sources_to_the_bit(any_model: Model, m
         return ends[-1]
 
     code, mask = coded(any_model), half_mask(any_model)
-    monkeypatch.setattr("ddim.pipelines.edit.solve", watched)
+    monkeypatch.setattr("ddim.pipelines.beside.solve", watched)
     ddim.edit(any_model, code, TARGET, attention="kv-edit", mask=mask)
     x = ends[-1]["x"]
     middle = x.shape[-1] // 2
