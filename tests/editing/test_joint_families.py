@@ -244,10 +244,11 @@ def test_a_control_that_changes_nothing_computes_what_diffusers_computes(family)
     assert len(control.seen) == len(plan.layers)
 
 
-@pytest.mark.parametrize("kind", ["refine", "replace"])
+@pytest.mark.parametrize("kind", ["refine", "replace", "masactrl", "kv-edit"])
 def test_a_prompt_replaced_by_itself_changes_nothing(family, kind: str):
     _, model = family
-    plan = plan_of(model, AttentionEdit(kind, **EVERYTHING, value_steps=(0, 1)), SOURCE, SOURCE)
+    more = {"key_value_steps": (0, 1)} if kind == "masactrl" else {"value_steps": (0, 1)}
+    plan = plan_of(model, AttentionEdit(kind, **EVERYTHING, **more), SOURCE, SOURCE)  # type: ignore[arg-type]
     given = inputs(model, (SOURCE, SOURCE), equal=True)
     out, _ = controlled(model, plan, *given)
     plain = asked(model, {}, *given)

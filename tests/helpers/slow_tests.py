@@ -19,6 +19,8 @@ SLOW = {
     "inversion/test_spd.py::test_an_interrupted_invert_resumes_bit_for_bit",
     "core/test_hold.py::test_text_models_hold_after_guidance",
     "models/test_flux2.py::test_a_code_keeps_its_reference",
+    "editing/test_kinds.py::test_a_call_computes_the_same_from_copies_of_the_tensors_of_its_plan",
+    "editing/test_kinds.py::test_branches_in_one_call_or_two_are_edited_alike",
     "evaluation/test_fid.py::test_what_cannot_be_measured_is_one_sentence",
     "evaluation/test_leaderboard.py::test_the_command_measures_every_method_once",
     "laws/test_law_moments.py::test_monte_carlo_of_the_mixture",
