@@ -99,7 +99,7 @@ def test_what_stops_an_edit_leaves_a_code_with_the_photograph(
     words += ["--resize"] if resize else []
     whole = run_json(*words)["photographs"][0]
     with monkeypatch.context() as patch:
-        patch.setattr("ddim.pipelines.edit.solve", stopping)
+        patch.setattr("ddim.pipelines.beside.solve", stopping)
         sentence = fails(*words, code=1)
     line = next(part for part in sentence.split(": ") if part.startswith("ddim edit")).partition(" goes on.")[0]
     os.rename(whole, "whole.png")

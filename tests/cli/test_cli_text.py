@@ -233,7 +233,7 @@ def test_what_stops_the_way_forward_of_an_edit_leaves_the_code(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("ddim.pipelines.edit.solve", stopping)
+        patch.setattr("ddim.pipelines.beside.solve", stopping)
         sentence = fails(*words, code=code)
     assert said in sentence
     kept = "cat_to_a-tiger-on-a-mat_direct_S3_on-words_from-a-cat-on-a-mat_w5.code.safetensors"
