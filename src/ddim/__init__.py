@@ -45,14 +45,19 @@ if TYPE_CHECKING:
     from .inversion import INVERSIONS, inversion_names, make_inversion
     from .inversion.ddim import DDIMInversion
     from .inversion.direct import DirectInversion
+    from .inversion.direct_edit import DirectEdit
     from .inversion.edit_friendly import EditFriendly
+    from .inversion.fireflow import FireFlowInversion
     from .inversion.heun import HeunInversion
     from .inversion.latent_code import LatentCode
     from .inversion.negative_prompt import NegativePrompt
     from .inversion.null_text import NullText
     from .inversion.prox_npi import ProxNPI
     from .inversion.renoise import ReNoise
+    from .inversion.rf_inversion import RFInversion
+    from .inversion.rf_solver import RFSolver
     from .inversion.spd import SPDInversion
+    from .inversion.uni_inv import UniInv
     from .models import bundled_models, bundled_test_images, load, load_classifier, load_features
     from .models.base import Model
     from .models.families import FAMILIES
@@ -73,8 +78,10 @@ if TYPE_CHECKING:
     from .solvers.ddim import DDIM
     from .solvers.ddpm import DDPM
     from .solvers.edict import EDICT
+    from .solvers.fireflow import FireFlow
     from .solvers.heun import Heun
     from .solvers.lattice import LatticeState, Lift, ReversibleSolver
+    from .solvers.midpoint import Midpoint
     from .solvers.multistep import AdamsBashforth, DPMSolverPP
     from .solvers.reversible_heun import ReversibleHeun
     from .solvers.rex import Rex
@@ -142,6 +149,7 @@ __all__ = [
     "DDIMWarning",
     "DPMSolverPP",
     "Denoiser",
+    "DirectEdit",
     "DirectInversion",
     "DynamicShift",
     "EditFriendly",
@@ -150,6 +158,8 @@ __all__ = [
     "Editor",
     "EngineEvent",
     "Event",
+    "FireFlow",
+    "FireFlowInversion",
     "FlowEdit",
     "Flux2Shift",
     "GaussianPath",
@@ -169,6 +179,7 @@ __all__ = [
     "LatticeState",
     "Lift",
     "LossEvent",
+    "Midpoint",
     "Model",
     "ModelInfo",
     "NegativePrompt",
@@ -180,6 +191,8 @@ __all__ = [
     "ProxNPI",
     "Proximal",
     "Question",
+    "RFInversion",
+    "RFSolver",
     "ReNoise",
     "RectifiedFlow",
     "ReversibleHeun",
@@ -194,6 +207,7 @@ __all__ = [
     "StaticShift",
     "StepEvent",
     "TablePath",
+    "UniInv",
     "UnknownName",
     "Usual",
     "VEPath",

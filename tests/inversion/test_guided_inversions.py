@@ -414,7 +414,7 @@ def test_direct_keeps_every_node_of_the_pivot():
     assert torch.allclose(pivot[:, 3], t.alpha / s.alpha * (x - s.sigma * eps) + t.sigma * eps)
 
 
-@pytest.mark.parametrize("name", [name for name, method in INVERSIONS.items() if method.keeps and not method.needs])
+@pytest.mark.parametrize("name", [n for n, m in INVERSIONS.items() if m.exact and m.keeps and not m.needs])
 def test_models_without_text_take_it_too(name):
     model, pictures = tiny.model(), torch.rand(3, 1, 8, 8)
     done: list[tuple[int, int]] = []
@@ -508,7 +508,7 @@ def test_the_way_back_has_the_weight_that_the_method_wants():
         return code.settings["inversion_guidance"]
 
     own = {name: method.inversion_guidance for name, method in INVERSIONS.items()}
-    fixed = ("null-text", "negative-prompt", "prox-npi", "spd", "direct")
+    fixed = ("null-text", "negative-prompt", "prox-npi", "spd", "direct", "direct-edit")
     assert own == {**dict.fromkeys(INVERSIONS), **dict.fromkeys(fixed, 1.0)}
     for name, method in INVERSIONS.items():
         free = method.inversion_guidance is None

@@ -142,16 +142,17 @@ def round_trips(inversion, problem: str, grid: str) -> list[float]:
 
 
 APPROXIMATE = [(name, {}) for name in PLAIN if not INVERSIONS[name].exact]
-OF_DDIM = [
+OPTIONS = [
     *(("ddim", {"timestep": "source"}), *(("ddim", {"iterations": k}) for k in (2, 3, 4))),
     *(("renoise", {"iterations": k, "average": m}) for k, m in ((0, 1), (2, 1), (3, 2), (3, 4))),
     ("renoise", {"iterations": 3, "near": 1.0}),
+    ("uni-inv", {"start": "zero"}),
 ]
 
 
 @problems
 @grids
-@pytest.mark.parametrize(("name", "options"), APPROXIMATE + OF_DDIM, ids=str)
+@pytest.mark.parametrize(("name", "options"), APPROXIMATE + OPTIONS, ids=str)
 def test_round_trip_order_of_an_inversion_is_the_one_it_states(name, options, problem, grid, record_property):
     inversion = make_inversion(name, options)
     order = order_of(round_trips(inversion, problem, grid), grid)

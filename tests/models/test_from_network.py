@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import ddim
 from ddim.core.prediction import Hold
 from ddim.core.schedule import Schedule
-from ddim.inversion import INVERSIONS
+from ddim.inversion import INVERSIONS, make_inversion
 from ddim.models.base import Model
 from ddim.models.loading import Loading
 from ddim.models.network import NetworkModel
@@ -123,6 +123,8 @@ def test_there_and_back(flow, lookup, method):
     for model, settings in ((flow, {}), (lookup, {"labels": [1, 4], "guidance": 2.0})):
         # The second network looks its timesteps up, so that it has no answer between two of them.
         options = {"tableau": "euler"} if method == "rex" and model is lookup else None
+        if model is lookup and make_inversion(method, options).solver().asks_between:
+            continue
         code = ddim.invert(model, pictures(model), steps=8, method=method, options=options, **settings)
         assert (code.fingerprint, len(code.fingerprint)) == (model.fingerprint, 64)
         back = ddim.reconstruct(model, code, strict=method in EXACT)

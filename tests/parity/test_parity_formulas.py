@@ -7,7 +7,7 @@ import torch
 from oracles import gaussian, mixture, noise_like
 
 import ddim
-from ddim.solvers.base import implicit_step
+from ddim.solvers.one_stage import implicit_step
 
 PATH = ddim.ddpm_linear()
 PROBLEMS = {"gaussian": gaussian(3), "mixture": mixture(3)}

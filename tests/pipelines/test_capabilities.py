@@ -52,7 +52,10 @@ NO: dict[str, dict[str, set[str]]] = {
         "inversions": {"null-text"},
         "controls": {"prompt", "attention", "features", "negative", "embedded", "skip"},
     },
-    "whole timesteps": {"solvers": {"rex"}, "inversions": {*GUIDED, "rex"}},
+    "whole timesteps": {
+        "solvers": {"rex", "midpoint", "fireflow"},
+        "inversions": {*GUIDED, "rex", "rf-solver", "fireflow"},
+    },
     "text": {"solvers": set(), "inversions": set(), "controls": {"class", "embedded", "skip"}},
     "sd3": {"solvers": set(), "inversions": set()},
     "flux dev": {"solvers": set(), "inversions": GUIDED},

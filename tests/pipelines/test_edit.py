@@ -20,6 +20,7 @@ from ddim import AttentionEdit, Edited, Guidance, InputError, LatentCode
 from ddim._utils.errors import DDIMError
 from ddim.core.conditioning import PromptConditioning
 from ddim.core.solve import solve
+from ddim.inversion.extras import pinned, shared
 from ddim.models.sd import StableDiffusion
 from ddim.pipelines.events import StepEvent
 from ddim.solvers import REVERSIBLE
@@ -169,16 +170,43 @@ def test_the_source_is_never_touched(model, method):
 def test_what_a_method_keeps_for_the_source_serves_its_targets(model, method):
     """Tuned nulls and noise maps do: a prompt replaced by itself is the source. Pivots hold the source alone."""
     code = coded(model, method)
-    shared = replace(code, extras={k: v for k, v in code.extras.items() if k in ("uncond_text", "noise")})
-    edited = ddim.edit(model, shared, SOURCE, attention=ALWAYS)
+    free = replace(code, extras=shared(code.extras))
+    edited = ddim.edit(model, free, SOURCE, attention=ALWAYS)
     assert apart(edited.edits[:, 0], edited.reconstruction) < 1e-8
     # in other company a row's last bits differ, and sampling with two coupled samples enlarges that (edict, rex)
-    assert apart(edited.reconstruction, ddim.reconstruct(model, shared)) < 1e-6
-    if shared.extras != code.extras:
+    assert apart(edited.reconstruction, ddim.reconstruct(model, free)) < 1e-6
+    if pinned(code.extras):
         held = ddim.edit(model, code, SOURCE, attention="none")
         assert apart(held.reconstruction, ddim.reconstruct(model, code)) < TIGHT
-        assert apart(held.edits[:, 0], edited.reconstruction) < TIGHT
+        assert (apart(held.edits[:, 0], edited.reconstruction) < TIGHT) is ("asked" not in code.extras)
         assert apart(held.edits[:, 0], held.reconstruction) > 1e-3
+
+
+def test_targets_are_asked_at_their_own_sample_and_the_offset_of_their_source(model):
+    """DirectEdit beside two sources with two targets each, under guidance, written out."""
+    pictures = tiny_text.pictures(2).double()
+    code = ddim.invert(model, pictures, steps=STEPS, method="direct-edit", prompt=SOURCE, guidance=4.0)
+    edited = ddim.edit(model, code, [TARGET, OTHERS[0]], attention="none")
+    x0 = model.encode(pictures)
+    assert torch.equal(edited.reconstruction, ddim.reconstruct(model, code))
+    assert apart(edited.reconstruction, model.decode(x0)) < TIGHT
+    nodes, path = code.grid.nodes, torch.cat([code.x[:, None], code.extras["asked"]], 1)
+    assert torch.equal(path[:, -1], x0)
+    for k, prompt in enumerate([TARGET, OTHERS[0]]):
+        denoise = model.guided(Guidance(4.0), model.condition(None, 2, prompt))
+        u = code.x / nodes[0].alpha  # in x / alpha, as the inversion's own steps
+        for i, (t, s) in enumerate(pairwise(nodes)):
+            offset = path[:, i + 1] / s.alpha - path[:, i] / t.alpha
+            u = u + (s.ratio - t.ratio) * denoise((u + offset) * s.alpha, s).eps
+        assert apart(edited.edits[:, k], model.decode(u * nodes[-1].alpha)) < TIGHT
+
+
+def test_at_the_guidance_of_the_inversion_a_target_with_its_sources_prompt_is_the_source(model):
+    """The offset alone leads back: nothing puts a target on the trajectory."""
+    code = coded(model, "direct-edit", guidance=1.0)
+    edited = ddim.edit(model, code, [SOURCE, TARGET], attention="none")
+    assert apart(edited.edits[:, 0], edited.reconstruction) < 1e-8
+    assert apart(edited.edits[:, 1], edited.reconstruction) > 1e-3
 
 
 def test_one_target_alone_equals_itself_among_several(model, code):
@@ -220,7 +248,7 @@ def test_pictures_that_are_not_square(model, size):
 # --- blending --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["direct", "ddim", *REVERSIBLE])
+@pytest.mark.parametrize("method", ["direct", "direct-edit", "ddim", *REVERSIBLE])
 def test_every_tensor_outside_the_words_stays_the_sources(model, method, monkeypatch: pytest.MonkeyPatch):
     ends: list[Mapping[str, Tensor]] = []
 
@@ -490,7 +518,7 @@ def test_a_prompt_that_is_cut_warns(model, code):
 @pytest.mark.parametrize("method", METHODS)
 def test_another_guidance_warns_unless_the_source_is_held(model, method):
     code = coded(model, method)
-    if method in ("direct", "edit-friendly", *REVERSIBLE):
+    if pinned(ddim.INVERSIONS[method].keeps) or method in REVERSIBLE:
         edited = ddim.edit(model, code, TARGET, guidance=5.0)  # a warning would be an error here
         assert apart(edited.reconstruction, ddim.reconstruct(model, code)) < TIGHT
         return
@@ -543,7 +571,7 @@ def classed_code(classed, method: str = "direct", count: int = 2) -> LatentCode:
     return ddim.invert(classed, pictures, steps=STEPS, method=method, labels=[0, 2][:count], guidance=2.0)
 
 
-@pytest.mark.parametrize("method", ["direct", "edit-friendly", "ddim", "negative-prompt"])
+@pytest.mark.parametrize("method", ["direct", "direct-edit", "edit-friendly", "ddim", "negative-prompt"])
 def test_a_class_edits_as_words_do(classed, method):
     code = classed_code(classed, method)
     edited = ddim.edit(classed, code, labels=[[1, 0], [2, 1]])

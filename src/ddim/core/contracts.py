@@ -42,6 +42,7 @@ class Solver(ABC):
         order: the order of the error at the data end in the step size, which ``tests/laws`` verifies by a fit; 0 for a
             solver that always adds noise.
         nfe: the number of network calls per step.
+        extra_calls: the number of network calls that a run makes besides.
         paper: the source of the formula.
         asks_data: whether it calls the network at the data node; without noise there, a predicted x0 determines no eps.
         asks_between: whether it calls the network between two nodes of the grid, where timesteps are no whole numbers.
@@ -50,6 +51,7 @@ class Solver(ABC):
     name: ClassVar[str]
     order: ClassVar[int]
     nfe: ClassVar[int]
+    extra_calls: ClassVar[int] = 0
     paper: ClassVar[str]
     asks_data: ClassVar[bool] = False
     asks_between: ClassVar[bool] = False

@@ -17,13 +17,18 @@ INVERSIONS: "Registry[Inversion]" = Registry(
     {
         "ddim": "inversion.ddim:DDIMInversion",
         "heun": "inversion.heun:HeunInversion",
+        "rf-solver": "inversion.rf_solver:RFSolver",
+        "fireflow": "inversion.fireflow:FireFlowInversion",
+        "uni-inv": "inversion.uni_inv:UniInv",
         "null-text": "inversion.null_text:NullText",
         "negative-prompt": "inversion.negative_prompt:NegativePrompt",
         "prox-npi": "inversion.prox_npi:ProxNPI",
         "renoise": "inversion.renoise:ReNoise",
         "spd": "inversion.spd:SPDInversion",
         "direct": "inversion.direct:DirectInversion",
+        "direct-edit": "inversion.direct_edit:DirectEdit",
         "edit-friendly": "inversion.edit_friendly:EditFriendly",
+        "rf-inversion": "inversion.rf_inversion:RFInversion",
         **REVERSIBLE.lines,
     }
 )

@@ -12,10 +12,7 @@ from ..core.grid import Grid
 from ..core.solve import BackwardSolver, solve_back
 from ..solvers.ddim import DDIM
 from . import make_inversion
-
-TRAJECTORY = "trajectory"
-"""The name in ``LatentCode.extras`` of the samples of an inversion at the nodes 1 to S, [N, S, ...]. Sampling ignores
-it; some editors start from it."""
+from .extras import TRAJECTORY
 
 
 def recorder(nodes: list[Tensor], on_step: OnStep | None) -> OnStep:
@@ -52,22 +49,45 @@ class Stepwise(Inversion, BackwardSolver):
     def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
         """Returns the state at ``grid[i]`` from the one at ``grid[i + 1]``."""
 
+    def begin(self, problem: InversionProblem, x0: Tensor, grid: Grid) -> State:
+        """Returns the state at the data end, from which the steps start; by default the images alone.
+
+        Args:
+            problem: the model with its conditions, and the source of noise.
+            x0: the images, [N, ...].
+            grid: the grid of S + 1 nodes.
+        """
+        return {"x": x0}
+
     def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
-        """Steps from the images to the noisy end; the result is the sample x there.
+        """Steps from the images to the noisy end; the result is the sample x there, without the rest of the state.
 
         With ``problem.keep_trajectory``, ``extras["trajectory"]`` has the samples at the other nodes, [N, S, ...].
         """
         denoise, nodes = problem.denoiser(problem.inversion_guidance), [x0]
-        keep = problem.keep_trajectory
-        state = solve_back(denoise, self, {"x": x0}, grid, on_step=recorder(nodes, on_step) if keep else on_step)
+        keep, first = problem.keep_trajectory, self.begin(problem, x0, grid)
+        state = solve_back(denoise, self, first, grid, on_step=recorder(nodes, on_step) if keep else on_step)
         extras = {TRAJECTORY: torch.stack(nodes[-2::-1], dim=1)} if keep else {}
         return InversionResult({"x": self.read(state)}, grid, problem.prompts, extras)
 
 
+class BySolver(Stepwise):
+    """An inversion that makes the steps of its own solver on the reversed grid."""
+
+    def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
+        """Returns the state at ``grid[i]`` from the one at ``grid[i + 1]``, by a step of ``solver()``."""
+        return self.solver().step(denoise, state, grid.reversed(), grid.steps - 1 - i, None)
+
+
 def pivot_of(
-    problem: InversionProblem, x0: Tensor, grid: Grid, weight: float = 1.0, on_step: OnStep | None = None
+    problem: InversionProblem,
+    x0: Tensor,
+    grid: Grid,
+    weight: float = 1.0,
+    on_step: OnStep | None = None,
+    by: Stepwise | None = None,
 ) -> Tensor:
-    """Returns the pivot of the images: the trajectory of plain DDIM inversion, [N, S + 1, ...].
+    """Returns the pivot of the images: the trajectory of an inversion, [N, S + 1, ...].
 
     Args:
         problem: the model with its conditions.
@@ -75,10 +95,12 @@ def pivot_of(
         grid: the grid of S + 1 nodes.
         weight: the guidance weight of the inversion.
         on_step: called after each step.
+        by: the inversion; by default plain DDIM inversion.
 
     Returns:
         the samples at all nodes; entry i is at ``grid[i]``, and the last entry is x0.
     """
-    nodes, plain = [x0], cast(BackwardSolver, make_inversion("ddim"))
-    solve_back(problem.denoiser(weight), plain, {"x": x0}, grid, on_step=recorder(nodes, on_step))
+    nodes, steps = [x0], cast(Stepwise, make_inversion("ddim")) if by is None else by
+    first = steps.begin(problem, x0, grid)
+    solve_back(problem.denoiser(weight), steps, first, grid, on_step=recorder(nodes, on_step))
     return torch.stack(nodes[::-1], dim=1)

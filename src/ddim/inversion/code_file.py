@@ -19,9 +19,9 @@ from ..core.conditioning import LABELS, POOLED, TEXT, Conditioning, PromptCondit
 from ..core.grid import Grid
 from ..core.guidance import Proximal, SkipLayers
 from ..core.path import MOST_LEVELS, Node, description, path_from
+from .extras import EXTRAS, TUNED, TUNED_POOLED
 from .latent_code import HOLD, LatentCode
 from .photograph import MOST_ICC, Photograph, is_packed, packed, unpacked
-from .replay import TUNED, TUNED_POOLED
 
 FORMAT = "ddim.latent-code"
 VERSION = 3
@@ -178,14 +178,14 @@ def _check_complete(
     if shape[:1] == (0,):
         raise InputError(f"{path} contains no image; it is not a code that ddim can replay.", parameter="path")
     every = [v for group in groups.values() for v in group.values()]
-    counts = {TUNED: grid.steps, TUNED_POOLED: grid.steps, "noise": grid.steps, "pivot": grid.steps, "end": 1}
+    known = [(EXTRAS[name], tensor) for name, tensor in extras.items() if name in EXTRAS]
     texts = [group[TEXT] for group in (cond, uncond) if TEXT in group]
     sizes = {t.shape[-2:] for t in [*texts, *([extras[TUNED]] if TUNED in extras else [])]}
     checks = (
         all(v.shape == shape for v in state.values()) and _has_one_dtype_kind(state, about["solver"]),
         len(shape) > 1 and 0 not in shape and all(v.shape[:1] == shape[:1] for v in every),
-        all(v.shape[1:2] == (counts[k],) for k, v in extras.items() if k in counts),
-        all(v.shape[2:] == shape[1:] for k, v in extras.items() if k in ("noise", "pivot", "end")),
+        all(v.shape[1:2] == (grid.steps if extra.per_step else 1,) for extra, v in known),
+        all(v.shape[2:] == shape[1:] for extra, v in known if extra.sample),
         all(t.ndim == 3 for t in texts) and len(sizes) < 2,
         not uncond or {k: v.shape for k, v in uncond.items()} == {k: v.shape for k, v in cond.items()},
         TUNED not in extras or TEXT in uncond,

@@ -12,6 +12,7 @@ from ..core.contracts import State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
 from ..solvers.base import path_ode
+from ..solvers.one_stage import implicit_step
 from .base import ByDDIM, Stepwise
 
 TIMESTEPS = ("destination", "source")
@@ -81,11 +82,7 @@ class DDIMInversion(ByDDIM, Stepwise):
         x, t, s, ode = state["x"], grid[i], grid[i + 1], path_ode(grid)
         if self.timestep == "source":
             return {"x": ode.step(x, ode.slope(denoise(x, s)), s, t)}
-        mix = _Anderson(self.anderson)
-        guess = x
-        for _ in range(self.iterations):
-            guess = mix(guess, ode.unstep(denoise(guess, t), x, t, s))
-        return {"x": guess}
+        return {"x": implicit_step(denoise, x, grid, i, self.iterations, _Anderson(self.anderson))}
 
 
 class _Anderson:

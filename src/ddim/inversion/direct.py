@@ -18,6 +18,7 @@ class DirectInversion(ByDDIM):
     Sampling replaces the sample of the source by the pivot after each step, so that the image is reconstructed exactly
     with any guidance. The paper adds the difference to the pivot instead, which has the same result. An edit samples
     its targets from the same latent, beside the source. The method also works for models without text.
+    ``inversion.extras`` compares it with ``direct-edit`` and ``edit-friendly``.
     """
 
     name: ClassVar[str] = "direct"

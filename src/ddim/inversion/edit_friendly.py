@@ -32,7 +32,7 @@ class EditFriendly(Inversion):
     place of eta^2. The last map is zero, as in the paper. Since the last step then does not end exactly at the image,
     sampling sets the sample to ``extras["end"]``. The method also works for models without text. If the inversion and
     sampling use different guidance weights, the maps do not fit the means: the samples leave the noised images, and
-    only the last step returns to the image.
+    only the last step returns to the image. ``inversion.extras`` compares this with ``direct`` and ``direct-edit``.
 
     ``noise_shift`` is the first part of TurboEdit, for models that were distilled to a few steps (Deutch et al. 2024,
     arXiv 2408.00735, section 4.1). The noised images get the noise of an earlier time than the one that the network is

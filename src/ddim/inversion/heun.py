@@ -3,15 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..core.contracts import Solver, State
-from ..core.denoiser import Denoiser
-from ..core.grid import Grid
+from ..core.contracts import Solver
 from ..solvers.heun import Heun
-from .base import Stepwise
+from .base import BySolver
 
 
 @dataclass(frozen=True)
-class HeunInversion(Stepwise):
+class HeunInversion(BySolver):
     """Inverts with Heun's method on the reversed grid, and samples with Heun's method. The round trip is not exact.
 
     The latent is of second order, and the round trip of third order: the leading error of a step is odd in the step
@@ -28,7 +26,3 @@ class HeunInversion(Stepwise):
     def solver(self) -> Solver:
         """Returns the solver ``Heun``."""
         return Heun()
-
-    def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
-        """Returns the state at ``grid[i]`` from the one at ``grid[i + 1]``, by a Heun step on the reversed grid."""
-        return Heun().step(denoise, state, grid.reversed(), grid.steps - 1 - i, None)

@@ -14,8 +14,8 @@ from torch import Tensor
 from .._utils.errors import DDIMWarning, InputError, is_whole
 from ..core.conditioning import TEXT, TEXT_MASK, Conditioning, PromptConditioning
 from ..core.grid import Grid
+from .extras import TUNED
 from .photograph import Crop, Photograph
-from .replay import TUNED
 
 HOLD, ADAPTERS, QUANTISED = "hold", "adapters", "quantised"
 """Keys of ``LatentCode.settings``: the limit of x0 (``Hold.options``), the LoRA adapters and learned words
@@ -49,8 +49,9 @@ class LatentCode:
         machine: everything else that decides the last bits of a network's output, for these methods; see
             ``inversion.calls.machine_now``.
         extras: tensors that the method stored for sampling, [N, S, ...] with entry i for the step from ``grid[i]``:
-            ``uncond_text`` and ``uncond_pooled`` (optimized embeddings), ``noise`` (noise maps) and ``pivot`` (the
-            samples after each step); and ``end`` [N, 1, ...] (the sample after the last step).
+            ``uncond_text`` and ``uncond_pooled`` (optimized embeddings), ``noise`` (noise maps), ``pivot`` (the
+            samples after each step) and ``asked`` (the same, where the network is called); and [N, 1, ...]: ``end``
+            (the sample after the last step) and ``source`` (the image). See ``inversion.extras``.
         prompts: the prompt of each image; empty for a model without text.
         negative: the prompt of the unconditional branch; None if there was none.
         guidance: ``Guidance.options`` to sample with; empty for a model without text or classes.

@@ -14,7 +14,8 @@ from ..core.grid import Grid
 from ..core.guidance import Guidance
 from ..core.late import LateFlag, LateValues, late_checks
 from .base import ByDDIM, pivot_of
-from .replay import TUNED, TUNED_PARTS, TUNED_POOLED
+from .extras import TUNED, TUNED_POOLED
+from .replay import TUNED_PARTS
 from .tuning import Adam, GuidedStep, null_of, only, parts_of, rows_to_compute
 
 _NULL = TUNED

@@ -1,4 +1,4 @@
-"""Sampling with the tensors that an inversion stored for every step: embeddings, noise maps and pivots."""
+"""Sampling with the tensors that an inversion stored for every step. ``extras`` says what they are and do."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -13,13 +13,15 @@ from ..core.denoiser import Denoiser
 from ..core.grid import Grid
 from ..core.guidance import Prompts
 from ..core.path import Node
+from ..core.prediction import Pair
 from ..core.solve import solve
+from ..solvers.base import path_ode
 from ..solvers.lattice import ReversibleSolver
+from ..solvers.one_stage import first_node
+from .extras import TUNED, TUNED_POOLED
 
-TUNED, TUNED_POOLED = "uncond_text", "uncond_pooled"
-"""The names in ``LatentCode.extras`` of the unconditional embeddings that null-text inversion optimized."""
 TUNED_PARTS = {TEXT: TUNED, POOLED: TUNED_POOLED}
-"""Those names, by the names of the conditions that they replace."""
+"""The names of the unconditional embeddings of null-text inversion, by the names of the conditions they replace."""
 
 
 def replay(
@@ -145,21 +147,26 @@ class SolverWrapper(Solver):
 
 
 class PinnedSolver(SolverWrapper):
-    """Wraps a solver, and sets its sample to the pivot after each step.
+    """Wraps a solver, and sets its sample to the trajectory of the inversion after each step; see ``extras``.
 
     Args:
         inner: the wrapped solver.
-        extras: ``pivot`` [N, S, ...], the samples to set after each step, and ``end`` [N, 1, ...], the sample to set
-            after the last step. Without them the wrapper changes nothing.
-        rows: the rows of the batch to set, one for each of N; by default all rows.
+        extras: ``pivot`` [N, S, ...], the samples to set after each step; or the same as ``asked``, where the network
+            is called as well; and ``end`` [N, 1, ...], the sample to set after the last step. Without them the wrapper
+            changes nothing.
+        rows: the rows of the sources, one for each of N; by default all rows. With ``asked``, each source is followed
+            by its targets, as many for each.
     """
 
     def __init__(self, inner: Solver, extras: Mapping[str, Tensor], rows: slice = slice(None)) -> None:
         super().__init__(inner)
-        self.pivot, self.end, self.rows = extras.get("pivot"), extras.get("end"), rows
+        self.asked, self.end, self.rows = extras.get("asked"), extras.get("end"), rows
+        self.pivot = extras.get("pivot", self.asked)
 
     def step(self, denoise: Denoiser, state: State, grid: Grid, i: int, noise: Noise | None) -> State:
         """Makes a step of the inner solver, then sets the pinned rows of its sample."""
+        if self.asked is not None:
+            denoise = offset_denoiser(denoise, self.asked[:, i], state["x"][self.rows], grid, i)
         after = self.inner.step(denoise, state, grid, i, noise)
         target = self.pivot[:, i] if self.pivot is not None else None
         if self.end is not None and i == grid.steps - 1:
@@ -169,3 +176,32 @@ class PinnedSolver(SolverWrapper):
             x[self.rows] = target.to(x)
             after = {**after, "x": x}
         return after
+
+
+def offset_denoiser(denoise: Denoiser, asked: Tensor, sources: Tensor, grid: Grid, i: int) -> Denoiser:
+    """Returns the denoiser of one step, which calls the network where the inversion of the sources called it.
+
+    With a* the point of that call, x* the source at ``grid[i]`` and w its weight (see ``PathODE``), a sample x is
+    asked at a* + (w' / w) (x - x*), with the timestep and the weight w' of the inversion's call. In the coordinate of
+    the path x is moved by the offset of the source, and the source itself is asked at a* to the bit. The slope there
+    makes the step from x.
+
+    Args:
+        denoise: the model.
+        asked: a*, [N, ...]: the sample of the inversion at ``grid[i + 1]``. Its timestep is that of this node, or if
+            there is no noise, of ``grid[i]``.
+        sources: x*, [N, ...].
+        grid: the grid of S + 1 nodes.
+        i: the step. The result is for calls at ``grid[i]`` with K samples for each source, next to each other.
+    """
+    ode, t = path_ode(grid), grid[i]
+    node = first_node(grid[i + 1], t)
+    # Without signal at t, x is noise alone, and the weight is that of the noise.
+    scale = ode.weight(node) / ode.weight(t) if ode.weight(t) > 0 else node.sigma / t.sigma
+
+    def ask(x: Tensor, _: Node) -> Pair:
+        many = len(x) // len(sources)
+        points, begins = (one.repeat_interleave(many, 0).to(x) for one in (asked, sources))
+        return ode.moved(denoise(points + scale * (x - begins), node), x, t)
+
+    return ask

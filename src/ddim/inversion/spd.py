@@ -134,7 +134,7 @@ class SPDInversion(ByDDIM):
         ode, t, s = path_ode(grid), grid[i], grid[i + 1]
         every = torch.arange(len(x), device=x.device)
         with torch.no_grad():
-            guess = ode.unstep(_denoiser(problem, every)(x, t), x, t, s)
+            guess = ode.along(x, _denoiser(problem, every)(x, t), s, t)
         loss, unfinished = torch.full_like(guess.flatten(1)[:, 0], torch.inf), torch.ones_like(every, dtype=torch.bool)
         adam, more = Adam(guess, self.lr), LateFlag()
         for _ in range(self.inner):
@@ -167,7 +167,7 @@ class SPDInversion(ByDDIM):
         with torch.inference_mode(False), torch.enable_grad(), quick_gradients(x.device), weights:
             leaf = guess.detach().clone().requires_grad_()
             pair = _denoiser(problem, rows)(leaf, t)
-            loss = (path_ode(grid).unstep(pair, x, t, s) - leaf).square().flatten(1).mean(1)
+            loss = (path_ode(grid).along(x, pair, s, t) - leaf).square().flatten(1).mean(1)
             # The gradient of the sum of squares, divided afterwards: that of the mean could underflow in float16.
             size = leaf[0].numel()
             (slope,) = torch.autograd.grad(loss.sum() * size, leaf)

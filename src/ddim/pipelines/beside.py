@@ -16,6 +16,7 @@ from ..editing.blend import to_latent
 from ..editing.controlled import Controlled
 from ..editing.plan import AttentionPlan
 from ..editing.strength import Reach
+from ..inversion.extras import PATHS, path_of, pinned, shared
 from ..inversion.latent_code import LatentCode
 from ..inversion.replay import PinnedSolver, prompts_of, state_of, stored_noise
 from ..models.base import Model
@@ -51,7 +52,7 @@ def sampled(
     Returns:
         Images [N, 1 + K, C, H, W] in [0, 1], and the mask of the last step, [N, K, H, W], or None.
     """
-    if reach.begin and "pivot" in code.extras:
+    if reach.begin and path_of(code.extras) is not None:
         code, reach = _from_node(code, reach.begin), reach.on_rest()
     many = (targets.rows or len(code)) // len(code)
     per = max(1, batch // (1 + many))
@@ -118,7 +119,7 @@ def _forward_with_targets(
     order = [row for i in range(n) for row in (i, *range(n + i * k, n + (i + 1) * k))]
     cond = Conditioning.cat([own.cond, targets])[order]
     kept = {key: v.to(model.device) for key, v in code.extras.items()}
-    repeated_extras = {key: rows(v) for key, v in kept.items() if key not in ("pivot", "end")}
+    repeated_extras = {key: rows(v) for key, v in shared(kept).items()}
     conditions = PromptConditioning(cond, None if own.uncond is None else own.uncond.repeat(1 + k))
     prompts = prompts_of(conditions, code.grid, repeated_extras)
     denoise = model.guided(guidance, prompts, hold=hold_of(code), call=call)
@@ -156,7 +157,7 @@ def _sources_where_equal(
     k = (targets.rows or n) // n
     own = replace(Guidance.of(code.guidance), embedded=None)
     replayed = code.method in REVERSIBLE and own.options == guidance.options
-    if {"pivot", "end"} & set(code.extras) and not replayed:
+    if pinned(code.extras) and not replayed:
         return x
     rows = in_groups(x, n, 1 + k).clone()
     both = Conditioning.cat([sources, targets]).tensors.values()  # padded alike
@@ -182,7 +183,8 @@ def with_facts(targets: Conditioning, sources: Conditioning, times: int) -> Cond
 
 
 def _from_node(code: LatentCode, node: int) -> LatentCode:
-    """Returns a code with a pivot as one that begins at a later node."""
-    pivot = code.extras["pivot"]
-    rest = {**code.extras, "pivot": pivot[:, node:]}
-    return replace(code, state={"x": pivot[:, node - 1].to(code.x)}, extras=rest, grid=code.grid.rest(node))
+    """Returns a code that is pinned to a trajectory as one that begins at a later node."""
+    path = path_of(code.extras)
+    assert path is not None
+    rest = {name: v[:, node:] if name in PATHS else v for name, v in code.extras.items()}
+    return replace(code, state={"x": path[:, node - 1].to(code.x)}, extras=rest, grid=code.grid.rest(node))

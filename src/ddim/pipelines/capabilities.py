@@ -70,7 +70,7 @@ def check_solver(model: Described, solver: Solver, parameter: str = "solver") ->
     if solver.asks_between and model.whole_timesteps:
         raise InputError(
             f"{solver.name!r} calls the network between timesteps, but the model {name!r} takes only whole ones "
-            "(timestep_dtype); use tableau = 'euler', or 'bdia', 'belm' or 'edict'.",
+            "(timestep_dtype); use 'ddim', 'bdia', 'belm' or 'edict', or 'rex' with tableau = 'euler'.",
             parameter=parameter,
         )
 

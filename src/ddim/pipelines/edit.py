@@ -19,6 +19,7 @@ from ..editing.plan import AttentionEdit
 from ..editing.prompts import Weights, target_prompts
 from ..editing.strength import WHOLE, Reach, checked_strength
 from ..inversion import make_inversion
+from ..inversion.extras import pinned
 from ..inversion.latent_code import LatentCode
 from ..models.base import Model
 from ..solvers import make_solver
@@ -162,7 +163,8 @@ def edit(
             ``Guidance.embedded``, the scale that a guidance-distilled network takes as an input, is that of the
             targets; by default the model's usual one (``ModelInfo.embedded``), or the one that was given when the code
             was made. Sources are inverted and sampled with the scale that their code stores, which for images is 1.
-            The source of an exact code, and of ``direct`` and ``edit-friendly``, comes back at any guidance.
+            The source of an exact code, and of ``direct``, ``direct-edit`` and ``edit-friendly``, comes back at any
+            guidance.
         guidance_scale: the number that the model's own pipeline in diffusers takes, in place of ``guidance``; see
             ``Model.guidance_of``.
         attention: ``"refine"`` (the default) or ``"replace"`` (prompt-to-prompt), ``"masactrl"``,
@@ -406,7 +408,7 @@ def _forward(code: LatentCode, guidance: float | Guidance | None) -> Guidance:
     own = Guidance.of(code.guidance)
     forward = own if guidance is None else guidance if isinstance(guidance, Guidance) else own.at(guidance)
     alike = replace(forward, embedded=own.embedded).options == own.options  # sources keep their embedded scale
-    if not alike and not {"pivot", "end"} & set(code.extras):
+    if not alike and not pinned(code.extras):
         warnings.warn(
             f"The code of {code.method!r} was made for guidance {_difference(own, forward)}, not for "
             f"{_difference(forward, own)}: the reconstruction can differ from the source.",

@@ -19,8 +19,8 @@ from ..editing.editors import EDITORS, make_editor
 from ..editing.editors.base import Editor, EditProblem, StepNoise, Usual
 from ..editing.sides import Side
 from ..editing.strength import Reach
-from ..inversion.base import TRAJECTORY
 from ..inversion.encoded import Encoded
+from ..inversion.extras import TRAJECTORY, path_of
 from ..inversion.latent_code import LatentCode
 from ..models.base import Model
 from .beside import with_facts
@@ -116,7 +116,7 @@ def _editor_for(method: Any, options: Mapping[str, Any] | None, code: LatentCode
 
 def _trajectory(code: LatentCode) -> Tensor | None:
     """Returns the samples of the inversion at all nodes, [N, S + 1, ...], if the code keeps them."""
-    later = code.extras.get(TRAJECTORY, code.extras.get("pivot"))
+    later = code.extras.get(TRAJECTORY, path_of(code.extras))
     return None if later is None else torch.cat([code.x[:, None].to(later), later], 1)
 
 

@@ -14,8 +14,8 @@ from ..core.guidance import Guidance
 from ..core.slerp import chain, four_corners
 from ..inversion import calls
 from ..inversion.ddim import DDIMInversion
+from ..inversion.extras import EXTRAS, acting
 from ..inversion.latent_code import HOLD, SAMPLED, LatentCode, joined_rows
-from ..inversion.replay import TUNED
 from ..models.base import Model
 from ..solvers import make_solver
 from ..solvers.ddim import DDIM
@@ -25,9 +25,6 @@ from .events import Event, ImagesEvent, OnEvent, StepEvent, silent
 from .reconstruct import reconstruct
 
 Mix = Callable[[list[Tensor]], Tensor]
-
-_EXTRAS = {TUNED: "a null embedding", "noise": "a noise map", "pivot": "a pivot"}
-"""Names for the tensors in a code's ``extras``, for an error."""
 
 
 @in_model_threads
@@ -113,10 +110,11 @@ def _between(
     check_through(through)
     own_uncond = _unconds_differ(codes)
     mixed = combine(codes, mix, without_uncond=own_uncond)  # also raises if the codes do not fit, before any sampling
-    extras = sorted(codes[0].extras)
+    extras = acting(codes[0].extras)
     if through == "state" and (extras or own_uncond):
         what = next(
-            (f"{name} for every step" for key, name in _EXTRAS.items() if key in extras), "a null embedding each"
+            (f"{extra.phrase} for every step" for key, extra in EXTRAS.items() if key in extras and extra.per_step),
+            "a null embedding each",
         )
         raise InputError(
             f"codes of {codes[0].method!r} keep {what}, which cannot be mixed; use 'ddim'.", parameter="through"
@@ -190,7 +188,7 @@ def check_through(through: str) -> None:
 
 def _is_plain_ddim(code: LatentCode) -> bool:
     if code.method == SAMPLED:
-        return code.solver == DDIM.name and not code.extras
+        return code.solver == DDIM.name and not acting(code.extras)
     return code.method == DDIMInversion.name and code.settings.get("iterations", 1) == 1
 
 

@@ -90,12 +90,13 @@ def invert(
             when sampling. A network that needs such a limit to sample images needs it here too.
         inversion_guidance: the weight w of guidance during the inversion, if the method does not fix it. By default it
             equals ``guidance`` for exact methods, which reconstruct exactly only then, and 1 for the others, whose
-            error grows with it. ``null-text``, ``negative-prompt``, ``prox-npi``, ``spd`` and ``direct`` fix it to 1.
+            error grows with it. ``null-text``, ``negative-prompt``, ``prox-npi``, ``spd``, ``direct`` and
+            ``direct-edit`` fix it to 1.
         strength: in [0, 1]: invert only the last ``strength * S`` steps, rounded up to at least one, so that the code
             is less noisy than x_T and edits of it stay closer to the image. By default all steps, or for
             ``edit-friendly`` those that its option ``skip`` leaves, which a strength replaces.
         keep_trajectory: store the samples at all nodes in the code, from which some editors start; see ``edit``. Only
-            methods that step from the image to noise have them; ``direct`` always stores them.
+            methods that step from the image to noise have them; ``direct`` and ``direct-edit`` always store them.
         seed: the seed of the first image, for methods that draw noise. Image k has the seed ``seed + k``.
         crop: the region of a photograph that is inverted: ``(left, top, right, bottom)`` in its pixels, ``"whole"``, or
             a list with one of these for each photograph. It is scaled to the size of the model; for a model of any size

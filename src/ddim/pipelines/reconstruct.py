@@ -13,6 +13,7 @@ from ..core.contracts import Solver, State
 from ..core.denoiser import Call
 from ..core.guidance import Guidance
 from ..inversion import calls
+from ..inversion.extras import pinned
 from ..inversion.latent_code import LatentCode
 from ..inversion.replay import prompts_of, replay, state_of
 from ..models.base import Model
@@ -183,7 +184,7 @@ def _replays(
 
 def _need_exact(code: LatentCode) -> None:
     """Raises InputError if a code cannot be reconstructed to the bit on any machine."""
-    if not code.machine and not {"pivot", "end"} & set(code.extras):
+    if not code.machine and not pinned(code.extras):
         raise InputError(
             f"a code of {code.method!r} without a record of its calls is reconstructed nearly, not to the bit; leave "
             "it out, or invert the image by an exact method, such as 'bdia'.",

@@ -28,6 +28,8 @@ SOLVERS: "Registry[Solver]" = Registry(
         "lcm": "solvers.consistency:LCM",
         "tcd": "solvers.consistency:TCD",
         "heun": "solvers.heun:Heun",
+        "midpoint": "solvers.midpoint:Midpoint",
+        "fireflow": "solvers.fireflow:FireFlow",
         "adams-bashforth": "solvers.multistep:AdamsBashforth",
         "dpm++2m": "solvers.multistep:DPMSolverPP",
         **REVERSIBLE.lines,

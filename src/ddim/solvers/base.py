@@ -103,42 +103,48 @@ class PathODE:
         ratio = self.weight(s) / self.weight(t)
         return ratio * x + (s.sigma - ratio * t.sigma) * slope
 
-    def unstep(self, pair: Pair, x: Tensor, t: Node, s: Node) -> Tensor:
-        """Returns the sample at t from which a DDIM step with this pair ends at x, at s.
+    def along(self, x: Tensor, pair: Pair, t: Node, s: Node) -> Tensor:
+        """Returns the step of x from t to s along the slope of a pair, towards the data or towards the noise.
+
+        At a node without signal r is infinite, except on rectified flow, and eps there is the sample itself, which
+        says nothing. A step from or to such a node is Euler's for x / sigma against alpha / sigma, whose slope is x0.
 
         Args:
-            pair: x0 and eps of the sample at t, or of a guess of it.
-            x: the sample at s, [N, ...].
-            t, s: the nodes where the step begins and ends; t has more noise.
+            x: the sample at t, [N, ...].
+            pair: x0 and eps, predicted at t or elsewhere.
+            t, s: the nodes where the step begins and ends.
         """
-        if self.weight(t) == 0 and s.sigma > 0:
-            # Without signal at t, eps is the guess itself and would repeat it; x0 says where the step leads.
-            return t.sigma / s.sigma * (x - s.alpha * pair.x0)
-        return self.step(x, self.slope(pair), s, t)
+        if t.sigma > 0 and 0 in (self.weight(t), self.weight(s)):
+            return s.sigma / t.sigma * (x - t.alpha * pair.x0) + s.alpha * pair.x0
+        return self.step(x, self.slope(pair), t, s)
+
+    def moved(self, pair: Pair, x: Tensor, node: Node) -> Pair:
+        """Returns the pair of x at a node that has the slope of a pair which was predicted elsewhere.
+
+        At a node without signal, except on rectified flow, it has the x0 of that pair; see ``along``.
+        """
+        if self.weight(node) == 0:
+            return Pair(pair.x0, x / node.sigma)
+        slope = self.slope(pair)
+        if self.straight:
+            return Pair(x - node.sigma * slope, x + node.alpha * slope)
+        return Pair((x - node.sigma * slope) / node.alpha, slope)
 
     def first(self, grid: Grid) -> int:
         """Returns the first step of which both ends have a finite r: 0 or 1."""
         return 0 if math.isfinite(self.time(grid[0])) else 1
 
 
+def straightened(node: Node) -> Node:
+    """Returns the node of rectified flow with the same sigma / alpha: the straight view of a node.
+
+    If x is a sample at a node of any path, x / (alpha + sigma) is one at that node of rectified flow, with the same x0
+    and eps.
+    """
+    whole = node.alpha + node.sigma
+    return Node(node.sigma / whole, node.alpha / whole, node.sigma / whole)
+
+
 def path_ode(grid: Grid) -> PathODE:
     """Returns the ODE in the coordinate of the grid's path. A grid without a path does not count as rectified flow."""
     return PathODE(isinstance(grid.path, RectifiedFlow))
-
-
-def implicit_step(denoise: Denoiser, x: Tensor, grid: Grid, i: int, iterations: int) -> Tensor:
-    """Finds the sample at ``grid[i]`` whose DDIM step ends at x, by a fixed-point iteration that starts from x.
-
-    Args:
-        denoise: the model. It is called at ``grid[i]`` only; the first iterate is plain DDIM inversion with the
-            timestep of that node.
-        x: the sample at ``grid[i + 1]``, [N, ...].
-        grid: the grid of S + 1 nodes.
-        i: the step.
-        iterations: the number of iterations and network calls, at least 1.
-    """
-    ode, t, s = path_ode(grid), grid[i], grid[i + 1]
-    guess = x
-    for _ in range(iterations):
-        guess = ode.unstep(denoise(guess, t), x, t, s)
-    return guess

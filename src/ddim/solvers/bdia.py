@@ -10,8 +10,9 @@ from torch import Tensor
 from .._utils.errors import InputError
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
-from .base import implicit_step, move, power
+from .base import move, power
 from .lattice import Lift, ReversibleSolver
+from .one_stage import implicit_step
 
 
 class TwoNodeSolver(ReversibleSolver):

@@ -29,6 +29,7 @@ class ReversibleHeun(ReversibleSolver):
     name: ClassVar[str] = "reversible-heun"
     order: ClassVar[int] = 2
     nfe: ClassVar[int] = 1
+    extra_calls: ClassVar[int] = 1
     paper: ClassVar[str] = "Kidger et al. 2021, arXiv 2105.13493"
     keys: ClassVar[tuple[str, ...]] = ("x", "hat")
     asks_data: ClassVar[bool] = True
