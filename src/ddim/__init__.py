@@ -37,11 +37,13 @@ if TYPE_CHECKING:
     from .core.slerp import slerp
     from .core.solve import solve, solve_back
     from .data.images import save_image, sheet, to_pil
+    from .editing.auto_mask import AutoMask
     from .editing.editors import EDITORS, make_editor
     from .editing.editors.base import Editor, EditProblem, Usual
     from .editing.editors.flow_edit import FlowEdit
     from .editing.plan import AttentionEdit
     from .editing.sides import Question, Side
+    from .editing.strength import even_strengths
     from .inversion import INVERSIONS, inversion_names, make_inversion
     from .inversion.ddim import DDIMInversion
     from .inversion.direct import DirectInversion
@@ -102,10 +104,12 @@ _WHERE = {
     "core.slerp": ["slerp"],
     "core.solve": ["solve", "solve_back"],
     "data.images": ["save_image", "sheet", "to_pil"],
+    "editing.auto_mask": ["AutoMask"],
     "editing.editors": ["EDITORS", "make_editor"],
     "editing.editors.base": ["EditProblem", "Editor", "Usual"],
     "editing.plan": ["AttentionEdit"],
     "editing.sides": ["Question", "Side"],
+    "editing.strength": ["even_strengths"],
     "inversion": ["INVERSIONS", "inversion_names", "make_inversion"],
     "inversion.latent_code": ["LatentCode"],
     "models": ["bundled_models", "bundled_test_images", "load", "load_classifier", "load_features"],
@@ -141,6 +145,7 @@ __all__ = [
     "TCD",
     "AdamsBashforth",
     "AttentionEdit",
+    "AutoMask",
     "Call",
     "CodeEvent",
     "Conditioning",
@@ -217,6 +222,7 @@ __all__ = [
     "cosine_alpha_bar",
     "ddpm_linear",
     "edit",
+    "even_strengths",
     "from_network",
     "from_pair",
     "from_scheduler_config",

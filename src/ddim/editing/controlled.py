@@ -52,7 +52,7 @@ class Controlled(SolverWrapper):
     Args:
         inner: the solver; a ``PinnedSolver`` if the sources must stay on a pivot.
         plan: the plan of attention control; None edits without it.
-        mask: the user's mask on the latent, [N, 1, H, W]; None lets everything change.
+        mask: where the targets may change on the latent, [N, K or 1, H, W]; None is everywhere.
         reach: the steps in which the targets may leave their source.
         images: the number of sources N.
     """

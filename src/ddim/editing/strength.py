@@ -1,9 +1,11 @@
 """Strength: how far an edit may go from its source, as a number in [0, 1]."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, cast
 
-from .._utils.errors import InputError, is_number
+from .._utils.errors import InputError, is_number, is_whole
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,10 @@ class Reach:
         count = max(1, math.ceil(strength * steps - 1e-9))
         return Reach(steps - count, min(1.0, max(0.0, strength * steps - (count - 1))))
 
-    def on_rest(self) -> "Reach":
-        """Returns the reach on the rest of the grid, from the node ``begin`` on."""
-        return Reach(0, self.part, self.before + self.begin)
+    def on_rest(self, node: int | None = None) -> "Reach":
+        """Returns the reach on the rest of the grid, from a node up to ``begin`` on; by default from ``begin`` on."""
+        first = self.begin if node is None else node
+        return Reach(self.begin - first, self.part, self.before + first)
 
     def factor(self, i: int) -> float:
         """Returns the factor on the change of step i."""
@@ -49,3 +52,31 @@ def checked_strength(strength: float | None) -> float | None:
             f"{strength!r} lies outside [0, 1]; 0 is the source, 1 is the edit at full strength.", parameter="strength"
         )
     return None if strength is None else float(strength)
+
+
+def checked_strengths(strength: Any) -> tuple[float | None, ...]:
+    """Returns one strength or None as a tuple of one, and a list of strengths as a tuple.
+
+    Raises:
+        InputError: a strength is not a number in [0, 1], or the list is empty.
+    """
+    if strength is None or is_number(strength) or isinstance(strength, str) or not isinstance(strength, Iterable):
+        return (checked_strength(strength),)
+    listed = [float(one) if is_number(one) else one for one in cast("Iterable[Any]", strength)]
+    if not listed or None in listed:
+        raise InputError(f"{listed} names no strengths; write for example [0, 0.5, 1].", parameter="strength")
+    return tuple(checked_strength(one) for one in listed)
+
+
+def even_strengths(count: int, most: float | None = None) -> list[float]:
+    """Returns evenly spaced strengths from 0 to ``most``, which is 1 by default, for a film of an edit.
+
+    Raises:
+        InputError: ``count`` is not a whole number of 2 or more, or ``most`` is 0 or no strength.
+    """
+    if not is_whole(count) or count < 2:
+        raise InputError(f"{count!r} is not a number of strengths from 0 on; use 2 or more.", parameter="sweep")
+    end = 1.0 if most is None else checked_strength(most) or 0.0
+    if end == 0:
+        raise InputError("0 leaves nothing to sweep over; use a number above 0, or leave it out.", parameter="strength")
+    return [end * k / (count - 1) for k in range(count)]

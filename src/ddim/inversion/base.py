@@ -79,6 +79,11 @@ class BySolver(Stepwise):
         return self.solver().step(denoise, state, grid.reversed(), grid.steps - 1 - i, None)
 
 
+def has_trajectory(inversion: Inversion) -> bool:
+    """Returns whether the codes of an inversion hold the samples at all nodes, at least with ``keep_trajectory``."""
+    return isinstance(inversion, Stepwise) or "pivot" in inversion.keeps
+
+
 def pivot_of(
     problem: InversionProblem,
     x0: Tensor,

@@ -22,6 +22,10 @@ HOLD, ADAPTERS, QUANTISED = "hold", "adapters", "quantised"
 (``Model.adapters``), and the classes of quantised layers (``Model.quantised``, joined by commas). They are absent if
 the inversion used none."""
 
+STRENGTH, LEFT_OUT = "strength", "left_out"
+"""Keys of ``LatentCode.settings``: the strength at which the images were inverted, and the number of steps that it left
+out at the noisy end of the grid. They are absent if no strength was given."""
+
 SAMPLED = "sample"
 """The ``LatentCode.method`` of codes that are made from seeds, not by inverting images."""
 
@@ -38,7 +42,8 @@ class LatentCode:
         solver: the name of the solver to sample with.
         options: the options of the solver.
         settings: the options of the inversion, as a record; and under ``hold`` the limit of x0 (``Hold.options``) that
-            was used, and that sampling must use too. It is absent if x0 was not limited.
+            was used, and that sampling must use too. It is absent if x0 was not limited. Under ``strength`` and
+            ``left_out``: see ``invert``.
         model: the name of the model.
         fingerprint: a hash of the model's config and weights; see ``Model.fingerprint``.
         dtype: the dtype in which the network computed. With another one, the reconstruction is not exact.

@@ -41,6 +41,7 @@ def invert_batches(
     resume: LatentCode | None = None,
     hold: Hold = NO_HOLD,
     keep_trajectory: bool = False,
+    record: Mapping[str, Any] | None = None,
     on_event: OnEvent = silent,
 ) -> LatentCode:
     """Inverts images in batches; the work of ``invert`` after its arguments were checked.
@@ -57,11 +58,12 @@ def invert_batches(
         seed: the seed of the first image; image k has ``seed + k``.
         resume: a partial code to continue from.
         hold: limits x0.
+        record: further entries of ``LatentCode.settings``.
         keep_trajectory, on_event: see ``invert``.
     """
     count, guidance = len(pixels), inversion.sampling_guidance(guidance)
     weight = weight_of(inversion, guidance, inversion_guidance)
-    empty = empty_code(model, inversion, grid, guidance, inversion_guidance, hold)
+    empty = empty_code(model, inversion, grid, guidance, inversion_guidance, hold, record)
     parts, kept = list[InversionResult](), None  # kept: the intermediate results of an interrupted batch
     if resume is not None:
         empty = replace(empty, machine=partials.machine_of(empty, resume))
@@ -157,6 +159,7 @@ def empty_code(
     guidance: Guidance,
     inversion_guidance: float | None = None,
     hold: Hold = NO_HOLD,
+    record: Mapping[str, Any] | None = None,
 ) -> LatentCode:
     """Makes the code of an inversion with its settings only, without tensors and prompts.
 
@@ -182,6 +185,7 @@ def empty_code(
             **inversion.options,
             **({INVERSION_GUIDANCE: weight} if guided else {}),
             **made_with(model, hold),
+            **(record or {}),
         },
         **facts_of(model),
         machine=calls.machine_now(model.device, model.engine, model.exact_layout(), guidance.batched_cfg, model.tf32)

@@ -12,7 +12,6 @@ from ..core.contracts import OnStep, Solver
 from ..core.denoiser import Call
 from ..core.guidance import Guidance
 from ..core.solve import solve
-from ..editing.blend import to_latent
 from ..editing.controlled import Controlled
 from ..editing.plan import AttentionPlan
 from ..editing.strength import Reach
@@ -45,7 +44,7 @@ def sampled(
         model, solver, code, guidance, plan: of all N sources.
         targets: the targets' conditions, N * K rows, those of one image next to each other.
         reach: the steps in which the targets may leave their source. A pinned source begins at the first of them.
-        mask: the user's mask in pixels of the images, [N, 1, H, W], or None.
+        mask: where the targets may change on the latent, [N, K or 1, H, W], or None.
         batch, on_event: see ``edit``.
         phases: counts the steps.
 
@@ -58,7 +57,7 @@ def sampled(
     per = max(1, batch // (1 + many))
     chunks = [slice(k, k + per) for k in range(0, len(code), per)]
     report = phases.sampling((code.grid.steps - solver.first(code.grid)) * len(chunks))
-    mask = None if mask is None else to_latent(mask, code.state["x"].shape[-2:]).to(model.device)
+    mask = None if mask is None else mask.to(model.device)
     parts: list[tuple[Tensor, Tensor | None]] = []
     call = Call(on_engine=engine_events(on_event))
     with nullcontext() if plan is None else model.controlled():
@@ -101,7 +100,7 @@ def _forward_with_targets(
         model, solver, code, guidance, plan, report, reach: of these sources.
         call: the arguments of the network calls.
         targets: the targets' conditions, n * K rows, those of one image next to each other.
-        mask: the user's mask at the latent's resolution, or None.
+        mask: where the targets may change on the latent, [n, K or 1, H, W], or None.
 
     Returns:
         Images [n, 1 + K, C, H, W] in [0, 1], and the mask of the last step [n, K, h, w], or None.

@@ -10,20 +10,24 @@ from torch import Tensor
 from .._utils.errors import DDIMWarning, InputError, is_number
 from ..core.conditioning import POOLED, TEXT, TEXT_MASK, Conditioning, PromptConditioning
 from ..core.contracts import Inversion
+from ..core.grid import Grid
 from ..core.guidance import Guidance, with_embedded
 from ..data.images import ImageLike
 from ..data.photographs import CropLike
-from ..editing.blend import MaskLike, read_masks
+from ..editing.auto_mask import AutoMask
+from ..editing.blend import MaskLike, read_masks, to_latent
 from ..editing.composite import checked_feather
 from ..editing.plan import AttentionEdit
 from ..editing.prompts import Weights, target_prompts
-from ..editing.strength import WHOLE, Reach, checked_strength
+from ..editing.strength import WHOLE, Reach, checked_strengths
 from ..inversion import make_inversion
+from ..inversion.base import has_trajectory
 from ..inversion.extras import pinned
-from ..inversion.latent_code import LatentCode
+from ..inversion.latent_code import LEFT_OUT, STRENGTH, LatentCode
 from ..models.base import Model
 from ..solvers import make_solver
 from ..solvers.lattice import ReversibleSolver
+from .auto_masks import automatic_masks, warn_of_empty
 from .beside import sampled
 from .capabilities import check_acts, check_guidance, check_inversion, check_negative, check_weight
 from .common import (
@@ -52,6 +56,7 @@ from .edit_plan import (
     source_prompts,
 )
 from .events import OnEvent, silent
+from .film import gathered, of_strengths
 from .invert import invert
 from .pasting import composites_of, needs_photographs
 from .phases import Phases
@@ -66,6 +71,9 @@ DEFAULTS: dict[str, Any] = {"method": "direct", "seed": 0}
 class Edited:
     """The result of ``edit`` for N images with K targets each.
 
+    With a list of M strengths each target is edited M times, and K below stands for K M: entry k M + m is the edit to
+    target k at strength m.
+
     Attributes:
         source: the images, [N, C, H, W] in [0, 1]; None where ``edit`` was called with a code.
         reconstruction: the images sampled under their own prompts or classes, beside the targets, [N, C, H, W] in
@@ -74,12 +82,13 @@ class Edited:
         prompts: the targets without their weights, ``[N][K]``; for a model without text, the classes.
         code: the code of the sources.
         blend_mask: where an edit could differ from its source at the last step, [N, K, H, W] in [0, 1], enlarged from
-            the latent's resolution; None without blending.
+            the latent's resolution; None without a mask and blending.
         composites: for each image and target the whole photograph with the edit pasted in, uint8 [C, h, w] with the
             channels of the photograph, ``[N][K]``; for ``save_image``. Every byte outside of the mask is the
             photograph's. None where the photographs are not known: ``edit`` was called with images that it took whole,
             without mask, blend and crop, or with ``Pictures`` or a code that keep no photographs. ``reconstruction``
             and ``edits`` are always decoded from the latents, and no byte of them is pasted.
+        strengths: the M strengths; None is that of the whole code, such as one with the option ``skip``.
     """
 
     source: Tensor | None
@@ -89,6 +98,7 @@ class Edited:
     code: LatentCode
     blend_mask: Tensor | None = None
     composites: tuple[tuple[Tensor, ...], ...] | None = None
+    strengths: tuple[float | None, ...] = (None,)
 
 
 @in_model_threads
@@ -108,6 +118,7 @@ def edit(
     blend: Blend | list[Any] = None,
     weights: Weights | list[Any] | None = None,
     mask: MaskLike | None = None,
+    auto_mask: str | AutoMask | None = None,
     crop: CropLike | None = None,
     feather: int | None = None,
     negative: str | None = None,
@@ -115,7 +126,7 @@ def edit(
     clip_x0: float | None = None,
     threshold: float | None = None,
     inversion_guidance: float | None = None,
-    strength: float | None = None,
+    strength: float | Sequence[float] | None = None,
     seed: int | None = None,
     spacing: Spacing | None = None,
     resize: bool = False,
@@ -152,10 +163,13 @@ def edit(
         steps, options, inversion_guidance, seed, spacing: settings of the inversion, as in ``invert``, and ``options``
             of an editor; by default the usual steps of the model or the editor, and seed 0. Exact methods invert at
             the guidance 1 too, unless ``inversion_guidance`` says otherwise: a code of guided steps is far from noise.
-            Not for a code, which is inverted already.
+            Not for a code, which is inverted already; but the seed is also that of ``auto_mask``.
         strength: in [0, 1]: how far the edit may go from the source. The targets leave their source in the last
             ``strength * S`` steps; a fraction of a step counts in part, so that the edit changes continuously with it.
-            0 is the source. By default 1, or what the editor's paper uses (``Editor.usual``).
+            0 is the source. By default the code's own strength if it has one, otherwise 1, or what the editor's paper
+            uses (``Editor.usual``). For a code that was inverted at a strength it counts all steps, as for images.
+            A list of strengths makes a film: the images are inverted once, for the largest strength, and each target
+            is edited at every strength (see ``Edited``). ``even_strengths(9)`` is a list of nine from 0 to 1.
         clip_x0, threshold: as in ``invert``, for the inversion and for sampling. Not for a code, which keeps them.
         guidance: w of sampling. By default a code's own; for images the model's usual one (``ModelInfo.guidance``: 7.5
             for Stable Diffusion unless its folder names another, 5 for SDXL, 1 for FLUX), or 1 where classes edit, and
@@ -176,6 +190,9 @@ def edit(
         mask: where it is 1 or white the image may change; where it is 0, black or transparent the source stays; see
             ``MaskLike``. It has the size of the photograph, of its crop or of the model's image. With ``blend``, the
             image changes only where both allow it.
+        auto_mask: ``"difference"``, or an ``AutoMask`` with settings: let each target change the image only where the
+            model's predictions under the source's and the target's condition differ (DiffEdit). With ``mask`` or
+            ``blend``, the image changes only where all of them allow it.
         crop: the region of a photograph that is edited, as for ``invert``. By default, with a mask or ``blend``, an
             image that the model takes is whole; of another one it is a region around a mask of the photograph's size,
             otherwise the largest one at the centre. Not for a code, which has its own.
@@ -200,9 +217,13 @@ def edit(
 
     Raises:
         InputError: a model without text or classes, no source prompt or class, a word that is not in its prompt,
-            unequal numbers of words for ``"replace"``, a mask of another size, settings of the inversion for a code, a
-            setting that would do nothing; and what ``invert`` and ``reconstruct`` raise.
+            unequal numbers of words for ``"replace"``, a mask of another size, masks that are empty on every image,
+            a strength that a code does not reach, settings of the inversion for a code, a setting that would do
+            nothing; and what ``invert`` and ``reconstruct`` raise.
         DDIMError: the network returned NaN, or its attention layers are of an unknown kind.
+
+    Warns:
+        DDIMWarning: the mask of some images is empty, or the automatic mask of a target is; they do not change.
     """
     need_model(model)
     check_run(batch, on_event)
@@ -222,10 +243,10 @@ def edit(
         check_weight(model, guidance, "guidance")
     if not isinstance(source, LatentCode):
         check_negative(model, negative, _weight_of(model, guidance))
-    strength = checked_strength(strength)
+    strengths, auto = checked_strengths(strength), AutoMask.of(auto_mask)
     chosen = Chosen.of(model, method, options, guidance, source if isinstance(source, LatentCode) else None)
     editor = None if chosen is None else chosen.editor
-    how, reach = attention_asked(attention, classes, editor), None
+    how, reaches = attention_asked(attention, classes, editor), list[Reach]()
     inversion_method = DEFAULTS["method"] if method is None else method
     if chosen is not None:
         inversion_method, options = chosen.inversion, None
@@ -234,7 +255,7 @@ def edit(
         asked |= {"method": None if editor is not None else method}
         asked |= {"clip_x0": clip_x0, "threshold": threshold}
         asked |= {"inversion_guidance": inversion_guidance, "spacing": spacing, "resize": resize or None, "crop": crop}
-        asked |= {"seed": None if editor is not None and editor.draws else seed}
+        asked |= {"seed": None if auto is not None or (editor is not None and editor.draws) else seed}
         _refuse_for_code(asked)
         code, pictures = source, None
         count, size, photographs = len(code), picture_shape(model, code)[1:], code.sources
@@ -247,19 +268,20 @@ def edit(
         if isinstance(guidance, Guidance):
             guidance = inversion.sampling_guidance(guidance)
         solver = inversion.solver()
-        keep = needs_photographs(blend, crop)
+        keep = needs_photographs(blend, crop, auto)
         code, pictures = None, read_pictures(model, source, crop=crop, resize=resize, keep=keep, mask=mask)
         count, size, photographs, user_masks = len(pictures), pictures.size, pictures.photographs, pictures.masks
         say_assumed(model, steps, guidance)
         usual_steps = model.info.steps if editor is None else editor.usual_steps(model.info, steps)
         steps = usual_steps if steps is None else steps
         grid = grid_for(model, steps, spacing, latent_size(model, size))
-        if chosen is not None and strength is None:
-            strength = chosen.usual.strength
         exact = isinstance(solver, ReversibleSolver)
-        if strength is not None and not exact:  # an exact code needs more than one step, and is replayed whole
-            reach = Reach.of(strength, steps)
-            grid, inversion, reach = grid.rest(reach.begin), inversion.whole(), reach.on_rest()
+        strengths = strengths if chosen is None else chosen.strengths(strengths)
+        farthest = max((s for s in strengths if s is not None), default=None)
+        if farthest is not None and not exact:  # an exact code needs more than one step, and is replayed whole
+            left_out = Reach.of(farthest, steps).begin
+            reaches = [Reach.of(s, steps).on_rest(left_out) for s in strengths if s is not None]
+            grid, inversion = grid.rest(left_out), inversion.whole()
         grid = inversion.part(grid)
     if feather is not None and not photographs:
         raise InputError(
@@ -272,9 +294,12 @@ def edit(
     if isinstance(solver, ReversibleSolver):  # DDIM samples its targets, from the node whose state the code stores
         solver.check_steps(grid)
         grid = grid.rest(solver.first(grid))
-    if reach is None:
-        reach = WHOLE if strength is None else Reach.of(strength, grid.steps)
+    if code is not None and chosen is not None and STRENGTH not in code.settings:
+        strengths = chosen.strengths(strengths)
+    strengths = tuple(code.settings.get(STRENGTH) if code and one is None else one for one in strengths)
+    reaches = reaches or [_reach_of(code, one, grid) for one in strengths]
     pixel_mask = model_mask(user_masks, photographs, size) if user_masks else None
+    _refuse_empty(pixel_mask)
     if classes:
         words = {"source_prompt": source_prompt, "blend": blend, "weights": weights, "negative": negative}
         own, targets = planned_classes(model, code, source_labels, labels, count, words)
@@ -287,7 +312,7 @@ def edit(
             refuse_words(editor, blend, weights, target_prompts(prompt, len(own)))
         targets, plan = planned(model, own, prompt, size, how, blend, weights, masked=bool(user_masks))
         conditions = _embedded(model, [p for row in targets for p in row], size)
-    phases = Phases(on_event, (1 if code is not None else 2) + exact)
+    phases = Phases(on_event, (0 if code is not None else 1) + exact + len(reaches))
     first_seed: int = DEFAULTS["seed"] if seed is None else seed
     if code is None:
         assert pictures is not None
@@ -307,8 +332,8 @@ def edit(
             clip_x0=clip_x0,
             threshold=threshold,
             inversion_guidance=inversion_guidance,
-            strength=None if exact else strength,
-            keep_trajectory=chosen is not None,
+            strength=None if exact else farthest,
+            keep_trajectory=chosen is not None and has_trajectory(chosen.inversion),
             seed=first_seed,
             keep_source=bool(photographs),
             batch=batch,
@@ -321,26 +346,83 @@ def edit(
         same = [target == text for text, row in zip(own, targets, strict=True) for target in row]
         conditions = _with_own_words(conditions, code, same)
     alone = not batched_cfg or model.low_memory
-    run = (pixel_mask, batch, phases, on_event)
+    if isinstance(solver, ReversibleSolver) and chosen is None:
+        code = pinned_code(model, code, solver, batch, batched_cfg, phases.before_sampling())
+        solver = make_solver(code.solver)
+    forward = _forward(code, guidance).on(code.grid) if chosen is None else chosen.target
+    allowed = None if pixel_mask is None else to_latent(pixel_mask, code.state["x"].shape[-2:])
+    if auto is not None:
+        pixels, scale = None if pictures is None else pictures.pixels, forward.embedded
+        scale = model.info.embedded if scale is None else scale
+        found = automatic_masks(model, auto, code, pixels, conditions, scale, first_seed, batch, on_event)
+        allowed = found if allowed is None else found * allowed.to(found)
+        warn_of_empty(allowed, targets)
+    run = (allowed, batch, phases, gathered(on_event, len(reaches)))
     if chosen is not None:
         chosen = chosen.one_branch_a_call() if alone else chosen
-        images, shown = edited_by(model, chosen, code, conditions, reach, first_seed, *run)
+        runs = [edited_by(model, chosen, code, conditions, reach, first_seed, *run) for reach in reaches]
     else:
-        if isinstance(solver, ReversibleSolver):
-            code = pinned_code(model, code, solver, batch, batched_cfg, phases.before_sampling())
-            solver = make_solver(code.solver)
-        forward = _forward(code, guidance).on(code.grid)
         conditions = with_embedded(PromptConditioning(conditions), forward.embedded).cond
         forward = replace(forward, embedded=None)  # each row has its own
         if alone:
             forward = replace(forward, batched_cfg=False)
-        images, shown = sampled(model, solver, code, conditions, forward, plan, reach, *run)
+        runs = [sampled(model, solver, code, conditions, forward, plan, reach, *run) for reach in reaches]
+    images = of_strengths([made for made, _ in runs], sources=1)
+    masks = [mask for _, mask in runs if mask is not None]
+    shown = of_strengths(masks) if masks else None
+    targets = tuple(tuple(one for one in row for _ in reaches) for row in targets)
     composites = None
     if photographs:
-        by_words = None if plan is None or plan.blend is None else shown
+        by_words = None if auto is None and (plan is None or plan.blend is None) else shown
         composites = composites_of(images[:, 1:], photographs, user_masks, by_words, feather, model.downscaling)
     source_pixels = None if pictures is None else pictures.pixels
-    return Edited(source_pixels, images[:, 0], images[:, 1:], targets, made, shown, composites)
+    return Edited(source_pixels, images[:, 0], images[:, 1:], targets, made, shown, composites, strengths)
+
+
+def _reach_of(code: LatentCode | None, strength: float | None, grid: Grid) -> Reach:
+    """Returns the reach of a strength on the grid of a code, or of the code that an exact method will make.
+
+    Raises:
+        InputError: the code leaves out steps that the strength needs.
+    """
+    settings = {} if code is None else code.settings
+    own, left_out = settings.get(STRENGTH), int(settings.get(LEFT_OUT, 0))
+    if strength is None:
+        return WHOLE
+    if own is not None and strength > own:
+        raise InputError(
+            f"{strength:g} goes farther than this code, whose images were inverted at {own:g}; use that or less, or "
+            "give the images.",
+            parameter="strength",
+        )
+    reach = Reach.of(strength, grid.steps + left_out)
+    return reach.on_rest(left_out) if reach.begin >= left_out else Reach(0, 1.0, left_out)
+
+
+def _refuse_empty(mask: Tensor | None) -> None:
+    """Refuses masks that are 0 on every image, and warns if some are.
+
+    Args:
+        mask: on the images, [N, 1, H, W]; None without a mask.
+
+    Raises:
+        InputError: no image may change anywhere.
+
+    Warns:
+        DDIMWarning: some of the images may not change anywhere.
+    """
+    empty = [] if mask is None else [k for k in range(len(mask)) if not bool(mask[k].any())]
+    if mask is not None and len(empty) == len(mask):
+        raise InputError(
+            "it is 0 everywhere on the image, so that nothing could change; paint what may change white.",
+            parameter="mask",
+        )
+    if empty:
+        warnings.warn(
+            f"The mask of image {empty[0] + 1} is 0 everywhere, so that its edits change nothing.",
+            DDIMWarning,
+            stacklevel=3,
+        )
 
 
 def _of_sources(

@@ -1,6 +1,6 @@
 """Runs an editor on the codes of its sources: what ``edit`` does for the methods in ``ddim.EDITORS``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,6 @@ from ..core.contracts import Inversion
 from ..core.denoiser import Call
 from ..core.guidance import Guidance
 from ..core.noise import SeededNoise
-from ..editing.blend import to_latent
 from ..editing.editors import EDITORS, make_editor
 from ..editing.editors.base import Editor, EditProblem, StepNoise, Usual
 from ..editing.sides import Side
@@ -72,6 +71,10 @@ class Chosen:
         return replace(
             self, source=replace(self.source, batched_cfg=False), target=replace(self.target, batched_cfg=False)
         )
+
+    def strengths(self, asked: Sequence[float | None]) -> tuple[float | None, ...]:
+        """Returns the strengths that were asked for, of which None is the usual one."""
+        return tuple(self.usual.strength if one is None else one for one in asked)
 
     @property
     def inversion(self) -> Inversion:
@@ -141,20 +144,20 @@ def edited_by(
         targets: the targets' conditions, N * K rows, those of one image next to each other.
         reach: the steps in which the targets may leave their source.
         seed: the seed of the first image.
-        mask: the user's mask in pixels of the images, [N, 1, H, W], or None.
+        mask: where the targets may change on the latent, [N, K or 1, H, W], or None.
         batch, on_event: see ``edit``.
         phases: counts the steps.
 
     Returns:
         Images [N, 1 + K, C, H, W] in [0, 1], of which the first is the source's own latent decoded, and the mask,
-        [N, 1, H, W], or None.
+        [N, K, H, W], or None.
     """
     many = (targets.rows or len(code)) // len(code)
     per = max(1, batch // (1 + many))
     chunks = [slice(k, min(k + per, len(code))) for k in range(0, len(code), per)]
     report = phases.sampling((code.grid.steps - reach.begin) * len(chunks))
     if mask is not None:
-        mask = to_latent(mask, code.state["x"].shape[-2:]).to(model.device)
+        mask = mask.to(model.device)
     parts: list[Tensor] = []
     for which in chunks:
         part = code[which]
@@ -185,4 +188,6 @@ def edited_by(
         parts.append(images)
         on_event(ImagesEvent(which.start, images))
     whole = torch.cat(parts)
-    return whole, None if mask is None else torch.nn.functional.interpolate(mask, whole.shape[-2:])
+    if mask is None:
+        return whole, None
+    return whole, torch.nn.functional.interpolate(mask.expand(-1, many, -1, -1), whole.shape[-2:])

@@ -39,7 +39,8 @@ class ImagesEvent:
 
     Args:
         first: the index of the first image of the batch among all images.
-        images: [n, C, H, W] in [0, 1]; for an edit [n, 1 + K, C, H, W], each reconstruction before its K edits.
+        images: [n, C, H, W] in [0, 1]; for an edit [n, 1 + K, C, H, W], each reconstruction before its K edits (with
+            M strengths its K M edits; see ``Edited``).
     """
 
     first: int

@@ -13,7 +13,8 @@ from ..data.photographs import CropLike
 from ..editing.strength import Reach, checked_strength
 from ..inversion import make_inversion
 from ..inversion import partial as partials
-from ..inversion.latent_code import LatentCode
+from ..inversion.base import has_trajectory
+from ..inversion.latent_code import LEFT_OUT, STRENGTH, LatentCode
 from ..models.base import Model
 from .batches import invert_batches
 from .capabilities import check_inversion, check_negative, check_weight
@@ -94,7 +95,8 @@ def invert(
             ``direct-edit`` fix it to 1.
         strength: in [0, 1]: invert only the last ``strength * S`` steps, rounded up to at least one, so that the code
             is less noisy than x_T and edits of it stay closer to the image. By default all steps, or for
-            ``edit-friendly`` those that its option ``skip`` leaves, which a strength replaces.
+            ``edit-friendly`` those that its option ``skip`` leaves, which a strength replaces. The code stores it, and
+            an edit of the code has it by default.
         keep_trajectory: store the samples at all nodes in the code, from which some editors start; see ``edit``. Only
             methods that step from the image to noise have them; ``direct`` and ``direct-edit`` always store them.
         seed: the seed of the first image, for methods that draw noise. Image k has the seed ``seed + k``.
@@ -128,6 +130,12 @@ def invert(
     guidance = translated(model, guidance, guidance_scale)
     inversion, strength = make_inversion(method, options), checked_strength(strength)
     check_inversion(model, inversion)
+    if keep_trajectory and not has_trajectory(inversion):
+        raise InputError(
+            f"{inversion.name!r} does not step from the image to noise, so that it has no trajectory to store; leave "
+            "it out, or use 'ddim'.",
+            parameter="keep_trajectory",
+        )
     if strength is not None:
         inversion = inversion.whole()
     forward, hold = guidance_for(model, guidance, 1.0), hold_for(model, clip_x0, threshold)
@@ -151,8 +159,10 @@ def invert(
     size = (pixels.shape[2], pixels.shape[3])
     say_assumed(model, steps)
     grid = grid_for(model, steps, spacing, latent_size(model, size))
+    record: dict[str, Any] = {}
     if strength is not None:
-        grid = grid.rest(Reach.of(strength, grid.steps).begin)
+        record = {STRENGTH: strength, LEFT_OUT: Reach.of(strength, grid.steps).begin}
+        grid = grid.rest(record[LEFT_OUT])
     forward = forward.on(inversion.part(grid))
     prompt, negative = read_prompts(model, prompt, negative, len(pixels))
     conditions = model.condition(labels, len(pixels), prompt, negative, size)
@@ -187,6 +197,7 @@ def invert(
             resume=resume,
             hold=hold,
             keep_trajectory=keep_trajectory,
+            record=record,
             on_event=with_rows,
         )
     except Interrupted as stop:

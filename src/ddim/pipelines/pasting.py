@@ -10,9 +10,9 @@ from ..editing.composite import enlarged, on_crop, pasted, usual_feather
 from ..inversion.photograph import Photograph
 
 
-def needs_photographs(blend: object, crop: object) -> bool:
+def needs_photographs(blend: object, crop: object, auto_mask: object = None) -> bool:
     """Whether an edit with these settings is pasted into its photographs; one with a mask is too."""
-    return crop is not None or blends(blend)
+    return crop is not None or auto_mask is not None or blends(blend)
 
 
 def blends(blend: object) -> bool:
@@ -36,7 +36,7 @@ def composites_of(
         edits: [N, K, C, H, W].
         photographs: one for each image.
         masks: the user's masks as given, one for each image; without masks the whole crop may change.
-        words: the mask of the blend words, [N, K, H, W], of which 0 stays; None for none.
+        words: the mask of the blend words or the automatic mask, [N, K, H, W], of which 0 stays; None for none.
         feather: see ``edit``.
         downscaling: pixels of the image per pixel of the latent, for the default feather.
     """

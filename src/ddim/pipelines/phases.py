@@ -6,7 +6,7 @@ from .events import EngineEvent, Event, LossEvent, OnEvent, StepEvent
 
 
 class Phases:
-    """Counts the steps of the inversion, of the replay of an exact code and of sampling together.
+    """Counts the steps of the inversion, of the replay of an exact code and of each sampling together.
 
     The number of steps of a phase is known only when it begins. Until then the phases to come count as equal to the
     present one; ``count`` is their number.
@@ -31,10 +31,4 @@ class Phases:
 
     def sampling(self, total: int) -> OnStep:
         """What sampling calls after each of its ``total`` steps."""
-        before = self.before
-
-        def on_event(event: Event) -> None:
-            if isinstance(event, StepEvent):
-                self.on_event(StepEvent(before + event.done, before + event.total))
-
-        return Report(on_event, total, 1, 1)
+        return Report(self.before_sampling(), total, 1, 1)

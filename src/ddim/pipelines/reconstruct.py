@@ -17,6 +17,7 @@ from ..inversion.extras import pinned
 from ..inversion.latent_code import LatentCode
 from ..inversion.replay import prompts_of, replay, state_of
 from ..models.base import Model
+from ..solvers import make_solver
 from ..solvers.lattice import ReversibleSolver
 from .common import (
     INVERSION_GUIDANCE,
@@ -89,6 +90,21 @@ def reconstruct(
         parts.append((call, images))
         _report_images(on_event, call, images)
     return calls.images_in_order(parts, len(code))
+
+
+def end_latents(model: Model, code: LatentCode, batch: int) -> Tensor:
+    """Replays a code, and returns the encoded images that it ends at, [N, ...], without decoding them.
+
+    Args:
+        model, batch: as for ``reconstruct``.
+        code: the code, which ``solver_of`` has checked.
+
+    Raises:
+        NotFinite: the sample contains NaN or infinity after a step.
+    """
+    solver = make_solver(code.solver, code.options)
+    ends = _replays(model, code, solver, _machine(model, code), batch, True, silent)
+    return calls.images_in_order([(call, solver.read(end)) for call, end in ends], len(code))
 
 
 def pinned_code(

@@ -1,0 +1,95 @@
+"""Finds the automatic masks of an edit."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._utils.errors import DDIMWarning
+from ..core.conditioning import Conditioning, PromptConditioning
+from ..core.denoiser import Call
+from ..core.guidance import Guidance
+from ..core.noise import SeededNoise
+from ..editing.auto_mask import AutoMask
+from ..editing.sides import Side
+from ..inversion.base import TRAJECTORY
+from ..inversion.latent_code import LatentCode
+from ..models.base import Model
+from .beside import with_facts
+from .common import half_precision_hint, is_encoded
+from .events import OnEvent, engine_events
+from .reconstruct import end_latents
+
+
+def automatic_masks(
+    model: Model,
+    auto: AutoMask,
+    code: LatentCode,
+    pixels: Tensor | None,
+    targets: Conditioning,
+    embedded: float | None,
+    seed: int,
+    batch: int,
+    on_event: OnEvent,
+) -> Tensor:
+    """Returns the mask of every target on the latent, float32 [N, K, H, W] of 0 and 1.
+
+    Args:
+        model: the model.
+        auto: the settings.
+        code: of all N sources.
+        pixels: the images that the code was made from, [N, C, H, W] in [0, 1], if they are known.
+        targets: the targets' conditions, N * K rows, those of one image next to each other.
+        embedded: the scale that both sides have, if the network takes one as an input.
+        seed: the seed of the first image.
+        batch, on_event: see ``edit``.
+    """
+    many = (targets.rows or len(code)) // len(code)
+    per = max(1, batch // (1 + many))
+    call, guidance = Call(on_engine=engine_events(on_event)), Guidance(embedded=embedded)
+    node = auto.node(model, whole=model.whole_timesteps)
+    x0 = _encoded(model, code, pixels, batch)
+    found: list[Tensor] = []
+    for k in range(0, len(code), per):
+        n = min(per, len(code) - k)
+        part = code.conditions[k : k + n].cond.to(model.device)
+        wanted = with_facts(targets[k * many : (k + n) * many], part, many)
+        sides = (Side(PromptConditioning(cond), guidance, n) for cond in (part, wanted))
+        noise = SeededNoise([seed + row for row in range(k, k + n)])
+        with half_precision_hint(model):
+            found.append(auto.mask(model, node, x0[k : k + n], *sides, noise, call=call))
+    return torch.cat(found)
+
+
+def _encoded(model: Model, code: LatentCode, pixels: Tensor | None, batch: int) -> Tensor:
+    """Returns the encoded images, [N, ...]: those that the code ends at, the given ones, or those that it samples."""
+    ends = [code.extras[name][:, -1] for name in ("pivot", TRAJECTORY, "end") if name in code.extras]
+    if is_encoded(code):
+        found = code.x
+    elif ends:
+        found = ends[0]
+    elif pixels is not None:
+        found = torch.cat([model.encode(pixels[k : k + batch]) for k in range(0, len(pixels), batch)])
+    else:
+        found = end_latents(model, code, batch)
+    return found.to(model.device, model.state_dtype)
+
+
+def warn_of_empty(mask: Tensor, targets: Sequence[Sequence[object]]) -> None:
+    """Warns, for the first target whose mask is empty, that it changes nothing.
+
+    Args:
+        mask: [N, K, H, W], or [N, 1, H, W] for all targets.
+        targets: the targets, ``[N][K]``.
+    """
+    for n, row in enumerate(targets):
+        for k, target in enumerate(row):
+            if not bool(mask[n, min(k, mask.shape[1] - 1)].any()):
+                warnings.warn(
+                    f"The automatic mask of image {n + 1} for {target!r} is empty, so that this edit changes nothing; "
+                    "a lower threshold or a larger mask leaves more.",
+                    DDIMWarning,
+                    stacklevel=4,
+                )
+                return
