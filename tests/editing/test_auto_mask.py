@@ -151,7 +151,7 @@ def test_a_code_has_the_mask_of_its_image(model: Model, method: str):
     found = ddim.edit(model, kept[0], TARGETS, auto_mask="difference", seed=3)
     assert found.blend_mask is not None
     apart = float((found.blend_mask != expected.blend_mask).float().mean())
-    assert apart <= (0.1 if method == "ddim" else 0)  # which samples the image again, and not exactly
+    assert apart <= (0.2 if method == "ddim" else 0)  # which samples the image again, and not exactly
 
 
 def test_a_users_mask_and_a_strength_go_with_it(model: Model):

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +13,13 @@ import typer
 from .._utils.choices import ATTENTION_BRANCHES, ATTENTIONS, KEY_VALUE_AREAS
 from .._utils.errors import DDIMError, InputError, Interrupted
 from .._utils.names import protect, settings_text
+from ..editing.editors import EDITORS
 from ..solvers import REVERSIBLE
 from . import options as o
 from .command import typed
 from .failure import code_and_sentence
 from .files import CODE, PNG, guidance_tags, is_code, model_tag, phrase, phrases, resized, stem, target
+from .film import Dial, Film
 from .groups import Options, option, tags_of
 from .output import Terminal, escaped, listening
 from .repeat import repeat
@@ -248,9 +250,26 @@ class Attention(Options):
         metavar="END|BEGIN,END",
     )
 
-    def edit(self, by_class: bool) -> "AttentionEdit":
-        """The attention control that was asked for; classes have no words that attention could follow."""
+    def edit(self, by_class: bool, editor: str | None = None) -> "AttentionEdit":
+        """The attention control that was asked for, which classes and editors do without.
+
+        Args:
+            by_class: whether classes edit.
+            editor: the name of the editor, if one edits.
+
+        Raises:
+            InputError: a setting that would have no effect.
+        """
         from ..editing.plan import AttentionEdit
+
+        if editor is not None and (idle := sorted(self.typed - {"attention"})):
+            raise InputError(
+                f"it is of attention control, which {editor!r} does without; leave it out, or use a method such as "
+                "'direct'.",
+                parameter=idle[0],
+            )
+        if editor is not None and "attention" not in self.typed:
+            return AttentionEdit("none")
 
         if {"layers", "layer_indices"} <= self.typed:
             raise InputError("it does not go with --layer-indices; use one of the two.", parameter="layers")
@@ -316,13 +335,81 @@ class Where(Options):
         return {**super().tags, **{tag: value for tag, value in found.items() if value}}
 
 
+@dataclass(frozen=True)
+class Automatic(Options):
+    """Whether and how a mask is found."""
+
+    auto_mask: bool = option(
+        False,
+        "--auto-mask",
+        "Change only where the model's predictions under --from and --to differ (DiffEdit); with --mask where both "
+        "allow it.",
+        ATTENTION,
+        argument=None,
+        tag="automask",
+    )
+    mask_level: float | None = option(
+        None,
+        "--mask-level",
+        "For --auto-mask: to which part of the largest time t the image is noised; by default 0.5.",
+        ATTENTION,
+        argument=None,
+        tag="level",
+    )
+    mask_draws: int | None = option(
+        None,
+        "--mask-draws",
+        "For --auto-mask: the number of noises; by default 10.",
+        ATTENTION,
+        argument=None,
+        tag="draws",
+    )
+    mask_threshold: float | None = option(
+        None,
+        "--mask-threshold",
+        "For --auto-mask: the part of the largest difference that the mask exceeds; by default 0.5.",
+        ATTENTION,
+        argument=None,
+        tag="above",
+    )
+    mask_grow: int | None = option(
+        None,
+        "--mask-grow",
+        "For --auto-mask: by how many pixels of the latent the mask grows; by default 0.",
+        ATTENTION,
+        argument=None,
+        tag="grow",
+    )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The automatic mask, if there is to be one.
+
+        Raises:
+            InputError: a value is out of range, or there is no automatic mask to set.
+        """
+        settings = {name.removeprefix("mask_"): getattr(self, name) for name in self.typed if name != "auto_mask"}
+        if not self.auto_mask:
+            if settings:
+                raise InputError("it goes with --auto-mask.", parameter=f"mask_{min(settings)}")
+            return {}
+        from ..editing.auto_mask import AutoMask
+
+        try:
+            return {"auto_mask": AutoMask(**settings)}
+        except InputError as error:
+            raise InputError(error.message, parameter=f"mask_{error.parameter}") from None
+
+
 def edit(
     source: _Source,
     targets: Targets = Targets(),
     model: _Model = None,
     attention: Attention = Attention(),
     where: Where = Where(),
-    inverting: o.Inverting = o.Inverting(method="direct"),
+    automatic: Automatic = Automatic(),
+    inverting: o.Editing = o.Editing(),
+    dial: Dial = Dial(),
     guiding: o.InversionGuiding = o.InversionGuiding(),
     reference: o.Reference = None,
     holding: o.Holding = o.Holding(),
@@ -336,12 +423,15 @@ def edit(
     """Change a real image by words, or to another class.
 
     Writes a strip (source, reconstruction, one image for each --to), and beside it a JSON file with all settings. With
-    --mask, --blend or --crop, or from a code that keeps its source, it also writes the whole photograph with the edit
-    pasted in, as NAME_photo.png: outside of the mask every byte is the photograph's.
+    --mask, --auto-mask, --blend or --crop, or from a code that keeps its source, it also writes the whole photograph
+    with the edit pasted in, as NAME_photo.png: outside of the mask every byte is the photograph's. With --sweep, the
+    strip shows the edit at each strength, and NAME_film.png shows it as a film.
 
     Example: ddim edit face.png --from "noto smiling face" --to "noto smiling face with sunglasses"
 
     Example: ddim edit photo.jpg --from "noto dog face" --to "noto cat face" --mask mask.png
+
+    Example: ddim edit face.png --from "noto dog face" --to "noto cat face" --strength 0.2 --sweep 9
 
     Example: ddim edit shirt.png --model fashion-classes --from-label 0 --to-label 3 --guidance 3
 
@@ -350,12 +440,11 @@ def edit(
     with Terminal() as terminal:
         inverted, by_class = is_code(source), bool(targets.to_label)
         targets.check(inverted)
-        if inverted:
-            o.refuse_for_codes()
+        if inverted:  # whether an editor takes the others is known when the code is read
+            o.refuse_for_codes(but=("options", "seed", *(["method"] if inverting.method in EDITORS else [])))
         holding.check()
-        groups = (targets, where, inverting, guiding, holding, cropping, machine)
+        groups = (targets, where, automatic, inverting, dial, guiding, holding, cropping, machine)
         arguments = {name: value for group in groups for name, value in group.arguments.items()}
-        how = attention.edit(by_class)
         inputs = [source, *(path for path in (where.mask, reference) if path)]
         protect([target(out, "x", PNG)], inputs)
 
@@ -364,9 +453,11 @@ def edit(
         from .._utils.files import write_whole
         from .._utils.texts import parse_weights
         from ..core.guidance import Guidance
+        from ..editing.editors import make_editor
         from ..evaluation.metrics import errors
         from ..inversion.latent_code import LatentCode
-        from ..pipelines.common import picture_shape
+        from ..pipelines.capabilities import check_editor
+        from ..pipelines.common import is_encoded, picture_shape
         from ..pipelines.edit import edit as edit_images
         from ..pipelines.edit import needs_photographs
         from ..pipelines.edit_plan import by_class as check_model
@@ -384,6 +475,11 @@ def edit(
         )
 
         code, pictures, crop = LatentCode.load(source) if inverted else None, None, arguments.pop("crop", None)
+        named = inverting.method if code is None or "method" in typed() else code.method if is_encoded(code) else None
+        editor = None if named is None else make_editor(named, arguments.get("options"))
+        if code is not None and editor is None:
+            o.refuse_for_codes(but=["seed"] if automatic.auto_mask else [])
+        how = attention.edit(by_class, None if editor is None else editor.name)
         if code is None:
             counted = open_model(terminal, model or MODEL, [0], **machine.loading)
             usual, size = Guidance(counted.info.guidance if counted.text else 1.0), counted.picture[1:]
@@ -392,6 +488,12 @@ def edit(
             usual, size = Guidance.of(code.guidance), picture_shape(counted, code)[1:]
         counted.reference = reference
         check_model(counted, targets.to, targets.to_label)
+        usual_steps, usual_strength = counted.info.steps, None
+        if editor is not None:
+            check_editor(counted, editor)
+            usual_strength = editor.usual(counted.info).strength
+            usual_steps = editor.usual_steps(counted.info, inverting.steps)
+            usual = editor.guidances(counted.info, None)[1]
         guidance = guidance_for(counted, guiding, usual=usual, batched_cfg=machine.batched_cfg)
         embedded = counted.info.embedded if usual.embedded is None else usual.embedded
         tags = {
@@ -399,25 +501,34 @@ def edit(
             "from-": phrase(targets.from_) if targets.from_ is not None and not inverted else None,
             "label": targets.from_label if not inverted else None,
             **guidance_tags(guidance, usual.weight, guiding.negative, reference, embedded=embedded),
-            **tags_of(guiding, attention, where, holding, inverting, cropping),
+            **tags_of(guiding, attention, where, automatic, holding, inverting, dial, cropping),
             **resized(resize),
             **machine.tags,
         }
         name = settings_text(
-            inverting.method if code is None else code.method,
-            inverting.count(counted.info.steps) if code is None else code.grid.steps,
+            inverting.method if code is None else code.method if editor is None else editor.name,
+            inverting.count(usual_steps) if code is None else code.grid.steps,
             arguments.get("options", {}),
             arguments.get("spacing"),
             tags,
         )
         page = target(out, f"{stem(source)}_to_{phrases(targets.names, 'targets')}_{name}", PNG)
+        keep = needs_photographs(arguments.get("blend"), crop, arguments.get("auto_mask"))
+        pasted = bool(code.sources) if code else bool(where.mask) or keep
+        count = 1 if code is None else len(code)
         strip = [*(["source"] if code is None else []), "reconstruction", *map(phrase, targets.names)]
-        pasted = bool(code.sources) if code else bool(where.mask) or needs_photographs(arguments.get("blend"), crop)
-        files = _Files(page, strip, 1 if code is None else len(code), each, inverted, pasted)
+        film = None
+        if dial.sweep is not None:
+            film = Film(page, count, targets.names, arguments["strength"], source=code is None)
+            strip = film.strip
+        saves = code is None and (editor is None or editor.inversion() is not None)  # else it holds only the image
+        frames = 1 if film is None else len(film.strengths)
+        edits = count * len(targets.names) * frames
+        files = _Files(page, strip, count, edits if pasted else 0, each, saves, film)
         protect(files.written, inputs)
-        check_page(files.rows * len(strip), size, len(strip), scale, of="target")
+        sheet_rows = count if film is None else film.rows
+        check_page(sheet_rows * len(strip), size, len(strip), scale, of="target" if film is None else "sweep")
         if code is None:
-            keep = needs_photographs(arguments.get("blend"), crop)
             pictures = read_pictures(
                 counted, source, crop=crop, resize=resize, keep=keep, mask=arguments.pop("mask", None)
             )
@@ -425,7 +536,8 @@ def edit(
         about: dict[str, Any] = {"command": "edit", **about_model(counted, reference), "source": str(source)}
 
         def on_code(made: "LatentCode") -> None:
-            files.save(made)
+            if saves:
+                files.save(made)
             aims = list(targets.to_label or [parse_weights(text)[0] for text in targets.to or []])
             about["from"] = made.conditions.cond.tensors["labels"].tolist() if by_class else list(made.prompts)
             about["to"] = [aims] * len(made)
@@ -438,10 +550,11 @@ def edit(
                     **machine.about,
                     "negative": made.negative,
                     "guidance": guidance.options,
-                    "method": made.method,
+                    "method": made.method if editor is None else editor.name,
                     "solver": made.solver,
-                    "options": dict(made.settings),
+                    "options": dict(made.settings) if editor is None else {**made.settings, **editor.options},
                     "steps": made.grid.steps,
+                    "strength": _strength(arguments.get("strength"), made, usual_strength),
                     "spacing": arguments.get("spacing", made.grid.spacing),
                     "seed": inverting.seed,
                     "attention": {
@@ -464,16 +577,31 @@ def edit(
                     "strip": strip,
                 }
             )
+            if "auto_mask" in arguments:
+                about["auto_mask"] = asdict(arguments["auto_mask"])
+            if film is not None:
+                about["frames"] = film.about(each)
 
         def on_images(first: int, part: "Tensor") -> None:
             tiles = _tiles(part, None if pixels is None else pixels[first : first + len(part)])
-            at = first * len(strip)
+            shows = [{"shows": what} for what in strip]
+            if film is not None:
+                tiles, shows = part[:, 1:].flatten(0, 1).cpu(), film.shows
+            at = first * len(shows)
             singles = files.singles[at : at + len(tiles)]
-            write_each(tiles, singles, [{**about, "shows": what} for what in strip * len(part)])
+            write_each(tiles, singles, [{**about, **what} for what in shows * len(part)])
 
         # for the line of ddim invert that an interrupted inversion prints
-        invert_words = {"prompt": targets.from_, "label": targets.from_label}
-        going_on: dict[str, object] = {}
+        farthest = _strength(arguments.get("strength"), None, usual_strength)
+        invert_words = {"prompt": targets.from_, "label": targets.from_label, "strength": farthest}
+        going_on: dict[str, object] = {"seed": inverting.seed if automatic.auto_mask and inverting.seed else None}
+        if editor is not None and (inversion := editor.inversion()) is not None:
+            settings = [f"{key}={value}" for key, value in inversion.options.items()]
+            invert_words |= {"method": inversion.name, "options": settings, "keep_trajectory": True}
+            going_on |= {"method": inverting.method, "options": inverting.options}
+            going_on["seed"] = inverting.seed if inverting.seed and (editor.draws or automatic.auto_mask) else None
+        if inverting.method in REVERSIBLE:
+            invert_words["strength"] = None  # such a code keeps all steps
         if inverting.method in REVERSIBLE:  # the code has the guidance of its inversion, and not that of the targets
             invert_words |= {"guidance": guiding.inversion_guidance, "guidance_scale": None, "inversion_guidance": None}
             if guidance.weight != 1 and "guidance_scale" not in typed():
@@ -499,24 +627,37 @@ def edit(
             images = torch.cat([edited.reconstruction[:, None], edited.edits], dim=1)
             rows = errors(pixels, edited.reconstruction) if pixels is not None else []
             about |= {"nfe": counted.calls(files.rows), "reconstruction": rows}
-            write_page(_tiles(images, pixels), page, about, columns=len(strip), scale=scale)
+            tiles = _tiles(images, pixels) if film is None else film.tiles(images, pixels)
+            if edited.blend_mask is not None:
+                areas = edited.blend_mask.mean((2, 3))[:, ::frames]
+                about["mask_areas"] = [[float(f"{area:.4g}") for area in row] for row in areas.tolist()]
+            if film is not None:
+                about["film"] = str(film.file)
+            write_page(tiles, page, about, columns=len(strip), scale=scale)
+            if film is not None:
+                film.write(images, about, scale)
             photographs = [one for row in edited.composites or () for one in row]
             for k, (file, photograph) in enumerate(zip(files.photographs, photographs, strict=True)):
-                n, target_number = divmod(k, len(targets.names))
+                n, target_number, frame = k // (edits // count), k // frames % len(targets.names), k % frames
                 shows = {"shows": targets.names[target_number], "size": list(photograph.shape[:0:-1])}
+                if film is not None:
+                    shows["strength"] = film.strengths[frame]
                 write_photograph(photograph, file, {**about, **shows}, edited.code.sources[n].icc)
             about["photographs"] = [str(file) for file in files.photographs]
-            about["files"] = [str(page), *map(str, files.singles), *about["photographs"], str(files.about)]
+            about["files"] = [str(page), *([about["film"]] if film else []), *map(str, files.singles)]
+            about["files"] += [*about["photographs"], str(files.about)]
             text = json.dumps({**about, "seconds": round(terminal.seconds, 3)}, indent=2, default=str)
             write_whole(files.about, f"{text}\n".encode())
         terminal.result(
             about,
             f"[bold]{escaped(page)}[/bold]"
             + (f"  and {len(files.singles)} files in {escaped(page.with_suffix(''))}" if each else ""),
-            *(f"photograph  [bold]{escaped(file)}[/bold]" for file in files.photographs),
+            *([f"film  [bold]{escaped(film.file)}[/bold]"] if film else []),
+            *(f"photograph  [bold]{escaped(file)}[/bold]" for file in files.photographs if film is None),
+            *([f"{len(files.photographs)} photographs to {escaped(files.photographs[-1])}"] if film and pasted else []),
             *(f"reconstruction  [green]{error_text(row)}[/green]" for row in rows),
-            f"[dim]{' · '.join(strip)} · {edited.code.method}, "
-            f"{steps_text(edited.code, inverting.count(counted.info.steps) if code is None else None)} · "
+            f"[dim]{' · '.join(strip) if film is None else film.text} · {about['method']}, "
+            f"{steps_text(edited.code, inverting.count(usual_steps) if code is None else None)} · "
             f"{guidance_text(counted, guidance)}{about['nfe']:g} network calls per image · "
             f"{terminal.seconds:.1f} s[/dim]",
         )
@@ -529,29 +670,31 @@ class _Files:
         page: the strip's file; the others are named after it.
         strip: what each image of the strip shows.
         rows: images that are edited.
+        edits: how many edits are pasted into their photographs.
         each: whether every image of the strip gets its own file.
-        inverted: whether the source is a code; an image's code is saved while the edit runs.
-        pasted: whether the edits are pasted into their photographs.
+        saves: whether the code of the image is saved while the edit runs.
+        film: the files of a film, if it is one.
     """
 
     def __init__(
-        self, page: Path, strip: Sequence[str], rows: int, each: bool, inverted: bool, pasted: bool = False
+        self, page: Path, strip: Sequence[str], rows: int, edits: int, each: bool, saves: bool, film: Film | None
     ) -> None:
-        self.page, self.rows = page, rows
-        self.code = None if inverted else page.with_name(f"{page.with_suffix('').name}{CODE}")
+        self.page, self.rows, self.film = page, rows, film
+        self.code = page.with_name(f"{page.with_suffix('').name}{CODE}") if saves else None
         self.about = page.with_suffix(".json")
         self.saved = False
         digits = len(str(rows))
         names = [f"{n:0{digits}d}-{k}_{what}{PNG}" for n in range(rows) for k, what in enumerate(strip)]
-        edits = rows * (len(strip) - (1 if inverted else 2))
-        ends = [f"_photo{k + 1:0{len(str(edits))}d}" for k in range(edits)] if edits > 1 else ["_photo"]
-        self.photographs = [page.with_name(f"{page.with_suffix('').name}{end}{PNG}") for end in ends] if pasted else []
-        self.singles = [page.with_suffix("") / name for name in names] if each else []
+        ends = [f"_photo{k + 1:0{len(str(edits))}d}" for k in range(edits)] if edits > 1 else ["_photo"] * edits
+        self.photographs = [page.with_name(f"{page.with_suffix('').name}{end}{PNG}") for end in ends]
+        singles = [page.with_suffix("") / name for name in names] if film is None else film.singles
+        self.singles = singles if each else []
 
     @property
     def written(self) -> list[Path]:
         """All files that the edit writes."""
-        return [self.page, self.about, *self.singles, *self.photographs, *([self.code] if self.code else [])]
+        more = [*([self.code] if self.code else []), *([self.film.file] if self.film else [])]
+        return [self.page, self.about, *self.singles, *self.photographs, *more]
 
     def save(self, code: "LatentCode") -> None:
         """Saves the code of an image that was inverted."""
@@ -587,6 +730,13 @@ class _Files:
             raise kind(f"{code_and_sentence(error)[1]} {kept}") from error
         if self.saved and self.code is not None:
             self.code.unlink()
+
+
+def _strength(asked: float | Sequence[float] | None, code: "LatentCode | None", usual: float | None) -> float | None:
+    """The largest strength of an edit: as asked, else the code's own, else the usual one of the editor, if any."""
+    if asked is not None:
+        return max(asked) if isinstance(asked, Sequence) else asked
+    return usual if code is None else code.settings.get("strength", usual)
 
 
 def _tiles(images: "Tensor", source: "Tensor | None") -> "Tensor":

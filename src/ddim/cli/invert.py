@@ -1,6 +1,7 @@
 """``ddim invert``: real images to latent codes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from .._utils.errors import InputError
 from .._utils.names import protect, settings_text
 from . import options as o
 from .files import CODE, folder, guidance_tags, model_tag, pictures_slug, prompts_slug, resized, stem, target
+from .groups import option
 from .output import Terminal, escaped, listening
 
 MODEL = "fashion"
@@ -37,10 +39,24 @@ _Check = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Reaching(o.Strength):
+    """How far an edit of the codes may go, and whether they keep what editors start from."""
+
+    keep_trajectory: bool = option(
+        False,
+        "--keep-trajectory",
+        "Store the samples at all steps in the code, from which some editors of ddim edit start.",
+        o.SAMPLING,
+        tag="trajectory",
+    )
+
+
 def invert(
     images: _Images,
     model: o.Model = MODEL,
     inverting: o.Inverting = o.Inverting(),
+    reaching: Reaching = Reaching(),
     prompt: o.Prompts = None,
     guiding: o.InversionGuiding = o.InversionGuiding(),
     reference: o.Reference = None,
@@ -106,6 +122,7 @@ def invert(
             **guiding.tags,
             "label": "-".join(map(str, label)) if label else None,
             **inverting.tags,
+            **reaching.tags,
             **holding.tags,
             **keeping.tags,
             **resized(resize),
@@ -148,6 +165,7 @@ def invert(
                     resume=kept,
                     on_event=listening(report, keep),
                     **arguments,
+                    **reaching.arguments,
                     **guiding.arguments,
                     **holding.arguments,
                     keep_source=keeping.keep_source,
@@ -178,6 +196,7 @@ def invert(
             "method": method,
             "options": dict(inversion.options),
             "steps": grid.steps,
+            **reaching.about,
             "spacing": arguments.get("spacing", grid.spacing),
             "labels": label,
             **holding.about,

@@ -4,6 +4,7 @@ Solvers, inversions and other names come from the registries and from ``_utils/c
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +16,14 @@ from .._utils.choices import DTYPES, SPACINGS
 from .._utils.errors import InputError
 from .._utils.names import short_hash, slug
 from .._utils.texts import check_text
+from ..editing.editors import EDITORS
 from .command import MACHINE, typed
 from .groups import Options, option
 
 SOLVERS = tuple(solvers.SOLVERS)
 METHODS = tuple(inversion.INVERSIONS)
+EDIT_METHODS = tuple(dict.fromkeys((*METHODS, *EDITORS)))
+"""The methods of an edit: inversions, and editors, which make their own steps."""
 
 PROMPTS = "Prompts and guidance"
 SAMPLING = "Sampling and inversion"
@@ -288,6 +292,34 @@ class Method(Options):
 @dataclass(frozen=True)
 class Inverting(Grid, Method):
     """The inversion, its options, its grid and its seed."""
+
+
+@dataclass(frozen=True)
+class Editing(Inverting):
+    """The same for an edit, whose method may also be an editor."""
+
+    method: str = option(
+        "direct",
+        "--method",
+        f"The inversion: {', '.join(METHODS)}; or an editor, which makes its own steps from the source to the targets: "
+        f"{', '.join(EDITORS)}.",
+        SAMPLING,
+        autocompletion=lambda: list(EDIT_METHODS),
+    )
+
+
+@dataclass(frozen=True)
+class Strength(Options):
+    """How far from the image an edit may go."""
+
+    strength: float | None = option(
+        None,
+        "--strength",
+        "0 to 1: how far from the image an edit may go. It acts in this part of the steps, the last ones; by default "
+        "in all, or as the paper of an editor says.",
+        SAMPLING,
+        tag="strength",
+    )
 
 
 @dataclass(frozen=True)
@@ -582,13 +614,14 @@ INVERSION = (*_names_of(Inverting, Holding), "inversion_guidance", "resize", "cr
 """Options of the inversion, which a code has behind it."""
 
 
-def refuse_for_codes(*more: str) -> None:
+def refuse_for_codes(*more: str, but: Collection[str] = ()) -> None:
     """Raises InputError, before a model is loaded, where an option of the inversion was typed and all inputs are codes.
 
     Args:
         more: further parameters of the command that only images need.
+        but: parameters of the inversion that have another use here.
     """
-    if idle := [name for name in (*INVERSION, *more) if name in typed()]:
+    if idle := [name for name in (*INVERSION, *more) if name in typed() and name not in but]:
         raise InputError(
             "it is a setting of the inversion, and a code is inverted already; leave it out.", parameter=idle[0]
         )

@@ -50,3 +50,10 @@ def write_photograph(photograph: "Tensor", path: Path, about: Mapping[str, Any],
     from ..data.images import save_image
 
     return save_image(photograph, path, about=json.dumps(about, default=str), icc=icc)
+
+
+def write_film(frames: "Sequence[Image]", path: Path, about: Mapping[str, Any], milliseconds: Sequence[int]) -> Path:
+    """Writes an animated PNG with ``about``; ``milliseconds`` says how long each frame is shown. Returns the path."""
+    from ..data.images import save_animation
+
+    return save_animation(frames, path, milliseconds, about=json.dumps(about, default=str))

@@ -160,13 +160,15 @@ def guidance_text(model: "Counted", guidance: "Guidance") -> str:
 
 
 def steps_text(code: "LatentCode", asked: int | None = None) -> str:
-    """``S = 20``; of a method that leaves out a part of the grid ``13 of 20 steps (skip = 0.36)``.
+    """``S = 20``; of a code that leaves out a part of the grid ``13 of 20 steps``, with the skip or strength.
 
     Args:
         code: a code, whose grid has the steps that are taken.
         asked: the number of steps that were asked for; None if only the code is known.
     """
-    skip, steps = code.settings.get("skip"), code.grid.steps
+    skip, steps, left_out = code.settings.get("skip"), code.grid.steps, code.settings.get("left_out")
+    if left_out:
+        return f"{steps} of {steps + left_out} steps (strength {code.settings['strength']:g})"
     if not skip:
         return f"S = {steps}"
     return f"{steps}{'' if asked is None else f' of {asked}'} steps (skip = {skip:g})"

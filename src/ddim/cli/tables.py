@@ -1,4 +1,4 @@
-"""``ddim models`` and ``ddim methods``: the models, solvers, inversions and spacings that can be chosen.
+"""``ddim models`` and ``ddim methods``: the models, solvers, inversions, editors and spacings that can be chosen.
 
 With a model, they also tell what works on it, and what does not.
 """
@@ -62,7 +62,7 @@ def models(name: _Name = None, files: Files = Files()) -> None:
 
 
 def methods(model: _Of = None, files: Files = Files()) -> None:
-    """List solvers, inversions and spacings, with their options; or what works on one model."""
+    """List solvers, inversions, editors and spacings, with their options; or what works on one model."""
     with Terminal() as terminal:
         facts = registries()
         if model is not None:
@@ -86,11 +86,18 @@ def methods(model: _Of = None, files: Files = Files()) -> None:
             [*common, amplification, ("paper", "dim")],
             [_row(s, "order", "nfe", "exact", "options", "amplification", "paper") for s in facts["inversions"]],
         )
+        _show(
+            "Editors (--method of ddim edit)",
+            [common[0], common[2], ("exact at itself", ""), ("noise", ""), ("codes", ""), common[4], ("paper", "dim")],
+            [_row(s, "nfe", "self_edit", "draws", "inversion", "options", "paper") for s in facts["editors"]],
+        )
         _show("Spacings (--spacing)", [common[0], ("what", "")], [_row(s, "what") for s in facts["spacings"]])
         stdout().print(
             "[dim]order: of the error in the step size; for an inversion, of the round trip. exact: the image is "
             "reconstructed to rounding, by algebra or by what the code stores. amplification: how much the inversion "
-            f"enlarges a disturbance over S = {_STEPS} steps of DDPM's linear schedule; 1 is neutral. Options are "
+            f"enlarges a disturbance over S = {_STEPS} steps of DDPM's linear schedule; 1 is neutral. Of an editor, "
+            "calls/step: the rows that it asks the network for, per target and without guidance; exact at itself: an "
+            "edit to the source's own prompt returns the source; codes: the inversion that it starts from. Options are "
             "typed as [/dim]-o KEY=VALUE[dim] (eta as [/dim]--eta[dim]).[/dim]",
             soft_wrap=True,
         )
@@ -110,18 +117,38 @@ def _show_what_works(terminal: Terminal, name: str, facts: dict[str, list[dict[s
     terminal.result({"command": "methods", "model": name, **facts})
     if terminal.as_json or terminal.quiet:
         return
-    titles = {"solvers": "Solvers (--solver)", "inversions": "Inversions (--method)", "controls": "Controls"}
+    for entry in facts["editors"]:
+        entry["usual"] = _usual(opened, entry["name"]) if entry["works"] else None
+    titles = {
+        "solvers": "Solvers (--solver)",
+        "inversions": "Inversions (--method)",
+        "editors": "Editors (--method of ddim edit)",
+        "controls": "Controls",
+    }
     for kind, title in titles.items():
-        heads = [("name", "bold"), ("works", ""), ("what" if kind == "controls" else "options", ""), ("why not", "")]
-        rows = [_row(entry, "works", heads[2][0], "why_not") for entry in facts[kind]]
+        shown = {"controls": "what", "editors": "usual"}.get(kind, "options")
+        heads = [("name", "bold"), ("works", ""), (shown, ""), ("why not", "")]
+        rows = [_row(entry, "works", shown, "why_not") for entry in facts[kind]]
         _show(f"{title} on {name}", heads, [[*row[:3], "" if row[3] == "–" else row[3]] for row in rows])
 
 
+def _usual(model: "Counted", name: str) -> dict[str, Any]:
+    """The usual settings of an editor for a model, without those that the model does not take."""
+    from dataclasses import asdict
+
+    from ..editing.editors import EDITORS
+
+    editor = EDITORS[name]()
+    usual = {**asdict(editor.usual(model.info)), "steps": editor.usual_steps(model.info, None)}
+    return {key: value for key, value in usual.items() if value is not None}
+
+
 def registries() -> dict[str, list[dict[str, Any]]]:
-    """The properties of every solver, inversion and spacing, as plain values."""
+    """The properties of every solver, inversion, editor and spacing, as plain values."""
     from ..core.contracts import options_of
     from ..core.grid import SPACINGS, make_grid
     from ..core.path import ddpm_linear
+    from ..editing.editors import EDITORS
     from ..inversion import inversion_names, make_inversion
     from ..solvers import SOLVERS
     from ..solvers.lattice import ReversibleSolver
@@ -158,11 +185,26 @@ def registries() -> dict[str, list[dict[str, Any]]]:
                 "paper": method.paper,
             }
         )
+    editors = []
+    for name, kind in EDITORS.items():
+        editor = kind()
+        inversion = editor.inversion()
+        editors.append(
+            {
+                "name": name,
+                "nfe": editor.nfe,
+                "self_edit": editor.self_edit,
+                "draws": editor.draws,
+                "inversion": None if inversion is None else inversion.name,
+                "options": editor.options,
+                "paper": editor.paper,
+            }
+        )
     spacings = [
         {"name": name, "what": " ".join((make.__doc__ or "").strip().split("\n\n")[0].split())}
         for name, make in SPACINGS.items()
     ]
-    return {"solvers": solvers, "inversions": inversions, "spacings": spacings}
+    return {"solvers": solvers, "inversions": inversions, "editors": editors, "spacings": spacings}
 
 
 def describe(model: "Counted", name: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -464,17 +464,47 @@ def save_image(
         InputError: the name does not end in ``.png``.
         DDIMError: the file cannot be written.
     """
+    picture = to_pil(image) if isinstance(image, Tensor) else image
+    return _write_png(picture, Path(path), about, {"icc_profile": icc} if icc else {})
+
+
+def save_animation(
+    frames: "Sequence[PILImage.Image]",
+    path: str | os.PathLike[str],
+    milliseconds: Sequence[int],
+    about: str = "",
+) -> Path:
+    """Writes frames as an animated PNG file, atomically. It is lossless, plays in browsers, and repeats without end.
+
+    A program that knows no animated PNG shows the first frame.
+
+    Args:
+        frames: PIL images of one size and mode, at least one.
+        path, about: as for ``save_image``.
+        milliseconds: how long each frame is shown.
+
+    Returns:
+        ``path`` as a ``Path``.
+
+    Raises:
+        InputError: the name does not end in ``.png``.
+        DDIMError: the file cannot be written.
+    """
+    rest = {"save_all": True, "append_images": list(frames[1:]), "duration": list(milliseconds), "loop": 0}
+    return _write_png(frames[0], Path(path), about, rest)
+
+
+def _write_png(picture: "PILImage.Image", target: Path, about: str, settings: Mapping[str, Any]) -> Path:
+    """Writes a PNG file with a ``Description``; ``settings`` are those of Pillow's writer."""
     from PIL import PngImagePlugin
 
-    target = Path(path)
     if target.suffix.lower() != ".png":
         raise InputError(
             f"{target} does not end in .png; images are written as PNG, which is lossless.", parameter="path"
         )
-    picture = to_pil(image) if isinstance(image, Tensor) else image
     info = PngImagePlugin.PngInfo()
     if about:
         info.add_text("Description", printable(about))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", pnginfo=info, **({"icc_profile": icc} if icc else {}))
+    picture.save(buffer, "PNG", pnginfo=info, **settings)
     return write_whole(target, buffer.getvalue())

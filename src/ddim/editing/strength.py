@@ -45,7 +45,7 @@ class Reach:
 WHOLE = Reach()
 
 
-def checked_strength(strength: float | None) -> float | None:
+def checked_strength(strength: Any) -> float | None:
     """Returns the strength. Raises InputError if it is not None and not a number in [0, 1]."""
     if strength is not None and not (is_number(strength) and 0 <= strength <= 1):
         raise InputError(

@@ -55,10 +55,10 @@ def automatic_masks(
         n = min(per, len(code) - k)
         part = code.conditions[k : k + n].cond.to(model.device)
         wanted = with_facts(targets[k * many : (k + n) * many], part, many)
-        sides = (Side(PromptConditioning(cond), guidance, n) for cond in (part, wanted))
+        source, target = (Side(PromptConditioning(cond), guidance, n) for cond in (part, wanted))
         noise = SeededNoise([seed + row for row in range(k, k + n)])
         with half_precision_hint(model):
-            found.append(auto.mask(model, node, x0[k : k + n], *sides, noise, call=call))
+            found.append(auto.mask(model, node, x0[k : k + n], source, target, noise, call=call))
     return torch.cat(found)
 
 

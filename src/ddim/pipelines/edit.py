@@ -246,7 +246,7 @@ def edit(
     strengths, auto = checked_strengths(strength), AutoMask.of(auto_mask)
     chosen = Chosen.of(model, method, options, guidance, source if isinstance(source, LatentCode) else None)
     editor = None if chosen is None else chosen.editor
-    how, reaches = attention_asked(attention, classes, editor), list[Reach]()
+    how, reaches, farthest = attention_asked(attention, classes, editor), list[Reach](), None
     inversion_method = DEFAULTS["method"] if method is None else method
     if chosen is not None:
         inversion_method, options = chosen.inversion, None
@@ -385,8 +385,8 @@ def _reach_of(code: LatentCode | None, strength: float | None, grid: Grid) -> Re
     Raises:
         InputError: the code leaves out steps that the strength needs.
     """
-    settings = {} if code is None else code.settings
-    own, left_out = settings.get(STRENGTH), int(settings.get(LEFT_OUT, 0))
+    own: float | None = None if code is None else code.settings.get(STRENGTH)
+    left_out = 0 if code is None else int(code.settings.get(LEFT_OUT, 0))
     if strength is None:
         return WHOLE
     if own is not None and strength > own:
