@@ -142,6 +142,7 @@ INVERTED: dict[str, list[list[object]]] = {
     "options": [["--method", "ddim"], ["--method", "ddim", "-o", "iterations=3"]],
     "resize": [[], ["--resize"]],
 }
+AUTO = ["--auto-mask"]
 CROP = ["--crop", "0,0,16,16"]
 CASES: dict[str, tuple[list[object], dict[str, list[list[object]]]]] = {
     "sample": (
@@ -184,6 +185,8 @@ CASES: dict[str, tuple[list[object], dict[str, list[list[object]]]]] = {
             "prompt": [[], ["--prompt", TIGER]],
             "guidance_scale": [[], [*FLUX, "--guidance-scale", 2], [*FLUX, "--guidance-scale", 9], FLUX],
             "seed": [["--method", "edit-friendly", *seed] for seed in ([], ["--seed", 3])],
+            "strength": [[], ["--strength", 0.5], ["--strength", 0.25], ["--strength", 1]],
+            "keep_trajectory": [["--method", "ddim", *more] for more in ([], ["--keep-trajectory"])],
             "crop": [[], CROP, ["--crop", "0,0,24,24"], ["--crop", "whole"]],
             "keep_source": [CROP, [*CROP, "--keep-source"]],
             **{key: [[*SD3, "-w", 3, *row] for row in rows] for key, rows in SKIPPED.items()},
@@ -199,6 +202,8 @@ CASES: dict[str, tuple[list[object], dict[str, list[list[object]]]]] = {
             **ADDED,
             **INVERTED,
             "source": [],
+            "method": [["--method", name] for name in ("ddim", "direct", "flow-edit")],
+            "options": [["--method", "flow-edit", *more] for more in ([], ["-o", "sampled=1"])],
             "model": [[], ["--model", "other"]],
             "from_": [[], ["--from", "a cat"]],
             "to": [[], ["--to", "a dog"], ["--to", f"{TIGER} (mat:2)"]],
@@ -227,6 +232,13 @@ CASES: dict[str, tuple[list[object], dict[str, list[list[object]]]]] = {
             "weight_steps": [["--weight", "tiger=2"], ["--weight", "tiger=2", "--weight-steps", 0.5]],
             "mask": [[], ["--mask", "dog.png"], ["--mask", "fox.png"]],
             "feather": [["--mask", "dog.png"], ["--mask", "dog.png", "--feather", 2]],
+            "strength": [[], ["--strength", 0.5], ["--strength", 0.25], ["--strength", 1]],
+            "sweep": [[], ["--sweep", 3], ["--sweep", 4]],
+            "auto_mask": [[], AUTO],
+            "mask_level": [AUTO, [*AUTO, "--mask-level", 0.3]],
+            "mask_draws": [AUTO, [*AUTO, "--mask-draws", 3]],
+            "mask_threshold": [AUTO, [*AUTO, "--mask-threshold", 0.3]],
+            "mask_grow": [AUTO, [*AUTO, "--mask-grow", 1]],
             "crop": [[], CROP, ["--crop", "0,0,24,24"]],
             **{key: [["--model", "sd3", *row] for row in rows] for key, rows in SKIPPED.items()},
             "reference": [["--model", "kontext", *row] for row in ([], ["--reference", "fox.png"])],

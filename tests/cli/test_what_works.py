@@ -26,12 +26,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_methods_of_a_model_say_why_one_does_not_work(folders: dict[str, str]):
     said = run_json("methods", "--model", folders["flux schnell"])
     expected = ddim.capabilities(ddim.load(folders["flux schnell"]))
-    for kind in ("solvers", "inversions", "controls"):
+    for kind in ("solvers", "inversions", "editors", "controls"):
         assert {entry["name"]: entry["why_not"] for entry in said[kind]} == expected[kind]
         assert all(entry["works"] is (entry["why_not"] is None) for entry in said[kind])
     assert {entry["name"] for entry in said["controls"]} == set(CONTROLS)
     text = " ".join(run("methods", "--model", folders["flux schnell"]).stdout.split())
-    for name in (*ddim.SOLVERS, *ddim.INVERSIONS, *CONTROLS, "distilled"):
+    for name in (*ddim.SOLVERS, *ddim.INVERSIONS, *ddim.EDITORS, *CONTROLS, "distilled"):
         assert name in text
 
 
