@@ -79,10 +79,9 @@ def test_what_an_editor_does_without_is_refused(words: list[object]):
     for more in (["--attention", "refine"], ["--cross", 0.5], ["--blend", "cat/tiger"], ["--weight", "tiger=2"]):
         assert f"{more[0]}: " in fails(*line, *more, code=2)
     assert run_json(*line, "--attention", "none")["attention"]["kind"] == "none"
-    assert "--option: " in fails(*line, "-o", "unknown=1", code=2)
-    assert "--method: 'flow-edit'" in fails("invert", "cat.png", "-m", words[3], "--method", "flow-edit", code=2)
-    said = fails("interpolate", "cat.png", "cat.png", "-m", words[3], "--method", "flow-edit", code=2)
-    assert "--method: 'flow-edit'" in said
+    assert "'unknown'" in fails(*line, "-o", "unknown=1", code=2)
+    assert "'flow-edit'" in fails("invert", "cat.png", "-m", words[3], "--method", "flow-edit", code=2)
+    assert "'flow-edit'" in fails("interpolate", "cat.png", "cat.png", "-m", words[3], "--method", "flow-edit", code=2)
 
 
 def test_methods_list_the_editors():
@@ -115,10 +114,8 @@ def test_codes_of_an_editor_are_edited_and_not_sampled(model: str, words: list[o
     said = run_json(*line, "--seed", 3)
     assert near(tile(said["files"][0], 1), bytes_of(expected.edits[0, 0]))
     assert said["method"] == "flow-edit"
-    assert (
-        run_json(*line, "--seed", 3, "--method", "flow-edit", "-o", "draws_per_step=2")["options"]["draws_per_step"]
-        == 2
-    )
+    more = run_json(*line, "--seed", 3, "--method", "flow-edit", "-o", "draws_per_step=2")
+    assert more["options"]["draws_per_step"] == 2
     assert "--steps: " in fails(*line, "--steps", 3, code=2)
     for command in (["reconstruct", "x.code.safetensors"], ["interpolate", "x.code.safetensors", "x.code.safetensors"]):
         assert "'flow-edit'" in fails(*command, code=2)
@@ -240,9 +237,7 @@ def test_an_automatic_mask_keeps_the_photographs_bytes(model: str, words: list[o
 
 def test_wrong_masks_are_one_sentence(words: list[object]):
     for more in (["--mask-level", 2], ["--mask-draws", 0], ["--mask-threshold", 1], ["--mask-grow", -1]):
-        assert f"{more[0]}: {more[1]} " in fails(*words, "--auto-mask", *more, code=2).replace("2.0 ", "2 ").replace(
-            "1.0 ", "1 "
-        )
+        assert f"{more[0]}: {more[1]}" in fails(*words, "--auto-mask", *more, code=2)
         assert f"{more[0]}: " in fails(*words, *more, code=2)
     Image.new("L", (SIDE, SIDE), 0).save("black.png")
     said = fails(*words, "--mask", "black.png", code=2)

@@ -59,14 +59,6 @@ def make_inversion(method: "str | Inversion", options: Mapping[str, Any] | None 
         raise InputError(
             f"{method!r} cannot be inverted; use one of: {', '.join(inversion_names())}.", parameter="method"
         )
-    from ..editing.editors import EDITORS
-
-    if method in EDITORS:
-        raise InputError(
-            f"{method!r} edits images, and makes no codes to sample from; use it in an edit, or use one of: "
-            f"{', '.join(inversion_names())}.",
-            parameter="method",
-        )
     raise UnknownName("method", method, inversion_names())
 
 
