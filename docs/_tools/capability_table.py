@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ddim import FAMILIES, Model, ModelInfo, RectifiedFlow, Schedule, capabilities, ddpm_linear
+from ddim import EDITORS, FAMILIES, Model, ModelInfo, RectifiedFlow, Schedule, capabilities, ddpm_linear
 from ddim.pipelines.capabilities import CONTROLS
 
 CFG, EMBEDDED = frozenset({"cfg"}), frozenset({"cfg", "embedded"})
@@ -92,9 +92,21 @@ def table() -> str:
 
     first = next(iter(known.values()))
     lines = [["", *KINDS], ["---"] * (len(KINDS) + 1)]
-    for kind, words in (("solvers", "sample by `{}`"), ("inversions", "invert by `{}`"), ("controls", "{}")):
+    rows = {"solvers": "sample by `{}`", "inversions": "invert by `{}`", "editors": "edit by `{}`", "controls": "{}"}
+    for kind, words in rows.items():
         for name in first[kind]:
             shown = words.format(CONTROLS[name][0] if kind == "controls" else name)
             lines.append([shown, *(cell(title, kind, name) for title in KINDS)])
     notes = [f"{number}. {sentence[0].upper()}{sentence[1:]}" for number, sentence in enumerate(reasons, 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + "\n".join(notes) + "\n"
+
+
+def strengths() -> str:
+    """The Markdown: editors as rows, kinds of models that take prompts as columns, and usual strengths as cells."""
+    kinds = {title: example(title) for title in KINDS if example(title).info.text}
+    works = {title: capabilities(one)["editors"] for title, one in kinds.items()}
+    lines = [["editor", *kinds], ["---"] * (len(kinds) + 1)]
+    for name, kind in EDITORS.items():
+        cells = [f"{kind().usual(one.info).strength:.3g}" if works[t][name] is None else "–" for t, one in kinds.items()]
+        lines.append([f"`{name}`", *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

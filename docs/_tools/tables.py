@@ -40,8 +40,18 @@ EXPECTED = (
 _KEYS = ("method", "options", "guidance", "steps", "images", "model", "fingerprint", "seed", "failed", "edits")
 FLOOR = "autoencoder"
 """A row that is not a method: encoding and decoding alone."""
-_FACTS = ("exact", "order", "nfe", "amplification", "options", "paper")
-_HEADS = {"nfe": "calls a step"}
+_FACTS = {
+    "solvers": ("exact", "order", "nfe", "stochastic", "amplification", "options", "paper"),
+    "inversions": ("exact", "order", "nfe", "amplification", "options", "paper"),
+    "editors": ("nfe", "self_edit", "draws", "inversion", "options", "paper"),
+}
+_HEADS = {
+    "nfe": "calls a step",
+    "stochastic": "noise",
+    "self_edit": "exact at itself",
+    "draws": "noise",
+    "inversion": "codes",
+}
 
 
 def text(macro: Macro, up: str) -> str:
@@ -83,16 +93,16 @@ def results(name: str, up: str) -> str:
 
 
 def methods(kind: str) -> str:
-    """A table of a registry with the properties of each entry; ``kind`` is ``"solvers"`` or ``"inversions"``.
+    """A table of a registry with the properties of each entry; ``kind`` is a key of ``_FACTS``.
 
     Raises:
         Missing: another kind.
     """
     known = _registries()
-    if kind not in ("solvers", "inversions"):
-        raise Missing(f"there is no registry of {kind!r}; there are solvers and inversions")
-    facts = _FACTS if kind == "inversions" else (*_FACTS[:3], "stochastic", *_FACTS[3:])
-    heads = ["name", *("noise" if f == "stochastic" else _HEADS.get(f, f) for f in facts)]
+    if kind not in _FACTS:
+        raise Missing(f"there is no registry of {kind!r}; there are {', '.join(_FACTS)}")
+    facts = _FACTS[kind]
+    heads = ["name", *(_HEADS.get(f, f) for f in facts)]
     return _markdown(heads, [[f"`{m['name']}`", *(_cell(m[f]) for f in facts)] for m in known[kind]])
 
 
@@ -100,16 +110,17 @@ def reference(kind: str) -> str:
     """The reference directives for every class of a registry. Reversible solvers appear among the solvers only.
 
     Raises:
-        Missing: the kind is neither ``"solvers"`` nor ``"inversions"``.
+        Missing: the kind is neither ``"solvers"``, ``"inversions"`` nor ``"editors"``.
     """
+    from ddim.editing.editors import EDITORS
     from ddim.inversion import INVERSIONS
     from ddim.solvers import SOLVERS
 
     reversible = SOLVERS.lines.items() & INVERSIONS.lines.items()
     own = {name: line for name, line in INVERSIONS.lines.items() if (name, line) not in reversible}
-    known = {"solvers": SOLVERS.lines, "inversions": own}
+    known = {"solvers": SOLVERS.lines, "inversions": own, "editors": EDITORS.lines}
     if kind not in known:
-        raise Missing(f"there is no registry of {kind!r}; there are solvers and inversions")
+        raise Missing(f"there is no registry of {kind!r}; there are {', '.join(known)}")
     return "\n\n".join(f"::: ddim.{line.replace(':', '.')}" for line in known[kind].values()) + "\n"
 
 
@@ -157,14 +168,15 @@ def measured(name: str) -> str:
 
 
 def what_works(name: str) -> str:
-    """The table of what works on which kind of model; ``name`` is ``"kinds"``.
+    """The table of what works on which kind of model, ``"kinds"``, or of the editors' ``"strengths"`` on each.
 
     Raises:
         Missing: another name.
     """
-    if name != "kinds":
-        raise Missing(f"there is no table of capabilities of {name!r}; there is one of kinds")
-    return capability_table.table()
+    made = {"kinds": capability_table.table, "strengths": capability_table.strengths}
+    if name not in made:
+        raise Missing(f"there is no table of capabilities of {name!r}; there are those of {', '.join(made)}")
+    return made[name]()
 
 
 def _file(name: str, ending: str) -> Any:

@@ -55,9 +55,23 @@ def test_the_table_has_a_row_for_everything_and_a_reason_for_every_no():
     table = capability_table.table()
     head, _, *rows = [line for line in table.splitlines() if line.startswith("|")]
     assert head.count("|") == len(KINDS) + 2
-    assert len(rows) == len(ddim.SOLVERS) + len(ddim.INVERSIONS) + len(CONTROLS)
+    assert len(rows) == len(ddim.SOLVERS) + len(ddim.INVERSIONS) + len(ddim.EDITORS) + len(CONTROLS)
     notes = [line for line in table.splitlines() if line[:1].isdigit()]
     cells = {cell.strip() for row in rows for cell in row.split("|")[2:-1]}
     assert cells == {"yes", *(f"no ({number})" for number in range(1, len(notes) + 1))}
     assert all(note.endswith(".") for note in notes)
     assert not any(repr(title) in table for title in KINDS)
+
+
+def test_the_usual_strengths_are_those_of_the_editors():
+    head, _, *rows = capability_table.strengths().splitlines()
+    titles = [cell.strip() for cell in head.split("|")[2:-1]]
+    assert "SD 3, 3.5" in titles
+    assert "pixel model" not in titles
+    for row, (name, kind) in zip(rows, ddim.EDITORS.items(), strict=True):
+        cells = [cell.strip() for cell in row.split("|")[1:-1]]
+        assert cells[0] == f"`{name}`"
+        for title, cell in zip(titles, cells[1:], strict=True):
+            model = MADE[title]()
+            works = ddim.capabilities(model)["editors"][name] is None
+            assert cell == (f"{kind().usual(model.info).strength:.3g}" if works else "–")

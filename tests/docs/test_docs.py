@@ -236,9 +236,9 @@ def test_a_result_is_included_as_it_was_written(results: Path):
 
 
 def test_the_registry_is_a_table_with_every_method():
-    from ddim import SOLVERS, inversion_names
+    from ddim import EDITORS, SOLVERS, inversion_names
 
-    for kind, names in (("solvers", list(SOLVERS)), ("inversions", inversion_names())):
+    for kind, names in (("solvers", SOLVERS), ("inversions", inversion_names()), ("editors", EDITORS)):
         rows = [line.split(" | ") for line in tables.methods(kind).splitlines()[2:]]
         assert [row[0] for row in rows] == [f"| `{name}`" for name in names]
     assert "https://arxiv.org/abs/2010.02502" in tables.methods("solvers")

@@ -192,3 +192,16 @@ def test_what_it_cannot_be(model: Model):
     for name, value in (("level", 0), ("level", 1.0), ("draws", 0), ("threshold", 1.0), ("grow", -1), ("grow", 0.5)):
         with refused(name, value):
             AutoMask(**{name: value})  # type: ignore[arg-type]
+
+
+def test_kv_edit_takes_the_mask_of_each_target(model: Model):
+    settings = {"source_prompt": SOURCE, "steps": STEPS, "attention": "kv-edit"}
+    images = tiny_text.pictures(2)
+    both = ddim.edit(model, images, TARGETS, auto_mask="difference", **settings)
+    for k, target in enumerate(TARGETS):
+        alone = ddim.edit(model, images, target, auto_mask="difference", **settings)
+        assert float((alone.edits[:, 0] - both.edits[:, k]).abs().max()) < 1e-6
+        drawn = alone.blend_mask
+        assert drawn is not None
+        given = ddim.edit(model, images, target, mask=drawn[:, 0], **settings)
+        assert float((given.edits - alone.edits).abs().max()) < 1e-6

@@ -332,14 +332,14 @@ class AttentionController:
         return query, key, value, mask
 
     def _inside(self, layer: AttentionSite) -> Tensor:
-        """Returns which of a layer's picture tokens the user's mask lets change in any part, [N, 1, 1, tokens, 1].
+        """Returns which of a layer's picture tokens the mask lets change in any part, [N, K or 1, 1, tokens, 1].
 
         Tokens of padding count as inside: they belong to no part of the picture.
         """
         assert self.plan.mask is not None
-        inside = adaptive_max_pool2d((self.plan.mask > 0).float(), layer.size(self.plan.size)).flatten(1) > 0
-        inside = pad(inside, (0, layer.positions(self.plan.size) - inside.shape[1]), value=True)
-        return inside[:, None, None, :, None]
+        inside = adaptive_max_pool2d((self.plan.mask > 0).float(), layer.size(self.plan.size)).flatten(2) > 0
+        inside = pad(inside, (0, layer.positions(self.plan.size) - inside.shape[2]), value=True)
+        return inside[:, :, None, :, None]
 
     def _within_areas(
         self,

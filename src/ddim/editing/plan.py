@@ -371,7 +371,7 @@ class AttentionPlan:
         new: true where a target token keeps its own map, [N, K, L].
         scales: the factor of each target token's map, [N, K, L]; None if no word is weighted.
         blend: 1 at the tokens of the blend words in source and target, [N, K, 2, L]; None if there are none.
-        mask: the user's mask on the latent, [N, 1, H, W], where it decides which keys and values are taken over.
+        mask: the mask on the latent, [N, K or 1, H, W], where it decides which keys and values are taken over.
         areas: the areas of the blend words in source and target, [N, K, 2, H, W], where they decide which keys a query
             sees; None as long as no maps are known.
         features: the names of the modules of a U-Net whose output ``feature_steps`` takes over.

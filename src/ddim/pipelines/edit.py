@@ -310,7 +310,7 @@ def edit(
         assert prompt is not None
         if editor is not None:
             refuse_words(editor, blend, weights, target_prompts(prompt, len(own)))
-        targets, plan = planned(model, own, prompt, size, how, blend, weights, masked=bool(user_masks))
+        targets, plan = planned(model, own, prompt, size, how, blend, weights, masked=bool(user_masks) or auto is not None)
         conditions = _embedded(model, [p for row in targets for p in row], size)
     phases = Phases(on_event, (0 if code is not None else 1) + exact + len(reaches))
     first_seed: int = DEFAULTS["seed"] if seed is None else seed

@@ -132,7 +132,7 @@ def planned(
         sources: the source prompts, one for each image.
         size: (height, width) of the images.
         how: attention control.
-        masked: whether the user gives a mask.
+        masked: whether there will be a mask.
 
     Returns:
         The targets without their weights, [N][K]; the plan for attention, or None.
