@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -33,6 +33,12 @@ class EditFriendly(Inversion):
     sampling sets the sample to ``extras["end"]``. The method also works for models without text. If the inversion and
     sampling use different guidance weights, the maps do not fit the means: the samples leave the noised images, and
     only the last step returns to the image. ``inversion.extras`` compares this with ``direct`` and ``direct-edit``.
+
+    ``noise_shift`` is the first part of TurboEdit, for models that were distilled to a few steps (Deutch et al. 2024,
+    arXiv 2408.00735, section 4.1). The noised images get the noise of an earlier time than the one that the network is
+    told, because independent noise leaves the samples noisier than those of the sampler. TurboEdit has 0.2, for the
+    grid of 5 steps whose first is skipped: the image has the noise of the timesteps 599, 399, 199 and 0 where the
+    network is told 799, 599, 399 and 199. The reconstruction stays exact.
 
     ``noise_shift`` is the first part of TurboEdit, for models that were distilled to a few steps (Deutch et al. 2024,
     arXiv 2408.00735, section 4.1). The noised images get the noise of an earlier time than the one that the network is
@@ -105,10 +111,6 @@ class EditFriendly(Inversion):
                 parameter="skip",
             )
         return first
-
-    def whole(self) -> "EditFriendly":
-        """Returns the same method with ``skip`` = 0."""
-        return replace(self, skip=0.0)
 
     def part(self, grid: Grid) -> Grid:
         """Returns the rest of ``grid``, after the skipped part. Raises InputError if no step is left."""

@@ -235,16 +235,19 @@ def edit(
     classes = by_class(model, prompt, labels)
     if source_labels is not None and not classes:
         raise InputError("they go with labels, and here a prompt edits; leave them out.", parameter="source_labels")
-    if isinstance(guidance, Guidance):
+    strength = checked_strength(strength)
+    chosen = Chosen.of(model, method, options, guidance, source if isinstance(source, LatentCode) else None)
+    if chosen is not None:
+        chosen.check_negative(model, None if isinstance(source, LatentCode) else negative)
+    elif isinstance(guidance, Guidance):
         check_guidance(model, guidance)
         if inversion_guidance in (None, 1):
             check_acts(guidance, Guidance.of(source.guidance) if isinstance(source, LatentCode) else None)
     elif guidance is not None and is_number(guidance) and model.text:
         check_weight(model, guidance, "guidance")
-    if not isinstance(source, LatentCode):
+    if chosen is None and not isinstance(source, LatentCode):
         check_negative(model, negative, _weight_of(model, guidance))
     strengths, auto = checked_strengths(strength), AutoMask.of(auto_mask)
-    chosen = Chosen.of(model, method, options, guidance, source if isinstance(source, LatentCode) else None)
     editor = None if chosen is None else chosen.editor
     how, reaches, farthest = attention_asked(attention, classes, editor), list[Reach](), None
     inversion_method = DEFAULTS["method"] if method is None else method

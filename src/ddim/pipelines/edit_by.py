@@ -22,9 +22,10 @@ from ..inversion.encoded import Encoded
 from ..inversion.extras import TRAJECTORY, path_of
 from ..inversion.latent_code import LatentCode
 from ..models.base import Model
+from ..solvers import make_solver
 from .beside import with_facts
-from .capabilities import check_editor, check_guidance
-from .common import half_precision_hint, hold_of, is_encoded
+from .capabilities import check_acts, check_editor, check_guidance, check_negative
+from .common import INVERSION_GUIDANCE, half_precision_hint, hold_of, is_encoded
 from .events import ImagesEvent, OnEvent, engine_events
 from .phases import Phases
 
@@ -61,10 +62,25 @@ class Chosen:
         if editor is None:
             return None
         check_editor(model, editor)
-        guidances = editor.guidances(model.info, guidance)
-        for one in guidances:
-            check_guidance(model, one)
-        return Chosen(editor, editor.usual(model.info), *guidances)
+        source, target = editor.guidances(model.info, guidance)
+        if code is not None and editor.inversion() is not None:  # what the inversion stored holds for its own guidance
+            own = Guidance.of(code.guidance)
+            source = replace(own.at(code.settings.get(INVERSION_GUIDANCE, own.weight)), embedded=source.embedded)
+        check_guidance(model, source)
+        check_guidance(model, target.at(1.0) if editor.from_source else target)
+        if isinstance(guidance, Guidance):
+            check_acts(target)
+        return Chosen(editor, editor.usual(model.info), source, target)
+
+    def check_negative(self, model: Model, negative: str | None) -> None:
+        """Raises InputError for a negative prompt from which neither the sources nor the targets are led away."""
+        if negative and self.editor.from_source and self.source.weight == 1:
+            raise InputError(
+                f"{negative!r} has no effect, because the guidance of {self.editor.name!r} leads away from the source's "
+                "prompt; leave it out.",
+                parameter="negative",
+            )
+        check_negative(model, negative, self.target.weight if self.source.weight == 1 else self.source.weight)
 
     def one_branch_a_call(self) -> "Chosen":
         """Returns a copy that asks for the two branches of guidance one after the other."""
@@ -107,11 +123,11 @@ def _editor_for(method: Any, options: Mapping[str, Any] | None, code: LatentCode
             )
         return editor
     missing = [name for name in inversion.keeps if name not in code.extras]
-    if missing or _trajectory(code) is None:
+    if missing or (editor.needs_trajectory and _trajectory(code) is None):
+        kept = " and keep_trajectory=True" if editor.needs_trajectory else ""
         raise InputError(
             f"{editor.name!r} starts from the {', '.join(missing) or TRAJECTORY} of {inversion.name!r}, which this "
-            f"code of {code.method!r} lacks; give the images, or invert them with method={inversion.name!r} and "
-            "keep_trajectory=True.",
+            f"code of {code.method!r} lacks; give the images, or invert them with method={inversion.name!r}{kept}.",
             parameter="method",
         )
     return editor
@@ -163,19 +179,21 @@ def edited_by(
         part = code[which]
         n, own = len(part), part.conditions.to(model.device)
         trajectory = _trajectory(part)
-        latents = part.x if trajectory is None else trajectory[:, -1]
+        latents = part.extras["end"][:, 0] if "end" in part.extras else part.x if trajectory is None else trajectory[:, -1]
         x0 = latents.to(model.device, model.state_dtype)
         wanted = with_facts(targets[which.start * many : which.stop * many], own.cond, many)
-        uncond = None if own.uncond is None else own.uncond.repeat(many)
+        away = own.cond if chosen.editor.from_source else own.uncond
         problem = EditProblem(
             model,
             part.grid,
             x0,
             Side(own, chosen.source, n),
-            Side(PromptConditioning(wanted, uncond), chosen.target, n),
+            Side(PromptConditioning(wanted, None if away is None else away.repeat(many)), chosen.target, n),
             StepNoise(SeededNoise([seed + k for k in range(which.start, which.stop)])),
             None if trajectory is None else trajectory.to(model.device, model.state_dtype),
             {name: t.to(model.device) for name, t in part.extras.items()},
+            part.x.to(model.device, model.state_dtype),
+            None if is_encoded(part) else make_solver(part.solver, part.options),
             reach,
             None if mask is None else mask[which],
             hold_of(part),

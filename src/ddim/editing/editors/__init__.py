@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 EDITORS: "Registry[Editor]" = Registry(
     {
         "flow-edit": "editing.editors.flow_edit:FlowEdit",
+        "flow-align": "editing.editors.flow_align:FlowAlign",
+        "dvrf": "editing.editors.dvrf:DVRF",
+        "chord-edit": "editing.editors.chord_edit:ChordEdit",
     }
 )
 """All editors by name. An editor may have the name of its inversion."""

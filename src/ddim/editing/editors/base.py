@@ -82,6 +82,8 @@ class EditProblem:
         noise: the noise of the editor's draws; see ``StepNoise``.
         trajectory: the samples of the inversion at all nodes, [N, S + 1, ...]; None for editors without an inversion.
         extras: other tensors that the inversion stored; see ``LatentCode.extras``.
+        noisy: the sample of the inversion at ``grid[0]``, [N, ...]; for editors without an inversion the encoded image.
+        solver: the solver that reconstructs from the inversion; None for editors without an inversion.
         reach: the steps in which the targets may leave the source.
         mask: where they may, on the latent, [N, K or 1, H, W]; None is everywhere.
         hold: limits x0 after guidance.
@@ -96,6 +98,8 @@ class EditProblem:
     noise: StepNoise
     trajectory: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    noisy: Tensor | None = None
+    solver: Solver | None = None
     reach: Reach = WHOLE
     mask: Tensor | None = None
     hold: Hold = NO_HOLD
@@ -131,6 +135,9 @@ class Editor(ABC):
         needs: ``"text"``, ``"conditions"``, or empty if conditions of the source are not used.
         draws: whether it draws noise, so that the seed matters.
         steps: the number of steps, if the editor fixes it.
+        from_source: whether the guidance of the targets leads away from the source's prompt, in place of the
+            unconditional one, so that it also acts on models without classifier-free guidance.
+        needs_trajectory: whether it starts from the samples of its inversion at all nodes.
     """
 
     name: ClassVar[str]
@@ -140,6 +147,8 @@ class Editor(ABC):
     needs: ClassVar[str] = "conditions"
     draws: ClassVar[bool] = False
     steps: ClassVar[int | None] = None
+    from_source: ClassVar[bool] = False
+    needs_trajectory: ClassVar[bool] = True
 
     @property
     def options(self) -> dict[str, Any]:

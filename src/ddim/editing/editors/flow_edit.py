@@ -7,6 +7,7 @@ import torch
 
 from ..._utils.errors import InputError
 from ...core.contracts import State
+from ...core.path import Node
 from ...solvers.base import move
 from ..sides import Question
 from .base import SOURCE, TARGET, Editor, EditProblem, Usual, straight, velocity
@@ -71,15 +72,14 @@ class FlowEdit(Editor):
     def step(self, problem: EditProblem, state: State, i: int) -> State:
         """Makes a step of Algorithm 1."""
         t, s = problem.grid[i], problem.grid[i + 1]
-        (scale, time), (_, next_time) = straight(t), straight(s)
+        time, next_time = straight(t)[1], straight(s)[1]
         if problem.grid.steps - i <= self.sampled:
             return self._sampled_step(problem, state, i)
         x, x0 = state[TARGET], problem.x0
         moves: list[torch.Tensor] = []
         first = (problem.grid.steps - 1 - i) * self.draws_per_step
         for k in range(first, first + self.draws_per_step):
-            noisy = t.alpha * x0 + t.sigma * problem.noise(x0, k)
-            moved = problem.each(noisy) + scale * (x - problem.each(x0))
+            moved, noisy = displaced(problem, x, t, k)
             target, source = problem.ask(t, Question(moved, problem.target), Question(noisy, problem.source))
             moves.append(velocity(target) - problem.each(velocity(source)))
         return {SOURCE: x0, TARGET: x + (next_time - time) * torch.stack(moves).mean(0)}
@@ -89,7 +89,21 @@ class FlowEdit(Editor):
         t, s, x, x0 = problem.grid[i], problem.grid[i + 1], state[TARGET], problem.x0
         noise = state.get("noise")
         if noise is None:
-            noise = problem.noise(x0, (problem.grid.steps - 1 - i) * self.draws_per_step)
-            x = problem.each(t.alpha * x0 + t.sigma * noise) + straight(t)[0] * (x - problem.each(x0))
+            number = (problem.grid.steps - 1 - i) * self.draws_per_step
+            noise = problem.noise(x0, number)
+            x, _ = displaced(problem, x, t, number)
         (pair,) = problem.ask(t, Question(x, problem.target))
         return {SOURCE: s.alpha * x0 + s.sigma * noise, TARGET: move(pair, s), "noise": noise}
+
+
+def displaced(problem: EditProblem, x: torch.Tensor, node: Node, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the targets' and the sources' noised images at a node: z_source + (x - x0) and z_source.
+
+    Args:
+        problem: the problem.
+        x: the edited images, [N K, ...].
+        node: the node.
+        number: the number of the noise; see ``StepNoise``.
+    """
+    noisy = node.alpha * problem.x0 + node.sigma * problem.noise(problem.x0, number)
+    return problem.each(noisy) + straight(node)[0] * (x - problem.each(problem.x0)), noisy
