@@ -61,6 +61,11 @@ class ModelInfo:
     skip_layers: int = 0
     rescales: bool = True
 
+    @property
+    def few_steps(self) -> bool:
+        """Whether it is usually sampled in fewer than ten steps, as distilled models are."""
+        return self.steps < 10
+
     def __post_init__(self) -> None:
         if not self.text and self.null_class is None:
             object.__setattr__(self, "guidance_kinds", self.guidance_kinds - {"cfg"})

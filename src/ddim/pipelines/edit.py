@@ -17,6 +17,7 @@ from ..data.photographs import CropLike
 from ..editing.auto_mask import AutoMask
 from ..editing.blend import MaskLike, read_masks, to_latent
 from ..editing.composite import checked_feather
+from ..editing.editors.base import Concept
 from ..editing.plan import AttentionEdit
 from ..editing.prompts import Weights, target_prompts
 from ..editing.strength import WHOLE, Reach, checked_strengths
@@ -44,7 +45,7 @@ from .common import (
     solver_of,
     translated,
 )
-from .edit_by import Chosen, edited_by
+from .edit_by import Chosen, Parts, edited_by
 from .edit_plan import (
     Blend,
     attention_asked,
@@ -235,7 +236,6 @@ def edit(
     classes = by_class(model, prompt, labels)
     if source_labels is not None and not classes:
         raise InputError("they go with labels, and here a prompt edits; leave them out.", parameter="source_labels")
-    strength = checked_strength(strength)
     chosen = Chosen.of(model, method, options, guidance, source if isinstance(source, LatentCode) else None)
     if chosen is not None:
         chosen.check_negative(model, None if isinstance(source, LatentCode) else negative)
@@ -306,15 +306,22 @@ def edit(
     if classes:
         words = {"source_prompt": source_prompt, "blend": blend, "weights": weights, "negative": negative}
         own, targets = planned_classes(model, code, source_labels, labels, count, words)
-        plan = None
+        plan, parts = None, Parts.of([[(Concept(""),) for _ in row] for row in targets])
         conditions = model.condition([k for row in targets for k in row], count * len(targets[0]), size=size).cond
     else:
         own = source_prompts(source_prompt, count) if code is None else prompts_of_code(code, source_prompt, negative)
         assert prompt is not None
+        concepts = None
         if editor is not None:
-            refuse_words(editor, blend, weights, target_prompts(prompt, len(own)))
-        targets, plan = planned(model, own, prompt, size, how, blend, weights, masked=bool(user_masks) or auto is not None)
-        conditions = _embedded(model, [p for row in targets for p in row], size)
+            concepts = [[editor.concepts(p) for p in row] for row in target_prompts(prompt, len(own))]
+            refuse_words(editor, blend, weights, Parts.of(concepts).texts)
+            prompt = [["; ".join(c.text for c in one) for one in row] for row in concepts]
+        targets, plan = planned(
+            model, own, prompt, size, how, blend, weights, masked=bool(user_masks) or auto is not None
+        )
+        plain = [[(Concept(p),) for p in row] for row in targets]
+        parts = Parts.of(plain) if concepts is None else Parts.of(concepts).plain()
+        conditions = _embedded(model, [p for part in parts.texts for p in part], size)
     phases = Phases(on_event, (0 if code is not None else 1) + exact + len(reaches))
     first_seed: int = DEFAULTS["seed"] if seed is None else seed
     if code is None:
@@ -345,9 +352,12 @@ def edit(
     if on_code is not None:
         on_code(code)
     made = code
+    rows = sum(map(len, targets))
+    each = [conditions[k * rows : (k + 1) * rows] for k in range(len(parts.factors))]
     if not classes:
-        same = [target == text for text, row in zip(own, targets, strict=True) for target in row]
-        conditions = _with_own_words(conditions, code, same)
+        sources = [text for text, row in zip(own, targets, strict=True) for _ in row]
+        sames = [[t == text for t, text in zip(part, sources, strict=True)] for part in parts.texts]
+        each = [_with_own_words(part, code, same) for part, same in zip(each, sames, strict=True)]
     alone = not batched_cfg or model.low_memory
     if isinstance(solver, ReversibleSolver) and chosen is None:
         code = pinned_code(model, code, solver, batch, batched_cfg, phases.before_sampling())
@@ -357,15 +367,15 @@ def edit(
     if auto is not None:
         pixels, scale = None if pictures is None else pictures.pixels, forward.embedded
         scale = model.info.embedded if scale is None else scale
-        found = automatic_masks(model, auto, code, pixels, conditions, scale, first_seed, batch, on_event)
+        found = automatic_masks(model, auto, code, pixels, each[0], scale, first_seed, batch, on_event)
         allowed = found if allowed is None else found * allowed.to(found)
         warn_of_empty(allowed, targets)
     run = (allowed, batch, phases, gathered(on_event, len(reaches)))
     if chosen is not None:
         chosen = chosen.one_branch_a_call() if alone else chosen
-        runs = [edited_by(model, chosen, code, conditions, reach, first_seed, *run) for reach in reaches]
+        runs = [edited_by(model, chosen, code, each, parts.factors, reach, first_seed, *run) for reach in reaches]
     else:
-        conditions = with_embedded(PromptConditioning(conditions), forward.embedded).cond
+        conditions = with_embedded(PromptConditioning(each[0]), forward.embedded).cond
         forward = replace(forward, embedded=None)  # each row has its own
         if alone:
             forward = replace(forward, batched_cfg=False)

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from .._utils.errors import InputError
 from .._utils.tensors import in_groups
+from .._utils.texts import parse_weights
 from ..core.conditioning import Conditioning, PromptConditioning
 from ..core.contracts import Inversion
 from ..core.denoiser import Call
 from ..core.guidance import Guidance
 from ..core.noise import SeededNoise
 from ..editing.editors import EDITORS, make_editor
-from ..editing.editors.base import Editor, EditProblem, StepNoise, Usual
+from ..editing.editors.base import Concept, Editor, EditProblem, StepNoise, Usual
 from ..editing.sides import Side
 from ..editing.strength import Reach
 from ..inversion.encoded import Encoded
@@ -63,9 +64,15 @@ class Chosen:
             return None
         check_editor(model, editor)
         source, target = editor.guidances(model.info, guidance)
-        if code is not None and editor.inversion() is not None:  # what the inversion stored holds for its own guidance
+        if code is not None and not editor.needs_trajectory:  # noise maps are those of the guidance of their inversion
             own = Guidance.of(code.guidance)
             source = replace(own.at(code.settings.get(INVERSION_GUIDANCE, own.weight)), embedded=source.embedded)
+            if editor.from_source and source.weight != 1:
+                raise InputError(
+                    f"{editor.name!r} edits codes that were inverted without guidance, and this one has "
+                    f"{source.weight:g}; give the images.",
+                    parameter="method",
+                )
         check_guidance(model, source)
         check_guidance(model, target.at(1.0) if editor.from_source else target)
         if isinstance(guidance, Guidance):
@@ -76,8 +83,8 @@ class Chosen:
         """Raises InputError for a negative prompt from which neither the sources nor the targets are led away."""
         if negative and self.editor.from_source and self.source.weight == 1:
             raise InputError(
-                f"{negative!r} has no effect, because the guidance of {self.editor.name!r} leads away from the source's "
-                "prompt; leave it out.",
+                f"{negative!r} has no effect, because the guidance of {self.editor.name!r} leads away from the prompt "
+                "of the source; leave it out.",
                 parameter="negative",
             )
         check_negative(model, negative, self.target.weight if self.source.weight == 1 else self.source.weight)
@@ -139,11 +146,46 @@ def _trajectory(code: LatentCode) -> Tensor | None:
     return None if later is None else torch.cat([code.x[:, None].to(later), later], 1)
 
 
+def _encoded(code: LatentCode) -> Tensor:
+    """Returns the encoded images of a code: the end of its sampling or of its trajectory, or what it holds itself."""
+    if "end" in code.extras:
+        return code.extras["end"][:, 0]
+    trajectory = _trajectory(code)
+    return code.x if trajectory is None else trajectory[:, -1]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of the target prompts, as lists of equal length: ``[E][N K]``; see ``Editor.concepts``.
+
+    Attributes:
+        texts: the texts. A target of fewer parts repeats its first one.
+        factors: their factors, 0 for what is repeated.
+    """
+
+    texts: tuple[tuple[str, ...], ...]
+    factors: tuple[tuple[float, ...], ...]
+
+    @staticmethod
+    def of(concepts: Sequence[Sequence[Sequence[Concept]]]) -> "Parts":
+        """Makes the lists from the concepts of the targets, ``[N][K]``."""
+        rows = [one for row in concepts for one in row]
+        places = range(max(len(one) for one in rows))
+        padded = [[one[e] if e < len(one) else Concept(one[0].text, 0.0) for one in rows] for e in places]
+        texts = tuple(tuple(concept.text for concept in part) for part in padded)
+        return Parts(texts, tuple(tuple(concept.factor for concept in part) for part in padded))
+
+    def plain(self) -> "Parts":
+        """Returns the texts as the model reads them: without the backslashes that keep ``(word:2)`` as text."""
+        return replace(self, texts=tuple(tuple(parse_weights(text)[0] for text in part) for part in self.texts))
+
+
 def edited_by(
     model: Model,
     chosen: Chosen,
     code: LatentCode,
-    targets: Conditioning,
+    targets: Sequence[Conditioning],
+    factors: Sequence[Sequence[float]],
     reach: Reach,
     seed: int,
     mask: Tensor | None,
@@ -157,7 +199,8 @@ def edited_by(
         model: the model.
         chosen: the editor and the guidance.
         code: of all N sources.
-        targets: the targets' conditions, N * K rows, those of one image next to each other.
+        targets: the conditions of each part of the targets' prompts, N * K rows, those of one image next to each other.
+        factors: the factors of each part, N * K numbers.
         reach: the steps in which the targets may leave their source.
         seed: the seed of the first image.
         mask: where the targets may change on the latent, [N, K or 1, H, W], or None.
@@ -168,7 +211,7 @@ def edited_by(
         Images [N, 1 + K, C, H, W] in [0, 1], of which the first is the source's own latent decoded, and the mask,
         [N, K, H, W], or None.
     """
-    many = (targets.rows or len(code)) // len(code)
+    many = len(factors[0]) // len(code)
     per = max(1, batch // (1 + many))
     chunks = [slice(k, min(k + per, len(code))) for k in range(0, len(code), per)]
     report = phases.sampling((code.grid.steps - reach.begin) * len(chunks))
@@ -179,21 +222,24 @@ def edited_by(
         part = code[which]
         n, own = len(part), part.conditions.to(model.device)
         trajectory = _trajectory(part)
-        latents = part.extras["end"][:, 0] if "end" in part.extras else part.x if trajectory is None else trajectory[:, -1]
-        x0 = latents.to(model.device, model.state_dtype)
-        wanted = with_facts(targets[which.start * many : which.stop * many], own.cond, many)
+        x0 = _encoded(part).to(model.device, model.state_dtype)
+        rows = slice(which.start * many, which.stop * many)
         away = own.cond if chosen.editor.from_source else own.uncond
+        away = None if away is None else away.repeat(many)
+        wanted = [with_facts(conditions[rows], own.cond, many) for conditions in targets]
+        sides = [Side(PromptConditioning(conditions, away), chosen.target, n) for conditions in wanted]
         problem = EditProblem(
             model,
             part.grid,
             x0,
             Side(own, chosen.source, n),
-            Side(PromptConditioning(wanted, None if away is None else away.repeat(many)), chosen.target, n),
+            sides[0],
             StepNoise(SeededNoise([seed + k for k in range(which.start, which.stop)])),
             None if trajectory is None else trajectory.to(model.device, model.state_dtype),
             {name: t.to(model.device) for name, t in part.extras.items()},
             part.x.to(model.device, model.state_dtype),
             None if is_encoded(part) else make_solver(part.solver, part.options),
+            [(side, torch.tensor(f[rows], device=model.device)) for side, f in zip(sides, factors, strict=True)],
             reach,
             None if mask is None else mask[which],
             hold_of(part),
@@ -201,8 +247,8 @@ def edited_by(
         )
         with half_precision_hint(model):
             edits = chosen.editor.edit(problem, report)
-        rows = torch.cat([x0[:, None], edits.unflatten(0, (n, many))], 1).flatten(0, 1)
-        images = in_groups(model.decode(rows), n, 1 + many)
+        latents = torch.cat([x0[:, None], edits.unflatten(0, (n, many))], 1).flatten(0, 1)
+        images = in_groups(model.decode(latents), n, 1 + many)
         parts.append(images)
         on_event(ImagesEvent(which.start, images))
     whole = torch.cat(parts)

@@ -14,6 +14,8 @@ EDITORS: "Registry[Editor]" = Registry(
         "flow-align": "editing.editors.flow_align:FlowAlign",
         "dvrf": "editing.editors.dvrf:DVRF",
         "chord-edit": "editing.editors.chord_edit:ChordEdit",
+        "turbo-edit": "editing.editors.turbo_edit:TurboEdit",
+        "ledits++": "editing.editors.ledits:Ledits",
     }
 )
 """All editors by name. An editor may have the name of its inversion."""

@@ -1,9 +1,9 @@
 """The base class of editors, which take targets from a source step by step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,13 @@ class Usual:
     strength: float = 1.0
 
 
+class Concept(NamedTuple):
+    """A part of a target prompt that the network is asked for, and its factor, which only some editors use."""
+
+    text: str
+    factor: float = 1.0
+
+
 class StepNoise:
     """The noise of each draw of each step, numbered from the data end.
 
@@ -84,6 +91,8 @@ class EditProblem:
         extras: other tensors that the inversion stored; see ``LatentCode.extras``.
         noisy: the sample of the inversion at ``grid[0]``, [N, ...]; for editors without an inversion the encoded image.
         solver: the solver that reconstructs from the inversion; None for editors without an inversion.
+        concepts: the parts of the targets' prompts, each as a side of N K rows and the factor of each row, [N K]; see
+            ``Editor.concepts``. ``target`` is the first of them. Targets with fewer parts have the factor 0 in others.
         reach: the steps in which the targets may leave the source.
         mask: where they may, on the latent, [N, K or 1, H, W]; None is everywhere.
         hold: limits x0 after guidance.
@@ -100,6 +109,7 @@ class EditProblem:
     extras: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     noisy: Tensor | None = None
     solver: Solver | None = None
+    concepts: Sequence[tuple[Side, Tensor]] = ()
     reach: Reach = WHOLE
     mask: Tensor | None = None
     hold: Hold = NO_HOLD
@@ -199,6 +209,10 @@ class Editor(ABC):
                 f"{self.name!r} works on prompts, and the model {info.name!r} takes none; use 'direct'.",
                 parameter="method",
             )
+
+    def concepts(self, prompt: str) -> tuple[Concept, ...]:
+        """Splits a target prompt into the parts that the network is asked for; by default it is one part."""
+        return (Concept(prompt),)
 
     def start(self, problem: EditProblem) -> State:
         """Returns the state at the node ``problem.reach.begin``, with the entries ``source`` and ``x``.

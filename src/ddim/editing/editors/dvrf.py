@@ -73,7 +73,7 @@ class DVRF(Editor):
 
     def usual(self, info: "ModelInfo") -> Usual:
         """Returns the paper's settings, in proportion to the usual guidance of the model."""
-        steps = 50 if info.steps >= FEW else None
+        steps = None if info.few_steps else 50
         if info.embedded is not None:
             unit = info.embedded / 3.5
             return Usual(embedded=5.5 * unit, source_embedded=1.5 * unit, steps=steps)
@@ -98,7 +98,3 @@ class DVRF(Editor):
         share = 1 / steps if self.rates == "even" else straight(t)[1] - straight(s)[1]
         slope = torch.stack(slopes).mean(0) + (1 - c) * gone
         return {SOURCE: problem.x0, TARGET: x - self.rate * share * slope}
-
-
-FEW = 10
-"""Models whose usual number of steps is below this are distilled to few steps."""

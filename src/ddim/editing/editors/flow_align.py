@@ -51,9 +51,7 @@ class FlowAlign(Editor):
     def usual(self, info: "ModelInfo") -> Usual:
         """Returns the paper's settings, in proportion to the usual guidance of the model."""
         omega = 1 + (info.guidance - 1) * 6.5 / 6  # 7.5 for Stable Diffusion 3, whose usual guidance is 7
-        return Usual(
-            omega, embedded=info.embedded, source_embedded=info.embedded, steps=33 if info.steps >= FEW else None
-        )
+        return Usual(omega, embedded=info.embedded, source_embedded=info.embedded, steps=None if info.few_steps else 33)
 
     def step(self, problem: EditProblem, state: State, i: int) -> State:
         """Makes a step of the method."""
@@ -63,7 +61,3 @@ class FlowAlign(Editor):
         along = velocity(target) - problem.each(velocity(source))
         pull = problem.each(source.x0) - target.x0
         return {SOURCE: problem.x0, TARGET: x + (straight(s)[1] - straight(t)[1]) * along + self.zeta * pull}
-
-
-FEW = 10
-"""Models whose usual number of steps is below this are distilled to few steps."""
