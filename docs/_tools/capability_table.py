@@ -107,6 +107,8 @@ def strengths() -> str:
     works = {title: capabilities(one)["editors"] for title, one in kinds.items()}
     lines = [["editor", *kinds], ["---"] * (len(kinds) + 1)]
     for name, kind in EDITORS.items():
-        cells = [f"{kind().usual(one.info).strength:.3g}" if works[t][name] is None else "–" for t, one in kinds.items()]
+        cells = [
+            f"{kind().usual(one.info).strength:.3g}" if works[t][name] is None else "–" for t, one in kinds.items()
+        ]
         lines.append([f"`{name}`", *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

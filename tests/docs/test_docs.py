@@ -156,7 +156,7 @@ def reference(page: Path) -> list[str]:
     return re.findall(r"^::: ddim\.(\S+)$", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["SOLVERS", "INVERSIONS"])
+@pytest.mark.parametrize("name", ["SOLVERS", "INVERSIONS", "EDITORS"])
 def test_the_reference_has_everything_registered_once(name: str):
     import ddim
 

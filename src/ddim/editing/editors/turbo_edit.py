@@ -59,10 +59,10 @@ class TurboEdit(OnNoiseMaps):
 
     def usual(self, info: "ModelInfo") -> Usual:
         """Returns the paper's settings for models of few steps."""
-        scale = {"embedded": info.embedded, "source_embedded": info.embedded}
+        both = info.embedded
         if info.few_steps:
-            return Usual(1.5, steps=5, strength=0.8, **scale)
-        return Usual((1 + info.guidance) / 2, strength=0.64, **scale)
+            return Usual(1.5, embedded=both, source_embedded=both, steps=5, strength=0.8)
+        return Usual((1 + info.guidance) / 2, embedded=both, source_embedded=both, strength=0.64)
 
     def pairs(self, problem: EditProblem, x: Tensor, source: Tensor, node: Node) -> tuple[Pair, Pair]:
         """Asks for the targets under both prompts, and for the sources."""
