@@ -19,7 +19,10 @@ STEPS = 4
 MODELS = {
     "sd": tiny_text.model,
     "sd v": lambda: tiny_text.model("v_prediction"),
-    **{name: tiny_flow.FAMILIES[name].model for name in ("sd3", "flux schnell", "qwen-image", "z-image")},
+    **{
+        name: tiny_flow.FAMILIES[name].model
+        for name in ("sd3", "flux schnell", "qwen-image", "z-image", "flux kontext", "flux2 klein")
+    },
 }
 EQUAL = 1.5
 """The guidance of both sides in self-edits."""
@@ -59,7 +62,10 @@ def equal_sides(model: Model, method: str) -> dict[str, Any]:
     """Settings under which both sides have the same guidance."""
     fields = ddim.make_editor(method).options  # type: ignore[union-attr]
     weight = EQUAL if "cfg" in model.info.guidance_kinds else 1.0
-    return {"guidance": weight, "options": {"source_guidance": weight} if "source_guidance" in fields else None}
+    guidance: float | Guidance = weight
+    if "embedded" in model.info.guidance_kinds:  # the option is then the embedded scale
+        guidance = Guidance(1.0, embedded=weight)
+    return {"guidance": guidance, "options": {"source_guidance": weight} if "source_guidance" in fields else None}
 
 
 def test_an_edit_to_the_sources_own_prompt_is_the_source_to_the_bit(model: Model, editor: str):

@@ -104,12 +104,15 @@ class Targets(Options):
         """Each target in a few words."""
         return list(self.to or [f"class {k}" for k in self.to_label or []])
 
-    def check(self, inverted: bool) -> None:
+    def check(self, inverted: bool, method: str) -> None:
         """Raises InputError, before a model is loaded, where they do not say what to edit to.
 
         Args:
             inverted: whether the source is a code, which knows its own prompt or class.
+            method: the method, which may need no prompt of the source.
         """
+        from ..editing.editors import EDITORS
+
         if self.to and self.to_label:
             raise InputError("it does not go with --to; use one of the two.", parameter="to_label")
         if self.from_label is not None and not self.to_label:
@@ -122,7 +125,8 @@ class Targets(Options):
             )
         if not inverted and self.to_label and self.from_label is None:
             raise InputError("it is missing; name the class of the image, such as 0.", parameter="from_label")
-        if not inverted and self.to and self.from_ is None:
+        needless = inverted or (method in EDITORS and not EDITORS[method].needs)
+        if not needless and self.to and self.from_ is None:
             raise InputError(
                 'it is missing; say what the image shows, such as "noto dog face".', parameter="source_prompt"
             )
@@ -439,7 +443,7 @@ def edit(
     """
     with Terminal() as terminal:
         inverted, by_class = is_code(source), bool(targets.to_label)
-        targets.check(inverted)
+        targets.check(inverted, inverting.method)
         if inverted:  # whether an editor takes the others is known when the code is read
             o.refuse_for_codes(but=("options", "seed", *(["method"] if inverting.method in EDITORS else [])))
         holding.check()

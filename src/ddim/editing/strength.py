@@ -41,6 +41,26 @@ class Reach:
         """Returns the factor on the change of step i."""
         return 0.0 if i < self.begin else self.part if i == self.begin else 1.0
 
+    def elapsed(self, i: float, steps: int) -> float:
+        """Returns how much of the edit is done before step i of ``steps``, in [0, 1].
+
+        The edit is ``strength * S`` steps long, of which the first counts in part.
+        """
+        done = max(0.0, i - self.begin - (1 - self.part))
+        return done / max(steps - self.begin - (1 - self.part), 1e-9)
+
+    def inside(self, i: int, steps: int, start: float, stop: float) -> float:
+        """Returns the fraction of step i that lies in the window from ``start`` to ``stop`` of the edit.
+
+        Args:
+            i: the step, of ``steps``.
+            steps: the number of steps of the grid.
+            start, stop: fractions of the edit's length, in [0, 1].
+        """
+        begin, end = self.elapsed(i, steps), self.elapsed(i + 1, steps)
+        shared = min(end, stop) - max(begin, start)
+        return min(1.0, max(0.0, shared / (end - begin))) if end > begin else float(start <= begin < stop)
+
 
 WHOLE = Reach()
 

@@ -59,6 +59,10 @@ class Stepwise(Inversion, BackwardSolver):
         """
         return {"x": x0}
 
+    def kept(self, begin: State, grid: Grid) -> dict[str, Tensor]:
+        """Returns what the code keeps of the state at the data end, for ``LatentCode.extras``; by default nothing."""
+        return {}
+
     def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
         """Steps from the images to the noisy end; the result is the sample x there, without the rest of the state.
 
@@ -67,7 +71,7 @@ class Stepwise(Inversion, BackwardSolver):
         denoise, nodes = problem.denoiser(problem.inversion_guidance), [x0]
         keep, first = problem.keep_trajectory, self.begin(problem, x0, grid)
         state = solve_back(denoise, self, first, grid, on_step=recorder(nodes, on_step) if keep else on_step)
-        extras = {TRAJECTORY: torch.stack(nodes[-2::-1], dim=1)} if keep else {}
+        extras = {**self.kept(first, grid), **({TRAJECTORY: torch.stack(nodes[-2::-1], dim=1)} if keep else {})}
         return InversionResult({"x": self.read(state)}, grid, problem.prompts, extras)
 
 

@@ -59,6 +59,7 @@ EXTRAS: dict[str, Extra] = {
     "end": Extra("the image", per_step=False, pins=True),
     TRAJECTORY: Extra("a sample", acts=False),
     "source": Extra("the image", per_step=False, acts=False),
+    "guess": Extra("the first guess", per_step=False, acts=False),
 }
 """All kinds of stored tensors by their names in ``LatentCode.extras``."""
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from .._utils.errors import InputError
-from ..core.contracts import InversionProblem, InversionResult, OnStep, State
+from ..core.contracts import InversionProblem, State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
 from ..solvers.base import PathODE, path_ode, straightened
@@ -73,7 +73,6 @@ class RFInversion(ByDDIM, Stepwise):
         v = v + self.gamma * ((noise - y) / (1 - start.sigma) - v)
         return {"x": (t.alpha + t.sigma) * flow.step(y, v, start, end), "noise": noise}
 
-    def run(self, problem: InversionProblem, x0: Tensor, grid: Grid, on_step: OnStep | None) -> InversionResult:
-        """Returns x at the noisy end, with the images as ``extras["source"]``, [N, 1, ...]."""
-        done = super().run(problem, x0, grid, on_step)
-        return done._replace(extras={**done.extras, "source": x0.unsqueeze(1)})
+    def kept(self, begin: State, grid: Grid) -> dict[str, Tensor]:
+        """Returns the images as ``source``, [N, 1, ...]."""
+        return {"source": begin["x"].unsqueeze(1)}

@@ -16,6 +16,8 @@ from ..solvers.one_stage import first_guess, one_stage
 from .base import ByDDIM, Stepwise
 
 STARTS = ("network", "zero", "noise")
+GUESS = "guess"
+"""The name in ``LatentCode.extras`` of the first guess, [N, 1, ...], if a drawn noise leads to it."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class UniInv(ByDDIM, Stepwise):
         start: the slope of the first guess. ``"network"``: that of the network at the data; if there is no noise,
             called at the node where the step ends, with the image as it is. ``"zero"``: no slope. ``"noise"``: that of
             the line from the image to a noise n that is drawn for each image, so that the first guess is the noised
-            image; it needs a seed.
+            image; it needs a seed. ``extras["guess"]`` keeps that guess, [N, 1, ...], for an editor.
         iterations: the number of network calls per step, at least 1. Each but the first is at the sample that the last
             one led to.
 
@@ -73,6 +75,11 @@ class UniInv(ByDDIM, Stepwise):
         """The order of the round trip's error: one more than ``iterations``, because the first guess is better."""
         return self.iterations + 1
 
+    @property
+    def keeps(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The first guess, if it is not the network's."""
+        return (GUESS,) if self.start == "noise" else ()
+
     def begin(self, problem: InversionProblem, x0: Tensor, grid: Grid) -> State:
         """Returns the images, with the slope of the first guess unless the network makes it.
 
@@ -98,3 +105,10 @@ class UniInv(ByDDIM, Stepwise):
             guess = first_guess(denoise, x, back, k, 1)
         x, pair = one_stage(denoise, x, guess, back, k, 1, self.iterations)
         return {"x": x, "slope": ode.slope(pair)}
+
+    def kept(self, begin: State, grid: Grid) -> dict[str, Tensor]:
+        """Returns the first guess, [N, 1, ...], if a drawn noise leads to it."""
+        if self.start != "noise":
+            return {}
+        guess = path_ode(grid).step(begin["x"], begin["slope"], grid[-1], grid[-2])
+        return {GUESS: guess.unsqueeze(1)}

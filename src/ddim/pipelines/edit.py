@@ -155,7 +155,8 @@ def edit(
             ``mask``, ``crop`` and ``resize``.
         prompt: what the images are to show: one target, a list of targets, or such a list for each image.
             ``(word:2.0)`` gives a word more weight.
-        source_prompt: what the images show: one prompt for all, or one for each. A code knows its own.
+        source_prompt: what the images show: one prompt for all, or one for each. A code knows its own, and some editors
+            need none (``Editor.needs``).
         labels: for a class-conditional model, in place of ``prompt``: one class, a list of classes, or such a list for
             each image.
         source_labels: the images' own classes: one for all, or one for each. A code knows its own.
@@ -249,6 +250,8 @@ def edit(
         check_negative(model, negative, _weight_of(model, guidance))
     strengths, auto = checked_strengths(strength), AutoMask.of(auto_mask)
     editor = None if chosen is None else chosen.editor
+    if editor is not None and not editor.needs and not classes and not isinstance(source, LatentCode):
+        source_prompt = "" if source_prompt is None else source_prompt
     how, reaches, farthest = attention_asked(attention, classes, editor), list[Reach](), None
     inversion_method = DEFAULTS["method"] if method is None else method
     if chosen is not None:

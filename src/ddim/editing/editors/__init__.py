@@ -16,6 +16,12 @@ EDITORS: "Registry[Editor]" = Registry(
         "chord-edit": "editing.editors.chord_edit:ChordEdit",
         "turbo-edit": "editing.editors.turbo_edit:TurboEdit",
         "ledits++": "editing.editors.ledits:Ledits",
+        "uni-edit": "editing.editors.uni_edit:UniEdit",
+        "dna-edit": "editing.editors.dna_edit:DNAEdit",
+        "steer-flow": "editing.editors.steer_flow:SteerFlow",
+        "rf-inversion": "editing.editors.rf_inversion:RFInversionEdit",
+        "instruct": "editing.editors.instruct:Instruct",
+        "velo-edit": "editing.editors.velo_edit:VeloEdit",
     }
 )
 """All editors by name. An editor may have the name of its inversion."""

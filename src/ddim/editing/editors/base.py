@@ -142,7 +142,8 @@ class Editor(ABC):
         paper: the source of the method.
         nfe: the largest number of rows that a step asks the network for, per target and without guidance.
         self_edit: whether an edit to the source's own prompt at equal guidance returns the encoded image to the bit.
-        needs: ``"text"``, ``"conditions"``, or empty if conditions of the source are not used.
+        needs: ``"text"`` or ``"conditions"`` if it uses what the source shows; if empty, the prompt of the source may be
+            left out.
         draws: whether it draws noise, so that the seed matters.
         steps: the number of steps, if the editor fixes it.
         from_source: whether the guidance of the targets leads away from the source's prompt, in place of the
@@ -289,3 +290,41 @@ def straight(node: Node) -> tuple[float, float]:
 def velocity(pair: Pair) -> Tensor:
     """Returns the velocity of the straight path, eps - x0."""
     return pair.eps - pair.x0
+
+
+def advanced(x: Tensor, v: Tensor, t: Node, s: Node) -> Tensor:
+    """Moves a sample from t to s along a velocity of the straight path; see ``straight``."""
+    (scale, time), (next_scale, next_time) = straight(t), straight(s)
+    return next_scale * (x / scale + (next_time - time) * v)
+
+
+def towards(x0: Tensor, x: Tensor, node: Node) -> Pair:
+    """Returns the pair of a sample at a node that leads straight to the image x0."""
+    return Pair(x0, (x - node.alpha * x0) / node.sigma)
+
+
+def leading(x: Tensor, t: Node, y: Tensor, s: Node) -> Pair:
+    """Returns the pair of a sample x at t from which a DDIM step ends at y, at s: the two equations solved for it."""
+    det = t.alpha * s.sigma - s.alpha * t.sigma
+    return Pair((s.sigma * x - t.sigma * y) / det, (t.alpha * y - s.alpha * x) / det)
+
+
+def mixed(one: Pair, other: Pair, share: float | Tensor) -> Pair:
+    """Returns one + share (other - one), for two pairs of the same sample."""
+    return Pair(one.x0 + share * (other.x0 - one.x0), one.eps + share * (other.eps - one.eps))
+
+
+def in_proportion(info: "ModelInfo", guidance: float, embedded: float) -> tuple[float, float | None]:
+    """Returns settings of Stable Diffusion 3 and FLUX in proportion to a model's usual guidance.
+
+    Args:
+        info: facts about the model.
+        guidance: the weight that a paper uses for Stable Diffusion 3, whose usual weight is 7.
+        embedded: the embedded scale that it uses for FLUX, whose usual scale is 3.5.
+
+    Returns:
+        the weight and the embedded scale for the model; the latter is None if it takes none.
+    """
+    if info.embedded is not None:
+        return 1.0, embedded * info.embedded / 3.5
+    return 1 + (info.guidance - 1) * (guidance - 1) / 6, None
