@@ -142,8 +142,8 @@ class Editor(ABC):
         paper: the source of the method.
         nfe: the largest number of rows that a step asks the network for, per target and without guidance.
         self_edit: whether an edit to the source's own prompt at equal guidance returns the encoded image to the bit.
-        needs: ``"text"`` or ``"conditions"`` if it uses what the source shows; if empty, the prompt of the source may be
-            left out.
+        needs: ``"text"`` or ``"conditions"`` if it uses what the source shows; if empty, its prompt may be left
+            out.
         draws: whether it draws noise, so that the seed matters.
         steps: the number of steps, if the editor fixes it.
         from_source: whether the guidance of the targets leads away from the source's prompt, in place of the
@@ -298,20 +298,21 @@ def advanced(x: Tensor, v: Tensor, t: Node, s: Node) -> Tensor:
     return next_scale * (x / scale + (next_time - time) * v)
 
 
-def towards(x0: Tensor, x: Tensor, node: Node) -> Pair:
-    """Returns the pair of a sample at a node that leads straight to the image x0."""
-    return Pair(x0, (x - node.alpha * x0) / node.sigma)
-
-
 def leading(x: Tensor, t: Node, y: Tensor, s: Node) -> Pair:
-    """Returns the pair of a sample x at t from which a DDIM step ends at y, at s: the two equations solved for it."""
+    """Returns the pair of a sample x at t from which a DDIM step ends at y, at s: the two equations solved for it.
+
+    If y is an image without noise, it is the x0 of the pair to the bit.
+    """
+    if s.sigma == 0:
+        x0 = y / s.alpha
+        return Pair(x0, (x - t.alpha * x0) / t.sigma)
     det = t.alpha * s.sigma - s.alpha * t.sigma
     return Pair((s.sigma * x - t.sigma * y) / det, (t.alpha * y - s.alpha * x) / det)
 
 
 def mixed(one: Pair, other: Pair, share: float | Tensor) -> Pair:
-    """Returns one + share (other - one), for two pairs of the same sample."""
-    return Pair(one.x0 + share * (other.x0 - one.x0), one.eps + share * (other.eps - one.eps))
+    """Returns one + share (other - one) for two pairs of the same sample; to the bit one at share 0, other at 1."""
+    return Pair(torch.lerp(one.x0, other.x0, share), torch.lerp(one.eps, other.eps, share))
 
 
 def in_proportion(info: "ModelInfo", guidance: float, embedded: float) -> tuple[float, float | None]:

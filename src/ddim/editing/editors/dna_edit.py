@@ -20,7 +20,6 @@ from .base import (
     leading,
     mixed,
     straight,
-    towards,
     velocity,
 )
 
@@ -94,10 +93,11 @@ class DNAEdit(Editor):
         source = leading(before, t, after, s)
         (asked,) = problem.ask(t, Question(x + each(asked_at(problem, i) - before), problem.target))
         target = path_ode(problem.grid).moved(asked, x, t)
-        moved = (straight(s)[1] - straight(t)[1]) * (velocity(target) - each(velocity(source)))
+        data = problem.grid[-1]
+        change = (straight(s)[1] - straight(t)[1]) * (velocity(target) - each(velocity(source)))
         # A step that counts in part moves the reference in part too, so that the edit is continuous in its strength.
-        reference = state[REFERENCE] + problem.reach.factor(i) * moved
-        pair = mixed(towards(reference, x, t), target, self.mvg)
+        reference = state[REFERENCE] + problem.reach.factor(i) * straight(data)[0] * change
+        pair = mixed(leading(x, t, reference, data), target, self.mvg)
         return {SOURCE: after, TARGET: move(pair, s), REFERENCE: reference}
 
 

@@ -9,7 +9,7 @@ from ...core.process import eta_std
 from ...inversion.rf_inversion import RFInversion
 from ...solvers.base import move
 from ..sides import Question
-from .base import SOURCE, TARGET, Editor, EditProblem, Usual, mixed, towards
+from .base import SOURCE, TARGET, Editor, EditProblem, Usual, leading, mixed
 
 if TYPE_CHECKING:
     from ...models.info import ModelInfo
@@ -31,8 +31,8 @@ class RFInversionEdit(Editor):
 
     With ``sde`` the steps also draw noise (Eq. 17), which is that of the process dx = -x / (1 - sigma) dsigma +
     sqrt(2 sigma / (1 - sigma) dsigma) dW reversed. Its drift and noise are integrated exactly for the predicted (x0,
-    eps), which is the step of DDPM, so that no noise is left at the data. Where there is no signal the noise would be
-    infinite, and the step is that of the ODE, as in the paper.
+    eps), which is the step of DDPM. The last step draws none, so that no noise is left in the image. Where there is no
+    signal the noise would be infinite, and the step is that of the ODE, as in the paper.
 
     The usual settings are those of the paper for FLUX: 28 steps, ``eta`` 0.9 in the first 7 of them, the embedded scale
     3.5, and 0 for the inversion. For a model with classifier-free guidance the weight is the model's usual one.
@@ -91,11 +91,12 @@ class RFInversionEdit(Editor):
 
     def step(self, problem: EditProblem, state: State, i: int) -> State:
         """Makes a step along the controlled velocity."""
-        t, s, x, x0 = problem.grid[i], problem.grid[i + 1], state[TARGET], problem.each(problem.x0)
+        t, s, x, grid = problem.grid[i], problem.grid[i + 1], state[TARGET], problem.grid
         (pair,) = problem.ask(t, Question(x, problem.target))
-        pair = mixed(pair, towards(x0, x, t), self.strength_at(problem, i))
-        std = eta_std(1.0, t, s) if self.sde and t.alpha > 0 else 0.0
+        pair = mixed(pair, leading(x, t, problem.each(problem.x0), grid[-1]), self.strength_at(problem, i))
+        noisy = self.sde and t.alpha > 0 and i < grid.steps - 1
+        std = eta_std(1.0, t, s) if noisy else 0.0
         after = move(pair, s, std)
         if std > 0:
-            after = after + std * problem.each(problem.noise(problem.x0, problem.grid.steps - 1 - i))
+            after = after + std * problem.each(problem.noise(problem.x0, grid.steps - 1 - i))
         return {SOURCE: problem.at(i + 1), TARGET: after}

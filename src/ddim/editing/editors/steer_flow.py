@@ -28,12 +28,14 @@ class SteerFlow(Editor):
 
     where s is the time of rectified flow, from 1 at the noise to 0 at the data (see ``straight``), and the cosine is
     that of the whole sample. So an edit follows its source while there is much noise, and wherever the mask m is 0.
+    Where the cosine is far below 1 near the data, as in large changes under guidance, the noise of the change is not
+    removed, and the edit is grainy; ``cosine=False`` takes 1 in its place.
 
-    The mask is where the two velocities differ most. The mean of |v_T - v_S| over the channels, scaled to [0, 1] within
-    each sample, is spread over squares of ``dilation`` positions, and m = sigmoid(temperature (size - threshold)), where
-    the threshold is the ``quantile`` of the sizes before they are spread. The paper takes the larger of this and of a
-    segmentation by another network, which is not part of this library; ``mask=`` of ``edit`` limits the edit to a
-    region that you know.
+    The mask is where the two velocities differ most. The mean of |v_T - v_S| over the channels is scaled to [0, 1]
+    within each sample; its largest value in the square of ``dilation`` positions around each one is the size, and m =
+    sigmoid(temperature (size - threshold)), where the threshold is the ``quantile`` of the values. The paper takes the
+    larger of this and of a segmentation by another network, which is not part of this library; ``mask=`` of ``edit``
+    limits the edit to a region that you know.
 
     The usual settings are those of the paper: for FLUX 15 steps, the embedded scale 3.5 and the power 4.5; for Stable
     Diffusion 3 30 steps, guidance 6.5 and the power 5.5. The inversion has no guidance.
@@ -43,6 +45,7 @@ class SteerFlow(Editor):
         quantile: the quantile of the threshold, in [0, 1]; None edits everywhere.
         temperature: the steepness of the mask's edge; above 0.
         dilation: the side of the squares in positions of the latent; odd, and 1 spreads nothing.
+        cosine: whether the change is multiplied by the cosine.
 
     Raises:
         InputError: a value is out of range.
@@ -52,6 +55,7 @@ class SteerFlow(Editor):
     quantile: float | None = 0.95
     temperature: float = 15.0
     dilation: int = 5
+    cosine: bool = True
 
     name: ClassVar[str] = "steer-flow"
     paper: ClassVar[str] = "Dao et al. 2026, arXiv 2604.01715"
@@ -84,9 +88,11 @@ class SteerFlow(Editor):
         source = problem.each(velocity(leading(problem.at(i), t, after, s)))
         (pair,) = problem.ask(t, Question(x, problem.target))
         change = velocity(pair) - source
-        agreement = cosine_similarity((source + change).flatten(1), source.flatten(1), 1)
-        weight = (1 - straight(s)[1] ** self.power) * agreement.view(-1, *[1] * (x.ndim - 1))
-        return {SOURCE: after, TARGET: advanced(x, source + weight * self._mask(change) * change, t, s)}
+        weight = (1 - straight(s)[1] ** self.power) * self._mask(change)
+        if self.cosine:
+            agreement = cosine_similarity((source + change).flatten(1), source.flatten(1), 1)
+            weight = weight * agreement.view(-1, *[1] * (x.ndim - 1))
+        return {SOURCE: after, TARGET: advanced(x, source + weight * change, t, s)}
 
     def _mask(self, change: Tensor) -> Tensor | float:
         """Returns where the edit may act, [M, 1, H, W] in [0, 1]."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..._utils.errors import InputError
 from ...core.prediction import Pair
-from .base import EditProblem, mixed, towards, velocity
+from .base import EditProblem, leading, mixed, velocity
 from .instruct import Instruct
 
 
@@ -58,7 +58,7 @@ class VeloEdit(Instruct):
         share = problem.reach.inside(i, problem.grid.steps, 0.0, self.part)
         if share == 0:
             return pair
-        reference = towards(problem.each(problem.x0), x, problem.grid[i])
+        reference = leading(x, problem.grid[i], problem.each(problem.x0), problem.grid[-1])
         size, apart = velocity(reference).abs(), (velocity(pair) - velocity(reference)).abs()
         alike = size >= self.threshold * (size + apart)
         return mixed(pair, reference, share * torch.where(alike, 1.0, self.hold).to(x))
