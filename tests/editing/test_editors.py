@@ -172,6 +172,26 @@ def test_the_steps_of_a_strength(strength: float):
     assert 0 <= reach.begin <= 3
 
 
+@pytest.mark.parametrize("strength", [0.01, 0.3, 0.625, 1.0])
+def test_a_window_of_the_edit_has_its_part_of_the_length_and_moves_with_the_strength(strength: float):
+    for start, stop in ((0.0, 0.25), (0.1, 0.5), (0.3, 1.0)):
+
+        def shares(strength: float, bounds: tuple[float, float] = (start, stop)) -> list[float]:
+            reach = Reach.of(strength, 8)
+            return [reach.inside(i, 8, *bounds) * reach.factor(i) for i in range(8)]
+
+        assert sum(shares(strength)) == pytest.approx((stop - start) * 8 * strength)
+        beside = shares(max(0.0, strength - 1e-6))
+        assert shares(strength) == pytest.approx(beside, abs=1e-4)
+    whole = Reach.of(strength, 8)
+    rest = whole.on_rest()
+    count = 8 - whole.begin
+    assert rest.elapsed(count, count) == whole.elapsed(8, 8) == pytest.approx(1)
+    assert [rest.inside(i, count, 0.1, 0.5) for i in range(count)] == [
+        whole.inside(i, 8, 0.1, 0.5) for i in range(whole.begin, 8)
+    ]
+
+
 def test_targets_beside_a_source_follow_the_strength_too():
     model = tiny_text.model()
     images = pictures(model, 2)

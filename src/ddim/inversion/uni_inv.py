@@ -77,8 +77,8 @@ class UniInv(ByDDIM, Stepwise):
 
     @property
     def keeps(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The first guess, if it is not the network's."""
-        return (GUESS,) if self.start == "noise" else ()
+        """The first guess, if a drawn noise leads to it and it is not replaced."""
+        return (GUESS,) if self.start == "noise" and self.iterations == 1 else ()
 
     def begin(self, problem: InversionProblem, x0: Tensor, grid: Grid) -> State:
         """Returns the images, with the slope of the first guess unless the network makes it.
@@ -107,8 +107,8 @@ class UniInv(ByDDIM, Stepwise):
         return {"x": x, "slope": ode.slope(pair)}
 
     def kept(self, begin: State, grid: Grid) -> dict[str, Tensor]:
-        """Returns the first guess, [N, 1, ...], if a drawn noise leads to it."""
-        if self.start != "noise":
+        """Returns the first guess, [N, 1, ...], if a drawn noise leads to it and it is not replaced."""
+        if not self.keeps:
             return {}
         guess = path_ode(grid).step(begin["x"], begin["slope"], grid[-1], grid[-2])
         return {GUESS: guess.unsqueeze(1)}
