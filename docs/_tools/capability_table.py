@@ -11,9 +11,12 @@ from typing import Any
 import torch
 
 from ddim import EDITORS, FAMILIES, Model, ModelInfo, RectifiedFlow, Schedule, capabilities, ddpm_linear
+from ddim.core.conditioning import REFERENCE
 from ddim.pipelines.capabilities import CONTROLS
 
 CFG, EMBEDDED = frozenset({"cfg"}), frozenset({"cfg", "embedded"})
+LOOKS = {"text": True, "prediction": "flow", "optional_conditions": (REFERENCE,)}
+"""The facts of a model that looks at a reference picture."""
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "pixel model": ("DDPMPipeline", {}),
     "pixel model, x0": ("DDPMPipeline", {"prediction": "x0"}),
@@ -24,12 +27,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "FLUX.1 dev": ("FluxPipeline", {"text": True, "prediction": "flow", "guidance_kinds": EMBEDDED, "embedded": 3.5}),
     "FLUX.1 schnell": ("FluxPipeline", {"text": True, "prediction": "flow", "guidance_kinds": frozenset()}),
     "FLUX.1 de-distilled": ("FluxPipeline", {"text": True, "prediction": "flow"}),
-    "FLUX.1 Kontext": (
-        "FluxKontextPipeline",
-        {"text": True, "prediction": "flow", "guidance_kinds": EMBEDDED, "embedded": 3.5},
-    ),
-    "FLUX.2 klein": ("Flux2KleinPipeline", {"text": True, "prediction": "flow", "guidance_kinds": frozenset()}),
-    "FLUX.2 klein base": ("Flux2KleinPipeline", {"text": True, "prediction": "flow"}),
+    "FLUX.1 Kontext": ("FluxKontextPipeline", {**LOOKS, "guidance_kinds": EMBEDDED, "embedded": 3.5}),
+    "FLUX.2 klein": ("Flux2KleinPipeline", {**LOOKS, "guidance_kinds": frozenset()}),
+    "FLUX.2 klein base": ("Flux2KleinPipeline", LOOKS),
     "Chroma": ("ChromaPipeline", {"text": True, "prediction": "flow"}),
     "Qwen-Image": ("QwenImagePipeline", {"text": True, "prediction": "flow", "rescales": False}),
     "Z-Image": ("ZImagePipeline", {"text": True, "prediction": "flow"}),
