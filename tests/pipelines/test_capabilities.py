@@ -221,7 +221,8 @@ def test_every_method_edits_with_every_control_that_works(name: str, method: str
         torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(0)),
         "a zebra",
         source_prompt="a cat",
-        method=ddim.make_inversion(method, {"inner": 1} if method == "null-text" else None),  # its name may be an editor's
+        # an object, because the name may be that of an editor
+        method=ddim.make_inversion(method, {"inner": 1} if method == "null-text" else None),
         steps=3,
         guidance=guidance,
         negative="grey" if works["negative"] else None,
