@@ -107,8 +107,7 @@ def strengths() -> str:
     works = {title: capabilities(one)["editors"] for title, one in kinds.items()}
     lines = [["editor", *kinds], ["---"] * (len(kinds) + 1)]
     for name, kind in EDITORS.items():
-        cells = [
-            f"{kind().usual(one.info).strength:.3g}" if works[t][name] is None else "–" for t, one in kinds.items()
-        ]
+        usual = {title: kind().usual(one.info).strength for title, one in kinds.items() if works[title][name] is None}
+        cells = [f"{usual[title]:.3g}" if title in usual else "–" for title in kinds]
         lines.append([f"`{name}`", *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

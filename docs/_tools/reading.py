@@ -12,8 +12,7 @@ It uses only the standard library, so that the tests read the pages as the site 
 - ``[[file examples/round_trip.py]]``: a whole file.
 - ``[[results table1-fashion]]``: the table ``results/table1-fashion.md`` as it was generated, with its plot.
 - ``[[methods inversions]]``, ``[[methods solvers]]``, ``[[methods editors]]``: a table with the properties of each.
-- ``[[reference inversions]]``, ``[[reference solvers]]``, ``[[reference editors]]``: the reference of every class of
-  the registry.
+- ``[[reference inversions]]``, ``[[reference solvers]]``, ``[[reference editors]]``: the reference of every class.
 - ``[[measured leaderboard-emoji]]``: every inversion, with its results in ``results/leaderboard-emoji.csv``.
 - ``[[capabilities kinds]]``: what works on which kind of model, with the reason where it does not.
 - ``[[capabilities strengths]]``: the usual strength of every editor on each kind of model.

@@ -333,7 +333,9 @@ def test_each_picture_and_several_rows(model: str):
 
 def test_attention_blend_weights_and_mask_reach_the_verb(model: str):
     cat = picture()
-    Image.new("L", (SIDE, SIDE), 0).save("nothing.png")
+    half = Image.new("L", (SIDE, SIDE), 0)
+    half.paste(255, (SIDE // 2, 0, SIDE, SIDE))
+    half.save("half.png")
     common = ["edit", cat, "-m", model, "--from", CAT, "--to", TIGER, "-S", 4]
     plain = run_json(*common, "--attention", "none")["files"][0]
     nowhere = run_json(*common, "--layers", "0.5,0.5")["files"][0]
@@ -341,13 +343,15 @@ def test_attention_blend_weights_and_mask_reach_the_verb(model: str):
     closed = run_json(*common, "--attention", "replace", "--cross", 0, "--self", "0,0")["files"][0]
     swapped = run_json(*common, "--attention", "replace", "--cross", "1", "--self", "0,1")["files"][0]
     heavy = run_json(*common, "--weight", "tiger=5")["files"][0]
-    masked = run_json(*common, "--mask", "nothing.png", "--blend", "cat/tiger")
+    masked = run_json(*common, "--mask", "half.png", "--feather", 0)
     usual = run_json(*common)["files"][0]
     assert torch.equal(tile(plain, 2), tile(closed, 2))
     assert not torch.equal(tile(plain, 2), tile(swapped, 2))
     assert not torch.equal(tile(usual, 2), tile(heavy, 2))
-    assert torch.equal(tile(masked["files"][0], 1), tile(masked["files"][0], 2))
-    assert masked["mask"] == "nothing.png"
+    pasted, original = rgb(masked["photographs"][0]), rgb(cat)
+    assert torch.equal(pasted[:, : SIDE // 2], original[:, : SIDE // 2])
+    assert not torch.equal(pasted[:, SIDE // 2 :], original[:, SIDE // 2 :])
+    assert masked["mask"] == "half.png"
     assert len({plain, closed, swapped, heavy, usual, masked["files"][0]}) == 6  # each has its own name
 
 

@@ -319,9 +319,8 @@ def edit(
             concepts = [[editor.concepts(p) for p in row] for row in target_prompts(prompt, len(own))]
             refuse_words(editor, blend, weights, Parts.of(concepts).texts)
             prompt = [["; ".join(c.text for c in one) for one in row] for row in concepts]
-        targets, plan = planned(
-            model, own, prompt, size, how, blend, weights, masked=bool(user_masks) or auto is not None
-        )
+        masked = bool(user_masks) or auto is not None
+        targets, plan = planned(model, own, prompt, size, how, blend, weights, masked=masked)
         plain = [[(Concept(p),) for p in row] for row in targets]
         parts = Parts.of(plain) if concepts is None else Parts.of(concepts).plain()
         conditions = _embedded(model, [p for part in parts.texts for p in part], size)
