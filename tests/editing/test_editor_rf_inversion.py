@@ -87,6 +87,7 @@ def test_the_noise_is_seeded_for_each_image():
     assert far(*codes) > 1e-2
 
 
+@torch.no_grad()
 def _single_step(step: float, sde_noise: float) -> tuple[torch.Tensor, float]:
     """One step from the time 0.6 with all noise equal to a number, and what Eq. 17 gives without noise, apart."""
     model = flow_model()
