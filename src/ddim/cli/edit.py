@@ -483,6 +483,12 @@ def edit(
         editor = None if named is None else make_editor(named, arguments.get("options"))
         if code is not None and editor is None:
             o.refuse_for_codes(but=["seed"] if automatic.auto_mask else [])
+        if reference is not None and editor is not None and editor.looks:
+            raise InputError(
+                f"{str(reference)!r} has no effect, because {editor.name!r} shows each image to the network as its own "
+                "reference; leave it out.",
+                parameter="reference",
+            )
         how = attention.edit(by_class, None if editor is None else editor.name)
         if code is None:
             counted = open_model(terminal, model or MODEL, [0], **machine.loading)

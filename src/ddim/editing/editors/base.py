@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._utils.errors import InputError
+from ...core.conditioning import REFERENCE
 from ...core.contracts import Inversion, Noise, OnStep, Solver, State, options_of
 from ...core.denoiser import PLAIN, Call, Denoiser, Network
 from ...core.grid import Grid
@@ -142,13 +143,13 @@ class Editor(ABC):
         paper: the source of the method.
         nfe: the largest number of rows that a step asks the network for, per target and without guidance.
         self_edit: whether an edit to the source's own prompt at equal guidance returns the encoded image to the bit.
-        needs: ``"text"`` or ``"conditions"`` if it uses what the source shows; if empty, its prompt may be left
-            out.
+        needs: ``"text"`` or ``"conditions"`` if it uses what the source shows; if empty, its prompt may be left out.
         draws: whether it draws noise, so that the seed matters.
         steps: the number of steps, if the editor fixes it.
         from_source: whether the guidance of the targets leads away from the source's prompt, in place of the
             unconditional one, so that it also acts on models without classifier-free guidance.
         needs_trajectory: whether it starts from the samples of its inversion at all nodes.
+        looks: whether it shows each image to the network as the reference picture of its own targets.
     """
 
     name: ClassVar[str]
@@ -160,6 +161,7 @@ class Editor(ABC):
     steps: ClassVar[int | None] = None
     from_source: ClassVar[bool] = False
     needs_trajectory: ClassVar[bool] = True
+    looks: ClassVar[bool] = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -208,6 +210,12 @@ class Editor(ABC):
         if self.needs == "text" and not info.text:
             raise InputError(
                 f"{self.name!r} works on prompts, and the model {info.name!r} takes none; use 'direct'.",
+                parameter="method",
+            )
+        if self.looks and REFERENCE not in info.optional_conditions:
+            raise InputError(
+                f"{self.name!r} shows the image to the network as a reference, and the model {info.name!r} looks at "
+                "none; use 'flow-edit', or a model such as FLUX.1 Kontext or FLUX.2 klein.",
                 parameter="method",
             )
 

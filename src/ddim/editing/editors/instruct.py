@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from ..._utils.errors import InputError
 from ...core.conditioning import REFERENCE, PromptConditioning
 from ...core.contracts import OnStep, State
 from ...core.path import Node
@@ -28,6 +27,9 @@ class Instruct(Editor):
     to change; ``velo-edit`` and a mask do. Under a mask, the source has the same noise.
 
     The usual settings are those of the model. The prompt of the source is not used, and may be left out.
+
+    A reference has the size of its image, which is never resized; FLUX.1 Kontext was trained on references of about a
+    million pixels.
     """
 
     name: ClassVar[str] = "instruct"
@@ -35,20 +37,11 @@ class Instruct(Editor):
     nfe: ClassVar[int] = 1
     needs: ClassVar[str] = ""
     draws: ClassVar[bool] = True
+    looks: ClassVar[bool] = True
 
     def usual(self, info: "ModelInfo") -> Usual:
         """Returns the usual settings of the model."""
         return Usual(info.guidance, embedded=info.embedded, source_embedded=info.embedded)
-
-    def check(self, info: "ModelInfo") -> None:
-        """Raises InputError if the network does not look at a reference picture."""
-        super().check(info)
-        if REFERENCE not in info.optional_conditions:
-            raise InputError(
-                f"{self.name!r} shows the image to the network as a reference, and the model {info.name!r} looks at "
-                "none; use 'flow-edit', or a model such as FLUX.1 Kontext or FLUX.2 klein.",
-                parameter="method",
-            )
 
     def edit(self, problem: EditProblem, on_step: OnStep | None = None) -> Tensor:
         """Returns the edited latents, with each image as the reference of its targets."""
