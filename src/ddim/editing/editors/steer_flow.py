@@ -38,7 +38,8 @@ class SteerFlow(Editor):
     limits the edit to a region that you know.
 
     The usual settings are those of the paper: for FLUX 15 steps, the embedded scale 3.5 and the power 4.5; for Stable
-    Diffusion 3 30 steps, guidance 6.5 and the power 5.5. The inversion has no guidance.
+    Diffusion 3 30 steps, guidance 6.5 and the power 5.5. The default power lies between the two. The inversion has no
+    guidance.
 
     Args:
         power: the exponent; a larger one leaves the source sooner. Above 0.
