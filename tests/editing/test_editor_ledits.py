@@ -112,3 +112,14 @@ def test_what_ledits_cannot_do_is_refused():
     for name, wrong in {"threshold": 1.0, "source_guidance": float("nan")}.items():
         with refused(name, f"{wrong}"):
             ddim.make_editor("ledits++", {name: wrong})
+
+
+def test_no_source_prompt_is_needed():
+    model, images = tiny_text.model(), tiny_text.pictures()
+    plain = ddim.edit(model, images, TARGET, method="ledits++", steps=4)
+    empty = ddim.edit(model, images, TARGET, source_prompt="", method="ledits++", steps=4)
+    assert torch.equal(plain.edits, empty.edits)
+    with_it = ddim.edit(
+        model, images, TARGET, source_prompt=SOURCE, method="ledits++", steps=4, options={"source_guidance": 3.5}
+    )
+    assert not torch.equal(with_it.edits, plain.edits)

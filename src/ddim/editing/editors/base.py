@@ -193,6 +193,8 @@ class Editor(ABC):
         target = asked if isinstance(asked, Guidance) else Guidance(usual.guidance if asked is None else asked)
         if target.embedded is None:
             target = replace(target, embedded=usual.embedded)
+        if self.from_source:  # both prompts are asked for at the same scale
+            embedded = target.embedded
         return replace(target, weight=weight, embedded=embedded), target
 
     def usual_steps(self, info: "ModelInfo", asked: int | None) -> int:

@@ -41,11 +41,12 @@ class Ledits(OnNoiseMaps):
     so that without a concept the target is the source.
 
     The usual guidance is that of the paper for Stable Diffusion, 5 in the last 44 of 50 steps. For other models it
-    keeps the same proportion to the model's usual guidance.
+    keeps the same proportion to the model's usual guidance, and is at least 1.
 
     Args:
-        source_guidance: the guidance under the source's prompt during the inversion; 0 ignores the prompt, and the
+        source_guidance: the guidance under the source's prompt during the inversion. 0 ignores the prompt, and the
             authors have 3.5 where there is one. Above 0, what the prompt says of the image fades outside the masks too.
+            None is 0, or 1 for a model whose usual guidance is 1, which was distilled to do without guidance.
         threshold: the quantile, in [0, 1): the share of the image that a concept does not change in a step.
         sampler, eta: see ``EditFriendly``.
 
@@ -53,7 +54,7 @@ class Ledits(OnNoiseMaps):
         InputError: an option is out of range or unknown.
     """
 
-    source_guidance: float = 0.0
+    source_guidance: float | None = None
     threshold: float = 0.9
     sampler: str = "ddim"
     eta: float = 1.0
@@ -61,10 +62,11 @@ class Ledits(OnNoiseMaps):
     name: ClassVar[str] = "ledits++"
     paper: ClassVar[str] = "Brack et al. 2024, arXiv 2311.16711"
     nfe: ClassVar[int] = 3
+    needs: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         self.inversion()
-        if not is_number(self.source_guidance):
+        if self.source_guidance is not None and not is_number(self.source_guidance):
             raise InputError(
                 f"{self.source_guidance!r} is not a number; 0 ignores the prompt.", parameter="source_guidance"
             )
@@ -77,14 +79,16 @@ class Ledits(OnNoiseMaps):
 
     def usual(self, info: "ModelInfo") -> Usual:
         """Returns the paper's settings, in proportion to the usual guidance of the model."""
-        return Usual(info.guidance * 5 / 7.5, 0.0, info.embedded, info.embedded, strength=44 / 50)
+        source = 1.0 if info.guidance == 1 else 0.0
+        return Usual(max(info.guidance * 5 / 7.5, 1.0), source, info.embedded, info.embedded, strength=44 / 50)
 
     def guidances(self, info: "ModelInfo", asked: float | Guidance | None) -> tuple[Guidance, Guidance]:
         """See ``Editor.guidances``. Raises InputError if the guidance is rescaled."""
         _, target = super().guidances(info, asked)
         if target.rescale:
             raise InputError(f"{target.rescale:g} does not go with {self.name!r}; leave it out.", parameter="rescale")
-        return replace(target, weight=self.source_guidance, interval=(0.0, 1.0)), target
+        weight = self.usual(info).source_guidance if self.source_guidance is None else self.source_guidance
+        return replace(target, weight=weight, interval=(0.0, 1.0)), target
 
     def check(self, info: "ModelInfo") -> None:
         """Raises InputError if the model has no condition that guidance leads away from."""
