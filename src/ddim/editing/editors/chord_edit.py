@@ -31,8 +31,8 @@ class ChordEdit(Editor):
     target's prompt. It makes the edit sharper, and changes what should stay.
 
     Times are parts of the table of timesteps, such as 0.9 for the timestep 899 of 999. On paths without a table they
-    are sigma / (alpha + sigma), which is sigma on rectified flow. The guidance is that of both prompts, by default the
-    usual one of the model. Since both prompts share what guidance leads away from, it multiplies R.
+    are sigma / (alpha + sigma), which is sigma on rectified flow. The guidance is that of both prompts, by default 1 as
+    in the paper. Since both prompts share what guidance leads away from, it multiplies R.
 
     Args:
         time: the time t, in (0, 1).
@@ -72,8 +72,8 @@ class ChordEdit(Editor):
         return self.clean is None
 
     def usual(self, info: "ModelInfo") -> Usual:
-        """Returns the usual guidance of the model, for sources and targets."""
-        return Usual(info.guidance, info.guidance, info.embedded, info.embedded)
+        """Returns the guidance 1, as in the paper."""
+        return Usual(embedded=info.embedded, source_embedded=info.embedded)
 
     def guidances(self, info: "ModelInfo", asked: float | Guidance | None) -> tuple[Guidance, Guidance]:
         """Returns the guidance of the targets for the sources too."""
