@@ -65,7 +65,7 @@ def test_a_code_of_its_inversion_is_edited_and_others_are_refused():
     model = flow_model()
     settings = {"steps": 4, "prompt": SOURCE, "seed": SEED, "keep_trajectory": True}
     code = ddim.invert(model, pictures(), method="uni-inv", options={"start": "noise"}, **settings)
-    found = ddim.edit(model, code, TARGET, method="dna-edit", guidance=1.7)
+    found = ddim.edit(model, code, TARGET, method="dna-edit", guidance=1.7, strength=1.0)
     assert far(found.edits, edited(steps=4, strength=1.0).edits) < 1e-9
     with refused("method", "'uni-inv'"):
         ddim.edit(model, ddim.invert(model, pictures(), method="uni-inv", **settings), TARGET, method="dna-edit")
