@@ -199,7 +199,7 @@ def test_a_guided_method_comes_forward_by_a_registered_solver(name):
 @every
 def test_a_method_keeps_what_it_says_and_no_more(name, options):
     kept = set(code_of(name, options, "mixture").extras)
-    said = set(() if options.get("scope") == "global" else INVERSIONS[name].keeps)
+    said = set(() if options.get("scope") == "global" else make_inversion(name, options).stores)
     said |= {"noise"} if make_inversion(name, options).solver().stochastic else set()
     assert kept == said - {"uncond_pooled"}  # the network takes no pooled embedding
 

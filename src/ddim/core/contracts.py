@@ -238,6 +238,11 @@ class Inversion(ABC):
         """What this instance needs; ``needs``, unless an option needs more."""
         return self.needs
 
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """What this instance keeps in ``LatentCode.extras``; ``keeps``, unless an option keeps more."""
+        return self.keeps
+
     def check_conditions(self, *, text: bool, uncond: bool, distilled: bool = False) -> None:
         """Checks whether a model has the conditions that the method works on.
 

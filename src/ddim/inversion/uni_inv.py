@@ -76,7 +76,7 @@ class UniInv(ByDDIM, Stepwise):
         return self.iterations + 1
 
     @property
-    def keeps(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def stores(self) -> tuple[str, ...]:
         """The first guess, if a drawn noise leads to it and it is not replaced."""
         return (GUESS,) if self.start == "noise" and self.iterations == 1 else ()
 
@@ -108,7 +108,7 @@ class UniInv(ByDDIM, Stepwise):
 
     def kept(self, begin: State, grid: Grid) -> dict[str, Tensor]:
         """Returns the first guess, [N, 1, ...], if a drawn noise leads to it and it is not replaced."""
-        if not self.keeps:
+        if not self.stores:
             return {}
         guess = path_ode(grid).step(begin["x"], begin["slope"], grid[-1], grid[-2])
         return {GUESS: guess.unsqueeze(1)}

@@ -129,7 +129,7 @@ def _editor_for(method: Any, options: Mapping[str, Any] | None, code: LatentCode
                 parameter="method",
             )
         return editor
-    missing = [name for name in inversion.keeps if name not in code.extras]
+    missing = [name for name in inversion.stores if name not in code.extras]
     if missing or (editor.needs_trajectory and _trajectory(code) is None):
         kept = " and keep_trajectory=True" if editor.needs_trajectory else ""
         raise InputError(
