@@ -28,7 +28,11 @@ EQUAL = 1.5
 """The guidance of both sides in self-edits."""
 
 
-@pytest.fixture(params=MODELS, scope="module")
+FEW = ("sd", "sd3", "flux kontext")
+"""The models of the laws that take many edits: a U-Net, a flow model with guidance, and one with a reference."""
+
+
+@pytest.fixture(params=FEW, scope="module")
 def model(request: pytest.FixtureRequest) -> Model:
     return MODELS[request.param]()
 
@@ -68,6 +72,7 @@ def equal_sides(model: Model, method: str) -> dict[str, Any]:
     return {"guidance": guidance, "options": {"source_guidance": weight} if "source_guidance" in fields else None}
 
 
+@pytest.mark.parametrize("model", MODELS, indirect=True)
 def test_an_edit_to_the_sources_own_prompt_is_the_source_to_the_bit(model: Model, editor: str):
     made = ddim.make_editor(editor)
     assert made is not None
@@ -140,6 +145,7 @@ def test_a_code_of_an_editor_is_edited_as_its_images_are(model: Model, editor: s
     assert torch.equal(again.edits, from_images.edits)
 
 
+@pytest.mark.parametrize("model", ["sd"], indirect=True)
 def test_prompts_and_attention_that_an_editor_cannot_use_are_refused(model: Model, editor: str):
     images = pictures(model)
     with refused("attention", "'refine'"):
@@ -153,6 +159,7 @@ def test_prompts_and_attention_that_an_editor_cannot_use_are_refused(model: Mode
             edited(model, images, method=editor, strength=wrong)
 
 
+@pytest.mark.parametrize("model", ["sd"], indirect=True)
 def test_codes_that_an_editor_cannot_start_from_are_refused(model: Model):
     code = ddim.invert(model, pictures(model), steps=STEPS, prompt=SOURCE)
     with refused("method", "'flow-edit'"):
