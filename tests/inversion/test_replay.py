@@ -9,6 +9,8 @@ import ddim
 from ddim.core.conditioning import Conditioning, PromptConditioning
 from ddim.core.denoiser import Call
 from ddim.core.guidance import Guidance, guided
+from ddim.inversion import INVERSIONS
+from ddim.inversion.extras import EXTRAS, acting, image_of, pinned, shared
 from ddim.inversion.replay import PinnedSolver, StoredNoise, prompts_of, replay
 
 DATA = conditional(gaussian(2, 3))
@@ -109,3 +111,22 @@ def test_holding_does_not_write_into_the_state_before():
     before = X.clone()
     replay(GUIDED, DDIM, {"x": X}, GRID, {"pivot": noise_like((3, 6, 2, 3), seed=5)})
     assert torch.equal(X, before)
+
+
+def test_the_image_of_a_code_is_where_a_stored_tensor_ends():
+    path, end = noise_like((3, 6, 2, 3), seed=5), noise_like((3, 1, 2, 3), seed=6)
+    for name in ("pivot", "asked", "trajectory"):
+        assert torch.equal(image_of({name: path, "noise": path + 1}), path[:, -1])
+    for name in ("end", "source"):
+        assert torch.equal(image_of({name: end, "noise": path}), end[:, 0])
+    assert image_of({"noise": path}) is None
+
+
+def test_what_sampling_does_with_a_stored_tensor_is_listed():
+    assert [name for name, extra in EXTRAS.items() if extra.pins] == ["pivot", "asked", "end"]
+    kept = dict.fromkeys(EXTRAS, X)
+    assert not {"trajectory", "source"} & set(acting(kept))
+    assert set(shared(kept)) == {"uncond_text", "uncond_pooled", "noise"}
+    assert set(shared({"mine": X})) == {"mine"}  # of a method of one's own
+    assert not pinned(["noise", "source", "mine"])
+    assert all(set(method.keeps) <= set(EXTRAS) for method in INVERSIONS.values())

@@ -90,3 +90,9 @@ PATHS = ("pivot", "asked")
 def path_of(extras: Mapping[str, Tensor]) -> Tensor | None:
     """Returns the trajectory that sampling puts the source on, [N, S, ...], or None if there is none."""
     return next((extras[name] for name in PATHS if name in extras), None)
+
+
+def image_of(extras: Mapping[str, Tensor]) -> Tensor | None:
+    """Returns the encoded image that a code was made from, [N, ...], or None if no stored tensor ends at it."""
+    ends = (*PATHS, TRAJECTORY, "end", "source")
+    return next((extras[name][:, -1] for name in ends if name in extras), None)

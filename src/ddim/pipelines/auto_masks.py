@@ -13,7 +13,7 @@ from ..core.guidance import Guidance
 from ..core.noise import SeededNoise
 from ..editing.auto_mask import AutoMask
 from ..editing.sides import Side
-from ..inversion.base import TRAJECTORY
+from ..inversion.extras import image_of
 from ..inversion.latent_code import LatentCode
 from ..models.base import Model
 from .beside import with_facts
@@ -64,11 +64,11 @@ def automatic_masks(
 
 def _encoded(model: Model, code: LatentCode, pixels: Tensor | None, batch: int) -> Tensor:
     """Returns the encoded images, [N, ...]: those that the code ends at, the given ones, or those that it samples."""
-    ends = [code.extras[name][:, -1] for name in ("pivot", TRAJECTORY, "end") if name in code.extras]
+    stored = image_of(code.extras)
     if is_encoded(code):
         found = code.x
-    elif ends:
-        found = ends[0]
+    elif stored is not None:
+        found = stored
     elif pixels is not None:
         found = torch.cat([model.encode(pixels[k : k + batch]) for k in range(0, len(pixels), batch)])
     else:
