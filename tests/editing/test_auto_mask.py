@@ -112,7 +112,7 @@ def test_the_mask_of_an_edit_is_the_papers(prediction: str):
     assert not torch.equal(found[:, 0], found[:, 1])
 
 
-METHODS = ["direct", "ddim", "null-text", "bdia", "edit-friendly", "flow-edit"]
+METHODS = ["direct", "ddim", "bdia", "edit-friendly", "flow-edit"]
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_outside_of_it_every_byte_is_the_photographs(model: Model, method: str):
     assert torch.equal(split.blend_mask, edited.blend_mask)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "null-text"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_code_has_the_mask_of_its_image(model: Model, method: str):
     images, kept = tiny_text.pictures(1), []
     settings = {"source_prompt": SOURCE, "steps": 20 if method == "ddim" else STEPS, "method": method, "guidance": 1.0}

@@ -534,10 +534,10 @@ def edit(
         saves = code is None and (editor is None or editor.inversion() is not None)  # else it holds only the image
         frames = 1 if film is None else len(film.strengths)
         edits = count * len(targets.names) * frames
-        files = _Files(page, strip, count, edits if pasted else 0, each, saves, film)
-        protect(files.written, inputs)
         sheet_rows = count if film is None else film.rows
         check_page(sheet_rows * len(strip), size, len(strip), scale, of="target" if film is None else "sweep")
+        files = _Files(page, strip, count, edits if pasted else 0, each, saves, film)
+        protect(files.written, inputs)
         if code is None:
             pictures = read_pictures(
                 counted, source, crop=crop, resize=resize, keep=keep, mask=arguments.pop("mask", None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,16 +60,20 @@ class Film:
     def __init__(
         self, page: Path, images: int, targets: Sequence[str], strengths: Sequence[float], source: bool
     ) -> None:
-        self.targets, self.strengths = targets, strengths
+        self.page, self.images, self.targets, self.strengths = page, images, targets, strengths
         self.rows = images * len(targets)
         self.strip = [*(["source"] if source else []), *(f"strength {s:g}" for s in strengths)]
         self.file = page.with_name(f"{page.with_suffix('').name}_film{PNG}")
-        digits = len(str(len(strengths) - 1))
-        self.singles = [
-            page.with_suffix("") / f"{n}-{k}_{phrase(to)}_{m:0{digits}d}_strength{strength:g}{PNG}"
-            for n in range(images)
-            for k, to in enumerate(targets)
-            for m, strength in enumerate(strengths)
+
+    @cached_property
+    def singles(self) -> list[Path]:
+        """A file for each frame, the strengths of a target next to each other."""
+        digits = len(str(len(self.strengths) - 1))
+        return [
+            self.page.with_suffix("") / f"{n}-{k}_{phrase(to)}_{m:0{digits}d}_strength{strength:g}{PNG}"
+            for n in range(self.images)
+            for k, to in enumerate(self.targets)
+            for m, strength in enumerate(self.strengths)
         ]
 
     @property
