@@ -112,7 +112,7 @@ def test_the_mask_of_an_edit_is_the_papers(prediction: str):
     assert not torch.equal(found[:, 0], found[:, 1])
 
 
-METHODS = ["direct", "ddim", "bdia", "edit-friendly", "flow-edit"]
+METHODS = ["direct", "ddim", "bdia", "edit-friendly", "flow-edit", "uni-edit"]
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +205,11 @@ def test_kv_edit_takes_the_mask_of_each_target(model: Model):
         assert drawn is not None
         given = ddim.edit(model, images, target, mask=drawn[:, 0], **settings)
         assert float((given.edits - alone.edits).abs().max()) < 1e-6
+
+
+def test_a_target_of_several_concepts_has_the_masks_of_all(model: Model):
+    images = tiny_text.pictures(1)
+    settings = {"steps": STEPS, "method": "ledits++", "source_prompt": SOURCE, "auto_mask": AutoMask(draws=3)}
+    one, other, both = (ddim.edit(model, images, p, **settings).blend_mask for p in (*TARGETS, "; ".join(TARGETS)))
+    assert torch.equal(both, torch.maximum(one, other))  # type: ignore[arg-type]
+    assert not torch.equal(one, other)  # type: ignore[arg-type]

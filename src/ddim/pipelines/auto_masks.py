@@ -27,7 +27,7 @@ def automatic_masks(
     auto: AutoMask,
     code: LatentCode,
     pixels: Tensor | None,
-    targets: Conditioning,
+    targets: Sequence[Conditioning],
     embedded: float | None,
     seed: int,
     batch: int,
@@ -40,12 +40,13 @@ def automatic_masks(
         auto: the settings.
         code: of all N sources.
         pixels: the images that the code was made from, [N, C, H, W] in [0, 1], if they are known.
-        targets: the targets' conditions, N * K rows, those of one image next to each other.
+        targets: the conditions of each part of the targets' prompts, N * K rows, those of one image next to each other.
+            A target may change the image where one of its parts may.
         embedded: the scale that both sides have, if the network takes one as an input.
         seed: the seed of the first image.
         batch, on_event: see ``edit``.
     """
-    many = (targets.rows or len(code)) // len(code)
+    many = (targets[0].rows or len(code)) // len(code)
     per = max(1, batch // (1 + many))
     call, guidance = Call(on_engine=engine_events(on_event)), Guidance(embedded=embedded)
     node = auto.node(model, whole=model.whole_timesteps)
@@ -54,11 +55,14 @@ def automatic_masks(
     for k in range(0, len(code), per):
         n = min(per, len(code) - k)
         part = code.conditions[k : k + n].cond.to(model.device)
-        wanted = with_facts(targets[k * many : (k + n) * many], part, many)
-        source, target = (Side(PromptConditioning(cond), guidance, n) for cond in (part, wanted))
-        noise = SeededNoise([seed + row for row in range(k, k + n)])
-        with half_precision_hint(model):
-            found.append(auto.mask(model, node, x0[k : k + n], source, target, noise, call=call))
+        source, masks = Side(PromptConditioning(part), guidance, n), list[Tensor]()
+        for one in targets:
+            wanted = with_facts(one[k * many : (k + n) * many], part, many)
+            target = Side(PromptConditioning(wanted), guidance, n)
+            noise = SeededNoise([seed + row for row in range(k, k + n)])
+            with half_precision_hint(model):
+                masks.append(auto.mask(model, node, x0[k : k + n], source, target, noise, call=call))
+        found.append(torch.stack(masks).amax(0))
     return torch.cat(found)
 
 

@@ -369,7 +369,7 @@ def edit(
     if auto is not None:
         pixels, scale = None if pictures is None else pictures.pixels, forward.embedded
         scale = model.info.embedded if scale is None else scale
-        found = automatic_masks(model, auto, code, pixels, each[0], scale, first_seed, batch, on_event)
+        found = automatic_masks(model, auto, code, pixels, each, scale, first_seed, batch, on_event)
         allowed = found if allowed is None else found * allowed.to(found)
         warn_of_empty(allowed, targets)
     run = (allowed, batch, phases, gathered(on_event, len(reaches)))
