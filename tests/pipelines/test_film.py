@@ -10,7 +10,7 @@ from refusals import refused
 from torch import Tensor
 
 import ddim
-from ddim import StepEvent, even_strengths
+from ddim import EDITORS, StepEvent, even_strengths
 from ddim.editing.strength import Reach
 from ddim.models.base import Model
 from ddim.pipelines.events import Event, ImagesEvent
@@ -28,7 +28,9 @@ def model() -> Model:
 
 def filmed(model: Model, method: str, strength: Any, target: Any = TARGETS[0], **settings: Any) -> ddim.Edited:
     images = settings.pop("images", tiny_text.pictures(1))
-    settings = {"source_prompt": SOURCE, "steps": STEPS, "guidance": 2.0, **settings}
+    if method not in EDITORS or EDITORS[method].steps is None:
+        settings = {"steps": STEPS, **settings}
+    settings = {"source_prompt": SOURCE, "guidance": 2.0, **settings}
     return ddim.edit(model, images, target, method=method, strength=strength, **settings)
 
 
@@ -36,8 +38,10 @@ def apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
 
 
-@pytest.mark.parametrize("method", PINNED)
+@pytest.mark.parametrize("method", dict.fromkeys([*PINNED, *EDITORS]))
 def test_each_frame_is_the_edit_at_its_strength(model: Model, method: str):
+    if method in EDITORS and (why := ddim.capabilities(model)["editors"][method]):
+        pytest.skip(why)
     strengths = [0.0, 0.3, 0.5, 0.9]
     film = filmed(model, method, strengths, TARGETS, images=tiny_text.pictures(2), batch=3)
     assert film.edits.shape[:2] == (2, 8)
