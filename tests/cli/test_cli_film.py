@@ -12,7 +12,6 @@ from PIL import Image
 
 import ddim
 from ddim.data.images import read_images
-from ddim.pipelines import edit as pipeline
 
 CAT, TIGER, DOG = "a cat on a mat", "a tiger on a mat", "a dog on a mat"
 SIDE = 32
@@ -101,7 +100,7 @@ def test_a_failed_edit_by_an_editor_offers_no_code(words: list[object], monkeypa
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("the disk is on fire")
 
-    monkeypatch.setattr(pipeline, "edited_by", broken)
+    monkeypatch.setattr("ddim.pipelines.edit_by.ByEditor.__call__", broken)
     assert "code" not in fails(*words, "--method", "flow-edit", code=1)
     assert not list(Path().glob("*.code.safetensors*"))
 
@@ -209,7 +208,7 @@ def test_an_interrupted_film_goes_on_from_its_code(words: list[object], monkeypa
     line = [*words, "-w", 2, "--sweep", 3, "--strength", 0.6, "--auto-mask", "--seed", 4]
     expected = run_json(*line)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "sampled", broken)
+        patch.setattr("ddim.pipelines.beside.Beside.__call__", broken)
         said = fails(*line, code=1)
     again = said[said.index("ddim edit") : said.index(" goes on")]
     found = run_json(*shlex.split(again)[1:])

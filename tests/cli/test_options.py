@@ -16,7 +16,7 @@ from ddim.cli.failure import Commands
 from ddim.cli.groups import Options, grouped
 from ddim.cli.repeat import repeat
 from ddim.editing.plan import AttentionEdit
-from ddim.pipelines.edit import DEFAULTS
+from ddim.pipelines.edit_asked import DEFAULTS
 
 VERBS = [(sample.sample, ddim.sample), (invert.invert, ddim.invert), (edit.edit, ddim.edit)]
 

@@ -172,7 +172,7 @@ def test_every_verb_refuses_with_the_reason_of_the_table(name: str, monkeypatch:
     for work in ("forward", "encode", "encode_prompt", "condition"):
         monkeypatch.setattr(model, work, nothing)
     monkeypatch.setattr("ddim.pipelines.invert.read_pictures", nothing)
-    monkeypatch.setattr("ddim.pipelines.edit.read_pictures", nothing)
+    monkeypatch.setattr("ddim.pipelines.edit_source.read_pictures", nothing)
     for control, asked in ASKED.items():
         reason = capabilities(model)["controls"][control]
         if reason is None:
@@ -248,7 +248,7 @@ def test_refused_methods_do_no_work(name: str, method: str, monkeypatch: pytest.
     for work in ("forward", "encode", "encode_prompt", "condition"):
         monkeypatch.setattr(model, work, nothing)
     monkeypatch.setattr("ddim.pipelines.invert.read_pictures", nothing)
-    monkeypatch.setattr("ddim.pipelines.edit.read_pictures", nothing)
+    monkeypatch.setattr("ddim.pipelines.edit_source.read_pictures", nothing)
     with refused("method", repr(method)):
         ddim.invert(model, "no-such-file.png", method=method, **conditions(model))
     if model.text:

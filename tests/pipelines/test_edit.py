@@ -461,7 +461,7 @@ def test_what_is_none_was_not_given(model, code):
 
 
 def test_words_are_checked_before_the_work(model, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ddim.pipelines.edit.invert", None)
+    monkeypatch.setattr("ddim.pipelines.edit_source.invert", None)
     with refused("blend", "'dog'", repr(SOURCE)):
         ddim.edit(model, tiny_text.pictures(1), TARGET, source_prompt=SOURCE, blend="dog/tiger")
 

@@ -334,7 +334,7 @@ def test_without_mask_and_crop_nothing_is_pasted(model):
     ],
 )
 def test_bad_photographs(model, options, refusal, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ddim.pipelines.edit.invert", None)  # before any work
+    monkeypatch.setattr("ddim.pipelines.edit_source.invert", None)  # before any work
     with refusal:
         ddim.edit(model, bytes_of("RGB", 101, 60), TARGET, **SETTINGS, **options)
 
@@ -343,7 +343,7 @@ def test_bad_photographs(model, options, refusal, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("keep", [False, True])
 def test_images_that_were_read_take_no_further_word(model, options, keep: bool, monkeypatch: pytest.MonkeyPatch):
     pictures = read_pictures(model, tiny_text.pictures(1), keep=keep)
-    monkeypatch.setattr("ddim.pipelines.edit.invert", None)  # before any work
+    monkeypatch.setattr("ddim.pipelines.edit_source.invert", None)  # before any work
     monkeypatch.setattr("ddim.pipelines.invert.invert_batches", None)
     name = next(iter(options))
     with refused(name):

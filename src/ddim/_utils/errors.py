@@ -1,9 +1,12 @@
 """The package's exceptions, which carry data (the parameter at fault, a message, a hint), and tests of value types."""
 
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from math import isfinite
 from operator import index
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 if TYPE_CHECKING:
@@ -162,6 +165,15 @@ def out_of_memory(error: BaseException) -> bool:
 
 class DDIMWarning(UserWarning):
     """A warning from this package: the result may not be what the user expects, but the computation continues."""
+
+
+def warn(message: str) -> None:
+    """Warns with a ``DDIMWarning`` at the line outside of the package that called it, however deep this is."""
+    package, level = __name__.partition(".")[0], 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == package:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, DDIMWarning, stacklevel=level)
 
 
 def is_whole(value: object) -> bool:

@@ -463,8 +463,8 @@ def edit(
         from ..pipelines.capabilities import check_editor
         from ..pipelines.common import is_encoded, picture_shape
         from ..pipelines.edit import edit as edit_images
-        from ..pipelines.edit import needs_photographs
         from ..pipelines.edit_plan import by_class as check_model
+        from ..pipelines.pasting import needs_photographs
         from ..pipelines.pictures import read_pictures
         from .pictures import check_page, write_each, write_page, write_photograph
         from .session import (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from .._utils.errors import InputError, is_number, is_whole
+from ..core.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,18 @@ class Reach:
     before: int = 0
 
     @staticmethod
-    def of(strength: float, steps: int) -> "Reach":
-        """Returns the reach of a strength on a grid of ``steps`` steps."""
+    def of(strength: float, steps: int, left_out: int = 0) -> "Reach":
+        """Returns the reach of a strength on a grid.
+
+        Args:
+            strength: in [0, 1].
+            steps: the number of steps of the whole grid.
+            left_out: how many of its first steps the present grid leaves out. A strength that needs more steps than are
+                left acts in all of these.
+        """
         count = max(1, math.ceil(strength * steps - 1e-9))
-        return Reach(steps - count, min(1.0, max(0.0, strength * steps - (count - 1))))
+        whole = Reach(steps - count, min(1.0, max(0.0, strength * steps - (count - 1))))
+        return whole.on_rest(left_out) if whole.begin >= left_out else Reach(before=left_out)
 
     def on_rest(self, node: int | None = None) -> "Reach":
         """Returns the reach on the rest of the grid, from a node up to ``begin`` on; by default from ``begin`` on."""
@@ -63,6 +72,15 @@ class Reach:
 
 
 WHOLE = Reach()
+
+
+def needed(strength: float | None, grid: Grid) -> tuple[Grid, int]:
+    """Returns the last steps of a grid, which an edit of a strength needs, and the number of steps before them.
+
+    Without a strength these are all steps.
+    """
+    left_out = 0 if strength is None else Reach.of(strength, grid.steps).begin
+    return grid.rest(left_out), left_out
 
 
 def checked_strength(strength: Any) -> float | None:

@@ -1,12 +1,11 @@
 """Finds the automatic masks of an edit."""
 
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .._utils.errors import DDIMWarning
+from .._utils.errors import warn
 from ..core.conditioning import Conditioning, PromptConditioning
 from ..core.denoiser import Call
 from ..core.guidance import Guidance
@@ -16,10 +15,10 @@ from ..editing.sides import Side
 from ..inversion.extras import image_of
 from ..inversion.latent_code import LatentCode
 from ..models.base import Model
-from .beside import with_facts
 from .common import half_precision_hint, is_encoded
-from .events import OnEvent, engine_events
+from .events import engine_events
 from .reconstruct import end_latents
+from .target_batches import TargetBatches, with_facts
 
 
 def automatic_masks(
@@ -30,8 +29,7 @@ def automatic_masks(
     targets: Sequence[Conditioning],
     embedded: float | None,
     seed: int,
-    batch: int,
-    on_event: OnEvent,
+    batches: TargetBatches,
 ) -> Tensor:
     """Returns the mask of every target on the latent, float32 [N, K, H, W] of 0 and 1.
 
@@ -44,24 +42,21 @@ def automatic_masks(
             A target may change the image where one of its parts may.
         embedded: the scale that both sides have, if the network takes one as an input.
         seed: the seed of the first image.
-        batch, on_event: see ``edit``.
+        batches: how many sources and targets the network is asked for at once, and what is reported.
     """
-    many = (targets[0].rows or len(code)) // len(code)
-    per = max(1, batch // (1 + many))
-    call, guidance = Call(on_engine=engine_events(on_event)), Guidance(embedded=embedded)
+    call, guidance = Call(on_engine=engine_events(batches.on_event)), Guidance(embedded=embedded)
     node = auto.node(model, whole=model.whole_timesteps)
-    x0 = _encoded(model, code, pixels, batch)
+    x0 = _encoded(model, code, pixels, batches.batch)
     found: list[Tensor] = []
-    for k in range(0, len(code), per):
-        n = min(per, len(code) - k)
-        part = code.conditions[k : k + n].cond.to(model.device)
+    for rows in batches.chunks:
+        part, n = code.conditions[rows].cond.to(model.device), rows.stop - rows.start
         source, masks = Side(PromptConditioning(part), guidance, n), list[Tensor]()
         for one in targets:
-            wanted = with_facts(one[k * many : (k + n) * many], part, many)
+            wanted = with_facts(one[batches.targets_of(rows)], part, batches.many)
             target = Side(PromptConditioning(wanted), guidance, n)
-            noise = SeededNoise([seed + row for row in range(k, k + n)])
+            noise = SeededNoise([seed + row for row in range(rows.start, rows.stop)])
             with half_precision_hint(model):
-                masks.append(auto.mask(model, node, x0[k : k + n], source, target, noise, call=call))
+                masks.append(auto.mask(model, node, x0[rows], source, target, noise, call=call))
         found.append(torch.stack(masks).amax(0))
     return torch.cat(found)
 
@@ -90,10 +85,8 @@ def warn_of_empty(mask: Tensor, targets: Sequence[Sequence[object]]) -> None:
     for n, row in enumerate(targets):
         for k, target in enumerate(row):
             if not bool(mask[n, min(k, mask.shape[1] - 1)].any()):
-                warnings.warn(
+                warn(
                     f"The automatic mask of image {n + 1} for {target!r} is empty, so that this edit changes nothing; "
-                    "a lower threshold or a larger mask leaves more.",
-                    DDIMWarning,
-                    stacklevel=4,
+                    "a lower threshold or a larger mask leaves more."
                 )
                 return

@@ -1,6 +1,5 @@
 """Inverts images in batches, and makes the code of an inversion."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._utils.errors import DDIMWarning, InputError, as_plain, is_number, is_plain, out_of_memory
+from .._utils.errors import InputError, as_plain, is_number, is_plain, out_of_memory, warn
 from ..core.conditioning import PromptConditioning
 from ..core.contracts import Inversion, InversionInterrupted, InversionProblem, InversionResult, Solver
 from ..core.denoiser import Call, Layout
@@ -144,11 +143,9 @@ def _check_repeatable(model: Model, conditions: PromptConditioning, grid: Grid, 
     with torch.no_grad():
         (first,), (second,) = (model.ask(noise, grid[0], cond, call=call) for _ in range(2))
     if not torch.equal(first, second):
-        warnings.warn(
+        warn(
             f"The quantised network ({', '.join(layers)}) returned other last bits for the same input, so that no "
-            "image will be reconstructed to the bit.",
-            DDIMWarning,
-            stacklevel=4,
+            "image will be reconstructed to the bit."
         )
 
 

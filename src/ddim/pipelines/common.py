@@ -1,6 +1,5 @@
 """Functions that pipelines share: grids, conditions, and checks of arguments."""
 
-import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from .._utils.errors import DDIMWarning, InputError, NotFinite, is_number, is_whole
+from .._utils.errors import InputError, NotFinite, is_number, is_whole, warn
 from .._utils.texts import check_text, refuse_weights, texts_for
 from ..core.conditioning import PromptConditioning
 from ..core.contracts import Solver, State
@@ -192,11 +191,9 @@ def guidance_for(model: Model, requested: float | Guidance | None, default: floa
     guidance = requested if isinstance(requested, Guidance) else Guidance(own if requested is None else requested)
     check_guidance(model, guidance)
     if guidance.weight == 0 and model.text and model.info.guidance == 1:
-        warnings.warn(
+        warn(
             f"The guidance 0 is the unconditional model, which ignores the prompt. To sample {model.name!r} without "
-            "guidance, as guidance_scale = 0 in diffusers does, use guidance = 1.",
-            DDIMWarning,
-            stacklevel=4,
+            "guidance, as guidance_scale = 0 in diffusers does, use guidance = 1."
         )
     return replace(guidance, batched_cfg=guidance.batched_cfg and not model.low_memory)
 
@@ -204,7 +201,7 @@ def guidance_for(model: Model, requested: float | Guidance | None, default: floa
 def say_assumed(model: Model, *given: object) -> None:
     """Warns that the usual steps and guidance of a model are a guess, if one of the ``given`` is None and takes it."""
     if model.info.assumed and any(value is None for value in given):
-        warnings.warn(model.info.assumed, DDIMWarning, stacklevel=4)
+        warn(model.info.assumed)
 
 
 def need_model(model: object) -> None:

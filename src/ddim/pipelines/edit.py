@@ -1,71 +1,33 @@
 """The pipeline ``edit``: changes real images, or their codes, by prompts or by classes."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from .._utils.errors import DDIMWarning, InputError, is_number
-from ..core.conditioning import POOLED, TEXT, TEXT_MASK, Conditioning, PromptConditioning
 from ..core.contracts import Inversion
-from ..core.grid import Grid
-from ..core.guidance import Guidance, with_embedded
+from ..core.guidance import Guidance
 from ..data.images import ImageLike
 from ..data.photographs import CropLike
 from ..editing.auto_mask import AutoMask
-from ..editing.blend import MaskLike, read_masks, to_latent
-from ..editing.composite import checked_feather
-from ..editing.editors.base import Concept
+from ..editing.blend import MaskLike
 from ..editing.plan import AttentionEdit
-from ..editing.prompts import Weights, target_prompts
-from ..editing.strength import WHOLE, Reach, checked_strengths
-from ..inversion import make_inversion
-from ..inversion.base import has_trajectory
-from ..inversion.extras import pinned
-from ..inversion.latent_code import LEFT_OUT, STRENGTH, LatentCode
+from ..editing.prompts import Weights
+from ..inversion.latent_code import LatentCode
 from ..models.base import Model
-from ..solvers import make_solver
-from ..solvers.lattice import ReversibleSolver
-from .auto_masks import automatic_masks, warn_of_empty
-from .beside import sampled
-from .capabilities import check_acts, check_guidance, check_inversion, check_negative, check_weight
-from .common import (
-    Spacing,
-    check_made_for,
-    check_run,
-    conditioned,
-    grid_for,
-    in_model_threads,
-    latent_size,
-    need_model,
-    picture_shape,
-    say_assumed,
-    solver_of,
-    translated,
-)
-from .edit_by import Chosen, Parts, edited_by
-from .edit_plan import (
-    Blend,
-    attention_asked,
-    by_class,
-    planned,
-    planned_classes,
-    prompts_of_code,
-    refuse_words,
-    source_prompts,
-)
+from .common import Spacing, check_made_for, check_run, in_model_threads, need_model, translated
+from .edit_asked import Asked, Inverting, Region, Words
+from .edit_plan import Blend
+from .edit_runs import run_of
+from .edit_source import Source, inverted, source_of
+from .edit_targets import Targets, targets_of
 from .events import OnEvent, silent
 from .film import gathered, of_strengths
-from .invert import invert
-from .pasting import composites_of, needs_photographs
+from .pasting import composites_of
 from .phases import Phases
-from .pictures import Pictures, model_mask, read_pictures
-from .reconstruct import pinned_code
-
-DEFAULTS: dict[str, Any] = {"method": "direct", "seed": 0}
-"""Settings of the inversion of images. They are None in the signature, because a code takes none of them."""
+from .pictures import Pictures
+from .target_batches import Made, TargetBatches
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,297 +191,57 @@ def edit(
     """
     need_model(model)
     check_run(batch, on_event)
-    if isinstance(source, LatentCode):
-        check_made_for(model, source)
+    code = source if isinstance(source, LatentCode) else None
+    if code is not None:
+        check_made_for(model, code)
     guidance = translated(model, guidance, guidance_scale)
-    if feather is not None:
-        feather = checked_feather(feather)
-    classes = by_class(model, prompt, labels)
-    if source_labels is not None and not classes:
-        raise InputError("they go with labels, and here a prompt edits; leave them out.", parameter="source_labels")
-    chosen = Chosen.of(model, method, options, guidance, source if isinstance(source, LatentCode) else None)
-    if chosen is not None:
-        chosen.check_negative(model, None if isinstance(source, LatentCode) else negative)
-    elif isinstance(guidance, Guidance):
-        check_guidance(model, guidance)
-        if inversion_guidance in (None, 1):
-            check_acts(guidance, Guidance.of(source.guidance) if isinstance(source, LatentCode) else None)
-    elif guidance is not None and is_number(guidance) and model.text:
-        check_weight(model, guidance, "guidance")
-    if chosen is None and not isinstance(source, LatentCode):
-        check_negative(model, negative, _weight_of(model, guidance))
-    strengths, auto = checked_strengths(strength), AutoMask.of(auto_mask)
-    editor = None if chosen is None else chosen.editor
-    if editor is not None and not editor.needs and not classes and not isinstance(source, LatentCode):
-        source_prompt = "" if source_prompt is None else source_prompt
-    how, reaches, farthest = attention_asked(attention, classes, editor), list[Reach](), None
-    inversion_method = DEFAULTS["method"] if method is None else method
-    if chosen is not None:
-        inversion_method, options = chosen.inversion, None
-    if isinstance(source, LatentCode):
-        asked = {"steps": steps, "options": options or None}
-        asked |= {"method": None if editor is not None else method}
-        asked |= {"clip_x0": clip_x0, "threshold": threshold}
-        asked |= {"inversion_guidance": inversion_guidance, "spacing": spacing, "resize": resize or None, "crop": crop}
-        asked |= {"seed": None if auto is not None or (editor is not None and editor.draws) else seed}
-        _refuse_for_code(asked)
-        code, pictures = source, None
-        count, size, photographs = len(code), picture_shape(model, code)[1:], code.sources
-        user_masks = () if mask is None else tuple(read_masks(mask, count))
-        grid, solver = code.grid, solver_of(model, code)
-        exact = isinstance(solver, ReversibleSolver)
-    else:
-        inversion = make_inversion(inversion_method, options)
-        check_inversion(model, inversion)
-        if isinstance(guidance, Guidance):
-            guidance = inversion.sampling_guidance(guidance)
-        solver = inversion.solver()
-        keep = needs_photographs(blend, crop, auto)
-        code, pictures = None, read_pictures(model, source, crop=crop, resize=resize, keep=keep, mask=mask)
-        count, size, photographs, user_masks = len(pictures), pictures.size, pictures.photographs, pictures.masks
-        say_assumed(model, steps, guidance)
-        usual_steps = model.info.steps if editor is None else editor.usual_steps(model.info, steps)
-        steps = usual_steps if steps is None else steps
-        grid = grid_for(model, steps, spacing, latent_size(model, size))
-        exact = isinstance(solver, ReversibleSolver)
-        strengths = strengths if chosen is None else chosen.strengths(strengths)
-        farthest = max((s for s in strengths if s is not None), default=None)
-        if farthest is not None and not exact:  # an exact code needs more than one step, and is replayed whole
-            left_out = Reach.of(farthest, steps).begin
-            reaches = [Reach.of(s, steps).on_rest(left_out) for s in strengths if s is not None]
-            grid, inversion = grid.rest(left_out), inversion.whole()
-        grid = inversion.part(grid)
-    if feather is not None and not photographs:
-        raise InputError(
-            "it is the edge of what is pasted into a photograph, and there is none; give a mask, a blend, a crop, or a "
-            "code that keeps its source.",
-            parameter="feather",
-        )
-    if inversion_guidance is not None and is_number(inversion_guidance) and model.text:
-        check_weight(model, inversion_guidance, "inversion_guidance")
-    if isinstance(solver, ReversibleSolver):  # DDIM samples its targets, from the node whose state the code stores
-        solver.check_steps(grid)
-        grid = grid.rest(solver.first(grid))
-    if code is not None and chosen is not None and STRENGTH not in code.settings:
-        strengths = chosen.strengths(strengths)
-    strengths = tuple(code.settings.get(STRENGTH) if code and one is None else one for one in strengths)
-    reaches = reaches or [_reach_of(code, one, grid) for one in strengths]
-    pixel_mask = model_mask(user_masks, photographs, size) if user_masks else None
-    _refuse_empty(pixel_mask)
-    if classes:
-        words = {"source_prompt": source_prompt, "blend": blend, "weights": weights, "negative": negative}
-        own, targets = planned_classes(model, code, source_labels, labels, count, words)
-        plan, parts = None, Parts.of([[(Concept(""),) for _ in row] for row in targets])
-        conditions = model.condition([k for row in targets for k in row], count * len(targets[0]), size=size).cond
-    else:
-        own = source_prompts(source_prompt, count) if code is None else prompts_of_code(code, source_prompt, negative)
-        assert prompt is not None
-        concepts = None
-        if editor is not None:
-            concepts = [[editor.concepts(p) for p in row] for row in target_prompts(prompt, len(own))]
-            refuse_words(editor, blend, weights, Parts.of(concepts).texts)
-            prompt = [["; ".join(c.text for c in one) for one in row] for row in concepts]
-        masked = bool(user_masks) or auto is not None
-        targets, plan = planned(model, own, prompt, size, how, blend, weights, masked=masked)
-        plain = [[(Concept(p),) for p in row] for row in targets]
-        parts = Parts.of(plain) if concepts is None else Parts.of(concepts).plain()
-        conditions = _embedded(model, [p for part in parts.texts for p in part], size)
-    phases = Phases(on_event, (0 if code is not None else 1) + exact + len(reaches))
-    first_seed: int = DEFAULTS["seed"] if seed is None else seed
+
+    words = Words(prompt, source_prompt, labels, source_labels, blend, weights, negative)
+    region = Region(mask, auto_mask, crop, resize, feather)
+    inverting = Inverting(method, options, steps, spacing, inversion_guidance, clip_x0, threshold, seed)
+    asked = Asked.of(model, code, words, region, inverting, guidance, attention, strength)
+    given = source_of(model, source, asked)
+    targets = targets_of(model, asked, given)
+
+    phases = Phases(on_event, (code is None) + given.exact + len(given.reaches))
     if code is None:
-        assert pictures is not None
-        if guidance is None and conditioned(model):
-            guidance = 1.0 if classes else model.info.guidance
-        code = invert(
-            model,
-            pictures,
-            steps=steps,
-            method=inversion_method,
-            spacing=spacing,
-            options=options,
-            labels=own if classes else None,  # type: ignore[arg-type]
-            prompt=None if classes else source_prompt,
-            negative=negative,
-            guidance=chosen.source if chosen else _of_sources(guidance, inversion_guidance, exact=exact),
-            clip_x0=clip_x0,
-            threshold=threshold,
-            inversion_guidance=inversion_guidance,
-            strength=None if exact else farthest,
-            keep_trajectory=chosen is not None and has_trajectory(chosen.inversion),
-            seed=first_seed,
-            keep_source=bool(photographs),
-            batch=batch,
-            on_event=phases.before_sampling(),
-        )
+        code = inverted(model, given, asked, targets.own, batch, phases.before_sampling())
     if on_code is not None:
         on_code(code)
-    made = code
-    rows = sum(map(len, targets))
-    each = [conditions[k * rows : (k + 1) * rows] for k in range(len(parts.factors))]
-    if not classes:
-        sources = [text for text, row in zip(own, targets, strict=True) for _ in row]
-        sames = [[t == text for t, text in zip(part, sources, strict=True)] for part in parts.texts]
-        each = [_with_own_words(part, code, same) for part, same in zip(each, sames, strict=True)]
-    alone = not batched_cfg or model.low_memory
-    if isinstance(solver, ReversibleSolver) and chosen is None:
-        code = pinned_code(model, code, solver, batch, batched_cfg, phases.before_sampling())
-        solver = make_solver(code.solver)
-    forward = _forward(code, guidance).on(code.grid) if chosen is None else chosen.target
-    allowed = None if pixel_mask is None else to_latent(pixel_mask, code.state["x"].shape[-2:])
-    if auto is not None:
-        pixels, scale = None if pictures is None else pictures.pixels, forward.embedded
-        scale = model.info.embedded if scale is None else scale
-        found = automatic_masks(model, auto, code, pixels, each, scale, first_seed, batch, on_event)
-        allowed = found if allowed is None else found * allowed.to(found)
-        warn_of_empty(allowed, targets)
-    run = (allowed, batch, phases, gathered(on_event, len(reaches)))
-    if chosen is not None:
-        chosen = chosen.one_branch_a_call() if alone else chosen
-        runs = [edited_by(model, chosen, code, each, parts.factors, reach, first_seed, *run) for reach in reaches]
-    else:
-        conditions = with_embedded(PromptConditioning(each[0]), forward.embedded).cond
-        forward = replace(forward, embedded=None)  # each row has its own
-        if alone:
-            forward = replace(forward, batched_cfg=False)
-        runs = [sampled(model, solver, code, conditions, forward, plan, reach, *run) for reach in reaches]
+
+    on_images = gathered(on_event, len(given.reaches))
+    batches = TargetBatches(len(code), len(targets.names[0]), batch, phases, on_images)
+    run = run_of(model, asked, given, targets, code, batches, batched_cfg=batched_cfg)
+    return _edited(model, asked, given, targets, code, [run(reach) for reach in given.reaches])
+
+
+def _edited(
+    model: Model, asked: Asked, source: Source, targets: Targets, code: LatentCode, runs: Sequence[Made]
+) -> Edited:
+    """Puts the images of all strengths together, and pastes them into the photographs.
+
+    Args:
+        model: the model.
+        asked, source, targets: what was edited, and to what.
+        code: of the sources.
+        runs: what was made at each strength.
+    """
     images = of_strengths([made for made, _ in runs], sources=1)
     masks = [mask for _, mask in runs if mask is not None]
     shown = of_strengths(masks) if masks else None
-    targets = tuple(tuple(one for one in row for _ in reaches) for row in targets)
     composites = None
-    if photographs:
-        by_words = None if auto is None and (plan is None or plan.blend is None) else shown
-        composites = composites_of(images[:, 1:], photographs, user_masks, by_words, feather, model.downscaling)
-    source_pixels = None if pictures is None else pictures.pixels
-    return Edited(source_pixels, images[:, 0], images[:, 1:], targets, made, shown, composites, strengths)
-
-
-def _reach_of(code: LatentCode | None, strength: float | None, grid: Grid) -> Reach:
-    """Returns the reach of a strength on the grid of a code, or of the code that an exact method will make.
-
-    Raises:
-        InputError: the code leaves out steps that the strength needs.
-    """
-    own: float | None = None if code is None else code.settings.get(STRENGTH)
-    left_out = 0 if code is None else int(code.settings.get(LEFT_OUT, 0))
-    if strength is None:
-        return WHOLE
-    if own is not None and strength > own:
-        raise InputError(
-            f"{strength:g} goes farther than this code, whose images were inverted at {own:g}; use that or less, or "
-            "give the images.",
-            parameter="strength",
-        )
-    reach = Reach.of(strength, grid.steps + left_out)
-    return reach.on_rest(left_out) if reach.begin >= left_out else Reach(0, 1.0, left_out)
-
-
-def _refuse_empty(mask: Tensor | None) -> None:
-    """Refuses masks that are 0 on every image, and warns if some are.
-
-    Args:
-        mask: on the images, [N, 1, H, W]; None without a mask.
-
-    Raises:
-        InputError: no image may change anywhere.
-
-    Warns:
-        DDIMWarning: some of the images may not change anywhere.
-    """
-    empty = [] if mask is None else [k for k in range(len(mask)) if not bool(mask[k].any())]
-    if mask is not None and len(empty) == len(mask):
-        raise InputError(
-            "it is 0 everywhere on the image, so that nothing could change; paint what may change white.",
-            parameter="mask",
-        )
-    if empty:
-        warnings.warn(
-            f"The mask of image {empty[0] + 1} is 0 everywhere, so that its edits change nothing.",
-            DDIMWarning,
-            stacklevel=3,
-        )
-
-
-def _of_sources(
-    guidance: float | Guidance | None, inversion_guidance: float | None, *, exact: bool
-) -> float | Guidance | None:
-    """The guidance of the inversion of images: without the embedded scale, which is that of the targets.
-
-    Args:
-        guidance: of the targets; None if the model has nothing to lead towards.
-        inversion_guidance: as for ``edit``.
-        exact: whether the source of the code is replayed with the guidance of the inversion.
-    """
-    if guidance is None or not (exact or isinstance(guidance, Guidance)):
-        return guidance
-    whole = guidance if isinstance(guidance, Guidance) else Guidance()
-    if not exact:
-        return replace(whole, embedded=None)
-    if inversion_guidance is None or not is_number(inversion_guidance) or inversion_guidance == 1:
-        return Guidance(batched_cfg=whole.batched_cfg)
-    return replace(whole, weight=inversion_guidance, embedded=None)
-
-
-def _weight_of(model: Model, guidance: float | Guidance | None) -> float:
-    """The weight of sampling from images."""
-    weight = model.info.guidance if guidance is None else guidance
-    return weight.weight if isinstance(weight, Guidance) else weight
-
-
-def _refuse_for_code(asked: Mapping[str, object]) -> None:
-    """Raises InputError if a setting of the inversion is given for a code; ``asked`` has None for those left out."""
-    if idle := [name for name, value in asked.items() if value is not None]:
-        raise InputError(
-            "it is a setting of the inversion, and a code is inverted already; leave it out.", parameter=idle[0]
-        )
-
-
-def _embedded(model: Model, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
-    """The condition of each prompt; equal prompts are encoded once."""
-    texts = list(dict.fromkeys(prompts))
-    return model.encode_prompt(texts, size)[[texts.index(p) for p in prompts]]
-
-
-def _with_own_words(targets: Conditioning, code: LatentCode, same: Sequence[bool]) -> Conditioning:
-    """Gives each target whose prompt is its source's the very embedding of the source, of which an embedding in another
-    batch differs in the last bits.
-
-    Args:
-        targets: N * K rows.
-        code: the sources' code.
-        same: whether the prompts are equal, for each row.
-    """
-    if not any(same):
-        return targets
-    n, k = len(code), len(same) // len(code)
-    sources = code.conditions.cond.tensors
-    names = [name for name in (TEXT, TEXT_MASK, POOLED) if name in targets or name in sources]
-    parts = (Conditioning({name: t[name] for name in names if name in t}) for t in (sources, targets.tensors))
-    rows = [row // k if equal else n + row for row, equal in enumerate(same)]
-    device = next(iter(targets.tensors.values())).device
-    return targets.replace(**Conditioning.cat(part.to(device) for part in parts)[rows].tensors)
-
-
-def _forward(code: LatentCode, guidance: float | Guidance | None) -> Guidance:
-    """The guidance of sampling; warns where the code was made for another and the source is not pinned."""
-    own = Guidance.of(code.guidance)
-    forward = own if guidance is None else guidance if isinstance(guidance, Guidance) else own.at(guidance)
-    alike = replace(forward, embedded=own.embedded).options == own.options  # sources keep their embedded scale
-    if not alike and not pinned(code.extras):
-        warnings.warn(
-            f"The code of {code.method!r} was made for guidance {_difference(own, forward)}, not for "
-            f"{_difference(forward, own)}: the reconstruction can differ from the source.",
-            DDIMWarning,
-            stacklevel=3,
-        )
-    return forward
-
-
-def _difference(guidance: Guidance, other: Guidance) -> str:
-    """The weight of ``guidance``, and what else of it is not the other's."""
-    low, high = guidance.interval
-    rescale = f", rescale {guidance.rescale:g}" if guidance.rescale != other.rescale else ""
-    interval = f", interval ({low:g}, {high:g})" if tuple(guidance.interval) != tuple(other.interval) else ""
-    skip = f", skip {guidance.skip.options}" if guidance.skip and guidance.skip != other.skip else ""
-    proximal = f", proximal {guidance.proximal}" if guidance.proximal != other.proximal else ""
-    return f"{guidance.weight:g}{rescale}{interval}{skip}{proximal}"
+    if source.photographs:
+        by_words = targets.plan is not None and targets.plan.blend is not None
+        found = shown if by_words or asked.auto is not None else None
+        pasting = (source.photographs, source.user_masks, found, asked.region.feather, model.downscaling)
+        composites = composites_of(images[:, 1:], *pasting)
+    return Edited(
+        source=source.pixels,
+        reconstruction=images[:, 0],
+        edits=images[:, 1:],
+        prompts=tuple(tuple(name for name in row for _ in runs) for row in targets.names),
+        code=code,
+        blend_mask=shown,
+        composites=composites,
+        strengths=source.strengths,
+    )

@@ -11,7 +11,7 @@ from .._utils.errors import InputError
 from .._utils.tensors import in_groups
 from .._utils.texts import parse_weights
 from ..core.conditioning import Conditioning, PromptConditioning
-from ..core.contracts import Inversion
+from ..core.contracts import Inversion, OnStep
 from ..core.denoiser import Call
 from ..core.guidance import Guidance
 from ..core.noise import SeededNoise
@@ -24,11 +24,10 @@ from ..inversion.extras import TRAJECTORY, path_of
 from ..inversion.latent_code import LatentCode
 from ..models.base import Model
 from ..solvers import make_solver
-from .beside import with_facts
 from .capabilities import check_acts, check_editor, check_guidance, check_negative
 from .common import INVERSION_GUIDANCE, half_precision_hint, hold_of, is_encoded
-from .events import ImagesEvent, OnEvent, engine_events
-from .phases import Phases
+from .events import engine_events
+from .target_batches import Made, TargetBatches, with_facts
 
 
 @dataclass(frozen=True)
@@ -180,78 +179,72 @@ class Parts:
         return replace(self, texts=tuple(tuple(parse_weights(text)[0] for text in part) for part in self.texts))
 
 
-def edited_by(
-    model: Model,
-    chosen: Chosen,
-    code: LatentCode,
-    targets: Sequence[Conditioning],
-    factors: Sequence[Sequence[float]],
-    reach: Reach,
-    seed: int,
-    mask: Tensor | None,
-    batch: int,
-    phases: Phases,
-    on_event: OnEvent,
-) -> tuple[Tensor, Tensor | None]:
-    """Edits all sources by an editor, in batches.
+@dataclass(frozen=True, eq=False)
+class ByEditor:
+    """Edits N sources to K targets each by an editor.
 
-    Args:
+    Attributes:
         model: the model.
         chosen: the editor and the guidance.
-        code: of all N sources.
+        code: of all sources.
         targets: the conditions of each part of the targets' prompts, N * K rows, those of one image next to each other.
         factors: the factors of each part, N * K numbers.
-        reach: the steps in which the targets may leave their source.
         seed: the seed of the first image.
-        mask: where the targets may change on the latent, [N, K or 1, H, W], or None.
-        batch, on_event: see ``edit``.
-        phases: counts the steps.
-
-    Returns:
-        Images [N, 1 + K, C, H, W] in [0, 1], of which the first is the source's own latent decoded, and the mask,
-        [N, K, H, W], or None.
+        mask: where the targets may change on the latent, [N, K or 1, H, W], on the model's device, or None.
+        batches: how many sources and targets are edited at once, and what is reported.
     """
-    many = len(factors[0]) // len(code)
-    per = max(1, batch // (1 + many))
-    chunks = [slice(k, min(k + per, len(code))) for k in range(0, len(code), per)]
-    report = phases.sampling((code.grid.steps - reach.begin) * len(chunks))
-    if mask is not None:
-        mask = mask.to(model.device)
-    parts: list[Tensor] = []
-    for which in chunks:
-        part = code[which]
-        n, own = len(part), part.conditions.to(model.device)
-        trajectory = _trajectory(part)
-        x0 = _encoded(part).to(model.device, model.state_dtype)
-        rows = slice(which.start * many, which.stop * many)
-        away = own.cond if chosen.editor.from_source else own.uncond
+
+    model: Model
+    chosen: Chosen
+    code: LatentCode
+    targets: Sequence[Conditioning]
+    factors: Sequence[Sequence[float]]
+    seed: int
+    mask: Tensor | None
+    batches: TargetBatches
+
+    def __call__(self, reach: Reach) -> Made:
+        """Edits all sources; the first image of each is its own latent decoded.
+
+        Args:
+            reach: the steps in which the targets may leave their source.
+        """
+
+        def make(sources: slice, report: OnStep) -> Made:
+            problem, many = self._problem(sources, reach), self.batches.many
+            n, mask = len(problem.x0), problem.mask
+            with half_precision_hint(self.model):
+                edits = self.chosen.editor.edit(problem, report)
+            latents = torch.cat([problem.x0[:, None], edits.unflatten(0, (n, many))], 1).flatten(0, 1)
+            images = in_groups(self.model.decode(latents), n, 1 + many)
+            return images, None if mask is None else mask.expand(-1, many, -1, -1)
+
+        return self.batches.run(self.code.grid.steps - reach.begin, make)
+
+    def _problem(self, sources: slice, reach: Reach) -> EditProblem:
+        """Returns what the editor is given for some of the sources."""
+        code, many, rows = self.code[sources], self.batches.many, self.batches.targets_of(sources)
+        device, dtype = self.model.device, self.model.state_dtype
+        n, own, trajectory = len(code), code.conditions.to(device), _trajectory(code)
+        away = own.cond if self.chosen.editor.from_source else own.uncond
         away = None if away is None else away.repeat(many)
-        wanted = [with_facts(conditions[rows], own.cond, many) for conditions in targets]
-        sides = [Side(PromptConditioning(conditions, away), chosen.target, n) for conditions in wanted]
-        problem = EditProblem(
-            model,
-            part.grid,
-            x0,
-            Side(own, chosen.source, n),
-            sides[0],
-            StepNoise(SeededNoise([seed + k for k in range(which.start, which.stop)])),
-            None if trajectory is None else trajectory.to(model.device, model.state_dtype),
-            {name: t.to(model.device) for name, t in part.extras.items()},
-            part.x.to(model.device, model.state_dtype),
-            None if is_encoded(part) else make_solver(part.solver, part.options),
-            [(side, torch.tensor(f[rows], device=model.device)) for side, f in zip(sides, factors, strict=True)],
-            reach,
-            None if mask is None else mask[which],
-            hold_of(part),
-            Call(on_engine=engine_events(on_event)),
+        wanted = [with_facts(conditions[rows], own.cond, many) for conditions in self.targets]
+        sides = [Side(PromptConditioning(conditions, away), self.chosen.target, n) for conditions in wanted]
+        factors = [torch.tensor(f[rows], device=device) for f in self.factors]
+        return EditProblem(
+            self.model,
+            code.grid,
+            x0=_encoded(code).to(device, dtype),
+            source=Side(own, self.chosen.source, n),
+            target=sides[0],
+            noise=StepNoise(SeededNoise([self.seed + k for k in range(sources.start, sources.stop)])),
+            trajectory=None if trajectory is None else trajectory.to(device, dtype),
+            extras={name: t.to(device) for name, t in code.extras.items()},
+            noisy=code.x.to(device, dtype),
+            solver=None if is_encoded(code) else make_solver(code.solver, code.options),
+            concepts=list(zip(sides, factors, strict=True)),
+            reach=reach,
+            mask=None if self.mask is None else self.mask[sources],
+            hold=hold_of(code),
+            call=Call(on_engine=engine_events(self.batches.on_event)),
         )
-        with half_precision_hint(model):
-            edits = chosen.editor.edit(problem, report)
-        latents = torch.cat([x0[:, None], edits.unflatten(0, (n, many))], 1).flatten(0, 1)
-        images = in_groups(model.decode(latents), n, 1 + many)
-        parts.append(images)
-        on_event(ImagesEvent(which.start, images))
-    whole = torch.cat(parts)
-    if mask is None:
-        return whole, None
-    return whole, torch.nn.functional.interpolate(mask.expand(-1, many, -1, -1), whole.shape[-2:])

@@ -10,7 +10,7 @@ from ..core.guidance import Guidance, with_embedded
 from ..core.noise import checked_seed
 from ..data.images import ImageLike
 from ..data.photographs import CropLike
-from ..editing.strength import Reach, checked_strength
+from ..editing.strength import checked_strength, needed
 from ..inversion import make_inversion
 from ..inversion import partial as partials
 from ..inversion.base import has_trajectory
@@ -159,10 +159,8 @@ def invert(
     size = (pixels.shape[2], pixels.shape[3])
     say_assumed(model, steps)
     grid = grid_for(model, steps, spacing, latent_size(model, size))
-    record: dict[str, Any] = {}
-    if strength is not None:
-        record = {STRENGTH: strength, LEFT_OUT: Reach.of(strength, grid.steps).begin}
-        grid = grid.rest(record[LEFT_OUT])
+    grid, left_out = needed(strength, grid)
+    record: dict[str, Any] = {} if strength is None else {STRENGTH: strength, LEFT_OUT: left_out}
     forward = forward.on(inversion.part(grid))
     prompt, negative = read_prompts(model, prompt, negative, len(pixels))
     conditions = model.condition(labels, len(pixels), prompt, negative, size)

@@ -1,13 +1,12 @@
 """Reads the images that ``invert`` and ``edit`` are given, and the photographs that they are crops of."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .._utils.errors import DDIMWarning, InputError
+from .._utils.errors import InputError, warn
 from ..data.images import ImageLike, read_images
 from ..data.photographs import CropLike, checked_crops, is_taken_whole, read_photographs, scaled_crops, window
 from ..editing.blend import MaskLike, read_masks
@@ -126,11 +125,9 @@ def _warn_of_mask_beyond(photograph: Photograph, mask: Tensor) -> None:
     box = bounding_box(mask) if tuple(mask.shape) == photograph.size else None
     left, top, right, bottom = photograph.crop
     if box is not None and (box[0] < left or box[1] < top or box[2] > right or box[3] > bottom):
-        warnings.warn(
+        warn(
             f"The mask reaches from {box[:2]} to {box[2:]}, beyond the crop from {(left, top)} to {(right, bottom)}; "
-            "nothing changes outside of the crop.",
-            DDIMWarning,
-            stacklevel=4,
+            "nothing changes outside of the crop."
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._utils.errors import DDIMWarning, InputError
+from .._utils.errors import DDIMWarning, InputError, warn
 from ..core.contracts import Solver, State
 from ..core.denoiser import Call
 from ..core.guidance import Guidance
@@ -129,11 +129,9 @@ def pinned_code(
             another guidance weight.
     """
     if weights := _other_weights(code):
-        warnings.warn(
+        warn(
             f"The code of {code.method!r} was inverted at guidance {weights[0]:g} and is replayed at {weights[1]:g}, "
-            "so that its source does not come back.",
-            DDIMWarning,
-            stacklevel=3,
+            "so that its source does not come back."
         )
     machine, first = _machine(model, code), solver.first(code.grid)
     nodes: dict[int, list[Tensor]] = {k: [] for k in range(len(code))}
@@ -243,10 +241,8 @@ def _machine(model: Model, code: LatentCode) -> Mapping[str, Any]:
     if unlike:
         half, tf32 = code.dtype in ("bfloat16", "float16"), machine.get("tf32") or now.get("tf32")
         near = 4 if half else 18 if tf32 else 31  # the lowest PSNR that benchmarks/bit_law.py measured
-        warnings.warn(
+        warn(
             f"This code was made {', '.join(unlike)}. The network returns other last bits here, so that an image is "
-            f"not reconstructed to the bit; the lowest PSNR that was measured is {near} dB.",
-            DDIMWarning,
-            stacklevel=3,
+            f"not reconstructed to the bit; the lowest PSNR that was measured is {near} dB."
         )
     return machine
