@@ -100,7 +100,7 @@ def test_images_are_inverted_once_and_events_count_to_the_end(model: Model, monk
     assert torch.equal(torch.cat([event.images for event in images])[:, 1:], film.edits)
 
 
-@pytest.mark.parametrize("method", ["direct", "bdia", "flow-edit"])
+@pytest.mark.parametrize("method", ["direct", "bdia", "flow-edit", "edit-friendly"])
 def test_a_code_that_was_inverted_at_a_strength_keeps_it(model: Model, method: str, tmp_path):
     kept: list[ddim.LatentCode] = []
     strength = 0.6  # of four steps: two and a part
@@ -119,6 +119,18 @@ def test_a_code_that_was_inverted_at_a_strength_keeps_it(model: Model, method: s
     assert apart(ddim.edit(model, code, TARGETS[0], strength=strength, **again).edits, first.edits) < 1e-9
     weaker = ddim.edit(model, code, TARGETS[0], strength=0.3, **again)
     assert apart(weaker.edits, filmed(model, method, 0.3, seed=3).edits) < 1e-6
+
+
+@pytest.mark.parametrize("skip", [0, 0.36, 2])
+def test_a_strength_replaces_the_skipped_part(model: Model, skip: float):
+    settings: dict[str, Any] = {"method": "edit-friendly", "options": {"skip": skip}, "steps": STEPS}
+    for strength, left in ((1.0, 4), (0.75, 3), (0.6, 3), (0.1, 1)):
+        code = ddim.invert(model, tiny_text.pictures(1), prompt=SOURCE, strength=strength, **settings)
+        assert code.grid.steps == left
+        edited = ddim.edit(
+            model, tiny_text.pictures(1), TARGETS[0], source_prompt=SOURCE, strength=strength, **settings
+        )
+        assert edited.code.grid.steps == left
 
 
 def test_windows_of_attention_count_the_same_steps_from_a_code(model: Model):

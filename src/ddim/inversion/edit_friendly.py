@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -111,6 +111,10 @@ class EditFriendly(Inversion):
                 parameter="skip",
             )
         return first
+
+    def whole(self) -> "EditFriendly":
+        """Returns the same method with ``skip`` = 0."""
+        return replace(self, skip=0.0)
 
     def part(self, grid: Grid) -> Grid:
         """Returns the rest of ``grid``, after the skipped part. Raises InputError if no step is left."""
