@@ -1,4 +1,9 @@
-"""The pipeline ``edit``: changes real images, or their codes, by prompts or by classes."""
+"""The pipeline ``edit``: changes real images, or their codes, by prompts or by classes.
+
+It goes through six stages, of which the first three check everything that can be wrong before any work: what is asked
+(``edit_asked``), the source (``edit_source``), the targets (``edit_targets``), the inversion of images (``invert``), a
+run for each strength (``edit_runs``), which samples the targets beside their source or by an editor, and the result.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
