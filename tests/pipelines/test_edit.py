@@ -82,6 +82,14 @@ def test_a_window_of_no_steps_is_plain_editing(model, code):
         assert apart(ddim.edit(model, code, TARGET, attention=other).edits, plain.edits) > 1e-4
 
 
+def test_a_warning_points_at_the_line_that_edits(model):
+    masks = [torch.ones(32, 32), torch.zeros(32, 32)]
+    settings = {"source_prompt": SOURCE, "steps": 2}
+    with warned() as caught:
+        ddim.edit(model, tiny_text.pictures(2), TARGET, mask=masks, **settings)
+    assert [one.filename for one in caught] == [__file__]
+
+
 def test_a_full_mask_is_no_blending_and_an_empty_one_the_source(model, code):
     free = ddim.edit(model, code, TARGET)
     full = ddim.edit(model, code, TARGET, mask=torch.ones(32, 32))

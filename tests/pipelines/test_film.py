@@ -166,6 +166,8 @@ def test_reaches_on_the_rest_of_a_grid():
             rest = whole.on_rest(node)
             assert rest.before == node
             assert [rest.factor(i) for i in range(10 - node)] == [whole.factor(i) for i in range(node, 10)]
+            assert Reach.of(strength, 10, node) == rest
+        assert Reach.of(strength, 10, 9) == Reach(0, 1.0 if whole.begin < 9 else whole.part, 9)
 
 
 def test_even_strengths_and_wrong_ones(model: Model):

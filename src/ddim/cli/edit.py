@@ -28,6 +28,7 @@ from .session import keep_partial, partial_beside
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..editing.editors.base import Editor
     from ..editing.plan import AttentionEdit
     from ..inversion.latent_code import LatentCode
 
@@ -567,17 +568,7 @@ def edit(
                     "strength": _strength(arguments.get("strength"), made, usual_strength),
                     "spacing": arguments.get("spacing", made.grid.spacing),
                     "seed": inverting.seed,
-                    "attention": {
-                        "kind": how.kind,
-                        "cross": list(how.cross_steps),
-                        "self": list(how.self_steps),
-                        "value": list(how.value_steps),
-                        "key_value": list(how.key_value_steps),
-                        "key_value_area": how.key_value_area,
-                        "features": list(how.feature_steps),
-                        "branches": how.branches,
-                        "layers": list(how.layers if how.layer_indices is None else how.layer_indices),
-                    },
+                    "attention": _attention_record(how),
                     "blend_start": how.blend_start,
                     "blend_threshold": how.blend_threshold,
                     "weights": arguments.get("weights") or {},
@@ -601,23 +592,10 @@ def edit(
             singles = files.singles[at : at + len(tiles)]
             write_each(tiles, singles, [{**about, **what} for what in shows * len(part)])
 
-        # for the line of ddim invert that an interrupted inversion prints
         farthest = _strength(arguments.get("strength"), None, usual_strength)
-        invert_words = {"prompt": targets.from_, "label": targets.from_label, "strength": farthest}
-        going_on: dict[str, object] = {"seed": inverting.seed if automatic.auto_mask and inverting.seed else None}
-        if editor is not None and (inversion := editor.inversion()) is not None:
-            settings = [f"{key}={value}" for key, value in inversion.options.items()]
-            invert_words |= {"method": inversion.name, "options": settings, "keep_trajectory": True}
-            going_on |= {"method": inverting.method, "options": inverting.options}
-            going_on["seed"] = inverting.seed if inverting.seed and (editor.draws or automatic.auto_mask) else None
-        if inverting.method in REVERSIBLE:
-            invert_words["strength"] = None  # such a code keeps all steps
-        if inverting.method in REVERSIBLE:  # the code has the guidance of its inversion, and not that of the targets
-            invert_words |= {"guidance": guiding.inversion_guidance, "guidance_scale": None, "inversion_guidance": None}
-            if guidance.weight != 1 and "guidance_scale" not in typed():
-                going_on["guidance"] = float(guidance.weight)
-        elif "guidance_scale" not in typed():
-            invert_words["guidance"] = float(guidance.weight)
+        invert_words, going_on = _lines_that_go_on(
+            targets, inverting, guiding, editor, guidance.weight, farthest, seeded=automatic.auto_mask
+        )
         if pictures is not None and pictures.photographs:  # the code keeps them, and that line knows no mask
             chosen = ",".join(map(str, pictures.photographs[0].crop))
             invert_words |= {"keep_source": True, "crop": None if resize else chosen}
@@ -740,6 +718,61 @@ class _Files:
             raise kind(f"{code_and_sentence(error)[1]} {kept}") from error
         if self.saved and self.code is not None:
             self.code.unlink()
+
+
+def _attention_record(how: "AttentionEdit") -> dict[str, Any]:
+    """What the JSON file says of attention control."""
+    return {
+        "kind": how.kind,
+        "cross": list(how.cross_steps),
+        "self": list(how.self_steps),
+        "value": list(how.value_steps),
+        "key_value": list(how.key_value_steps),
+        "key_value_area": how.key_value_area,
+        "features": list(how.feature_steps),
+        "branches": how.branches,
+        "layers": list(how.layers if how.layer_indices is None else how.layer_indices),
+    }
+
+
+def _lines_that_go_on(
+    targets: Targets,
+    inverting: o.Editing,
+    guiding: o.InversionGuiding,
+    editor: "Editor | None",
+    weight: float,
+    farthest: float | None,
+    *,
+    seeded: bool,
+) -> tuple[dict[str, object], dict[str, object]]:
+    """Returns what the lines that go on from an interrupted edit say differently from the running command.
+
+    Args:
+        targets, inverting, guiding: the options.
+        editor: the editor, if one edits.
+        weight: the guidance weight of the targets.
+        farthest: the largest strength.
+        seeded: whether an automatic mask uses the seed.
+
+    Returns:
+        The parameters of ``ddim invert``, which an interrupted inversion prints, and those of an edit of the code.
+    """
+    invert: dict[str, object] = {"prompt": targets.from_, "label": targets.from_label, "strength": farthest}
+    seed = inverting.seed or None
+    edit: dict[str, object] = {"seed": seed if seeded else None}
+    if editor is not None and (inversion := editor.inversion()) is not None:
+        settings = [f"{key}={value}" for key, value in inversion.options.items()]
+        invert |= {"method": inversion.name, "options": settings, "keep_trajectory": True}
+        edit |= {"method": inverting.method, "options": inverting.options}
+        edit["seed"] = seed if editor.draws or seeded else None
+    if inverting.method in REVERSIBLE:  # the code has all steps and the guidance of its inversion, not the targets'
+        invert |= {"strength": None, "guidance": guiding.inversion_guidance}
+        invert |= {"guidance_scale": None, "inversion_guidance": None}
+        if weight != 1 and "guidance_scale" not in typed():
+            edit["guidance"] = float(weight)
+    elif "guidance_scale" not in typed():
+        invert["guidance"] = float(weight)
+    return invert, edit
 
 
 def _strength(asked: float | Sequence[float] | None, code: "LatentCode | None", usual: float | None) -> float | None:
