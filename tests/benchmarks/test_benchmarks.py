@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from ddim.evaluation.columns import share_interval
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -96,10 +98,10 @@ def test_the_judge_reports_chance_the_best_and_wilsons_interval(monkeypatch: pyt
     prompts = importlib.import_module("prompts")
     # The ends of the interval are the shares p whose test statistic (right - n p)^2 / (n p (1 - p)) is z^2.
     for right, count in ((39, 40), (13, 40), (50, 100)):
-        for share in prompts.wilson(right, count):
+        for share in share_interval(right, count)[1:]:
             assert (right - count * share) ** 2 / (count * share * (1 - share)) == pytest.approx(1.959964**2)
-    assert prompts.wilson(0, 10)[0] == 0
-    assert prompts.wilson(10, 10)[1] == pytest.approx(1)
+    assert share_interval(0, 10)[1] == 0
+    assert share_interval(10, 10)[2] == pytest.approx(1)
     told = prompts.report("trained", [1, 1, 3, 9], [1, 1, 1, 2], [4, 4, 5, 5])
     assert told.startswith("trained: 2 of 4 right = 50% (95 % interval 15% to 85%)")
     assert told.endswith("nearest 75%, by chance 22.5%, the autoencoder's own 75%")

@@ -204,7 +204,8 @@ def test_an_edit_of_a_code_and_in_small_batches_is_the_same(model, pictures):
 @pytest.mark.parametrize("method", WORKS)
 def test_an_edit_to_its_own_class_is_the_source(model, pictures, method):
     """With equal input and condition beside its source, it goes where the source goes, if nothing puts that back."""
-    settings: dict[str, Any] = {"source_labels": SOURCE, "steps": STEPS, "guidance": W, "method": method}
+    inversion = ddim.make_inversion(method)  # an editor may have its name
+    settings: dict[str, Any] = {"source_labels": SOURCE, "steps": STEPS, "guidance": W, "method": inversion}
     if method in REVERSIBLE:  # whose sources have the guidance of the inversion, 1 by default
         settings["inversion_guidance"] = W
     edited = ddim.edit(model, pictures, labels=[[0], [1]], **settings)

@@ -139,15 +139,15 @@ def chosen_methods(method: Sequence[str] | None, option: Mapping[str, Any] | Non
 
 
 def refusal(
-    model: Model, spec: MethodSpec, steps: int, guidance: float, spacing: Spacing | None = None
+    model: Model, spec: MethodSpec, steps: int, guidance: float, spacing: Spacing | None = None, *, edits: bool = False
 ) -> InputError | None:
-    """The error that ``ddim.invert`` raises for a model and these settings, or ``ddim.edit`` for an editor.
+    """The error that ``ddim.invert`` raises for a model and these settings; None if it accepts them.
 
-    None if it accepts them. The network is not called.
+    With ``edits`` it is that of ``ddim.edit``: an editor may have the name of an inversion. The network is not called.
     """
     picture = torch.zeros(1, *model.picture)
     try:
-        if spec.editor is not None:
+        if edits:
             edit(
                 _Uncalled(model), picture, "a", source_prompt="b", steps=steps, guidance=guidance, **spec.edit_arguments
             )
@@ -215,7 +215,7 @@ def accepted_editor(
     usual = editor.usual(model.info).guidance
     counts = list(steps) if editor.steps is None else [editor.steps]
     combinations = [(spec, weight, s) for weight in weights or [usual] for s in counts]
-    return [one for one in combinations if refusal(model, spec, one[2], one[1]) is None]
+    return [one for one in combinations if refusal(model, spec, one[2], one[1], edits=True) is None]
 
 
 def guidance_weight(model: Model, weight: float | None, usual: float) -> float:
