@@ -1,5 +1,6 @@
 """Laws of editors, which walk the registry: self-edits, strength, masks, batches, refusals."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -215,6 +216,23 @@ def test_targets_beside_a_source_follow_the_strength_too():
     code = ddim.invert(model, images, method="direct", steps=STEPS, prompt=SOURCE, guidance=7.5)
     from_code = ddim.edit(model, code, TARGET, strength=0.5)
     assert float((from_code.edits - at(0.5, "direct").edits).abs().max()) < 1e-5
+
+
+def test_proximal_guidance_acts_in_every_editor_with_guidance_or_is_refused():
+    model, images = tiny_text.model(), pictures(tiny_text.model())
+    plain = Guidance(3.0)
+    for method in EDITORS:
+        made = ddim.make_editor(method)
+        assert made is not None
+        if ddim.capabilities(model)["editors"][method] is not None:
+            continue
+        proximal = replace(plain, proximal=ddim.Proximal("l0", 0.9))
+        if method == "ledits++":
+            with refused("proximal", "l0"):
+                edited(model, images, method=method, guidance=proximal)
+            continue
+        one, other = (edited(model, images, method=method, guidance=each, seed=1) for each in (plain, proximal))
+        assert not torch.equal(one.edits, other.edits), method
 
 
 def test_guidance_that_leaves_out_layers_is_refused():

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._utils.errors import InputError
 from ..core.conditioning import TEXT, TEXT_MASK, Conditioning, PromptConditioning
 from ..core.denoiser import PLAIN, Call, Network
-from ..core.guidance import Guidance, with_embedded
+from ..core.guidance import Guidance, combined, with_embedded
 from ..core.path import Node
 from ..core.prediction import NO_HOLD, Hold, Pair, to_pair
 
@@ -140,7 +140,7 @@ def ask(network: Network, node: Node, *questions: Question, hold: Hold = NO_HOLD
     for k, (x, side) in enumerate(questions):
         output = outputs[k, "cond"]
         if (k, "uncond") in outputs:
-            output = network.combine(output, outputs[k, "uncond"], side.guidance, node)
+            output = combined(network, output, outputs[k, "uncond"], side.guidance, node)
         pair = to_pair(schedule.prediction, output, x, node, sigma_data=schedule.sigma_data)
         pairs.append(hold(pair, x, node) if hold.acts else pair)
     return pairs

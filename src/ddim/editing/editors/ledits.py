@@ -83,10 +83,12 @@ class Ledits(OnNoiseMaps):
         return Usual(max(info.guidance * 5 / 7.5, 1.0), source, info.embedded, info.embedded, strength=44 / 50)
 
     def guidances(self, info: "ModelInfo", asked: float | Guidance | None) -> tuple[Guidance, Guidance]:
-        """See ``Editor.guidances``. Raises InputError if the guidance is rescaled."""
+        """See ``Editor.guidances``. Raises InputError if the guidance is rescaled or proximal."""
         _, target = super().guidances(info, asked)
-        if target.rescale:
-            raise InputError(f"{target.rescale:g} does not go with {self.name!r}; leave it out.", parameter="rescale")
+        idle = {"rescale": target.rescale, "proximal": target.proximal and target.proximal.kind}
+        for name, value in idle.items():
+            if value:
+                raise InputError(f"{value} does not go with {self.name!r}; leave it out.", parameter=name)
         weight = self.usual(info).source_guidance if self.source_guidance is None else self.source_guidance
         return replace(target, weight=weight, interval=(0.0, 1.0)), target
 
