@@ -1,29 +1,25 @@
 """``ddim edit``: a real image, edited by words or brought to another class."""
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .._utils.choices import ATTENTION_BRANCHES, ATTENTIONS, KEY_VALUE_AREAS
-from .._utils.errors import DDIMError, InputError, Interrupted
+from .._utils.errors import InputError
 from .._utils.names import protect, settings_text
 from ..editing.editors import EDITORS
 from ..solvers import REVERSIBLE
 from . import options as o
 from .command import typed
-from .failure import code_and_sentence
-from .files import CODE, PNG, guidance_tags, is_code, model_tag, phrase, phrases, resized, stem, target
+from .edit_files import EditFiles
+from .edit_options import Attention, Automatic, Targets, Where
+from .files import PNG, guidance_tags, is_code, model_tag, phrase, phrases, resized, stem, target
 from .film import Dial, Film
-from .groups import Options, option, tags_of
+from .groups import tags_of
 from .output import Terminal, escaped, listening
-from .repeat import repeat
-from .session import keep_partial, partial_beside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +28,6 @@ if TYPE_CHECKING:
     from ..editing.plan import AttentionEdit
     from ..inversion.latent_code import LatentCode
 
-ATTENTION = "Attention, and where the image may change"
 MODEL = "emoji"
 
 _Source = Annotated[
@@ -47,363 +42,6 @@ _Model = Annotated[
         show_default=False,
     ),
 ]
-
-
-def _window(name: str) -> Any:
-    """What reads ``END`` or ``BEGIN,END`` of an option."""
-    return lambda text: o.range_from(text, name)
-
-
-def weights_from(pairs: list[str] | None) -> dict[str, float] | None:
-    """``["tiger=2"]`` as a dict; None without a pair.
-
-    Raises:
-        InputError: something that is not WORD=FACTOR, or a word that appears twice.
-    """
-    out: dict[str, float] = {}
-    for pair in pairs or []:
-        word, _, factor = (part.strip() for part in pair.rpartition("="))
-        if not word or not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)", factor):
-            raise InputError(f"{pair!r} is not WORD=FACTOR; write for example tiger=2.", parameter="weight")
-        if word in out:
-            raise InputError(f"{word} appears twice.", parameter="weight")
-        out[word] = float(factor)
-    return out or None
-
-
-def _one_or_each(blend: list[str] | None) -> str | list[str] | None:
-    """One pair of words for all targets, or a list with one pair for each target."""
-    return blend[0] if blend and len(blend) == 1 else blend or None
-
-
-@dataclass(frozen=True)
-class Targets(Options):
-    """What the image shows, and what it is to show: in words, or as classes."""
-
-    from_: str | None = option(
-        None, "--from", "What the image shows; a code knows its own.", argument="source_prompt", callback=o.check_utf8
-    )
-    to: list[str] | None = option(
-        None,
-        "--to",
-        "What the image is to show; (word:2) gives a word more weight; repeatable.",
-        argument="prompt",
-        callback=o.check_utf8,
-    )
-    from_label: int | None = option(
-        None,
-        "--from-label",
-        "The image's own class, for a class-conditional model; a code knows its own.",
-        argument="source_labels",
-    )
-    to_label: list[int] | None = option(
-        None, "--to-label", "The class to edit to, instead of --to; repeatable.", argument="labels"
-    )
-
-    @property
-    def names(self) -> list[str]:
-        """Each target in a few words."""
-        return list(self.to or [f"class {k}" for k in self.to_label or []])
-
-    def check(self, inverted: bool, method: str) -> None:
-        """Raises InputError, before a model is loaded, where they do not say what to edit to.
-
-        Args:
-            inverted: whether the source is a code, which knows its own prompt or class.
-            method: the method, which may need no prompt of the source.
-        """
-        from ..editing.editors import EDITORS
-
-        if self.to and self.to_label:
-            raise InputError("it does not go with --to; use one of the two.", parameter="to_label")
-        if self.from_label is not None and not self.to_label:
-            raise InputError("it goes with --to-label, the class to edit to.", parameter="from_label")
-        if self.from_ is not None and self.to_label:
-            raise InputError("it goes with --to, and this edit is by class; leave it out.", parameter="source_prompt")
-        if not self.to and not self.to_label:
-            raise InputError(
-                'it is missing; say what the image is to show, such as "noto cat face".', parameter="target"
-            )
-        if not inverted and self.to_label and self.from_label is None:
-            raise InputError("it is missing; name the class of the image, such as 0.", parameter="from_label")
-        needless = inverted or (method in EDITORS and not EDITORS[method].needs)
-        if not needless and self.to and self.from_ is None:
-            raise InputError(
-                'it is missing; say what the image shows, such as "noto dog face".', parameter="source_prompt"
-            )
-
-
-@dataclass(frozen=True)
-class Attention(Options):
-    """How attention follows the source's, and where the image may change."""
-
-    attention: str = option(
-        "refine",
-        "--attention",
-        "How attention follows the source. refine: at the words of both prompts. replace: word by word. masactrl: by "
-        "the source's keys and values. plug-and-play: by its self-attention and features (U-Nets). kv-edit: by its "
-        "keys and values outside --mask. none: not.",
-        ATTENTION,
-        argument="kind",
-        tag="attention-",
-        autocompletion=lambda: list(ATTENTIONS),
-    )
-    cross_steps: str | None = option(
-        None,
-        "--cross",
-        "The part of the steps in which attention to words follows the source's; for refine and replace by default "
-        "0,0.4.",
-        ATTENTION,
-        parse=_window("cross_steps"),
-        about=False,
-        tag="cross",
-        metavar="END|BEGIN,END",
-    )
-    self_steps: str | None = option(
-        None,
-        "--self",
-        "The part of the steps in which self-attention follows the source's; for refine and replace by default 0,0.6, "
-        "for plug-and-play 0,0.5.",
-        ATTENTION,
-        parse=_window("self_steps"),
-        about=False,
-        tag="self",
-        metavar="END|BEGIN,END",
-    )
-    value_steps: str | None = option(
-        None,
-        "--value",
-        "The part of the steps in which the image's values follow the source's; by default none.",
-        ATTENTION,
-        parse=_window("value_steps"),
-        tag="value",
-        metavar="END|BEGIN,END",
-    )
-    key_value_steps: str | None = option(
-        None,
-        "--key-value",
-        "The part of the steps in which targets look at the keys and values of the source's image; for masactrl by "
-        "default 0.08,1, for kv-edit 0,1.",
-        ATTENTION,
-        parse=_window("key_value_steps"),
-        tag="keyvalue",
-        metavar="END|BEGIN,END",
-    )
-    key_value_area: str | None = option(
-        None,
-        "--key-value-area",
-        "Which keys and values those are. image: all. background: those outside --mask. words: all, but the area of "
-        "the --blend words looks at that of the source, and the rest at the rest.",
-        ATTENTION,
-        tag="area-",
-        autocompletion=lambda: list(KEY_VALUE_AREAS),
-    )
-    feature_steps: str | None = option(
-        None,
-        "--features",
-        "The part of the steps in which a U-Net's features follow the source's; for plug-and-play by default 0,0.8.",
-        ATTENTION,
-        parse=_window("feature_steps"),
-        tag="features",
-        metavar="END|BEGIN,END",
-    )
-    branches: str | None = option(
-        None,
-        "--branches",
-        "The branches of guidance in which the image's attention follows the source's: cond (for refine and replace) "
-        "or both (for the others).",
-        ATTENTION,
-        tag="branches-",
-        autocompletion=lambda: list(ATTENTION_BRANCHES),
-    )
-    layers: str | None = option(
-        None,
-        "--layers",
-        "The part of the network's depth in which attention changes; by default all of it, for masactrl 0.625,1 and "
-        "for plug-and-play 0.5,1.",
-        ATTENTION,
-        parse=_window("layers"),
-        tag="layers",
-        metavar="END|BEGIN,END",
-    )
-    layer_indices: str | None = option(
-        None,
-        "--layer-indices",
-        "The transformer blocks in which attention changes, from 0, in place of --layers.",
-        ATTENTION,
-        parse=lambda text: o.layers_from(text, "layer_indices"),
-        tag="blocks",
-        metavar="BLOCK,BLOCK",
-    )
-    blend_start: float | None = option(
-        None, "--blend-start", "The part of the steps after which --blend acts; by default 0.2.", ATTENTION, tag="start"
-    )
-    blend_threshold: float | None = option(
-        None,
-        "--blend-threshold",
-        "A word lies where its attention map exceeds this part of the map's maximum; by default 0.3.",
-        ATTENTION,
-        tag="map",
-    )
-    weight_steps: str | None = option(
-        None,
-        "--weight-steps",
-        "The part of the steps in which weighted words are scaled; by default the same part as --cross.",
-        ATTENTION,
-        parse=_window("weight_steps"),
-        tag="scaled",
-        metavar="END|BEGIN,END",
-    )
-
-    def edit(self, by_class: bool, editor: str | None = None) -> "AttentionEdit":
-        """The attention control that was asked for, which classes and editors do without.
-
-        Args:
-            by_class: whether classes edit.
-            editor: the name of the editor, if one edits.
-
-        Raises:
-            InputError: a setting that would have no effect.
-        """
-        from ..editing.plan import AttentionEdit
-
-        if editor is not None and (idle := sorted(self.typed - {"attention"})):
-            raise InputError(
-                f"it is of attention control, which {editor!r} does without; leave it out, or use a method such as "
-                "'direct'.",
-                parameter=idle[0],
-            )
-        if editor is not None and "attention" not in self.typed:
-            return AttentionEdit("none")
-
-        if {"layers", "layer_indices"} <= self.typed:
-            raise InputError("it does not go with --layer-indices; use one of the two.", parameter="layers")
-        if by_class and (idle := sorted(self.typed - {"attention"})):
-            raise InputError(
-                "it controls attention to words, and this edit is by class; leave it out.", parameter=idle[0]
-            )
-        if by_class and self.attention == "refine":
-            return AttentionEdit("none")
-        return AttentionEdit(**self.arguments)
-
-
-@dataclass(frozen=True)
-class Where(Options):
-    """Which words count for more, and where the image may change."""
-
-    blend: list[str] | None = option(
-        None,
-        "--blend",
-        "Change only where these words of source/target lie, or auto: where the words that differ lie; repeatable: one "
-        "for each --to, or one for all.",
-        ATTENTION,
-        parse=_one_or_each,
-        callback=o.check_utf8,
-        metavar="WORD/WORD",
-    )
-    weight: list[str] | None = option(
-        None,
-        "--weight",
-        "How strongly a word of --to counts; 1 changes nothing; repeatable.",
-        ATTENTION,
-        argument="weights",
-        parse=weights_from,
-        about=False,
-        callback=o.check_utf8,
-        metavar="WORD=FACTOR",
-    )
-    mask: Path | None = option(
-        None,
-        "--mask",
-        "A grey image of the size of the photograph, of its crop or of the model's image: what is white may change, "
-        "what is black or transparent stays.",
-        ATTENTION,
-    )
-    feather: int | None = option(
-        None,
-        "--feather",
-        "The width in pixels of the soft edge, inside of what may change, with which the edit is pasted into the "
-        "photograph; by default one pixel of the latent, at most an eighth of what may change.",
-        ATTENTION,
-        tag="feather",
-    )
-
-    @property
-    def tags(self) -> dict[str, str]:
-        """What file names say of them."""
-        weights = weights_from(self.weight) or {}
-        found = {
-            "blend-": "-".join(phrase(words.replace("/", "-")) for words in self.blend or []),
-            "weight-": "-".join(f"{phrase(word)}{factor:g}" for word, factor in weights.items()),
-            "mask-": stem(self.mask) if self.mask else "",
-        }
-        return {**super().tags, **{tag: value for tag, value in found.items() if value}}
-
-
-@dataclass(frozen=True)
-class Automatic(Options):
-    """Whether and how a mask is found."""
-
-    auto_mask: bool = option(
-        False,
-        "--auto-mask",
-        "Change only where the model's predictions under --from and --to differ (DiffEdit); with --mask where both "
-        "allow it.",
-        ATTENTION,
-        argument=None,
-        tag="automask",
-    )
-    mask_level: float | None = option(
-        None,
-        "--mask-level",
-        "For --auto-mask: to which part of the largest time t the image is noised; by default 0.5.",
-        ATTENTION,
-        argument=None,
-        tag="level",
-    )
-    mask_draws: int | None = option(
-        None,
-        "--mask-draws",
-        "For --auto-mask: the number of noises; by default 10.",
-        ATTENTION,
-        argument=None,
-        tag="draws",
-    )
-    mask_threshold: float | None = option(
-        None,
-        "--mask-threshold",
-        "For --auto-mask: the part of the largest difference that the mask exceeds; by default 0.5.",
-        ATTENTION,
-        argument=None,
-        tag="above",
-    )
-    mask_grow: int | None = option(
-        None,
-        "--mask-grow",
-        "For --auto-mask: by how many pixels of the latent the mask grows; by default 0.",
-        ATTENTION,
-        argument=None,
-        tag="grow",
-    )
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The automatic mask, if there is to be one.
-
-        Raises:
-            InputError: a value is out of range, or there is no automatic mask to set.
-        """
-        settings = {name.removeprefix("mask_"): getattr(self, name) for name in self.typed if name != "auto_mask"}
-        if not self.auto_mask:
-            if settings:
-                raise InputError("it goes with --auto-mask.", parameter=f"mask_{min(settings)}")
-            return {}
-        from ..editing.auto_mask import AutoMask
-
-        try:
-            return {"auto_mask": AutoMask(**settings)}
-        except InputError as error:
-            raise InputError(error.message, parameter=f"mask_{error.parameter}") from None
 
 
 def edit(
@@ -537,7 +175,7 @@ def edit(
         edits = count * len(targets.names) * frames
         sheet_rows = count if film is None else film.rows
         check_page(sheet_rows * len(strip), size, len(strip), scale, of="target" if film is None else "sweep")
-        files = _Files(page, strip, count, edits if pasted else 0, each, saves, film)
+        files = EditFiles(page, strip, count, edits if pasted else 0, each, saves, film)
         protect(files.written, inputs)
         if code is None:
             pictures = read_pictures(
@@ -649,75 +287,6 @@ def edit(
             f"{guidance_text(counted, guidance)}{about['nfe']:g} network calls per image · "
             f"{terminal.seconds:.1f} s[/dim]",
         )
-
-
-class _Files:
-    """The files that an edit writes.
-
-    Args:
-        page: the strip's file; the others are named after it.
-        strip: what each image of the strip shows.
-        rows: images that are edited.
-        edits: how many edits are pasted into their photographs.
-        each: whether every image of the strip gets its own file.
-        saves: whether the code of the image is saved while the edit runs.
-        film: the files of a film, if it is one.
-    """
-
-    def __init__(
-        self, page: Path, strip: Sequence[str], rows: int, edits: int, each: bool, saves: bool, film: Film | None
-    ) -> None:
-        self.page, self.rows, self.film = page, rows, film
-        self.code = page.with_name(f"{page.with_suffix('').name}{CODE}") if saves else None
-        self.about = page.with_suffix(".json")
-        self.saved = False
-        digits = len(str(rows))
-        names = [f"{n:0{digits}d}-{k}_{what}{PNG}" for n in range(rows) for k, what in enumerate(strip)]
-        ends = [f"_photo{k + 1:0{len(str(edits))}d}" for k in range(edits)] if edits > 1 else ["_photo"] * edits
-        self.photographs = [page.with_name(f"{page.with_suffix('').name}{end}{PNG}") for end in ends]
-        singles = [page.with_suffix("") / name for name in names] if film is None else film.singles
-        self.singles = singles if each else []
-
-    @property
-    def written(self) -> list[Path]:
-        """All files that the edit writes."""
-        more = [*([self.code] if self.code else []), *([self.film.file] if self.film else [])]
-        return [self.page, self.about, *self.singles, *self.photographs, *more]
-
-    def save(self, code: "LatentCode") -> None:
-        """Saves the code of an image that was inverted."""
-        if self.code is not None:
-            code.save(self.code)
-            self.saved = True
-
-    @contextmanager
-    def kept_code(self, invert_words: Mapping[str, object], going_on: Mapping[str, object]) -> Iterator[None]:
-        """Around the edit: removes the code's file at the end; after an error, keeps it and says how to go on.
-
-        Args:
-            invert_words: parameters of ``ddim invert`` that differ from the running command's.
-            going_on: parameters that an edit of the code must have in addition.
-        """
-        try:
-            yield
-        except Interrupted as stopped:  # during the inversion
-            assert self.code is not None
-            command = repeat("ddim invert", out=None, **invert_words)
-            raise keep_partial(stopped, partial_beside(self.code), command) from None
-        except (Exception, KeyboardInterrupt) as error:
-            if not self.saved:
-                raise
-            idle = dict.fromkeys(("from_", "from_label", *o.INVERSION))  # which the code has already
-            kept = f"The inverted code is in {self.code}"
-            again = repeat(source=self.code, **{**idle, **going_on})
-            kept += "." if isinstance(error, InputError) else f": {again} goes on."
-            if isinstance(error, DDIMError):
-                error.hint = " ".join(part for part in (error.hint, kept) if part)
-                raise
-            kind = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else DDIMError
-            raise kind(f"{code_and_sentence(error)[1]} {kept}") from error
-        if self.saved and self.code is not None:
-            self.code.unlink()
 
 
 def _attention_record(how: "AttentionEdit") -> dict[str, Any]:
