@@ -29,6 +29,22 @@ def in_groups(tensor: Tensor, groups: int, each: int) -> Tensor:
     return tensor.unflatten(0, (groups, each))
 
 
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Shapes one value for each sample so that it broadcasts: [N] -> [N, 1, ...], in the form of ``like`` [N, ...]."""
+    return values.to(like).view(-1, *[1] * (like.ndim - 1))
+
+
+def quantile_of(x: Tensor, quantile: float) -> Tensor:
+    """Returns the quantile of the elements of each sample: [N, ...] -> [N, 1, ...], interpolated linearly.
+
+    Unlike ``torch.quantile`` it takes more than 16 million elements.
+    """
+    ordered = x.flatten(1).sort(1).values
+    place = quantile * (ordered.shape[1] - 1)
+    low = int(place)
+    return per_sample(torch.lerp(ordered[:, low], ordered[:, min(low + 1, ordered.shape[1] - 1)], place - low), x)
+
+
 def solved(matrix: Tensor, right: Tensor) -> Tensor:
     """Solves ``matrix @ x = right`` for x, for each matrix of a batch: [..., N, N] and [..., N, M] -> [..., N, M]."""
     return torch.linalg.solve(matrix, right)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, UnknownName, is_dict, is_number, is_range, is_whole
+from .._utils.tensors import per_sample, quantile_of
 from .conditioning import EMBEDDED, Conditioning, PromptConditioning
 from .denoiser import PLAIN, Call, Denoiser, ModelDenoiser, Network
 from .grid import Grid
@@ -139,12 +140,7 @@ class Proximal:
     def __call__(self, difference: Tensor) -> Tensor:
         """Applies the operator to each sample of a difference, [N, ...]."""
         size = difference.abs()
-        # Not torch.quantile, which takes no more than 16 million elements.
-        ordered = size.detach().flatten(1).sort(1).values
-        place = self.quantile * (ordered.shape[1] - 1)
-        low = int(place)
-        threshold = torch.lerp(ordered[:, low], ordered[:, min(low + 1, ordered.shape[1] - 1)], place - low)
-        threshold = threshold.view(-1, *[1] * (difference.ndim - 1))
+        threshold = quantile_of(size.detach(), self.quantile)
         if self.kind == "l0":
             return torch.where(size > threshold, difference, torch.zeros_like(difference))
         return difference.sign() * (size - threshold).clamp(min=0)
@@ -225,8 +221,12 @@ class Guidance:
 
     def applies(self, node: Node, t_max: float) -> bool:
         """Whether the unconditional branch is needed at a node: the weight is not 1 and t lies in the interval."""
+        return self.weight != 1 and self.covers(node, t_max)
+
+    def covers(self, node: Node, t_max: float) -> bool:
+        """Whether t of a node lies in the interval."""
         low, high = self.interval
-        return self.weight != 1 and low <= node.t / t_max <= high
+        return low <= node.t / t_max <= high
 
     @property
     def options(self) -> dict[str, Any]:
@@ -331,7 +331,7 @@ def with_embedded(prompts: PromptConditioning, scale: float | None) -> PromptCon
 
 
 def _spread(x: Tensor) -> Tensor:
-    return x.flatten(1).std(dim=1).view(-1, *[1] * (x.ndim - 1))
+    return per_sample(x.flatten(1).std(dim=1), x)
 
 
 def guided(

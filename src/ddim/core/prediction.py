@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, UnknownName, is_mapping, is_number
+from .._utils.tensors import per_sample
 from .path import Node
 
 Prediction = Literal["eps", "x0", "v", "flow", "score", "edm", "edm_v"]
@@ -152,7 +153,7 @@ def dynamic_threshold(
     if not 0 < percentile <= 1:
         raise InputError(f"{percentile:g} lies outside (0, 1].", parameter="percentile")
     size = torch.quantile(pair.x0.detach().abs().flatten(1).double(), percentile, dim=1).clamp(min=limit, max=largest)
-    size = size.to(pair.x0.dtype).view(-1, *[1] * (x.ndim - 1))
+    size = per_sample(size, pair.x0)
     return _with_x0(pair, pair.x0.clamp(-size, size) * (limit / size), x, node)
 
 

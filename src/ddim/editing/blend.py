@@ -145,10 +145,20 @@ def blended(x: Tensor, mask: Tensor) -> Tensor:
     """
     rows = x.unflatten(0, (len(mask), -1))
     source, targets = rows[:, :1], rows[:, 1:]
-    weight = mask[:, :, None].to(x if x.is_floating_point() else torch.float64)
+    return torch.cat([source, towards(source, targets, mask)], 1).flatten(0, 1)
+
+
+def towards(source: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Returns source + mask (targets - source), [N, K, C, H, W].
+
+    Args:
+        source: [N, 1, C, H, W]; floats, or integers of a lattice.
+        targets: [N, K, C, H, W].
+        mask: [N, K or 1, H, W].
+    """
+    weight = mask[:, :, None].to(targets if targets.is_floating_point() else torch.float64)
     weight = weight.expand(*targets.shape[:2], 1, *mask.shape[2:])
-    if not x.is_floating_point():
-        moved = source + ((targets - source) * weight).round().to(x.dtype)
-        return torch.cat([source, moved], 1).flatten(0, 1)
+    if not targets.is_floating_point():
+        return source + ((targets - source) * weight).round().to(targets.dtype)
     # torch.lerp is exact where the mask is 0 or 1, which the formula above is not in floats.
-    return torch.cat([source, torch.lerp(source.expand_as(targets), targets, weight)], 1).flatten(0, 1)
+    return torch.lerp(source.expand_as(targets), targets, weight)

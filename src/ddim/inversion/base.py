@@ -12,7 +12,7 @@ from ..core.grid import Grid
 from ..core.solve import BackwardSolver, solve_back
 from ..solvers.ddim import DDIM
 from . import make_inversion
-from .extras import TRAJECTORY
+from .extras import PATHS, TRAJECTORY
 
 
 def recorder(nodes: list[Tensor], on_step: OnStep | None) -> OnStep:
@@ -85,7 +85,7 @@ class BySolver(Stepwise):
 
 def has_trajectory(inversion: Inversion) -> bool:
     """Returns whether the codes of an inversion hold the samples at all nodes, at least with ``keep_trajectory``."""
-    return isinstance(inversion, Stepwise) or "pivot" in inversion.keeps
+    return isinstance(inversion, Stepwise) or not set(PATHS).isdisjoint(inversion.keeps)
 
 
 def pivot_of(

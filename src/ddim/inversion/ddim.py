@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, UnknownName
-from .._utils.tensors import solved
+from .._utils.tensors import per_sample, solved
 from ..core.contracts import State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
@@ -118,6 +118,5 @@ class _Anderson:
         weights = solved(gram + ridge, (differences @ newest.unsqueeze(2)))  # [N, m, 1]
         mixed = image
         for k, earlier in enumerate(self.images[:-1]):
-            w = weights[:, k, 0].to(image.dtype).view(-1, *[1] * (image.ndim - 1))
-            mixed = mixed - w * (image - earlier)
+            mixed = mixed - per_sample(weights[:, k, 0], image) * (image - earlier)
         return mixed

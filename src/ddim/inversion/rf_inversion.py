@@ -9,7 +9,7 @@ from .._utils.errors import InputError
 from ..core.contracts import InversionProblem, State
 from ..core.denoiser import Denoiser
 from ..core.grid import Grid
-from ..solvers.base import PathODE, path_ode, straightened
+from ..solvers.base import advanced, path_ode, straight, velocity
 from ..solvers.one_stage import first_node
 from .base import ByDDIM, Stepwise
 
@@ -19,7 +19,7 @@ class RFInversion(ByDDIM, Stepwise):
     """Steps to the noise along a mean of the network's velocity and of the straight line to a noise y1.
 
     Source: Rout et al. 2024, arXiv 2410.10792, Eq. 8, without noise in the steps. In the straight view of a path (see
-    ``straightened``) with the sample y at sigma, a step of length D is
+    ``straight``) with the sample y at sigma, a step of length D is
 
         y' = y + D (v + gamma ((y1 - y) / (1 - sigma) - v)),
 
@@ -67,11 +67,10 @@ class RFInversion(ByDDIM, Stepwise):
     def unstep(self, denoise: Denoiser, state: State, grid: Grid, i: int) -> State:
         """Returns the state at ``grid[i]`` from the one at ``grid[i + 1]``."""
         x, noise, t, s = state["x"], state["noise"], grid[i], grid[i + 1]
-        flow, (start, end) = PathODE(straight=True), (straightened(n) for n in (s, t))
-        y = x / (s.alpha + s.sigma)
-        v = flow.slope(path_ode(grid).moved(denoise(x, first_node(s, t)), x, s))
-        v = v + self.gamma * ((noise - y) / (1 - start.sigma) - v)
-        return {"x": (t.alpha + t.sigma) * flow.step(y, v, start, end), "noise": noise}
+        scale, time = straight(s)
+        v = velocity(path_ode(grid).moved(denoise(x, first_node(s, t)), x, s))
+        v = v + self.gamma * ((noise - x / scale) / (1 - time) - v)
+        return {"x": advanced(x, v, s, t), "noise": noise}
 
     def kept(self, begin: State, grid: Grid) -> dict[str, Tensor]:
         """Returns the images as ``source``, [N, 1, ...]."""

@@ -12,10 +12,9 @@ from ..core.guidance import Guidance
 from ..core.noise import SeededNoise
 from ..editing.auto_mask import AutoMask
 from ..editing.sides import Side
-from ..inversion.extras import image_of
 from ..inversion.latent_code import LatentCode
 from ..models.base import Model
-from .common import half_precision_hint, is_encoded
+from .common import encoded_images, half_precision_hint
 from .events import engine_events
 from .reconstruct import end_latents
 from .target_batches import TargetBatches, with_facts
@@ -63,14 +62,10 @@ def automatic_masks(
 
 def _encoded(model: Model, code: LatentCode, pixels: Tensor | None, batch: int) -> Tensor:
     """Returns the encoded images, [N, ...]: those that the code ends at, the given ones, or those that it samples."""
-    stored = image_of(code.extras)
-    if is_encoded(code):
-        found = code.x
-    elif stored is not None:
-        found = stored
-    elif pixels is not None:
+    found = encoded_images(code)
+    if found is None and pixels is not None:
         found = torch.cat([model.encode(pixels[k : k + batch]) for k in range(0, len(pixels), batch)])
-    else:
+    elif found is None:
         found = end_latents(model, code, batch)
     return found.to(model.device, model.state_dtype)
 

@@ -17,6 +17,7 @@ from ..core.grid import Grid
 from ..core.guidance import Guidance
 from ..core.noise import SeededNoise
 from ..core.prediction import Hold
+from ..inversion.extras import image_of
 from ..inversion.latent_code import ADAPTERS, HOLD, QUANTISED, LatentCode
 from ..models.base import Model
 from ..solvers import make_solver
@@ -229,6 +230,11 @@ def need_code(code: object, parameter: str = "code") -> None:
             "sample from; use edit.",
             parameter=parameter,
         )
+
+
+def encoded_images(code: LatentCode) -> Tensor | None:
+    """Returns the encoded images that a code was made from, [N, ...], or None if it does not hold them."""
+    return code.x if is_encoded(code) else image_of(code.extras)
 
 
 def is_encoded(code: LatentCode) -> bool:

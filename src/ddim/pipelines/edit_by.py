@@ -25,7 +25,7 @@ from ..inversion.latent_code import LatentCode
 from ..models.base import Model
 from ..solvers import make_solver
 from .capabilities import check_acts, check_editor, check_guidance, check_negative
-from .common import INVERSION_GUIDANCE, half_precision_hint, hold_of, is_encoded
+from .common import INVERSION_GUIDANCE, encoded_images, half_precision_hint, hold_of, is_encoded
 from .events import engine_events
 from .target_batches import Made, TargetBatches, with_facts
 
@@ -145,14 +145,6 @@ def _trajectory(code: LatentCode) -> Tensor | None:
     return None if later is None else torch.cat([code.x[:, None].to(later), later], 1)
 
 
-def _encoded(code: LatentCode) -> Tensor:
-    """Returns the encoded images of a code: the end of its sampling or of its trajectory, or what it holds itself."""
-    if "end" in code.extras:
-        return code.extras["end"][:, 0]
-    trajectory = _trajectory(code)
-    return code.x if trajectory is None else trajectory[:, -1]
-
-
 @dataclass(frozen=True)
 class Parts:
     """The parts of the target prompts, as lists of equal length: ``[E][N K]``; see ``Editor.concepts``.
@@ -225,7 +217,8 @@ class ByEditor:
         """Returns what the editor is given for some of the sources."""
         code, many, rows = self.code[sources], self.batches.many, self.batches.targets_of(sources)
         device, dtype = self.model.device, self.model.state_dtype
-        n, own, trajectory = len(code), code.conditions.to(device), _trajectory(code)
+        n, own, trajectory, x0 = len(code), code.conditions.to(device), _trajectory(code), encoded_images(code)
+        assert x0 is not None  # what an editor starts from ends at the image
         away = own.cond if self.chosen.editor.from_source else own.uncond
         away = None if away is None else away.repeat(many)
         wanted = [with_facts(conditions[rows], own.cond, many) for conditions in self.targets]
@@ -234,7 +227,7 @@ class ByEditor:
         return EditProblem(
             self.model,
             code.grid,
-            x0=_encoded(code).to(device, dtype),
+            x0=x0.to(device, dtype),
             source=Side(own, self.chosen.source, n),
             target=sides[0],
             noise=StepNoise(SeededNoise([self.seed + k for k in range(sources.start, sources.stop)])),

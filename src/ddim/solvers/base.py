@@ -93,7 +93,7 @@ class PathODE:
 
     def slope(self, pair: Pair) -> Tensor:
         """Returns du / dr for a predicted pair."""
-        return pair.eps - pair.x0 if self.straight else pair.eps
+        return velocity(pair) if self.straight else pair.eps
 
     def step(self, x: Tensor, slope: Tensor, t: Node, s: Node) -> Tensor:
         """Returns the step of x from t to s along a known slope, which may be towards the data or towards the noise.
@@ -135,14 +135,25 @@ class PathODE:
         return 0 if math.isfinite(self.time(grid[0])) else 1
 
 
-def straightened(node: Node) -> Node:
-    """Returns the node of rectified flow with the same sigma / alpha: the straight view of a node.
+def straight(node: Node) -> tuple[float, float]:
+    """Returns (scale, time) of a node as one of rectified flow: x = scale ((1 - time) x0 + time eps).
 
-    If x is a sample at a node of any path, x / (alpha + sigma) is one at that node of rectified flow, with the same x0
-    and eps.
+    Every Gaussian path is a rectified flow up to a scale of x, with scale = alpha + sigma and time = sigma / scale. Its
+    velocity is eps - x0. On rectified flow itself the scale is 1 and the time is sigma.
     """
-    whole = node.alpha + node.sigma
-    return Node(node.sigma / whole, node.alpha / whole, node.sigma / whole)
+    scale = node.alpha + node.sigma
+    return scale, node.sigma / scale
+
+
+def velocity(pair: Pair) -> Tensor:
+    """Returns the velocity of the straight path, eps - x0."""
+    return pair.eps - pair.x0
+
+
+def advanced(x: Tensor, v: Tensor, t: Node, s: Node) -> Tensor:
+    """Moves a sample from t to s along a velocity of the straight path; see ``straight``."""
+    (scale, time), (next_scale, next_time) = straight(t), straight(s)
+    return next_scale * (x / scale + (next_time - time) * v)
 
 
 def path_ode(grid: Grid) -> PathODE:

@@ -17,7 +17,7 @@ from ...core.guidance import Guidance
 from ...core.path import Node
 from ...core.prediction import NO_HOLD, Hold, Pair
 from ...core.solve import solve
-from ..blend import blended
+from ..blend import towards
 from ..sides import Question, Side, ask
 from ..strength import WHOLE, Reach
 
@@ -125,6 +125,11 @@ class EditProblem:
         """Repeats the rows of the sources for their targets: [N, ...] to [N K, ...]."""
         return x if self.many == 1 else x.repeat_interleave(self.many, 0)
 
+    def numbers(self, i: int, draws: int = 1) -> range:
+        """Returns the numbers of the noises of step i, of which each step has ``draws``; see ``StepNoise``."""
+        first = (self.grid.steps - 1 - i) * draws
+        return range(first, first + draws)
+
     def at(self, i: int) -> Tensor:
         """Returns the source's sample at ``grid[i]`` on the trajectory of the inversion, [N, ...]."""
         assert self.trajectory is not None
@@ -133,6 +138,12 @@ class EditProblem:
     def ask(self, node: Node, *questions: Question) -> list[Pair]:
         """Asks the network; see ``ddim.editing.sides.ask``."""
         return ask(self.network, node, *questions, hold=self.hold, call=self.call)
+
+
+def check_draws(draws_per_step: int) -> None:
+    """Raises InputError if the number of noises per step, an option of some editors, is below 1."""
+    if draws_per_step < 1:
+        raise InputError(f"{draws_per_step} is too few; 1 is usual.", parameter="draws_per_step")
 
 
 class Editor(ABC):
@@ -281,31 +292,9 @@ class _Editing(Solver):
         mask, factor = problem.mask, problem.reach.factor(i)
         if mask is None and factor == 1:
             return after
-        rows = torch.cat([after[SOURCE][:, None], after[TARGET].unflatten(0, (len(problem.x0), -1))], 1).flatten(0, 1)
-        whole = rows.new_ones(len(problem.x0), 1, *rows.shape[2:]) if mask is None else mask
-        kept = blended(rows, whole * factor).unflatten(0, (len(problem.x0), -1))
-        return {**after, TARGET: kept[:, 1:].flatten(0, 1)}
-
-
-def straight(node: Node) -> tuple[float, float]:
-    """Returns (scale, time) of a node as one of rectified flow: x = scale ((1 - time) x0 + time eps).
-
-    Every Gaussian path is a rectified flow up to a scale of x, with scale = alpha + sigma and time = sigma / scale. Its
-    velocity is eps - x0. On rectified flow itself the scale is 1 and the time is sigma.
-    """
-    scale = node.alpha + node.sigma
-    return scale, node.sigma / scale
-
-
-def velocity(pair: Pair) -> Tensor:
-    """Returns the velocity of the straight path, eps - x0."""
-    return pair.eps - pair.x0
-
-
-def advanced(x: Tensor, v: Tensor, t: Node, s: Node) -> Tensor:
-    """Moves a sample from t to s along a velocity of the straight path; see ``straight``."""
-    (scale, time), (next_scale, next_time) = straight(t), straight(s)
-    return next_scale * (x / scale + (next_time - time) * v)
+        source, targets = after[SOURCE][:, None], after[TARGET].unflatten(0, (len(problem.x0), -1))
+        whole = targets.new_ones(len(problem.x0), 1, *targets.shape[3:]) if mask is None else mask
+        return {**after, TARGET: towards(source, targets, whole * factor).flatten(0, 1)}
 
 
 def leading(x: Tensor, t: Node, y: Tensor, s: Node) -> Pair:
@@ -325,6 +314,24 @@ def mixed(one: Pair, other: Pair, share: float | Tensor) -> Pair:
     return Pair(torch.lerp(one.x0, other.x0, share), torch.lerp(one.eps, other.eps, share))
 
 
+def proportional(info: "ModelInfo", guidance: float) -> float:
+    """Returns a guidance weight that a paper uses for Stable Diffusion 3, in proportion to a model's usual weight.
+
+    Args:
+        info: facts about the model.
+        guidance: the weight for Stable Diffusion 3, whose usual weight is 7.
+    """
+    return 1 + (info.guidance - 1) * (guidance - 1) / 6
+
+
+def relative_size(change: Tensor) -> Tensor:
+    """Returns the mean of |change| over the channels, scaled to [0, 1] within each sample, [M, 1, ...]."""
+    size = change.abs().mean(1, keepdim=True)
+    places = tuple(range(1, size.ndim))
+    low, high = size.amin(places, keepdim=True), size.amax(places, keepdim=True)
+    return (size - low) / (high - low).clamp(min=torch.finfo(size.dtype).tiny)
+
+
 def in_proportion(info: "ModelInfo", guidance: float, embedded: float) -> tuple[float, float | None]:
     """Returns settings of Stable Diffusion 3 and FLUX in proportion to a model's usual guidance.
 
@@ -338,4 +345,4 @@ def in_proportion(info: "ModelInfo", guidance: float, embedded: float) -> tuple[
     """
     if info.embedded is not None:
         return 1.0, embedded * info.embedded / 3.5
-    return 1 + (info.guidance - 1) * (guidance - 1) / 6, None
+    return proportional(info, guidance), None

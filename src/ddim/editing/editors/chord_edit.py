@@ -12,7 +12,7 @@ from ...core.contracts import State
 from ...core.guidance import Guidance
 from ...core.path import GaussianPath, Node
 from ..sides import Question
-from .base import SOURCE, TARGET, Editor, EditProblem, Usual
+from .base import SOURCE, TARGET, Editor, EditProblem, Usual, check_draws
 
 if TYPE_CHECKING:
     from ...models.info import ModelInfo
@@ -63,8 +63,7 @@ class ChordEdit(Editor):
                 raise InputError(f"{value!r} lies outside (0, 1); {usual}.", parameter=name)
         if not is_number(self.delta) or not 0 < self.delta < self.time:
             raise InputError(f"{self.delta!r} lies outside (0, {self.time:g}); 0.15 is usual.", parameter="delta")
-        if self.draws_per_step < 1:
-            raise InputError(f"{self.draws_per_step} is too few; 1 is usual.", parameter="draws_per_step")
+        check_draws(self.draws_per_step)
 
     @property
     def self_edit(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -8,20 +8,9 @@ from torch import Tensor
 from ..._utils.errors import InputError
 from ...core.contracts import Inversion, State
 from ...inversion.uni_inv import GUESS, UniInv
-from ...solvers.base import move, path_ode
+from ...solvers.base import move, path_ode, straight, velocity
 from ..sides import Question
-from .base import (
-    SOURCE,
-    TARGET,
-    Editor,
-    EditProblem,
-    Usual,
-    in_proportion,
-    leading,
-    mixed,
-    straight,
-    velocity,
-)
+from .base import SOURCE, TARGET, Editor, EditProblem, Usual, in_proportion, leading, mixed
 
 if TYPE_CHECKING:
     from ...models.info import ModelInfo

@@ -7,8 +7,9 @@ import torch
 
 from ..._utils.errors import InputError, UnknownName, is_number
 from ...core.contracts import State
+from ...solvers.base import straight, velocity
 from ..sides import Question
-from .base import SOURCE, TARGET, Editor, EditProblem, Usual, straight, velocity
+from .base import SOURCE, TARGET, Editor, EditProblem, Usual, check_draws, in_proportion
 
 if TYPE_CHECKING:
     from ...models.info import ModelInfo
@@ -68,17 +69,12 @@ class DVRF(Editor):
             raise UnknownName("shift", str(self.shift), SHIFTS, parameter="shift")
         if self.rates not in RATES:
             raise UnknownName("rates", str(self.rates), RATES, parameter="rates")
-        if self.draws_per_step < 1:
-            raise InputError(f"{self.draws_per_step} is too few; 1 is usual.", parameter="draws_per_step")
+        check_draws(self.draws_per_step)
 
     def usual(self, info: "ModelInfo") -> Usual:
         """Returns the paper's settings, in proportion to the usual guidance of the model."""
-        steps = None if info.few_steps else 50
-        if info.embedded is not None:
-            unit = info.embedded / 3.5
-            return Usual(embedded=5.5 * unit, source_embedded=1.5 * unit, steps=steps)
-        more = info.guidance - 1  # 6 for Stable Diffusion 3
-        return Usual(1 + more * 15.5 / 6, 1 + more * 5 / 6, steps=steps)
+        (guidance, embedded), (source, source_embedded) = in_proportion(info, 16.5, 5.5), in_proportion(info, 6, 1.5)
+        return Usual(guidance, source, embedded, source_embedded, steps=None if info.few_steps else 50)
 
     def step(self, problem: EditProblem, state: State, i: int) -> State:
         """Makes a step of gradient descent."""
@@ -87,8 +83,7 @@ class DVRF(Editor):
         c = self.eta * (place / steps if self.shift == "progressive" else 1.0)
         each, gone = problem.each(problem.x0), x - problem.each(problem.x0)
         slopes: list[torch.Tensor] = []
-        first = (problem.grid.steps - 1 - i) * self.draws_per_step
-        for k in range(first, first + self.draws_per_step):
+        for k in problem.numbers(i, self.draws_per_step):
             noise = problem.noise(problem.x0, k)
             noisy = t.alpha * problem.x0 + t.sigma * noise
             # alpha x + sigma (eps + c (x - x0)), in a form that is z_source to the bit where x = x0

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..._utils.errors import InputError, is_number
 from ...core.contracts import State
+from ...solvers.base import straight, velocity
 from ..sides import Question
-from .base import SOURCE, TARGET, Editor, EditProblem, Usual, straight, velocity
+from .base import SOURCE, TARGET, Editor, EditProblem, Usual, proportional
 from .flow_edit import displaced
 
 if TYPE_CHECKING:
@@ -50,13 +51,17 @@ class FlowAlign(Editor):
 
     def usual(self, info: "ModelInfo") -> Usual:
         """Returns the paper's settings, in proportion to the usual guidance of the model."""
-        omega = 1 + (info.guidance - 1) * 6.5 / 6  # 7.5 for Stable Diffusion 3, whose usual guidance is 7
-        return Usual(omega, embedded=info.embedded, source_embedded=info.embedded, steps=None if info.few_steps else 33)
+        return Usual(
+            proportional(info, 7.5),
+            embedded=info.embedded,
+            source_embedded=info.embedded,
+            steps=None if info.few_steps else 33,
+        )
 
     def step(self, problem: EditProblem, state: State, i: int) -> State:
         """Makes a step of the method."""
         t, s, x = problem.grid[i], problem.grid[i + 1], state[TARGET]
-        moved, noisy = displaced(problem, x, t, problem.grid.steps - 1 - i)
+        moved, noisy = displaced(problem, x, t, problem.numbers(i)[0])
         target, source = problem.ask(t, Question(moved, problem.target), Question(noisy, problem.source))
         along = velocity(target) - problem.each(velocity(source))
         pull = problem.each(source.x0) - target.x0

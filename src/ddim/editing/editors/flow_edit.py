@@ -8,9 +8,9 @@ import torch
 from ..._utils.errors import InputError
 from ...core.contracts import State
 from ...core.path import Node
-from ...solvers.base import move
+from ...solvers.base import move, straight, velocity
 from ..sides import Question
-from .base import SOURCE, TARGET, Editor, EditProblem, Usual, straight, velocity
+from .base import SOURCE, TARGET, Editor, EditProblem, Usual, check_draws, in_proportion
 
 if TYPE_CHECKING:
     from ...models.info import ModelInfo
@@ -51,8 +51,7 @@ class FlowEdit(Editor):
     draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.draws_per_step < 1:
-            raise InputError(f"{self.draws_per_step} is too few; 1 is usual.", parameter="draws_per_step")
+        check_draws(self.draws_per_step)
         if self.sampled < 0:
             raise InputError(f"{self.sampled} is negative; 0 is usual.", parameter="sampled")
 
@@ -63,11 +62,8 @@ class FlowEdit(Editor):
 
     def usual(self, info: "ModelInfo") -> Usual:
         """Returns the paper's settings, in proportion to the usual guidance of the model."""
-        if info.embedded is not None:
-            unit = info.embedded / 3.5
-            return Usual(embedded=5.5 * unit, source_embedded=1.5 * unit, strength=24 / 28)
-        more = info.guidance - 1  # 6 for Stable Diffusion 3
-        return Usual(1 + more * 12.5 / 6, 1 + more * 2.5 / 6, strength=33 / 50)
+        (guidance, embedded), (source, source_embedded) = in_proportion(info, 13.5, 5.5), in_proportion(info, 3.5, 1.5)
+        return Usual(guidance, source, embedded, source_embedded, strength=33 / 50 if embedded is None else 24 / 28)
 
     def step(self, problem: EditProblem, state: State, i: int) -> State:
         """Makes a step of Algorithm 1."""
@@ -77,8 +73,7 @@ class FlowEdit(Editor):
             return self._sampled_step(problem, state, i)
         x, x0 = state[TARGET], problem.x0
         moves: list[torch.Tensor] = []
-        first = (problem.grid.steps - 1 - i) * self.draws_per_step
-        for k in range(first, first + self.draws_per_step):
+        for k in problem.numbers(i, self.draws_per_step):
             moved, noisy = displaced(problem, x, t, k)
             target, source = problem.ask(t, Question(moved, problem.target), Question(noisy, problem.source))
             moves.append(velocity(target) - problem.each(velocity(source)))
@@ -89,7 +84,7 @@ class FlowEdit(Editor):
         t, s, x, x0 = problem.grid[i], problem.grid[i + 1], state[TARGET], problem.x0
         noise = state.get("noise")
         if noise is None:
-            number = (problem.grid.steps - 1 - i) * self.draws_per_step
+            number = problem.numbers(i, self.draws_per_step)[0]
             noise = problem.noise(x0, number)
             x, _ = displaced(problem, x, t, number)
         (pair,) = problem.ask(t, Question(x, problem.target))

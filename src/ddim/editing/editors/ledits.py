@@ -4,10 +4,10 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor
 
 from ..._utils.errors import InputError, is_number
+from ..._utils.tensors import per_sample, quantile_of
 from ...core.conditioning import PromptConditioning
 from ...core.contracts import Inversion
 from ...core.guidance import Guidance
@@ -119,31 +119,18 @@ class Ledits(OnNoiseMaps):
         questions = [Question(x, side) for side in (empty, *(side.at(1.0) for side, _ in problem.concepts))]
         own, away, *pairs = ask(problem.network, node, Question(source, problem.source), *questions, call=problem.call)
         x0, eps = away
-        if _within(problem.target.guidance, node.t / problem.network.schedule.path.t_max):
+        if problem.target.guidance.covers(node, problem.network.schedule.path.t_max):
             for pair, (_, factors) in zip(pairs, problem.concepts, strict=True):
                 # That of x0 is a multiple of that of eps, and not 0 where there is no signal.
                 difference = pair.x0 - away.x0
-                scale = _mask(difference, self.threshold) * (problem.target.guidance.weight * _column(factors, x))
+                scale = _mask(difference, self.threshold) * (problem.target.guidance.weight * per_sample(factors, x))
                 x0, eps = x0 + scale * difference, eps + scale * (pair.eps - away.eps)
         if not problem.hold.acts:
             return Pair(x0, eps), own
         return problem.hold(Pair(x0, eps), x, node), problem.hold(own, source, node)
 
 
-def _within(guidance: Guidance, time: float) -> bool:
-    low, high = guidance.interval
-    return low <= time <= high
-
-
-def _column(factors: Tensor, like: Tensor) -> Tensor:
-    return factors.to(like).view(-1, *[1] * (like.ndim - 1))
-
-
 def _mask(difference: Tensor, quantile: float) -> Tensor:
     """Returns a mask [M, 1, ...] of the elements whose size, summed over the channels, is at least its quantile."""
     size = difference.abs().sum(1, keepdim=True)
-    ordered = size.flatten(1).sort(1).values  # torch.quantile takes no more than 16 million elements
-    place = quantile * (ordered.shape[1] - 1)
-    low = int(place)
-    least = torch.lerp(ordered[:, low], ordered[:, min(low + 1, ordered.shape[1] - 1)], place - low)
-    return (size >= _column(least, size)).to(difference)
+    return (size >= quantile_of(size, quantile)).to(difference)

@@ -98,5 +98,5 @@ class RFInversionEdit(Editor):
         std = eta_std(1.0, t, s) if noisy else 0.0
         after = move(pair, s, std)
         if std > 0:
-            after = after + std * problem.each(problem.noise(problem.x0, grid.steps - 1 - i))
+            after = after + std * problem.each(problem.noise(problem.x0, problem.numbers(i)[0]))
         return {SOURCE: problem.at(i + 1), TARGET: after}

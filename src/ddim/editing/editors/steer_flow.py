@@ -8,10 +8,12 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, max_pool2d
 
 from ..._utils.errors import InputError
+from ..._utils.tensors import per_sample
 from ...core.contracts import Inversion, State
 from ...inversion.uni_inv import UniInv
+from ...solvers.base import advanced, straight, velocity
 from ..sides import Question
-from .base import SOURCE, TARGET, Editor, EditProblem, Usual, advanced, in_proportion, leading, straight, velocity
+from .base import SOURCE, TARGET, Editor, EditProblem, Usual, in_proportion, leading, relative_size
 
 if TYPE_CHECKING:
     from ...models.info import ModelInfo
@@ -92,17 +94,14 @@ class SteerFlow(Editor):
         weight = (1 - straight(s)[1] ** self.power) * self._mask(change)
         if self.cosine:
             agreement = cosine_similarity((source + change).flatten(1), source.flatten(1), 1)
-            weight = weight * agreement.view(-1, *[1] * (x.ndim - 1))
+            weight = weight * per_sample(agreement, x)
         return {SOURCE: after, TARGET: advanced(x, source + weight * change, t, s)}
 
     def _mask(self, change: Tensor) -> Tensor | float:
         """Returns where the edit may act, [M, 1, H, W] in [0, 1]."""
         if self.quantile is None:
             return 1.0
-        size = change.abs().mean(1, keepdim=True)
-        low, high = size.flatten(1).amin(1), size.flatten(1).amax(1)
-        low, high = (edge.view(-1, 1, 1, 1) for edge in (low, high))
-        size = (size - low) / (high - low).clamp(min=torch.finfo(size.dtype).tiny)
-        threshold = torch.quantile(size.flatten(1).double(), self.quantile, dim=1).to(size).view(-1, 1, 1, 1)
+        size = relative_size(change)
+        threshold = per_sample(torch.quantile(size.flatten(1).double(), self.quantile, dim=1), size)
         spread = max_pool2d(size, self.dilation, stride=1, padding=self.dilation // 2)
         return torch.sigmoid(self.temperature * (spread - threshold))

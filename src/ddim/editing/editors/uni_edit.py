@@ -3,16 +3,15 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor
 
 from ..._utils.errors import InputError
 from ...core.contracts import Inversion, OnStep, State
 from ...core.prediction import Pair
 from ...inversion.uni_inv import UniInv
-from ...solvers.base import move
+from ...solvers.base import move, velocity
 from ..sides import Question
-from .base import SOURCE, TARGET, Editor, EditProblem, Usual, mixed, velocity
+from .base import SOURCE, TARGET, Editor, EditProblem, Usual, mixed, relative_size
 
 if TYPE_CHECKING:
     from ...models.info import ModelInfo
@@ -85,7 +84,4 @@ class UniEdit(Editor):
 
 def disagreement(target: Pair, source: Pair) -> Tensor:
     """Returns how much two predictions differ at each position, from 0 to 1 in each sample, [M, 1, H, W]."""
-    size = (velocity(target) - velocity(source)).abs().mean(1, keepdim=True)
-    places = tuple(range(1, size.ndim))
-    low, high = size.amin(places, keepdim=True), size.amax(places, keepdim=True)
-    return (size - low) / (high - low).clamp(min=torch.finfo(size.dtype).tiny)
+    return relative_size(velocity(target) - velocity(source))

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..._utils.errors import InputError
 from ...core.prediction import Pair
-from .base import EditProblem, leading, mixed, velocity
+from ...solvers.base import velocity
+from .base import EditProblem, leading, mixed
 from .instruct import Instruct
 
 
