@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import ddim
 from ddim.cli.app import app
+from ddim.editing.editors import EDITORS
 from ddim.evaluation import eval_images
 from ddim.evaluation.benchmarks.leaderboard import AUTOENCODER, Leaderboard
 from ddim.evaluation.columns import summarise
@@ -239,9 +240,28 @@ def test_the_command_measures_every_method_once(bench: Path, monkeypatch: pytest
     ]
 
 
+def test_every_editor_and_attention_control_is_measured_unless_methods_are_named(board: Any):
+    titles = {(trip.spec.title, trip.guidance, trip.steps) for trip in board(guidance=[3.0]).settings()}
+    for name, kind in EDITORS.items():
+        own = kind().usual(tiny_text.model().info)
+        count = kind().steps or 2
+        works = name not in ("instruct", "velo-edit")
+        assert ((name, own.guidance, count) in titles) == works
+        assert ((name, 3.0, count) in titles) == works or name == "chord-edit"
+    for attention in ("none", "masactrl", "plug-and-play"):
+        assert (f"direct attention={attention}", 3.0, 2) in titles
+    assert ("direct", 3.0, 2) in titles
+    named = board(guidance=[3.0], method=["direct attention=masactrl"]).settings()
+    assert [trip.spec.title for trip in named] == [AUTOENCODER, "direct attention=masactrl"]
+    without = {trip.spec.title for trip in board(guidance=[3.0], words=0, styles=0).settings()}
+    assert "direct" in without
+    assert not without & set(EDITORS)
+
+
 @pytest.mark.parametrize(
     ("extra", "sentence"),
     [
+        (["--method", "instruct"], "shows the image to the network as a reference"),
         (["--method", "dirct"], "Did you mean 'direct'"),
         (["--method", "null-text", "-w", "1"], "nothing to tune"),
         (["--data", "somewhere"], "--recipe: "),
@@ -262,7 +282,7 @@ def test_wrong_input_is_one_sentence(bench: Path, extra: list[str], sentence: st
 def test_an_editor_is_measured_on_the_images_themselves(board: Any):
     """Its own latent decoded is its reconstruction; what it keeps, and at what cost, is that of its edits."""
     bench = board(method=["flow-edit"], words=2, styles=1)
-    (_, setting) = bench.settings()
+    (_, setting, *_) = bench.settings()
     usual = ddim.make_editor("flow-edit").usual(bench.session.model.info).guidance
     assert (setting.spec.method, setting.guidance) == ("flow-edit", usual)
     rows = measured(bench, setting)

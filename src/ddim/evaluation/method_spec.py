@@ -26,6 +26,9 @@ from ..pipelines.invert import invert
 VARIANTS = {"ddim": ("ddim iterations=5",), "null-text": ("null-text start=prompt",)}
 """Variants that are measured beside a method when all methods are."""
 
+EDIT_VARIANTS = tuple(f"direct attention={name}" for name in ("none", "masactrl", "plug-and-play"))
+"""Attention controls that are measured beside the usual one when the edits of all methods are."""
+
 ATTENTION = "attention"
 """What names the attention control of edits beside the options of a method, as in ``direct attention=none``."""
 
@@ -84,6 +87,11 @@ class MethodSpec:
         return make_editor(self.method, dict(self.options))
 
     @property
+    def only_edits(self) -> bool:
+        """Whether it differs from others in its edits alone: an editor, or another attention control."""
+        return bool(self.attention) or self.editor is not None
+
+    @property
     def edit_arguments(self) -> dict[str, Any]:
         """The arguments of ``ddim.edit`` that choose it."""
         usual = "refine" if self.editor is None else "none"
@@ -112,8 +120,8 @@ def all_methods() -> list[MethodSpec]:
 
 
 def all_editors() -> list[MethodSpec]:
-    """Every registered editor."""
-    return [MethodSpec(name) for name in EDITORS]
+    """Every registered editor, after the ``EDIT_VARIANTS``."""
+    return [*map(MethodSpec.parse, EDIT_VARIANTS), *map(MethodSpec, EDITORS)]
 
 
 def usable_methods(model: Model) -> list[MethodSpec]:
@@ -173,49 +181,37 @@ def accepted(
     steps: Sequence[int],
     weights: Sequence[float],
     spacing: Spacing | None = None,
+    *,
+    edits: bool = False,
 ) -> list[tuple[MethodSpec, float, int]]:
     """The combinations of methods, guidance weights and steps that a model accepts.
 
     Args:
         model: the model.
         specs: the methods; if there are none, all that accept the model.
-        steps: numbers of steps.
-        weights: guidance weights.
+        steps: numbers of steps; an editor that fixes its own has that one.
+        weights: guidance weights; an editor also has its own usual one.
         spacing: as for ``ddim.invert``.
+        edits: whether the methods edit, which editors do, and otherwise invert.
 
     Raises:
-        InputError: one of the ``specs`` is refused in every combination, or no method accepts the steps.
+        InputError: one of the ``specs`` is refused in every combination, or no inversion accepts the steps.
     """
     out: list[tuple[MethodSpec, float, int]] = []
     refused: list[InputError] = []
-    for spec in specs or all_methods():
-        found = [(weight, s, refusal(model, spec, s, weight, spacing)) for weight in weights for s in steps]
+    for spec in specs or (all_editors() if edits else all_methods()):
+        editor = spec.editor if edits else None
+        own = [] if editor is None else [editor.usual(model.info).guidance]
+        counts = steps if editor is None or editor.steps is None else [editor.steps]
+        pairs = [(weight, s) for weight in dict.fromkeys([*own, *weights]) for s in counts]
+        found = [(weight, s, refusal(model, spec, s, weight, spacing, edits=edits)) for weight, s in pairs]
         out += [(spec, weight, s) for weight, s, refused in found if refused is None]
         refused = [error for *_, error in found if error is not None]
         if specs and len(refused) == len(found):
             raise refused[0]
-    if not out:
+    if not out and not edits:
         raise refused[0]
     return out
-
-
-def accepted_editor(
-    model: Model, spec: MethodSpec, steps: Sequence[int], weights: Sequence[float] | None
-) -> list[tuple[MethodSpec, float, int]]:
-    """The combinations of guidance weights and steps of an editor that a model accepts; empty if there are none.
-
-    Args:
-        model: a model with text.
-        spec: the editor.
-        steps: numbers of steps; an editor that fixes its own has that one.
-        weights: guidance weights; None is the editor's usual one.
-    """
-    editor = spec.editor
-    assert editor is not None
-    usual = editor.usual(model.info).guidance
-    counts = list(steps) if editor.steps is None else [editor.steps]
-    combinations = [(spec, weight, s) for weight in weights or [usual] for s in counts]
-    return [one for one in combinations if refusal(model, spec, one[2], one[1], edits=True) is None]
 
 
 def guidance_weight(model: Model, weight: float | None, usual: float) -> float:

@@ -74,7 +74,11 @@ class LeaderboardOptions(MethodOptions, ImageOptions, PairOptions):
         Sequence[int] | None, Option("Number of steps S; repeatable. By default 10, 20 and 50.", "-S", least=1)
     ] = None
     guidance: Annotated[
-        Sequence[float] | None, Option("Weight of classifier-free guidance; repeatable. By default 1 and 7.5.", "-w")
+        Sequence[float] | None,
+        Option(
+            "Weight of classifier-free guidance; repeatable. By default 1 and 7.5; editors also have their usual one.",
+            "-w",
+        ),
     ] = None
 
 
@@ -124,7 +128,7 @@ class Leaderboard(Benchmark[LeaderboardOptions, "TripSetting"]):
 
         from ..edit_settings import edit_pairs
         from ..eval_images import eval_images, read_recipe
-        from ..method_spec import MethodSpec, accepted, accepted_editor, all_editors, all_methods, chosen_methods
+        from ..method_spec import MethodSpec, accepted, chosen_methods
         from ..metrics.pairwise import digest
         from ..round_trip import TripSetting
 
@@ -138,11 +142,12 @@ class Leaderboard(Benchmark[LeaderboardOptions, "TripSetting"]):
             )
         weights = list(dict.fromkeys(options.guidance or WEIGHTS)) if model.text else [1.0]
         steps = chosen_steps(options.steps, STEPS, model)
-        inversions = [spec for spec in specs or all_methods() if spec.editor is None]
-        editors = [spec for spec in specs or all_editors() if spec.editor is not None] if model.text else []
-        found = accepted(model, inversions, steps, weights) if inversions else []
-        for spec in editors:
-            found += accepted_editor(model, spec, steps, options.guidance)
+        editors = [spec for spec in specs if spec.only_edits]
+        inversions = [spec for spec in specs if not spec.only_edits]
+        found = accepted(model, inversions, steps, weights) if inversions or not specs else []
+        found = [one for one in found if not one[0].only_edits]
+        if editors or (not specs and model.text and options.words + options.styles):
+            found += accepted(model, editors, steps, weights, edits=True)
         self.trips = [TripSetting(spec, s, weight if model.text else None) for spec, weight, s in found]
         if model.text:
             self.trips.insert(0, TripSetting(MethodSpec(AUTOENCODER), 0))
