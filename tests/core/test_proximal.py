@@ -10,11 +10,13 @@ import torch
 from oracles import arc, conditional, mixture, noise_like, prompts
 from refusals import refused, unknown, warned
 from tiny_flow import FAMILIES
+from torch import Tensor
 
 import ddim
 from ddim import Guidance, Proximal
+from ddim.core.denoiser import PLAIN
 from ddim.core.guidance import guided
-from ddim.core.prediction import PREDICTIONS, from_pair
+from ddim.core.prediction import PREDICTIONS, Pair, from_pair
 from ddim.core.schedule import Schedule
 
 BASE = mixture(2, 6)
@@ -96,6 +98,9 @@ def test_options_come_back(proximal):
         (lambda: Proximal("l0", 0.0), refused("proximal_quantile", 0)),
         (lambda: Proximal("l0", 1.0), refused("proximal_quantile", 1)),
         (lambda: Proximal("l0", "a"), refused("proximal_quantile", "a")),  # type: ignore[arg-type]
+        (lambda: Proximal(pull=1.5), refused("pull", 1.5)),
+        (lambda: Proximal(until=0), refused("until", 0)),
+        (lambda: Proximal(dilation=2), refused("dilation", 2)),
         (lambda: Guidance(3.0, proximal="l0"), refused("proximal", "str")),  # type: ignore[arg-type]
         (lambda: Proximal.of({"kind": "l0"}), refused("proximal")),
     ],
@@ -123,7 +128,7 @@ def test_the_method_is_negative_prompt_whose_edits_are_proximal(how: str, tmp_pa
     model, pictures = tiny_text.model(dtype=torch.float64), tiny_text.pictures(2)
     asked: dict[str, Any] = {"source_prompt": "a cat", "steps": 4}
     proximal = Proximal("l1", 0.4)
-    mine: dict[str, Any] = {"method": "prox-npi", "options": {"kind": "l1", "quantile": 0.4}}
+    mine: dict[str, Any] = {"method": "prox-npi", "options": {"kind": "l1", "quantile": 0.4, "pull": 0}}
     if how == "a code":
         code = ddim.invert(model, pictures, steps=4, prompt="a cat", **mine)  # at weight 1, where it does not act
         code = ddim.LatentCode.load(code.save(tmp_path / "a.code"))
@@ -151,11 +156,82 @@ def test_the_method_is_negative_prompt_whose_edits_are_proximal(how: str, tmp_pa
         ({"kind": "l3"}, unknown("proximal", "l3", "l0, l1", nearest="l1")),
         ({"quantile": 1.5}, refused("proximal_quantile", 1.5)),
         ({"toward_empty": 1.5}, refused("toward_empty", 1.5)),
+        ({"pull": -1}, refused("pull", -1.0)),
+        ({"until": 1.5}, refused("until", 1.5)),
+        ({"dilation": 4}, refused("dilation", 4)),
     ],
 )
 def test_bad_options_of_the_method(options, refusal):
     with refusal:
         ddim.make_inversion("prox-npi", options)
+
+
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_reconstruction_guidance_moves_x0_where_the_difference_is_ignored(dilation: int):
+    """By the paper's rule, written out: x0 + pull (image - x0) outside the mask, and eps = (x - alpha x0) / sigma."""
+    model, node = tiny_text.model(dtype=torch.float64), tiny_text.model().schedule.grid(4)[3]
+    both, proximal = model.condition(None, 2, "a cat", "a dog"), Proximal("l0", 0.9, 0.3, 0.4, dilation)
+    generator = torch.Generator().manual_seed(0)
+    x, image = torch.randn(2, 2, *model.shape, generator=generator, dtype=torch.float64)
+    pair = model.guided(Guidance(5.0, proximal=proximal), both, anchor=image)(x, node)
+    assert both.uncond is not None
+    uncond, cond = model.ask(x, node, both.uncond, both.cond, call=replace(PLAIN, branches=("uncond", "cond")))
+    difference = cond - uncond
+    large = difference.abs() > torch.quantile(difference.abs().flatten(1), 0.9, dim=1).view(-1, 1, 1, 1)
+    eps = uncond + 5.0 * difference * large
+    x0 = (x - node.sigma * eps) / node.alpha
+    near = torch.zeros_like(large)
+    for rows in range(large.shape[2]):
+        for columns in range(large.shape[3]):
+            reach = dilation // 2
+            window = large[:, :, max(0, rows - reach) : rows + reach + 1, max(0, columns - reach) : columns + reach + 1]
+            near[:, :, rows, columns] = window.flatten(2).any(2)
+    expected = torch.where(near, x0, x0 + 0.3 * (image - x0))
+    assert torch.allclose(pair.x0, expected, rtol=0, atol=1e-9)
+    assert torch.allclose(pair.eps, (x - node.alpha * expected) / node.sigma, rtol=0, atol=1e-9)
+    assert near.any()
+    assert not near.all()
+    early = model.schedule.grid(4)[1]
+    assert early.t >= 0.4 * model.schedule.path.t_max
+    pulled = model.guided(Guidance(5.0, proximal=proximal), both, anchor=image)(x, early)
+    plain = model.guided(Guidance(5.0, proximal=Proximal("l0", 0.9)), both)(x, early)
+    assert torch.equal(pulled.x0, plain.x0)
+
+
+def test_a_code_pulls_its_source_and_its_edits_to_the_image(tmp_path, monkeypatch):
+    """The source, for which both predictions are the same, is pulled as a whole, and not by rounding only in part."""
+    model, pictures = tiny_text.model(dtype=torch.float64), tiny_text.pictures(2)
+    image = model.decode(model.encode(pictures))
+
+    def edited(**options: Any) -> tuple[float, Any]:
+        code = ddim.invert(model, pictures, steps=4, prompt="a cat", method="prox-npi", guidance=5.0, options=options)
+        code = ddim.LatentCode.load(code.save(tmp_path / "a.code"))
+        made = ddim.edit(model, code, "a dog", guidance=5.0)
+        assert torch.allclose(made.reconstruction, ddim.reconstruct(model, code), rtol=0, atol=1e-9)
+        return float((made.reconstruction - image).abs().max()), made.edits
+
+    seen: list[Tensor] = []
+    pulled = Proximal.pulled
+
+    def watched(self: Proximal, pair: Pair, difference: Tensor, *rest: Any) -> Pair:
+        seen.append(difference)
+        return pulled(self, pair, difference, *rest)
+
+    monkeypatch.setattr(Proximal, "pulled", watched)
+    (loose, free), (usual, near), (tight, nearest) = edited(pull=0.0), edited(), edited(pull=1.0)
+    assert tight < usual < loose
+    apart = [float((edits[:, 0] - image).square().mean()) for edits in (nearest, near, free)]
+    assert apart == sorted(apart)
+    assert apart[0] > 1e-6  # it is an edit still
+    beside = [difference for difference in seen if len(difference) == 4]
+    assert all(not difference[::2].any() and difference[1::2].all() for difference in beside)
+    assert beside
+
+
+def test_pulling_without_an_image_is_refused():
+    model = tiny_text.model()
+    with refused("pull", 0.1):
+        ddim.sample(model, 1, steps=2, prompt="a cat", guidance=Guidance(5.0, proximal=Proximal(pull=0.1)))
 
 
 def test_exact_methods_come_back_under_it():

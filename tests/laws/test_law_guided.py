@@ -14,7 +14,7 @@ from ddim.core.contracts import InversionProblem
 from ddim.core.guidance import Guidance, guided
 from ddim.core.noise import SeededNoise
 from ddim.inversion import INVERSIONS, make_inversion
-from ddim.inversion.extras import pinned
+from ddim.inversion.extras import anchor_of, pinned
 from ddim.inversion.replay import prompts_of, replay, state_of
 from ddim.solvers.lattice import ReversibleSolver
 
@@ -111,7 +111,7 @@ def tensors(code: ddim.LatentCode) -> dict[str, torch.Tensor]:
 def forward(code: ddim.LatentCode, problem: str) -> torch.Tensor:
     solver = ddim.make_solver(code.solver, code.options)
     both = prompts_of(code.conditions, code.grid, code.extras)
-    denoise = guided(PROBLEMS[problem], Guidance.of(code.guidance), both)
+    denoise = guided(PROBLEMS[problem], Guidance.of(code.guidance), both, anchor=anchor_of(code.extras))
     state = state_of(solver, code.state, code.grid, torch.device("cpu"), getattr(torch, code.dtype))
     return solver.read(replay(denoise, solver, state, code.grid, code.extras))
 

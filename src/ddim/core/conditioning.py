@@ -98,6 +98,16 @@ class Conditioning:
         return first._with({name: torch.cat([p.tensors[name] for p in conditions]) for name in conditions[0].tensors})
 
 
+def equal_rows(a: Conditioning, b: Conditioning) -> Tensor:
+    """Returns which rows of two conditions of the same tensors are equal to the bit, bool [N]; padding does not count.
+
+    Raises:
+        InputError: as for ``Conditioning.cat``.
+    """
+    both = [tensor.chunk(2) for tensor in Conditioning.cat([a, b]).tensors.values()]
+    return torch.stack([(one == other).reshape(len(one), -1).all(1) for one, other in both]).all(0)
+
+
 def _named(parts: Sequence[Conditioning]) -> str:
     return " and ".join(dict.fromkeys(", ".join(sorted(p.tensors)) or "nothing" for p in parts))
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from .._utils.errors import InputError, UnknownName, is_dict, is_number, is_range, is_whole
 from .._utils.tensors import per_sample, quantile_of
-from .conditioning import EMBEDDED, Conditioning, PromptConditioning
+from .conditioning import EMBEDDED, Conditioning, PromptConditioning, equal_rows
 from .denoiser import PLAIN, Call, Denoiser, ModelDenoiser, Network
 from .grid import Grid
 from .path import Node
-from .prediction import NO_HOLD, Hold, Pair, to_pair
+from .prediction import NO_HOLD, Hold, Pair, to_pair, with_x0
 
 Prompts = PromptConditioning | Callable[[Node], PromptConditioning]
 """The two conditions of guidance: one value for all nodes, or a function that returns the value for a node."""
@@ -118,11 +118,18 @@ class Proximal:
     the prompt hardly concerns. For a given x, the differences of all kinds of prediction are multiples of each other,
     so that the elements that remain do not depend on the kind.
 
+    "Reconstruction guidance" adds to it: in the last steps, the elements of x0 where d became 0 are moved towards the
+    encoded image that an edit began with. Only a code that stores its image has one, such as one of ``prox-npi``.
+
     Source: Han et al. 2024, arXiv 2306.05414, section 3.2.
 
     Args:
         kind: ``"l0"`` (a hard threshold) or ``"l1"`` (a soft one).
         quantile: in (0, 1): the share of the elements that become 0. 0.7 is the default of the authors.
+        pull: in [0, 1]: how far x0 is moved; 0 is no reconstruction guidance.
+        until: in (0, 1]: t / T below which x0 is moved.
+        dilation: an odd number of latent pixels: the width of the square that is spared around each element that is
+            not 0; 1 is the element alone.
 
     Raises:
         InputError: a value is unknown or out of its range.
@@ -130,12 +137,21 @@ class Proximal:
 
     kind: str = "l0"
     quantile: float = 0.7
+    pull: float = 0.0
+    until: float = 0.4
+    dilation: int = 1
 
     def __post_init__(self) -> None:
         if self.kind not in PROXIMAL_KINDS:
             raise UnknownName("proximal operator", str(self.kind), PROXIMAL_KINDS, parameter="proximal")
         if not is_number(self.quantile) or not 0 < self.quantile < 1:
             raise InputError(f"{self.quantile!r} lies outside (0, 1); 0.7 is usual.", parameter="proximal_quantile")
+        if not is_number(self.pull) or not 0 <= self.pull <= 1:
+            raise InputError(f"{self.pull!r} lies outside [0, 1]; 0 does not pull.", parameter="pull")
+        if not is_number(self.until) or not 0 < self.until <= 1:
+            raise InputError(f"{self.until!r} lies outside (0, 1]; 0.4 is usual.", parameter="until")
+        if not is_whole(self.dilation) or self.dilation < 1 or self.dilation % 2 == 0:
+            raise InputError(f"{self.dilation!r} is not an odd number; 1 does not dilate.", parameter="dilation")
 
     def __call__(self, difference: Tensor) -> Tensor:
         """Applies the operator to each sample of a difference, [N, ...]."""
@@ -145,15 +161,35 @@ class Proximal:
             return torch.where(size > threshold, difference, torch.zeros_like(difference))
         return difference.sign() * (size - threshold).clamp(min=0)
 
+    def pulls(self, node: Node, t_max: float) -> bool:
+        """Whether x0 is moved at a node of a path that ends at ``t_max``."""
+        return self.pull > 0 and node.t < self.until * t_max
+
+    def pulled(self, pair: Pair, difference: Tensor, anchor: Tensor, x: Tensor, node: Node) -> Pair:
+        """Moves x0 towards an image where the operator made the difference 0, and recomputes eps.
+
+        Args:
+            pair: the guided prediction.
+            difference: cond - uncond before the operator, [N, ...].
+            anchor: the encoded images, [N, ...].
+            x, node: where the network was called.
+        """
+        spared = (self(difference) != 0).to(pair.x0)
+        if self.dilation > 1:
+            spared = torch.nn.functional.max_pool2d(spared, self.dilation, 1, self.dilation // 2)
+        return with_x0(pair, torch.lerp(pair.x0, anchor.to(pair.x0), self.pull * (1 - spared)), x, node)
+
     @property
     def options(self) -> dict[str, Any]:
-        """The settings as JSON values by name."""
-        return {"kind": self.kind, "quantile": float(self.quantile)}
+        """The settings as JSON values by name; those of reconstruction guidance only if it acts."""
+        more = {"pull": float(self.pull), "until": float(self.until), "dilation": self.dilation} if self.pull else {}
+        return {"kind": self.kind, "quantile": float(self.quantile), **more}
 
     @staticmethod
     def of(options: Any) -> "Proximal":
         """Makes a ``Proximal`` from what its property ``options`` returned. Raises InputError for anything else."""
-        if not is_dict(options) or set(options) != {"kind", "quantile"}:
+        needed = {"kind", "quantile"}
+        if not is_dict(options) or set(options) not in (needed, needed | {"pull", "until", "dilation"}):
             raise InputError(f"{options!r} are no settings of proximal guidance.", parameter="proximal")
         return Proximal(**options)
 
@@ -335,7 +371,13 @@ def _spread(x: Tensor) -> Tensor:
 
 
 def guided(
-    network: Network, guidance: Guidance, prompts: Prompts, *, hold: Hold = NO_HOLD, call: Call = PLAIN
+    network: Network,
+    guidance: Guidance,
+    prompts: Prompts,
+    *,
+    hold: Hold = NO_HOLD,
+    call: Call = PLAIN,
+    anchor: Tensor | None = None,
 ) -> ModelDenoiser:
     """Makes a denoiser from a network and classifier-free guidance. Where w = 1, only the conditional branch is used.
 
@@ -347,12 +389,13 @@ def guided(
         prompts: the two conditions of each sample, or a function that returns them for a node.
         hold: limits x0 after guidance.
         call: the other arguments of every network call. The denoiser takes the attention controller from its own call.
+        anchor: the encoded images that reconstruction guidance pulls to, [N, ...]; see ``Proximal``.
 
     Raises:
-        InputError: during a call, if the weight is not 1 and there is no unconditional branch, or if
-            ``guidance.embedded`` is set and the network does not take it.
+        InputError: during a call, if the weight is not 1 and there is no unconditional branch, if
+            ``guidance.embedded`` is set and the network does not take it, or if there is no ``anchor`` to pull to.
     """
-    schedule = network.schedule
+    schedule, proximal = network.schedule, guidance.proximal
 
     def denoise(x: Tensor, node: Node, own: Call = PLAIN) -> Pair:
         at = with_embedded(prompts(node) if callable(prompts) else prompts, guidance.embedded)
@@ -363,14 +406,24 @@ def guided(
                     f"{guidance.weight:g} needs something to lead away from, and this model has none; use 1.",
                     parameter="guidance",
                 )
+            if proximal is not None and proximal.pull and anchor is None:
+                raise InputError(
+                    f"{proximal.pull:g} needs the image of a code of 'prox-npi', and there is none here; leave it 0.",
+                    parameter="pull",
+                )
             arguments = replace(arguments, branches=("uncond", "cond"), batched=guidance.batched_cfg)
             uncond, cond = network.ask(x, node, at.uncond, at.cond, call=arguments)
             output = combined(network, cond, uncond, guidance, node)
             term = skip_term(network, guidance, x, node, at.cond, cond, arguments)
             output = output if term is None else output + term
+            pair = to_pair(schedule.prediction, output, x, node, sigma_data=schedule.sigma_data)
+            if proximal is not None and anchor is not None and proximal.pulls(node, schedule.path.t_max):
+                # Predictions under equal conditions can differ by rounding, of which a quantile would spare a part.
+                differ = per_sample(~equal_rows(at.cond, at.uncond), x)
+                pair = proximal.pulled(pair, (cond - uncond) * differ, anchor, x, node)
         else:
             (output,) = network.ask(x, node, at.cond, call=arguments)
-        pair = to_pair(schedule.prediction, output, x, node, sigma_data=schedule.sigma_data)
+            pair = to_pair(schedule.prediction, output, x, node, sigma_data=schedule.sigma_data)
         return hold(pair, x, node) if hold.acts else pair
 
     return denoise

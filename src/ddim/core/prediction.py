@@ -130,7 +130,7 @@ def clip(pair: Pair, x: Tensor, node: Node, limit: float = 1.0) -> Pair:
 
     diffusers recomputes eps only if ``use_clipped_model_output`` is set. Where sigma = 0, eps does not change.
     """
-    return _with_x0(pair, pair.x0.clamp(-limit, limit), x, node)
+    return with_x0(pair, pair.x0.clamp(-limit, limit), x, node)
 
 
 def dynamic_threshold(
@@ -154,10 +154,11 @@ def dynamic_threshold(
         raise InputError(f"{percentile:g} lies outside (0, 1].", parameter="percentile")
     size = torch.quantile(pair.x0.detach().abs().flatten(1).double(), percentile, dim=1).clamp(min=limit, max=largest)
     size = per_sample(size, pair.x0)
-    return _with_x0(pair, pair.x0.clamp(-size, size) * (limit / size), x, node)
+    return with_x0(pair, pair.x0.clamp(-size, size) * (limit / size), x, node)
 
 
-def _with_x0(pair: Pair, x0: Tensor, x: Tensor, node: Node) -> Pair:
+def with_x0(pair: Pair, x0: Tensor, x: Tensor, node: Node) -> Pair:
+    """Returns a pair with another x0 and the eps of x = alpha x0 + sigma eps; where sigma = 0, eps does not change."""
     if node.sigma == 0:
         return Pair(x0, pair.eps)
     return Pair(x0, (x - node.alpha * x0) / node.sigma)

@@ -18,6 +18,7 @@ image comes back to the bit. They differ in what the targets of an edit get, whi
 ``trajectory`` and ``source``, the image, are kept for editors, and sampling ignores them.
 
 Null-text inversion corrects the step through the network's input instead: ``uncond_text`` and ``uncond_pooled``.
+``anchor`` is the image, towards which ``prox-npi`` pulls the prediction of the source and of its targets.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,8 @@ from torch import Tensor
 
 TUNED, TUNED_POOLED = "uncond_text", "uncond_pooled"
 """The names of the unconditional embeddings that null-text inversion optimized."""
+ANCHOR = "anchor"
+"""The name of the encoded image that reconstruction guidance pulls to."""
 TRAJECTORY = "trajectory"
 """The name of the samples of an inversion at the nodes 1 to S, which editors start from."""
 
@@ -57,6 +60,7 @@ EXTRAS: dict[str, Extra] = {
     "pivot": Extra("a pivot", pins=True),
     "asked": Extra("the point of a network call", pins=True),
     "end": Extra("the image", per_step=False, pins=True),
+    ANCHOR: Extra("the image", per_step=False),
     TRAJECTORY: Extra("a sample", acts=False),
     "source": Extra("the image", per_step=False, acts=False),
     "guess": Extra("the first guess", per_step=False, acts=False),
@@ -94,5 +98,10 @@ def path_of(extras: Mapping[str, Tensor]) -> Tensor | None:
 
 def image_of(extras: Mapping[str, Tensor]) -> Tensor | None:
     """Returns the encoded image that a code was made from, [N, ...], or None if no stored tensor ends at it."""
-    ends = (*PATHS, TRAJECTORY, "end", "source")
+    ends = (*PATHS, TRAJECTORY, "end", "source", ANCHOR)
     return next((extras[name][:, -1] for name in ends if name in extras), None)
+
+
+def anchor_of(extras: Mapping[str, Tensor]) -> Tensor | None:
+    """Returns the encoded images that reconstruction guidance pulls to, [N, ...], or None if there are none."""
+    return extras[ANCHOR][:, 0] if ANCHOR in extras else None

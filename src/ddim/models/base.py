@@ -251,7 +251,13 @@ class Model(ABC):
         return Guidance(max(guidance_scale, 1.0))
 
     def guided(
-        self, guidance: Guidance, prompts: Prompts, *, hold: Hold | None = None, call: Call = PLAIN
+        self,
+        guidance: Guidance,
+        prompts: Prompts,
+        *,
+        hold: Hold | None = None,
+        call: Call = PLAIN,
+        anchor: Tensor | None = None,
     ) -> ModelDenoiser:
         """Returns a denoiser that calls the network with guidance.
 
@@ -260,8 +266,10 @@ class Model(ABC):
             prompts: the conditions of both branches.
             hold: how x0 is clipped or thresholded; by default as the model's config says.
             call: see ``ask``.
+            anchor: the encoded images that reconstruction guidance pulls to, [N, ...]; see ``Proximal``.
         """
-        return maths.guided(self, guidance, prompts, hold=self.schedule.hold if hold is None else hold, call=call)
+        hold = self.schedule.hold if hold is None else hold
+        return maths.guided(self, guidance, prompts, hold=hold, call=call, anchor=anchor)
 
     # --- conditions -------------------------------------------------------------------------------------------------
 

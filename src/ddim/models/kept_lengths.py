@@ -49,11 +49,17 @@ class KeptLengths(FlowModel):
         return self.ungrouped(mixed * lengths, cond)
 
     def guided(
-        self, guidance: Guidance, prompts: Prompts, *, hold: Hold | None = None, call: Call = PLAIN
+        self,
+        guidance: Guidance,
+        prompts: Prompts,
+        *,
+        hold: Hold | None = None,
+        call: Call = PLAIN,
+        anchor: Tensor | None = None,
     ) -> ModelDenoiser:
         """Returns a denoiser; see ``Model.guided``. Raises InputError if ``guidance.rescale`` is not 0."""
         self._refuse_rescale(guidance)
-        return super().guided(guidance, prompts, hold=hold, call=call)
+        return super().guided(guidance, prompts, hold=hold, call=call, anchor=anchor)
 
     def _refuse_rescale(self, guidance: Guidance) -> None:
         if guidance.rescale:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .._utils.tensors import in_groups
-from ..core.conditioning import Conditioning, PromptConditioning
+from ..core.conditioning import Conditioning, PromptConditioning, equal_rows
 from ..core.contracts import OnStep, Solver
 from ..core.denoiser import Call
 from ..core.guidance import Guidance
@@ -15,7 +15,7 @@ from ..core.solve import solve
 from ..editing.controlled import Controlled
 from ..editing.plan import AttentionPlan
 from ..editing.strength import Reach
-from ..inversion.extras import PATHS, path_of, pinned, shared
+from ..inversion.extras import PATHS, anchor_of, path_of, pinned, shared
 from ..inversion.latent_code import LatentCode
 from ..inversion.replay import PinnedSolver, prompts_of, state_of, stored_noise
 from ..models.base import Model
@@ -99,7 +99,8 @@ class Beside:
         repeated_extras = {key: rows(v) for key, v in shared(kept).items()}
         conditions = PromptConditioning(cond, None if own.uncond is None else own.uncond.repeat(1 + k))
         prompts = prompts_of(conditions, code.grid, repeated_extras)
-        denoise = model.guided(self.guidance, prompts, hold=hold_of(code), call=call)
+        anchor = anchor_of(repeated_extras)
+        denoise = model.guided(self.guidance, prompts, hold=hold_of(code), call=call, anchor=anchor)
         pinning = PinnedSolver(solver, kept, rows=slice(0, None, 1 + k))
         controlled = Controlled(pinning, self.plan, self.mask, reach, n)
         with half_precision_hint(model):
@@ -125,12 +126,10 @@ class Beside:
         if pinned(code.extras) and not replayed:
             return x
         rows = in_groups(x, n, 1 + k).clone()
-        both = Conditioning.cat([sources, targets]).tensors.values()  # padded alike
-        for i in range(n):
-            for j in range(k):
-                same = all(bool(torch.equal(tensor[n + i * k + j], tensor[i])) for tensor in both)
-                if same and (plan is None or plan.scales is None or bool((plan.scales[i, j] == 1).all())):
-                    rows[i, 1 + j] = rows[i, 0]
+        same = in_groups(equal_rows(sources.repeat(k), targets), n, k)
+        if plan is not None and plan.scales is not None:
+            same = same & (plan.scales == 1).flatten(2).all(2).to(same.device)
+        rows[:, 1:] = torch.where(same.view(n, k, *[1] * (x.ndim - 1)), rows[:, :1], rows[:, 1:])
         return torch.flatten(rows, 0, 1)
 
 

@@ -13,7 +13,7 @@ from ..core.contracts import Solver, State
 from ..core.denoiser import Call
 from ..core.guidance import Guidance
 from ..inversion import calls
-from ..inversion.extras import pinned
+from ..inversion.extras import anchor_of, pinned
 from ..inversion.latent_code import LatentCode
 from ..inversion.replay import prompts_of, replay, state_of
 from ..models.base import Model
@@ -190,7 +190,7 @@ def _replays(
         state = state_of(solver, part.state, code.grid, model.device, model.state_dtype)
         extras = {k: v.to(model.device) for k, v in part.extras.items()}
         prompts = prompts_of(part.conditions.to(model.device), code.grid, extras)
-        denoise = model.guided(guidance, prompts, hold=hold_of(code), call=arguments)
+        denoise = model.guided(guidance, prompts, hold=hold_of(code), call=arguments, anchor=anchor_of(extras))
         with half_precision_hint(model):
             end = replay(denoise, solver, state, code.grid, extras, on_step=after)
         yield call, end
