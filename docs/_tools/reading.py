@@ -13,7 +13,8 @@ It uses only the standard library, so that the tests read the pages as the site 
 - ``[[results table1-fashion]]``: the table ``results/table1-fashion.md`` as it was generated, with its plot.
 - ``[[methods inversions]]``, ``[[methods solvers]]``, ``[[methods editors]]``: a table with the properties of each.
 - ``[[reference inversions]]``, ``[[reference solvers]]``, ``[[reference editors]]``: the reference of every class.
-- ``[[measured leaderboard-emoji]]``: every inversion, with its results in ``results/leaderboard-emoji.csv``.
+- ``[[measured leaderboard-emoji]]``: every inversion, with its round trips in ``results/leaderboard-emoji.csv``.
+- ``[[edited leaderboard-emoji]]``: the edits of every method in it, each at the setting where most of them are right.
 - ``[[capabilities kinds]]``: what works on which kind of model, with the reason where it does not.
 - ``[[capabilities strengths]]``: the usual strength of every editor on each kind of model.
 - ``[[notebook first_steps]]``: ``notebooks/first_steps.ipynb`` with its outputs.
@@ -30,7 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "src" / "ddim"
-TABLES = ("results", "methods", "reference", "measured", "capabilities")
+TABLES = ("results", "methods", "reference", "measured", "edited", "capabilities")
 KINDS = ("code", "figure", "number", "section", "file", "notebook", *TABLES)
 CUTS = ("test", "from", "to", "line")
 _MACRO = re.compile(r"\[\[(" + "|".join(KINDS) + r") (.+?)\]\]")

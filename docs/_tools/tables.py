@@ -37,7 +37,8 @@ EXPECTED = (
     "leaderboard-emoji-reversible",
     "schedulers",
 )
-_KEYS = ("method", "options", "guidance", "steps", "images", "model", "fingerprint", "seed", "failed", "edits")
+_TRIP = ("psnr", "nfe", "seconds")
+"""The columns of a leaderboard that tell of round trips."""
 FLOOR = "autoencoder"
 """A row that is not a method: encoding and decoding alone."""
 _FACTS = {
@@ -66,7 +67,13 @@ def text(macro: Macro, up: str) -> str:
     """
     if macro.kind == "results":
         return results(macro.name, up)
-    made = {"methods": methods, "reference": reference, "measured": measured, "capabilities": what_works}
+    made = {
+        "methods": methods,
+        "reference": reference,
+        "measured": measured,
+        "edited": edited,
+        "capabilities": what_works,
+    }
     return made[macro.kind](macro.name)
 
 
@@ -125,46 +132,95 @@ def reference(kind: str) -> str:
 
 
 def measured(name: str) -> str:
-    """A table of every inversion with its results in a leaderboard, at the largest number of steps there.
+    """A table of every inversion with its round trips in a leaderboard, at the largest number of steps there.
 
     Args:
-        name: of a result whose CSV has a row for each method, guidance and number of steps. The columns ``method``,
-            ``options``, ``guidance`` and ``steps`` identify a row, ``images`` is printed once, and all other columns
-            with numbers are measurements. Only ``method`` is required.
+        name: of a result whose CSV has a row for each method, guidance and number of steps. Of the columns only
+            ``method`` is required; ``images`` is printed once. Rows of editors have no ``nfe`` and are left out.
 
     Raises:
         Missing: the result or its column ``method`` does not exist, or the registry has no such method.
     """
     if not _is_there(name, "csv"):
         return f"*`{name}` is not measured yet.*\n"
-    reader = csv.DictReader(io.StringIO(_file(name, "csv").read_text(encoding="utf-8")))
-    rows, columns = list(reader), list(reader.fieldnames or [])
-    if "method" not in columns or not rows:
-        raise Missing(f"docs/results/{name}.csv has no column 'method', or no rows")
-    known = {m["name"]: m for m in _registries()["inversions"]}
+    rows, known = _board(name), {m["name"]: m for m in _registries()["inversions"]}
     floors = [row for row in rows if row["method"] == FLOOR]
-    rows = [row for row in rows if row["method"] != FLOOR]
-    for row in rows:
-        if row["method"].split()[0] not in known:
-            raise Missing(f"docs/results/{name}.csv measures {row['method']!r}, which the registry does not have")
-        row["method"] = f"{row['method']} {row.get('options') or ''}".strip()
+    rows = [row for row in rows if row["method"] != FLOOR and row.get("nfe") and "attention=" not in row["method"]]
     most = max(_number(row.get("steps")) or 0 for row in rows)
     rows = [row for row in rows if (_number(row.get("steps")) or 0) == most]
-    weights = list(dict.fromkeys(row.get("guidance", "") for row in rows))
-    measures = [c for c in columns if c not in _KEYS and any(_number(row[c]) is not None for row in rows)]
+    weights = sorted(dict.fromkeys(row.get("guidance") or "" for row in rows), key=lambda w: _number(w) or 0.0)
+    measures = [c for c in _TRIP if any(_number(row.get(c)) is not None for row in rows)]
     heads = ["method", "exact", "calls a step"]
     heads += [m + (f", w = {_short(w)}" if len(weights) > 1 else "") for m in measures for w in weights]
-    found = {(row["method"], row.get("guidance", "")): row for row in rows}
+    found = {(row["method"], row.get("guidance") or ""): row for row in rows}
     names = dict.fromkeys([*known, *(method for method, _ in found)])
     body = []
     for method in sorted(names, key=lambda n: [*known].index(n.split()[0])):
         facts = known[method.split()[0]]
         cells = [_short(found.get((method, w), {}).get(m)) for m in measures for w in weights]
         body.append([f"`{method}`", _cell(facts["exact"]), _cell(facts["nfe"]) if method in known else "–", *cells])
-    notes = [f"S = {most:g}"] if most else []
-    notes += [f"{rows[0]['images']} images"] if rows[0].get("images") else []
+    return _markdown(heads, body) + _notes(most, rows, floors)
+
+
+def edited(name: str) -> str:
+    """A table of the edits of every method in a leaderboard, each at the setting where most of its edits are right.
+
+    Among equals it is the setting that keeps the most. The methods with the most edits that are right come first.
+
+    Raises:
+        Missing: as for ``measured``.
+    """
+    if not _is_there(name, "csv"):
+        return f"*`{name}` is not measured yet.*\n"
+    rows = _board(name)
+    floors = [row for row in rows if row["method"] == FLOOR]
+
+    def merit(row: dict[str, str]) -> tuple[float, float]:
+        return float(row["top1"]), _number(row["kept_psnr"]) or 0.0
+
+    best: dict[str, dict[str, str]] = {}
+    for row in sorted((row for row in rows if row.get("top1")), key=merit):
+        best[row["method"]] = row
+    heads = ["method", "w", "S", "right", "95 % interval", "kept, dB", "equal bytes", "source, dB", "calls", "seconds"]
+    body = [
+        [
+            f"`{method}`",
+            _short(row["guidance"]),
+            _short(row["steps"]),
+            _percent(row["top1"]),
+            f"{_percent(row['top1_low'])} to {_percent(row['top1_high'])}",
+            _short(row["kept_psnr"]),
+            _percent(row["kept_bytes"]),
+            _short(row["psnr"]),
+            _short(row["edit_nfe"]),
+            f"{float(row['edit_seconds']):.2g}",
+        ]
+        for method, row in sorted(best.items(), key=lambda one: merit(one[1]), reverse=True)
+    ]
+    edits = next((row["edits"] for row in best.values()), "")
+    return _markdown(heads, body) + _notes(0, [*best.values()], floors, f"{edits} edits a setting")
+
+
+def _board(name: str) -> list[dict[str, str]]:
+    """The rows of a leaderboard, with the options in ``method``. Raises Missing if it cannot be read."""
+    reader = csv.DictReader(io.StringIO(_file(name, "csv").read_text(encoding="utf-8")))
+    rows = list(reader)
+    if "method" not in (reader.fieldnames or []) or not rows:
+        raise Missing(f"docs/results/{name}.csv has no column 'method', or no rows")
+    known = {m["name"] for kind in ("inversions", "editors") for m in _registries()[kind]} | {FLOOR}
+    for row in rows:
+        if row["method"].split()[0] not in known:
+            raise Missing(f"docs/results/{name}.csv measures {row['method']!r}, which the registry does not have")
+        row["method"] = f"{row['method']} {row.get('options') or ''}".strip()
+    return rows
+
+
+def _notes(steps: float, rows: list[dict[str, str]], floors: list[dict[str, str]], *more: str) -> str:
+    notes = [f"S = {steps:g}"] if steps else []
+    notes += [f"{rows[0]['images']} images"] if rows and rows[0].get("images") else []
+    notes += more
     notes += [f"the autoencoder alone reaches {_short(row['psnr'])} dB" for row in floors if row.get("psnr")]
-    return _markdown(heads, body) + (f"\n{', '.join(notes)}.\n" if notes else "")
+    return f"\n{', '.join(notes)}.\n" if notes else ""
 
 
 def what_works(name: str) -> str:
@@ -217,6 +273,11 @@ def _number(value: str | None) -> float | None:
         return float(value or "")
     except ValueError:
         return None
+
+
+def _percent(value: str) -> str:
+    number = _number(value)
+    return "–" if number is None else f"{100 * number:.0f} %"
 
 
 def _short(value: str | None) -> str:

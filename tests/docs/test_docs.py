@@ -269,6 +269,32 @@ def test_a_leaderboard_joins_the_registry_at_its_most_steps(results: Path):
     assert lines[-1] == "S = 50, 4 images, the autoencoder alone reaches 32.5 dB."
 
 
+EDIT_COLUMNS = "edits,top1,top1_low,top1_high,kept_psnr,kept_bytes,edit_nfe,edit_seconds"
+EDITED = f"""method,guidance,steps,images,psnr,nfe,{EDIT_COLUMNS}
+autoencoder,,,4,32.5,0,,,,,,,,
+direct,3,10,4,32.5,30,8,0.875,0.5,0.99,29,0.61,40,0.4
+direct,7.5,10,4,32.5,30,8,1,0.7,1,25,0.51,40,0.4
+direct,7.5,20,4,32.5,60,8,1,0.7,1,26.55,0.52,80,0.8123
+direct attention=none,3,10,4,32.5,30,8,0.75,0.4,0.9,28,0.6,40,0.4
+flow-edit,5.166,33,4,32.5,,8,0.875,0.5,0.99,30,0.7,55,0.7
+ddim,3,10,4,14,30,,,,,,,,
+"""
+
+
+def test_the_edits_of_a_leaderboard_are_the_best_of_each_method(results: Path):
+    (results / "leaderboard-emoji.csv").write_text(EDITED)
+    lines = tables.edited("leaderboard-emoji").splitlines()
+    assert lines[2:5] == [
+        "| `direct` | 7.5 | 20 | 100 % | 70 % to 100 % | 26.55 | 52 % | 32.5 | 80 | 0.81 |",
+        "| `flow-edit` | 5.166 | 33 | 88 % | 50 % to 99 % | 30 | 70 % | 32.5 | 55 | 0.7 |",
+        "| `direct attention=none` | 3 | 10 | 75 % | 40 % to 90 % | 28 | 60 % | 32.5 | 40 | 0.4 |",
+    ]
+    assert lines[-1] == "4 images, 8 edits a setting, the autoencoder alone reaches 32.5 dB."
+    trips = tables.measured("leaderboard-emoji").splitlines()
+    assert "| `direct` | yes | 1 | 32.5 | 60 |" in trips
+    assert not any("flow-edit" in line or "attention=" in line for line in trips)
+
+
 @pytest.mark.parametrize(("text", "named"), [("a,b\n1,2\n", "'method'"), ("method,psnr\nbdja,1\n", "'bdja'")])
 def test_a_leaderboard_that_cannot_be_read_is_missing(results: Path, text: str, named: str):
     (results / "leaderboard-emoji.csv").write_text(text)
