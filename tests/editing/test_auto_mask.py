@@ -169,7 +169,7 @@ def test_a_users_mask_and_a_strength_go_with_it(model: Model):
         assert all(torch.equal(film.blend_mask[:, 3 * k + m], auto[:, k]) for m in range(3))
 
 
-def test_classes_and_flows_have_masks_too():
+def test_flows_have_masks_too():
     flow = tiny_flow.FAMILIES["flux schnell"].model()
     images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for method in ("direct", "flow-edit"):
@@ -182,9 +182,12 @@ def test_classes_and_flows_have_masks_too():
 
 def test_what_it_cannot_be(model: Model):
     images, settings = tiny_text.pictures(1), {"source_prompt": SOURCE, "steps": STEPS}
+    with refused("auto_mask", SOURCE):
+        ddim.edit(model, images, SOURCE, auto_mask="difference", **settings)
     with warned(SOURCE):
-        same = ddim.edit(model, images, SOURCE, auto_mask="difference", **settings)
+        same = ddim.edit(model, images, [[SOURCE, TARGETS[0]]], auto_mask="difference", **settings)
     assert torch.equal(same.edits[:, 0], same.reconstruction)
+    assert not torch.equal(same.edits[:, 1], same.reconstruction)
     with unknown("auto_mask", "attention"):
         ddim.edit(model, images, TARGETS, auto_mask="attention", **settings)
     with refused("auto_mask", 3):

@@ -5,13 +5,12 @@ import tiny_flow
 import tiny_text
 import torch
 from refusals import refused
-from test_editor_turbo_edit import STEPS, ddpm_mean, noised
-from written_out import BOTH, OTHER, SOURCE, TARGET, Written, assert_same, written
+from written_out import BOTH, OTHER, SOURCE, TARGET, Written, assert_same, ddpm_mean, written
 
 import ddim
 from ddim.editing.editors.base import Concept
 
-SEED = 3
+SEED, STEPS = 3, 4
 
 
 @pytest.fixture(params=BOTH, scope="module")
@@ -26,7 +25,7 @@ def test_ledits_is_the_papers_algorithm(tiny: Written, source_guidance: float):
     settings = {"steps": STEPS, "strength": 1.0, "guidance": weight, "options": options, "seed": SEED}
     source, ours = tiny.edited("ledits++", f"{TARGET}; (a red hat:-1.5)", **settings)
     _, other = tiny.edited("ledits++", f"{TARGET}; (a red hat:1.5)", **settings)
-    xs, grid = noised(tiny, source, 0.0)
+    xs, grid = tiny.noised(source, STEPS, SEED)
     y = xs[0]
     for i in range(STEPS):
         t, s = grid[i], grid[i + 1]

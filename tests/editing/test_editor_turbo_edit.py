@@ -1,16 +1,12 @@
 """TurboEdit against the paper's formulas, written out, and on models of few steps."""
 
-import math
-
 import pytest
 import torch
 from refusals import refused
 from tiny_few_step import FEW_STEP
-from torch import Tensor
-from written_out import BOTH, OTHER, SOURCE, TARGET, Written, assert_same, written
+from written_out import BOTH, OTHER, SOURCE, TARGET, Written, assert_same, ddpm_mean, written
 
 import ddim
-from ddim.core.path import Node
 
 SEED, STEPS = 3, 4
 
@@ -20,31 +16,13 @@ def tiny(request: pytest.FixtureRequest) -> Written:
     return written(request.param)
 
 
-def ddpm_mean(x0: Tensor, eps: Tensor, t: Node, s: Node) -> Tensor:
-    """The mean of DDPM's step: of the posterior with the predicted image in place of the true one."""
-    std = s.sigma * math.sqrt(1 - (t.alpha * s.sigma / (s.alpha * t.sigma)) ** 2)
-    return s.alpha * x0 + math.sqrt(max(s.sigma**2 - std**2, 0)) * eps
-
-
-def noised(tiny: Written, source: Tensor, shift: float) -> tuple[list[Tensor], ddim.Grid]:
-    """The independent noised images of all nodes, with the noise of an earlier time, and at the end the image."""
-    grid, noises = tiny.model.schedule.grid(STEPS, None, tuple(source.shape[2:])), tiny.noise(SEED, STEPS, source)
-    out = []
-    for i in range(STEPS):
-        node, eps = grid[i], noises[STEPS - 1 - i]
-        path = tiny.model.schedule.path
-        level = path.node(max(node.t - shift * (1000 if path.discrete else 1), 0))
-        out.append(level.alpha * source + level.sigma * eps)
-    return [*out, source], grid
-
-
 @pytest.mark.parametrize("shift", [0.0, 0.2])
 def test_turbo_edit_is_the_papers_algorithm(tiny: Written, shift: float):
     w = 2.5
     settings = {"steps": STEPS, "strength": 1.0, "guidance": w, "options": {"noise_shift": shift}, "seed": SEED}
     source, ours = tiny.edited("turbo-edit", **settings)
     _, other = tiny.edited("turbo-edit", OTHER, **settings)
-    xs, grid = noised(tiny, source, shift)
+    xs, grid = tiny.noised(source, STEPS, SEED, shift)
     y = xs[0]
     for i in range(STEPS):
         t, s = grid[i], grid[i + 1]

@@ -1,5 +1,6 @@
 """Laws of editors, which walk the registry: self-edits, strength, masks, batches, refusals."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import tiny_flow
 import tiny_text
 import torch
-from refusals import refused
+from refusals import refused, unknown
 from torch import Tensor
 
 import ddim
@@ -73,6 +74,11 @@ def equal_sides(model: Model, method: str) -> dict[str, Any]:
     return {"guidance": guidance, "options": {"source_guidance": weight} if "source_guidance" in fields else None}
 
 
+def test_the_editors_that_promise_to_return_the_source():
+    promise = {name for name in EDITORS if ddim.make_editor(name).self_edit}  # type: ignore[union-attr]
+    assert promise == {"flow-edit", "flow-align", "dvrf", "chord-edit", "turbo-edit"}
+
+
 @pytest.mark.parametrize("model", MODELS, indirect=True)
 def test_an_edit_to_the_sources_own_prompt_is_the_source_to_the_bit(model: Model, editor: str):
     made = ddim.make_editor(editor)
@@ -117,6 +123,21 @@ def test_nothing_changes_outside_the_mask(model: Model, editor: str):
     assert not torch.equal(half.edits[:, 0], half.reconstruction)
 
 
+def test_the_latent_is_the_sources_to_the_bit_outside_the_mask(
+    model: Model, editor: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Without it the composite would still keep the photograph, and the edit would have been made without the mask."""
+    latents, decode, images = list[Tensor](), model.decode, pictures(model)
+    monkeypatch.setattr(model, "decode", lambda z: latents.append(z) or decode(z))
+    mask = torch.zeros(images.shape[2:])
+    mask[:, : mask.shape[1] // 2] = 1
+    edited(model, images, method=editor, mask=mask)
+    source, target = latents[0][0], latents[0][1]
+    half = source.shape[2] // 2
+    assert torch.equal(source[..., half:], target[..., half:])
+    assert float((source - target)[..., :half].abs().max()) > 1e-4
+
+
 def test_a_batch_is_its_items_and_targets_do_not_disturb_each_other(model: Model, editor: str):
     images = pictures(model, 2)
     both = edited(model, images, [[TARGET, "a red face"]] * 2, method=editor, seed=3).edits
@@ -133,6 +154,74 @@ def test_only_what_draws_depends_on_the_seed(model: Model, editor: str):
     one, two = (edited(model, images, method=editor, seed=seed, on_code=codes.append).edits for seed in (1, 2))
     inversion_draws = not torch.equal(codes[0].x, codes[1].x)
     assert torch.equal(one, two) != (made.draws or inversion_draws)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "wrong"),
+    [
+        ("uni-edit", "omega", math.nan),
+        ("uni-edit", "source_guidance", math.nan),
+        ("steer-flow", "power", math.inf),
+        ("steer-flow", "temperature", None),
+        ("steer-flow", "cosine", "a"),
+        ("rf-inversion", "decay", math.nan),
+        ("rf-inversion", "sde", "a"),
+        ("velo-edit", "threshold", math.inf),
+        ("flow-edit", "draws_per_step", "a"),
+        ("flow-edit", "sampled", 1.5),
+        ("dna-edit", "mvg", "x"),
+        ("turbo-edit", "eta", "a"),
+    ],
+)
+def test_an_option_of_the_wrong_type_is_refused_by_name(name: str, option: str, wrong: Any):
+    """In an editor that is made directly too, and before the network could be blamed."""
+    with refused(option, str(wrong)):
+        EDITORS[name](**{option: wrong})
+
+
+def test_what_is_no_method_is_named_among_inversions_and_editors():
+    model, images = tiny_text.model(), tiny_text.pictures(1)
+    with unknown("method", "flowedit", "flow-edit", nearest="flow-edit"):
+        ddim.edit(model, images, TARGET, source_prompt=SOURCE, method="flowedit")
+    with refused("method", "'flow-edit'"):
+        ddim.invert(model, images, method="flow-edit")
+    with refused("options", "str"):
+        ddim.edit(model, images, TARGET, source_prompt=SOURCE, options="eta=1")  # type: ignore[arg-type]
+    with refused("on_code", "int"):
+        ddim.edit(model, images, TARGET, source_prompt=SOURCE, on_code=3)  # type: ignore[arg-type]
+    with refused("inversion_guidance", "2", "without an inversion"):
+        ddim.edit(model, images, TARGET, source_prompt=SOURCE, method="flow-edit", inversion_guidance=2.0)
+
+
+def test_a_code_that_an_editor_lacks_something_of_is_told_how_to_be_made():
+    model, images = tiny_text.model(), tiny_text.pictures(1)
+    code = ddim.invert(model, images, prompt=SOURCE, steps=STEPS)
+    with refused("method", "start", "keep_trajectory") as caught:
+        ddim.edit(model, code, TARGET, method="dna-edit")
+    assert "options={'start': 'noise'}" in str(caught.value)
+    options: dict[str, Any] = {"start": "noise"}
+    made = ddim.invert(
+        model, images, prompt=SOURCE, steps=STEPS, method="uni-inv", options=options, keep_trajectory=True
+    )
+    assert ddim.edit(model, made, TARGET, method="dna-edit").edits.isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["direct", "flow-edit", "ddim", "null-text"])
+def test_reconstruction_guidance_without_an_image_to_pull_to_is_refused_before_work(method: str, monkeypatch):
+    model, images = tiny_text.model(), tiny_text.pictures(1)
+    monkeypatch.setattr(type(model), "forward", lambda *a: pytest.fail("the network was asked"))
+    guidance = Guidance(3.0, proximal=ddim.Proximal(pull=0.1))
+    with refused("pull", 0.1):
+        ddim.edit(model, images, TARGET, source_prompt=SOURCE, method=method, guidance=guidance)
+    if method != "flow-edit":
+        with refused("pull", 0.1):
+            ddim.invert(model, images, prompt=SOURCE, method=method, guidance=guidance)
+
+
+def test_an_instruction_has_no_automatic_mask():
+    model = tiny_flow.FAMILIES["flux kontext"].model()
+    with refused("auto_mask", "'instruct'"):
+        ddim.edit(model, pictures(model), "make it red", method="instruct", auto_mask="difference")
 
 
 def test_a_code_of_an_editor_is_edited_as_its_images_are(model: Model, editor: str, tmp_path):

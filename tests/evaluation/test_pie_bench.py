@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import types
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import tiny_text
 import torch
 from measuring import kept as kept_rows
 from PIL import Image
+from refusals import refused
 from safetensors.torch import load_file
 from tiny_pie import BOX, made_up
 from torch import Tensor, nn
@@ -921,3 +923,14 @@ def test_an_entry_is_a_value(tmp_path: Path):
     assert isinstance(entry, Entry)
     with pytest.raises(AttributeError):
         entry.key = "other"  # type: ignore[misc]
+
+
+def test_an_instruction_editor_gets_the_instruction(tmp_path: Path):
+    (entry,) = read_entries(made_up(tmp_path, 1))
+    assert entry.target_for(None) == entry.target_for(ddim.make_editor("flow-edit")) == entry.target_prompt
+    assert entry.target_for(ddim.make_editor("instruct")) == "Make it a tiger" != entry.target_prompt
+    with refused(None, repr(entry.key), "'velo-edit'"):
+        replace(entry, instruction="").target_for(ddim.make_editor("velo-edit"))
+    for wrong in (3, ["a"]):
+        with refused(None, "editing_instruction"):
+            read_entries(made_up(tmp_path, 1, editing_instruction=wrong))

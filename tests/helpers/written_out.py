@@ -1,5 +1,6 @@
 """Networks of tiny models in float64, called directly, for tests that write the algorithm of a paper out."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,15 @@ class Written:
         generator = torch.Generator().manual_seed(seed)
         return [torch.randn(like.shape[1:], generator=generator).to(like)[None] for _ in range(count)]
 
+    def noised(self, source: Tensor, steps: int, seed: int, shift: float = 0.0) -> tuple[list[Tensor], ddim.Grid]:
+        """The independent noised images of all nodes, with the noise of an earlier time, and at the end the image."""
+        grid, noises = self.model.schedule.grid(steps, None, tuple(source.shape[2:])), self.noise(seed, steps, source)
+        path, out = self.model.schedule.path, []
+        for i in range(steps):
+            level = path.node(max(grid[i].t - shift * (1000 if path.discrete else 1), 0))
+            out.append(level.alpha * source + level.sigma * noises[steps - 1 - i])
+        return [*out, source], grid
+
     def edited(self, method: str, target: Any = TARGET, **settings: Any) -> tuple[Tensor, Tensor]:
         """What ``ddim.edit`` makes of the picture: the latents of the source and of the edit, [1, ...] each."""
         seen: list[Tensor] = []
@@ -95,6 +105,12 @@ def written(name: str) -> Written:
         return (x - sigma * out) / alpha, out
 
     return Written(model, table, tiny_text.pictures().double())
+
+
+def ddpm_mean(x0: Tensor, eps: Tensor, t: Node, s: Node) -> Tensor:
+    """The mean of DDPM's step: of the posterior with the predicted image in place of the true one."""
+    std = s.sigma * math.sqrt(1 - (t.alpha * s.sigma / (s.alpha * t.sigma)) ** 2)
+    return s.alpha * x0 + math.sqrt(max(s.sigma**2 - std**2, 0)) * eps
 
 
 def assert_same(ours: Tensor, theirs: Tensor, source: Tensor, other: Tensor) -> None:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from types import NoneType
 from typing import Any, Generic, TypeVar, cast, get_args
 
-from .errors import InputError, UnknownName
+from .errors import InputError, UnknownName, is_number, is_whole
 
 T = TypeVar("T")
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
@@ -56,22 +57,54 @@ def build(kind: type[T], name: str, options: Mapping[str, Any] | None) -> T:
     Raises:
         InputError: an option is unknown, or its value has the wrong type or is out of range.
     """
-    from dataclasses import fields  # imported here: it imports inspect, a third of the time that `import ddim` takes
-
-    known = {f.name: f for f in fields(cast(Any, kind)) if f.init}
+    known = _fields(kind)
     values = {}
+    if not isinstance(cast(Any, options), (Mapping, NoneType)):
+        raise InputError(
+            f"a {type(options).__name__} is not what they are; give a mapping such as {{'eta': 0.5}}.",
+            parameter="options",
+        )
     for key, value in (options or {}).items():
         if key not in known:
             if not known:
                 raise InputError(f"{name!r} takes no options, but {key!r} was given.", parameter=key)
             raise UnknownName(f"option of {name!r}", key, known, parameter="options")
-        kinds = get_args(known[key].type)
-        if type(None) in kinds and (value is None or str(value).lower() == "none"):
-            values[key] = None
-        else:
-            default = type(known[key].default)
-            values[key] = _as_type(name, key, value, kinds[0] if default is type(None) else default)
+        nullable, wanted = _wanted(known[key])
+        none = nullable and (value is None or str(value).lower() == "none")
+        values[key] = None if none else _as_type(name, key, value, wanted)
     return kind(**values)
+
+
+def check_options(instance: Any) -> None:
+    """Raises InputError if an option of a registered dataclass has the wrong type, or is not a finite number.
+
+    Args:
+        instance: an instance that was made directly, or by ``build``.
+    """
+    for key, option in _fields(type(instance)).items():
+        value, (nullable, wanted) = getattr(instance, key), _wanted(option)
+        if wanted not in TYPE_NAMES or (value is None and nullable):
+            continue
+        right = is_number(value) if wanted is float else is_whole(value) if wanted is int else isinstance(value, wanted)
+        if not right:
+            raise _not_of_type(instance.name, key, value, wanted)
+
+
+def _fields(kind: type) -> dict[str, Any]:
+    """Returns the fields of a dataclass that are options, by name."""
+    from dataclasses import fields  # imported here: it imports inspect, a third of the time that `import ddim` takes
+
+    return {f.name: f for f in fields(cast(Any, kind)) if f.init}
+
+
+def _wanted(option: Any) -> tuple[bool, type]:
+    """Returns whether an option may be None, and its type otherwise."""
+    kinds, default = get_args(option.type), type(option.default)
+    return NoneType in kinds, kinds[0] if default is NoneType else default
+
+
+def _not_of_type(name: str, key: str, value: Any, wanted: type) -> InputError:
+    return InputError(f"{value!r} of {name!r} is not {TYPE_NAMES[wanted]}.", parameter=key)
 
 
 def _as_type(name: str, key: str, value: Any, wanted: type) -> Any:
@@ -86,4 +119,4 @@ def _as_type(name: str, key: str, value: Any, wanted: type) -> Any:
             raise ValueError
         return converted
     except (KeyError, TypeError, ValueError, OverflowError):
-        raise InputError(f"{value!r} of {name!r} is not {TYPE_NAMES[wanted]}.", parameter=key) from None
+        raise _not_of_type(name, key, value, wanted) from None

@@ -141,6 +141,7 @@ def edit(
         if editor is not None:
             check_editor(counted, editor)
             usual_strength = editor.usual(counted.info).strength
+            arguments |= dial.up_to(usual_strength)
             usual_steps = editor.usual_steps(counted.info, inverting.steps)
             usual = editor.guidances(counted.info, None)[1]
         guidance = guidance_for(counted, guiding, usual=usual, batched_cfg=machine.batched_cfg)
@@ -174,7 +175,8 @@ def edit(
         frames = 1 if film is None else len(film.strengths)
         edits = count * len(targets.names) * frames
         sheet_rows = count if film is None else film.rows
-        check_page(sheet_rows * len(strip), size, len(strip), scale, of="target" if film is None else "sweep")
+        cause = "target" if film is None else "sweep"
+        check_page(sheet_rows * len(strip), size, len(strip), scale, of=cause, given=dial.sweep)
         files = EditFiles(page, strip, count, edits if pasted else 0, each, saves, film)
         protect(files.written, inputs)
         if code is None:

@@ -101,6 +101,8 @@ class Targets(Options):
             raise InputError(
                 'it is missing; say what the image is to show, such as "noto cat face".', parameter="target"
             )
+        if blank := [text for text in self.to or () if not text.strip()]:
+            raise InputError(f"{blank[0]!r} is blank; say what the image is to show.", parameter="target")
         if not inverted and self.to_label and self.from_label is None:
             raise InputError("it is missing; name the class of the image, such as 0.", parameter="from_label")
         needless = inverted or (method in EDITORS and not EDITORS[method].needs)

@@ -24,8 +24,8 @@ class Dial(o.Strength):
     sweep: int | None = option(
         None,
         "--sweep",
-        "Make a film of this many edits, at strengths from 0 to --strength (by default 1): a row for each --to, and "
-        "an animated PNG.",
+        "Make a film of this many edits, at strengths from 0 to --strength (by default the usual one of an editor, or "
+        "1): a row for each --to, and an animated PNG.",
         o.SAMPLING,
         argument=None,
         tag="sweep",
@@ -39,11 +39,15 @@ class Dial(o.Strength):
         Raises:
             InputError: there are fewer than two frames, or nothing to sweep over.
         """
+        return self.up_to(None)
+
+    def up_to(self, usual: float | None) -> dict[str, Any]:
+        """The same, where a film without a strength ends at the usual one of an editor."""
         if self.sweep is None:
             return super().arguments
         from ..editing.strength import even_strengths
 
-        return {"strength": even_strengths(self.sweep, self.strength)}
+        return {"strength": even_strengths(self.sweep, usual if self.strength is None else self.strength)}
 
 
 class Film:

@@ -18,12 +18,17 @@ def page_of(images: "Tensor", columns: int | None, scale: int) -> "Image":
 
 
 def check_page(
-    count: int, picture: Sequence[int], columns: int | None = None, scale: int = 1, of: str = "count"
+    count: int,
+    picture: Sequence[int],
+    columns: int | None = None,
+    scale: int = 1,
+    of: str = "count",
+    given: int | None = None,
 ) -> None:
     """Raises InputError for a sheet that would be too large; see ``data.images.sheet_size``. Called before any work."""
     from ..data.images import sheet_size
 
-    sheet_size(count, picture, columns, scale=scale, gap=_gap(count), of=of)
+    sheet_size(count, picture, columns, scale=scale, gap=_gap(count), of=of, given=given)
 
 
 def _gap(count: int) -> int:

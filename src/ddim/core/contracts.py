@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from .._utils.errors import InputError, as_plain
+from .._utils.registry import check_options
 from .conditioning import TEXT, Conditioning, PromptConditioning
 from .denoiser import PLAIN, Call, Denoiser, Network, with_hold
 from .grid import Grid
@@ -60,6 +61,10 @@ class Solver(ABC):
     def stochastic(self) -> bool:
         """Whether a step draws noise. False by default."""
         return False
+
+    def __post_init__(self) -> None:
+        """Raises InputError for an option of the wrong type. Subclasses check the ranges."""
+        check_options(self)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -215,6 +220,10 @@ class Inversion(ABC):
     inversion_guidance: ClassVar[float | None] = None
     needs: ClassVar[str] = ""
     keeps: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Raises InputError for an option of the wrong type. Subclasses check the ranges."""
+        check_options(self)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -370,6 +370,13 @@ def _spread(x: Tensor) -> Tensor:
     return per_sample(x.flatten(1).std(dim=1), x)
 
 
+def nothing_to_lead_away_from(guidance: Guidance) -> InputError:
+    """Returns the error for a weight other than 1 without an unconditional branch."""
+    return InputError(
+        f"{guidance.weight:g} needs something to lead away from, and this model has none; use 1.", parameter="guidance"
+    )
+
+
 def guided(
     network: Network,
     guidance: Guidance,
@@ -402,10 +409,7 @@ def guided(
         arguments = replace(call, controller=own.controller)
         if guidance.applies(node, schedule.path.t_max):
             if at.uncond is None:
-                raise InputError(
-                    f"{guidance.weight:g} needs something to lead away from, and this model has none; use 1.",
-                    parameter="guidance",
-                )
+                raise nothing_to_lead_away_from(guidance)
             if proximal is not None and proximal.pull and anchor is None:
                 raise InputError(
                     f"{proximal.pull:g} needs the image of a code of 'prox-npi', and there is none here; leave it 0.",

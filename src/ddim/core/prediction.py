@@ -21,11 +21,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-import torch
 from torch import Tensor
 
 from .._utils.errors import InputError, UnknownName, is_mapping, is_number
-from .._utils.tensors import per_sample
+from .._utils.tensors import quantile_of
 from .path import Node
 
 Prediction = Literal["eps", "x0", "v", "flow", "score", "edm", "edm_v"]
@@ -152,8 +151,7 @@ def dynamic_threshold(
     """
     if not 0 < percentile <= 1:
         raise InputError(f"{percentile:g} lies outside (0, 1].", parameter="percentile")
-    size = torch.quantile(pair.x0.detach().abs().flatten(1).double(), percentile, dim=1).clamp(min=limit, max=largest)
-    size = per_sample(size, pair.x0)
+    size = quantile_of(pair.x0.detach().abs(), percentile).clamp(min=limit, max=largest)
     return with_x0(pair, pair.x0.clamp(-size, size) * (limit / size), x, node)
 
 

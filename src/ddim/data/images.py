@@ -383,7 +383,14 @@ def to_pil(image: Tensor) -> "PILImage.Image":
 
 
 def sheet_size(
-    count: int, picture: Sequence[int], columns: int | None = None, *, scale: int = 1, gap: int = 2, of: str = "count"
+    count: int,
+    picture: Sequence[int],
+    columns: int | None = None,
+    *,
+    scale: int = 1,
+    gap: int = 2,
+    of: str = "count",
+    given: int | None = None,
 ) -> tuple[int, int]:
     """Returns the (width, height) in pixels of the sheet that ``sheet`` makes.
 
@@ -392,6 +399,7 @@ def sheet_size(
         picture: their (height, width).
         columns, scale, gap: as for ``sheet``.
         of: the parameter that ``count`` comes from, for the error.
+        given: its value, if that is not ``count``.
 
     Raises:
         InputError: ``scale`` or ``columns`` is not a positive whole number, or the sheet has more than ``MOST_PIXELS``;
@@ -412,7 +420,7 @@ def sheet_size(
 
     width, height = size(columns, scale)
     if not fits(columns, scale):
-        name, value = of, count
+        name, value = of, count if given is None else given
         if scale > 1 and fits(columns, 1):
             name, value = "scale", scale
         elif columns is not None and columns > count:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._utils.errors import InputError
 from ..core.conditioning import TEXT, TEXT_MASK, Conditioning, PromptConditioning
 from ..core.denoiser import PLAIN, Call, Network
-from ..core.guidance import Guidance, combined, with_embedded
+from ..core.guidance import Guidance, combined, nothing_to_lead_away_from, with_embedded
 from ..core.path import Node
 from ..core.prediction import NO_HOLD, Hold, Pair, to_pair
 
@@ -27,7 +27,7 @@ class Side:
         images: the number of source images N; row k belongs to image k // (M / N).
 
     Raises:
-        InputError: guidance leaves out layers (``SkipLayers``), which needs a call of its own.
+        InputError: guidance leaves out layers (``SkipLayers``), which needs a call of its own, or pulls to an image.
     """
 
     prompts: PromptConditioning
@@ -41,6 +41,8 @@ class Side:
                 "out, or use a method such as 'direct'.",
                 parameter="skip_layers",
             )
+        if self.guidance.proximal is not None and self.guidance.proximal.pull:
+            raise InputError(f"{self.guidance.proximal.pull:g} has no effect on an editor; use 0.", parameter="pull")
         object.__setattr__(self, "prompts", with_embedded(self.prompts, self.guidance.embedded))
 
     def repeat(self, times: int) -> "Side":
@@ -59,10 +61,7 @@ class Side:
         """
         found = self.prompts.cond if name == "cond" else self.prompts.uncond
         if found is None:
-            raise InputError(
-                f"{self.guidance.weight:g} needs something to lead away from, and this model has none; use 1.",
-                parameter="guidance",
-            )
+            raise nothing_to_lead_away_from(self.guidance)
         return found
 
     @cached_property

@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 from .._utils.errors import DDIMWarning, InputError, is_whole
 from .._utils.files import read_json
 from ..data.images import open_image
+from ..editing.editors.base import Editor
 from ..editing.plan import AttentionEdit
 from ..pipelines.capabilities import check_prompt_edit
 from ..pipelines.edit_plan import planned
@@ -42,6 +43,7 @@ class Entry:
         category: 0 to 9, an index of ``CATEGORIES``.
         blend: the words of the source and of the target prompt where the edit happens; None if the benchmark names
             none.
+        instruction: what to change, for instruction editors; may be empty.
         mask: bool [512, 512], True where the image may change.
         digest: a hash of the image, the prompts, the blend words and the mask.
     """
@@ -52,8 +54,21 @@ class Entry:
     target_prompt: str
     category: int
     blend: tuple[str, str] | None
+    instruction: str
     mask: Tensor
     digest: str
+
+    def target_for(self, editor: Editor | None) -> str:
+        """The target prompt of a method: the instruction for an editor that shows the image to the network.
+
+        Raises:
+            InputError: the entry has no instruction.
+        """
+        if editor is None or not editor.looks:
+            return self.target_prompt
+        if not self.instruction:
+            raise InputError(f"Entry {self.key!r} has no editing_instruction, which {editor.name!r} takes.")
+        return self.instruction
 
     def mask_at(self, size: tuple[int, int]) -> Tensor:
         """The mask at (height, width), resized to the nearest pixel, with a free border; bool [1, 1, H, W]."""
@@ -190,13 +205,16 @@ def _entry(key: str, row: dict[str, Any], category: int, pictures: Path, where: 
     if image.width != image.height:
         raise InputError(f"{where} its image is {image.width}x{image.height}; masks are for square images.")
     source, target = (row[name].replace("[", "").replace("]", "") for name in texts[1:3])
+    instruction = row.get("editing_instruction") or ""
+    if not isinstance(instruction, str):
+        raise InputError(f"{where} editing_instruction is not a text.")
     words = row["blended_word"].split()
     blend = (words[0], words[1]) if len(words) == 2 else None
     if words and blend is None:
         problem = f"{row['blended_word']!r} is not one word of each prompt."
         warnings.warn(f"Entry {key!r} is edited without its blend words: {problem}", DDIMWarning, stacklevel=3)
-    hashed = hashlib.sha256(repr((source, target, blend, image.size, image.mode)).encode())
+    hashed = hashlib.sha256(repr((source, target, instruction, blend, image.size, image.mode)).encode())
     hashed.update(image.tobytes())
     hashed.update(mask.numpy().tobytes())
     path = pictures / row["image_path"]
-    return Entry(key, path, source, target, category, blend, mask, hashed.hexdigest()[:12])
+    return Entry(key, path, source, target, category, blend, instruction, mask, hashed.hexdigest()[:12])

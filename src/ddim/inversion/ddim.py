@@ -52,6 +52,7 @@ class DDIMInversion(ByDDIM, Stepwise):
     paper: ClassVar[str] = "Song et al. 2021, arXiv 2010.02502, section 4.3; Pan et al. 2023, arXiv 2309.04907"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.iterations < 1:
             raise InputError(f"{self.iterations} is too few; 1 is plain DDIM inversion.", parameter="iterations")
         if self.timestep not in TIMESTEPS:

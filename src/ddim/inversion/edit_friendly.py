@@ -40,12 +40,6 @@ class EditFriendly(Inversion):
     grid of 5 steps whose first is skipped: the image has the noise of the timesteps 599, 399, 199 and 0 where the
     network is told 799, 599, 399 and 199. The reconstruction stays exact.
 
-    ``noise_shift`` is the first part of TurboEdit, for models that were distilled to a few steps (Deutch et al. 2024,
-    arXiv 2408.00735, section 4.1). The noised images get the noise of an earlier time than the one that the network is
-    told, because independent noise leaves the samples noisier than those of the sampler. TurboEdit has 0.2, for the
-    grid of 5 steps whose first is skipped: the image has the noise of the timesteps 599, 399, 199 and 0 where the
-    network is told 799, 599, 399 and 199. The reconstruction stays exact.
-
     Args:
         eta: in (0, 1]; 1 is DDPM. For ``tcd`` it is gamma, and ``lcm`` has no other than 1.
         skip: how much of the noisy end of the grid to leave out: a fraction if below 1, otherwise a number of steps.
@@ -73,6 +67,7 @@ class EditFriendly(Inversion):
     floor_db: ClassVar[float] = math.inf
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.eta <= 1:
             raise InputError(
                 f"{self.eta:g} lies outside (0, 1]; 1 is DDPM, and without noise there are no noise maps.",

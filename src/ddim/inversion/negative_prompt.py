@@ -41,6 +41,7 @@ class NegativePrompt(ByDDIM):
     inversion_guidance: ClassVar[float | None] = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.toward_empty <= 1:
             raise InputError(
                 f"{self.toward_empty:g} lies outside [0, 1]; 0 is the prompt, 1 the negative prompt.",

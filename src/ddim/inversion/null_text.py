@@ -75,6 +75,7 @@ class NullText(ByDDIM):
     keeps: ClassVar[tuple[str, ...]] = (TUNED, TUNED_POOLED)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.inner < 1:
             raise InputError(f"{self.inner} tunes nothing; use 1 or more, 10 is the paper's.", parameter="inner")
         if not 0 < self.lr < float("inf"):

@@ -94,6 +94,7 @@ class ReNoise(Inversion):
     paper: ClassVar[str] = "Garibi et al. 2024, arXiv 2403.14602"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key in ("iterations", "near_iterations", "regularize"):
             if getattr(self, key) < 0:
                 raise InputError(f"{getattr(self, key)} is negative; 0 does without.", parameter=key)

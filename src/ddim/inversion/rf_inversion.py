@@ -52,6 +52,7 @@ class RFInversion(ByDDIM, Stepwise):
     floor_db: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.gamma <= 1:
             raise InputError(
                 f"{self.gamma:g} lies outside [0, 1]; 0 is Euler's method, 1 the straight line to the noise.",

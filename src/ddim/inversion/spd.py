@@ -61,6 +61,7 @@ class SPDInversion(ByDDIM):
     inversion_guidance: ClassVar[float | None] = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.inner < 1:
             raise InputError(
                 f"{self.inner} searches nothing; use 1 or more, 25 is the paper's, or the method 'ddim'.",

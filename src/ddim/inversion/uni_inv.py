@@ -60,6 +60,7 @@ class UniInv(ByDDIM, Stepwise):
     paper: ClassVar[str] = "Jiao et al. 2025, arXiv 2504.13109, section 3"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.start not in STARTS:
             raise UnknownName("start", self.start, STARTS)
         if self.iterations < 1:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._utils.errors import warn
+from .._utils.errors import InputError, warn
 from ..core.conditioning import Conditioning, PromptConditioning
 from ..core.denoiser import Call
 from ..core.guidance import Guidance
@@ -70,18 +70,27 @@ def _encoded(model: Model, code: LatentCode, pixels: Tensor | None, batch: int) 
     return found.to(model.device, model.state_dtype)
 
 
-def warn_of_empty(mask: Tensor, targets: Sequence[Sequence[object]]) -> None:
-    """Warns, for the first target whose mask is empty, that it changes nothing.
+def refuse_empty(mask: Tensor, targets: Sequence[Sequence[object]]) -> None:
+    """Refuses masks that are empty for every target, and warns if some are.
 
     Args:
         mask: [N, K, H, W], or [N, 1, H, W] for all targets.
         targets: the targets, ``[N][K]``.
+
+    Raises:
+        InputError: no image may change anywhere.
+
+    Warns:
+        DDIMWarning: some of the targets change nothing.
     """
-    for n, row in enumerate(targets):
-        for k, target in enumerate(row):
-            if not bool(mask[n, min(k, mask.shape[1] - 1)].any()):
-                warn(
-                    f"The automatic mask of image {n + 1} for {target!r} is empty, so that this edit changes nothing; "
-                    "a lower threshold or a larger mask leaves more."
-                )
-                return
+    every = [(n, k, name) for n, row in enumerate(targets) for k, name in enumerate(row)]
+    empty = [(n, name) for n, k, name in every if not bool(mask[n, min(k, mask.shape[1] - 1)].any())]
+    which = ", ".join(f"{name!r} (image {n + 1})" for n, name in empty)
+    if len(empty) == len(every):
+        raise InputError(
+            f"where the prompts ask for different things, nothing may change for {which}; a lower threshold or a "
+            "larger mask leaves more.",
+            parameter="auto_mask",
+        )
+    if empty:
+        warn(f"The mask of {which} is empty, so that nothing changes; a lower threshold or a larger mask leaves more.")

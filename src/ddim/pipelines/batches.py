@@ -241,8 +241,9 @@ def weight_of(inversion: Inversion, forward: Guidance, requested: float | None) 
         raise InputError(f"{requested!r} is not a number; 1 is the conditional model.", parameter="inversion_guidance")
     if own is not None:
         if requested not in (None, own):
+            how = f"always inverts with the weight {own:g}" if inversion.nfe else "edits without an inversion"
             raise InputError(
-                f"{requested:g} does not go with {inversion.name!r}, which always inverts with the weight {own:g}.",
+                f"{requested:g} does not go with {inversion.name!r}, which {how}; leave it out.",
                 parameter="inversion_guidance",
             )
         return own

@@ -4,7 +4,7 @@ Each function named ``check_...`` raises an InputError with one sentence if some
 about the model and the method and by no name of a family. ``capabilities`` collects these sentences.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from .._utils.errors import InputError
@@ -14,6 +14,7 @@ from ..core.schedule import Schedule
 from ..editing.editors import EDITORS
 from ..editing.editors.base import Editor
 from ..inversion import INVERSIONS, make_inversion
+from ..inversion.extras import ANCHOR
 from ..models.base import no_negative, no_text
 from ..models.info import ModelInfo
 from ..solvers import SOLVERS, make_solver
@@ -130,6 +131,21 @@ def _check_skip(info: ModelInfo, layers: Sequence[int]) -> None:
         )
 
 
+def check_pull(guidance: float | Guidance | None, kept: Iterable[str] = ()) -> None:
+    """Raises InputError for reconstruction guidance where there is no image to pull to.
+
+    Args:
+        guidance: what was asked for.
+        kept: the names of what the inversion or the code stores.
+    """
+    proximal = guidance.proximal if isinstance(guidance, Guidance) else None
+    if proximal is not None and proximal.pull and ANCHOR not in kept:
+        raise InputError(
+            f"{proximal.pull:g} pulls to the image in a code of 'prox-npi', and there is none here; use 0.",
+            parameter="pull",
+        )
+
+
 def check_acts(guidance: Guidance, own: Guidance | None = None) -> None:
     """Raises InputError if a setting of guidance has no effect, because its weight is 1.
 
@@ -199,7 +215,8 @@ def check_prompt_edit(model: Described) -> None:
     if not model.info.classes:
         raise _no_edit(model.info)
     raise InputError(
-        f"the model {model.info.name!r} takes no prompts; pass labels, or use a text model.", parameter="model"
+        f"the model {model.info.name!r} takes no prompts; give classes as labels, or use a text model.",
+        parameter="model",
     )
 
 

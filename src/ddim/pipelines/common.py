@@ -304,14 +304,15 @@ def latent_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:
     return size[0] // model.downscaling, size[1] // model.downscaling
 
 
-def check_run(batch: int, on_event: object) -> None:
-    """Raises InputError if ``batch`` is not a number of images, or if ``on_event`` is not callable."""
+def check_run(batch: int, on_event: object, on_code: object = None) -> None:
+    """Raises InputError if ``batch`` is not a number of images, or if a callback is not callable."""
     check_batch(batch)
-    if not callable(on_event):
-        raise InputError(
-            f"a {type(on_event).__name__} cannot be called; give a function of one event, or leave it out.",
-            parameter="on_event",
-        )
+    for name, given, what in (("on_event", on_event, "event"), ("on_code", on_code, "code")):
+        if not callable(given) and (given is not None or name == "on_event"):
+            raise InputError(
+                f"a {type(given).__name__} cannot be called; give a function of one {what}, or leave it out.",
+                parameter=name,
+            )
 
 
 def check_batch(batch: int) -> None:

@@ -195,7 +195,7 @@ def edit(
         DDIMWarning: the mask of some images is empty, or the automatic mask of a target is; they do not change.
     """
     need_model(model)
-    check_run(batch, on_event)
+    check_run(batch, on_event, on_code)
     code = source if isinstance(source, LatentCode) else None
     if code is not None:
         check_made_for(model, code)

@@ -120,6 +120,12 @@ class Asked:
         _check_guidance(model, code, chosen, guidance, inverting.inversion_guidance, words.negative)
         strengths, auto = checked_strengths(strength), AutoMask.of(region.auto_mask)
         editor = None if chosen is None else chosen.editor
+        if auto is not None and editor is not None and editor.looks:
+            raise InputError(
+                f"it does not go with {editor.name!r}, whose prompt is an instruction and shows nothing of "
+                "the source; give a mask.",
+                parameter="auto_mask",
+            )
         needless = editor is not None and not editor.needs and not classes and code is None
         if needless and words.source_prompt is None:
             words = replace(words, source_prompt="")

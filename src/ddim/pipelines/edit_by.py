@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._utils.errors import InputError
+from .._utils.errors import InputError, UnknownName
 from .._utils.tensors import in_groups
 from .._utils.texts import parse_weights
 from ..core.conditioning import Conditioning, PromptConditioning
@@ -19,12 +19,13 @@ from ..editing.editors import EDITORS, make_editor
 from ..editing.editors.base import Concept, Editor, EditProblem, StepNoise, Usual
 from ..editing.sides import Side
 from ..editing.strength import Reach
+from ..inversion import INVERSIONS
 from ..inversion.encoded import Encoded
 from ..inversion.extras import TRAJECTORY, path_of
 from ..inversion.latent_code import LatentCode
 from ..models.base import Model
-from ..solvers import make_solver
-from .capabilities import check_acts, check_editor, check_guidance, check_negative
+from ..solvers import SOLVERS, make_solver
+from .capabilities import check_acts, check_editor, check_guidance, check_negative, check_pull
 from .common import INVERSION_GUIDANCE, encoded_images, half_precision_hint, hold_of, is_encoded
 from .events import engine_events
 from .target_batches import Made, TargetBatches, with_facts
@@ -74,6 +75,7 @@ class Chosen:
                 )
         check_guidance(model, source)
         check_guidance(model, target.at(1.0) if editor.from_source else target)
+        check_pull(guidance)
         if isinstance(guidance, Guidance):
             check_acts(target)
         return Chosen(editor, editor.usual(model.info), source, target)
@@ -117,6 +119,8 @@ def _editor_for(method: Any, options: Mapping[str, Any] | None, code: LatentCode
             return None
         return make_editor(code.method, options)
     editor = make_editor(method, options)
+    if isinstance(method, str) and editor is None and method not in {**INVERSIONS, **SOLVERS}:
+        raise UnknownName("method", method, [*INVERSIONS, *EDITORS])
     if editor is None or code is None:
         return editor
     inversion = editor.inversion()
@@ -129,8 +133,10 @@ def _editor_for(method: Any, options: Mapping[str, Any] | None, code: LatentCode
             )
         return editor
     missing = [name for name in inversion.stores if name not in code.extras]
+    usual = type(inversion)().options
+    own = {name: value for name, value in inversion.options.items() if value != usual[name]}
     if missing or (editor.needs_trajectory and _trajectory(code) is None):
-        kept = " and keep_trajectory=True" if editor.needs_trajectory else ""
+        kept = (f", options={own}" if own else "") + (", keep_trajectory=True" if editor.needs_trajectory else "")
         raise InputError(
             f"{editor.name!r} starts from the {', '.join(missing) or TRAJECTORY} of {inversion.name!r}, which this "
             f"code of {code.method!r} lacks; give the images, or invert them with method={inversion.name!r}{kept}.",

@@ -15,7 +15,7 @@ from ..inversion.latent_code import LatentCode
 from ..models.base import Model
 from ..solvers import make_solver
 from ..solvers.lattice import ReversibleSolver
-from .auto_masks import automatic_masks, warn_of_empty
+from .auto_masks import automatic_masks, refuse_empty
 from .beside import Beside
 from .edit_asked import Asked
 from .edit_by import ByEditor
@@ -94,7 +94,7 @@ def _mask(
         embedded = model.info.embedded if guidance.embedded is None else guidance.embedded
         found = automatic_masks(model, auto, code, source.pixels, conditions, embedded, asked.seed, batches)
         mask = found if mask is None else found * mask.to(found)
-        warn_of_empty(mask, targets.names)
+        refuse_empty(mask, targets.names)
     return None if mask is None else mask.to(model.device)
 
 

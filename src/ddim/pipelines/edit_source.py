@@ -18,7 +18,7 @@ from ..inversion.latent_code import LEFT_OUT, STRENGTH, LatentCode
 from ..inversion.photograph import Photograph
 from ..models.base import Model
 from ..solvers.lattice import ReversibleSolver
-from .capabilities import check_inversion, check_weight
+from .capabilities import check_inversion, check_pull, check_weight
 from .common import conditioned, grid_for, latent_size, picture_shape, say_assumed, solver_of
 from .edit_asked import Asked
 from .events import OnEvent
@@ -113,6 +113,7 @@ def source_of(model: Model, images: ImageLike | Pictures | LatentCode, asked: As
 def _code(model: Model, code: LatentCode, asked: Asked) -> Source:
     """Takes a code as the source. Raises InputError for settings of the inversion, a wrong code or unreadable masks."""
     asked.refuse_for_code()
+    check_pull(asked.guidance, code.extras)
     own, strengths = code.settings.get(STRENGTH), asked.strengths
     if asked.chosen is not None and STRENGTH not in code.settings:
         strengths = asked.chosen.strengths(strengths)
@@ -138,6 +139,7 @@ def _images(model: Model, images: ImageLike | Pictures, asked: Asked) -> Source:
     region, steps, guidance, strengths = asked.region, asked.inverting.steps, asked.guidance, asked.strengths
     inversion = make_inversion(asked.method, asked.options)
     check_inversion(model, inversion)
+    check_pull(guidance, inversion.stores)
     if isinstance(guidance, Guidance):
         guidance = inversion.sampling_guidance(guidance)
     solver = inversion.solver()

@@ -10,14 +10,15 @@ from ..core.guidance import Guidance, with_embedded
 from ..core.noise import checked_seed
 from ..data.images import ImageLike
 from ..data.photographs import CropLike
+from ..editing.editors import EDITORS
 from ..editing.strength import checked_strength, needed
-from ..inversion import make_inversion
+from ..inversion import INVERSIONS, make_inversion
 from ..inversion import partial as partials
 from ..inversion.base import has_trajectory
 from ..inversion.latent_code import LEFT_OUT, STRENGTH, LatentCode
 from ..models.base import Model
 from .batches import invert_batches
-from .capabilities import check_inversion, check_negative, check_weight
+from .capabilities import check_inversion, check_negative, check_pull, check_weight
 from .common import (
     Spacing,
     check_run,
@@ -128,6 +129,8 @@ def invert(
     need_model(model)
     check_run(batch, on_event)
     guidance = translated(model, guidance, guidance_scale)
+    if isinstance(method, str) and method in EDITORS and method not in INVERSIONS:
+        raise InputError(f"{method!r} edits images without a code of its own; use it in edit.", parameter="method")
     inversion, strength = make_inversion(method, options), checked_strength(strength)
     check_inversion(model, inversion)
     if keep_trajectory and not has_trajectory(inversion):
@@ -140,6 +143,7 @@ def invert(
         inversion = inversion.whole()
     forward, hold = guidance_for(model, guidance, 1.0), hold_for(model, clip_x0, threshold)
     inversion.check_guidance(forward)
+    check_pull(forward, inversion.stores)
     if inversion_guidance is not None and not conditioned(model):
         raise InputError(
             f"it is a weight of guidance, and the model {model.name!r} has nothing to lead towards; leave it out.",

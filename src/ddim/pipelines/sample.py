@@ -20,7 +20,7 @@ from ..models.classifier import NoisyClassifier
 from ..solvers import make_solver
 from ..solvers.lattice import ReversibleSolver
 from .batches import check_saveable
-from .capabilities import check_acts, check_negative, check_solver
+from .capabilities import check_acts, check_negative, check_pull, check_solver
 from .common import (
     Report,
     Spacing,
@@ -273,6 +273,7 @@ def _planned(
     say_assumed(model, steps, guidance)
     guided_as = guidance_for(model, guidance, model.info.guidance).on(grid)
     check_acts(guided_as)
+    check_pull(guided_as)
     check_negative(model, negative, guided_as.weight)
     return _Plan(chosen, grid, guided_as, hold_for(model, clip_x0, threshold), shape)
 

@@ -66,6 +66,7 @@ class BDIA(TwoNodeSolver):
     remedy: ClassVar[str] = "use weaker guidance, fewer steps, or gamma nearer to 1"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.gamma <= 1:
             raise InputError(
                 f"{self.gamma:g} lies outside (0, 1]; 0 would be DDIM, which cannot be undone.", parameter="gamma"

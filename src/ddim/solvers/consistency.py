@@ -45,6 +45,7 @@ class LCM(NoisySolver):
     paper: ClassVar[str] = "Luo et al. 2023, arXiv 2310.04378, Eq. 9; Song et al. 2023, arXiv 2303.01469, algorithm 1"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.scaling is not None and not (is_number(self.scaling) and self.scaling > 0):
             raise InputError(
                 f"{self.scaling!r} is not a finite number above 0; 10 is usual, and None is f(x) = x0.",
@@ -94,6 +95,7 @@ class TCD(NoisySolver):
     paper: ClassVar[str] = "Zheng et al. 2024, arXiv 2402.19159, algorithm 4"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not is_number(self.gamma) or not 0 <= self.gamma <= 1:
             raise InputError(f"{self.gamma!r} lies outside [0, 1]; 0.3 is usual.", parameter="gamma")
 

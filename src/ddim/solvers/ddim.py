@@ -31,6 +31,7 @@ class DDIM(NoisySolver):
     paper: ClassVar[str] = "Song et al. 2021, arXiv 2010.02502, Eq. 12"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.eta <= 1:
             raise InputError(f"{self.eta:g} lies outside [0, 1]; 0 is DDIM, 1 is DDPM.", parameter="eta")
 

@@ -39,6 +39,7 @@ class EDICT(ReversibleSolver):
     remedy: ClassVar[str] = "use weaker guidance, fewer steps, or p nearer to 1"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.p <= 1:
             raise InputError(f"{self.p:g} lies outside (0, 1]; the paper uses 0.93.", parameter="p")
 

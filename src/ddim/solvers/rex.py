@@ -105,6 +105,7 @@ class Rex(ReversibleSolver):
     spread: ClassVar[tuple[float, float]] = (0.2, 8.0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tableau not in TABLEAUS:
             raise UnknownName("tableau", self.tableau, TABLEAUS)
         if not 0 < self.zeta <= 1:

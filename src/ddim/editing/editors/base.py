@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._utils.errors import InputError
+from ..._utils.registry import check_options
 from ...core.conditioning import REFERENCE
 from ...core.contracts import Inversion, Noise, OnStep, Solver, State, options_of
 from ...core.denoiser import PLAIN, Call, Denoiser, Network
@@ -152,7 +153,8 @@ class Editor(ABC):
     Attributes:
         name: the key in the registry.
         paper: the source of the method.
-        nfe: the largest number of rows that a step asks the network for, per target and without guidance.
+        nfe: the number of rows that a step asks the network for, per target, without guidance, with one draw of noise
+            and one concept.
         self_edit: whether an edit to the source's own prompt at equal guidance returns the encoded image to the bit.
         needs: ``"text"`` or ``"conditions"`` if it uses what the source shows; if empty, its prompt may be left out.
         draws: whether it draws noise, so that the seed matters.
@@ -173,6 +175,10 @@ class Editor(ABC):
     from_source: ClassVar[bool] = False
     needs_trajectory: ClassVar[bool] = True
     looks: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Raises InputError for an option of the wrong type. Subclasses check the ranges."""
+        check_options(self)
 
     @property
     def options(self) -> dict[str, Any]:

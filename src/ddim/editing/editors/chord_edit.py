@@ -28,7 +28,8 @@ class ChordEdit(Editor):
     steps and runs on all. An edit to the source's own prompt returns the image to the bit, unless it is cleaned.
 
     ``clean`` noises the edited image to a lower time and takes the image that the model predicts there under the
-    target's prompt. It makes the edit sharper, and changes what should stay.
+    target's prompt. It makes the edit sharper, and changes what should stay. It begins at lambda = 1, and the strength
+    then moves the result back towards the image; the paper cleans the edit at its lambda.
 
     Times are parts of the table of timesteps, such as 0.9 for the timestep 899 of 999. On paths without a table they
     are sigma / (alpha + sigma), which is sigma on rectified flow. The guidance is that of both prompts, by default 1 as
@@ -56,6 +57,7 @@ class ChordEdit(Editor):
     steps: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("time", "clean"):
             value = getattr(self, name)
             if not (name == "clean" and value is None) and not (is_number(value) and 0 < value < 1):

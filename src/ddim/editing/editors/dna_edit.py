@@ -55,6 +55,7 @@ class DNAEdit(Editor):
     draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.mvg <= 1:
             raise InputError(
                 f"{self.mvg:g} lies outside [0, 1]; 0.8 is usual, 1 leaves out the reference.", parameter="mvg"

@@ -33,7 +33,8 @@ class DVRF(Editor):
     returns the image to the bit.
 
     The usual guidance is that of the paper for Stable Diffusion 3, 16.5 and 6 for the source, in 50 steps. For other
-    models it keeps the same proportion to the model's usual guidance. Models of few steps keep their number of steps.
+    models it keeps the same proportion to the model's usual guidance. The paper has no scales for models whose guidance
+    is distilled; they have those of FlowEdit, 5.5 and 1.5. Models of few steps keep their number of steps.
 
     Args:
         source_guidance: the guidance under the source's prompt; None is the usual one.
@@ -61,6 +62,7 @@ class DVRF(Editor):
     draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not is_number(self.eta) or self.eta < 0:
             raise InputError(f"{self.eta!r} is not a number of at least 0; 1 is usual.", parameter="eta")
         if not is_number(self.rate) or self.rate <= 0:

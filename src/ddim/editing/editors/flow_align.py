@@ -46,6 +46,7 @@ class FlowAlign(Editor):
     from_source: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not is_number(self.zeta) or self.zeta < 0:
             raise InputError(f"{self.zeta!r} is not a number of at least 0; 0.01 is usual.", parameter="zeta")
 

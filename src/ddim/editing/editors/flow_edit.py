@@ -51,6 +51,7 @@ class FlowEdit(Editor):
     draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_draws(self.draws_per_step)
         if self.sampled < 0:
             raise InputError(f"{self.sampled} is negative; 0 is usual.", parameter="sampled")

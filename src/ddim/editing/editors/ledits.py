@@ -36,8 +36,9 @@ class Ledits(OnNoiseMaps):
     of its source with
     eps = eps(y; empty) + sum over the concepts of mask * guidance * factor * (eps(y; concept) - eps(y; empty)). The
     mask of a concept is 1 where the size of its difference, summed over the channels, is at least its quantile
-    ``threshold`` in the image, in each step anew. The paper also intersects the masks with cross-attention maps, and
-    has a second-order sampler; this class has neither. The last step adds what the network's image lacks of the source,
+    ``threshold`` in the image, in each step anew. The paper also intersects the masks with cross-attention maps,
+    has a second-order sampler, and sets the last three noise maps to zero; here only the last is, and there is neither
+    of the others. The last step adds what the network's image lacks of the source,
     so that without a concept the target is the source.
 
     The usual guidance is that of the paper for Stable Diffusion, 5 in the last 44 of 50 steps. For other models it
@@ -65,6 +66,7 @@ class Ledits(OnNoiseMaps):
     needs: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.inversion()
         if self.source_guidance is not None and not is_number(self.source_guidance):
             raise InputError(

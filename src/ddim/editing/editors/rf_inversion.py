@@ -63,6 +63,7 @@ class RFInversionEdit(Editor):
     draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, usual in {"eta": 0.9, "gamma": 0.5}.items():
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{getattr(self, name):g} lies outside [0, 1]; {usual} is usual.", parameter=name)

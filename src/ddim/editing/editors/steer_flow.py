@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, max_pool2d
 
 from ..._utils.errors import InputError
-from ..._utils.tensors import per_sample
+from ..._utils.tensors import per_sample, quantile_of
 from ...core.contracts import Inversion, State
 from ...inversion.uni_inv import UniInv
 from ...solvers.base import advanced, straight, velocity
@@ -65,6 +65,7 @@ class SteerFlow(Editor):
     nfe: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, usual in {"power": 5, "temperature": 15}.items():
             if getattr(self, name) <= 0:
                 raise InputError(f"{getattr(self, name):g} is not above 0; {usual} is usual.", parameter=name)
@@ -102,6 +103,6 @@ class SteerFlow(Editor):
         if self.quantile is None:
             return 1.0
         size = relative_size(change)
-        threshold = per_sample(torch.quantile(size.flatten(1).double(), self.quantile, dim=1), size)
+        threshold = quantile_of(size, self.quantile)
         spread = max_pool2d(size, self.dilation, stride=1, padding=self.dilation // 2)
         return torch.sigmoid(self.temperature * (spread - threshold))

@@ -57,6 +57,7 @@ class UniEdit(Editor):
     nfe: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.omega < 0:
             raise InputError(f"{self.omega:g} is negative; 5 is usual.", parameter="omega")
 

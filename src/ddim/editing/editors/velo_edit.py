@@ -48,6 +48,7 @@ class VeloEdit(Instruct):
     paper: ClassVar[str] = "Li et al. 2026, arXiv 2603.13388"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.threshold <= 0:
             raise InputError(f"{self.threshold:g} is not above 0; 0.8 is usual.", parameter="threshold")
         for name, usual in {"part": "1/6", "hold": "0"}.items():

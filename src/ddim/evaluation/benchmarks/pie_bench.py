@@ -194,7 +194,7 @@ class PieBench(Benchmark[PieBenchOptions, "EditSetting"]):
             found = edit(
                 model,
                 source,
-                entry.target_prompt,
+                entry.target_for(setting.spec.editor),
                 source_prompt=entry.source_prompt,
                 **setting.arguments,
                 blend=blend,
