@@ -100,7 +100,7 @@ def _fields(kind: type) -> dict[str, Any]:
 def _wanted(option: Any) -> tuple[bool, type]:
     """Returns whether an option may be None, and its type otherwise."""
     kinds, default = get_args(option.type), type(option.default)
-    return NoneType in kinds, kinds[0] if default is NoneType else default
+    return NoneType in kinds, next(iter(kinds), object) if default is NoneType else default
 
 
 def _not_of_type(name: str, key: str, value: Any, wanted: type) -> InputError:
