@@ -44,7 +44,7 @@ BASES: dict[str, list[str]] = {
     "edit": ["colour.png --from 'a cat' --to 'a dog' -m text -S 2", "text.code.safetensors --to 'a dog'"],
     "train": ["train.toml"],
     "models": ["", "fashion"],
-    "demo": ["--quick -m pixel --images pictures --editor ''"],  # no PNGs there: a whole one takes a minute
+    "demo": ["-m pixel --images pictures --editor ''"],  # no PNGs there: a whole one takes a minute
     "evaluate table1": ["-m pixel -S 2 --samples 8 --features features --data pictures --solver ddim --eta 0"],
     "evaluate table2": [
         "-m pixel -S 2 --data pictures --images 2",

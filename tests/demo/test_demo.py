@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 from contextlib import nullcontext
 from functools import partial
 from html.parser import HTMLParser
@@ -18,14 +19,23 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 import ddim
 from ddim.cli.app import app
 from ddim.cli.demo import _Bars
 from ddim.cli.output import Terminal
 from ddim.data.images import save_image, to_pil
+from ddim.demo import page_stored
+from ddim.demo.context import Context, Section
+from ddim.demo.editing import Gallery, other_edits
 from ddim.demo.jobs import Job, run_jobs, worker_threads
 from ddim.demo.pictures import difference, latent, same_as_png, tiles
 from ddim.demo.plot import psnr_plot
+from ddim.demo.stored import NAMES, stored
 
 LEVELS = 24
 
@@ -45,8 +55,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.frombytes("L", (8, 8), pixels.numpy().tobytes()).save(model / "test_images" / f"{name}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        result = run("demo", "--model", "small", "--editor", "")
+        result = run("demo", "--model", "small", "--editor", "", "--full")
     assert result.exit_code == 0, result.output
+    assert "demo/index.html has its first pictures after" in result.stderr
     return root
 
 
@@ -97,7 +108,7 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(folder: Path, page: Pa
     assert page.open == []
     text = (folder / "demo" / "index.html").read_text()
     assert "<script" not in text
-    assert "http" not in text
+    assert "http" not in text  # no address, and no http-equiv that loads the page again
     for link in page.links:
         assert link.startswith("#") or (folder / "demo" / link).is_file(), link
     ids = re.findall(r'id="(\w+)"', text)
@@ -180,16 +191,95 @@ def parts(file: str, count: int) -> torch.Tensor:
     return torch.stack(tiles_[:count])
 
 
-def test_quick_leaves_the_longest_out(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_by_default_the_longest_is_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder)
-    result = run("demo", "--model", "small", "--quick", "--out", "quick demo", "--seed", "5", "--json", "--editor", "")
+    result = run("demo", "--model", "small", "--out", "quick demo", "--seed", "5", "--json", "--editor", "")
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
     assert said["files"] == ["quick demo/index.html", "quick demo/results.json"]
     found = said["results"]
     assert [one["steps"] for one in found["samples"]] == [20]
+    assert {one["steps"] for one in found["inversion"]["curve"]} == {20}
     assert found["samples"][0]["seeds"][0] == 5
-    assert found["command"] == "ddim demo --out 'quick demo' --model small --seed 5 --quick --editor ''"
+    assert found["command"] == "ddim demo --out 'quick demo' --model small --seed 5 --editor ''"
+    assert found == json.loads((folder / "quick demo" / "results.json").read_text()) | {"seconds": found["seconds"]}
+    text = (folder / "quick demo" / "index.html").read_text()
+    assert "stored results" not in text  # they are of another model
+    assert "Error against" not in text
+
+
+class Broken:
+    """A section that looks at the page, and ends the demo."""
+
+    def __init__(self, file: Path, error: BaseException) -> None:
+        self.file, self.error, self.seen = file, error, ""
+
+    def __call__(self, *_: object) -> Section:
+        return Section([[Job(1, self.look)]], lambda _: None)
+
+    def look(self, listen: Any) -> None:
+        self.seen = self.file.read_text()
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ddim.DDIMError("the disk is on fire.")])
+def test_the_page_is_there_after_its_first_section(
+    error: BaseException, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    broken = Broken(tmp_path / "out" / "index.html", error)
+    monkeypatch.setattr("ddim.demo.run.interpolations", broken)
+    result = run("demo", "--model", folder / "small", "--editor", "", "--out", tmp_path / "out")
+    assert result.exit_code != 0
+    then, after = Page(broken.seen), (tmp_path / "out" / "index.html").read_text()
+    assert 'http-equiv="refresh"' in broken.seen
+    assert "still being made" in broken.seen
+    assert "interpolation, samples, steps and noise, same noise, more steps." in broken.seen
+    assert len(then.images) == 1 + 6 * 3 + 5  # the originals are shown once a method
+    for link in then.links:
+        assert link.startswith("#") or (tmp_path / "out" / link).is_file(), link
+    assert "http-equiv" not in after
+    assert "ended before the page was complete" in after
+    assert Page(after).images == then.images
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["state"] == "ended"
+
+
+def test_the_stored_tables_are_those_of_the_documentation():
+    root = Path(__file__).parents[2]
+    carried = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert carried["force-include"] == {f"docs/results/{name}.json": f"ddim/demo/results/{name}.json" for name in NAMES}
+    for name in NAMES:
+        assert (root / "docs" / "results" / f"{name}.json").is_file()
+    assert stored("table1-fashion", {"fingerprint": "another model's"}) is None
+
+
+def test_the_stored_tables_are_of_the_bundled_models():
+    """Their numbers are those of the Markdown files that ``ddim evaluate`` wrote beside them."""
+    emoji, fashion = (ddim.load(name).describe() for name in ("emoji", "fashion"))
+    methods = [
+        {"name": name, "given": given, "label": name, "exact": exact}
+        for name, given, exact in (("ddim", {"iterations": 5}, False), ("heun", {}, False), ("bdia", {}, True))
+    ]
+    results = {"editor": emoji, "model": fashion, "inversion": {"methods": methods}}
+    assert "<th>direct</th><td>32.8</td><td>150</td>" in page_stored.leaderboard(results)
+    assert "<th>S = 10</th><td>5.3</td><td>5.2</td><td>5.2</td><td>7.3</td><td>39.4</td>" in page_stored.distances(
+        results
+    )
+    assert "<th>S = 20</th><td>29.9</td>" in page_stored.same_noise(results)
+    lines, tables = page_stored.round_trip_lines(results)
+    assert [points for *_, points in lines] == [
+        pytest.approx({10: 32.9, 20: 30.7, 50: 45.5}, abs=0.05),
+        pytest.approx({10: 17.8, 20: 28.6, 50: 46.8}, abs=0.05),
+        pytest.approx({10: 170.7, 20: 170.7, 50: 170.7}, abs=0.05),
+    ]
+    pieces = page_stored.leaderboard, page_stored.distances, page_stored.same_noise, page_stored.round_trip_curve
+    for page in (Page(piece(results)) for piece in pieces):
+        assert page.open == []
+        assert all(line.startswith("ddim evaluate ") for line in page.commands)
+    assert len(Page(page_stored.round_trip_curve(results)).commands) == len(tables) == 2
+    other = {"editor": {"fingerprint": "x"}, "model": {"fingerprint": "x"}, "inversion": results["inversion"]}
+    assert [piece(other) for piece in pieces] == [""] * 4
+    methods[0]["given"] = {"iterations": 77}
+    assert page_stored.round_trip_curve(results) == ""
 
 
 @pytest.fixture(scope="module")
@@ -209,29 +299,42 @@ def editor(folder: Path) -> Path:
 def test_words_and_edits_of_a_text_model(folder: Path, editor: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr("ddim.demo.editing.STEPS", 2)
-    result = run("demo", "--model", "small", "--quick", "--out", "words", "--editor", editor.name, "--json")
+    result = run("demo", "--model", "small", "--out", "words", "--editor", editor.name, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)["results"]
-    assert [len(found["words"]["prompts"]), len(found["edits"])] == [4, 6]
+    assert [len(found["words"]["prompts"]), len(found["edits"]), len(found["methods"])] == [4, 3, 4]
+    assert found["sections"][:3] == ["edits", "methods", "inversion"]
     text = (folder / "words" / "index.html").read_text()
     page = Page(text)
     assert page.open == []
-    assert "a cat → a cat; a dog → a dog" in text
+    assert [text.count(f"<h3>{pair}</h3>") for pair in ("a cat → a cat", "a dog → a dog")] == [1, 1]
     assert found["words"]["known"] == ["a red hat", "a dog"]
-    shown = {found["words"]["known_file"]} | {one["file"] for one in (found["words"], *found["edits"])}
+    shown = {found["words"]["known_file"], found["words"]["file"]}
+    shown |= {one["file"] for one in (*found["edits"], *found["methods"])}
     assert shown <= set(page.images)
     # the commands invert all of originals/ with the pixel model, so that no drawing may lie there
     assert sorted(p.name for p in (folder / "words" / "drawings").iterdir()) == [f"{k}.png" for k in range(4)]
     assert len(list((folder / "words" / "originals").iterdir())) == 4
-    one = found["edits"][4]
-    assert one["command"] in page.commands
-    assert one["command"] == (
+    first, plain = found["edits"][1], found["methods"][2]
+    assert plain["command"] == (
         "ddim edit words/drawings/0.png --model editor --from 'a cat' --to 'a cat' --method direct --guidance 3 "
         "--attention none"
     )
-    again = run(*shlex.split(one["command"])[1:], "--steps", 2, "--json")
-    assert again.exit_code == 0, again.output
-    assert json.loads(again.stdout)["reconstruction"][0]["psnr"] == pytest.approx(one["psnr"][0], abs=0.01)
+    for one in (first, plain):
+        assert one["command"] in page.commands
+        again = run(*shlex.split(one["command"])[1:], "--steps", 2, "--json")
+        assert again.exit_code == 0, again.output
+        assert json.loads(again.stdout)["reconstruction"][0]["psnr"] == pytest.approx(one["psnr"][0], abs=0.01)
+
+
+def test_full_adds_the_slow_edits(folder: Path, editor: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    gallery = Gallery("editor", (3, *ddim.load("editor").picture[1:]))
+    for full, count in ((False, 4), (True, 5)):
+        context = Context("editor", ddim.load("editor"), folder, 0, full)
+        (jobs,) = other_edits(context, gallery).stages
+        assert len(jobs) == count
+    assert jobs[0].calls > 2 * jobs[1].calls
 
 
 @pytest.mark.parametrize(
@@ -319,6 +422,9 @@ class Recorded:
     def advance(self, calls: float) -> None:
         self.calls += calls
 
+    def page(self, file: Path) -> None:
+        pass
+
 
 def test_jobs_give_their_results_in_order_and_advance_by_their_calls():
     def job(name: str, listen: Any) -> str:
@@ -340,7 +446,10 @@ def test_a_terminal_shows_a_bar_for_each_section_and_one_for_all(capsys: pytest.
         silent.start(5)
         with silent.section("Samples", 5):
             silent.advance(5)
-    assert capsys.readouterr().err.endswith(" s, 5 network calls\n")
+        silent.page(Path("demo/index.html"))
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.endswith(" s, 5 network calls")
+    assert last.startswith("demo/index.html has its first pictures after ")
     terminal = Terminal()
     terminal.live = True
     with _Bars(terminal) as bars:
@@ -349,5 +458,6 @@ def test_a_terminal_shows_a_bar_for_each_section_and_one_for_all(capsys: pytest.
             with bars.section(title, calls):
                 bars.advance(calls / 2)
                 bars.advance(calls / 4)
+        bars.page(Path("[demo]/index.html"))
         assert bars.bars is not None
         assert [(task.completed, task.total) for task in bars.bars.tasks] == [(7.5, 10), (3, 4), (4.5, 6)]

@@ -1,4 +1,4 @@
-"""``ddim demo``: samples, round trips, interpolations and edits of two models, on one page."""
+"""``ddim demo``: edits, round trips, interpolations and samples of two models, on one page."""
 
 import sys
 import time
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .._utils.error_text import printable
 from .._utils.names import protect, slug
 from . import options as o
 from .files import folder
@@ -40,8 +41,13 @@ _Editor = Annotated[
     ),
 ]
 _Seed = Annotated[int, typer.Option("--seed", help="The k-th sample has the seed SEED + k, counted from 0.")]
-_Quick = Annotated[
-    bool, typer.Option("--quick", help="Leave out samples with the model's largest S, such as S = 1000.")
+_Full = Annotated[
+    bool,
+    typer.Option(
+        "--full",
+        help="Make everything anew: also samples with the model's largest S, such as S = 1000, round trips at three S, "
+        "and null-text edits. Without it, stored tables stand for the longest.",
+    ),
 ]
 
 
@@ -50,13 +56,14 @@ def demo(
     model: o.Model = "fashion",
     images: _Images = None,
     seed: _Seed = 0,
-    quick: _Quick = False,
+    full: _Full = False,
     editor: _Editor = None,
     device: o.Device = None,
 ) -> None:
-    """Sample, invert, interpolate and edit with the bundled models, and write a page with the results.
+    """Edit, invert, interpolate and sample with the bundled models, and write a page with the results.
 
-    The page is index.html; its numbers are also in results.json.
+    The page is index.html. It is there as soon as the first pictures are edited, and fills while the rest is made. Its
+    numbers are also in results.json.
     """
     with Terminal() as terminal:
         from ..demo import output_files, run, source_pictures
@@ -79,7 +86,7 @@ def demo(
                 editor=text_model,
                 resize=images is not None,
                 seed=seed,
-                quick=quick,
+                full=full,
                 command=repeat(),
             )
         page, numbers = out / "index.html", out / "results.json"
@@ -101,6 +108,7 @@ class _Bars:
     """A progress bar for each section and one for the whole demo; a line for each section if there is no terminal."""
 
     def __init__(self, terminal: Terminal) -> None:
+        self.terminal = terminal
         self.lines = not (terminal.live or terminal.as_json or terminal.quiet)
         self.bars = progress(transient=False) if terminal.live else None
         self.running: list[tuple[TaskID, float]] = []  # each with the time when it began
@@ -137,6 +145,14 @@ class _Bars:
             self.bars.advance(task, calls)
             rate = self.bars.tasks[task].completed / max(time.perf_counter() - began, 1e-9)
             self.bars.update(task, rate=f"{rate:.0f} images/s")
+
+    def page(self, file: Path) -> None:
+        """Prints where the page is, above the bars."""
+        text = f"{file} has its first pictures after {self.terminal.seconds:.0f} s. It fills while the rest is made."
+        if self.bars is not None:
+            self.bars.console.print(escaped(text), highlight=False, soft_wrap=True)
+        if self.lines:
+            print(printable(text), file=sys.stderr, flush=True)
 
     def _add(self, title: str, calls: int) -> None:
         if self.bars is not None:

@@ -1,4 +1,4 @@
-"""The demo: samples, round trips, interpolations and edits of two models, as a static page with pictures and numbers.
+"""The demo: edits, round trips, interpolations and samples of two models, as a static page with pictures and numbers.
 
 It is written as a user of the library would write it: on ``import ddim``. The command ``ddim demo`` opens the models,
 checks the files, draws the progress bars, and calls ``run``.

@@ -58,7 +58,7 @@ class Context:
         name, model: as for ``DemoModel``.
         out: the output folder, as it was typed.
         seed: the k-th sample has the seed ``seed + k``.
-        longest: the largest S that is shown; None shows only the usual ones.
+        full: show the model's largest S too, and measure again what the page can take from stored tables.
         samples: images sampled so far at eta = 0, by S.
         codes: codes of the pictures so far, by the key of their method.
     """
@@ -67,7 +67,7 @@ class Context:
     model: ddim.Model
     out: Path
     seed: int
-    longest: int | None = None
+    full: bool = False
     samples: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     codes: dict[str, ddim.LatentCode] = field(default_factory=dict[str, ddim.LatentCode])
 
@@ -76,10 +76,10 @@ class Context:
         return Counted(self.model)
 
     def steps(self, *usual: int) -> list[int]:
-        """The S of ``usual`` that the model has levels for, and ``longest``; at least one."""
+        """The S of ``usual`` that the model has levels for, and if ``full`` its number of levels; at least one."""
         levels = self.model.schedule.path.levels
-        chosen = [s for s in usual if s < (self.longest or levels + 1)]
-        return [*chosen, self.longest] if self.longest else chosen or [levels]
+        chosen = [s for s in usual if s <= levels]
+        return sorted({*chosen, levels}) if self.full else chosen or [levels]
 
     def save(self, picture: "Image", name: str, about: Mapping[str, Any]) -> str:
         """Writes ``name``.png with its settings inside, and returns its path below the output folder."""

@@ -2,6 +2,7 @@
 
 import csv
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,14 +38,16 @@ class EditMethod:
     attention: Literal["refine", "none"]
 
 
-EDIT_METHODS = (
-    EditMethod("direct_refine", "Direct, refined attention", "direct", "refine"),
-    EditMethod("null_refine", "Null-text, refined attention", "null-text", "refine"),
+FIRST = EditMethod("direct_refine", "Direct, refined attention", "direct", "refine")
+"""The method of the first edits, the default of ``ddim edit``."""
+OTHERS = (
     EditMethod("negative_refine", "Negative prompt, refined attention", "negative-prompt", "refine"),
     EditMethod("edit_friendly", "Edit-friendly DDPM", "edit-friendly", "none"),
     EditMethod("direct_plain", "Direct, no attention control", "direct", "none"),
     EditMethod("ddim_plain", "Plain DDIM", "ddim", "none"),
 )
+SLOW = (EditMethod("null_refine", "Null-text, refined attention", "null-text", "refine"),)
+"""Five times as many network calls as the others: only if ``full``."""
 
 
 class Gallery:
@@ -134,49 +137,12 @@ def text_to_image(context: Context, gallery: Gallery) -> Section:
 
 
 def edits(context: Context, gallery: Gallery) -> Section:
-    """Three edits of real pictures by several inversions, with attention control and without it."""
-    sources, prompts = gallery.pixels[:EDITS], gallery.prompts[:EDITS]
+    """The first section: three edits of real pictures, a job for each, by the method that ``ddim edit`` uses."""
 
-    def calls(how: EditMethod) -> int:
-        tuning = 20 if how.method == "null-text" else 0  # at most: tuning stops early once the loss is small
-        return EDITS * STEPS * (1 + 4 + tuning)
-
-    def run(how: EditMethod, listen: Listen) -> dict[str, Any]:
-        """Edits the pictures and saves them on a sheet."""
-        began, model = time.perf_counter(), context.counted()
-        edited = ddim.edit(
-            model,
-            sources,
-            [[target] for target in gallery.targets],
-            source_prompt=prompts,
-            method=how.method,
-            attention=how.attention,
-            steps=STEPS,
-            guidance=EDIT_GUIDANCE,
-            on_event=listen(1),
-        )
-        reconstruction = edited.reconstruction.cpu().float()
-        about: dict[str, Any] = {
-            "key": how.key,
-            "label": how.label,
-            "method": how.method,
-            "attention": how.attention,
-            "steps": STEPS,
-            "guidance": EDIT_GUIDANCE,
-            "edits": list(zip(prompts, gallery.targets, strict=True)),
-            "psnr": [error["psnr"] for error in errors(sources, reconstruction)],
-            "owners": gallery.credits,
-            "nfe": model.calls(EDITS),
-            "seconds": round(time.perf_counter() - began, 2),
-            "command": command(how),
-        }
-        rows = torch.stack([sources, reconstruction, edited.edits[:, 0].cpu().float(), gallery.answers], 1)
-        return {**about, "file": context.save(tiles(rows.flatten(0, 1), 4, scale=2), f"edits_{how.key}", about)}
-
-    def command(how: EditMethod) -> str:
-        picture = str(context.out / DRAWINGS / f"{gallery.names[0]}.png")
-        words = {"from": prompts[0], "to": gallery.targets[0], "method": how.method, "guidance": f"{EDIT_GUIDANCE:g}"}
-        return context.command("edit", picture, **words, attention=how.attention)
+    def run(k: int, listen: Listen) -> dict[str, Any]:
+        about, views = edit(context, gallery, FIRST, [k], listen)
+        about |= {"from": gallery.prompts[k], "to": gallery.targets[k], "owner": gallery.owners[k]}
+        return {**about, "file": context.save(tiles(views, 4), f"edit_{gallery.names[k]}", about)}
 
     def finish(results: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         for k, name in enumerate(gallery.names):
@@ -184,4 +150,64 @@ def edits(context: Context, gallery: Gallery) -> Section:
             context.save(tiles(gallery.pixels[k : k + 1], 1, scale=1), f"{DRAWINGS}/{name}", about)
         return results[0]
 
-    return Section([[Job(calls(how), partial(run, how)) for how in EDIT_METHODS]], finish)
+    return Section([[Job(edit_calls(FIRST, 1), partial(run, k)) for k in range(EDITS)]], finish)
+
+
+def other_edits(context: Context, gallery: Gallery) -> Section:
+    """The same edits by other inversions, with attention control and without it."""
+    methods = (*SLOW, *OTHERS) if context.full else OTHERS
+
+    def run(how: EditMethod, listen: Listen) -> dict[str, Any]:
+        about, views = edit(context, gallery, how, range(EDITS), listen)
+        about |= {"owners": gallery.credits}
+        return {**about, "file": context.save(tiles(views, 4, scale=2), f"edits_{how.key}", about)}
+
+    return Section([[Job(edit_calls(how, EDITS), partial(run, how)) for how in methods]], lambda results: results[0])
+
+
+def edit_calls(how: EditMethod, pictures: int) -> int:
+    """Network calls for so many pictures."""
+    tuning = 20 if how.method == "null-text" else 0  # at most: tuning stops early once the loss is small
+    return pictures * STEPS * (1 + 4 + tuning)
+
+
+def edit(
+    context: Context, gallery: Gallery, how: EditMethod, which: Sequence[int], listen: Listen
+) -> tuple[dict[str, Any], Tensor]:
+    """Edits the pictures with the numbers ``which``.
+
+    Returns:
+        What ``results.json`` says of the edits; and [4 n, C, H, W], for each of the n pictures the source, its
+        reconstruction, the edit and the answer.
+    """
+    began, model = time.perf_counter(), context.counted()
+    rows, prompts = list(which), [gallery.prompts[k] for k in which]
+    targets, sources = [gallery.targets[k] for k in which], gallery.pixels[rows]
+    edited = ddim.edit(
+        model,
+        sources,
+        [[target] for target in targets],
+        source_prompt=prompts,
+        method=how.method,
+        attention=how.attention,
+        steps=STEPS,
+        guidance=EDIT_GUIDANCE,
+        on_event=listen(1),
+    )
+    reconstruction = edited.reconstruction.cpu().float()
+    picture = str(context.out / DRAWINGS / f"{gallery.names[rows[0]]}.png")
+    words = {"from": prompts[0], "to": targets[0], "method": how.method, "guidance": f"{EDIT_GUIDANCE:g}"}
+    about: dict[str, Any] = {
+        "key": how.key,
+        "label": how.label,
+        "method": how.method,
+        "attention": how.attention,
+        "steps": STEPS,
+        "guidance": EDIT_GUIDANCE,
+        "psnr": [error["psnr"] for error in errors(sources, reconstruction)],
+        "nfe": model.calls(len(rows)),
+        "seconds": round(time.perf_counter() - began, 2),
+        "command": context.command("edit", picture, **words, attention=how.attention),
+    }
+    views = torch.stack([sources, reconstruction, edited.edits[:, 0].cpu().float(), gallery.answers[rows]], 1)
+    return about, views.flatten(0, 1)

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -35,6 +36,9 @@ class Progress(Protocol):
 
     def advance(self, calls: float) -> None:
         """Called after each step, with the calls since the last time."""
+
+    def page(self, file: Path) -> None:
+        """Called once, when the page has its first section. More sections may follow."""
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,21 @@ from typing import Any
 
 from ..evaluation.metrics.pairwise import decibels
 from .markup import command, db, duration, image, last_part, settings, small, subject, table, whole
+from .page_stored import Line, distances, leaderboard, psnr_part, round_trip_curve, round_trip_lines, same_noise
 from .pictures import span
-from .plot import ROUNDING, psnr_plot
+from .plot import ROUNDING
 
 Results = Mapping[str, Any]
 
 TITLES = {
-    "samples": "Samples",
-    "noise": "Steps and noise",
-    "consistency": "Same noise, more steps",
+    "edits": "Edits of real pictures",
+    "methods": "Edits by other methods",
     "inversion": "Round trips",
     "between": "Interpolation",
     "words": "Text to image",
-    "edits": "Edits of real pictures",
+    "samples": "Samples",
+    "noise": "Steps and noise",
+    "consistency": "Same noise, more steps",
     "next": "What to try next",
 }
 """The title of each section, by its name in ``results.json``."""
@@ -34,6 +36,8 @@ _METHODS = {
     "bdia": "Each step also uses the step before it, so that algebra can undo it.",
     "belm": "A leapfrog method for steps of unequal size. It is of second order, and algebra undoes each step.",
 }
+RELOAD = 5
+"""Seconds after which a page that is still being made loads itself again."""
 _SHOWN_OPTIONS = ("iterations", "p", "gamma")
 
 
@@ -45,15 +49,28 @@ def render(results: Results, out: str) -> str:
         out: the output folder as it was typed, for the commands at the end of the page.
     """
     style = resources.files("ddim.demo").joinpath("page.css").read_text(encoding="utf-8")
-    sections = [_samples, _noise, _consistency, _inversion, _between]
-    sections += [_words, _edits] if results.get("editor") else []
-    main = "\n".join([*(make(results) for make in sections), _next(results, out)])
+    make = {
+        "edits": _edits,
+        "methods": _methods,
+        "inversion": _inversion,
+        "between": _between,
+        "words": _words,
+        "samples": _samples,
+        "noise": _noise,
+        "consistency": _consistency,
+    }
+    parts = [make[key](results) for key in results["sections"] if key in results]
+    if results["state"] == "complete":
+        parts.append(_next(results, out))
+    main, again = "\n".join(parts), ""
+    if results["state"] == "making":
+        again = f'<meta http-equiv="refresh" content="{RELOAD}">\n'
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>ddim: diffusion that runs both ways</title>
+{again}<title>ddim: diffusion that runs both ways</title>
 <style>
 {style}</style>
 </head>
@@ -69,36 +86,38 @@ def render(results: Results, out: str) -> str:
 
 
 def _header(results: Results) -> str:
-    model, machine = results["model"], results["machine"]
-    channels, height, width = model["shape"]
-    schedule = model.get("schedule", {}).get("beta_schedule", model["path"])
-    facts = [
-        ("model", last_part(model["name"]), f"fingerprint {model['fingerprint'][:12]}"),
-        ("network", f"{model['parameters'] / 1e6:.2f} million weights", f"predicts {model['prediction']}"),
-        ("pictures", f"{width} × {height}, {'grey' if channels == 1 else 'colour'}", "unconditional"),
-        ("noise levels", f"T = {model['levels']}", f"{schedule} schedule, {model['spacing']} spacing"),
-        (
-            "machine",
-            machine.get("gpu") or machine["processor"],
-            f"{machine['cores']} cores, torch {machine['torch']}, {model['dtype']}",
-        ),
-        ("this page", duration(results["seconds"]["all"]), f"{whole(results['network_calls'])} network calls"),
-    ]
-    cells = "".join(
-        f"<div><dt>{escape(a)}</dt><dd>{escape(str(b))}<small>{escape(str(c))}</small></dd></div>" for a, b, c in facts
-    )
-    here = {key: title for key, title in TITLES.items() if key in results or key == "next"}
+    here = {key: title for key, title in TITLES.items() if key in results}
+    if results["state"] == "complete":
+        here["next"] = TITLES["next"]
     links = "".join(f'<a href="#{key}">{title}</a>' for key, title in here.items())
     return f"""<header>
 <h1>Diffusion that runs both ways</h1>
 <p class="lede">A diffusion model turns noise into pictures. With DDIM the same network also runs in the opposite
-direction: it turns a real picture into the noise that would produce it, and that noise back into the picture. One
-command made everything on this page with small models. Where there is something to compare with, the page states the
-measured error.</p>
+direction: it turns a real picture into the noise that would produce it, and that noise back into the picture. With
+another prompt on the way back, the picture is edited. One command made the pictures on this page.</p>
 {command(results["command"])}
-<dl class="facts">{cells}</dl>
-<nav>{links}</nav>
+{_state(results)}<nav>{links}</nav>
 </header>"""
+
+
+def _state(results: Results) -> str:
+    """What a page that is not complete says of itself."""
+    missing = [TITLES[key] for key in results["sections"] if key not in results]
+    if results["state"] == "making":
+        text = f"This page is still being made, and loads itself again every {RELOAD} seconds. Still to come: "
+    elif results["state"] == "ended":
+        text = "The command ended before the page was complete. Run it again for the rest: "
+    else:
+        return ""
+    return f'<p class="note">{text}{", ".join(title.lower() for title in missing)}.</p>\n'
+
+
+def _model(facts: Results) -> tuple[str, str]:
+    """A model's name, and its size and pictures."""
+    _, height, width = facts.get("picture") or facts["shape"]
+    colour = "grey" if facts["shape"][0] == 1 else "colour"
+    text = f"{facts['parameters'] / 1e6:.1f} million weights, {width} × {height} in {colour}, T = {facts['levels']}"
+    return last_part(facts["name"]), text
 
 
 def _section(key: str, lead: str, *parts: str) -> str:
@@ -154,6 +173,7 @@ def _noise(results: Results) -> str:
             f"times on {threads} {'thread' if threads == 1 else 'threads'}",
         ),
         *(command(one["command"]) for one in shown),
+        distances(results),
     )
 
 
@@ -172,28 +192,12 @@ def _consistency(results: Results) -> str:
         f'<div class="rows">{"".join(rows)}</div>',
         settings("η = 0", f"seeds {span(results['consistency'][0]['seeds'])}", f"PSNR against S = {last}"),
         command(results["consistency"][0]["command"]),
+        "" if results["full"] else same_noise(results),
     )
 
 
 def _inversion(results: Results) -> str:
     data = results["inversion"]
-    lines = [
-        (one["label"], one["exact"], {c["steps"]: c["psnr"] for c in data["curve"] if c["method"] == one["method"]})
-        for one in data["methods"]
-    ]
-    grid = sorted(lines[0][2])
-    rows = [
-        [f'<span class="dot s{k}"></span>{escape(label)}', *(db(points[s]) for s in grid)]
-        for k, (label, _, points) in enumerate(lines)
-    ]
-    numbers = table(["PSNR in dB", *(f"S = {s}" for s in grid)], rows, "numbers-table")
-    exact = [value for _, kind, points in lines for value in points.values() if kind and value is not None]
-    smaller = min(exact, default=ROUNDING) >= ROUNDING
-    below = ", and is smaller than the error of rounding a picture to 8 bits" if smaller else ""
-    plot = psnr_plot(
-        lines, f"PSNR of the reconstructions at S = {', '.join(map(str, grid))}, with one line for each method"
-    )
-    note = settings("PSNR = −10 log<sub>10</sub> MSE", f"MSE over all {len(data['images'])} pictures")
     return _section(
         "inversion",
         f"Each method inverts {len(data['images'])} pictures that the model has never seen, in S = {data['steps']} "
@@ -202,10 +206,30 @@ def _inversion(results: Results) -> str:
         "Flat areas of a picture give latents that are smoother than noise, which is a known limit of every "
         "deterministic inversion.",
         *(_method(k, one, data) for k, one in enumerate(data["methods"])),
-        '<h3 class="later">Error against the number of steps</h3>',
+        _curve(results),
+    )
+
+
+def _curve(results: Results) -> str:
+    """PSNR against S: of this page if it has several S, or of stored tables of the model."""
+    data = results["inversion"]
+    if results["full"]:
+        lines: list[Line] = [
+            (one["label"], one["exact"], {c["steps"]: c["psnr"] for c in data["curve"] if c["method"] == one["method"]})
+            for one in data["methods"]
+        ]
+        body = psnr_part(lines, f"MSE over all {len(data['images'])} pictures")
+    else:
+        lines, body = round_trip_lines(results)[0], round_trip_curve(results)
+    if not body:
+        return ""
+    exact = [value for _, kind, points in lines for value in points.values() if kind and value is not None]
+    smaller = min(exact, default=ROUNDING) >= ROUNDING
+    below = ", and is smaller than the error of rounding a picture to 8 bits" if smaller else ""
+    return (
+        '<h3 class="later">Error against the number of steps</h3>'
         "<p>The approximate methods (dashed) need many steps. The exact methods (solid) do not: their remaining error "
-        f"comes from the rounding of floating-point numbers{below}.</p>",
-        f'<div class="curve"><div>{plot}</div><div>{numbers}{note}</div></div>',
+        f"comes from the rounding of floating-point numbers{below}.</p>{body}"
     )
 
 
@@ -302,6 +326,32 @@ def _words(results: Results) -> str:
 def _edits(results: Results) -> str:
     figures = []
     for one in results["edits"]:
+        about = settings(
+            f"<b>{escape(one['method'])}</b>",
+            f"S = {one['steps']}, guidance {one['guidance']:g}",
+            f"reconstruction at {db(one['psnr'][0])} dB",
+            f"{one['nfe']:g} network calls",
+            duration(one["seconds"]),
+        )
+        picture = image(one["file"], f"source, reconstruction, edit and answer: {one['from']} → {one['to']}")
+        figures.append(
+            f'<figure class="strip"><h3>{escape(one["from"])} → {escape(one["to"])}</h3>'
+            '<div class="heads"><span>real drawing</span><span>reconstruction</span><span><b>edit</b></span>'
+            "<span>to compare</span></div>"
+            f"{picture}<figcaption>{about}</figcaption>{command(one['command'])}</figure>"
+        )
+    return _section(
+        "edits",
+        "A new prompt changes a real drawing that the model was not trained on. The drawing is turned into noise with "
+        "its own prompt, and the noise into a picture with the new one. The last picture of each row is a real drawing "
+        "of the new prompt, to compare with.",
+        *figures,
+    )
+
+
+def _methods(results: Results) -> str:
+    figures = []
+    for one in results["methods"]:
         near = ", ".join(db(value) for value in one["psnr"])
         about = settings(
             f"<b>{escape(one['label'])}</b>",
@@ -312,12 +362,12 @@ def _edits(results: Results) -> str:
         )
         picture = image(one["file"], f"three edits by {one['label']}: source, reconstruction, edit, answer")
         figures.append(f"<figure>{picture}<figcaption>{about}</figcaption>{command(one['command'])}</figure>")
-    asked = "; ".join(f"{a} → {b}" for a, b in results["edits"][0]["edits"])
     return _section(
-        "edits",
-        f"A new prompt changes a real picture: {escape(asked)}. Each row shows the source, its reconstruction, the "
-        "edit, and a real drawing of the new prompt. The model was not trained on any of the sources.",
-        f'<div class="three">{"".join(figures)}</div>',
+        "methods",
+        "The same edits in the same columns, from the noise that other inversions find, and with or without control of "
+        "the attention. Plain DDIM inversion loses the source under guidance.",
+        f'<div class="two">{"".join(figures)}</div>',
+        leaderboard(results),
     )
 
 
@@ -353,6 +403,25 @@ def _next(results: Results, out: str) -> str:
     )
 
 
+def _facts(results: Results) -> str:
+    """The models, the machine and the time."""
+    model, editor, machine = results["model"], results["editor"], results["machine"]
+    facts = [("edits and prompts", *_model(editor))] if editor else []
+    facts += [
+        ("round trips and samples", *_model(model)),
+        (
+            "machine",
+            machine.get("gpu") or machine["processor"],
+            f"{machine['cores']} cores, torch {machine['torch']}, {model['dtype']}",
+        ),
+        ("this page", duration(results["seconds"]["all"]), f"{whole(results['network_calls'])} network calls"),
+    ]
+    cells = "".join(
+        f"<div><dt>{escape(a)}</dt><dd>{escape(str(b))}<small>{escape(str(c))}</small></dd></div>" for a, b, c in facts
+    )
+    return f'<dl class="facts">{cells}</dl>'
+
+
 def _footer(results: Results) -> str:
     machine, model = results["machine"], results["model"]
     spent = ", ".join(
@@ -365,10 +434,11 @@ def _footer(results: Results) -> str:
     if last_part(model["name"]) == "fashion":
         licence += " Test pictures: Fashion-MNIST, © 2017 Zalando SE, MIT."
     if results.get("editor"):
-        owners = "; ".join(owner.partition("; ")[0] for owner in results["edits"][0]["owners"])
+        owners = "; ".join(dict.fromkeys(one["owner"].partition("; ")[0] for one in results["edits"] if one["owner"]))
         licence += f" Drawings, resized: {escape(owners)}." if owners else ""
     return (
-        f"<footer><p>Made by ddim {escape(results['ddim'])} with Python {escape(machine['python'])} on "
+        f"<footer>{_facts(results)}"
+        f"<p>Made by ddim {escape(results['ddim'])} with Python {escape(machine['python'])} on "
         f"{escape(machine['system'])}, with {jobs} at a time. Time: {spent}. "
         f'All numbers are in <a href="results.json">results.json</a>.{licence}</p></footer>'
     )

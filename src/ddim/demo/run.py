@@ -1,5 +1,6 @@
-"""Runs the sections one after the other and writes the page."""
+"""Runs the sections one after the other, and writes the page after each."""
 
+import contextlib
 import json
 import platform
 import time
@@ -16,8 +17,8 @@ from .._utils.error_text import printable
 from .._utils.files import write_whole
 from ..core.noise import checked_seed
 from ..data.images import read_images
-from .context import Context, DemoModel
-from .editing import DRAWINGS, Gallery, edits, text_to_image
+from .context import Context, DemoModel, Section
+from .editing import DRAWINGS, Gallery, edits, other_edits, text_to_image
 from .inverting import ORIGINALS, Sources, interpolations, round_trips
 from .jobs import Progress, run_jobs, worker_threads
 from .page import TITLES, render
@@ -69,9 +70,12 @@ def run(
     editor: DemoModel | None = None,
     resize: bool = False,
     seed: int = 0,
-    quick: bool = False,
+    full: bool = False,
 ) -> dict[str, Any]:
     """Runs the demo and writes ``index.html``, ``results.json`` and the pictures.
+
+    The page and its numbers are written whole after each section, beginning with the first. If a later section is
+    interrupted or fails, they are written once more and say so.
 
     Args:
         out: the output folder.
@@ -82,7 +86,8 @@ def run(
         editor: a text model with a ``pictures.csv``, for the sections with prompts. None leaves these sections out.
         resize: fit pictures of another size or number of channels to the model.
         seed: the k-th sample has the seed ``seed + k``.
-        quick: leave out samples with the model's largest S.
+        full: measure all of it again: samples with the model's largest S, round trips at three S, the slow inversion
+            of the edits. Otherwise the page takes the longest tables from stored results, if they are of this model.
 
     Returns:
         The content of ``results.json``.
@@ -103,44 +108,91 @@ def run(
         )
     checked_seed(seed, SHEET)
     sources = Sources(list(pictures), read_images(list(pictures.values()), network.shape, resize=resize))
-    context = Context(model.name, network, out, seed, None if quick else network.schedule.path.levels)
-    sections = {
-        "samples": sheets(context),
-        "noise": steps_and_noise(context),
-        "consistency": consistency(context),
-        "inversion": round_trips(context, sources),
-        "between": interpolations(context, sources),
-    }
-    if editor is not None:
-        gallery = Gallery(editor.name, editor.model.picture)
-        context = Context(editor.name, editor.model, out, seed)
-        sections |= {"words": text_to_image(context, gallery), "edits": edits(context, gallery)}
+    sections = _sections(Context(model.name, network, out, seed, full), sources, editor)
     calls = {key: sum(job.calls for stage in section.stages for job in stage) for key, section in sections.items()}
-    results: dict[str, Any] = {}
-    seconds: dict[str, float] = {}
     progress.start(sum(calls.values()))
     with worker_threads(network.device.type) as workers:
-        for key, section in sections.items():
-            since = time.perf_counter()
-            with progress.section(TITLES[key], calls[key]):
-                results[key] = section.finish([run_jobs(stage, workers, progress) for stage in section.stages])
-            seconds[key] = round(time.perf_counter() - since, 2)
-        machine = {**_machine(network.device), "workers": workers}
-    whole = {
-        "ddim": ddim.__version__,
-        "command": command,
-        "model": dict(model.facts),
-        "editor": dict(editor.facts) if editor else None,
-        "machine": machine,
-        "seed": seed,
-        "quick": quick,
-        "seconds": {**seconds, "all": round(time.perf_counter() - began, 1)},
-        "network_calls": sum(calls.values()),
-        **results,
-    }
-    write_whole(out / "results.json", (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode())
-    write_whole(out / "index.html", printable(render(whole, str(out))).encode())
-    return whole
+        facts = {
+            "ddim": ddim.__version__,
+            "command": command,
+            "model": dict(model.facts),
+            "editor": dict(editor.facts) if editor else None,
+            "machine": {**_machine(network.device), "workers": workers},
+            "seed": seed,
+            "full": full,
+        }
+        page = _Page(out, facts, calls, began)
+        with page:
+            for key, section in sections.items():
+                since = time.perf_counter()
+                with progress.section(TITLES[key], calls[key]):
+                    made = section.finish([run_jobs(stage, workers, progress) for stage in section.stages])
+                page.add(key, made, time.perf_counter() - since)
+                if len(page.results) == 1:
+                    progress.page(page.file)
+    return page.content("complete")
+
+
+def _sections(context: Context, sources: Sources, editor: DemoModel | None) -> dict[str, Section]:
+    """The sections by their names, in the order of the page: edits first, which is what most people came for."""
+    inverting = {"inversion": round_trips(context, sources), "between": interpolations(context, sources)}
+    sampling = {"samples": sheets(context), "noise": steps_and_noise(context), "consistency": consistency(context)}
+    if editor is None:
+        return {**inverting, **sampling}
+    gallery = Gallery(editor.name, editor.model.picture)
+    words = Context(editor.name, editor.model, context.out, context.seed, context.full)
+    editing = {"edits": edits(words, gallery), "methods": other_edits(words, gallery)}
+    return {**editing, **inverting, "words": text_to_image(words, gallery), **sampling}
+
+
+class _Page:
+    """The page and its numbers, written whole after each section.
+
+    As a context it writes them once more if an exception ends it: a page that waits for the rest would load itself
+    again for ever.
+
+    Args:
+        out: the output folder.
+        facts: what the page says beside its sections.
+        calls: network calls by section, in the order of the page.
+        began: when the demo began.
+    """
+
+    def __init__(self, out: Path, facts: Mapping[str, Any], calls: Mapping[str, int], began: float) -> None:
+        self.out, self.facts, self.calls, self.began = out, facts, calls, began
+        self.file = out / "index.html"
+        self.results: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+
+    def __enter__(self) -> "_Page":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self.results:
+            with contextlib.suppress(ddim.DDIMError):  # the first error says more
+                self.write("ended")
+
+    def add(self, key: str, made: Any, seconds: float) -> None:
+        """Adds a section, and writes the page with it."""
+        self.results[key], self.seconds[key] = made, round(seconds, 2)
+        self.write("complete" if len(self.results) == len(self.calls) else "making")
+
+    def write(self, state: str) -> None:
+        """Writes the page and its numbers as far as they are."""
+        content = self.content(state)
+        write_whole(self.out / "results.json", (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+        write_whole(self.file, printable(render(content, str(self.out))).encode())
+
+    def content(self, state: str) -> dict[str, Any]:
+        """The content of ``results.json``; ``state`` is ``making``, ``complete`` or ``ended``."""
+        return {
+            **self.facts,
+            "state": state,
+            "sections": list(self.calls),
+            "seconds": {**self.seconds, "all": round(time.perf_counter() - self.began, 1)},
+            "network_calls": sum(self.calls[key] for key in self.results),
+            **self.results,
+        }
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

@@ -38,6 +38,11 @@ NONE, SIGMA_HAT = Noise("0"), Noise("sigma-hat", solver="ddpm")
 NOISES = (NONE, Noise("0.2", 0.2), Noise("0.5", 0.5), Noise("1", 1.0), SIGMA_HAT)
 
 
+def shown_steps(context: Context) -> list[int]:
+    """The S of the table and of the rows from the same noise."""
+    return context.steps(10, 20, 50, 100) if context.full else context.steps(10, 20, 50)
+
+
 class Samples(NamedTuple):
     """Images [N, C, H, W], network calls for each, and when sampling began and ended, if it was not earlier."""
 
@@ -79,7 +84,7 @@ def describe(context: Context, samples: Samples, steps: int, noise: Noise) -> di
 
 
 def sheets(context: Context) -> Section:
-    """100 samples at S = 20, 50 and the longest, a stage for each, so that each has a time of its own."""
+    """100 samples at S = 20 and 50 (``full``: the longest too), a stage for each, so that each has its own time."""
     steps, firsts = context.steps(20, 50), range(0, SHEET, PART)
 
     def finish(results: list[list[Samples]]) -> list[dict[str, Any]]:
@@ -99,7 +104,7 @@ def sheets(context: Context) -> Section:
 
 def steps_and_noise(context: Context) -> Section:
     """A table: a row for each S, a column for each amount of noise, and the same seeds in every cell."""
-    cells = [(s, noise) for s in context.steps(10, 20, 50, 100) for noise in NOISES]
+    cells = [(s, noise) for s in shown_steps(context) for noise in NOISES]
 
     def calls(steps: int, noise: Noise) -> int:
         return 0 if noise == NONE and steps in context.steps(20, 50) else CELL * steps  # ``sheets`` has these samples
@@ -122,7 +127,7 @@ def consistency(context: Context) -> Section:
     """The first column of the table again, in rows: the same x_T with several S."""
 
     def finish(_: list[list[Any]]) -> list[dict[str, Any]]:
-        rows = {s: Samples(context.samples[s][:CELL], s) for s in context.steps(10, 20, 50, 100)}
+        rows = {s: Samples(context.samples[s][:CELL], s) for s in shown_steps(context)}
         abouts = [describe(context, row, s, NONE) for s, row in rows.items()]
         for (s, row), about in zip(rows.items(), abouts, strict=True):
             about["file"] = context.save(tiles(row.images, CELL), f"one_noise_S{s}", about)
