@@ -199,7 +199,7 @@ def test_by_default_the_longest_is_left_out(folder: Path, monkeypatch: pytest.Mo
     assert said["files"] == ["quick demo/index.html", "quick demo/results.json"]
     found = said["results"]
     assert [one["steps"] for one in found["samples"]] == [20]
-    assert {one["steps"] for one in found["inversion"]["curve"]} == {20}
+    assert {one["steps"] for one in found["inversion"]["curve"]} == {LEVELS}  # of 50
     assert found["samples"][0]["seeds"][0] == 5
     assert found["command"] == "ddim demo --out 'quick demo' --model small --seed 5 --editor ''"
     assert found == json.loads((folder / "quick demo" / "results.json").read_text()) | {"seconds": found["seconds"]}
@@ -233,7 +233,7 @@ def test_the_page_is_there_after_its_first_section(
     then, after = Page(broken.seen), (tmp_path / "out" / "index.html").read_text()
     assert 'http-equiv="refresh"' in broken.seen
     assert "still being made" in broken.seen
-    assert "interpolation, samples, steps and noise, same noise, more steps." in broken.seen
+    assert "interpolation; samples; steps and noise; same noise, more steps." in broken.seen
     assert len(then.images) == 1 + 6 * 3 + 5  # the originals are shown once a method
     for link in then.links:
         assert link.startswith("#") or (tmp_path / "out" / link).is_file(), link

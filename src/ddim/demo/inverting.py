@@ -39,9 +39,9 @@ class Sources(NamedTuple):
 
 
 def round_trip_steps(context: Context) -> list[int]:
-    """S = 20, or if ``full`` 10, 20 and 50, as far as the model has levels for them."""
+    """S = 50, or if ``full`` 10, 20 and 50, as far as the model has levels for them."""
     levels = context.model.schedule.path.levels
-    return [s for s in ((10, 20, 50) if context.full else (20,)) if s <= levels] or [levels]
+    return [s for s in ((10, 20, 50) if context.full else (50,)) if s <= levels] or [levels]
 
 
 def round_trips(context: Context, sources: Sources) -> Section:

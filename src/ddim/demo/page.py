@@ -28,10 +28,10 @@ TITLES = {
 """The title of each section, by its name in ``results.json``."""
 _METHODS = {
     "ddim": "A DDIM step in the opposite direction. The exact inverse of a step needs ε at the image that it ends "
-    "with. This method uses ε at the image that it starts from, which leaves a small error.",
+    "with. This method uses ε at the image that it starts from. Its error falls as S grows.",
     "ddim5": "The exact inverse of a DDIM step solves an implicit equation. Here five fixed-point iterations solve it "
     "approximately.",
-    "heun": "A second-order step in both directions. Its error falls faster as S grows.",
+    "heun": "A second-order step in both directions. Its error falls faster than that of DDIM.",
     "edict": "Two coupled sequences, each of which steps with the ε of the other. Algebra undoes each step.",
     "bdia": "Each step also uses the step before it, so that algebra can undo it.",
     "belm": "A leapfrog method for steps of unequal size. It is of second order, and algebra undoes each step.",
@@ -109,7 +109,7 @@ def _state(results: Results) -> str:
         text = "The command ended before the page was complete. Run it again for the rest: "
     else:
         return ""
-    return f'<p class="note">{text}{", ".join(title.lower() for title in missing)}.</p>\n'
+    return f'<p class="note">{text}{"; ".join(title.lower() for title in missing)}.</p>\n'
 
 
 def _model(facts: Results) -> tuple[str, str]:
@@ -364,8 +364,9 @@ def _methods(results: Results) -> str:
         figures.append(f"<figure>{picture}<figcaption>{about}</figcaption>{command(one['command'])}</figure>")
     return _section(
         "methods",
-        "The same edits in the same columns, from the noise that other inversions find, and with or without control of "
-        "the attention. Plain DDIM inversion loses the source under guidance.",
+        "The same edits by other inversions, with and without attention control. The columns are those above: real "
+        "drawing, reconstruction, edit, and a drawing to compare with. Plain DDIM inversion loses the source under "
+        "guidance.",
         f'<div class="two">{"".join(figures)}</div>',
         leaderboard(results),
     )

@@ -22,22 +22,26 @@ def leaderboard(results: Results) -> str:
     if found is None:
         return ""
     rows = [row for row in found.rows if (row["guidance"], row["steps"]) == (_EDIT_GUIDANCE, _EDIT_STEPS)]
+    rows = [row for row in rows if not row["failed"] and row["top1"] is not None and row["psnr"] is not None]
+    if not rows:
+        return ""
     cells = [
         [
             escape(row["method"]),
             db(row["psnr"]),
             f"{row['nfe']:.0f}",
             f"{row['seconds']:.1f}",
-            "–" if row["top1"] is None else f"{row['top1']:.0%}".replace("%", "\u202f%"),
+            f"{100 * row['top1']:.0f}\u202f%",
         ]
-        for row in sorted(rows, key=lambda row: -(row["top1"] or 0))
+        for row in sorted(rows, key=lambda row: (-row["top1"], -row["psnr"]))
     ]
     floor = next((row["psnr"] for row in found.rows if row["method"] == "autoencoder"), None)
     best = f" The autoencoder alone gives {db(floor)} dB." if floor else ""
     return _part(
         "Every inversion under guidance",
         f"Guidance {_EDIT_GUIDANCE:g} and S = {_EDIT_STEPS}: the round trip, and how many of "
-        f"{rows[0]['edits']} edits are nearest to the real drawing of their prompt, among hundreds.{best}",
+        f"{rows[0]['edits']} edits come nearest to the real drawing of their prompt, among hundreds. A good method "
+        f"reaches both.{best}",
         _wide(table(["method", "PSNR in dB", "calls per picture", "seconds", "edits right"], cells, "numbers-table")),
         found,
     )
