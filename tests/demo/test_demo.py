@@ -45,14 +45,20 @@ def run(*words: object) -> Any:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with T = 24 and four test pictures, and its demo beside it."""
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model with T = 24, and its four test pictures."""
     root = tmp_path_factory.mktemp("demo")
     model = tiny.pipeline_folder(root / "small", num_train_timesteps=LEVELS)
     (model / "test_images").mkdir()
     for k, name in enumerate(["00_sneaker", "01_ankle-boot", "02_dress", "03_bag"]):
         pixels = torch.randint(0, 256, (8, 8), generator=torch.Generator().manual_seed(k), dtype=torch.uint8)
         Image.frombytes("L", (8, 8), pixels.numpy().tobytes()).save(model / "test_images" / f"{name}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(root: Path) -> Path:
+    """The same folder with the model's whole demo."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         result = run("demo", "--model", "small", "--editor", "", "--full")
@@ -191,8 +197,8 @@ def parts(file: str, count: int) -> torch.Tensor:
     return torch.stack(tiles_[:count])
 
 
-def test_by_default_the_longest_is_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(folder)
+def test_by_default_the_longest_is_left_out(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(root)
     result = run("demo", "--model", "small", "--out", "quick demo", "--seed", "5", "--json", "--editor", "")
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
@@ -202,8 +208,8 @@ def test_by_default_the_longest_is_left_out(folder: Path, monkeypatch: pytest.Mo
     assert {one["steps"] for one in found["inversion"]["curve"]} == {LEVELS}  # of 50
     assert found["samples"][0]["seeds"][0] == 5
     assert found["command"] == "ddim demo --out 'quick demo' --model small --seed 5 --editor ''"
-    assert found == json.loads((folder / "quick demo" / "results.json").read_text()) | {"seconds": found["seconds"]}
-    text = (folder / "quick demo" / "index.html").read_text()
+    assert found == json.loads((root / "quick demo" / "results.json").read_text()) | {"seconds": found["seconds"]}
+    text = (root / "quick demo" / "index.html").read_text()
     assert "stored results" not in text  # they are of another model
     assert "Error against" not in text
 
@@ -224,11 +230,11 @@ class Broken:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ddim.DDIMError("the disk is on fire.")])
 def test_the_page_is_there_after_its_first_section(
-    error: BaseException, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     broken = Broken(tmp_path / "out" / "index.html", error)
-    monkeypatch.setattr("ddim.demo.run.interpolations", broken)
-    result = run("demo", "--model", folder / "small", "--editor", "", "--out", tmp_path / "out")
+    monkeypatch.setattr(sys.modules["ddim.demo.run"], "interpolations", broken)  # ddim.demo.run is a function
+    result = run("demo", "--model", root / "small", "--editor", "", "--out", tmp_path / "out")
     assert result.exit_code != 0
     then, after = Page(broken.seen), (tmp_path / "out" / "index.html").read_text()
     assert 'http-equiv="refresh"' in broken.seen
@@ -244,11 +250,11 @@ def test_the_page_is_there_after_its_first_section(
 
 
 def test_the_stored_tables_are_those_of_the_documentation():
-    root = Path(__file__).parents[2]
-    carried = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    checkout = Path(__file__).parents[2]
+    carried = tomllib.loads((checkout / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert carried["force-include"] == {f"docs/results/{name}.json": f"ddim/demo/results/{name}.json" for name in NAMES}
     for name in NAMES:
-        assert (root / "docs" / "results" / f"{name}.json").is_file()
+        assert (checkout / "docs" / "results" / f"{name}.json").is_file()
     assert stored("table1-fashion", {"fingerprint": "another model's"}) is None
 
 
@@ -283,28 +289,28 @@ def test_the_stored_tables_are_of_the_bundled_models():
 
 
 @pytest.fixture(scope="module")
-def editor(folder: Path) -> Path:
+def editor(root: Path) -> Path:
     """A text model with seven pictures that its list knows: four sources, three answers."""
-    root = folder / "editor"
-    tiny_text.pipeline().save_pretrained(root)
+    home = root / "editor"
+    tiny_text.pipeline().save_pretrained(home)
     lines = ["file,prompt"]
     for k, pixels in enumerate(tiny_text.pictures(7)):
         name = f"test_images/{k}.png" if k < 4 else f"answers/{k}.png"
-        save_image(to_pil(pixels), root / name)
+        save_image(to_pil(pixels), home / name)
         lines.append(f"{name},a {('cat', 'dog', 'tiger', 'mat')[k % 4]}")
-    (root / "pictures.csv").write_text("\n".join([*lines, ",a red hat", ",a dog"]) + "\n")
-    return root
+    (home / "pictures.csv").write_text("\n".join([*lines, ",a red hat", ",a dog"]) + "\n")
+    return home
 
 
-def test_words_and_edits_of_a_text_model(folder: Path, editor: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(folder)
+def test_words_and_edits_of_a_text_model(root: Path, editor: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(root)
     monkeypatch.setattr("ddim.demo.editing.STEPS", 2)
     result = run("demo", "--model", "small", "--out", "words", "--editor", editor.name, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)["results"]
     assert [len(found["words"]["prompts"]), len(found["edits"]), len(found["methods"])] == [4, 3, 4]
     assert found["sections"][:3] == ["edits", "methods", "inversion"]
-    text = (folder / "words" / "index.html").read_text()
+    text = (root / "words" / "index.html").read_text()
     page = Page(text)
     assert page.open == []
     assert [text.count(f"<h3>{pair}</h3>") for pair in ("a cat → a cat", "a dog → a dog")] == [1, 1]
@@ -313,8 +319,8 @@ def test_words_and_edits_of_a_text_model(folder: Path, editor: Path, monkeypatch
     shown |= {one["file"] for one in (*found["edits"], *found["methods"])}
     assert shown <= set(page.images)
     # the commands invert all of originals/ with the pixel model, so that no drawing may lie there
-    assert sorted(p.name for p in (folder / "words" / "drawings").iterdir()) == [f"{k}.png" for k in range(4)]
-    assert len(list((folder / "words" / "originals").iterdir())) == 4
+    assert sorted(p.name for p in (root / "words" / "drawings").iterdir()) == [f"{k}.png" for k in range(4)]
+    assert len(list((root / "words" / "originals").iterdir())) == 4
     first, plain = found["edits"][1], found["methods"][2]
     assert plain["command"] == (
         "ddim edit words/drawings/0.png --model editor --from 'a cat' --to 'a cat' --method direct --guidance 3 "
@@ -327,11 +333,11 @@ def test_words_and_edits_of_a_text_model(folder: Path, editor: Path, monkeypatch
         assert json.loads(again.stdout)["reconstruction"][0]["psnr"] == pytest.approx(one["psnr"][0], abs=0.01)
 
 
-def test_full_adds_the_slow_edits(folder: Path, editor: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(folder)
+def test_full_adds_the_slow_edits(root: Path, editor: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(root)
     gallery = Gallery("editor", (3, *ddim.load("editor").picture[1:]))
     for full, count in ((False, 4), (True, 5)):
-        context = Context("editor", ddim.load("editor"), folder, 0, full)
+        context = Context("editor", ddim.load("editor"), root, 0, full)
         (jobs,) = other_edits(context, gallery).stages
         assert len(jobs) == count
     assert jobs[0].calls > 2 * jobs[1].calls
