@@ -34,7 +34,7 @@ EXPECTED = (
     "leaderboard-fashion",
     "leaderboard-emoji",
     "gpu",
-    "leaderboard-emoji-reversible",
+    "leaderboard-emoji-flow",
     "schedulers",
 )
 _TRIP = ("psnr", "nfe", "seconds")
