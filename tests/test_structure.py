@@ -21,7 +21,7 @@ from ddim.solvers import REVERSIBLE, SOLVERS
 ROOT = Path(ddim.__file__).parent
 LAYERS = (
     *("_utils", "core", "solvers", "inversion", "data", "editing", "models", "pipelines", "training", "evaluation"),
-    "demo",
+    *("batch", "demo"),
     "cli",
 )
 """Each imports those before it only."""

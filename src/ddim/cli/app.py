@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import demo, edit, evaluate, interpolate, invert, reconstruct, sample, tables, train
+from . import batch, demo, edit, evaluate, interpolate, invert, reconstruct, sample, tables, train
 from .command import DEBUG, Command, remember_debug
 from .failure import Commands
 from .groups import grouped
@@ -51,6 +51,7 @@ for function in (
     demo.demo,
 ):
     app.command(function.__name__, cls=Command)(grouped(function))
+app.add_typer(batch.app)
 app.add_typer(evaluate.app)
 
 

@@ -30,6 +30,12 @@ _FLAGS = {
     "self_steps": ("--self",),
     "value_steps": ("--value",),
     "weights": ("--weight", "--weights"),
+    "data.path": ("--data",),
+    "data.column": ("--column",),
+    "data.split": ("--split",),
+    "data.prompt": ("--prompt", "--from"),
+    "target_labels": ("--to-label",),
+    "target_label": ("--to-label",),
 }
 
 

@@ -72,6 +72,7 @@ class Listing:
         pictures: files that Pillow reads, sorted by path.
         metadata: files with a name in ``METADATA``.
         parquet: other parquet files.
+        archives: tar files, as WebDataset has them.
         texts: paths of text files.
         unread: pictures in formats that Pillow does not read.
     """
@@ -79,6 +80,7 @@ class Listing:
     pictures: list[Path] = field(default_factory=list)
     metadata: list[Path] = field(default_factory=list)
     parquet: list[Path] = field(default_factory=list)
+    archives: list[Path] = field(default_factory=list)
     texts: set[str] = field(default_factory=set)
     unread: list[Path] = field(default_factory=list)
 
@@ -98,6 +100,8 @@ def listing(folder: Path) -> Listing:
             found.metadata.append(file)
         elif suffix == ".parquet":
             found.parquet.append(file)
+        elif suffix == ".tar":
+            found.archives.append(file)
         elif suffix == ".txt":
             found.texts.add(os.fspath(file))
         elif (mimetypes.guess_type(file.name)[0] or "").startswith("image/"):

@@ -1,4 +1,4 @@
-"""Opens the images of a training run (idx files, parquet files, folders or the hub) and selects their rows."""
+"""Opens sets of images (idx files, parquet files, folders, tar files or the hub) and selects their rows."""
 
 import csv
 import io
@@ -24,6 +24,9 @@ from .images import decode, flatten, open_image
 
 if TYPE_CHECKING:
     from ..training.config import DataConfig, SourceConfig
+
+HUB = "hf:"
+"""A path that begins so is the id of a data set on the Hugging Face hub, also where a folder has the same name."""
 
 
 class Part(Protocol):
@@ -191,9 +194,6 @@ def open_source(source: "SourceConfig", config: "DataConfig") -> Part:
         labels = read_labels(idx, len(images)) if source.label else None
         return IdxPart(images, labels, _rewritten([source.prompt], source)[0])
     table = _open_table(source)
-    for name in _fields(source):
-        if name not in table.names:
-            raise UnknownName("data.prompt column", name, table.names or ["(none)"], parameter="data.prompt")
     if source.label not in ("", *table.names):
         raise UnknownName("data.label column", source.label, table.names, parameter="data.label")
     chosen = _chosen(table, source, config)
@@ -206,7 +206,7 @@ def open_source(source: "SourceConfig", config: "DataConfig") -> Part:
             parameter="data.where" if source.where else "data.path",
         )
     names = table.class_names(source.label) if source.label else []
-    return TablePart(table, _prompts(table, source), _labels(table, source), names)
+    return TablePart(table, prompts_of(table, source), _labels(table, source), names)
 
 
 def _chosen(table: Table, source: "SourceConfig", config: "DataConfig") -> list[int] | None:
@@ -282,11 +282,23 @@ def _fields(source: "SourceConfig") -> Iterator[str]:
         ) from None
 
 
-def _prompts(table: Table, source: "SourceConfig") -> list[str]:
-    """Fills the prompt template for each row. An empty cell adds nothing; a column that is all empty is refused."""
+def prompts_of(table: Table, source: "SourceConfig") -> list[str]:
+    """Fills the prompt template of a source for each row of its table; empty without a template.
+
+    An empty cell adds nothing.
+
+    Raises:
+        InputError: the template names a column that does not exist or is empty in all rows, or it does not fit.
+
+    Warns:
+        DDIMWarning: some rows have nothing to fill in.
+    """
     if not source.prompt:
         return []
-    columns = {name: table.column(name) for name in _fields(source)}
+    for name in (fields := list(_fields(source))):
+        if name not in table.names:
+            raise UnknownName("data.prompt column", name, table.names or ["(none)"], parameter="data.prompt")
+    columns = {name: table.column(name) for name in fields}
     for name, cells in columns.items():
         if all(map(_is_empty, cells)):
             raise InputError(
@@ -395,15 +407,17 @@ def square(image: Image.Image, config: "DataConfig") -> np.ndarray:
 
 
 def _open_table(source: "SourceConfig") -> Table:
-    """Opens the pictures at ``source.path``: a parquet file, a folder, or a data set on the hub."""
+    """Opens the pictures at ``source.path``: a parquet or tar file, a folder, or a data set on the hub."""
     path = Path(source.path)
+    if source.path.startswith(HUB):
+        return _dataset_table(source, path)
     if not path.exists() and (
-        path.is_absolute() or path.suffix in (".parquet", ".gz") or len(path.parts) > 2 or source.path[0] == "."
+        path.is_absolute() or path.suffix in (".parquet", ".gz", ".tar") or len(path.parts) > 2 or source.path[0] == "."
     ):
         raise InputError(f"there is no file or folder {path}.", parameter="data.path")
     if path.is_dir():
         found = listing(path)
-        if not found.parquet:
+        if not found.parquet and (found.pictures or not found.archives):
             _no_column(source)
             return read_folder(path, source.split)
         if found.pictures:
@@ -412,10 +426,15 @@ def _open_table(source: "SourceConfig") -> Table:
                 "the two elsewhere, or give the path of the parquet file.",
                 parameter="data.path",
             )
-    elif path.exists() and path.suffix != ".parquet":
+    elif path.exists() and path.suffix not in (".parquet", ".tar"):
         raise InputError(
-            f"{path} is neither a folder, a parquet file nor an idx file of images.", parameter="data.path"
+            f"{path} is neither a folder, a parquet file, a tar file nor an idx file of images.", parameter="data.path"
         )
+    return _dataset_table(source, path)
+
+
+def _dataset_table(source: "SourceConfig", path: Path) -> DatasetTable:
+    """Opens what ``datasets`` reads, as a table."""
     data = _open_dataset(source, path)
     picture = _image_column(data, source)
     return DatasetTable(_raw(data, picture), picture, path if path.is_dir() else path.parent)
@@ -428,11 +447,11 @@ def _no_column(source: "SourceConfig") -> None:
 
 
 def _open_dataset(source: "SourceConfig", path: Path) -> Any:
-    """Opens a parquet file, a folder of them, or a data set on the hub, as a data set of ``datasets``."""
+    """Opens a parquet or tar file, a folder of them, or a data set on the hub, as a data set of ``datasets``."""
     try:
         import datasets
     except ImportError:
-        raise InputError("Training needs more packages: pip install 'ddim[train]'.") from None
+        raise InputError("Reading data sets needs more packages: pip install 'ddim[train]'.") from None
     if path.is_file() and source.split != "train" and source.split not in re.split(r"[\W_]+", path.stem):
         raise InputError(
             f"{path} is one file, and nothing says that it is the split {source.split!r}; leave out data.split.",
@@ -440,6 +459,14 @@ def _open_dataset(source: "SourceConfig", path: Path) -> Any:
         )
     try:
         with _no_bars():
+            if source.path.startswith(HUB):
+                return datasets.load_dataset(source.path.removeprefix(HUB), split=source.split)
+            archives = [path] if path.suffix == ".tar" else []
+            if path.is_dir() and not (found := listing(path)).parquet:
+                archives = found.archives
+            if archives:
+                files = list(map(os.fspath, archives))
+                return datasets.load_dataset("webdataset", data_files=files, split="train")
             if path.is_file():
                 return datasets.load_dataset("parquet", data_files=os.fspath(path), split="train")
             if path.is_dir():

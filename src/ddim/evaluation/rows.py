@@ -222,7 +222,7 @@ class Rows:
     def _read(self) -> None:
         parts = sorted(self.folder.glob("part-*.parquet"))
         for part in parts:
-            for row in _rows_in(part, self.columns):
+            for row in read_part(part, self.columns):
                 self._rows.setdefault(self.columns.key(row), row)
         if len(parts) > MANY and self.processes.count == 1:
             self._write(list(self._rows.values()))
@@ -230,12 +230,9 @@ class Rows:
                 part.unlink(missing_ok=True)
 
     def _write(self, rows: Sequence[Row]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=_schema(self.columns)), sink)
-        write_whole(self.folder / f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet", sink.getvalue())
+        write_part(
+            self.folder / f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet", rows, schema_of(self.columns)
+        )
 
 
 @contextmanager
@@ -309,7 +306,28 @@ def batches(items: Sequence[_T], size: int, processes: int = 1) -> list[list[_T]
     return [list(items[k : k + size]) for k in range(0, len(items), size)]
 
 
-def _schema(columns: RowColumns) -> Any:
+def write_part(file: Path, rows: Sequence[Mapping[str, Any]], schema: Any, **how: Any) -> None:
+    """Writes rows as one parquet file, as a whole.
+
+    Args:
+        file: the file.
+        rows: column to value, the same columns in each.
+        schema: pyarrow's; see ``schema_of``.
+        how: arguments of ``pyarrow.parquet.write_table``, such as ``compression``.
+
+    Raises:
+        NotWritten: the folder cannot be written, or the disk is full.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), sink, **how)
+    write_whole(file, sink.getvalue())
+
+
+def schema_of(columns: RowColumns) -> Any:
+    """The columns as pyarrow's schema."""
     import pyarrow as pa
 
     types = (pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.list_(pa.float32()), pa.binary())
@@ -317,14 +335,20 @@ def _schema(columns: RowColumns) -> Any:
     return pa.schema([(name, kinds[kind]) for name, kind in columns.all.items()])
 
 
-def _rows_in(part: Path, columns: RowColumns) -> list[dict[str, Any]]:
+def read_part(part: Path, columns: RowColumns) -> list[dict[str, Any]]:
+    """The rows of a part, each column to value.
+
+    Raises:
+        InputError: it has other columns.
+        DDIMError: it is not a parquet file.
+    """
     import pyarrow.parquet as pq
 
     try:
         table = pq.ParquetFile(part).read()
     except Exception as error:  # pyarrow raises several kinds
         raise DDIMError(f"{part} is not a parquet file of results: {reason_of(error)}") from None
-    found, wanted = ({field.name: field.type for field in schema} for schema in (table.schema, _schema(columns)))
+    found, wanted = ({field.name: field.type for field in schema} for schema in (table.schema, schema_of(columns)))
     if found != wanted:
         raise InputError(f"{part.parent} has other columns than this run measures; choose another.", parameter="out")
     return table.to_pylist()

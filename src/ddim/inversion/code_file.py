@@ -46,6 +46,11 @@ _RENAMED = {
 
 def write_code(code: LatentCode, path: str | os.PathLike[str]) -> Path:
     """Writes a code to a file; see ``LatentCode.save``."""
+    return write_whole(path, code_bytes(code))
+
+
+def code_bytes(code: LatentCode) -> bytes:
+    """Returns what the file of a code contains."""
     from safetensors.torch import save
 
     uncond = code.conditions.uncond
@@ -87,7 +92,7 @@ def write_code(code: LatentCode, path: str | os.PathLike[str]) -> Path:
         **({"sources": sources} if sources else {}),
     }
     about["checksum"] = checksum(about, tensors)
-    return write_whole(path, save(tensors, metadata={"ddim": json.dumps(about)}))
+    return save(tensors, metadata={"ddim": json.dumps(about)})
 
 
 def _packed_sources(sources: Sequence[Photograph]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
@@ -125,7 +130,24 @@ def checksum(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 def read_code(path: str | os.PathLike[str]) -> LatentCode:
     """Reads a code from a file; see ``LatentCode.load``."""
-    about, tensors = _read(Path(path))
+    return _code_of(path, *_read(Path(path)))
+
+
+def code_from_bytes(data: bytes, name: str = "the code") -> LatentCode:
+    """Returns the code of which ``code_bytes`` returned these bytes.
+
+    Args:
+        data: the content of a code's file.
+        name: what an error calls it.
+
+    Raises:
+        InputError: they are not a code, or are damaged.
+    """
+    return _code_of(name, *_read(Path(name), data))
+
+
+def _code_of(path: str | os.PathLike[str], about: Mapping[str, Any], tensors: dict[str, Tensor]) -> LatentCode:
+    """Makes a code of the settings and tensors of a file."""
     grid = _grid(path, tensors, about)
     sources = _sources(path, tensors, about)
     groups = _grouped(path, tensors)
@@ -220,21 +242,31 @@ def _are_calls(calls: Mapping[str, Tensor]) -> bool:
     return rows.shape == place.shape and bool(((place >= 0) & (place < rows) & (rows <= MOST_ROWS)).all())
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads the settings and tensors of a file, and checks each by itself. Raises InputError if one is invalid."""
+def _content(path: Path, data: bytes | None) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Returns the metadata and the tensors of a safetensors file, or of the bytes of one."""
+    if data is not None:
+        from safetensors.torch import load
+
+        tensors = load(data)  # first, because it checks the header
+        header: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return header.get("__metadata__", {}), tensors
     from safetensors import safe_open
 
-    if not path.is_file():
+    with cast("AbstractContextManager[Any]", safe_open(str(path), framework="pt")) as f:
+        metadata: dict[str, str] = f.metadata() or {}
+        names = f.keys() if "ddim" in metadata else ()  # a checkpoint of gigabytes is not read
+        return metadata, {name: f.get_tensor(name) for name in names}
+
+
+def _read(path: Path, data: bytes | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads the settings and tensors of a file, and checks each by itself. Raises InputError if one is invalid."""
+    if data is None and not path.is_file():
         raise InputError(f"there is no file {path}.", parameter="path")
     try:
-        with cast("AbstractContextManager[Any]", safe_open(str(path), framework="pt")) as f:
-            metadata: dict[str, str] = f.metadata() or {}
-            if "ddim" not in metadata:
-                raise InputError(
-                    f"{path} is a safetensors file, but not a latent code that ddim wrote.", parameter="path"
-                )
-            about: Any = json.loads(metadata["ddim"])
-            tensors: dict[str, Tensor] = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+        metadata, tensors = _content(path, data)
+        if "ddim" not in metadata:
+            raise InputError(f"{path} is a safetensors file, but not a latent code that ddim wrote.", parameter="path")
+        about: Any = json.loads(metadata["ddim"])
     except InputError:
         raise
     except Exception as error:  # safetensors and json raise errors of many types

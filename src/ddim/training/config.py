@@ -33,8 +33,9 @@ class SourceConfig:
     """A set of images, and which of its rows are used.
 
     Attributes:
-        path: a folder of images, a parquet file (or a folder of them), MNIST-like idx files (a folder, or one file
-            ``*-images-idx3-ubyte[.gz]``), or the id of a data set on the Hugging Face hub. Relative paths are relative
+        path: a folder of images, a parquet file (or a folder of them), a tar file as WebDataset has them (or a folder
+            of them), MNIST-like idx files (a folder, or one file ``*-images-idx3-ubyte[.gz]``), or the id of a data set
+            on the Hugging Face hub, with or without ``hf:`` before it. Relative paths are relative
             to the working directory. Of a folder of images, all subfolders are read, except hidden ones.
         split: the split to use. For idx files it is ``train`` or ``test``; for a folder of images it is the subfolder
             of that name. A subfolder named like a split is one only if another subfolder, or every one, is named so
