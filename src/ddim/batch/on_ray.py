@@ -4,9 +4,10 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class _Actor:
 
 def on_ray(
     work: Work, plan: Plan, folder: Path, numbers: Sequence[int], address: str, workers: int | None, timeout: float
-) -> Iterator[Done]:
+) -> Generator[Done]:
     """Computes batches on Ray, and yields each as it is stored.
 
     Args:
@@ -79,13 +80,13 @@ def _started(address: str) -> Any:
     for name, value in (
         ("RAY_USAGE_STATS_ENABLED", "0"),
         ("RAY_DATA_DISABLE_PROGRESS_BARS", "1"),
-        ("RAY_DEDUP_LOGS", "1"),
+        ("RAY_BACKEND_LOG_LEVEL", "fatal"),
         ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
     ):
         os.environ.setdefault(name, value)
     try:
-        import ray
-        import ray.data
+        ray: Any = import_module("ray")
+        import_module("ray.data")
     except ImportError:
         raise InputError("A cluster needs Ray Data: pip install 'ddim[batch]'.", parameter="ray") from None
     local: dict[str, Any] = {"object_store_memory": STORE, "include_dashboard": False} if address == "local" else {}
@@ -152,7 +153,7 @@ def _dataset(
     )
 
 
-def _answers(data: Any, timeout: float, ray: Any) -> Iterator[Done]:
+def _answers(data: Any, timeout: float, ray: Any) -> Generator[Done]:
     """Yields the batches as they are finished.
 
     Ray waits in a thread of its own, so that this one can give up.

@@ -1,7 +1,7 @@
 """``run_batch``: plans a run or goes on with one, and computes what is missing, here or on a cluster."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -176,7 +176,7 @@ def _computed(
 
 def _engine(
     work: Work, plan: Plan, output: Output, items: Items, spread: Spread
-) -> Callable[[Sequence[int]], Iterator[Done]]:
+) -> Callable[[Sequence[int]], Generator[Done]]:
     """What computes batches: this process, or Ray."""
     if spread.ray is None:
         worker = Worker(work, plan, output.folder, items)
@@ -187,7 +187,7 @@ def _engine(
     return lambda numbers: on_ray(work, plan, output.folder, numbers, address, spread.workers, timeout)
 
 
-def _here(worker: Worker, numbers: Sequence[int]) -> Iterator[Done]:
+def _here(worker: Worker, numbers: Sequence[int]) -> Generator[Done]:
     """Computes batches in this process, and yields each as it is stored."""
     waiting, under_way = iter(numbers), set["Future[Done]"]()
     pool = ThreadPoolExecutor(HERE, "ddim-batch-files")

@@ -1,0 +1,81 @@
+"""The same runs on Ray Data; skipped without it."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from commands import picture
+from refusals import failed, refused
+
+from ddim.batch import Columns, Output, Spread, Work, run_batch
+
+pytest.importorskip("ray.data", reason="Ray Data is not installed: pip install 'ddim[batch]'")
+
+STEPS = {"method": "bdia", "steps": 3}
+TIMEOUT = 300.0
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    folder = tmp_path_factory.mktemp("data")
+    for k in range(9):
+        picture(folder / f"{k}.png", k)
+    (folder / "4.png").write_bytes(b"broken")
+    model = str(tiny.pipeline_folder(tmp_path_factory.mktemp("models") / "small"))
+    return Work("invert", Columns(str(folder)), model, {"device": "cpu"}, STEPS, batch=2)
+
+
+def test_two_workers_make_the_rows_that_one_process_makes(work: Work, tmp_path: Path):
+    run_batch(work, tmp_path / "here")
+    summary = run_batch(work, tmp_path / "ray", Spread("local", workers=2, timeout=TIMEOUT))
+    assert [key for key, _ in summary.errors] == ["4.png"]
+    assert list(Output(tmp_path / "ray").rows()) == list(Output(tmp_path / "here").rows())
+
+
+def test_a_worker_that_is_killed_is_begun_again(work: Work, tmp_path: Path):
+    run_batch(work, tmp_path / "here")
+    killed: list[int] = []
+
+    def kill(at: Any) -> None:
+        """Kills a process of a worker, after the first batch."""
+        if at.done is None or killed:
+            return
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                name, parent = (process / "cmdline").read_bytes(), (process / "status").read_text()
+            except OSError:
+                continue
+            if name.startswith(b"ray::MapWorker") and f"PPid:\t{os.getpid()}" not in parent:
+                os.kill(int(process.name), signal.SIGKILL)
+                killed.append(int(process.name))
+                return
+
+    run_batch(work, tmp_path / "ray", Spread("local", workers=1, timeout=TIMEOUT), on_progress=kill)
+    assert killed
+    assert list(Output(tmp_path / "ray").rows()) == list(Output(tmp_path / "here").rows())
+
+
+def test_an_option_that_the_model_does_not_take_is_one_sentence(work: Work, tmp_path: Path):
+    from dataclasses import replace
+
+    wrong = replace(work, arguments={**STEPS, "prompt": "a cat"})
+    with refused("prompt"):
+        run_batch(wrong, tmp_path / "ray", Spread("local", timeout=TIMEOUT))
+    with refused("ray", "127.0.0.1:1"):
+        run_batch(work, tmp_path / "none", Spread("127.0.0.1:1"))
+
+
+def test_a_run_in_which_nothing_happens_ends_with_a_sentence(work: Work, tmp_path: Path):
+    """The timeout is shorter than a worker needs to start, as if the cluster had no room for it."""
+    before = threading.active_count()
+    began = time.monotonic()
+    with failed(None, "0.05"):
+        run_batch(work, tmp_path / "ray", Spread("local", timeout=0.05))
+    assert time.monotonic() - began < TIMEOUT
+    assert threading.active_count() <= before + 5
+    assert run_batch(work, tmp_path / "ray", Spread("local", timeout=TIMEOUT)).computed == 5
