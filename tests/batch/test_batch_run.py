@@ -132,6 +132,12 @@ def test_other_options_and_other_data_are_refused_once_something_is_done(model: 
         run_batch(work, out)
 
 
+def test_an_output_within_the_data_is_refused(model: str, pictures: Path):
+    with refused("out"):
+        run_batch(inverting(model, pictures), pictures / "out")
+    assert not (pictures / "out").exists()
+
+
 def test_an_option_that_the_model_does_not_take_ends_the_run_and_may_be_corrected(
     model: str, pictures: Path, tmp_path: Path
 ):

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .items import Columns
     from .output import Output, code_of
-    from .run import Spread, Work, run_batch
+    from .run import Spread, run_batch
+    from .worker import Work
 
 _WHERE = {
-    **dict.fromkeys(("Spread", "Work", "run_batch"), "run"),
+    **dict.fromkeys(("Spread", "run_batch"), "run"),
+    "Work": "worker",
     **dict.fromkeys(("Output", "code_of"), "output"),
     "Columns": "items",
 }

@@ -63,16 +63,17 @@ def on_ray(
         InputError: Ray is not installed or not there, or it has fewer GPUs than workers; or from a worker.
         DDIMError: no batch was finished for ``timeout`` seconds, or a worker failed.
     """
-    ray = _started(address)
+    ray, ours = _started(address)
     try:
         share = _share(ray.cluster_resources(), work, workers, len(numbers))
         yield from _answers(_dataset(ray, work, plan, folder, numbers, share), timeout, ray)
     finally:
-        ray.shutdown()
+        if ours:
+            ray.shutdown()
 
 
-def _started(address: str) -> Any:
-    """Starts Ray or joins a cluster, quietly.
+def _started(address: str) -> tuple[Any, bool]:
+    """Starts Ray or joins a cluster, quietly. Returns it, and whether it was not joined already by this process.
 
     Raises:
         InputError: it is not installed, or there is no cluster at the address.
@@ -89,16 +90,18 @@ def _started(address: str) -> Any:
         import_module("ray.data")
     except ImportError:
         raise InputError("A cluster needs Ray Data: pip install 'ddim[batch]'.", parameter="ray") from None
+    ours = not ray.is_initialized()
     local: dict[str, Any] = {"object_store_memory": STORE, "include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        if ours:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:  # ray raises several kinds
         raise InputError(f"there is no Ray at {address!r}: {reason_of(error)}", parameter="ray") from None
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context: Any = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    return ray
+    return ray, ours
 
 
 def _share(resources: dict[str, float], work: Work, workers: int | None, batches: int) -> tuple[int, float, float]:

@@ -126,6 +126,10 @@ def run_batch(
     except ImportError:
         raise InputError("Results are stored as parquet, which needs pyarrow: pip install 'ddim[batch]'.") from None
     out, work = out.absolute(), _from_anywhere(work)
+    if Path(work.columns.data) in (out, *out.parents):
+        raise InputError(
+            f"{out} lies in the data, which would change with every batch; choose another.", parameter="out"
+        )
     items = open_items(work.command, work.columns, work.count)
     plan = Plan(len(items), items.size or work.batch, _settings(work))
     output = Output(out)

@@ -274,8 +274,11 @@ def _run(terminal: Terminal, work: "Work", run: Run) -> None:
 
     out = run.folder()
     spread = Spread(run.ray, run.workers, run.timeout)
-    with _shown(terminal, work.command) as show:
-        summary = run_batch(work, out, spread, dry_run=run.dry_run, on_progress=show)
+    try:
+        with _shown(terminal, work.command) as show:
+            summary = run_batch(work, out, spread, dry_run=run.dry_run, on_progress=show)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Interrupted; finished batches are kept, and the same command goes on.") from None
     for sentence in summary.warnings:
         terminal.warn(sentence)
     plan = summary.plan
