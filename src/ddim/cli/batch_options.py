@@ -98,12 +98,12 @@ class EditCaptions(Options):
                 'it is missing; say what the pictures are to show, such as "{text} with sunglasses".', parameter="to"
             )
         if (self.to and self.from_label) or (self.to_label and self.from_):
-            wrong = "from_label" if self.to else "from_"
+            wrong = "from_label" if self.to else "source_prompt"
             raise InputError("it is of the other kind of edit, by words or by class; leave it out.", parameter=wrong)
         if self.to_label and not self.from_label:
             raise InputError("it is missing; name the class of the pictures, or its column.", parameter="from_label")
         if needs_source and self.to and not self.from_:
-            raise InputError('it is missing; say what the pictures show, such as "{text}".', parameter="from_")
+            raise InputError('it is missing; say what the pictures show, such as "{text}".', parameter="source_prompt")
 
 
 @dataclass(frozen=True)

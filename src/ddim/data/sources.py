@@ -457,6 +457,12 @@ def _open_dataset(source: "SourceConfig", path: Path) -> Any:
             f"{path} is one file, and nothing says that it is the split {source.split!r}; leave out data.split.",
             parameter="data.split",
         )
+    if source.path.startswith(HUB) and Path(source.path.removeprefix(HUB)).exists():  # ``datasets`` would open it
+        raise InputError(
+            f"{source.path!r} is to be on the hub, but here is a folder of this name; leave out {HUB!r}, or run it "
+            "from another folder.",
+            parameter="data.path",
+        )
     try:
         with _no_bars():
             if source.path.startswith(HUB):
