@@ -18,7 +18,7 @@ from ddim.batch import Columns, Output, Spread, Work, run_batch
 pytest.importorskip("ray.data", reason="Ray Data is not installed: pip install 'ddim[batch]'")
 
 STEPS = {"method": "bdia", "steps": 3}
-TIMEOUT = 300.0
+TIMEOUT = 900.0
 
 
 @pytest.fixture(scope="module")

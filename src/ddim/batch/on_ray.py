@@ -82,6 +82,7 @@ def _started(address: str) -> tuple[Any, bool]:
         ("RAY_USAGE_STATS_ENABLED", "0"),
         ("RAY_DATA_DISABLE_PROGRESS_BARS", "1"),
         ("RAY_BACKEND_LOG_LEVEL", "fatal"),
+        ("RAY_ENABLE_AUTO_CONNECT", "0"),  # a thread that outlives a run that gave up would start another Ray
         ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
     ):
         os.environ.setdefault(name, value)
