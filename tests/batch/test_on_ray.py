@@ -15,6 +15,7 @@ from refusals import failed, refused
 
 from ddim.batch import Columns, Output, Spread, Work, run_batch
 
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # read when ray is imported; on_ray sets it too
 pytest.importorskip("ray.data", reason="Ray Data is not installed: pip install 'ddim[batch]'")
 
 STEPS = {"method": "bdia", "steps": 3}

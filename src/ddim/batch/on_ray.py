@@ -77,6 +77,7 @@ def _started(address: str) -> tuple[Any, bool]:
 
     Raises:
         InputError: it is not installed, or there is no cluster at the address.
+        DDIMError: it could not be started here.
     """
     for name, value in (
         ("RAY_USAGE_STATS_ENABLED", "0"),
@@ -97,6 +98,8 @@ def _started(address: str) -> tuple[Any, bool]:
         if ours:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:  # ray raises several kinds
+        if address == "local":
+            raise DDIMError(f"Ray could not be started here: {reason_of(error)}") from None
         raise InputError(f"there is no Ray at {address!r}: {reason_of(error)}", parameter="ray") from None
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context: Any = ray.data.DataContext.get_current()
