@@ -1,7 +1,7 @@
 """A MODEL as ComfyUI hands it to nodes, with ComfyUI's sampling contract: written from its formulas, without its code.
 
-``apply_model(x, sigma)`` scales x to the network's input, asks the network at ``timestep(sigma)``, and converts its output
-to the denoised sample.
+``apply_model(x, sigma)`` scales x to the network's input, asks the network at ``timestep(sigma)``, and converts its
+output to the denoised sample.
 """
 
 import math

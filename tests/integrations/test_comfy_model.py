@@ -1,6 +1,7 @@
 """A MODEL of ComfyUI as a model of the library: what it is asked, what comes back, and its exact round trips."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ def test_ddim_steps_are_comfyuis_euler_steps_on_the_same_sigmas(kind: str) -> No
     sigmas = sigmas_of(model.levels, list(grid))
     own = x = latents(5) * grid[0].sigma + latents(4) * grid[0].alpha
     own = own if kind == "flow" else own / grid[0].alpha
-    for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):  # Euler of k-diffusion
+    for now, then in pairwise(sigmas):  # Euler of k-diffusion
         denoised = patcher.ask(own, now[None], prompt(1), "cond", None)
         own = own + (own - denoised) / now * (then - now)
     denoise = model.guided(ddim.Guidance(), model.condition(None, 1))
@@ -210,9 +211,7 @@ EXACT = [name for name in ddim.inversion_names() if isinstance(ddim.make_inversi
 
 @pytest.mark.parametrize("method", EXACT)
 @pytest.mark.parametrize("kind", ["eps", "v", "flow"])
-def test_an_exact_method_reconstructs_every_bit_of_the_latents(
-    kind: str, method: str, tmp_path: Any
-) -> None:
+def test_an_exact_method_reconstructs_every_bit_of_the_latents(kind: str, method: str, tmp_path: Any) -> None:
     model = wrapped(Patcher(kind), negative=prompt(2))
     given = latents(7, 2)
     made = work.invert(model, given, method=method, steps=6, guidance=1.5, sigmas=None, on_event=silent)
@@ -260,7 +259,7 @@ def test_the_noisy_end_and_its_sigmas_are_where_a_sampler_goes_on() -> None:
     model = wrapped(patcher)
     made = work.invert(model, latents(7), method="ddim", steps=200, guidance=1, sigmas=None, on_event=silent)
     own = LatentFormat().process_in(made.noise)
-    for now, then in zip(made.sigmas[:-1], made.sigmas[1:], strict=True):
+    for now, then in pairwise(made.sigmas):
         own = own + (own - patcher.ask(own, now[None], prompt(1), "cond", None)) / now * (then - now)
     back = ddim.reconstruct(model, made.code)
     torch.testing.assert_close(LatentFormat().process_out(own), back, atol=1e-3, rtol=1e-3)

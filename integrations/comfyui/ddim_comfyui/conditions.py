@@ -1,8 +1,8 @@
 """CONDITIONING of ComfyUI as the library's ``Conditioning``, which a code stores, and back.
 
 A CONDITIONING is a list of entries ``[embedded tokens, dictionary]``. A code must contain all that its reconstruction
-needs, as tensors with a row for each image. So what is no tensor and no number, such as a ControlNet, is refused, and so
-is more than one entry, of which each would act in an area or in some of the steps.
+needs, as tensors with a row for each image. So what is no tensor and no number, such as a ControlNet, is refused, and
+so is more than one entry, of which each would act in an area or in some of the steps.
 """
 
 import hashlib
@@ -93,7 +93,9 @@ def entries_of(cond: Conditioning, device: torch.device) -> Iterator[tuple[list[
     groups: dict[tuple[Any, ...], list[int]] = {}
     lengths = _lengths(cond)
     for row in range(cond.rows or 0):
-        numbers = tuple(float(t[row]) for name, t in cond.tensors.items() if name == EMBEDDED or name.startswith(_NUMBER))
+        numbers = tuple(
+            float(t[row]) for name, t in cond.tensors.items() if name == EMBEDDED or name.startswith(_NUMBER)
+        )
         groups.setdefault((lengths[row], *numbers), []).append(row)
     for (length, *_), rows in groups.items():
         yield rows, [_entry(cond[rows].to(device), length)]
@@ -136,4 +138,3 @@ def name_of(cond: Conditioning) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.double().contiguous().numpy().tobytes())
     return f"conditioning {digest.hexdigest()[:12]}"
-

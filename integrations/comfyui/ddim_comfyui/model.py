@@ -31,8 +31,8 @@ class ComfyModel(Model):
     """A MODEL of ComfyUI, with its LoRAs, patches and quantisation, as a model of the library.
 
     Its pictures are latents as LATENT holds them, [N, C, h, w], and ``encode`` and ``decode`` are the scaling between
-    these and what the network sees. VAE nodes make them from pictures. Each branch of guidance is asked in a call of its
-    own: ComfyUI would join them only while its memory lasts, and the rows of a call decide the last bits.
+    these and what the network sees. VAE nodes make them from pictures. Each branch of guidance is asked in a call of
+    its own: ComfyUI would join them only while its memory lasts, and the rows of a call decide the last bits.
 
     Args:
         patcher: the MODEL.

@@ -17,6 +17,7 @@ CODE, CONTROL = "DDIM_CODE", "DDIM_CONTROL"
 _FOLDER = "ddim"
 _T = TypeVar("_T")
 
+_SEED = {"default": 0, "min": 0, "max": 2**32 - 1, "tooltip": "for edit-friendly", "control_after_generate": False}
 _STEPS: tuple[Any, ...] = ("INT", {"default": 20, "min": 2, "max": 1000, "tooltip": "ignored if sigmas are connected"})
 _INVERSION_GUIDANCE: tuple[Any, ...] = (
     "FLOAT",
@@ -79,7 +80,7 @@ class LoadPicture:
     DESCRIPTION = "A picture as a code, from which it is reconstructed to the bit and edited."
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         """Returns the inputs."""
         import folder_paths  # type: ignore[import-not-found]
 
@@ -100,7 +101,7 @@ class LoadPicture:
         }
 
     @classmethod
-    def IS_CHANGED(cls, image: str, **others: Any) -> str:  # noqa: N802
+    def IS_CHANGED(cls, image: str, **others: Any) -> str:
         """Returns a hash of the file, so that another file of the same name is read again."""
         return hashlib.sha256(_in_folder(image, "image").read_bytes()).hexdigest()
 
@@ -136,7 +137,7 @@ class Invert:
     DESCRIPTION = "Latents to a code. Exact methods reconstruct them to the bit."
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         """Returns the inputs."""
         return {
             "required": {
@@ -150,7 +151,7 @@ class Invert:
             "optional": {
                 "negative": ("CONDITIONING",),
                 "sigmas": ("SIGMAS", {"tooltip": "as a sampler takes them, without FlipSigmas"}),
-                "seed": ("INT", {"default": 0, "min": 0, "max": 2**32 - 1, "tooltip": "for edit-friendly"}),
+                "seed": ("INT", _SEED),
             },
         }
 
@@ -168,7 +169,7 @@ class Edit:
     DESCRIPTION = "Samples a code under another prompt. Without one, the picture is reconstructed."
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         """Returns the inputs."""
         percent = {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": "how far the edit may go"}
         return {
@@ -246,7 +247,7 @@ class Control:
     DESCRIPTION = "A mask, and attention control (U-Nets): where and how an edit follows its source."
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         """Returns the inputs."""
         window = {"default": -1.0, "min": -1.0, "max": 1.0, "step": 0.05, "tooltip": "part of the steps; -1: usual"}
         return {
@@ -296,15 +297,13 @@ class Interpolate:
     DESCRIPTION = "Pictures on the arc between two codes; the first and the last are their reconstructions."
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         """Returns the inputs."""
         frames = {"default": 5, "min": 2, "max": 256}
         inputs = {"model": ("MODEL",), "code_a": (CODE,), "code_b": (CODE,), "frames": ("INT", frames)}
         return {"required": inputs}
 
-    def interpolate(
-        self, model: Any, code_a: LatentCode, code_b: LatentCode, frames: int = 5
-    ) -> tuple[dict[str, Any]]:
+    def interpolate(self, model: Any, code_a: LatentCode, code_b: LatentCode, frames: int = 5) -> tuple[dict[str, Any]]:
         """Returns the latents of the pictures, in order."""
         prompts = {**work.source_names(code_a), **work.source_names(code_b)}
         sizes = [tuple(code.state["x"].shape[1:]) for code in (code_a, code_b)]
@@ -331,7 +330,7 @@ class Compare:
     DESCRIPTION = "Whether two pictures or latents are equal to the bit, and how far they are apart."
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         """Returns the inputs."""
         return {"required": {"a": ("IMAGE,LATENT",), "b": ("IMAGE,LATENT",)}}
 
@@ -350,7 +349,7 @@ class SaveCode:
     DESCRIPTION = "A code as a safetensors file, which the command ddim reads too."
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         """Returns the inputs."""
         return {"required": {"code": (CODE,), "filename_prefix": ("STRING", {"default": "code"})}}
 
@@ -379,19 +378,19 @@ class LoadCode:
     DESCRIPTION = "A code that DDIM Save Code, or the command ddim, wrote."
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         """Returns the inputs."""
         folder = _codes()
         names = sorted(path.name for path in folder.glob("*.safetensors")) if folder.is_dir() else []
         return {"required": {"name": (names,)}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, name: str) -> bool | str:  # noqa: N802
+    def VALIDATE_INPUTS(cls, name: str) -> bool | str:
         """Accepts a file that was written after the list of names was read."""
         return True if (_codes() / Path(name).name).is_file() else f"There is no code {name!r} in output/{_FOLDER}."
 
     @classmethod
-    def IS_CHANGED(cls, name: str) -> float:  # noqa: N802
+    def IS_CHANGED(cls, name: str) -> float:
         """Returns the time of the file, so that it is read again once it changed."""
         path = _codes() / Path(name).name
         return path.stat().st_mtime if path.is_file() else 0.0
@@ -415,7 +414,9 @@ def _in_folder(name: str, parameter: str) -> Path:
     import folder_paths  # type: ignore[import-not-found]
 
     path = Path(folder_paths.get_annotated_filepath(name)).resolve()
-    kept = [Path(folder).resolve() for folder in (folder_paths.get_input_directory(), folder_paths.get_output_directory())]
+    kept = [
+        Path(folder).resolve() for folder in (folder_paths.get_input_directory(), folder_paths.get_output_directory())
+    ]
     if not path.is_file() or not any(folder in path.parents for folder in kept):
         raise InputError(f"there is no file {name!r} in ComfyUI's input folder.", parameter=parameter)
     return path

@@ -8,6 +8,7 @@ with sigma / alpha in place of sigma.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -82,8 +83,8 @@ def levels_of(sampling: Any) -> Levels:
     sigmas = getattr(sampling, "sigmas", None)
     if "IMG_TO_IMG" in kinds or not isinstance(sigmas, Tensor):
         raise InputError(
-            f"its noise levels ({type(sampling).__mro__[1].__name__}) are those of no Gaussian path, so that no step of "
-            "it can be inverted; use a model for images such as SD, SDXL or FLUX.",
+            f"its noise levels ({type(sampling).__mro__[1].__name__}) are those of no Gaussian path, so that no "
+            "step of it can be inverted; use a model for images such as SD, SDXL or FLUX.",
             parameter="model",
         )
     least = float(sampling.sigma_min)
@@ -122,7 +123,7 @@ def times_of(path: GaussianPath, sigmas: Tensor) -> list[float]:
             "takes them, without FlipSigmas.",
             parameter="sigmas",
         )
-    if any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
+    if any(a <= b for a, b in pairwise(levels)):
         raise InputError("a level is repeated, or they do not fall throughout; use fewer steps.", parameter="sigmas")
     if levels[-1] != 0:
         raise InputError(

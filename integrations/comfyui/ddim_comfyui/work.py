@@ -103,7 +103,7 @@ def picture_from(image: Any, side: int, multiple: int = 8) -> tuple[Tensor, Tens
     width, height = (n // multiple * multiple for n in upright.size)
     if not width or not height:
         raise InputError(
-            f"{upright.size[0]}x{upright.size[1]} is smaller than {multiple} pixels; use a larger picture, or set size.",
+            f"{upright.size[0]}x{upright.size[1]} is smaller than {multiple} pixels; use a larger one, or set size.",
             parameter="image",
         )
     left, top = (upright.size[0] - width) // 2, (upright.size[1] - height) // 2
@@ -308,7 +308,9 @@ def edit(
         on_event: see ``ddim.edit``.
     """
     need_negative(guidance, code.conditions.uncond)
-    mask = None if control.mask is None else mask_for(control.mask, (code.state["x"].shape[2], code.state["x"].shape[3]))
+    mask = (
+        None if control.mask is None else mask_for(control.mask, (code.state["x"].shape[2], code.state["x"].shape[3]))
+    )
     made = ddim.edit(
         model,
         code,

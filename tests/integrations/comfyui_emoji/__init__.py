@@ -5,7 +5,7 @@ this node names its shapes, and loads its weights into ComfyUI's own U-Net by Co
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import comfy.latent_formats
 import comfy.model_base
@@ -60,7 +60,7 @@ class Latents(comfy.latent_formats.SD15):
 
 
 class Config(comfy.supported_models_base.BASE):
-    unet_extra_config: dict[str, Any] = {}
+    unet_extra_config: ClassVar[dict[str, Any]] = {}
     latent_format = Latents
 
 
@@ -99,19 +99,23 @@ class Vae:
         return self.model.decode(samples * SCALE).movedim(1, -1)
 
 
+def fresh_lists() -> dict[str, list[int]]:
+    return {key: list(value) for key, value in UNET.items() if isinstance(value, list)}
+
+
 def network(dtype: torch.dtype) -> Any:
     """The emoji model's U-Net as a ``BaseModel`` of ComfyUI."""
     config = Config({**UNET, "dtype": dtype})
     if dtype != torch.float32:
         config.set_inference_dtype(dtype, torch.float32)
-    # Both lists are used up by ComfyUI's constructor.
-    config.unet_config = {**config.unet_config, "num_res_blocks": [1, 1, 1], "transformer_depth_output": [0, 0, 1, 1, 1, 1]}
+    # The lists are used up by ComfyUI's constructor.
+    config.unet_config = {**config.unet_config, **fresh_lists()}
     base = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.V_PREDICTION, unet_model=UNetModel)
     for module in base.modules():
         if isinstance(module, torch.nn.GroupNorm):
             module.num_groups = GROUPS
     weights = load_file(BUNDLED / "unet" / "diffusion_pytorch_model.safetensors")
-    names = comfy.utils.unet_to_diffusers({**UNET, "transformer_depth_output": [0, 0, 1, 1, 1, 1]})
+    names = comfy.utils.unet_to_diffusers({**UNET, **fresh_lists()})
     renamed = {names[key]: value for key, value in weights.items()}
     base.diffusion_model.load_state_dict({k: v.to(dtype) for k, v in renamed.items()}, strict=True)
     return base.eval()
