@@ -15,10 +15,12 @@ from torch import Tensor
 
 import ddim
 from ddim import Call, Conditioning, Node, Pair, ReversibleSolver
+from ddim.pipelines.interpolate import join
 
 
 def wrapped(patcher: Patcher, *entries: Any, negative: Any = None, **settings: Any) -> ComfyModel:
-    prompts = [conditions.conditioning_of(one, "positive") for one in entries or (prompt(1),)]
+    given = [conditions.conditioning_of(one, "positive") for one in entries or (prompt(1),)]
+    prompts = {conditions.name_of(one): one for one in given}
     away = None if negative is None else conditions.conditioning_of(negative, "negative")
     return ComfyModel(patcher, patcher.ask, shape=(4, 8, 8), prompts=prompts, negative=away, **settings)
 
@@ -236,6 +238,19 @@ def _with_condition(code: Any, cond: Conditioning) -> Any:
     return replace(code, conditions=ddim.PromptConditioning(cond))
 
 
+def test_codes_that_were_joined_know_their_conditions_by_their_prompts() -> None:
+    patcher, made = Patcher("eps"), []
+    for k, length in ((1, 2), (2, 5)):
+        model = wrapped(patcher, prompt(k, length))
+        settings = {"method": "belm", "steps": 5, "guidance": 1, "sigmas": None, "on_event": silent}
+        made.append(work.invert(model, latents(k), **settings))
+    joined = join([one.code for one in made])
+    own = work.source_names(joined)
+    assert list(own) == list(joined.prompts)
+    both = ComfyModel(patcher, patcher.ask, shape=(4, 8, 8), prompts=own)
+    assert torch.equal(ddim.reconstruct(both, joined), torch.cat([one.latents for one in made]))
+
+
 def test_a_video_models_axis_of_frames_is_given_to_it_and_taken_away() -> None:
     patcher = Patcher("flow", VideoFormat())
     shapes: list[torch.Size] = []
@@ -245,7 +260,7 @@ def test_a_video_models_axis_of_frames_is_given_to_it_and_taken_away() -> None:
         return patcher.ask(x, *others)
 
     cond = conditions.conditioning_of(prompt(1), "positive")
-    model = ComfyModel(patcher, ask, shape=(4, 8, 8), prompts=[cond])
+    model = ComfyModel(patcher, ask, shape=(4, 8, 8), prompts={"a prompt": cond})
     samples = work.samples_of({"samples": latents(7)[:, :, None]})
     made = work.invert(model, samples, method="belm", steps=5, guidance=1, sigmas=None, on_event=silent)
     assert set(shapes) == {torch.Size([1, 4, 1, 8, 8])}

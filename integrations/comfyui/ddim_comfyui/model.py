@@ -1,7 +1,7 @@
 """``ComfyModel``: a MODEL of ComfyUI as a model of the library, whose pictures are latents."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from ddim.editing.tokens import PromptTokens, Tokens
 from ddim.models.engine.run import run
 
 from .attention import Patches, Place, patches_of, sites_of
-from .conditions import TEXT, entries_of, name_of
+from .conditions import TEXT, entries_of
 from .schedules import levels_of
 
 Ask = Callable[[Tensor, Tensor, list[Any], str, Patches | None], Tensor]
@@ -53,7 +53,7 @@ class ComfyModel(Model):
         ask: Ask,
         *,
         shape: tuple[int, int, int],
-        prompts: Iterable[Conditioning] = (),
+        prompts: Mapping[str, Conditioning] | None = None,
         negative: Conditioning | None = None,
         words: Mapping[str, PromptTokens] | None = None,
         engine: str = "",
@@ -65,7 +65,7 @@ class ComfyModel(Model):
         self.levels = levels_of(patcher.get_model_object("model_sampling"))
         self.schedule = self.levels.schedule
         self.latent_format = patcher.get_model_object("latent_format")
-        self.prompts = {name_of(cond): cond for cond in prompts}
+        self.prompts = dict(prompts or {})
         self.negative, self.words = negative, dict(words or {})
         self.threads = False  # ComfyUI casts and moves weights during a call
         self._known_fingerprint: str | None = None

@@ -68,7 +68,7 @@ def _inverted(
         latents, noise = work.latent_of(made.latents, wrapped), work.latent_of(made.noise, wrapped)
         return made.code, latents, noise, made.sigmas
 
-    return _inside(model, tuple(samples.shape), run, prompts=[own], negative=away)
+    return _inside(model, tuple(samples.shape), run, prompts={name_of(own): own}, negative=away)
 
 
 class LoadPicture:
@@ -213,7 +213,7 @@ class Edit:
             def again(wrapped: ComfyModel, on_event: Any) -> dict[str, Any]:
                 return work.latent_of(ddim.reconstruct(wrapped, code, on_event=on_event), wrapped)
 
-            made = _inside(model, shape, again, prompts=own.values(), negative=work.negative_of(code))
+            made = _inside(model, shape, again, prompts=own, negative=work.negative_of(code))
             return made, made
         target = conditioning_of(positive, "positive")
         away = None if negative is None else conditioning_of(negative, "negative")
@@ -226,7 +226,7 @@ class Edit:
             edited = work.edit(wrapped, whole, target, on_event=on_event, **settings)  # type: ignore[arg-type]
             return work.latent_of(edited.edits, wrapped), work.latent_of(edited.reconstruction, wrapped)
 
-        prompts = [*own.values(), target]
+        prompts = {**own, name_of(target): target}
         return _inside(model, shape, run, prompts=prompts, negative=work.negative_of(whole), words=words)
 
 
@@ -318,7 +318,7 @@ class Interpolate:
             return work.latent_of(samples, wrapped)
 
         shape, negative = (frames, *sizes[0]), work.negative_of(code_a)
-        return (_inside(model, shape, run, prompts=prompts.values(), negative=negative),)
+        return (_inside(model, shape, run, prompts=prompts, negative=negative),)
 
 
 class Compare:

@@ -276,9 +276,9 @@ def code_with_negative(code: LatentCode, negative: Conditioning | None, paramete
 
 
 def source_names(code: LatentCode) -> dict[str, Conditioning]:
-    """Returns the conditions of a code's images by their names, on the CPU."""
+    """Returns the conditions of a code's images by their prompts, which are their names, on the CPU."""
     rows = [code.conditions.cond[k : k + 1].to("cpu") for k in range(len(code))]
-    return {name_of(row): row for row in rows}
+    return dict(zip(code.prompts or map(name_of, rows), rows, strict=True))
 
 
 def negative_of(code: LatentCode) -> Conditioning | None:
