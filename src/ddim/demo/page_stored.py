@@ -11,7 +11,7 @@ from .stored import Stored, stored
 Results = Mapping[str, Any]
 Line = tuple[str, bool, Mapping[int, float | None]]
 
-_EDIT_GUIDANCE, _EDIT_STEPS = 7.5, 50
+_EDIT_GUIDANCE, _EDIT_STEPS = 7.5, 20
 _NOISES = (("ddim", 0.0), ("ddim", 0.2), ("ddim", 0.5), ("ddim", 1.0), ("ddpm", None))
 """Solver and eta of each row of Table 1, in the order of the page's columns."""
 
@@ -22,7 +22,7 @@ def leaderboard(results: Results) -> str:
     if found is None:
         return ""
     rows = [row for row in found.rows if (row["guidance"], row["steps"]) == (_EDIT_GUIDANCE, _EDIT_STEPS)]
-    rows = [row for row in rows if not row["failed"] and row["top1"] is not None and row["psnr"] is not None]
+    rows = [row for row in rows if not row["failed"] and row["top1"] is not None and row["nfe"] is not None]
     if not rows:
         return ""
     cells = [
