@@ -1,0 +1,176 @@
+"""What the server holds: its limits, its folder, the models in memory, and the sessions of the pages."""
+
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .._utils.errors import InputError, UnknownName
+from ..models import bundled_models, load
+from .jobs import Job
+from .watched import Watched
+
+MOST_SESSIONS = 200
+"""Pages whose files are kept; beyond, those that were not used for the longest time are closed."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a page may ask for.
+
+    Args:
+        megabytes: the largest file that is taken.
+        megapixels: the largest picture.
+        queue: jobs that may wait.
+        steps: the largest number of steps.
+        models: models that stay in memory; another one takes the place of the one that was not used for longest.
+
+    Raises:
+        InputError: a number is below 1.
+    """
+
+    megabytes: int = 20
+    megapixels: int = 32
+    queue: int = 16
+    steps: int = 200
+    models: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("megabytes", "megapixels", "queue", "steps", "models"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{getattr(self, name)} is too few; use 1 or more.", parameter=name)
+
+
+@dataclass(eq=False)
+class Session:
+    """What one open page has: a folder, the chosen model, and what its jobs left behind.
+
+    Attributes:
+        folder: its files; nobody else's are there.
+        stop: set by the button Stop.
+        model: the name of the model that it works with.
+        kept: what a stopped job left for the next one, by what it was made with.
+        used: when it was last used, in seconds.
+        running: whether a job of it runs now.
+    """
+
+    folder: Path
+    model: str
+    stop: threading.Event = field(default_factory=threading.Event)
+    kept: dict[Any, Any] = field(default_factory=dict[Any, Any])
+    used: float = field(default_factory=time.monotonic)
+    running: bool = False
+
+    def place(self, name: str) -> Path:
+        """Returns a path for a new file with this name, in a folder of its own."""
+        place = self.folder / uuid.uuid4().hex[:12]
+        place.mkdir(parents=True)
+        return place / name
+
+
+class Desk:
+    """The server's models and sessions, in a folder that is removed when it closes.
+
+    Args:
+        models: the names of the models that the menu offers first; the first one is loaded at the beginning.
+        loading: the keyword arguments of ``ddim.load``.
+        limits: what a page may ask for.
+        any_model: whether a page may name any folder or hub id, and not only the models of the menu.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[str] = (),
+        loading: dict[str, Any] | None = None,
+        limits: Limits | None = None,
+        *,
+        any_model: bool = True,
+    ) -> None:
+        self.limits, self.any_model, self.loading = limits or Limits(), any_model, loading or {}
+        self.menu = list(dict.fromkeys([*models, *bundled_models()]))
+        self.root = Path(tempfile.mkdtemp(prefix="ddim-studio-"))
+        self._models: OrderedDict[str, Watched] = OrderedDict()
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._lock = threading.RLock()
+
+    # --- models -----------------------------------------------------------------------------------------------------
+
+    def model(self, name: str) -> Watched:
+        """Returns a model by name, and loads it if it is not in memory.
+
+        Raises:
+            InputError: there is no such model, or the page may not name it.
+            DDIMError: its files are broken.
+        """
+        name = name.strip()
+        if not name:
+            raise InputError("it is missing; choose one from the menu.", parameter="model")
+        if name not in self.menu and not self.any_model:
+            raise UnknownName("model", name, self.menu, hint="This page offers only these.")
+        with self._lock:
+            if name not in self._models:
+                while len(self._models) >= self.limits.models:
+                    self._models.popitem(last=False)
+                self._models[name] = Watched(load(name, **self.loading))
+                if name not in self.menu:
+                    self.menu.append(name)
+            self._models.move_to_end(name)
+            return self._models[name]
+
+    @property
+    def loaded(self) -> list[str]:
+        """The names of the models in memory, the one that was used last first."""
+        with self._lock:
+            return list(reversed(self._models))
+
+    # --- sessions ---------------------------------------------------------------------------------------------------
+
+    def session(self, key: str | None) -> Session:
+        """Returns the session of a page by its key, and begins it if it is new."""
+        name = key or "local"
+        with self._lock:
+            if name not in self._sessions:
+                while len(self._sessions) >= MOST_SESSIONS:
+                    self.close_session(next(iter(self._sessions)))
+                self._sessions[name] = Session(self.root / "sessions" / uuid.uuid4().hex, self.menu[0])
+            self._sessions.move_to_end(name)
+            session = self._sessions[name]
+            session.used = time.monotonic()
+            return session
+
+    def close_session(self, key: str | None) -> None:
+        """Ends a session: stops its job and deletes its files."""
+        with self._lock:
+            session = self._sessions.pop(key or "local", None)
+        if session is not None:
+            session.stop.set()
+            shutil.rmtree(session.folder, ignore_errors=True)
+
+    @property
+    def sessions(self) -> int:
+        """The number of open sessions."""
+        return len(self._sessions)
+
+    def close(self) -> None:
+        """Ends all sessions, and deletes the folder with everything that was uploaded and made."""
+        for key in list(self._sessions):
+            self.close_session(key)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def __enter__(self) -> "Desk":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def begun(session: Session, job: Job) -> Job:
+    """Ties a job to the button Stop of its page."""
+    job.stop = session.stop
+    return job

@@ -1,0 +1,107 @@
+"""The page as a Gradio app, and its server."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from .desk import Desk
+from .headers import OnlyFromHere
+from .parts import QUEUE, refused, session_of, status
+from .tab_edit import EditTab
+from .theme import style, theme
+
+TABS = ("Edit", "Compare", "Trajectory", "Interpolate", "Models")
+TRUNCATED = 3600, 6 * 3600
+"""Every hour, what the server keeps of uploads and results is deleted if it is older than six hours."""
+
+
+def build(desk: Desk) -> gr.Blocks:
+    """Returns the page.
+
+    Args:
+        desk: the server; the page begins with the first model of its menu.
+    """
+    os.environ["GRADIO_TEMP_DIR"] = str(desk.root / "served")
+    with gr.Blocks(title="ddim studio", analytics_enabled=False, delete_cache=TRUNCATED) as page:
+        gr.HTML(
+            '<div class="name"><h1>ddim studio</h1><span>diffusion that runs both ways</span></div>',
+            elem_id="studio-bar",
+            padding=False,
+        )
+        with gr.Row(elem_id="studio-model"):
+            model = gr.Dropdown(
+                desk.menu,
+                value=desk.menu[0],
+                label="Model",
+                allow_custom_value=desk.any_model,
+                elem_id="model",
+                scale=1,
+                min_width=220,
+            )
+            about = gr.HTML(elem_id="model-status", min_height=10)
+        with gr.Tabs():
+            with gr.Tab("Edit", id="edit"):
+                tabs = [EditTab(desk, model)]
+        outputs = [about, *dict.fromkeys(part for tab in tabs for part in tab.updates(desk.model(desk.menu[0])))]
+
+        def chosen(name: str, request: gr.Request) -> dict[Any, Any]:
+            session_of(desk, request)
+            try:
+                found = desk.model(name)
+            except Exception as error:
+                return {about: refused(error)}
+            info = found.info
+            height, width = info.picture[1:]
+            takes = "prompts" if info.text else f"{info.classes} classes" if info.classes else "no conditions"
+            said = {about: status(f"{info.family}, {width} x {height}, {takes}")}
+            return {**said, **{part: value for tab in tabs for part, value in tab.updates(found).items()}}
+
+        page.load(chosen, [model], outputs, api_visibility="private", **QUEUE)
+        model.input(chosen, [model], outputs, api_visibility="private", **QUEUE)
+        page.unload(_closing(desk))
+    page.queue(max_size=desk.limits.queue, default_concurrency_limit=1)
+    return page
+
+
+def _closing(desk: Desk) -> Callable[[gr.Request], None]:
+    def close(request: gr.Request) -> None:
+        desk.close_session(request.session_hash)
+
+    return close
+
+
+def launch(page: gr.Blocks, desk: Desk, host: str = "127.0.0.1", port: int | None = None, *, share: bool = False) -> str:
+    """Starts the server in a thread of its own, and returns the address of the page.
+
+    Args:
+        page: from ``build``.
+        desk: its server.
+        host, port: where it listens; by default the first free port from 7860.
+        share: whether Gradio makes a public address.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    _, local, public = page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        inbrowser=False,
+        prevent_thread_lock=True,
+        quiet=True,
+        show_error=True,
+        footer_links=[],
+        max_file_size=desk.limits.megabytes * 2**20,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        state_session_capacity=200,
+        theme=theme(),
+        css=style(),
+        app_kwargs={"middleware": [Middleware(OnlyFromHere)], "docs_url": None, "redoc_url": None, "openapi_url": None},
+    )
+    return public or local

@@ -1,0 +1,143 @@
+"""The parts that the tabs share: the picture, the status line, and the run of a job."""
+
+import html
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from .._utils.errors import DDIMError
+from .desk import Desk, Session
+from .errors import sentence_of
+from .jobs import Job, Progress
+from .pictures import Upload, taken
+
+QUEUE = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
+"""Of every event that calls a network: one at a time, in the order in which they were asked for."""
+AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""Of every event that takes no time."""
+
+from gradio.events import Dependency
+
+class Picture(gr.Image):
+    """An image whose file the library reads by itself, as it was uploaded."""
+
+    is_template = True  # Gradio then draws it as its parent
+
+    def preprocess(self, payload: Any) -> str | None:
+        """Returns the path of the uploaded file."""
+        return None if payload is None else payload.path
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+
+def status(text: str = "", kind: str = "", progress: Progress | None = None, notes: Sequence[str] = ()) -> str:
+    """Returns the status line as HTML, which screen readers announce.
+
+    Args:
+        text: the sentence.
+        kind: ``good``, ``bad`` or empty.
+        progress: the bar, while something runs.
+        notes: warnings below it.
+    """
+    bar = ""
+    if progress is not None:
+        value = f' value="{progress.done}" max="{progress.total}"' if progress.total else ""
+        bar = f'<progress aria-label="progress"{value}></progress>'
+    more = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    listed = f"<ul>{more}</ul>" if more else ""
+    return f'<div class="status {kind}" role="status" aria-live="polite">{html.escape(text)}{bar}{listed}</div>'
+
+
+def progress_text(progress: Progress) -> str:
+    """Returns what a job does now, how far it is, and how long it will take."""
+    if not progress.total:
+        return f"{progress.text} …"
+    left = "" if progress.left is None else f", about {progress.left:.0f} s left"
+    return f"{progress.text}: step {progress.done} of {progress.total}{left}"
+
+
+def numbers(facts: Sequence[tuple[str, str]]) -> str:
+    """Returns figures with their names as HTML."""
+    cells = "".join(f"<div><b>{html.escape(value)}</b><small>{html.escape(name)}</small></div>" for name, value in facts)
+    return f'<div class="numbers">{cells}</div>'
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], judged: int | None = None) -> str:
+    """Returns a table as HTML; the column ``judged`` holds ``yes`` or ``no`` and is coloured."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+
+    def cell(k: int, text: str) -> str:
+        kind = f' class="{html.escape(text)}"' if k == judged else ""
+        return f"<td{kind}>{html.escape(text)}</td>"
+
+    body = "".join("<tr>" + "".join(cell(k, text) for k, text in enumerate(row)) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def decibels(value: float) -> str:
+    """Returns a PSNR as text."""
+    return "∞ dB (equal)" if value == float("inf") else f"{value:.1f} dB"
+
+
+def upload_of(desk: Desk, session: Session, path: str | None) -> Upload:
+    """Returns a picture of the page. Raises InputError if there is none, or if it cannot be read."""
+    return taken(session, path, desk.limits)
+
+
+def session_of(desk: Desk, request: gr.Request | None) -> Session:
+    """Returns the session of the page that sent a request."""
+    return desk.session(None if request is None else request.session_hash)
+
+
+def begin(desk: Desk, request: gr.Request) -> str:
+    """Forgets an earlier Stop, unless its job still runs; returns a status."""
+    session = session_of(desk, request)
+    if not session.running:
+        session.stop.clear()
+    return status("Waiting for its turn …")
+
+
+def stop(desk: Desk, request: gr.Request) -> None:
+    """Asks the job of a page to stop."""
+    session_of(desk, request).stop.set()
+
+
+def refused(error: BaseException) -> str:
+    """Returns the status for an error. Raises it again if it is none that a page causes."""
+    if not isinstance(error, (DDIMError, OSError)):
+        raise error
+    return status(sentence_of(error), "bad")
+
+
+def run(
+    session: Session,
+    work: Callable[[Job], Any],
+    show: Callable[[Progress], Any],
+    end: Callable[[Job], Any],
+) -> Iterator[Any]:
+    """Runs a job for a page, and yields what its components become.
+
+    Args:
+        session: the page.
+        work: the work.
+        show: makes an update of the progress.
+        end: makes the last update, from the ended job.
+    """
+    job = Job(work, session.stop)
+    session.running = True
+    try:
+        for progress in job.updates():
+            yield show(progress)
+    finally:
+        session.running = False
+    yield end(job)
+
+
+def file_update(path: Path | str | None) -> Any:
+    """Returns the update of a download button, which is hidden without a file."""
+    return gr.update(value=None if path is None else str(path), visible=path is not None)

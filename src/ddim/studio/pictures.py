@@ -1,0 +1,146 @@
+"""The pictures of a page: what was uploaded, the mask that was painted, and what a browser shows."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .._utils.errors import InputError
+from .._utils.names import slug
+from ..data.images import open_image, save_image, to_pil
+from ..data.photographs import Crop, read_photographs, takes, window
+from ..models.base import Model
+from .desk import Limits, Session
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+LEAST_SHOWN, MOST_SHOWN = 448, 1024
+"""The longer side in pixels of what a browser shows: small pictures are enlarged, large ones reduced."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A picture that was uploaded.
+
+    Attributes:
+        path: the file as it came, in the folder of the session.
+        size: (height, width) in pixels, upright.
+    """
+
+    path: Path
+    size: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        """Its file name."""
+        return self.path.name
+
+
+def taken(session: Session, path: str | Path | None, limits: Limits) -> Upload:
+    """Takes an uploaded file into the folder of a session, and checks that it is a picture.
+
+    Raises:
+        InputError: there is no file, it is no picture, or it is larger than the limits.
+    """
+    if not path:
+        raise InputError("it is missing; drop one, paste one, or choose a file.", parameter="images")
+    source = Path(path)
+    if not source.is_file():
+        raise InputError("the file is not there any more; drop the picture again.", parameter="images")
+    if source.stat().st_size > limits.megabytes * 2**20:
+        raise InputError(
+            f"{source.name} has {source.stat().st_size / 2**20:.1f} MB; the largest file has {limits.megabytes} MB.",
+            parameter="images",
+        )
+    _check_pixels(source, limits)
+    target = session.place(f"{slug(source.stem)}{source.suffix.lower()}")
+    shutil.copyfile(source, target)
+    try:
+        image = open_image(target)
+    except InputError as error:
+        raise InputError(error.message.replace(str(target), source.name), parameter="images") from None
+    return Upload(target, (image.height, image.width))
+
+
+def _check_pixels(path: Path, limits: Limits) -> None:
+    """Raises InputError for a picture of too many pixels, by its header, before it is decoded."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except Exception:  # ``open_image`` says what is wrong
+        return
+    if width * height > limits.megapixels * 10**6:
+        raise InputError(
+            f"{path.name} has {width}x{height} pixels; the largest picture has {limits.megapixels} megapixels.",
+            parameter="images",
+        )
+
+
+def crop_for(model: Model, size: tuple[int, int]) -> Crop:
+    """Returns the region of a picture without a mask that a model works on: all of it, or the largest at the centre.
+
+    Args:
+        model: the model.
+        size: (height, width) of the picture.
+    """
+    if takes(size, model.picture, model.multiple):
+        return 0, 0, size[1], size[0]
+    return window(size, model.picture)
+
+
+def mask_from(editor: Any, upload: Upload) -> "Image.Image | None":
+    """Returns the mask that was painted: white where the brush was, of the size of the picture; None without a stroke.
+
+    Args:
+        editor: the value of the image editor: a dict whose ``layers`` are RGBA images.
+        upload: the picture that was painted on.
+    """
+    import numpy as np
+    from PIL import Image
+
+    painted = None
+    for layer in (editor or {}).get("layers") or []:
+        alpha = np.asarray(layer.convert("RGBA"))[..., 3] > 127
+        painted = alpha if painted is None or painted.shape != alpha.shape else painted | alpha
+    if painted is None or not painted.any():
+        return None
+    height, width = upload.size
+    whole = Image.fromarray(np.where(painted, 255, 0).astype(np.uint8), "L")
+    return whole.resize((width, height), Image.Resampling.NEAREST)
+
+
+def shown(picture: "Tensor | Image.Image") -> "Image.Image":
+    """Returns a picture as a browser shows it: small ones enlarged by whole factors, large ones reduced."""
+    from PIL import Image
+
+    image = to_pil(picture) if isinstance(picture, Tensor) else picture
+    longest = max(image.size)
+    if longest > MOST_SHOWN:
+        image = image.copy()
+        image.thumbnail((MOST_SHOWN, MOST_SHOWN))
+        return image
+    factor = max(1, -(-LEAST_SHOWN // longest)) if longest < LEAST_SHOWN else 1
+    size = (image.width * factor, image.height * factor)
+    return image if factor == 1 else image.resize(size, Image.Resampling.NEAREST)
+
+
+def canvas(upload: Upload) -> "Image.Image":
+    """Returns an upload, upright and on white, as the canvas of the mask."""
+    from ..data.images import flatten
+
+    return shown(flatten(open_image(upload.path), "RGB", name=upload.name))
+
+
+def photograph_of(upload: Upload) -> tuple[Tensor, bytes]:
+    """Returns the pixels of an upload, uint8 [C, H, W], upright, and its colour profile."""
+    return read_photographs(upload.path)[0]
+
+
+def write_shown(session: Session, picture: "Tensor | Image.Image", name: str) -> str:
+    """Writes a picture as a browser shows it; returns the path."""
+    return str(save_image(shown(picture), session.place(name)))

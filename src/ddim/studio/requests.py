@@ -1,0 +1,170 @@
+"""What a page asks for, as arguments of the library, as a line of the command, and as Python."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .._utils.choices import ATTENTIONS
+from .._utils.errors import InputError, is_number, is_whole
+from ..data.photographs import Crop
+from ..editing.editors import EDITORS
+from ..models.base import Model
+from .menus import takes_embedded, takes_guidance, usual
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """The settings of one edit.
+
+    Attributes:
+        model: the name of the model.
+        source_prompt, prompt: what the picture shows, and what it is to show; for a model with text.
+        source_label, label: its class, and the class to edit to; for a model with classes.
+        method: an inversion or an editor.
+        strength: from 0 to 1.
+        guidance: the weight of guidance, or the scale that a distilled network takes; None is the usual one.
+        steps: the number of steps.
+        seed: the seed.
+        attention: the attention control; empty is the usual one of the method.
+        negative: the prompt that guidance leads away from; empty for none.
+    """
+
+    model: str
+    source_prompt: str = ""
+    prompt: str = ""
+    source_label: int | None = None
+    label: int | None = None
+    method: str = "direct"
+    strength: float = 1.0
+    guidance: float | None = None
+    steps: int | None = None
+    seed: int = 0
+    attention: str = ""
+    negative: str = ""
+
+    def check(self, model: Model, most_steps: int) -> None:
+        """Checks what only the page can know, before any work; the library checks the rest.
+
+        Args:
+            model: the model.
+            most_steps: the largest number of steps of this page.
+
+        Raises:
+            InputError: a prompt is missing, or a number is none or too large.
+        """
+        if model.text and not self.prompt.strip():
+            raise InputError("it is missing; describe the result in words.", parameter="prompt")
+        needs = self.method not in EDITORS or bool(EDITORS[self.method].needs)
+        if model.text and needs and not self.source_prompt.strip():
+            raise InputError("it is missing; describe the picture as it is in words.", parameter="source_prompt")
+        if not model.text and model.classes and (self.label is None or self.source_label is None):
+            missing = "source_labels" if self.source_label is None else "labels"
+            raise InputError(f"it is missing; name a class from 0 to {model.classes - 1}.", parameter=missing)
+        for name in ("steps", "seed", "source_label", "label"):
+            value = getattr(self, name)
+            if value is not None and not is_whole(value):
+                raise InputError(f"{value!r} is not a whole number.", parameter=name)
+        if self.guidance is not None and not is_number(self.guidance):
+            raise InputError(f"{self.guidance!r} is not a number.", parameter="guidance")
+        if self.steps is not None and self.steps > most_steps:
+            raise InputError(f"{self.steps} are too many; this page makes {most_steps} or fewer.", parameter="steps")
+
+    def arguments(self, model: Model) -> dict[str, Any]:
+        """Returns the arguments of ``ddim.edit`` beside the model and the picture; usual values are left out."""
+        found: dict[str, Any] = {}
+        own = usual(model, self.method)
+        if model.text:
+            found["prompt"] = self.prompt.strip()
+            if self.source_prompt.strip():
+                found["source_prompt"] = self.source_prompt.strip()
+        elif self.label is not None:
+            found |= {"labels": self.label, "source_labels": self.source_label}
+        found["method"] = self.method
+        if self.steps is not None and not own.fixed_steps:
+            found["steps"] = self.steps
+        if self.guidance is not None and takes_guidance(model):
+            found["guidance_scale" if takes_embedded(model) else "guidance"] = float(self.guidance)
+        if self.strength != own.strength:
+            found["strength"] = float(self.strength)
+        if self.attention and self.attention != ATTENTIONS[0] and self.method not in EDITORS and model.text:
+            found["attention"] = self.attention
+        if self.negative.strip():
+            found["negative"] = self.negative.strip()
+        if self.seed:
+            found["seed"] = self.seed
+        return found
+
+
+_FLAGS = {
+    "prompt": "--to",
+    "source_prompt": "--from",
+    "labels": "--to-label",
+    "source_labels": "--from-label",
+}
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """How a call of the library is made again.
+
+    Attributes:
+        verb: the function of the library, which is also the command: ``edit``.
+        model: the name of the model.
+        files: the pictures, by name.
+        arguments: the arguments of the function.
+        loading: those of ``ddim.load`` that were given.
+    """
+
+    verb: str
+    model: str
+    files: tuple[str, ...]
+    arguments: Mapping[str, Any]
+    loading: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def command(self) -> str:
+        """The line of the command."""
+        words = ["ddim", self.verb, *self.files, "--model", self.model]
+        for name, value in {**self.arguments, **self.loading}.items():
+            flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            words += [flag] if value is True else [flag, f"{text:.15g}" if isinstance(text, float) else str(text)]
+        return shlex.join(words)
+
+    def python(self, ending: str) -> str:
+        """Returns the lines of Python.
+
+        Args:
+            ending: lines that do something with ``edited``.
+        """
+        loading = "".join(f", {name}={value!r}" for name, value in self.loading.items())
+        rest = {name: value for name, value in self.arguments.items() if name not in ("prompt", "labels")}
+        target = [repr(self.arguments["prompt"])] if "prompt" in self.arguments else []
+        target += [f"labels={self.arguments['labels']!r}"] if "labels" in self.arguments else []
+        lines = [f"    {part}," for part in (*target, *(f"{name}={value!r}" for name, value in rest.items()))]
+        call = "\n".join([f"edited = ddim.{self.verb}(", f"    model, {self.files[0]!r},", *lines, ")"])
+        return f"import ddim\n\nmodel = ddim.load({self.model!r}{loading})\n{call}\n{ending}\n"
+
+
+def repeat_edit(
+    request: EditRequest,
+    model: Model,
+    picture: str,
+    *,
+    mask: str | None,
+    crop: Crop | None,
+    loading: Mapping[str, Any],
+) -> Repeat:
+    """Returns how an edit is made again, from files of these names.
+
+    Args:
+        request: the settings.
+        model: the model.
+        picture, mask: the names of the files.
+        crop: the region that is edited, if there is no mask.
+        loading: the keyword arguments of ``ddim.load`` that were given.
+    """
+    where = {"mask": mask} if mask else {"crop": crop}
+    given = {name: value for name, value in loading.items() if value is not None}
+    return Repeat("edit", request.model, (picture,), {**request.arguments(model), **where}, given)

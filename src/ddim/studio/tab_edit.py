@@ -1,0 +1,272 @@
+"""The tab Edit."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from ..editing.editors import EDITORS
+from ..models import bundled_models, bundled_test_images
+from ..models.base import Model
+from . import menus
+from .desk import Desk
+from .editing import EditOutcome, EditWork, comparable
+from .jobs import Job, Progress
+from .parts import (
+    AT_ONCE,
+    QUEUE,
+    begin,
+    decibels,
+    file_update,
+    numbers,
+    picture,
+    progress_text,
+    refused,
+    run,
+    session_of,
+    status,
+    stop,
+    upload_of,
+)
+from .pictures import canvas, mask_from, shown, write_shown
+from .requests import EditRequest
+
+
+class EditTab:
+    """The tab Edit: components, and what they do.
+
+    Args:
+        desk: the server.
+        model: the component with the name of the model.
+    """
+
+    def __init__(self, desk: Desk, model: gr.Dropdown) -> None:
+        self.desk, self.model = desk, model
+        with gr.Row():
+            with gr.Column(scale=5, min_width=300):
+                self._inputs()
+            with gr.Column(scale=6, min_width=300):
+                self._results()
+        self._events()
+
+    # --- components -------------------------------------------------------------------------------------------------
+
+    def _inputs(self) -> None:
+        self.picture = picture("Picture", "edit-picture")
+        self.sample = gr.Button("Use a sample picture", size="sm", elem_id="edit-sample")
+        with gr.Accordion("Mask: paint what may change", open=False, elem_id="edit-mask-part"):
+            self.mask = gr.ImageEditor(
+                label="Mask",
+                elem_id="edit-mask",
+                type="pil",
+                sources=[],
+                layers=False,
+                transforms=[],
+                brush=gr.Brush(default_size=48, colors=["#e8590c"], color_mode="fixed"),
+                buttons=[],
+                height=420,
+            )
+            gr.Markdown("Without a stroke the whole picture may change.", elem_classes="note")
+        self.source_prompt = gr.Textbox(label="What it shows", elem_id="edit-from", max_lines=3)
+        self.prompt = gr.Textbox(label="What it is to show", elem_id="edit-to", max_lines=3)
+        with gr.Row():
+            self.source_label = gr.Number(label="Its class", precision=0, visible=False, elem_id="edit-from-label")
+            self.label = gr.Number(label="The class to edit to", precision=0, visible=False, elem_id="edit-to-label")
+        self.method = gr.Dropdown([], label="Method", elem_id="edit-method")
+        self.strength = gr.Slider(0, 1, 1, step=0.01, label="Strength", elem_id="edit-strength")
+        with gr.Row():
+            self.guidance = gr.Number(label="Guidance", elem_id="edit-guidance", min_width=90)
+            self.steps = gr.Number(label="Steps", precision=0, minimum=1, elem_id="edit-steps", min_width=90)
+            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="edit-seed", min_width=90)
+        with gr.Accordion("More", open=False):
+            self.attention = gr.Dropdown([], label="Attention", elem_id="edit-attention")
+            self.negative = gr.Textbox(label="Negative prompt", elem_id="edit-negative")
+        with gr.Row():
+            self.go = gr.Button("Edit", variant="primary", elem_id="edit-go", min_width=120)
+            self.halt = gr.Button("Stop", variant="secondary", elem_id="edit-stop", min_width=90)
+
+    def _results(self) -> None:
+        self.status = gr.HTML(status("Drop a picture, say what it shows and what it is to show."), elem_id="edit-status")
+        self.preview = gr.Image(
+            label="What the network predicts now", interactive=False, visible=False, buttons=[], height=420,
+            elem_id="edit-preview", format="png",
+        )  # fmt: skip
+        self.slider = gr.ImageSlider(
+            label="Before | after", interactive=False, visible=False, max_height=520, elem_id="edit-slider",
+            format="png", buttons=["fullscreen"],
+        )  # fmt: skip
+        self.numbers = gr.HTML(elem_id="edit-numbers")
+        with gr.Row():
+            self.png = gr.DownloadButton("PNG", visible=False, size="sm", min_width=90, elem_id="edit-png")
+            self.code = gr.DownloadButton("Code file", visible=False, size="sm", min_width=90, elem_id="edit-code")
+            self.about = gr.DownloadButton("JSON", visible=False, size="sm", min_width=90, elem_id="edit-json")
+            self.mask_file = gr.DownloadButton("Mask", visible=False, size="sm", min_width=90, elem_id="edit-mask-file")
+        with gr.Accordion("The same again", open=True, visible=False, elem_id="edit-again") as self.again:
+            self.command = gr.Code(
+                label="Command", language="shell", interactive=False, wrap_lines=True, elem_id="edit-command"
+            )
+            self.python = gr.Code(
+                label="Python", language="python", interactive=False, wrap_lines=True, elem_id="edit-python"
+            )
+
+    @property
+    def results(self) -> list[Any]:
+        """The components that a job changes."""
+        shown_parts = [self.status, self.preview, self.slider, self.numbers, self.png, self.code, self.about]
+        return [*shown_parts, self.mask_file, self.again, self.command, self.python]
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    def _events(self) -> None:
+        self.picture.change(self._on_picture, [self.picture], [self.mask, self.status], **AT_ONCE)
+        self.sample.click(self._sample, [self.model], [self.picture, self.source_prompt, self.prompt], **AT_ONCE)
+        fitted = [self.steps, self.guidance, self.strength, self.attention, self.source_prompt]
+        self.method.input(self._on_method, [self.model, self.method], fitted, **AT_ONCE)
+        asked = [
+            *(self.model, self.picture, self.mask, self.source_prompt, self.prompt, self.source_label, self.label),
+            *(self.method, self.strength, self.guidance, self.steps, self.seed, self.attention, self.negative),
+        ]
+        for trigger in (self.go.click, self.prompt.submit):
+            trigger(self._begin, None, [self.status], **AT_ONCE)
+            trigger(self._edit, asked, self.results, api_name="edit" if trigger == self.go.click else None, **QUEUE)
+        self.halt.click(self._stop, None, None, **AT_ONCE)
+
+    def _begin(self, request: gr.Request) -> str:
+        return begin(self.desk, request)
+
+    def _stop(self, request: gr.Request) -> None:
+        stop(self.desk, request)
+
+    def _on_picture(self, path: str | None, request: gr.Request) -> tuple[Any, Any]:
+        """Puts a new picture under the brush, or says why it cannot be read."""
+        if path is None:
+            return None, gr.skip()
+        try:
+            upload = upload_of(self.desk, session_of(self.desk, request), path)
+            height, width = upload.size
+            return canvas(upload), status(f"{upload.name}: {width} x {height} pixels.")
+        except Exception as error:
+            return None, refused(error)
+
+    def _sample(self, name: str) -> tuple[Any, Any, Any]:
+        """Chooses a picture that a bundled model was not trained on, with prompts."""
+        known = name if name in bundled_models() else "emoji"
+        files = bundled_test_images(known)
+        file = next((one for one in files if one.stem == "noto_slightly-smiling-face"), files[0])
+        source = file.stem.replace("_", " ").replace("-", " ")
+        target = "noto smiling face with sunglasses" if "smiling" in source else ""
+        return str(file), source, target
+
+    def updates(self, model: Model) -> dict[Any, Any]:
+        """Returns what the components become for a model."""
+        method = menus.usual_method(model)
+        fitted = [self.steps, self.guidance, self.strength, self.attention, self.source_prompt]
+        classes = {"visible": bool(model.classes), "maximum": max(model.classes - 1, 0), "minimum": 0}
+        return {
+            self.method: gr.update(choices=menus.method_menu(model), value=method),
+            **dict(zip(fitted, self._fitted(model, method), strict=True)),
+            self.prompt: gr.update(visible=model.text),
+            self.source_label: gr.update(**classes),
+            self.label: gr.update(**classes),
+            self.negative: gr.update(visible=model.text and "cfg" in model.info.guidance_kinds),
+        }
+
+    def _on_method(self, name: str, method: str) -> tuple[Any, ...]:
+        try:
+            return self._fitted(self.desk.model(name), method)
+        except Exception as error:
+            refused(error)
+            return (gr.skip(),) * 5
+
+    def _fitted(self, model: Model, method: str) -> tuple[Any, ...]:
+        """Returns steps, guidance, strength, attention and the source prompt as a method needs them."""
+        own, kinds = menus.usual(model, method), menus.attention_menu(model, method)
+        needless = method in EDITORS and not EDITORS[method].needs
+        return (
+            gr.update(value=own.steps, interactive=not own.fixed_steps, maximum=self.desk.limits.steps),
+            gr.update(value=own.guidance, visible=own.guidance is not None),
+            gr.update(value=own.strength),
+            gr.update(choices=kinds, value=kinds[0] if kinds else None, visible=bool(kinds)),
+            gr.update(visible=model.text, label="What it shows" + (" (may stay empty)" if needless else "")),
+        )
+
+    def _edit(
+        self,
+        model: str,
+        picture: str | None,
+        mask: Any,
+        source_prompt: str,
+        prompt: str,
+        source_label: float | None,
+        label: float | None,
+        method: str,
+        strength: float,
+        guidance: float | None,
+        steps: float | None,
+        seed: float | None,
+        attention: str | None,
+        negative: str,
+        request: gr.Request,
+    ) -> Iterator[Any]:
+        """Edits a picture, and yields its progress and its result."""
+        session = session_of(self.desk, request)
+        try:
+            upload = upload_of(self.desk, session, picture)
+            painted = mask_from(mask, upload)
+        except Exception as error:
+            yield self._said(refused(error))
+            return
+        asked = EditRequest(
+            *(model, source_prompt or "", prompt or "", _whole(source_label), _whole(label), method, float(strength)),
+            *(guidance, _whole(steps), _whole(seed) or 0, attention or "", negative or ""),
+        )
+        work = EditWork(self.desk, session, asked, upload, painted)
+
+        def show(progress: Progress) -> list[Any]:
+            seen = progress.preview
+            preview = gr.update(visible=False) if seen is None else gr.update(value=shown(seen), visible=True)
+            line = status(progress_text(progress), progress=progress)
+            return [line, preview, gr.update(visible=False), *[gr.skip()] * (len(self.results) - 3)]
+
+        def end(job: Job) -> list[Any]:
+            if job.result is not None:
+                return self._shown(job.result, job.notes, session)
+            kept = work.keep(job)
+            sentence = f"{job.problem} {kept}".strip()
+            return self._said(status(sentence, "" if job.stopped else "bad", notes=job.notes))
+
+        yield from run(session, work, show, end)
+
+    def _said(self, line: str) -> list[Any]:
+        """Returns the updates that only say something."""
+        return [line, gr.update(visible=False), *[gr.skip()] * (len(self.results) - 2)]
+
+    def _shown(self, made: EditOutcome, notes: list[str], session: Any) -> list[Any]:
+        """Returns the updates that show a result."""
+        before, after = (write_shown(session, one, f"{k}.png") for k, one in zip(
+            ("before", "after"), comparable(made.before, made.after), strict=True
+        ))  # fmt: skip
+        figures = numbers(
+            [
+                ("reconstruction, PSNR", decibels(made.reconstruction_psnr)),
+                ("edit against source, PSNR", decibels(made.edit_psnr)),
+                ("bytes kept", f"{100 * made.kept:.1f} %"),
+                ("network calls", f"{made.calls:g}"),
+                ("seconds", f"{made.seconds:.1f}"),
+            ]
+        )
+        return [
+            status("Done.", "good", notes=notes),
+            gr.update(visible=False, value=None),
+            gr.update(value=(before, after), visible=True),
+            figures,
+            *(file_update(path) for path in (made.png, made.code, made.about, made.mask)),
+            gr.update(visible=True),
+            made.repeat.command,
+            made.python,
+        ]
+
+
+def _whole(value: float | None) -> int | None:
+    """Returns a number of a field as an integer, if it is one."""
+    return int(value) if value is not None and float(value) == int(value) else value  # type: ignore[return-value]

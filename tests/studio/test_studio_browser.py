@@ -1,0 +1,153 @@
+"""The page in a real browser."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CAT, TIGER = "a cat on a mat", "a tiger on a mat"
+
+
+def fill(page: Any, photo: Path, steps: int = 3) -> None:
+    page.set_input_files("#edit-picture input[type=file]", photo)
+    page.wait_for_function("document.querySelector('#edit-status').innerText.includes('pixels')")
+    page.fill("#edit-from textarea", CAT)
+    page.fill("#edit-to textarea", TIGER)
+    page.fill("#edit-steps input", str(steps))
+    page.fill("#edit-guidance input", "3")
+
+
+def said(page: Any, *words: str) -> str:
+    """Waits until the status says one of these, and returns all of it."""
+    page.wait_for_function(
+        "words => words.some(word => document.querySelector('#edit-status').innerText.includes(word))",
+        arg=list(words),
+    )
+    return page.inner_text("#edit-status")
+
+
+def download(page: Any, button: str, folder: Path) -> Path:
+    with page.expect_download() as caught:
+        page.click(button)
+    path = folder / caught.value.suggested_filename
+    caught.value.save_as(path)
+    return path
+
+
+def test_an_edit_with_a_painted_mask(open_page: Any, photo: Path, tmp_path: Path):
+    page = open_page(viewport={"width": 1280, "height": 1400})
+    fill(page, photo)
+    page.click("#edit-mask-part button")
+    canvas = page.wait_for_selector("#edit-mask canvas")
+    page.wait_for_timeout(1500)  # the canvas is scaled to its place
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 30, y)
+    page.mouse.down()
+    page.mouse.move(x + 30, y, steps=8)
+    page.mouse.up()
+    page.click("#edit-go")
+    assert "Done" in said(page, "Done", ":")
+    assert "--mask photo_mask.png" in page.inner_text("#edit-command")
+    assert "--crop" not in page.inner_text("#edit-command")
+    after, mask = download(page, "#edit-png", tmp_path), download(page, "#edit-mask-file", tmp_path)
+    assert after.name == "photo_direct.png"
+    source, edited = (np.asarray(Image.open(path).convert("RGB")) for path in (photo, after))
+    painted = np.asarray(Image.open(mask)) > 0
+    assert painted.shape == source.shape[:2]
+    assert 0.01 < painted.mean() < 0.6
+    assert (source[~painted] == edited[~painted]).all()
+    assert (source[painted] != edited[painted]).any()
+
+
+def test_a_stopped_edit_keeps_what_was_tuned_and_goes_on(open_page: Any, server: Any, photo: Path):
+    page = open_page()
+    fill(page, photo, steps=6)
+    page.click("#edit-method input")
+    page.get_by_role("option", name="null-text").click()
+    page.fill("#edit-steps input", "6")
+    server.pause = 0.1
+    page.click("#edit-go")
+    said(page, "tuning step 2", "step 8", "step 9")
+    page.click("#edit-stop")
+    assert "is kept" in said(page, "Stopped")
+    server.pause = 0.0
+    page.click("#edit-go")
+    said(page, "Done")
+
+
+def test_two_users_at_once_do_not_see_each_other(open_page: Any, server: Any, photo: Path, tmp_path: Path):
+    other = tmp_path / "other.png"
+    Image.open(photo).rotate(180).save(other)
+    pages = [open_page(), open_page()]
+    for page, picture in zip(pages, (photo, other), strict=True):
+        fill(page, picture)
+    server.pause = 0.05
+    for page in pages:
+        page.click("#edit-go")
+    for page in pages:
+        said(page, "Done")
+    commands = [page.inner_text("#edit-command") for page in pages]
+    assert "photo.png" in commands[0]
+    assert "other.png" in commands[1]
+
+
+def test_a_broken_picture_is_one_sentence(open_page: Any, tmp_path: Path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n no picture")
+    page = open_page()
+    page.set_input_files("#edit-picture input[type=file]", broken)
+    sentence = said(page, "broken.png")
+    assert "Traceback" not in sentence
+    assert "ddim-studio-" not in sentence
+    page.click("#edit-go")
+    assert "broken.png" in said(page, "broken.png")
+
+
+def test_missing_words_are_one_sentence(open_page: Any, photo: Path):
+    page = open_page()
+    fill(page, photo)
+    page.fill("#edit-to textarea", "")
+    page.click("#edit-go")
+    assert "What it is to show" in said(page, "missing")
+
+
+def test_the_keyboard_is_enough(open_page: Any, photo: Path):
+    page = open_page()
+
+    def to(selector: str) -> None:
+        """Presses Tab until something inside of ``selector`` has the focus."""
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            if page.evaluate("s => document.querySelector(s)?.contains(document.activeElement)", selector):
+                return
+        pytest.fail(f"Tab does not lead to {selector}")
+
+    with page.expect_file_chooser() as chooser:
+        to("#edit-picture")
+        page.keyboard.press("Enter")
+    chooser.value.set_files(photo)
+    said(page, "pixels")
+    for selector, text in (("#edit-from", CAT), ("#edit-to", TIGER), ("#edit-steps", "3")):
+        to(selector)
+        page.keyboard.press("Control+A")
+        page.keyboard.type(text)
+    to("#edit-go")
+    page.keyboard.press("Enter")
+    said(page, "Done")
+
+
+def test_nothing_comes_from_another_server(browser: Any, server: Any):
+    context = browser.new_context()
+    page = context.new_page()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(server.url)
+    page.wait_for_selector("#edit-go", timeout=120_000)
+    context.close()
+    assert len(asked) > 5
+    assert not [url for url in asked if not url.startswith((server.url, "data:", "blob:"))]
