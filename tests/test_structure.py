@@ -22,6 +22,8 @@ ROOT = Path(ddim.__file__).parent
 LAYERS = (
     *("_utils", "core", "solvers", "inversion", "data", "editing", "models", "pipelines", "training", "evaluation"),
     *("batch", "demo"),
+    "demo",
+    "studio",
     "cli",
 )
 """Each imports those before it only."""

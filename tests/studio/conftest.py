@@ -68,7 +68,9 @@ def server(words: str) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Chromium; the test is skipped without it, or without Playwright."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright: pip install playwright")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="browser tests need playwright: pip install playwright"
+    )
     if CHROMIUM is None:
         pytest.skip("there is no Chromium; apt install chromium, or set CHROMIUM to its path")
     with playwright.sync_playwright() as driver:

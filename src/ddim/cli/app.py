@@ -8,6 +8,7 @@ import typer
 
 from .. import __version__
 from . import batch, demo, edit, evaluate, interpolate, invert, reconstruct, sample, tables, train
+from . import demo, edit, evaluate, interpolate, invert, reconstruct, sample, studio, tables, train
 from .command import DEBUG, Command, remember_debug
 from .failure import Commands
 from .groups import grouped
@@ -49,6 +50,7 @@ for function in (
     tables.models,
     tables.methods,
     demo.demo,
+    studio.studio,
 ):
     app.command(function.__name__, cls=Command)(grouped(function))
 app.add_typer(batch.app)

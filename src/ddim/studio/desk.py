@@ -13,7 +13,6 @@ from typing import Any
 
 from .._utils.errors import InputError, UnknownName
 from ..models import bundled_models, load
-from .jobs import Job
 from .watched import Watched
 
 MOST_SESSIONS = 200
@@ -58,6 +57,7 @@ class Session:
         kept: what a stopped job left for the next one, by what it was made with.
         used: when it was last used, in seconds.
         running: whether a job of it runs now.
+        wanted: the tabs whose button was pressed, and whose job has not begun.
     """
 
     folder: Path
@@ -66,6 +66,7 @@ class Session:
     kept: dict[Any, Any] = field(default_factory=dict[Any, Any])
     used: float = field(default_factory=time.monotonic)
     running: bool = False
+    wanted: set[str] = field(default_factory=set[str])
 
     def place(self, name: str) -> Path:
         """Returns a path for a new file with this name, in a folder of its own."""
@@ -168,9 +169,3 @@ class Desk:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def begun(session: Session, job: Job) -> Job:
-    """Ties a job to the button Stop of its page."""
-    job.stop = session.stop
-    return job

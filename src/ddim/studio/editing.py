@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from .. import __version__
-from .._utils.errors import InputError
 from .._utils.files import write_whole
 from ..core.guidance import Guidance
 from ..data.images import save_image, to_pil
@@ -116,11 +114,9 @@ class EditWork:
             DDIMError: it failed.
             KeyboardInterrupt: it was stopped; ``keep`` then keeps what was done.
         """
-        job.say(f"loading {self.request.model}")
-        model = self.desk.model(self.request.model)
+        model = loaded(self.desk, self.request.model, job)
         (check_prompt_edit if model.text else check_class_edit)(model)
         self.request.check(model, self.desk.limits.steps)
-        model.forget()
         mask = self._mask_file()
         crop = None if mask else crop_for(model, self.upload.size)
         arguments = self.request.arguments(model)
@@ -157,7 +153,17 @@ class EditWork:
         """What the inversion depends on."""
         asked, mask = self.request, None if self.mask is None else self.mask.tobytes()
         digest = hashlib.sha256(self.upload.path.read_bytes() + (mask or b"")).hexdigest()
-        names = ("model", "source_prompt", "source_label", "method", "strength", "guidance", "steps", "seed", "negative")
+        names = (
+            "model",
+            "source_prompt",
+            "source_label",
+            "method",
+            "strength",
+            "guidance",
+            "steps",
+            "seed",
+            "negative",
+        )
         return digest, *(getattr(asked, name) for name in names)
 
     def _edited(self, model: Watched, job: Job, arguments: dict[str, Any], where: Mapping[str, Any]) -> Edited:
@@ -188,7 +194,9 @@ class EditWork:
     ) -> LatentCode:
         """Completes an inversion that was stopped."""
         pictures = read_pictures(model, self.upload.path, keep=True, **where)
-        given = {name: arguments[name] for name in ("method", "steps", "seed", "negative", "strength") if name in arguments}
+        given = {
+            name: arguments[name] for name in ("method", "steps", "seed", "negative", "strength") if name in arguments
+        }
         given |= {"prompt": arguments["source_prompt"]} if "source_prompt" in arguments else {}
         given |= {"labels": arguments["source_labels"]} if "source_labels" in arguments else {}
         guidance: Guidance = Guidance.of(partial.guidance)
@@ -212,10 +220,9 @@ class EditWork:
         assert edited.composites is not None  # there is a mask, a crop, or a code that keeps its source
         after = edited.composites[0][0]
         source = edited.source
-        if source is None:
-            raise_from = read_pictures(model, self.upload.path, keep=True, crop=edited.code.sources[0].crop)
-            source = raise_from.pixels
-        facts = {
+        if source is None:  # a code was edited, which keeps the photograph
+            source = read_pictures(model, self.upload.path, crop=edited.code.sources[0].crop).pixels
+        facts: dict[str, Any] = {
             "reconstruction_psnr": float(psnr(source, edited.reconstruction)[0]),
             "edit_psnr": float(psnr(before[None] / 255.0, after[None] / 255.0)[0]),
             "kept": float((before == after).double().mean()),
@@ -241,7 +248,18 @@ class EditWork:
         ending = f"ddim.save_image(edited.composites[0][0], {png.name!r})"
         python = repeat.python(ending)
         file = write_whole(folder / f"{stem}.json", f"{json.dumps({**about, 'python': python}, indent=2)}\n".encode())
-        return EditOutcome(before, after, **facts, png=png, code=code, about=file, mask=mask, repeat=repeat, python=python)
+        return EditOutcome(
+            before, after, **facts, png=png, code=code, about=file, mask=mask, repeat=repeat, python=python
+        )
+
+
+def loaded(desk: Desk, name: str, job: Job) -> Watched:
+    """Returns a model, ready for a job, and says so while it loads. Raises what ``Desk.model`` raises."""
+    if name not in desk.loaded:
+        job.say(f"loading {name}")
+    model = desk.model(name)
+    model.forget()
+    return model
 
 
 def comparable(before: Tensor, after: Tensor) -> tuple["Image.Image", "Image.Image"]:
@@ -249,15 +267,3 @@ def comparable(before: Tensor, after: Tensor) -> tuple["Image.Image", "Image.Ima
     from ..data.images import flatten
 
     return flatten(to_pil(before), "RGB"), flatten(to_pil(after), "RGB")
-
-
-def need_upload(upload: Upload | None) -> Upload:
-    """Returns the picture. Raises InputError if there is none."""
-    if upload is None:
-        raise InputError("it is missing; drop one, paste one, or choose a file.", parameter="images")
-    return upload
-
-
-def equal_bytes(one: Tensor, other: Tensor) -> float:
-    """Returns the part of the values of two pictures that are the same."""
-    return float((one == other).double().mean()) if one.shape == other.shape else float(torch.zeros(()))

@@ -57,6 +57,7 @@ class Job:
         stopped: whether it was stopped.
         partial: what a stopped inversion had tuned, a partial code, or None.
         notes: the warnings of the library.
+        title: what stands before the text of each report, such as the method of several.
     """
 
     work: Callable[["Job"], Any]
@@ -66,6 +67,7 @@ class Job:
     stopped: bool = False
     partial: Any = None
     notes: list[str] = field(default_factory=list[str])
+    title: str = ""
     _now: Progress = Progress("starting")
     _began: float = 0.0
     _peek: Callable[[], Tensor | None] | None = None
@@ -110,7 +112,8 @@ class Job:
 
     def _timed(self, progress: Progress) -> Progress:
         spent = time.monotonic() - self._began
-        return Progress(progress.text, progress.done, progress.total, spent, progress.preview)
+        text = f"{self.title}: {progress.text}" if self.title else progress.text
+        return Progress(text, progress.done, progress.total, spent, progress.preview)
 
     def _check(self) -> None:
         if self.stop.is_set():

@@ -52,11 +52,16 @@ class Settings:
 
 def methods(model: Model) -> list[Method]:
     """Returns all methods, with the reason where one does not work on the model."""
-    table = capabilities(model)
-    found = [Method(name, False, make_inversion(name).exact, table["inversions"][name]) for name in INVERSIONS]
+    table, found = capabilities(model), inversions(model)
     editors = [Method(name, True, False, table["editors"][name]) for name in EDITORS]
     taken = {method.name for method in editors}  # an editor may have the name of its inversion, and is what edit uses
     return [*(one for one in found if one.name not in taken), *editors]
+
+
+def inversions(model: Model) -> list[Method]:
+    """Returns all inversions, with the reason where one does not work on the model."""
+    why_not = capabilities(model)["inversions"]
+    return [Method(name, False, make_inversion(name).exact, why_not[name]) for name in INVERSIONS]
 
 
 def method_menu(model: Model) -> list[tuple[str, str]]:
@@ -67,9 +72,8 @@ def method_menu(model: Model) -> list[tuple[str, str]]:
 def usual_method(model: Model) -> str:
     """Returns the method that the page begins with.
 
-    It is an editor by instructions where the network looks at a picture, ``flow-edit`` for rectified flow whose guidance
-    or whose steps are distilled, ``turbo-edit`` for other models of few steps, and otherwise ``direct``, the default of
-    ``edit``.
+    It is an editor by instructions where the network looks at a picture, ``flow-edit`` on rectified flow with distilled
+    guidance or steps, ``turbo-edit`` on other models of few steps, and otherwise ``direct``, the default of ``edit``.
     """
     info, works = model.info, {one.name for one in methods(model) if one.why_not is None}
     wanted: list[str] = []

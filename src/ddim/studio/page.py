@@ -10,11 +10,21 @@ from starlette.middleware import Middleware
 from .desk import Desk
 from .headers import OnlyFromHere
 from .parts import QUEUE, refused, session_of, status
+from .tab_compare import CompareTab
 from .tab_edit import EditTab
+from .tab_interpolate import InterpolateTab
+from .tab_models import ModelsTab
+from .tab_trajectory import TrajectoryTab
 from .theme import style, theme
 
-TABS = ("Edit", "Compare", "Trajectory", "Interpolate", "Models")
-TRUNCATED = 3600, 6 * 3600
+TABS = {
+    "Edit": EditTab,
+    "Compare": CompareTab,
+    "Trajectory": TrajectoryTab,
+    "Interpolate": InterpolateTab,
+    "Models": ModelsTab,
+}
+KEPT_FOR = 3600, 6 * 3600
 """Every hour, what the server keeps of uploads and results is deleted if it is older than six hours."""
 
 
@@ -25,7 +35,7 @@ def build(desk: Desk) -> gr.Blocks:
         desk: the server; the page begins with the first model of its menu.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(desk.root / "served")
-    with gr.Blocks(title="ddim studio", analytics_enabled=False, delete_cache=TRUNCATED) as page:
+    with gr.Blocks(title="ddim studio", analytics_enabled=False, delete_cache=KEPT_FOR) as page:
         gr.HTML(
             '<div class="name"><h1>ddim studio</h1><span>diffusion that runs both ways</span></div>',
             elem_id="studio-bar",
@@ -42,9 +52,11 @@ def build(desk: Desk) -> gr.Blocks:
                 min_width=220,
             )
             about = gr.HTML(elem_id="model-status", min_height=10)
+        tabs = []
         with gr.Tabs():
-            with gr.Tab("Edit", id="edit"):
-                tabs = [EditTab(desk, model)]
+            for name, kind in TABS.items():
+                with gr.Tab(name, id=name.lower()):
+                    tabs.append(kind(desk, model))
         outputs = [about, *dict.fromkeys(part for tab in tabs for part in tab.updates(desk.model(desk.menu[0])))]
 
         def chosen(name: str, request: gr.Request) -> dict[Any, Any]:
@@ -73,7 +85,9 @@ def _closing(desk: Desk) -> Callable[[gr.Request], None]:
     return close
 
 
-def launch(page: gr.Blocks, desk: Desk, host: str = "127.0.0.1", port: int | None = None, *, share: bool = False) -> str:
+def launch(
+    page: gr.Blocks, desk: Desk, host: str = "127.0.0.1", port: int | None = None, *, share: bool = False
+) -> str:
     """Starts the server in a thread of its own, and returns the address of the page.
 
     Args:

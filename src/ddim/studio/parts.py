@@ -19,19 +19,9 @@ AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private
 """Of every event that takes no time."""
 
 
-class Picture(gr.Image):
-    """An image whose file the library reads by itself, as it was uploaded."""
-
-    is_template = True  # Gradio then draws it as its parent
-
-    def preprocess(self, payload: Any) -> str | None:
-        """Returns the path of the uploaded file."""
-        return None if payload is None else payload.path
-
-
-def picture(label: str, elem_id: str) -> Picture:
-    """Returns a place to drop or paste a picture, or to choose a file."""
-    return Picture(
+def picture(label: str, elem_id: str) -> gr.Image:
+    """Returns a place to drop or paste a picture, or to choose a file; its value is the path of the file as it came."""
+    made = gr.Image(
         label=label,
         elem_id=elem_id,
         type="filepath",
@@ -41,6 +31,14 @@ def picture(label: str, elem_id: str) -> Picture:
         height=300,
         placeholder="Drop a picture here, paste one, or press Enter to choose a file",
     )
+    # Gradio would open the file, and answer an error of its own where it is no picture: the library reads it by itself.
+    # A subclass would do, but Gradio writes a stub file beside the module of each.
+    made.preprocess = _path_of  # type: ignore[method-assign]
+    return made
+
+
+def _path_of(payload: Any) -> str | None:
+    return None if payload is None else payload.path
 
 
 def status(text: str = "", kind: str = "", progress: Progress | None = None, notes: Sequence[str] = ()) -> str:
@@ -71,7 +69,9 @@ def progress_text(progress: Progress) -> str:
 
 def numbers(facts: Sequence[tuple[str, str]]) -> str:
     """Returns figures with their names as HTML."""
-    cells = "".join(f"<div><b>{html.escape(value)}</b><small>{html.escape(name)}</small></div>" for name, value in facts)
+    cells = "".join(
+        f"<div><b>{html.escape(value)}</b><small>{html.escape(name)}</small></div>" for name, value in facts
+    )
     return f'<div class="numbers">{cells}</div>'
 
 
@@ -102,12 +102,41 @@ def session_of(desk: Desk, request: gr.Request | None) -> Session:
     return desk.session(None if request is None else request.session_hash)
 
 
-def begin(desk: Desk, request: gr.Request) -> str:
-    """Forgets an earlier Stop, unless its job still runs; returns a status."""
-    session = session_of(desk, request)
-    if not session.running:
+def on_go(
+    desk: Desk, tab: str, triggers: Sequence[Callable[..., Any]], line: Any, job: Callable[..., Any], **how: Any
+) -> None:
+    """Ties the button that begins a job to it.
+
+    A second press while the job runs does nothing. Gradio itself would drop a press that comes between the last update
+    of a job and its end, so that it is asked to send the last press again, and the session knows whether it counts.
+
+    Args:
+        desk: the server.
+        tab: the name of the tab.
+        triggers: the events that begin the job.
+        line: the status line.
+        job: a generator of updates.
+        how: ``inputs`` and ``outputs`` of the job.
+    """
+
+    def wants(request: gr.Request) -> Any:
+        session = session_of(desk, request)
+        if session.running:
+            return gr.skip()
         session.stop.clear()
-    return status("Waiting for its turn …")
+        session.wanted.add(tab)
+        return status("Waiting for its turn …")
+
+    for trigger in triggers:
+        trigger(wants, None, [line], **AT_ONCE)
+        trigger(job, **how, trigger_mode="always_last", api_visibility="private", **QUEUE)
+
+
+def is_wanted(session: Session, tab: str) -> bool:
+    """Whether the button of a tab was pressed since its last job began; that job begins now."""
+    wanted = tab in session.wanted
+    session.wanted.discard(tab)
+    return wanted
 
 
 def stop(desk: Desk, request: gr.Request) -> None:

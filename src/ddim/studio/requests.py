@@ -67,6 +67,10 @@ class EditRequest:
                 raise InputError(f"{value!r} is not a whole number.", parameter=name)
         if self.guidance is not None and not is_number(self.guidance):
             raise InputError(f"{self.guidance!r} is not a number.", parameter="guidance")
+        self.check_steps(most_steps)
+
+    def check_steps(self, most_steps: int) -> None:
+        """Raises InputError for more steps than the page makes."""
         if self.steps is not None and self.steps > most_steps:
             raise InputError(f"{self.steps} are too many; this page makes {most_steps} or fewer.", parameter="steps")
 
@@ -91,6 +95,25 @@ class EditRequest:
             found["attention"] = self.attention
         if self.negative.strip():
             found["negative"] = self.negative.strip()
+        if self.seed:
+            found["seed"] = self.seed
+        return found
+
+    def inversion_arguments(self, model: Model) -> dict[str, Any]:
+        """Returns the arguments of ``ddim.invert`` beside the model and the picture."""
+        found: dict[str, Any] = {"method": self.method}
+        if model.text and self.source_prompt.strip():
+            found["prompt"] = self.source_prompt.strip()
+        if model.classes:
+            if self.source_label is None:
+                raise InputError(
+                    f"it is missing; name a class from 0 to {model.classes - 1}.", parameter="source_labels"
+                )
+            found["labels"] = self.source_label
+        if self.steps is not None:
+            found["steps"] = self.steps
+        if self.guidance is not None and self.guidance != 1 and takes_guidance(model) and not takes_embedded(model):
+            found["guidance"] = float(self.guidance)
         if self.seed:
             found["seed"] = self.seed
         return found
@@ -127,7 +150,8 @@ class Repeat:
         """The line of the command."""
         words = ["ddim", self.verb, *self.files, "--model", self.model]
         for name, value in {**self.arguments, **self.loading}.items():
-            flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
+            flag = _FLAGS[name] if self.verb == "edit" and name in _FLAGS else f"--{name.replace('_', '-')}"
+            flag = "--label" if flag == "--labels" else flag
             text = ",".join(map(str, value)) if isinstance(value, tuple) else value
             words += [flag] if value is True else [flag, f"{text:.15g}" if isinstance(text, float) else str(text)]
         return shlex.join(words)

@@ -6,19 +6,19 @@ from typing import Any
 import gradio as gr
 
 from ..editing.editors import EDITORS
-from ..models import bundled_models, bundled_test_images
 from ..models.base import Model
 from . import menus
 from .desk import Desk
 from .editing import EditOutcome, EditWork, comparable
+from .fields import Words, sample, whole
 from .jobs import Job, Progress
 from .parts import (
     AT_ONCE,
-    QUEUE,
-    begin,
     decibels,
     file_update,
+    is_wanted,
     numbers,
+    on_go,
     picture,
     progress_text,
     refused,
@@ -67,11 +67,7 @@ class EditTab:
                 height=420,
             )
             gr.Markdown("Without a stroke the whole picture may change.", elem_classes="note")
-        self.source_prompt = gr.Textbox(label="What it shows", elem_id="edit-from", max_lines=3)
-        self.prompt = gr.Textbox(label="What it is to show", elem_id="edit-to", max_lines=3)
-        with gr.Row():
-            self.source_label = gr.Number(label="Its class", precision=0, visible=False, elem_id="edit-from-label")
-            self.label = gr.Number(label="The class to edit to", precision=0, visible=False, elem_id="edit-to-label")
+        self.words = Words("edit")
         self.method = gr.Dropdown([], label="Method", elem_id="edit-method")
         self.strength = gr.Slider(0, 1, 1, step=0.01, label="Strength", elem_id="edit-strength")
         with gr.Row():
@@ -86,15 +82,27 @@ class EditTab:
             self.halt = gr.Button("Stop", variant="secondary", elem_id="edit-stop", min_width=90)
 
     def _results(self) -> None:
-        self.status = gr.HTML(status("Drop a picture, say what it shows and what it is to show."), elem_id="edit-status")
+        self.status = gr.HTML(
+            status("Drop a picture, say what it shows and what it is to show."), elem_id="edit-status"
+        )
         self.preview = gr.Image(
-            label="What the network predicts now", interactive=False, visible=False, buttons=[], height=420,
-            elem_id="edit-preview", format="png",
-        )  # fmt: skip
+            label="What the network predicts now",
+            interactive=False,
+            visible=False,
+            buttons=[],
+            height=420,
+            elem_id="edit-preview",
+            format="png",
+        )
         self.slider = gr.ImageSlider(
-            label="Before | after", interactive=False, visible=False, max_height=520, elem_id="edit-slider",
-            format="png", buttons=["fullscreen"],
-        )  # fmt: skip
+            label="Before | after",
+            interactive=False,
+            visible=False,
+            max_height=520,
+            elem_id="edit-slider",
+            format="png",
+            buttons=["fullscreen"],
+        )
         self.numbers = gr.HTML(elem_id="edit-numbers")
         with gr.Row():
             self.png = gr.DownloadButton("PNG", visible=False, size="sm", min_width=90, elem_id="edit-png")
@@ -119,20 +127,17 @@ class EditTab:
 
     def _events(self) -> None:
         self.picture.change(self._on_picture, [self.picture], [self.mask, self.status], **AT_ONCE)
-        self.sample.click(self._sample, [self.model], [self.picture, self.source_prompt, self.prompt], **AT_ONCE)
-        fitted = [self.steps, self.guidance, self.strength, self.attention, self.source_prompt]
+        filled = [self.picture, self.words.source_prompt, self.words.prompt]
+        self.sample.click(sample, [self.model], filled, **AT_ONCE)
+        fitted = [self.steps, self.guidance, self.strength, self.attention, self.words.source_prompt]
         self.method.input(self._on_method, [self.model, self.method], fitted, **AT_ONCE)
         asked = [
-            *(self.model, self.picture, self.mask, self.source_prompt, self.prompt, self.source_label, self.label),
+            *(self.model, self.picture, self.mask, *self.words.parts),
             *(self.method, self.strength, self.guidance, self.steps, self.seed, self.attention, self.negative),
         ]
-        for trigger in (self.go.click, self.prompt.submit):
-            trigger(self._begin, None, [self.status], **AT_ONCE)
-            trigger(self._edit, asked, self.results, api_name="edit" if trigger == self.go.click else None, **QUEUE)
+        triggers = [self.go.click, self.words.prompt.submit]
+        on_go(self.desk, "edit", triggers, self.status, self._edit, inputs=asked, outputs=self.results)
         self.halt.click(self._stop, None, None, **AT_ONCE)
-
-    def _begin(self, request: gr.Request) -> str:
-        return begin(self.desk, request)
 
     def _stop(self, request: gr.Request) -> None:
         stop(self.desk, request)
@@ -148,26 +153,14 @@ class EditTab:
         except Exception as error:
             return None, refused(error)
 
-    def _sample(self, name: str) -> tuple[Any, Any, Any]:
-        """Chooses a picture that a bundled model was not trained on, with prompts."""
-        known = name if name in bundled_models() else "emoji"
-        files = bundled_test_images(known)
-        file = next((one for one in files if one.stem == "noto_slightly-smiling-face"), files[0])
-        source = file.stem.replace("_", " ").replace("-", " ")
-        target = "noto smiling face with sunglasses" if "smiling" in source else ""
-        return str(file), source, target
-
     def updates(self, model: Model) -> dict[Any, Any]:
         """Returns what the components become for a model."""
         method = menus.usual_method(model)
-        fitted = [self.steps, self.guidance, self.strength, self.attention, self.source_prompt]
-        classes = {"visible": bool(model.classes), "maximum": max(model.classes - 1, 0), "minimum": 0}
+        fitted = [self.steps, self.guidance, self.strength, self.attention, self.words.source_prompt]
         return {
+            **self.words.updates(model),
             self.method: gr.update(choices=menus.method_menu(model), value=method),
             **dict(zip(fitted, self._fitted(model, method), strict=True)),
-            self.prompt: gr.update(visible=model.text),
-            self.source_label: gr.update(**classes),
-            self.label: gr.update(**classes),
             self.negative: gr.update(visible=model.text and "cfg" in model.info.guidance_kinds),
         }
 
@@ -210,6 +203,9 @@ class EditTab:
     ) -> Iterator[Any]:
         """Edits a picture, and yields its progress and its result."""
         session = session_of(self.desk, request)
+        if not is_wanted(session, "edit"):
+            yield [gr.skip()] * len(self.results)
+            return
         try:
             upload = upload_of(self.desk, session, picture)
             painted = mask_from(mask, upload)
@@ -217,8 +213,8 @@ class EditTab:
             yield self._said(refused(error))
             return
         asked = EditRequest(
-            *(model, source_prompt or "", prompt or "", _whole(source_label), _whole(label), method, float(strength)),
-            *(guidance, _whole(steps), _whole(seed) or 0, attention or "", negative or ""),
+            *(model, source_prompt or "", prompt or "", whole(source_label), whole(label), method, float(strength)),
+            *(guidance, whole(steps), whole(seed) or 0, attention or "", negative or ""),
         )
         work = EditWork(self.desk, session, asked, upload, painted)
 
@@ -243,9 +239,10 @@ class EditTab:
 
     def _shown(self, made: EditOutcome, notes: list[str], session: Any) -> list[Any]:
         """Returns the updates that show a result."""
-        before, after = (write_shown(session, one, f"{k}.png") for k, one in zip(
-            ("before", "after"), comparable(made.before, made.after), strict=True
-        ))  # fmt: skip
+        before, after = (
+            write_shown(session, one, f"{k}.png")
+            for k, one in zip(("before", "after"), comparable(made.before, made.after), strict=True)
+        )
         figures = numbers(
             [
                 ("reconstruction, PSNR", decibels(made.reconstruction_psnr)),
@@ -265,8 +262,3 @@ class EditTab:
             made.repeat.command,
             made.python,
         ]
-
-
-def _whole(value: float | None) -> int | None:
-    """Returns a number of a field as an integer, if it is one."""
-    return int(value) if value is not None and float(value) == int(value) else value  # type: ignore[return-value]

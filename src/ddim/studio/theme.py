@@ -2,7 +2,7 @@
 
 from importlib import resources
 
-import gradio as gr
+from gradio.themes import Base
 from gradio.themes.utils import colors, sizes
 
 FONTS = ("-apple-system", "BlinkMacSystemFont", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
@@ -29,9 +29,9 @@ GREY = colors.Color(
 """Greys; 900 is the background of the documentation in the dark."""
 
 
-def theme() -> gr.themes.Base:
+def theme() -> Base:
     """Returns the theme: flat, with small radii and one accent, in the light and in the dark."""
-    made = gr.themes.Base(
+    made = Base(
         primary_hue=BLUE_GREY,
         secondary_hue=BLUE_GREY,
         neutral_hue=GREY,

@@ -1,0 +1,203 @@
+"""The tab Compare."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from ..models.base import Model
+from . import menus
+from .comparing import MOST, CompareWork
+from .desk import Desk, Session
+from .editing import comparable
+from .fields import Words, sample, whole
+from .jobs import Job, Progress
+from .parts import (
+    AT_ONCE,
+    decibels,
+    is_wanted,
+    on_go,
+    picture,
+    progress_text,
+    refused,
+    run,
+    session_of,
+    status,
+    stop,
+    table,
+    upload_of,
+)
+from .pictures import shown, write_shown
+from .requests import EditRequest
+
+
+class CompareTab:
+    """The tab Compare: one picture, several methods.
+
+    Args:
+        desk: the server.
+        model: the component with the name of the model.
+    """
+
+    def __init__(self, desk: Desk, model: gr.Dropdown) -> None:
+        self.desk, self.model = desk, model
+        with gr.Row():
+            with gr.Column(scale=5, min_width=300):
+                self.picture = picture("Picture", "compare-picture")
+                self.sample = gr.Button("Use a sample picture", size="sm", elem_id="compare-sample")
+                self.words = Words("compare")
+                self.methods = gr.Dropdown(
+                    [], label=f"Methods, up to {MOST}", multiselect=True, elem_id="compare-methods", max_choices=MOST
+                )
+                with gr.Row():
+                    self.guidance = gr.Number(label="Guidance", elem_id="compare-guidance", min_width=90)
+                    self.steps = gr.Number(label="Steps", precision=0, minimum=1, elem_id="compare-steps", min_width=90)
+                    self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="compare-seed", min_width=90)
+                self.own = gr.Checkbox(False, label="Each method at its own usual guidance", elem_id="compare-own")
+                with gr.Row():
+                    self.go = gr.Button("Compare", variant="primary", elem_id="compare-go", min_width=120)
+                    self.halt = gr.Button("Stop", elem_id="compare-stop", min_width=90)
+            with gr.Column(scale=6, min_width=300):
+                self.status = gr.HTML(
+                    status("The same edit by several methods: what each keeps, and what it costs."),
+                    elem_id="compare-status",
+                )
+                self.preview = gr.Image(
+                    label="What the network predicts now",
+                    interactive=False,
+                    visible=False,
+                    buttons=[],
+                    height=260,
+                    format="png",
+                )
+                self.gallery = gr.Gallery(
+                    label="Edits",
+                    visible=False,
+                    columns=3,
+                    object_fit="contain",
+                    elem_id="compare-gallery",
+                    format="png",
+                    buttons=["download", "fullscreen"],
+                    height="auto",
+                )
+                self.table = gr.HTML(elem_id="compare-table")
+                self.commands = gr.Code(
+                    label="Commands",
+                    language="shell",
+                    interactive=False,
+                    wrap_lines=True,
+                    visible=False,
+                    elem_id="compare-commands",
+                )
+        self._events()
+
+    def _events(self) -> None:
+        filled = [self.picture, self.words.source_prompt, self.words.prompt]
+        self.sample.click(sample, [self.model], filled, **AT_ONCE)
+        asked = [
+            self.model,
+            self.picture,
+            *self.words.parts,
+            self.methods,
+            self.guidance,
+            self.steps,
+            self.seed,
+            self.own,
+        ]
+        self.results = [self.status, self.preview, self.gallery, self.table, self.commands]
+        on_go(self.desk, "compare", [self.go.click], self.status, self._compare, inputs=asked, outputs=self.results)
+        self.halt.click(self._stop, None, None, **AT_ONCE)
+
+    def _stop(self, request: gr.Request) -> None:
+        stop(self.desk, request)
+
+    def updates(self, model: Model) -> dict[Any, Any]:
+        """Returns what the components become for a model."""
+        menu = menus.method_menu(model)
+        names = [name for _, name in menu]
+        first = [name for name in (menus.usual_method(model), "bdia", "edit-friendly", "flow-edit") if name in names]
+        own = menus.usual(model, menus.usual_method(model))
+        return {
+            **self.words.updates(model),
+            self.methods: gr.update(choices=menu, value=list(dict.fromkeys(first))[:3]),
+            self.guidance: gr.update(value=own.guidance, visible=own.guidance is not None),
+            self.steps: gr.update(value=min(own.steps, 20), maximum=self.desk.limits.steps),
+        }
+
+    def _compare(
+        self,
+        model: str,
+        picture: str | None,
+        source_prompt: str,
+        prompt: str,
+        source_label: float | None,
+        label: float | None,
+        methods: list[str],
+        guidance: float | None,
+        steps: float | None,
+        seed: float | None,
+        own: bool,
+        request: gr.Request,
+    ) -> Iterator[Any]:
+        """Edits a picture by several methods, and yields the progress and the results."""
+        session = session_of(self.desk, request)
+        if not is_wanted(session, "compare"):
+            yield [gr.skip()] * len(self.results)
+            return
+        try:
+            upload = upload_of(self.desk, session, picture)
+        except Exception as error:
+            yield self._said(refused(error))
+            return
+        words = (source_prompt or "", prompt or "", whole(source_label), whole(label))
+        asked = EditRequest(model, *words, guidance=guidance, steps=whole(steps), seed=whole(seed) or 0)
+        work = CompareWork(self.desk, session, asked, methods or [], upload, own_guidance=own)
+        told = 0
+
+        def show(progress: Progress) -> list[Any]:
+            nonlocal told
+            seen, line = progress.preview, status(progress_text(progress), progress=progress)
+            preview = gr.skip() if seen is None else gr.update(value=shown(seen), visible=True)
+            if len(work.entries) == told:
+                return [line, preview, *[gr.skip()] * 3]
+            told = len(work.entries)
+            return [line, preview, *self._made(work, session)]
+
+        def end(job: Job) -> list[Any]:
+            line = status(
+                job.problem or "Done.", "" if job.stopped else "bad" if job.problem else "good", notes=job.notes
+            )
+            return [line, gr.update(visible=False, value=None), *self._made(work, session)]
+
+        yield from run(session, work, show, end)
+
+    def _said(self, line: str) -> list[Any]:
+        return [line, gr.update(visible=False), *[gr.skip()] * 3]
+
+    def _made(self, work: CompareWork, session: Session) -> list[Any]:
+        """Returns the gallery, the table and the commands of what was made so far."""
+        made = [entry.made for entry in work.entries if entry.made is not None]
+        tiles = []
+        if made:
+            before = comparable(made[0].before, made[0].after)[0]
+            tiles.append((write_shown(session, before, "source.png"), "source"))
+        for entry in work.entries:
+            if entry.made is not None:
+                after = comparable(entry.made.before, entry.made.after)[1]
+                tiles.append((write_shown(session, after, f"{entry.method}.png"), entry.method))
+        heads = ["method", "reconstruction", "edit against source", "bytes kept", "calls", "seconds"]
+        rows = [
+            [e.method, e.problem, "", "", "", ""]
+            if e.made is None
+            else [
+                e.method,
+                decibels(e.made.reconstruction_psnr),
+                decibels(e.made.edit_psnr),
+                f"{100 * e.made.kept:.1f} %",
+                f"{e.made.calls:g}",
+                f"{e.made.seconds:.1f}",
+            ]
+            for e in work.entries
+        ]
+        commands = gr.update(value=work.commands, visible=bool(work.commands))
+        return [gr.update(value=tiles, visible=bool(tiles)), table(heads, rows) if rows else "", commands]
