@@ -53,8 +53,8 @@ def test_an_edit_with_a_painted_mask(open_page: Any, photo: Path, tmp_path: Path
     page.mouse.up()
     page.click("#edit-go")
     assert "Done" in said(page, "Done")
-    assert "--mask photo_mask.png" in page.inner_text("#edit-command")
-    assert "--crop" not in page.inner_text("#edit-command")
+    assert "--mask photo_mask.png" in page.input_value("#edit-command textarea")
+    assert "--crop" not in page.input_value("#edit-command textarea")
     after, mask = download(page, "#edit-png", tmp_path), download(page, "#edit-mask-file", tmp_path)
     assert after.name == "photo_direct.png"
     source, edited = (np.asarray(Image.open(path).convert("RGB")) for path in (photo, after))
@@ -92,7 +92,7 @@ def test_two_users_at_once_do_not_see_each_other(open_page: Any, server: Any, ph
         page.click("#edit-go")
     for page in pages:
         assert "Done" in said(page, "Done")
-    commands = [page.inner_text("#edit-command") for page in pages]
+    commands = [page.input_value("#edit-command textarea") for page in pages]
     assert "photo.png" in commands[0]
     assert "other.png" in commands[1]
 

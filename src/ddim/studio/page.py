@@ -113,6 +113,7 @@ def launch(
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
+        _frontend=False,  # else Gradio gives up where its own page takes more than three seconds, on a busy machine
         state_session_capacity=200,
         theme=theme(),
         css=style(),

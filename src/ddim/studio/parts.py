@@ -41,6 +41,20 @@ def _path_of(payload: Any) -> str | None:
     return None if payload is None else payload.path
 
 
+def lines_of(label: str, elem_id: str, visible: bool = True) -> gr.Textbox:
+    """Returns a field with lines of a command or of Python, to copy."""
+    return gr.Textbox(
+        label=label,
+        elem_id=elem_id,
+        elem_classes="lines",
+        lines=1,
+        max_lines=24,
+        interactive=False,
+        buttons=["copy"],
+        visible=visible,
+    )
+
+
 def status(text: str = "", kind: str = "", progress: Progress | None = None, notes: Sequence[str] = ()) -> str:
     """Returns the status line as HTML, which screen readers announce.
 

@@ -16,6 +16,7 @@ from .parts import (
     AT_ONCE,
     decibels,
     is_wanted,
+    lines_of,
     on_go,
     picture,
     progress_text,
@@ -81,14 +82,7 @@ class CompareTab:
                     height="auto",
                 )
                 self.table = gr.HTML(elem_id="compare-table")
-                self.commands = gr.Code(
-                    label="Commands",
-                    language="shell",
-                    interactive=False,
-                    wrap_lines=True,
-                    visible=False,
-                    elem_id="compare-commands",
-                )
+                self.commands = lines_of("Commands", "compare-commands", visible=False)
         self._events()
 
     def _events(self) -> None:

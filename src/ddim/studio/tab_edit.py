@@ -17,6 +17,7 @@ from .parts import (
     decibels,
     file_update,
     is_wanted,
+    lines_of,
     numbers,
     on_go,
     picture,
@@ -54,7 +55,7 @@ class EditTab:
     def _inputs(self) -> None:
         self.picture = picture("Picture", "edit-picture")
         self.sample = gr.Button("Use a sample picture", size="sm", elem_id="edit-sample")
-        with gr.Accordion("Mask: paint what may change", open=False, elem_id="edit-mask-part"):
+        with gr.Accordion("Mask: paint what may change", open=False, elem_id="edit-mask-part") as self.mask_part:
             self.mask = gr.ImageEditor(
                 label="Mask",
                 elem_id="edit-mask",
@@ -110,12 +111,8 @@ class EditTab:
             self.about = gr.DownloadButton("JSON", visible=False, size="sm", min_width=90, elem_id="edit-json")
             self.mask_file = gr.DownloadButton("Mask", visible=False, size="sm", min_width=90, elem_id="edit-mask-file")
         with gr.Accordion("The same again", open=True, visible=False, elem_id="edit-again") as self.again:
-            self.command = gr.Code(
-                label="Command", language="shell", interactive=False, wrap_lines=True, elem_id="edit-command"
-            )
-            self.python = gr.Code(
-                label="Python", language="python", interactive=False, wrap_lines=True, elem_id="edit-python"
-            )
+            self.command = lines_of("Command", "edit-command")
+            self.python = lines_of("Python", "edit-python")
 
     @property
     def results(self) -> list[Any]:
@@ -127,6 +124,7 @@ class EditTab:
 
     def _events(self) -> None:
         self.picture.change(self._on_picture, [self.picture], [self.mask, self.status], **AT_ONCE)
+        self.mask_part.expand(self._on_mask, [self.picture, self.mask], [self.mask], **AT_ONCE)
         filled = [self.picture, self.words.source_prompt, self.words.prompt]
         self.sample.click(sample, [self.model], filled, **AT_ONCE)
         fitted = [self.steps, self.guidance, self.strength, self.attention, self.words.source_prompt]
@@ -152,6 +150,15 @@ class EditTab:
             return canvas(upload), status(f"{upload.name}: {width} x {height} pixels.")
         except Exception as error:
             return None, refused(error)
+
+    def _on_mask(self, path: str | None, mask: Any, request: gr.Request) -> Any:
+        """Puts the picture under the brush again when that comes into sight, so that it fits; not under strokes."""
+        try:
+            upload = upload_of(self.desk, session_of(self.desk, request), path)
+            return gr.skip() if mask_from(mask, upload) else canvas(upload)
+        except Exception as error:
+            refused(error)
+            return gr.skip()
 
     def updates(self, model: Model) -> dict[Any, Any]:
         """Returns what the components become for a model."""

@@ -16,6 +16,7 @@ from .parts import (
     decibels,
     file_update,
     is_wanted,
+    lines_of,
     numbers,
     on_go,
     picture,
@@ -91,22 +92,8 @@ class InterpolateTab:
                 )
                 self.numbers = gr.HTML(elem_id="mix-numbers")
                 self.png = gr.DownloadButton("Strip, PNG", visible=False, size="sm", elem_id="mix-png")
-                self.command = gr.Code(
-                    label="Command",
-                    language="shell",
-                    interactive=False,
-                    wrap_lines=True,
-                    visible=False,
-                    elem_id="mix-command",
-                )
-                self.python = gr.Code(
-                    label="Python",
-                    language="python",
-                    interactive=False,
-                    wrap_lines=True,
-                    visible=False,
-                    elem_id="mix-python",
-                )
+                self.command = lines_of("Command", "mix-command", visible=False)
+                self.python = lines_of("Python", "mix-python", visible=False)
         self._events()
 
     def _events(self) -> None:

@@ -17,6 +17,7 @@ from .parts import (
     decibels,
     file_update,
     is_wanted,
+    lines_of,
     numbers,
     on_go,
     picture,
@@ -91,14 +92,7 @@ class TrajectoryTab:
                 with gr.Row():
                     self.png = gr.DownloadButton("Strip, PNG", visible=False, size="sm", min_width=90)
                     self.code = gr.DownloadButton("Code file", visible=False, size="sm", min_width=90)
-                self.command = gr.Code(
-                    label="Command",
-                    language="shell",
-                    interactive=False,
-                    wrap_lines=True,
-                    visible=False,
-                    elem_id="trip-command",
-                )
+                self.command = lines_of("Command", "trip-command", visible=False)
         self._events()
 
     def _events(self) -> None:
