@@ -73,6 +73,7 @@ class CompareTab:
                 )
                 self.gallery = gr.Gallery(
                     label="Edits",
+                    show_label=False,
                     visible=False,
                     columns=3,
                     object_fit="contain",

@@ -54,6 +54,7 @@ class InterpolateTab:
                     self.frames = gr.Number(
                         7,
                         label="Frames",
+                        show_label=False,
                         precision=0,
                         minimum=2,
                         maximum=MOST_FRAMES,
@@ -82,8 +83,9 @@ class InterpolateTab:
                 )
                 self.gallery = gr.Gallery(
                     label="Frames",
+                    show_label=False,
                     visible=False,
-                    columns=4,
+                    columns=3,
                     object_fit="contain",
                     elem_id="mix-gallery",
                     height="auto",

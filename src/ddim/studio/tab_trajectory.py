@@ -81,7 +81,8 @@ class TrajectoryTab:
                 )
                 self.numbers = gr.HTML(elem_id="trip-numbers")
                 self.strip = gr.Image(
-                    label="To noise: samples, predictions; and back: samples, predictions",
+                    label="Trajectory",
+                    show_label=False,
                     interactive=False,
                     visible=False,
                     format="png",
@@ -193,6 +194,8 @@ class TrajectoryTab:
             gr.update(value=pair, visible=True),
             figures,
             gr.update(value=str(trip.strip), visible=True),
+            '<p class="note">From top to bottom: the samples on the way to noise, what the network predicts there, the '
+            "samples on the way back, and the predictions.</p>"
             f"<details><summary>{details}</summary>{stations}</details>",
             file_update(trip.strip),
             file_update(trip.code),
