@@ -9,13 +9,13 @@ server (VmRSS) after one edit, and after each round. It needs Linux, and gradio:
 
 import argparse
 import json
-import os
 import re
 import signal
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -45,8 +45,6 @@ class Page:
         pressed = [d for d in config["dependencies"] if [self.ids["edit-go"], "click"] in map(list, d["targets"])]
         self.wants, self.edits = sorted(pressed, key=lambda d: len(d["outputs"]))
         self.values = {c["id"]: c["props"].get("value") for c in config["components"]}
-        (loads,) = [d for d in config["dependencies"] if [None, "load"] in [t[-2:] for t in map(list, d["targets"])]]
-        self.loads = loads
 
     def inputs(self, model: str, file: dict[str, Any], steps: int) -> list[Any]:
         """The values that the button Edit sends."""
@@ -110,7 +108,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     print(machine())
-    port = free_port()
+    port, others = free_port(), _folders()
     words = ["-m", "ddim", "studio", args.model, "--port", str(port), "--queue", str(args.queue), "--json"]
     server = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True)
     try:
@@ -124,11 +122,12 @@ def main() -> None:
         print(f"at the end: memory {memory(server.pid):.0f} MB")
     finally:
         server.send_signal(signal.SIGINT)
-        print("exit code", server.wait(60), "· folders left:", len(list(Path(_temporary()).glob("ddim-studio-*"))))
+        print("exit code", server.wait(60), "· folders left:", len(_folders() - others))
 
 
-def _temporary() -> str:
-    return os.environ.get("TMPDIR", "/tmp")
+def _folders() -> set[Path]:
+    """The folders of pages in the folder for temporary files."""
+    return set(Path(tempfile.gettempdir()).glob("ddim-studio-*"))
 
 
 def _round(page: Page, args: argparse.Namespace, pictures: list[Path], number: int, pid: int) -> None:
