@@ -57,7 +57,9 @@ def build(desk: Desk) -> gr.Blocks:
             for name, kind in TABS.items():
                 with gr.Tab(name, id=name.lower()):
                     tabs.append(kind(desk, model))
-        outputs = [about, *dict.fromkeys(part for tab in tabs for part in tab.updates(desk.model(desk.menu[0])))]
+        first = {part: value for tab in tabs for part, value in tab.updates(desk.model(desk.menu[0])).items()}
+        _begin_with(first)
+        outputs = [about, *first]
 
         def chosen(name: str, request: gr.Request) -> dict[Any, Any]:
             session_of(desk, request)
@@ -76,6 +78,17 @@ def build(desk: Desk) -> gr.Blocks:
         page.unload(_closing(desk))
     page.queue(max_size=desk.limits.queue, default_concurrency_limit=1)
     return page
+
+
+def _begin_with(values: dict[Any, Any]) -> None:
+    """Gives components the values of the first model, so that they are right before the page has asked for them."""
+    for part, value in values.items():
+        settings = value if isinstance(value, dict) else {"value": value}
+        for name, what in settings.items():
+            if name == "choices":
+                what = [(one, one) if isinstance(one, str) else one for one in what]
+            if name != "__type__":
+                setattr(part, name, what)
 
 
 def _closing(desk: Desk) -> Callable[[gr.Request], None]:
