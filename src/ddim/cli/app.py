@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import batch, demo, edit, evaluate, interpolate, invert, reconstruct, sample, tables, train
-from . import demo, edit, evaluate, interpolate, invert, reconstruct, sample, studio, tables, train
+from . import batch, demo, edit, evaluate, interpolate, invert, reconstruct, sample, studio, tables, train
 from .command import DEBUG, Command, remember_debug
 from .failure import Commands
 from .groups import grouped
