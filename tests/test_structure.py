@@ -158,7 +158,7 @@ def test_the_slow_tests_exist_and_every_folder_has_fast_ones():
 
 
 def test_no_test_holds_an_error_to_its_words():
-    """An error is data: ``refusals`` holds it to type, parameter and the values named; a command and a server say words."""
+    """An error is data, except what a command or a server says: ``refusals`` holds it to type, parameter and values."""
     folder = Path(__file__).parent
     for file in folder.rglob("test_*.py"):
         if file.relative_to(folder).parts[0] not in ("cli", "demo", "evaluation", "integrations"):
