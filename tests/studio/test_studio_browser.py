@@ -105,8 +105,11 @@ def test_a_broken_picture_is_one_sentence(open_page: Any, tmp_path: Path):
     sentence = said(page, "broken.png")
     assert "Traceback" not in sentence
     assert "ddim-studio-" not in sentence
-    page.click("#edit-go")
-    assert "broken.png" in said(page, "broken.png")
+    page.click("#edit-go")  # the sentence of before goes, and comes back
+    page.wait_for_function(
+        "() => { const text = document.querySelector('#edit-status').innerText;"
+        " window.waited ||= text.includes('Waiting'); return window.waited && text.includes('broken.png') }"
+    )
 
 
 def test_missing_words_are_one_sentence(open_page: Any, photo: Path):
