@@ -64,7 +64,7 @@ class Targets(Options):
     to: list[str] | None = option(
         None,
         "--to",
-        "What the image is to show; (word:2) gives a word more weight; repeatable.",
+        "What the image is to show, '' for no words; (word:2) gives a word more weight; repeatable.",
         argument="prompt",
         callback=o.check_utf8,
     )
@@ -101,8 +101,6 @@ class Targets(Options):
             raise InputError(
                 'it is missing; say what the image is to show, such as "noto cat face".', parameter="target"
             )
-        if blank := [text for text in self.to or () if not text.strip()]:
-            raise InputError(f"{blank[0]!r} is blank; say what the image is to show.", parameter="target")
         if not inverted and self.to_label and self.from_label is None:
             raise InputError("it is missing; name the class of the image, such as 0.", parameter="from_label")
         needless = inverted or (method in EDITORS and not EDITORS[method].needs)
