@@ -603,9 +603,10 @@ def test_proximal_guidance(model: str):
         *("--method", "prox-npi", "-o", "quantile=0.4"),
     )["files"]
     kept = run_json("edit", code, "--to", TIGER, "--guidance", 5)["guidance"]["proximal"]
-    assert kept == {"kind": "l0", "quantile": 0.4}
+    pull = {"pull": 0.1, "until": 0.4, "dilation": 1}
+    assert kept == {"kind": "l0", "quantile": 0.4, **pull}
     said = run_json("edit", code, "--to", TIGER, "--proximal", "l1")["guidance"]["proximal"]
-    assert said == {"kind": "l1", "quantile": 0.4}
+    assert said == {"kind": "l1", "quantile": 0.4, **pull}
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_what_sampling_does_with_a_stored_tensor_is_listed():
     assert [name for name, extra in EXTRAS.items() if extra.pins] == ["pivot", "asked", "end"]
     kept = dict.fromkeys(EXTRAS, X)
     assert not {"trajectory", "source"} & set(acting(kept))
-    assert set(shared(kept)) == {"uncond_text", "uncond_pooled", "noise"}
+    assert set(shared(kept)) == {"uncond_text", "uncond_pooled", "noise", "anchor"}
     assert set(shared({"mine": X})) == {"mine"}  # of a method of one's own
     assert not pinned(["noise", "source", "mine"])
     assert all(set(method.keeps) <= set(EXTRAS) for method in INVERSIONS.values())

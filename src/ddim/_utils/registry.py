@@ -83,7 +83,8 @@ def check_options(instance: Any) -> None:
     """
     for key, option in _fields(type(instance)).items():
         value, (nullable, wanted) = getattr(instance, key), _wanted(option)
-        if wanted not in TYPE_NAMES or (value is None and nullable):
+        declared = wanted in (option.type, *get_args(option.type))
+        if not declared or wanted not in TYPE_NAMES or (value is None and nullable):
             continue
         right = is_number(value) if wanted is float else is_whole(value) if wanted is int else isinstance(value, wanted)
         if not right:
