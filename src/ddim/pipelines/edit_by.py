@@ -120,7 +120,7 @@ def _editor_for(method: Any, options: Mapping[str, Any] | None, code: LatentCode
         return make_editor(code.method, options)
     editor = make_editor(method, options)
     if isinstance(method, str) and editor is None and method not in {**INVERSIONS, **SOLVERS}:
-        raise UnknownName("method", method, [*INVERSIONS, *EDITORS])
+        raise UnknownName("method", method, list(dict.fromkeys([*INVERSIONS, *EDITORS])))
     if editor is None or code is None:
         return editor
     inversion = editor.inversion()
