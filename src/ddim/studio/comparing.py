@@ -1,9 +1,7 @@
 """One picture edited by several methods, one after the other."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from .._utils.errors import DDIMError, InputError
 from .desk import Desk, Session
@@ -13,9 +11,6 @@ from .jobs import Job
 from .menus import usual
 from .pictures import Upload
 from .requests import EditRequest
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 MOST = 8
 """The most methods that are compared at once."""
@@ -46,7 +41,6 @@ class CompareWork:
         request: the settings of all edits; each method has its own usual strength, and fixed steps if it fixes them.
         methods: the names of the methods.
         upload: the picture.
-        mask: as for ``EditWork``.
         own_guidance: whether each method has its own usual guidance, in place of that of the request.
 
     Attributes:
@@ -58,7 +52,6 @@ class CompareWork:
     request: EditRequest
     methods: Sequence[str]
     upload: Upload
-    mask: "Image.Image | None" = None
     own_guidance: bool = False
     entries: list[Entry] = field(default_factory=list[Entry], init=False)
 
@@ -80,7 +73,7 @@ class CompareWork:
             asked = replace(self.request, method=method, strength=own.strength, guidance=guidance)
             job.title = f"{method} ({k + 1} of {len(self.methods)})"
             try:
-                made = EditWork(self.desk, self.session, asked, self.upload, self.mask)(job)
+                made = EditWork(self.desk, self.session, asked, self.upload)(job)
                 self.entries.append(Entry(method, made))
             except (DDIMError, OSError) as error:
                 self.entries.append(Entry(method, None, sentence_of(error)))
@@ -91,8 +84,3 @@ class CompareWork:
     def commands(self) -> str:
         """The lines of the command that make the same edits."""
         return "\n".join(entry.made.repeat.command for entry in self.entries if entry.made is not None)
-
-
-def quoted(*words: object) -> str:
-    """Returns words as a line for a shell."""
-    return shlex.join(map(str, words))

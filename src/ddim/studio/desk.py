@@ -68,11 +68,15 @@ class Session:
     running: bool = False
     wanted: set[str] = field(default_factory=set[str])
 
+    def new_folder(self) -> Path:
+        """Makes an empty folder for files that belong together."""
+        folder = self.folder / uuid.uuid4().hex[:12]
+        folder.mkdir(parents=True)
+        return folder
+
     def place(self, name: str) -> Path:
         """Returns a path for a new file with this name, in a folder of its own."""
-        place = self.folder / uuid.uuid4().hex[:12]
-        place.mkdir(parents=True)
-        return place / name
+        return self.new_folder() / name
 
 
 class Desk:

@@ -230,7 +230,7 @@ class EditWork:
             "seconds": round(seconds, 3),
         }
         stem = f"{self.upload.path.stem}_{self.request.method}"
-        folder = self.session.place(stem).parent
+        folder = self.session.new_folder()
         about = {
             "command": repeat.command,
             "ddim": __version__,

@@ -66,7 +66,16 @@ def inversions(model: Model) -> list[Method]:
 
 def method_menu(model: Model) -> list[tuple[str, str]]:
     """Returns the methods that work on a model as (label, name)."""
-    return [(one.label, one.name) for one in methods(model) if one.why_not is None]
+    return _working(methods(model))
+
+
+def inversion_menu(model: Model) -> list[tuple[str, str]]:
+    """Returns the inversions that work on a model as (label, name)."""
+    return _working(inversions(model))
+
+
+def _working(found: list[Method]) -> list[tuple[str, str]]:
+    return [(one.label, one.name) for one in found if one.why_not is None]
 
 
 def usual_method(model: Model) -> str:

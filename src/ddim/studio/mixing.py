@@ -15,7 +15,6 @@ from ..pipelines.capabilities import check_inversion
 from ..pipelines.interpolate import interpolate
 from ..pipelines.invert import invert
 from ..pipelines.pictures import read_pictures
-from .comparing import quoted
 from .desk import Desk, Session
 from .editing import loaded
 from .jobs import Job
@@ -92,7 +91,7 @@ class MixWork:
         job.say("sampling between them")
         frames = interpolate(model, *codes, frames=self.frames, on_event=job.on_event)
         ends = tuple(float(psnr(p.pixels, frames[k][None])[0]) for p, k in zip(pictures, (0, -1), strict=True))
-        folder = self.session.place("x").parent
+        folder = self.session.new_folder()
         names = [self.first.name, self.second.name]
         file = folder / f"{self.first.path.stem}_to_{self.second.path.stem}.png"
         save_image(sheet(frames, len(frames)), file)
@@ -109,15 +108,13 @@ class MixWork:
 
     def _again(self, names: list[str], arguments: dict[str, object], file: str) -> tuple[str, str]:
         """Returns the command and the Python that make it again."""
-        given = {name: value for name, value in self.desk.loading.items() if value is not None}
-        repeat = Repeat("interpolate", self.request.model, tuple(names), arguments, given)
-        command = f"{repeat.command} {quoted('--frames', self.frames, '--resize')}"
-        loading = "".join(f", {name}={value!r}" for name, value in given.items())
+        repeat = Repeat("interpolate", self.request.model, tuple(names), arguments, self.desk.loading)
+        command = f"{repeat.command} --frames {self.frames} --resize"
         words = "".join(f", {name}={value!r}" for name, value in {**arguments, "resize": True}.items())
         lines = [
             "import ddim",
             "",
-            f"model = ddim.load({self.request.model!r}{loading})",
+            repeat.load_line,
             *(f"{end} = ddim.invert(model, {name!r}{words})" for end, name in zip(("a", "b"), names, strict=True)),
             f"frames = ddim.interpolate(model, a, b, frames={self.frames})",
             f"ddim.save_image(ddim.sheet(frames, len(frames)), {file!r})",

@@ -153,11 +153,6 @@ def is_wanted(session: Session, tab: str) -> bool:
     return wanted
 
 
-def stop(desk: Desk, request: gr.Request) -> None:
-    """Asks the job of a page to stop."""
-    session_of(desk, request).stop.set()
-
-
 def refused(error: BaseException) -> str:
     """Returns the status for an error. Raises it again if it is none that a page causes."""
     if not isinstance(error, (DDIMError, OSError)):

@@ -136,7 +136,7 @@ class Repeat:
         model: the name of the model.
         files: the pictures, by name.
         arguments: the arguments of the function.
-        loading: those of ``ddim.load`` that were given.
+        loading: those of ``ddim.load``; None is one that was not given.
     """
 
     verb: str
@@ -146,10 +146,21 @@ class Repeat:
     loading: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
+    def given(self) -> dict[str, Any]:
+        """The arguments of ``ddim.load`` that were given."""
+        return {name: value for name, value in self.loading.items() if value is not None}
+
+    @property
+    def load_line(self) -> str:
+        """The line of Python that loads the model."""
+        loading = "".join(f", {name}={value!r}" for name, value in self.given.items())
+        return f"model = ddim.load({self.model!r}{loading})"
+
+    @property
     def command(self) -> str:
         """The line of the command."""
         words = ["ddim", self.verb, *self.files, "--model", self.model]
-        for name, value in {**self.arguments, **self.loading}.items():
+        for name, value in {**self.arguments, **self.given}.items():
             flag = _FLAGS[name] if self.verb == "edit" and name in _FLAGS else f"--{name.replace('_', '-')}"
             flag = "--label" if flag == "--labels" else flag
             text = ",".join(map(str, value)) if isinstance(value, tuple) else value
@@ -162,13 +173,12 @@ class Repeat:
         Args:
             ending: lines that do something with ``edited``.
         """
-        loading = "".join(f", {name}={value!r}" for name, value in self.loading.items())
         rest = {name: value for name, value in self.arguments.items() if name not in ("prompt", "labels")}
         target = [repr(self.arguments["prompt"])] if "prompt" in self.arguments else []
         target += [f"labels={self.arguments['labels']!r}"] if "labels" in self.arguments else []
         lines = [f"    {part}," for part in (*target, *(f"{name}={value!r}" for name, value in rest.items()))]
         call = "\n".join([f"edited = ddim.{self.verb}(", f"    model, {self.files[0]!r},", *lines, ")"])
-        return f"import ddim\n\nmodel = ddim.load({self.model!r}{loading})\n{call}\n{ending}\n"
+        return f"import ddim\n\n{self.load_line}\n{call}\n{ending}\n"
 
 
 def repeat_edit(
@@ -187,8 +197,7 @@ def repeat_edit(
         model: the model.
         picture, mask: the names of the files.
         crop: the region that is edited, if there is no mask.
-        loading: the keyword arguments of ``ddim.load`` that were given.
+        loading: the keyword arguments of ``ddim.load``.
     """
     where = {"mask": mask} if mask else {"crop": crop}
-    given = {name: value for name, value in loading.items() if value is not None}
-    return Repeat("edit", request.model, (picture,), {**request.arguments(model), **where}, given)
+    return Repeat("edit", request.model, (picture,), {**request.arguments(model), **where}, loading)

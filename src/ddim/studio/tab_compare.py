@@ -12,36 +12,19 @@ from .desk import Desk, Session
 from .editing import comparable
 from .fields import Words, sample, whole
 from .jobs import Job, Progress
-from .parts import (
-    AT_ONCE,
-    decibels,
-    is_wanted,
-    lines_of,
-    on_go,
-    picture,
-    progress_text,
-    refused,
-    run,
-    session_of,
-    status,
-    stop,
-    table,
-    upload_of,
-)
-from .pictures import shown, write_shown
+from .parts import AT_ONCE, decibels, lines_of, picture, status, table, upload_of
+from .pictures import write_shown
 from .requests import EditRequest
+from .tab import JobTab
 
 
-class CompareTab:
-    """The tab Compare: one picture, several methods.
+class CompareTab(JobTab):
+    """The tab Compare: one picture, several methods. The arguments are those of ``JobTab``."""
 
-    Args:
-        desk: the server.
-        model: the component with the name of the model.
-    """
+    name = prefix = "compare"
 
     def __init__(self, desk: Desk, model: gr.Dropdown) -> None:
-        self.desk, self.model = desk, model
+        super().__init__(desk, model)
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
                 self.picture = picture("Picture", "compare-picture")
@@ -50,27 +33,11 @@ class CompareTab:
                 self.methods = gr.Dropdown(
                     [], label=f"Methods, up to {MOST}", multiselect=True, elem_id="compare-methods", max_choices=MOST
                 )
-                with gr.Row():
-                    self.guidance = gr.Number(label="Guidance", elem_id="compare-guidance", min_width=90)
-                    self.steps = gr.Number(label="Steps", precision=0, minimum=1, elem_id="compare-steps", min_width=90)
-                    self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="compare-seed", min_width=90)
+                self.guidance, self.steps, self.seed = self.settings()
                 self.own = gr.Checkbox(False, label="Each method at its own usual guidance", elem_id="compare-own")
-                with gr.Row():
-                    self.go = gr.Button("Compare", variant="primary", elem_id="compare-go", min_width=120)
-                    self.halt = gr.Button("Stop", elem_id="compare-stop", min_width=90)
+                self.buttons("Compare")
             with gr.Column(scale=6, min_width=300):
-                self.status = gr.HTML(
-                    status("The same edit by several methods: what each keeps, and what it costs."),
-                    elem_id="compare-status",
-                )
-                self.preview = gr.Image(
-                    label="What the network predicts now",
-                    interactive=False,
-                    visible=False,
-                    buttons=[],
-                    height=260,
-                    format="png",
-                )
+                self.status_and_preview("The same edit by several methods: what each keeps, and what it costs.")
                 self.gallery = gr.Gallery(
                     label="Edits",
                     show_label=False,
@@ -89,22 +56,12 @@ class CompareTab:
     def _events(self) -> None:
         filled = [self.picture, self.words.source_prompt, self.words.prompt]
         self.sample.click(sample, [self.model], filled, **AT_ONCE)
-        asked = [
-            self.model,
-            self.picture,
-            *self.words.parts,
-            self.methods,
-            self.guidance,
-            self.steps,
-            self.seed,
-            self.own,
-        ]
         self.results = [self.status, self.preview, self.gallery, self.table, self.commands]
-        on_go(self.desk, "compare", [self.go.click], self.status, self._compare, inputs=asked, outputs=self.results)
-        self.halt.click(self._stop, None, None, **AT_ONCE)
-
-    def _stop(self, request: gr.Request) -> None:
-        stop(self.desk, request)
+        asked = [
+            *(self.model, self.picture, *self.words.parts),
+            *(self.methods, self.guidance, self.steps, self.seed, self.own),
+        ]
+        self.begins(self._compare, asked)
 
     def updates(self, model: Model) -> dict[Any, Any]:
         """Returns what the components become for a model."""
@@ -135,41 +92,31 @@ class CompareTab:
         request: gr.Request,
     ) -> Iterator[Any]:
         """Edits a picture by several methods, and yields the progress and the results."""
-        session = session_of(self.desk, request)
-        if not is_wanted(session, "compare"):
-            yield [gr.skip()] * len(self.results)
-            return
-        try:
-            upload = upload_of(self.desk, session, picture)
-        except Exception as error:
-            yield self._said(refused(error))
-            return
-        words = (source_prompt or "", prompt or "", whole(source_label), whole(label))
-        asked = EditRequest(model, *words, guidance=guidance, steps=whole(steps), seed=whole(seed) or 0)
-        work = CompareWork(self.desk, session, asked, methods or [], upload, own_guidance=own)
         told = 0
 
-        def show(progress: Progress) -> list[Any]:
+        def work_of(session: Session) -> CompareWork:
+            upload = upload_of(self.desk, session, picture)
+            words = (source_prompt or "", prompt or "", whole(source_label), whole(label))
+            asked = EditRequest(model, *words, guidance=guidance, steps=whole(steps), seed=whole(seed) or 0)
+            return CompareWork(self.desk, session, asked, methods or [], upload, own_guidance=own)
+
+        def show(progress: Progress, work: CompareWork, session: Session) -> list[Any]:
             nonlocal told
-            seen, line = progress.preview, status(progress_text(progress), progress=progress)
-            preview = gr.skip() if seen is None else gr.update(value=shown(seen), visible=True)
+            line, preview = self.progress(progress)
+            preview = gr.skip() if progress.preview is None else preview
             if len(work.entries) == told:
-                return [line, preview, *[gr.skip()] * 3]
+                return self.updated(line, preview)
             told = len(work.entries)
-            return [line, preview, *self._made(work, session)]
+            return [line, preview, *self._entries(work, session)]
 
-        def end(job: Job) -> list[Any]:
-            line = status(
-                job.problem or "Done.", "" if job.stopped else "bad" if job.problem else "good", notes=job.notes
-            )
-            return [line, gr.update(visible=False, value=None), *self._made(work, session)]
+        yield from self.job(request, work_of, show, self._over)
 
-        yield from run(session, work, show, end)
+    def _over(self, job: Job, work: CompareWork, session: Session) -> list[Any]:
+        kind = "" if job.stopped else "bad" if job.problem else "good"
+        line = status(job.problem or "Done.", kind, notes=job.notes)
+        return [line, gr.update(visible=False, value=None), *self._entries(work, session)]
 
-    def _said(self, line: str) -> list[Any]:
-        return [line, gr.update(visible=False), *[gr.skip()] * 3]
-
-    def _made(self, work: CompareWork, session: Session) -> list[Any]:
+    def _entries(self, work: CompareWork, session: Session) -> list[Any]:
         """Returns the gallery, the table and the commands of what was made so far."""
         made = [entry.made for entry in work.entries if entry.made is not None]
         tiles = []

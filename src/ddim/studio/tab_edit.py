@@ -8,41 +8,23 @@ import gradio as gr
 from ..editing.editors import EDITORS
 from ..models.base import Model
 from . import menus
-from .desk import Desk
+from .desk import Desk, Session
 from .editing import EditOutcome, EditWork, comparable
 from .fields import Words, sample, whole
 from .jobs import Job, Progress
-from .parts import (
-    AT_ONCE,
-    decibels,
-    file_update,
-    is_wanted,
-    lines_of,
-    numbers,
-    on_go,
-    picture,
-    progress_text,
-    refused,
-    run,
-    session_of,
-    status,
-    stop,
-    upload_of,
-)
-from .pictures import canvas, mask_from, shown, write_shown
+from .parts import AT_ONCE, decibels, file_update, lines_of, numbers, picture, refused, session_of, status, upload_of
+from .pictures import canvas, mask_from, write_shown
 from .requests import EditRequest
+from .tab import JobTab
 
 
-class EditTab:
-    """The tab Edit: components, and what they do.
+class EditTab(JobTab):
+    """The tab Edit: components, and what they do. The arguments are those of ``JobTab``."""
 
-    Args:
-        desk: the server.
-        model: the component with the name of the model.
-    """
+    name = prefix = "edit"
 
     def __init__(self, desk: Desk, model: gr.Dropdown) -> None:
-        self.desk, self.model = desk, model
+        super().__init__(desk, model)
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
                 self._inputs()
@@ -71,30 +53,14 @@ class EditTab:
         self.words = Words("edit")
         self.method = gr.Dropdown([], label="Method", elem_id="edit-method")
         self.strength = gr.Slider(0, 1, 1, step=0.01, label="Strength", elem_id="edit-strength")
-        with gr.Row():
-            self.guidance = gr.Number(label="Guidance", elem_id="edit-guidance", min_width=90)
-            self.steps = gr.Number(label="Steps", precision=0, minimum=1, elem_id="edit-steps", min_width=90)
-            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="edit-seed", min_width=90)
+        self.guidance, self.steps, self.seed = self.settings()
         with gr.Accordion("More", open=False):
             self.attention = gr.Dropdown([], label="Attention", elem_id="edit-attention")
             self.negative = gr.Textbox(label="Negative prompt", elem_id="edit-negative")
-        with gr.Row():
-            self.go = gr.Button("Edit", variant="primary", elem_id="edit-go", min_width=120)
-            self.halt = gr.Button("Stop", variant="secondary", elem_id="edit-stop", min_width=90)
+        self.buttons("Edit")
 
     def _results(self) -> None:
-        self.status = gr.HTML(
-            status("Drop a picture, say what it shows and what it is to show."), elem_id="edit-status"
-        )
-        self.preview = gr.Image(
-            label="What the network predicts now",
-            interactive=False,
-            visible=False,
-            buttons=[],
-            height=420,
-            elem_id="edit-preview",
-            format="png",
-        )
+        self.status_and_preview("Drop a picture, say what it shows and what it is to show.", height=420)
         self.slider = gr.ImageSlider(
             label="Before | after",
             interactive=False,
@@ -113,12 +79,10 @@ class EditTab:
         with gr.Accordion("The same again", open=True, visible=False, elem_id="edit-again") as self.again:
             self.command = lines_of("Command", "edit-command")
             self.python = lines_of("Python", "edit-python")
-
-    @property
-    def results(self) -> list[Any]:
-        """The components that a job changes."""
-        shown_parts = [self.status, self.preview, self.slider, self.numbers, self.png, self.code, self.about]
-        return [*shown_parts, self.mask_file, self.again, self.command, self.python]
+        self.results = [
+            *(self.status, self.preview, self.slider, self.numbers, self.png, self.code, self.about, self.mask_file),
+            *(self.again, self.command, self.python),
+        ]
 
     # --- events -----------------------------------------------------------------------------------------------------
 
@@ -133,12 +97,7 @@ class EditTab:
             *(self.model, self.picture, self.mask, *self.words.parts),
             *(self.method, self.strength, self.guidance, self.steps, self.seed, self.attention, self.negative),
         ]
-        triggers = [self.go.click, self.words.prompt.submit]
-        on_go(self.desk, "edit", triggers, self.status, self._edit, inputs=asked, outputs=self.results)
-        self.halt.click(self._stop, None, None, **AT_ONCE)
-
-    def _stop(self, request: gr.Request) -> None:
-        stop(self.desk, request)
+        self.begins(self._edit, asked, self.words.prompt.submit)
 
     def _on_picture(self, path: str | None, request: gr.Request) -> tuple[Any, Any]:
         """Puts a new picture under the brush, or says why it cannot be read."""
@@ -209,54 +168,36 @@ class EditTab:
         request: gr.Request,
     ) -> Iterator[Any]:
         """Edits a picture, and yields its progress and its result."""
-        session = session_of(self.desk, request)
-        if not is_wanted(session, "edit"):
-            yield [gr.skip()] * len(self.results)
-            return
-        try:
+
+        def work_of(session: Session) -> EditWork:
             upload = upload_of(self.desk, session, picture)
-            painted = mask_from(mask, upload)
-        except Exception as error:
-            yield self._said(refused(error))
-            return
-        asked = EditRequest(
-            *(model, source_prompt or "", prompt or "", whole(source_label), whole(label), method, float(strength)),
-            *(guidance, whole(steps), whole(seed) or 0, attention or "", negative or ""),
-        )
-        work = EditWork(self.desk, session, asked, upload, painted)
+            asked = EditRequest(
+                *(model, source_prompt or "", prompt or "", whole(source_label), whole(label), method, float(strength)),
+                *(guidance, whole(steps), whole(seed) or 0, attention or "", negative or ""),
+            )
+            return EditWork(self.desk, session, asked, upload, mask_from(mask, upload))
 
-        def show(progress: Progress) -> list[Any]:
-            seen = progress.preview
-            preview = gr.update(visible=False) if seen is None else gr.update(value=shown(seen), visible=True)
-            line = status(progress_text(progress), progress=progress)
-            return [line, preview, gr.update(visible=False), *[gr.skip()] * (len(self.results) - 3)]
+        yield from self.job(request, work_of, self._going, self._over)
 
-        def end(job: Job) -> list[Any]:
-            if job.result is not None:
-                return self._shown(job.result, job.notes, session)
-            kept = work.keep(job)
-            sentence = f"{job.problem} {kept}".strip()
-            return self._said(status(sentence, "" if job.stopped else "bad", notes=job.notes))
+    def _going(self, progress: Progress, work: EditWork, session: Session) -> list[Any]:
+        return self.updated(*self.progress(progress), gr.update(visible=False))
 
-        yield from run(session, work, show, end)
+    def _over(self, job: Job, work: EditWork, session: Session) -> list[Any]:
+        return self.problem(job, work.keep(job)) if job.result is None else self.made(job.result, job.notes, session)
 
-    def _said(self, line: str) -> list[Any]:
-        """Returns the updates that only say something."""
-        return [line, gr.update(visible=False), *[gr.skip()] * (len(self.results) - 2)]
-
-    def _shown(self, made: EditOutcome, notes: list[str], session: Any) -> list[Any]:
+    def made(self, result: EditOutcome, notes: list[str], session: Session) -> list[Any]:
         """Returns the updates that show a result."""
         before, after = (
             write_shown(session, one, f"{k}.png")
-            for k, one in zip(("before", "after"), comparable(made.before, made.after), strict=True)
+            for k, one in zip(("before", "after"), comparable(result.before, result.after), strict=True)
         )
         figures = numbers(
             [
-                ("reconstruction, PSNR", decibels(made.reconstruction_psnr)),
-                ("edit against source, PSNR", decibels(made.edit_psnr)),
-                ("bytes kept", f"{100 * made.kept:.1f} %"),
-                ("network calls", f"{made.calls:g}"),
-                ("seconds", f"{made.seconds:.1f}"),
+                ("reconstruction, PSNR", decibels(result.reconstruction_psnr)),
+                ("edit against source, PSNR", decibels(result.edit_psnr)),
+                ("bytes kept", f"{100 * result.kept:.1f} %"),
+                ("network calls", f"{result.calls:g}"),
+                ("seconds", f"{result.seconds:.1f}"),
             ]
         )
         return [
@@ -264,8 +205,8 @@ class EditTab:
             gr.update(visible=False, value=None),
             gr.update(value=(before, after), visible=True),
             figures,
-            *(file_update(path) for path in (made.png, made.code, made.about, made.mask)),
+            *(file_update(path) for path in (result.png, result.code, result.about, result.mask)),
             gr.update(visible=True),
-            made.repeat.command,
-            made.python,
+            result.repeat.command,
+            result.python,
         ]

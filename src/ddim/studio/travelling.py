@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.path import Node
 from ..core.prediction import to_pair
 from ..data.images import save_image, sheet
-from ..evaluation.metrics import mse, psnr
+from ..evaluation.metrics import psnr
 from ..inversion import make_inversion
 from ..inversion.latent_code import LatentCode
 from ..pipelines.capabilities import check_inversion
@@ -57,7 +57,7 @@ class Trip:
         back, forth: the stations from the picture to noise and from noise to the picture.
         mean, std, kurtosis: of the latent at the noisiest node; ``std`` over that of the model's prior, and the excess
             kurtosis, which are 1 and 0 for Gaussian noise.
-        psnr, mse: of the round trip; ``limit`` is the PSNR of the autoencoder alone.
+        psnr: of the round trip; ``limit`` is the PSNR of the autoencoder alone.
         calls: network calls there and back.
         seconds: there and back.
         strip, code: the files.
@@ -72,7 +72,6 @@ class Trip:
     std: float
     kurtosis: float
     psnr: float
-    mse: float
     limit: float
     calls: tuple[float, float]
     seconds: tuple[float, float]
@@ -129,12 +128,11 @@ class TripWork:
         source = pictures.pixels
         limit = model.decode(model.encode(source)) if model.downscaling > 1 else source
         stations = [_stations(model, part) for part in (back, forth)]
-        folder = self.session.place("x").parent
+        folder = self.session.new_folder()
         stem = f"{self.upload.path.stem}_{asked.method}"
         strip = save_image(_strip(*stations), folder / f"{stem}_trajectory.png")
         file = folder / f"{stem}.code.safetensors"
         code.save(file)
-        given = {name: value for name, value in self.desk.loading.items() if value is not None}
         return Trip(
             source[0],
             came[0],
@@ -142,13 +140,12 @@ class TripWork:
             forth=stations[1],
             **_statistics(model, code),
             psnr=float(psnr(source, came)[0]),
-            mse=float(mse(source, came)[0]),
             limit=float(psnr(source, limit.cpu())[0]),
             calls=(calls, forth_calls),
             seconds=(middle - began, end - middle),
             strip=strip,
             code=file,
-            repeat=Repeat("invert", asked.model, (self.upload.name,), {**arguments, "crop": crop}, given),
+            repeat=Repeat("invert", asked.model, (self.upload.name,), {**arguments, "crop": crop}, self.desk.loading),
         )
 
 
