@@ -105,13 +105,13 @@ def test_words_and_classes_come_from_the_data(tmp_path: Path):
     pixels = read_images([tmp_path / "cats/2.png"] * 2, loaded.picture)
     words = {"source_prompt": ["a red cat"] * 2, "prompt": [["a red cat and hat"]] * 2}
     edited = ddim.edit(loaded, pixels, seed=2, batch=4, **arguments, **words)
-    from ddim.batch.verbs import png
+    from ddim.data.images import png_bytes, to_pil
 
-    assert rows[2]["picture"] == png(edited.edits[0, 0])
+    assert rows[2]["picture"] == png_bytes(to_pil(edited.edits[0, 0]))
     samples = replace(work, command="sample", arguments={"steps": 2, "seed": 5}, columns=replace(columns, target=""))
     run_batch(samples, tmp_path / "samples")
     drawn = ddim.sample(loaded, 2, steps=2, seed=7, prompt=["a red cat"] * 2, batch=2)
-    assert list(Output(tmp_path / "samples").rows())[2]["picture"] == png(drawn[0])
+    assert list(Output(tmp_path / "samples").rows())[2]["picture"] == png_bytes(to_pil(drawn[0]))
 
 
 # --- what cannot be done ---------------------------------------------------------------------------------------------

@@ -112,11 +112,12 @@ class PictureItems(Items):
     """
 
     def __init__(self, part: Part, columns: Columns, *, pictures: bool = True) -> None:
-        self._part, self._columns, self._pictures = part, columns, pictures
+        self._part, self._pictures = part, pictures
         self._targets = _filled(part, columns, columns.target)
         self._labels = _labels(part, columns.label)
         self._target_labels = _labels(part, columns.target_label)
-        self._data = _stamp_of_data(columns.data)
+        self._data, self._root = _stamp_of_data(columns.data), Path(columns.data)
+        self._in_folder = self._root.is_dir()
 
     def __len__(self) -> int:
         return len(self._part)
@@ -124,9 +125,9 @@ class PictureItems(Items):
     def item(self, index: int) -> Item:
         """Returns a picture's name, what it shows, and a stamp of its file and of these words."""
         name = self._part.name(index)
-        root = Path(self._columns.data)
-        file = _stamp_of(Path(name)) if root.is_dir() and os.path.isabs(name) == root.is_absolute() else ""
-        key = os.path.relpath(name, root) if file else name
+        own = self._in_folder and os.path.isabs(name) == self._root.is_absolute()
+        file = _stamp_of(Path(name)) if own else ""
+        key = os.path.relpath(name, self._root) if file else name
         words = self._part.prompt(index), self._targets[index]
         labels = self._labels[index], self._target_labels[index]
         stamp = _hash([self._data if not file else "", file, *words, *labels])

@@ -1,6 +1,5 @@
 """What a batch is computed by: ``invert``, ``edit``, ``reconstruct`` and ``sample``, each with all rows in one call."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.images import to_pil
+from ..data.images import png_bytes, to_pil
 from ..evaluation.metrics import errors
 from ..inversion.code_file import code_bytes
 from ..models.base import Model
@@ -72,9 +71,9 @@ def run_invert(call: Call) -> list[Row]:
         return rows
     again = reconstruct(call.model, code, batch=call.size, batched_cfg=batched_cfg, on_event=call.on_event)
     measured = errors(call.pixels, again)
-    return [
-        {**row, **measured[k], "picture": png(again[k])} for row, k in zip(rows, call.own, strict=True)
-    ]  # fmt: skip
+    pictures = [png_bytes(to_pil(again[k])) for k in call.own]
+    found = zip(rows, call.own, pictures, strict=True)
+    return [{**row, **measured[k], "picture": picture} for row, k, picture in found]
 
 
 def run_edit(call: Call) -> list[Row]:
@@ -86,7 +85,7 @@ def run_edit(call: Call) -> list[Row]:
             arguments[key] = [[value] for value in values]  # one target for each picture
     edited = edit(call.model, call.pixels, batch=2 * call.size, on_event=call.on_event, **arguments)
     measured = errors(call.pixels, edited.reconstruction)
-    return [{**measured[k], "picture": png(edited.edits[k, 0])} for k in call.own]
+    return [{**measured[k], "picture": png_bytes(to_pil(edited.edits[k, 0]))} for k in call.own]
 
 
 def run_sample(call: Call) -> list[Row]:
@@ -94,7 +93,7 @@ def run_sample(call: Call) -> list[Row]:
     arguments: dict[str, Any] = {**call.arguments, **_seed(call)}
     arguments |= call.words("prompt", "prompt") | call.words("labels", "label")
     images = sample(call.model, call.size, batch=call.size, on_event=call.on_event, **arguments)
-    return [{"picture": png(images[k])} for k in call.own]
+    return [{"picture": png_bytes(to_pil(images[k]))} for k in call.own]
 
 
 def run_reconstruct(call: Call) -> list[Row]:
@@ -106,7 +105,7 @@ def run_reconstruct(call: Call) -> list[Row]:
         together = together.take([at.get(k, 0) for k in range(call.size)])
         at = {k: k for k in codes}
     images = reconstruct(call.model, together, batch=call.size, on_event=call.on_event, **call.arguments)
-    return [{"picture": png(images[at[k]]), "prompt": call.contents[k]["prompt"]} for k in call.own]
+    return [{"picture": png_bytes(to_pil(images[at[k]])), "prompt": call.contents[k]["prompt"]} for k in call.own]
 
 
 VERBS: dict[str, Callable[[Call], list[Row]]] = {
@@ -115,13 +114,6 @@ VERBS: dict[str, Callable[[Call], list[Row]]] = {
     "reconstruct": run_reconstruct,
     "sample": run_sample,
 }
-
-
-def png(image: Tensor) -> bytes:
-    """Returns an image [C, H, W] in [0, 1] as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    to_pil(image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _seed(call: Call) -> dict[str, Any]:

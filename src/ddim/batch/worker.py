@@ -89,9 +89,8 @@ class Worker:
         self.work, self.plan, self.output = work, plan, Output(folder)
         self._items = items
         self._reading = threading.Lock()
-        self._computing = ThreadPoolExecutor(
-            1, "ddim-batch"
-        )  # one thread, so that every call has the same surroundings
+        # One thread, so that every call has the same surroundings.
+        self._computing = ThreadPoolExecutor(1, "ddim-batch")
         self._model: Any = None
         self._arguments: Mapping[str, Any] = {}
         self._worked = bool(self.output.numbers())

@@ -513,6 +513,11 @@ def _write_png(picture: "PILImage.Image", target: Path, about: str, settings: Ma
     info = PngImagePlugin.PngInfo()
     if about:
         info.add_text("Description", printable(about))
+    return write_whole(target, png_bytes(picture, pnginfo=info, **settings))
+
+
+def png_bytes(picture: "PILImage.Image", **settings: Any) -> bytes:
+    """Returns a picture as the bytes of a PNG file; ``settings`` are those of Pillow's writer."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", pnginfo=info, **settings)
-    return write_whole(target, buffer.getvalue())
+    picture.save(buffer, "PNG", **settings)
+    return buffer.getvalue()

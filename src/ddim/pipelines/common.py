@@ -307,11 +307,12 @@ def latent_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:
 def check_run(batch: int, on_event: object, on_code: object = None) -> None:
     """Raises InputError if ``batch`` is not a number of images, or if a callback is not callable."""
     check_batch(batch)
-    for name, given, what in (("on_event", on_event, "event"), ("on_code", on_code, "code")):
-        if not callable(given) and (given is not None or name == "on_event"):
+    given = {"event": on_event} if on_code is None else {"event": on_event, "code": on_code}
+    for what, callback in given.items():
+        if not callable(callback):
             raise InputError(
-                f"a {type(given).__name__} cannot be called; give a function of one {what}, or leave it out.",
-                parameter=name,
+                f"a {type(callback).__name__} cannot be called; give a function of one {what}, or leave it out.",
+                parameter=f"on_{what}",
             )
 
 

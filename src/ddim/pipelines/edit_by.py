@@ -119,7 +119,7 @@ def _editor_for(method: Any, options: Mapping[str, Any] | None, code: LatentCode
             return None
         return make_editor(code.method, options)
     editor = make_editor(method, options)
-    if isinstance(method, str) and editor is None and method not in {**INVERSIONS, **SOLVERS}:
+    if isinstance(method, str) and editor is None and method not in INVERSIONS and method not in SOLVERS:
         raise UnknownName("method", method, list(dict.fromkeys([*INVERSIONS, *EDITORS])))
     if editor is None or code is None:
         return editor
@@ -133,9 +133,9 @@ def _editor_for(method: Any, options: Mapping[str, Any] | None, code: LatentCode
             )
         return editor
     missing = [name for name in inversion.stores if name not in code.extras]
-    usual = type(inversion)().options
-    own = {name: value for name, value in inversion.options.items() if value != usual[name]}
     if missing or (editor.needs_trajectory and _trajectory(code) is None):
+        usual = type(inversion)().options
+        own = {name: value for name, value in inversion.options.items() if value != usual[name]}
         kept = (f", options={own}" if own else "") + (", keep_trajectory=True" if editor.needs_trajectory else "")
         raise InputError(
             f"{editor.name!r} starts from the {', '.join(missing) or TRAJECTORY} of {inversion.name!r}, which this "
