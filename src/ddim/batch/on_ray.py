@@ -3,6 +3,7 @@
 import logging
 import os
 import queue
+import socket
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import suppress
@@ -14,12 +15,12 @@ from typing import Any
 from .._utils.error_text import reason_of
 from .._utils.errors import DDIMError, InputError
 from .plan import Plan
-from .worker import Done, Work, Worker
+from .worker import UNDER_WAY, Done, Work, Worker
 
 LEFT_FREE = 0.2
 """The part of all CPUs that no worker reserves. Ray Data has tasks of its own, and would wait for ever without."""
-RETRIES = 3
-"""How often a batch is begun again whose worker was killed."""
+ANSWER = 10.0
+"""How many seconds the address of a cluster has to answer."""
 STORE = 100 * 2**20
 """Bytes of Ray's object store on this machine. Only the numbers of batches go through it."""
 BLOCKS = 4096
@@ -93,6 +94,8 @@ def _started(address: str) -> tuple[Any, bool]:
     except ImportError:
         raise InputError("A cluster needs Ray Data: pip install 'ddim[batch]'.", parameter="ray") from None
     ours = not ray.is_initialized()
+    if ours:
+        _check_answers(address)
     local: dict[str, Any] = {"object_store_memory": STORE, "include_dashboard": False} if address == "local" else {}
     try:
         if ours:
@@ -106,6 +109,20 @@ def _started(address: str) -> tuple[Any, bool]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     return ray, ours
+
+
+def _check_answers(address: str) -> None:
+    """Raises InputError if nothing listens at an address.
+
+    Ray itself would try for minutes, and then end the process.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return  # "local" and "auto"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(f"there is no Ray at {address!r}: {reason_of(error)}", parameter="ray") from None
 
 
 def _share(resources: dict[str, float], work: Work, workers: int | None, batches: int) -> tuple[int, float, float]:
@@ -150,12 +167,12 @@ def _dataset(
         _Actor,
         fn_constructor_args=(work, plan, str(folder)),
         batch_size=1,
-        concurrency=count,
+        # One batch is computed while the next one is read or the last one written.
+        compute=ray.data.ActorPoolStrategy(
+            size=count, max_concurrent_calls_per_actor=UNDER_WAY, enable_true_multi_threading=True
+        ),
         num_cpus=cpus,
         **({"num_gpus": gpus} if gpus else {}),
-        max_concurrency=2,  # one batch is computed while the next one is read
-        max_restarts=-1,
-        max_task_retries=RETRIES,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": str(work.threads)}},
     )
 

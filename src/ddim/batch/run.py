@@ -14,10 +14,8 @@ from ..data.sources import HUB
 from .items import Items, open_items, stamp_of_files
 from .output import Output
 from .plan import Plan
-from .worker import Done, Work, Worker
+from .worker import UNDER_WAY, Done, Work, Worker
 
-HERE = 2
-"""How many batches are under way in this process: one is computed, the next one is read or the last one written."""
 SECONDS = 3600.0
 """How long no batch may be finished, by default."""
 
@@ -194,11 +192,11 @@ def _engine(
 def _here(worker: Worker, numbers: Sequence[int]) -> Generator[Done]:
     """Computes batches in this process, and yields each as it is stored."""
     waiting, under_way = iter(numbers), set["Future[Done]"]()
-    pool = ThreadPoolExecutor(HERE, "ddim-batch-files")
+    pool = ThreadPoolExecutor(UNDER_WAY, "ddim-batch-files")
     try:
         for number in waiting:
             under_way.add(pool.submit(worker.run, number))
-            if len(under_way) == HERE:
+            if len(under_way) == UNDER_WAY:
                 done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                 yield from (one.result() for one in done)
         while under_way:

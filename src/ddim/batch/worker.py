@@ -15,6 +15,9 @@ from .items import Columns, Item, Items, open_items
 from .output import Output, Row, empty_row
 from .plan import Plan, filled
 
+UNDER_WAY = 2
+"""How many batches of a worker are under way: one is computed, the next one is read or the last one written."""
+
 
 @dataclass(frozen=True)
 class Work:
