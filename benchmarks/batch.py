@@ -70,8 +70,8 @@ def shared_mebibytes() -> float:
 
 
 @contextmanager
-def peak(seconds: float = 0.5) -> Iterator[list[tuple[float, float]]]:
-    """Takes the memory every half second; yields the list of (seconds since the beginning, MiB)."""
+def peak(seconds: float = 5.0) -> Iterator[list[tuple[float, float]]]:
+    """Takes the memory now and then, because that costs time itself; yields the list of (seconds since the beginning, MiB)."""
     taken, over, began = list[tuple[float, float]](), threading.Event(), time.perf_counter()
 
     def take() -> None:

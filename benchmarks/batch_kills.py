@@ -123,7 +123,7 @@ def main() -> int:
             time.sleep(chance.uniform(0, 2))
             before = stored(out)
             seconds, left = driver.kill()
-            gone = f"its processes were gone after {seconds:.1f} s" if not left else f"{left} processes stayed"
+            gone = f"all of Ray was gone after {seconds:.1f} s" if not left else f"{left} helpers of Ray stayed"
             print(f"driver {k + 1} killed with {len(before):3} of {batches} batches stored; {gone}", flush=True)
             driver = Driver(command, out)
             driver.wait_for(2)

@@ -29,10 +29,10 @@ def distribution(x: Tensor, a: float, b: float) -> Tensor:
         x: float64, any shape.
         a, b: see ``beta_quantiles``.
     """
-    total, term = torch.ones_like(x), torch.ones_like(x)
-    for n in range(_TERMS):
-        term = term * x * (a + b + n) / (a + 1 + n)
-        total = total + term
+    one = torch.ones_like(x)
+    total = one
+    for n in reversed(range(_TERMS)):
+        total = torch.addcmul(one, x, total, value=(a + b + n) / (a + 1 + n))
     scale = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)) / a
     return scale * x**a * (1 - x) ** b * total
 
