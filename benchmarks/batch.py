@@ -71,7 +71,7 @@ def shared_mebibytes() -> float:
 
 @contextmanager
 def peak(seconds: float = 5.0) -> Iterator[list[tuple[float, float]]]:
-    """Takes the memory now and then, because that costs time itself; yields the list of (seconds since the beginning, MiB)."""
+    """Takes the memory now and then (it costs time); yields the list of (seconds since the beginning, MiB)."""
     taken, over, began = list[tuple[float, float]](), threading.Event(), time.perf_counter()
 
     def take() -> None:
