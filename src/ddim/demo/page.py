@@ -188,7 +188,7 @@ def _consistency(results: Results) -> str:
         "consistency",
         "Each row starts from the same eight noise images x<sub>T</sub> and takes a different number of steps. "
         "x<sub>T</sub> determines most of what a picture shows. More steps add detail, and sometimes change the "
-        "subject. So x<sub>T</sub> is a code for the picture, and the following sections use it as one.",
+        "subject. So x<sub>T</sub> is a code for the picture, and inversion finds it for a real one.",
         f'<div class="rows">{"".join(rows)}</div>',
         settings("η = 0", f"seeds {span(results['consistency'][0]['seeds'])}", f"PSNR against S = {last}"),
         command(results["consistency"][0]["command"]),
@@ -378,6 +378,7 @@ def _next(results: Results, out: str) -> str:
     one, steps = results["inversion"]["images"][0], results["inversion"]["steps"]
     original = quote(f"{out}/originals/{one}.png")
     lines = [
+        ("Edit in the browser, after <code>pip install 'ddim[studio]'</code>.", "ddim studio"),
         ("Draw sixteen pictures with another seed.", f"ddim sample --seed 42 --scale 4{model}"),
         (
             "Invert a real picture to its code. The command prints the error of the reconstruction.",
@@ -393,9 +394,13 @@ def _next(results: Results, out: str) -> str:
             "ddim sample --model google/ddpm-cifar10-32 --steps 10",
         ),
         ("List every solver, inversion and spacing with its options.", "ddim methods"),
-        ("Train a model of your own on a folder of pictures.", "ddim train recipes/fashion.toml"),
+        (
+            "Invert thousands of pictures, after <code>pip install 'ddim[batch]'</code>; a killed run goes on.",
+            f"ddim batch invert --data photos --resize --out codes --model {quote(name)}",
+        ),
+        ("Train a model of your own, with a recipe of the repository.", "ddim train recipes/fashion.toml"),
     ]
-    items = "".join(f"<li><p>{escape(text)}</p>{command(line)}</li>" for text, line in lines)
+    items = "".join(f"<li><p>{text}</p>{command(line)}</li>" for text, line in lines)
     return _section(
         "next",
         "Every file has its settings in its name and in its metadata. With <code>--json</code> a command prints them "
