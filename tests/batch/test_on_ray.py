@@ -74,6 +74,14 @@ def test_an_option_that_the_model_does_not_take_is_one_sentence(work: Work, tmp_
         run_batch(wrong, tmp_path / "ray", Spread("local", timeout=TIMEOUT))
     with refused("ray", "127.0.0.1:1"):
         run_batch(work, tmp_path / "none", Spread("127.0.0.1:1"))
+    with refused("ray", "'nowhere'"):
+        run_batch(work, tmp_path / "none", Spread("nowhere"))
+
+
+def test_more_workers_than_processors_end_the_same_run(work: Work, tmp_path: Path):
+    run_batch(work, tmp_path / "here")
+    run_batch(work, tmp_path / "ray", Spread("local", workers=5, timeout=TIMEOUT))
+    assert list(Output(tmp_path / "ray").rows()) == list(Output(tmp_path / "here").rows())
 
 
 def test_a_run_in_which_nothing_happens_ends_with_a_sentence(work: Work, tmp_path: Path):

@@ -2,6 +2,8 @@
 
 import ctypes
 import logging
+import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -117,3 +119,17 @@ def silence_libtiff() -> None:
 
     with suppress(OSError, AttributeError):  # this build of Pillow has no libtiff
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+
+
+@contextmanager
+def without_stderr() -> Iterator[None]:
+    """Nothing that this process or a library in C writes to stderr is seen inside the block."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

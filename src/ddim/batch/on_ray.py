@@ -14,6 +14,7 @@ from typing import Any
 
 from .._utils.error_text import reason_of
 from .._utils.errors import DDIMError, InputError
+from .._utils.silence import without_stderr
 from .plan import Plan
 from .worker import UNDER_WAY, Done, Work, Worker
 
@@ -99,7 +100,8 @@ def _started(address: str) -> tuple[Any, bool]:
     local: dict[str, Any] = {"object_store_memory": STORE, "include_dashboard": False} if address == "local" else {}
     try:
         if ours:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+            with without_stderr():  # Ray says there that its log level was set
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:  # ray raises several kinds
         if address == "local":
             raise DDIMError(f"Ray could not be started here: {reason_of(error)}") from None
@@ -112,16 +114,18 @@ def _started(address: str) -> tuple[Any, bool]:
 
 
 def _check_answers(address: str) -> None:
-    """Raises InputError if nothing listens at an address.
+    """Raises InputError for what is no address, and if nothing listens at it.
 
     Ray itself would try for minutes, and then end the process.
     """
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon:
-        return  # "local" and "auto"
+    if address in ("local", "auto"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"{address!r} is no address; use local, auto, or the HOST:PORT of a cluster.", parameter="ray")
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
-    except (OSError, ValueError, OverflowError) as error:
+    except (OSError, OverflowError) as error:  # OverflowError is that of a port above 65535
         raise InputError(f"there is no Ray at {address!r}: {reason_of(error)}", parameter="ray") from None
 
 
