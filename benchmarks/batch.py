@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--method", default="bdia")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--only-ray", action="store_true", help="leave out the run in this process")
     options = parser.parse_args()
     print(f"python benchmarks/batch.py --images {options.images} --steps {options.steps} --batch {options.batch}")
     print(f"{platform.processor() or platform.machine()}, {usable_cores()} cores, load {os.getloadavg()[0]:.1f}\n")
@@ -133,7 +134,8 @@ def main() -> None:
             {"method": options.method, "steps": options.steps},
             batch=options.batch,
         )
-        runs = {"here": Spread(), **{f"Ray, {n}": Spread("local", n) for n in options.workers}}
+        runs = {} if options.only_ray else {"here": Spread()}
+        runs |= {f"Ray, {n}": Spread("local", n) for n in options.workers}
         rates: dict[str, float] = {}
         print("workers   seconds  to the first batch  items/s  after it  peak MiB  1st half  2nd half  errors")
         for name, spread in runs.items():
@@ -147,8 +149,10 @@ def main() -> None:
                 flush=True,
             )
         one, *others = (list(Output(root / name).rows()) for name in runs)
-        print("\nall outputs are equal, row for row" if all(one == other for other in others) else "\nDIFFERENT ROWS")
-        size = sum(file.stat().st_size for file in (root / "here" / "parts").iterdir())
+        if others:
+            equal = all(one == other for other in others)
+            print("\nall outputs are equal, row for row" if equal else "\nDIFFERENT ROWS")
+        size = sum(file.stat().st_size for file in (root / next(iter(runs)) / "parts").iterdir())
         print(f"{size / options.images:,.0f} bytes of output for each picture")
         by_workers = [(name, rates[name]) for name in runs if name != "here"]
         for name, rate in by_workers[1:]:
