@@ -30,10 +30,15 @@ every_path = pytest.mark.parametrize("path", PATHS)
 every_spacing = pytest.mark.parametrize("spacing", ddim.SPACINGS)
 
 
-def step_counts(levels: int) -> list[int]:
-    """All of 1..levels where that is quick; else the first hundred, both sides of every divisor, and the last ten."""
+def step_counts(levels: int, spacing: str) -> list[int]:
+    """All of 1..levels where that is quick; else the first hundred, both sides of every divisor, and the last ten.
+
+    Of ramps, which lie at real t and know no divisors, the first twenty and some more.
+    """
     if levels <= 50:
         return list(range(1, levels + 1))
+    if spacing in RAMPS:
+        return [*range(1, 21), *range(21, levels, 97), levels - 1, levels]
     divisors = [d for d in range(1, levels + 1) if levels % d == 0]
     near = {d + k for d in divisors for k in (-1, 0, 1)}
     chosen = near | set(range(1, 101)) | set(range(levels - 9, levels + 1)) | set(range(100, levels, 97))
@@ -51,7 +56,7 @@ def check(grid: ddim.Grid, path, steps: int) -> None:
 @every_spacing
 @every_path
 def test_exactly_the_steps_asked_for_and_strictly_monotone(path, spacing):
-    for steps in step_counts(PATHS[path].levels):
+    for steps in step_counts(PATHS[path].levels, spacing):
         check(ddim.make_grid(PATHS[path], steps, spacing), PATHS[path], steps)
 
 
@@ -77,7 +82,7 @@ SHIFTS = {
 @pytest.mark.parametrize("path", ["rectified-flow", "flow-of-seven"])
 def test_exactly_the_steps_asked_for_under_every_shift(path, shift, spacing):
     schedule = Schedule(PATHS[path], "flow", shift=SHIFTS[shift])
-    for steps in step_counts(PATHS[path].levels):
+    for steps in step_counts(PATHS[path].levels, spacing):
         for tokens in (1, 256, 4096, 36864) if steps in (1, 2, 7, 50, 1000) and SHIFTS[shift].needs_size else (1024,):
             grid = schedule.grid(steps, spacing, tokens)
             check(grid, PATHS[path], steps)
@@ -264,7 +269,7 @@ def test_a_span_bounds_the_first_and_the_last_step(path, span, spacing):
 def test_exactly_the_steps_asked_for_where_the_data_counts(path, spacing):
     """And with as many steps as levels each level, as for the other spacings."""
     schedule = Schedule(PATHS[path], "v", spacing, data_counts=True)
-    for steps in step_counts(PATHS[path].levels):
+    for steps in step_counts(PATHS[path].levels, spacing):
         check(schedule.grid(steps), PATHS[path], steps)
     assert [n.t for n in schedule.grid(PATHS[path].levels)] == list(range(PATHS[path].levels, -1, -1))
 
