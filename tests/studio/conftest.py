@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
+import tiny_blip
 import tiny_text
 
 from ddim.studio.desk import Desk, Limits
@@ -25,10 +27,23 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tiny model of five classes; its pictures have 8 x 8 pixels in colour."""
+    folder = tmp_path_factory.mktemp("models") / "classes"
+    return str(tiny.pipeline_folder(folder, tiny.unet(channels=3, classes=5)))
+
+
+@pytest.fixture(scope="session")
+def captioner(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tiny BLIP, which says words in no order."""
+    return str(tiny_blip.folder(tmp_path_factory.mktemp("models") / "blip"))
+
+
 @pytest.fixture
 def desk(words: str) -> Iterator[Desk]:
     """A server's state with the tiny model, without a page."""
-    with Desk([words], limits=Limits(megabytes=1, megapixels=1, steps=40)) as made:
+    with Desk([words], limits=Limits(max_megabytes=1, max_megapixels=1, max_steps=40)) as made:
         yield made
 
 
@@ -54,12 +69,13 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def server(words: str) -> Iterator[Server]:
+def server(words: str, captioner: str) -> Iterator[Server]:
     """The page, in this process."""
     pytest.importorskip("gradio", reason="the page needs gradio: pip install 'ddim[studio]'")
     from ddim.studio.page import build, launch
 
-    with Desk([words], limits=Limits(megabytes=1, queue=4, steps=200)) as made:
+    limits = Limits(max_megabytes=1, queue=4, max_steps=200)
+    with Desk([words], limits=limits, captioner=captioner) as made:
         page = build(made)
         yield Server(made, launch(page, made))
         page.close(verbose=False)

@@ -6,35 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-
-CAT, TIGER = "a cat on a mat", "a tiger on a mat"
-
-
-def fill(page: Any, photo: Path, steps: int = 3) -> None:
-    page.set_input_files("#edit-picture input[type=file]", photo)
-    page.wait_for_function("document.querySelector('#edit-status').innerText.includes('pixels')")
-    page.fill("#edit-from textarea", CAT)
-    page.fill("#edit-to textarea", TIGER)
-    page.fill("#edit-steps input", str(steps))
-    page.fill("#edit-guidance input", "3")
-
-
-def said(page: Any, *words: str) -> str:
-    """Waits until the status says one of these, or that something is wrong, and returns all of it."""
-    page.wait_for_function(
-        "words => document.querySelector('#edit-status .bad') || "
-        "words.some(word => document.querySelector('#edit-status').innerText.includes(word))",
-        arg=list(words),
-    )
-    return page.inner_text("#edit-status")
-
-
-def download(page: Any, button: str, folder: Path) -> Path:
-    with page.expect_download() as caught:
-        page.click(button)
-    path = folder / caught.value.suggested_filename
-    caught.value.save_as(path)
-    return path
+from studio_pages import CAT, TIGER, download, fill, go, said
 
 
 def test_an_edit_with_a_painted_mask(open_page: Any, photo: Path, tmp_path: Path):
@@ -67,13 +39,13 @@ def test_an_edit_with_a_painted_mask(open_page: Any, photo: Path, tmp_path: Path
 
 def test_a_stopped_edit_keeps_what_was_tuned_and_goes_on(open_page: Any, server: Any, photo: Path):
     page = open_page()
-    fill(page, photo, steps=6)
+    fill(page, photo)
     page.click("#edit-method input")
     page.get_by_role("option", name="null-text").click()
-    page.fill("#edit-steps input", "6")
+    page.fill("#edit-steps input", "3")
     server.pause = 0.1
     page.click("#edit-go")
-    said(page, "tuning step 2", "step 8", "step 9")
+    said(page, "tuning step 2", "step 5", "step 6")
     page.click("#edit-stop")
     assert "is kept" in said(page, "Stopped")
     server.pause = 0.0
@@ -118,6 +90,17 @@ def test_missing_words_are_one_sentence(open_page: Any, photo: Path):
     page.fill("#edit-to textarea", "")
     page.click("#edit-go")
     assert "What it is to show" in said(page, "missing")
+
+
+def test_a_job_that_the_server_does_not_take_is_one_sentence(open_page: Any, photo: Path):
+    page = open_page()
+    fill(page, photo)
+    full = {"detail": "Queue is full. Max size is 4 and size is 4."}
+    page.route("**/queue/join*", lambda route: route.fulfill(status=503, json=full))
+    page.click("#edit-go")
+    assert "4 jobs wait" in said(page, "jobs wait")
+    page.unroute("**/queue/join*")
+    assert "Done" in go(page)
 
 
 def test_the_keyboard_is_enough(open_page: Any, photo: Path):

@@ -368,7 +368,7 @@ def test_files_of_a_session_go_with_it_and_the_folder_with_the_server(words: str
 
 
 def test_the_model_that_was_not_used_for_longest_leaves(words: str):
-    with Desk([words], limits=Limits(models=2)) as desk:
+    with Desk([words], limits=Limits(keep_models=2)) as desk:
         desk.model(words), desk.model("fashion"), desk.model(words), desk.model("fashion-classes")
         assert desk.loaded == ["fashion-classes", words]
 

@@ -29,6 +29,15 @@ _Queue = Annotated[int, typer.Option("--queue", help="Jobs that may wait; more a
 _Megabytes = Annotated[int, typer.Option("--max-megabytes", help="The largest file that is taken.")]
 _Megapixels = Annotated[int, typer.Option("--max-megapixels", help="The largest picture that is taken.")]
 _Steps = Annotated[int, typer.Option("--max-steps", help="The largest number of steps of one run.")]
+_Captioner = Annotated[
+    str | None,
+    typer.Option(
+        "--captioner",
+        help="Add a button that describes the picture: an image-to-text model of transformers such as BLIP, as a "
+        "folder or a hub id; it is loaded when the button is first used.",
+        show_default=False,
+    ),
+]
 _Keep = Annotated[int, typer.Option("--keep-models", help="Models that stay in memory.")]
 _Dtype = Annotated[
     str | None,
@@ -50,6 +59,7 @@ def studio(
     max_megapixels: _Megapixels = 32,
     max_steps: _Steps = 200,
     keep_models: _Keep = 2,
+    captioner: _Captioner = None,
     device: o.Device = None,
     dtype: _Dtype = None,
     low_memory: _LowMemory = False,
@@ -72,7 +82,7 @@ def studio(
         loading: dict[str, Any] = {"device": device, "dtype": dtype, "low_memory": low_memory or None}
         loading = {name: value for name, value in loading.items() if value is not None}
         here = host in _HERE and not share
-        with Desk(models or ["emoji"], loading, limits, any_model=here) as desk:
+        with Desk(models or ["emoji"], loading, limits, any_model=here, captioner=captioner) as desk:
             with terminal.status(f"loading {desk.menu[0]}"):
                 from ..studio.page import build, launch
 

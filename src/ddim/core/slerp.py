@@ -58,7 +58,9 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 def check_frames(frames: int) -> None:
     """Raises InputError if ``frames`` is not a whole number of at least 2."""
     if not is_whole(frames) or frames < 2:
-        raise InputError(f"{frames} is too few; use 2, which shows the two ends, or more.", parameter="frames")
+        raise InputError(
+            f"{frames} does not fit; use a whole number: 2, which shows the two ends, or more.", parameter="frames"
+        )
 
 
 def check_corners(rows: int, columns: int) -> None:

@@ -147,6 +147,29 @@ def transformers_part(
     return network.eval()
 
 
+def pretrained(kind: str, name: str, *, parameter: str, spare: Collection[str] = (), **options: Any) -> Any:
+    """Loads a network of transformers from a folder or from the hub, in float32, to use and not to train.
+
+    Args:
+        kind: the name of the class in transformers.
+        name: a folder, or a hub id.
+        parameter, spare, options: as for ``transformers_part``.
+
+    Raises:
+        InputError, DDIMError: as ``transformers_part`` raises.
+    """
+    import transformers
+
+    network = getattr(transformers, kind)
+    if Path(name).is_dir():
+        found = transformers_part(network, Path(name), parameter=parameter, spare=spare, **options)
+    else:
+        options |= {"use_safetensors": True, "dtype": torch.float32}
+        found, report = reported(network, name, name, parameter=parameter, **options)
+        must_be_whole(report, name, parameter=parameter, spare=spare)
+    return found.float().eval().requires_grad_(False)
+
+
 def reported(kind: Any, source: "str | None", name: str, *, parameter: str, **options: Any) -> tuple[Any, Any]:
     """Loads a network of transformers, together with its report of tensors that do not fit (see ``must_be_whole``).
 

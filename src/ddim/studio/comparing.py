@@ -59,7 +59,7 @@ class CompareWork:
         """Makes the edits.
 
         Raises:
-            InputError: no method is chosen, or too many.
+            InputError: no method is chosen, or too many, or a number does not fit.
             KeyboardInterrupt: it was stopped; ``entries`` has what was made.
         """
         if not self.methods:
@@ -67,9 +67,10 @@ class CompareWork:
         if len(self.methods) > MOST:
             raise InputError(f"{len(self.methods)} are chosen; choose {MOST} or fewer.", parameter="method")
         model = self.desk.model(self.request.model)
+        self.request.check_numbers(model, self.desk.limits.max_steps, guidance=not self.own_guidance)
         for k, method in enumerate(self.methods):
             own = usual(model, method)
-            guidance = own.guidance if self.own_guidance or self.request.guidance is None else self.request.guidance
+            guidance = own.guidance if self.own_guidance else self.request.guidance
             asked = replace(self.request, method=method, strength=own.strength, guidance=guidance)
             job.title = f"{method} ({k + 1} of {len(self.methods)})"
             try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from .._utils.errors import InputError, UnknownName
 from ..models import bundled_models, load
+from ..models.captioner import Captioner
 from .watched import Watched
 
 MOST_SESSIONS = 200
@@ -24,26 +25,26 @@ class Limits:
     """What a page may ask for.
 
     Args:
-        megabytes: the largest file that is taken.
-        megapixels: the largest picture.
+        max_megabytes: the largest file that is taken.
+        max_megapixels: the largest picture.
         queue: jobs that may wait.
-        steps: the largest number of steps.
-        models: models that stay in memory; another one takes the place of the one that was not used for longest.
+        max_steps: the largest number of steps.
+        keep_models: models that stay in memory; another one takes the place of the one that was not used for longest.
 
     Raises:
         InputError: a number is below 1.
     """
 
-    megabytes: int = 20
-    megapixels: int = 32
+    max_megabytes: int = 20
+    max_megapixels: int = 32
     queue: int = 16
-    steps: int = 200
-    models: int = 2
+    max_steps: int = 200
+    keep_models: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("megabytes", "megapixels", "queue", "steps", "models"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{getattr(self, name)} is too few; use 1 or more.", parameter=name)
+        for name, value in vars(self).items():
+            if value < 1:
+                raise InputError(f"{value} is too few; use 1 or more.", parameter=name)
 
 
 @dataclass(eq=False)
@@ -87,6 +88,10 @@ class Desk:
         loading: the keyword arguments of ``ddim.load``.
         limits: what a page may ask for.
         any_model: whether a page may name any folder or hub id, and not only the models of the menu.
+        captioner: the folder or hub id of a model that describes pictures; None for none.
+
+    Raises:
+        InputError: the folder has no model that describes pictures.
     """
 
     def __init__(
@@ -96,8 +101,10 @@ class Desk:
         limits: Limits | None = None,
         *,
         any_model: bool = True,
+        captioner: str | None = None,
     ) -> None:
         self.limits, self.any_model, self.loading = limits or Limits(), any_model, loading or {}
+        self.captioner = None if captioner is None else Captioner(captioner, self.loading.get("device"))
         self.menu = list(dict.fromkeys([*models, *bundled_models()]))
         self.root = Path(tempfile.mkdtemp(prefix="ddim-studio-"))
         self._models: OrderedDict[str, Watched] = OrderedDict()
@@ -106,21 +113,21 @@ class Desk:
 
     # --- models -----------------------------------------------------------------------------------------------------
 
-    def model(self, name: str) -> Watched:
+    def model(self, name: str | None) -> Watched:
         """Returns a model by name, and loads it if it is not in memory.
 
         Raises:
             InputError: there is no such model, or the page may not name it.
             DDIMError: its files are broken.
         """
-        name = name.strip()
+        name = (name or "").strip()
         if not name:
             raise InputError("it is missing; choose one from the menu.", parameter="model")
         if name not in self.menu and not self.any_model:
             raise UnknownName("model", name, self.menu, hint="This page offers only these.")
         with self._lock:
             if name not in self._models:
-                while len(self._models) >= self.limits.models:
+                while len(self._models) >= self.limits.keep_models:
                     self._models.popitem(last=False)
                 self._models[name] = Watched(load(name, **self.loading))
                 if name not in self.menu:

@@ -116,7 +116,7 @@ class EditWork:
         """
         model = loaded(self.desk, self.request.model, job)
         (check_prompt_edit if model.text else check_class_edit)(model)
-        self.request.check(model, self.desk.limits.steps)
+        self.request.check(model, self.desk.limits.max_steps)
         mask = self._mask_file()
         crop = None if mask else crop_for(model, self.upload.size)
         arguments = self.request.arguments(model)

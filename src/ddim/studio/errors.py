@@ -20,6 +20,7 @@ LABELS = {
     "negative": "Negative prompt",
     "model": "Model",
     "frames": "Frames",
+    "captioner": "Describe it",
 }
 """The library's parameters -> what the page calls them. Others keep their names."""
 

@@ -1,11 +1,22 @@
 """Groups of fields that several tabs have."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import gradio as gr
 
+from .._utils.errors import is_number
 from ..models import bundled_models, bundled_test_images
 from ..models.base import Model
+
+
+def number(label: str, elem_id: str, value: float | None = None, visible: bool = True) -> gr.Number:
+    """Returns a field for a number.
+
+    It has no bounds: Gradio would answer an error of its own, and round fractions. ``requests`` and the library say
+    what does not fit.
+    """
+    return gr.Number(value, label=label, elem_id=elem_id, visible=visible, min_width=90)
 
 
 class Words:
@@ -14,18 +25,20 @@ class Words:
     Args:
         prefix: the beginning of the ids of the fields.
         targets: whether there are fields for a target.
+        describe: whether there is a button that describes the picture.
     """
 
-    def __init__(self, prefix: str, targets: bool = True) -> None:
-        self.source_prompt = gr.Textbox(label="What it shows", elem_id=f"{prefix}-from", max_lines=3)
+    describe: gr.Button | None = None
+
+    def __init__(self, prefix: str, targets: bool = True, describe: bool = False) -> None:
+        with gr.Row(elem_classes="beside") if describe else nullcontext():
+            self.source_prompt = gr.Textbox(label="What it shows", elem_id=f"{prefix}-from", max_lines=3, min_width=160)
+            if describe:
+                self.describe = gr.Button("Describe it", size="sm", scale=0, min_width=96, elem_id=f"{prefix}-describe")
         self.prompt = gr.Textbox(label="What it is to show", elem_id=f"{prefix}-to", max_lines=3, visible=targets)
         with gr.Row():
-            self.source_label = gr.Number(
-                label="Its class", precision=0, visible=False, elem_id=f"{prefix}-from-label", min_width=120
-            )
-            self.label = gr.Number(
-                label="The class to edit to", precision=0, visible=False, elem_id=f"{prefix}-to-label", min_width=120
-            )
+            self.source_label = number("Its class", f"{prefix}-from-label", visible=False)
+            self.label = number("The class to edit to", f"{prefix}-to-label", visible=False)
         self.targets = targets
 
     @property
@@ -35,12 +48,13 @@ class Words:
 
     def updates(self, model: Model) -> dict[Any, Any]:
         """Returns what the fields become for a model."""
-        classes: dict[str, Any] = {"maximum": max(model.classes - 1, 0), "minimum": 0}
+        more = {} if self.describe is None else {self.describe: gr.update(visible=model.text)}
         return {
+            **more,
             self.source_prompt: gr.update(visible=model.text),
             self.prompt: gr.update(visible=model.text and self.targets),
-            self.source_label: gr.update(visible=bool(model.classes), **classes),
-            self.label: gr.update(visible=bool(model.classes) and self.targets, **classes),
+            self.source_label: gr.update(visible=bool(model.classes)),
+            self.label: gr.update(visible=bool(model.classes) and self.targets),
         }
 
 
@@ -61,6 +75,6 @@ def sample(name: str, which: int = 0) -> tuple[str, str, str]:
     return str(file), shows, "noto smiling face with sunglasses" if smiling and which == 0 else ""
 
 
-def whole(value: float | None) -> Any:
-    """Returns a number of a field as an integer if it is one; the library refuses the others."""
-    return int(value) if value is not None and float(value).is_integer() else value
+def whole(value: Any) -> Any:
+    """Returns the value of a field as an integer if it is a whole number, and others as they are."""
+    return int(value) if is_number(value) and float(value).is_integer() else value

@@ -55,7 +55,7 @@ class MixWork:
         session: the page.
         request: model, source prompt or class of both pictures, method, steps and seed.
         first, second: the pictures.
-        frames: the number of frames, both pictures included.
+        frames: the number of frames, both pictures included; None is an empty field.
     """
 
     desk: Desk
@@ -63,7 +63,7 @@ class MixWork:
     request: EditRequest
     first: Upload
     second: Upload
-    frames: int = 7
+    frames: int | None = 7
 
     def __call__(self, job: Job) -> Mixed:
         """Inverts both pictures, and samples between them.
@@ -74,12 +74,10 @@ class MixWork:
             KeyboardInterrupt: it was stopped.
         """
         asked = self.request
-        check_frames(self.frames)
-        if self.frames > MOST_FRAMES:
-            raise InputError(f"{self.frames} are too many; use {MOST_FRAMES} or fewer.", parameter="frames")
+        count = self._count()
         model = loaded(self.desk, asked.model, job)
         check_inversion(model, make_inversion(asked.method))
-        asked.check_steps(self.desk.limits.steps)
+        asked.check_numbers(model, self.desk.limits.max_steps, guidance=False, target=False)
         began = time.perf_counter()
         pictures = [read_pictures(model, one.path, resize=True) for one in (self.first, self.second)]
         arguments = asked.inversion_arguments(model)
@@ -89,7 +87,7 @@ class MixWork:
             job.say(f"inverting the {name} picture")
             codes.append(invert(model, picture, on_event=job.on_event, **arguments))
         job.say("sampling between them")
-        frames = interpolate(model, *codes, frames=self.frames, on_event=job.on_event)
+        frames = interpolate(model, *codes, frames=count, on_event=job.on_event)
         ends = tuple(float(psnr(p.pixels, frames[k][None])[0]) for p, k in zip(pictures, (0, -1), strict=True))
         folder = self.session.new_folder()
         names = [self.first.name, self.second.name]
@@ -105,6 +103,15 @@ class MixWork:
             command,
             python,
         )
+
+    def _count(self) -> int:
+        """Returns the number of frames; raises InputError if it is missing or does not fit."""
+        if self.frames is None:
+            raise InputError(f"it is missing; use a whole number from 2 to {MOST_FRAMES}.", parameter="frames")
+        check_frames(self.frames)
+        if self.frames > MOST_FRAMES:
+            raise InputError(f"{self.frames} are too many; use {MOST_FRAMES} or fewer.", parameter="frames")
+        return self.frames
 
     def _again(self, names: list[str], arguments: dict[str, object], file: str) -> tuple[str, str]:
         """Returns the command and the Python that make it again."""

@@ -61,7 +61,7 @@ def build(desk: Desk) -> gr.Blocks:
         _begin_with(first)
         outputs = [about, *first]
 
-        def chosen(name: str, request: gr.Request) -> dict[Any, Any]:
+        def chosen(name: str | None, request: gr.Request) -> dict[Any, Any]:
             session_of(desk, request)
             try:
                 found = desk.model(name)
@@ -73,8 +73,8 @@ def build(desk: Desk) -> gr.Blocks:
             said = {about: status(f"{info.family}, {width} x {height}, {takes}")}
             return {**said, **{part: value for tab in tabs for part, value in tab.updates(found).items()}}
 
-        page.load(chosen, [model], outputs, api_visibility="private", **QUEUE)
-        model.input(chosen, [model], outputs, api_visibility="private", **QUEUE)
+        page.load(chosen, [model], outputs, **QUEUE)
+        model.input(chosen, [model], outputs, **QUEUE)
         page.unload(_closing(desk))
     page.queue(max_size=desk.limits.queue, default_concurrency_limit=1)
     return page
@@ -121,7 +121,7 @@ def launch(
         quiet=True,
         show_error=True,
         footer_links=[],
-        max_file_size=desk.limits.megabytes * 2**20,
+        max_file_size=desk.limits.max_megabytes * 2**20,
         enable_monitoring=False,
         ssr_mode=False,
         pwa=False,

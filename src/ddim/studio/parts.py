@@ -3,7 +3,7 @@
 import html
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -13,15 +13,18 @@ from .errors import sentence_of
 from .jobs import Job, Progress
 from .pictures import Upload, taken
 
-QUEUE = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
+EVENT = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
+"""Of every event. Values come as the browser sends them: Gradio would answer a wrong one with its own error."""
+W = TypeVar("W", bound=Callable[[Job], Any])
+QUEUE = {**EVENT, "concurrency_id": "model", "concurrency_limit": 1}
 """Of every event that calls a network: one at a time, in the order in which they were asked for."""
-AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+AT_ONCE = {**EVENT, "queue": False}
 """Of every event that takes no time."""
 
 
 def picture(label: str, elem_id: str) -> gr.Image:
-    """Returns a place to drop or paste a picture, or to choose a file; its value is the path of the file as it came."""
-    made = gr.Image(
+    """Returns a place to drop or paste a picture, or to choose a file; ``upload_of`` reads its value."""
+    return gr.Image(
         label=label,
         elem_id=elem_id,
         type="filepath",
@@ -31,14 +34,6 @@ def picture(label: str, elem_id: str) -> gr.Image:
         height=300,
         placeholder="Drop a picture here, paste one, or press Enter to choose a file",
     )
-    # Gradio would open the file, and answer an error of its own where it is no picture: the library reads it by itself.
-    # A subclass would do, but Gradio writes a stub file beside the module of each.
-    made.preprocess = _path_of  # type: ignore[method-assign]
-    return made
-
-
-def _path_of(payload: Any) -> str | None:
-    return None if payload is None else payload.path
 
 
 def lines_of(label: str, elem_id: str, visible: bool = True) -> gr.Textbox:
@@ -106,9 +101,13 @@ def decibels(value: float) -> str:
     return "∞ dB (equal)" if value == float("inf") else f"{value:.1f} dB"
 
 
-def upload_of(desk: Desk, session: Session, path: str | None) -> Upload:
-    """Returns a picture of the page. Raises InputError if there is none, or if it cannot be read."""
-    return taken(session, path, desk.limits)
+def upload_of(desk: Desk, session: Session, picture: Any) -> Upload:
+    """Returns a picture of the page, from the value that its field sent.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    return taken(session, None if picture is None else picture["path"], desk.limits)
 
 
 def session_of(desk: Desk, request: gr.Request | None) -> Session:
@@ -133,6 +132,11 @@ def on_go(
         how: ``inputs`` and ``outputs`` of the job.
     """
 
+    def failed(request: gr.Request) -> str:
+        is_wanted(session_of(desk, request), tab)
+        most = desk.limits.queue
+        return status(f"It was not taken: {most} jobs wait already, or the page has lost its server. Try again.", "bad")
+
     def wants(request: gr.Request) -> Any:
         session = session_of(desk, request)
         if session.running:
@@ -143,7 +147,8 @@ def on_go(
 
     for trigger in triggers:
         trigger(wants, None, [line], **AT_ONCE)
-        trigger(job, **how, trigger_mode="always_last", api_visibility="private", **QUEUE)
+        begun = trigger(job, **how, trigger_mode="always_last", **QUEUE)
+        begun.failure(failed, None, [line], **AT_ONCE)
 
 
 def is_wanted(session: Session, tab: str) -> bool:
@@ -162,26 +167,44 @@ def refused(error: BaseException) -> str:
 
 def run(
     session: Session,
-    work: Callable[[Job], Any],
-    show: Callable[[Progress], Any],
-    end: Callable[[Job], Any],
+    tab: str,
+    work_of: Callable[[Session], W],
+    *,
+    said: Callable[[Any], Any],
+    show: Callable[[Progress, W], Any],
+    end: Callable[[Job, W], Any],
 ) -> Iterator[Any]:
     """Runs a job for a page, and yields what its components become.
 
     Args:
         session: the page.
-        work: the work.
+        tab: the name under which ``on_go`` tied a button to the job; a press that does not count changes nothing.
+        work_of: makes the work; an error of it is said in the status line.
+        said: makes an update of the status line alone.
         show: makes an update of the progress.
         end: makes the last update, from the ended job.
     """
+    if not is_wanted(session, tab):
+        yield said(gr.skip())
+        return
+    try:
+        work = work_of(session)
+    except Exception as error:
+        yield said(refused(error))
+        return
     job = Job(work, session.stop)
     session.running = True
     try:
         for progress in job.updates():
-            yield show(progress)
+            yield show(progress, work)
     finally:
         session.running = False
-    yield end(job)
+    yield end(job, work)
+
+
+def file_button(words: str, elem_id: str) -> gr.DownloadButton:
+    """Returns a button that downloads a file, as soon as there is one."""
+    return gr.DownloadButton(words, visible=False, size="sm", min_width=90, elem_id=elem_id)
 
 
 def file_update(path: Path | str | None) -> Any:

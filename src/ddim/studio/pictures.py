@@ -50,9 +50,9 @@ def taken(session: Session, path: str | Path | None, limits: Limits) -> Upload:
     source = Path(path)
     if not source.is_file():
         raise InputError("the file is not there any more; drop the picture again.", parameter="images")
-    if source.stat().st_size > limits.megabytes * 2**20:
+    if (size := source.stat().st_size) > limits.max_megabytes * 2**20:
         raise InputError(
-            f"{source.name} has {source.stat().st_size / 2**20:.1f} MB; the largest file has {limits.megabytes} MB.",
+            f"{source.name} has {size / 2**20:.1f} MB; the largest file has {limits.max_megabytes} MB.",
             parameter="images",
         )
     _check_pixels(source, limits)
@@ -74,9 +74,9 @@ def _check_pixels(path: Path, limits: Limits) -> None:
             width, height = image.size
     except Exception:  # ``open_image`` says what is wrong
         return
-    if width * height > limits.megapixels * 10**6:
+    if width * height > limits.max_megapixels * 10**6:
         raise InputError(
-            f"{path.name} has {width}x{height} pixels; the largest picture has {limits.megapixels} megapixels.",
+            f"{path.name} has {width}x{height} pixels; the largest picture has {limits.max_megapixels} megapixels.",
             parameter="images",
         )
 

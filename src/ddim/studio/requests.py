@@ -7,9 +7,11 @@ from typing import Any
 
 from .._utils.choices import ATTENTIONS
 from .._utils.errors import InputError, is_number, is_whole
+from ..core.noise import checked_seed
 from ..data.photographs import Crop
 from ..editing.editors import EDITORS
-from ..models.base import Model
+from ..editing.strength import checked_strength
+from ..models.base import Model, class_labels
 from .menus import takes_embedded, takes_guidance, usual
 
 
@@ -23,9 +25,9 @@ class EditRequest:
         source_label, label: its class, and the class to edit to; for a model with classes.
         method: an inversion or an editor.
         strength: from 0 to 1.
-        guidance: the weight of guidance, or the scale that a distilled network takes; None is the usual one.
+        guidance: the weight of guidance, or the scale that a distilled network takes.
         steps: the number of steps.
-        seed: the seed.
+        seed: the seed; None is an empty field, also of the other numbers.
         attention: the attention control; empty is the usual one of the method.
         negative: the prompt that guidance leads away from; empty for none.
     """
@@ -36,10 +38,10 @@ class EditRequest:
     source_label: int | None = None
     label: int | None = None
     method: str = "direct"
-    strength: float = 1.0
+    strength: float | None = 1.0
     guidance: float | None = None
     steps: int | None = None
-    seed: int = 0
+    seed: int | None = 0
     attention: str = ""
     negative: str = ""
 
@@ -51,28 +53,48 @@ class EditRequest:
             most_steps: the largest number of steps of this page.
 
         Raises:
-            InputError: a prompt is missing, or a number is none or too large.
+            InputError: a prompt is missing, or a number does not fit.
         """
         if model.text and not self.prompt.strip():
             raise InputError("it is missing; describe the result in words.", parameter="prompt")
         needs = self.method not in EDITORS or bool(EDITORS[self.method].needs)
         if model.text and needs and not self.source_prompt.strip():
             raise InputError("it is missing; describe the picture as it is in words.", parameter="source_prompt")
-        if not model.text and model.classes and (self.label is None or self.source_label is None):
-            missing = "source_labels" if self.source_label is None else "labels"
-            raise InputError(f"it is missing; name a class from 0 to {model.classes - 1}.", parameter=missing)
-        for name in ("steps", "seed", "source_label", "label"):
-            value = getattr(self, name)
-            if value is not None and not is_whole(value):
-                raise InputError(f"{value!r} is not a whole number.", parameter=name)
-        if self.guidance is not None and not is_number(self.guidance):
-            raise InputError(f"{self.guidance!r} is not a number.", parameter="guidance")
-        self.check_steps(most_steps)
+        self.check_numbers(model, most_steps)
 
-    def check_steps(self, most_steps: int) -> None:
-        """Raises InputError for more steps than the page makes."""
-        if self.steps is not None and self.steps > most_steps:
-            raise InputError(f"{self.steps} are too many; this page makes {most_steps} or fewer.", parameter="steps")
+    def check_numbers(self, model: Model, most_steps: int, *, guidance: bool = True, target: bool = True) -> None:
+        """Checks the numbers, before any work: none may be missing, and each must fit the model and the page.
+
+        Args:
+            model: the model.
+            most_steps: the largest number of steps of this page.
+            guidance: whether the guidance is asked for, if the model takes one.
+            target: whether the class to edit to is asked for, if the model has classes.
+
+        Raises:
+            InputError: a number is missing, or does not fit.
+        """
+        for parameter, label in (("source_labels", self.source_label), ("labels", self.label)):
+            if model.classes and (target or parameter == "source_labels"):
+                if label is None:
+                    raise InputError(f"it is missing; name a class from 0 to {model.classes - 1}.", parameter=parameter)
+                class_labels(label, 1, model.classes, model.name, parameter=parameter)
+        if self.strength is None:
+            raise InputError("it is missing; use a number from 0 to 1.", parameter="strength")
+        checked_strength(self.strength)
+        if guidance and takes_guidance(model) and not is_number(self.guidance):
+            what = "it is missing" if self.guidance is None else f"{self.guidance!r} is not a number"
+            raise InputError(f"{what}; {self._usual_guidance(model):g} is usual here.", parameter="guidance")
+        if self.steps is None or not is_whole(self.steps) or not 1 <= self.steps <= most_steps:
+            what = "it is missing" if self.steps is None else f"{self.steps!r} does not fit"
+            raise InputError(f"{what}; use a whole number from 1 to {most_steps}.", parameter="steps")
+        if self.seed is None:
+            raise InputError("it is missing; 0 is usual.", parameter="seed")
+        checked_seed(self.seed)
+
+    @staticmethod
+    def _usual_guidance(model: Model) -> float:
+        return model.info.guidance if model.info.embedded is None else model.info.embedded
 
     def arguments(self, model: Model) -> dict[str, Any]:
         """Returns the arguments of ``ddim.edit`` beside the model and the picture; usual values are left out."""
@@ -89,7 +111,7 @@ class EditRequest:
             found["steps"] = self.steps
         if self.guidance is not None and takes_guidance(model):
             found["guidance_scale" if takes_embedded(model) else "guidance"] = float(self.guidance)
-        if self.strength != own.strength:
+        if self.strength is not None and self.strength != own.strength:
             found["strength"] = float(self.strength)
         if self.attention and self.attention != ATTENTIONS[0] and self.method not in EDITORS and model.text:
             found["attention"] = self.attention
@@ -105,10 +127,6 @@ class EditRequest:
         if model.text and self.source_prompt.strip():
             found["prompt"] = self.source_prompt.strip()
         if model.classes:
-            if self.source_label is None:
-                raise InputError(
-                    f"it is missing; name a class from 0 to {model.classes - 1}.", parameter="source_labels"
-                )
             found["labels"] = self.source_label
         if self.steps is not None:
             found["steps"] = self.steps

@@ -1,16 +1,15 @@
 """What the tabs that run a job have in common."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import gradio as gr
 
 from .desk import Desk, Session
+from .fields import number
 from .jobs import Job, Progress
-from .parts import AT_ONCE, is_wanted, on_go, progress_text, refused, run, session_of, status
+from .parts import AT_ONCE, W, on_go, progress_text, run, session_of, status
 from .pictures import shown
-
-W = TypeVar("W", bound=Callable[[Job], Any])
 
 
 class JobTab:
@@ -37,14 +36,14 @@ class JobTab:
 
     def steps_field(self) -> gr.Number:
         """Returns the field of the number of steps."""
-        return gr.Number(label="Steps", precision=0, minimum=1, elem_id=f"{self.prefix}-steps", min_width=90)
+        return number("Steps", f"{self.prefix}-steps")
 
     def settings(self, guidance: float | None = None) -> tuple[gr.Number, gr.Number, gr.Number]:
         """Returns the fields of guidance, which begins with a value, of steps and of the seed, in a row."""
         with gr.Row():
-            weight = gr.Number(guidance, label="Guidance", elem_id=f"{self.prefix}-guidance", min_width=90)
+            weight = number("Guidance", f"{self.prefix}-guidance", guidance)
             steps = self.steps_field()
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id=f"{self.prefix}-seed", min_width=90)
+            seed = number("Seed", f"{self.prefix}-seed", 0)
         return weight, steps, seed
 
     def buttons(self, words: str) -> None:
@@ -87,21 +86,19 @@ class JobTab:
 
         Args:
             request: of the page.
-            work_of: makes the work; an error of it is said in the status line.
+            work_of: makes the work.
             show: makes an update of the progress; by default status line and preview.
             end: makes the last update from the ended job; by default its problem, or what ``made`` makes of its result.
         """
-        session = session_of(self.desk, request)
-        if not is_wanted(session, self.name):
-            yield self.updated()
-            return
-        try:
-            work = work_of(session)
-        except Exception as error:
-            yield self.said(refused(error))
-            return
-        shows, ends = show or self._progress, end or self._ended
-        yield from run(session, work, lambda at: shows(at, work, session), lambda job: ends(job, work, session))
+        session, shows, ends = session_of(self.desk, request), show or self._progress, end or self._ended
+        yield from run(
+            session,
+            self.name,
+            work_of,
+            said=self.said,
+            show=lambda at, work: shows(at, work, session),
+            end=lambda job, work: ends(job, work, session),
+        )
 
     def made(self, result: Any, notes: list[str], session: Session) -> list[Any]:
         """Returns the updates that show a result."""

@@ -73,13 +73,13 @@ class CompareTab(JobTab):
             **self.words.updates(model),
             self.methods: gr.update(choices=menu, value=list(dict.fromkeys(first))[:3]),
             self.guidance: gr.update(value=own.guidance, visible=own.guidance is not None),
-            self.steps: gr.update(value=min(own.steps, 20), maximum=self.desk.limits.steps),
+            self.steps: gr.update(value=min(own.steps, 20)),
         }
 
     def _compare(
         self,
         model: str,
-        picture: str | None,
+        picture: Any,
         source_prompt: str,
         prompt: str,
         source_label: float | None,
@@ -97,7 +97,7 @@ class CompareTab(JobTab):
         def work_of(session: Session) -> CompareWork:
             upload = upload_of(self.desk, session, picture)
             words = (source_prompt or "", prompt or "", whole(source_label), whole(label))
-            asked = EditRequest(model, *words, guidance=guidance, steps=whole(steps), seed=whole(seed) or 0)
+            asked = EditRequest(model, *words, guidance=guidance, steps=whole(steps), seed=whole(seed))
             return CompareWork(self.desk, session, asked, methods or [], upload, own_guidance=own)
 
         def show(progress: Progress, work: CompareWork, session: Session) -> list[Any]:

@@ -4,16 +4,33 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
+from gradio.components.image_editor import EditorData
 
 from ..editing.editors import EDITORS
 from ..models.base import Model
 from . import menus
+from .describing import DescribeWork
 from .desk import Desk, Session
 from .editing import EditOutcome, EditWork, comparable
 from .fields import Words, sample, whole
 from .jobs import Job, Progress
-from .parts import AT_ONCE, decibels, file_update, lines_of, numbers, picture, refused, session_of, status, upload_of
-from .pictures import canvas, mask_from, write_shown
+from .parts import (
+    AT_ONCE,
+    decibels,
+    file_button,
+    file_update,
+    lines_of,
+    numbers,
+    on_go,
+    picture,
+    progress_text,
+    refused,
+    run,
+    session_of,
+    status,
+    upload_of,
+)
+from .pictures import Upload, canvas, mask_from, write_shown
 from .requests import EditRequest
 from .tab import JobTab
 
@@ -50,7 +67,7 @@ class EditTab(JobTab):
                 height=420,
             )
             gr.Markdown("Without a stroke the whole picture may change.", elem_classes="note")
-        self.words = Words("edit")
+        self.words = Words("edit", describe=self.desk.captioner is not None)
         self.method = gr.Dropdown([], label="Method", elem_id="edit-method")
         self.strength = gr.Slider(0, 1, 1, step=0.01, label="Strength", elem_id="edit-strength")
         self.guidance, self.steps, self.seed = self.settings()
@@ -72,10 +89,10 @@ class EditTab(JobTab):
         )
         self.numbers = gr.HTML(elem_id="edit-numbers")
         with gr.Row():
-            self.png = gr.DownloadButton("PNG", visible=False, size="sm", min_width=90, elem_id="edit-png")
-            self.code = gr.DownloadButton("Code file", visible=False, size="sm", min_width=90, elem_id="edit-code")
-            self.about = gr.DownloadButton("JSON", visible=False, size="sm", min_width=90, elem_id="edit-json")
-            self.mask_file = gr.DownloadButton("Mask", visible=False, size="sm", min_width=90, elem_id="edit-mask-file")
+            self.png = file_button("PNG", "edit-png")
+            self.code = file_button("Code file", "edit-code")
+            self.about = file_button("JSON", "edit-json")
+            self.mask_file = file_button("Mask", "edit-mask-file")
         with gr.Accordion("The same again", open=True, visible=False, elem_id="edit-again") as self.again:
             self.command = lines_of("Command", "edit-command")
             self.python = lines_of("Python", "edit-python")
@@ -91,6 +108,12 @@ class EditTab(JobTab):
         self.mask_part.expand(self._on_mask, [self.picture, self.mask], [self.mask], **AT_ONCE)
         filled = [self.picture, self.words.source_prompt, self.words.prompt]
         self.sample.click(sample, [self.model], filled, **AT_ONCE)
+        if self.words.describe is not None:
+            outputs = [self.status, self.words.source_prompt]
+            on_go(
+                *(self.desk, "describe", [self.words.describe.click], self.status, self._describe),
+                **{"inputs": [self.picture], "outputs": outputs},
+            )
         fitted = [self.steps, self.guidance, self.strength, self.attention, self.words.source_prompt]
         self.method.input(self._on_method, [self.model, self.method], fitted, **AT_ONCE)
         asked = [
@@ -99,25 +122,43 @@ class EditTab(JobTab):
         ]
         self.begins(self._edit, asked, self.words.prompt.submit)
 
-    def _on_picture(self, path: str | None, request: gr.Request) -> tuple[Any, Any]:
+    def _on_picture(self, picture: Any, request: gr.Request) -> tuple[Any, Any]:
         """Puts a new picture under the brush, or says why it cannot be read."""
-        if path is None:
+        if picture is None:
             return None, gr.skip()
         try:
-            upload = upload_of(self.desk, session_of(self.desk, request), path)
+            upload = upload_of(self.desk, session_of(self.desk, request), picture)
             height, width = upload.size
             return canvas(upload), status(f"{upload.name}: {width} x {height} pixels.")
         except Exception as error:
             return None, refused(error)
 
-    def _on_mask(self, path: str | None, mask: Any, request: gr.Request) -> Any:
+    def _on_mask(self, picture: Any, mask: Any, request: gr.Request) -> Any:
         """Puts the picture under the brush again when that comes into sight, so that it fits; not under strokes."""
         try:
-            upload = upload_of(self.desk, session_of(self.desk, request), path)
-            return gr.skip() if mask_from(mask, upload) else canvas(upload)
+            upload = upload_of(self.desk, session_of(self.desk, request), picture)
+            return gr.skip() if self._painted(mask, upload) else canvas(upload)
         except Exception as error:
             refused(error)
             return gr.skip()
+
+    def _describe(self, picture: Any, request: gr.Request) -> Iterator[Any]:
+        """Writes what a picture shows into its field, and yields the status line and that field."""
+        yield from run(
+            session_of(self.desk, request),
+            "describe",
+            lambda session: DescribeWork(self.desk, upload_of(self.desk, session, picture)),
+            said=lambda line: (line, gr.skip()),
+            show=lambda at, _: (status(progress_text(at), progress=at), gr.skip()),
+            end=lambda job, _: (
+                status(job.problem or "Described.", "" if job.stopped else "bad" if job.problem else "good"),
+                gr.skip() if job.result is None else job.result,
+            ),
+        )
+
+    def _painted(self, mask: Any, upload: Upload) -> Any:
+        """Returns the mask that a browser sent, as ``mask_from`` does."""
+        return mask_from(None if mask is None else self.mask.preprocess(EditorData(**mask)), upload)
 
     def updates(self, model: Model) -> dict[Any, Any]:
         """Returns what the components become for a model."""
@@ -142,7 +183,7 @@ class EditTab(JobTab):
         own, kinds = menus.usual(model, method), menus.attention_menu(model, method)
         needless = method in EDITORS and not EDITORS[method].needs
         return (
-            gr.update(value=own.steps, interactive=not own.fixed_steps, maximum=self.desk.limits.steps),
+            gr.update(value=own.steps, interactive=not own.fixed_steps),
             gr.update(value=own.guidance, visible=own.guidance is not None),
             gr.update(value=own.strength),
             gr.update(choices=kinds, value=kinds[0] if kinds else None, visible=bool(kinds)),
@@ -152,14 +193,14 @@ class EditTab(JobTab):
     def _edit(
         self,
         model: str,
-        picture: str | None,
+        picture: Any,
         mask: Any,
         source_prompt: str,
         prompt: str,
         source_label: float | None,
         label: float | None,
         method: str,
-        strength: float,
+        strength: float | None,
         guidance: float | None,
         steps: float | None,
         seed: float | None,
@@ -172,10 +213,10 @@ class EditTab(JobTab):
         def work_of(session: Session) -> EditWork:
             upload = upload_of(self.desk, session, picture)
             asked = EditRequest(
-                *(model, source_prompt or "", prompt or "", whole(source_label), whole(label), method, float(strength)),
-                *(guidance, whole(steps), whole(seed) or 0, attention or "", negative or ""),
+                *(model, source_prompt or "", prompt or "", whole(source_label), whole(label), method, strength),
+                *(guidance, whole(steps), whole(seed), attention or "", negative or ""),
             )
-            return EditWork(self.desk, session, asked, upload, mask_from(mask, upload))
+            return EditWork(self.desk, session, asked, upload, self._painted(mask, upload))
 
         yield from self.job(request, work_of, self._going, self._over)
 

@@ -8,9 +8,9 @@ import gradio as gr
 from ..models.base import Model
 from . import menus
 from .desk import Desk, Session
-from .fields import Words, sample, whole
-from .mixing import MOST_FRAMES, Mixed, MixWork
-from .parts import AT_ONCE, decibels, file_update, lines_of, numbers, picture, status, upload_of
+from .fields import Words, number, sample, whole
+from .mixing import Mixed, MixWork
+from .parts import AT_ONCE, decibels, file_button, file_update, lines_of, numbers, picture, status, upload_of
 from .pictures import write_shown
 from .requests import EditRequest
 from .tab import JobTab
@@ -32,16 +32,7 @@ class InterpolateTab(JobTab):
                 self.words = Words("mix", targets=False)
                 self.method = gr.Dropdown([], label="Inversion", elem_id="mix-method")
                 with gr.Row():
-                    self.frames = gr.Number(
-                        7,
-                        label="Frames",
-                        show_label=False,
-                        precision=0,
-                        minimum=2,
-                        maximum=MOST_FRAMES,
-                        elem_id="mix-frames",
-                        min_width=90,
-                    )
+                    self.frames = number("Frames", "mix-frames", 7)
                     self.steps = self.steps_field()
                 self.buttons("Interpolate")
             with gr.Column(scale=7, min_width=300):
@@ -61,7 +52,7 @@ class InterpolateTab(JobTab):
                     buttons=["download", "fullscreen"],
                 )
                 self.numbers = gr.HTML(elem_id="mix-numbers")
-                self.png = gr.DownloadButton("Strip, PNG", visible=False, size="sm", elem_id="mix-png")
+                self.png = file_button("Strip, PNG", "mix-png")
                 self.command = lines_of("Command", "mix-command", visible=False)
                 self.python = lines_of("Python", "mix-python", visible=False)
         self._events()
@@ -83,14 +74,14 @@ class InterpolateTab(JobTab):
         return {
             **self.words.updates(model),
             self.method: gr.update(choices=menus.inversion_menu(model), value="bdia"),
-            self.steps: gr.update(value=min(model.info.steps, 20), maximum=self.desk.limits.steps),
+            self.steps: gr.update(value=min(model.info.steps, 20)),
         }
 
     def _mix(
         self,
         model: str,
-        first: str | None,
-        second: str | None,
+        first: Any,
+        second: Any,
         source_prompt: str,
         source_label: float | None,
         method: str,
@@ -101,11 +92,11 @@ class InterpolateTab(JobTab):
         """Interpolates between two pictures, and yields the progress and the result."""
 
         def work_of(session: Session) -> MixWork:
-            uploads = [upload_of(self.desk, session, path) for path in (first, second)]
+            uploads = [upload_of(self.desk, session, one) for one in (first, second)]
             asked = EditRequest(
                 model, source_prompt or "", source_label=whole(source_label), method=method, steps=whole(steps)
             )
-            return MixWork(self.desk, session, asked, uploads[0], uploads[1], whole(frames) or 0)
+            return MixWork(self.desk, session, asked, uploads[0], uploads[1], whole(frames))
 
         yield from self.job(request, work_of)
 

@@ -11,7 +11,7 @@ from ..models.base import Model
 from . import menus
 from .desk import Desk, Session
 from .fields import Words, sample, whole
-from .parts import AT_ONCE, decibels, file_update, lines_of, numbers, picture, status, table, upload_of
+from .parts import AT_ONCE, decibels, file_button, file_update, lines_of, numbers, picture, status, table, upload_of
 from .pictures import write_shown
 from .requests import EditRequest
 from .tab import JobTab
@@ -56,8 +56,8 @@ class TrajectoryTab(JobTab):
                 )
                 self.table = gr.HTML(elem_id="trip-table")
                 with gr.Row():
-                    self.png = gr.DownloadButton("Strip, PNG", visible=False, size="sm", min_width=90)
-                    self.code = gr.DownloadButton("Code file", visible=False, size="sm", min_width=90)
+                    self.png = file_button("Strip, PNG", "trip-png")
+                    self.code = file_button("Code file", "trip-code")
                 self.command = lines_of("Command", "trip-command", visible=False)
         self._events()
 
@@ -81,13 +81,13 @@ class TrajectoryTab(JobTab):
             **self.words.updates(model),
             self.method: gr.update(choices=menus.inversion_menu(model), value="bdia"),
             self.guidance: gr.update(visible=menus.takes_guidance(model) and not menus.takes_embedded(model)),
-            self.steps: gr.update(value=model.info.steps, maximum=self.desk.limits.steps),
+            self.steps: gr.update(value=model.info.steps),
         }
 
     def _travel(
         self,
         model: str,
-        picture: str | None,
+        picture: Any,
         source_prompt: str,
         source_label: float | None,
         method: str,
@@ -107,7 +107,7 @@ class TrajectoryTab(JobTab):
                 method=method or next(iter(INVERSIONS)),
                 guidance=guidance,
                 steps=whole(steps),
-                seed=whole(seed) or 0,
+                seed=whole(seed),
             )
             return TripWork(self.desk, session, asked, upload)
 

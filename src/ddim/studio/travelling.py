@@ -22,6 +22,7 @@ from ..pipelines.reconstruct import reconstruct
 from .desk import Desk, Session
 from .editing import loaded
 from .jobs import Job
+from .menus import takes_embedded
 from .pictures import Upload, crop_for
 from .requests import EditRequest, Repeat
 from .watched import Asked, Watched
@@ -108,7 +109,7 @@ class TripWork:
         model = loaded(self.desk, asked.model, job)
         inversion = make_inversion(asked.method)
         check_inversion(model, inversion)
-        asked.check_steps(self.desk.limits.steps)
+        asked.check_numbers(model, self.desk.limits.max_steps, guidance=not takes_embedded(model), target=False)
         crop = crop_for(model, self.upload.size)
         pictures = read_pictures(model, self.upload.path, crop=crop)
         arguments = asked.inversion_arguments(model)

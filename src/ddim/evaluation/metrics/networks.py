@@ -1,7 +1,7 @@
 """The networks that score edits: CLIP, a DINO ViT and LPIPS. Weights of transformers are read from safetensors only."""
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..._utils.errors import DDIMError, InputError
 from ...data.images import to_pil
 from ...models import device_and_dtype
 from ...models.tokens import checked_tokenizer, read_tokenizer
-from ...models.weights import must_be_whole, reported, transformers_part
+from ...models.weights import pretrained
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -33,7 +33,7 @@ class Clip:
 
     def __init__(self, name: str, device: str | torch.device = "cpu") -> None:
         where, _ = device_and_dtype(device, "float32")
-        self.model = _pretrained("CLIPModel", name, "clip").to(where)
+        self.model = pretrained("CLIPModel", name, parameter="clip").to(where)
         here = Path(name).is_dir()
         self.tokenizer = (
             read_tokenizer(Path(name), parameter="clip") if here else checked_tokenizer(name, parameter="clip")
@@ -91,7 +91,7 @@ class Dino:
         where, _ = device_and_dtype(device, "float32")
         # weights that only come after the last layer's keys
         unused = ("pooler.", "classifier.")
-        self.model = _pretrained("ViTModel", name, "dino", unused, add_pooling_layer=False).to(where)
+        self.model = pretrained("ViTModel", name, parameter="dino", spare=unused, add_pooling_layer=False).to(where)
         # transformers 5 renamed attention.attention.key
         keys = [m for n, m in self.model.named_modules() if n.endswith((".k_proj", ".attention.key"))]
         if len(keys) != (expected := self.model.config.num_hidden_layers):
@@ -166,17 +166,3 @@ class Lpips:
 
 def _standardised(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     return (x - x.new_tensor(mean).view(1, 3, 1, 1)) / x.new_tensor(std).view(1, 3, 1, 1)
-
-
-def _pretrained(kind: str, name: str, parameter: str, spare: Collection[str] = (), **options: Any) -> Any:
-    """A network of transformers with all of its weights from safetensors; ``name`` is a folder or a hub id."""
-    import transformers
-
-    network = getattr(transformers, kind)
-    if Path(name).is_dir():
-        found = transformers_part(network, Path(name), parameter=parameter, spare=spare, **options)
-    else:
-        options |= {"use_safetensors": True, "dtype": torch.float32}
-        found, report = reported(network, name, name, parameter=parameter, **options)
-        must_be_whole(report, name, parameter=parameter, spare=spare)
-    return found.float().eval().requires_grad_(False)
