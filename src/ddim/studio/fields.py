@@ -36,7 +36,7 @@ class Words:
             if describe:
                 self.describe = gr.Button("Describe it", size="sm", scale=0, min_width=96, elem_id=f"{prefix}-describe")
         self.prompt = gr.Textbox(label="What it is to show", elem_id=f"{prefix}-to", max_lines=3, visible=targets)
-        with gr.Row():
+        with gr.Row(visible=False) as self.labels:
             self.source_label = number("Its class", f"{prefix}-from-label", visible=False)
             self.label = number("The class to edit to", f"{prefix}-to-label", visible=False)
         self.targets = targets
@@ -53,6 +53,7 @@ class Words:
             **more,
             self.source_prompt: gr.update(visible=model.text),
             self.prompt: gr.update(visible=model.text and self.targets),
+            self.labels: gr.update(visible=bool(model.classes)),
             self.source_label: gr.update(visible=bool(model.classes)),
             self.label: gr.update(visible=bool(model.classes) and self.targets),
         }

@@ -84,15 +84,10 @@ def numbers(facts: Sequence[tuple[str, str]]) -> str:
     return f'<div class="numbers">{cells}</div>'
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], judged: int | None = None) -> str:
-    """Returns a table as HTML; the column ``judged`` holds ``yes`` or ``no`` and is coloured."""
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table as HTML."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
-
-    def cell(k: int, text: str) -> str:
-        kind = f' class="{html.escape(text)}"' if k == judged else ""
-        return f"<td{kind}>{html.escape(text)}</td>"
-
-    body = "".join("<tr>" + "".join(cell(k, text) for k, text in enumerate(row)) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

@@ -38,9 +38,21 @@ class ModelsTab:
         """Returns what the components become for a model."""
         facts = [[name, str(value)] for name, value in menus.about_model(model).items()]
         rows = menus.capability_rows(model)
+        lacking = [[kind, name, why] for kind, name, works, why in rows if works == "no"]
         loaded = ", ".join(html.escape(name) for name in self.desk.loaded)
         return {
             self.memory: f'<p class="note">In memory: {loaded}.</p>',
             self.facts: table(["model", model.name], facts),
-            self.works: table(["kind", "name", "works", "why not"], rows, judged=2),
+            self.works: _works(rows) + table(["kind", "does not work", "why not"], lacking),
         }
+
+
+def _works(rows: list[list[str]]) -> str:
+    """Returns the names of what works as HTML, by kind."""
+    kinds = dict.fromkeys(row[0] for row in rows)
+    parts: list[str] = []
+    for kind in kinds:
+        names = [html.escape(name) for other, name, works, _ in rows if (other, works) == (kind, "yes")]
+        spans = "".join(f"<span>{name}</span>" for name in names)
+        parts.append(f'<h3 class="kind">{kind.capitalize()}s</h3><div class="names">{spans or "none"}</div>')
+    return "".join(parts) + "<br>"

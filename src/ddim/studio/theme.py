@@ -50,8 +50,8 @@ def theme() -> Base:
         block_background_fill_dark="#252932",
         block_border_color="#e1e4e6",
         block_border_color_dark="#363b46",
-        block_label_background_fill="transparent",
-        block_label_background_fill_dark="transparent",
+        block_label_background_fill="#ffffff",  # a picture may lie below a label
+        block_label_background_fill_dark="#252932",
         block_label_border_width="0",
         block_label_text_color="#5a5f66",
         block_label_text_color_dark="#a3a8b1",
