@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import tiny
 import tiny_blip
+import tiny_llava
 import torch
 from PIL import Image
 from refusals import refused
 
-from ddim.models.captioner import LONGEST, Captioner
+from ddim.models.captioner import ASKED, LONGEST, Captioner
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,21 @@ def test_it_says_what_transformers_says(blip: Path):
     assert all(said)
     assert len(set(said)) > 1  # it looks at the picture
     assert "[" not in "".join(said)
+
+
+def test_a_model_that_takes_instructions_is_asked_and_its_answer_alone_is_told(tmp_path: Path):
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+    folder = tiny_llava.folder(tmp_path / "llava")
+    said = [Captioner(str(folder)).describe(picture(seed)) for seed in range(3)]
+    network, processor = LlavaForConditionalGeneration.from_pretrained(folder), LlavaProcessor.from_pretrained(folder)
+    for seed, words in enumerate(said):
+        inputs = processor(images=picture(seed), text=f"<image> {ASKED} ", return_tensors="pt")
+        tokens = network.generate(**inputs, do_sample=False, max_new_tokens=LONGEST)
+        answer = tokens[0, inputs["input_ids"].shape[1] :]
+        assert words == processor.decode(answer, skip_special_tokens=True).strip()
+    assert all(said)
+    assert len(set(said)) > 1
 
 
 def test_it_is_told_after_each_token_and_ends_where_that_raises(blip: Path):
