@@ -1,4 +1,4 @@
-"""ComfyUI's own modules, as far as the nodes read them, for tests that need no ComfyUI."""
+"""ComfyUI's own modules, as far as the nodes read them, for tests that need no ComfyUI; and a running ComfyUI."""
 
 import contextlib
 import sys
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import comfy_server
 import pytest
 from ddim_comfyui import session
 
@@ -33,3 +34,17 @@ def outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     folders.filter_files_content_types = lambda files, kinds: files  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "folder_paths", folders)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[comfy_server.Server]:
+    """ComfyUI with the nodes; one for all tests, which are skipped where there is none."""
+    if not comfy_server.COMFYUI:
+        pytest.skip("COMFYUI_PATH does not name a folder with ComfyUI")
+    running = comfy_server.Server(tmp_path_factory.mktemp("comfyui"))
+    try:
+        running.wait()
+        comfy_server.picture().save(running.folder / "input" / "picture.png")
+        yield running
+    finally:
+        running.stop()

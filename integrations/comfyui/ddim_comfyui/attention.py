@@ -57,6 +57,27 @@ def _blocks(network: Any) -> Iterator[tuple[Place, int, Any]]:
                 level += (kind == "Downsample") - (kind == "Upsample")
 
 
+def feature_site(network: Any) -> str:
+    """Returns the name of the convolution in a U-Net whose output plug-and-play takes over.
+
+    It is that of ``ddim.models.attention.unet.feature_sites`` under ComfyUI's names: the last one of the second
+    residual block in the second level of the decoder.
+
+    Raises:
+        InputError: the decoder has no such block.
+    """
+    blocks = getattr(network, "output_blocks", ())
+    ends = [k for k, layers in enumerate(blocks) if any(type(layer).__name__ == "Upsample" for layer in layers)]
+    second = ends[0] + 2 if ends else len(blocks)
+    if second > (ends[1] if len(ends) > 1 else len(blocks) - 1):
+        raise InputError(
+            f"the decoder of this network ({type(network).__name__}) has no second level with two residual blocks, "
+            "whose features plug-and-play takes over; use another kind, such as 'masactrl'.",
+            parameter="control",
+        )
+    return f"output_blocks.{second}.0.out_layers.3"
+
+
 def patches_of(sites: dict[tuple[str, Place], AttentionSite], controller: AttentionController, branch: str) -> Patches:
     """Returns the functions that compute the attention of one call, for ``patches_replace``.
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ddim import Call, Conditioning, InputError, Model, ModelInfo, Node, PromptConditioning
 from ddim.editing.tokens import PromptTokens, Tokens
+from ddim.models.attention.unet import following_features
 from ddim.models.engine.run import run
 
-from .attention import Patches, Place, patches_of, sites_of
+from .attention import Patches, Place, feature_site, patches_of, sites_of
 from .conditions import TEXT, entries_of
 from .schedules import levels_of
 
@@ -108,7 +109,7 @@ class ComfyModel(Model):
         """
         at, branch = self.levels.asked(node), call.branches[0]
         groups = list(entries_of(cond, self.device))
-        patches = None
+        patches, control = None, None
         if call.controller is not None:
             if len(groups) > 1:
                 raise InputError(
@@ -117,6 +118,7 @@ class ComfyModel(Model):
                     parameter="control",
                 )
             patches = patches_of(self._sites(), call.controller, branch)
+            control = {"control": call.controller, "cfg_branch": branch}
 
         def denoised(rows: Tensor, sigma: Tensor) -> Tensor:
             whole = torch.empty_like(rows)
@@ -129,7 +131,8 @@ class ComfyModel(Model):
         sigma = torch.full((len(x),), self.levels.sigma(at), dtype=torch.float32, device=x.device)
         # Not split: a layout still fixes the number of threads that torch uses, and so the last bits of the output.
         settings = {"call": call, "graphs": None, "tf32": self.tf32, "row_work": None, "split": False}
-        return self.levels.output(run(denoised, own, sigma, **settings), x, at)
+        with following_features(self.network, control):
+            return self.levels.output(run(denoised, own, sigma, **settings), x, at)
 
     def _dims(self, x: Tensor) -> Tensor:
         """Adds the axis of frames that latents of some families have."""
@@ -153,6 +156,10 @@ class ComfyModel(Model):
     def attention_sites(self) -> tuple[Any, ...]:
         """Returns the attention layers of a U-Net; see ``Model.attention_sites``."""
         return tuple(self._sites().values())
+
+    def feature_sites(self) -> tuple[str, ...]:
+        """Returns the module of a U-Net whose output plug-and-play takes over; see ``Model.feature_sites``."""
+        return (feature_site(self.network),)
 
     # --- conditions -------------------------------------------------------------------------------------------------
 

@@ -204,9 +204,9 @@ class Edit:
         shape = tuple(code.state["x"].shape)
         if positive is None:
             if control is not None or strength != 1:
+                given = "the control" if control is not None else f"the strength {strength:g}"
                 raise InputError(
-                    "strength and control act on an edit, and without a positive prompt the picture is reconstructed; "
-                    "connect one.",
+                    f"{given} acts on an edit, and without a positive prompt there is none; connect one.",
                     parameter="positive",
                 )
 

@@ -21,6 +21,7 @@ from ddim import (
     PromptConditioning,
     ReversibleSolver,
 )
+from ddim._utils.choices import ATTENTIONS
 from ddim.editing.tokens import Tokens
 from ddim.pipelines.pictures import Pictures
 
@@ -30,8 +31,8 @@ from .schedules import sigmas_of, times_of
 
 TUNED = ("null-text", "spd")
 """Inversions that optimize by gradients, which ComfyUI's networks do not give: they are loaded in inference mode."""
-KINDS = ("none", "masactrl", "refine", "replace", "kv-edit")
-"""The kinds of attention control that work on ComfyUI's U-Nets."""
+KINDS = ("none", *(kind for kind in ATTENTIONS if kind != "none"))
+"""The kinds of attention control, which work on ComfyUI's U-Nets."""
 OF_WORDS = ("refine", "replace")
 """Those that align the words of two prompts."""
 

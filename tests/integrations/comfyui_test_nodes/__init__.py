@@ -1,9 +1,11 @@
-"""A custom node for the integration test: the bundled model emoji as MODEL, CLIP and VAE of ComfyUI.
+"""Custom nodes for the integration tests: the bundled model emoji as MODEL, CLIP and VAE of ComfyUI, and prompts.
 
 ComfyUI recognises a checkpoint by the shapes of Stable Diffusion's U-Net, which the small emoji model does not have. So
-this node names its shapes, and loads its weights into ComfyUI's own U-Net by ComfyUI's table of names.
+the first node names its shapes, and loads its weights into ComfyUI's own U-Net by ComfyUI's table of names. The second
+stands where the large text encoders of models on rectified flow stand.
 """
 
+import zlib
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -147,5 +149,22 @@ class LoadEmoji:
         return patcher, Clip(model), Vae(model)
 
 
-NODE_CLASS_MAPPINGS = {"LoadEmojiForTests": LoadEmoji}
-NODE_DISPLAY_NAME_MAPPINGS = {"LoadEmojiForTests": "Load emoji (tests)"}
+class Prompt:
+    """A CONDITIONING of random numbers that depend on the text: ``tokens`` of some width, and a pooled vector."""
+
+    CATEGORY, FUNCTION = "ddim/tests", "prompt"
+    RETURN_TYPES = ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        sizes = {name: ("INT", {"default": 8, "max": 4096}) for name in ("tokens", "width", "pooled")}
+        return {"required": {"text": ("STRING", {}), **sizes}}
+
+    def prompt(self, text: str, tokens: int, width: int, pooled: int) -> tuple[list[Any]]:
+        source = torch.Generator().manual_seed(zlib.crc32(text.encode()))
+        about = {"pooled_output": torch.randn(1, pooled, generator=source)}
+        return ([[torch.randn(1, tokens, width, generator=source), about]],)
+
+
+NODE_CLASS_MAPPINGS = {"LoadEmojiForTests": LoadEmoji, "PromptForTests": Prompt}
+NODE_DISPLAY_NAME_MAPPINGS = {"LoadEmojiForTests": "Load emoji (tests)", "PromptForTests": "Prompt (tests)"}

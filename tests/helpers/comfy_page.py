@@ -1,0 +1,89 @@
+"""ComfyUI's page in Debian's Chromium, driven by Playwright: loads workflows, runs them, and takes pictures of them."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from comfy_server import NODES, WORDS, Server
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+WAIT = 120_000
+"""The longest wait for the page, in milliseconds: machines that test are busy."""
+
+Graph = dict[str, Any]
+
+
+@contextlib.contextmanager
+def opened(server: Server, size: tuple[int, int] = (1280, 720)) -> Iterator[Any]:
+    """The page of a server, without a workflow; of (width, height) pixels."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+            page.set_default_timeout(WAIT)
+            page.goto(f"http://127.0.0.1:{server.port}/")
+            page.wait_for_function("window.app?.graph && window.LiteGraph?.registered_node_types.DDIMInvert")
+            yield page
+        finally:
+            browser.close()
+
+
+def stored_graph(name: str) -> Graph:
+    """A workflow for the page, as the package has it."""
+    graph: Graph = json.loads((NODES / "example_workflows" / f"{name}.json").read_text())
+    return graph
+
+
+def emoji_graph(name: str) -> Graph:
+    """A workflow for the page, with the emoji model in place of its checkpoint, and prompts of emoji."""
+    graph = stored_graph(name)
+    for node in graph["nodes"]:
+        if node["type"] == "CheckpointLoaderSimple":
+            title = "Load emoji (in place of Load Checkpoint)"
+            node |= {"type": "LoadEmojiForTests", "title": title, "widgets_values": [0.0, "float32"]}
+        elif values := node.get("widgets_values"):
+            node["widgets_values"] = [WORDS.get(value, value) if isinstance(value, str) else value for value in values]
+    return graph
+
+
+def load(page: Any, graph: Graph) -> None:
+    page.evaluate("graph => app.loadGraphData(graph)", graph)
+    page.wait_for_function("count => app.graph._nodes.length == count", arg=len(graph["nodes"]))
+
+
+def unknown(page: Any) -> list[str]:
+    """The classes of the nodes that the page shows and does not know."""
+    script = "() => app.graph._nodes.map(n => n.type).filter(t => !LiteGraph.registered_node_types[t])"
+    return page.evaluate(script)
+
+
+def for_the_api(page: Any) -> dict[str, Any]:
+    """The workflow that the page shows, as it sends it to the API."""
+    return page.evaluate("async () => (await app.graphToPrompt()).output")
+
+
+def run(page: Any) -> None:
+    """Runs the workflow that the page shows, and waits for its end."""
+    page.evaluate(
+        """async () => {
+            const ended = new Promise((done, failed) => {
+                app.api.addEventListener('execution_success', done)
+                app.api.addEventListener('execution_error', e => failed(new Error(e.detail.exception_message)))
+            })
+            await app.queuePrompt(0)
+            await ended
+        }"""
+    )
+
+
+def picture(page: Any, file: Path) -> None:
+    """Writes the nodes as a picture, without the menus around them."""
+    page.add_style_tag(content=".comfyui-body-top, .side-tool-bar-container, .p-toast { visibility: hidden }")
+    page.wait_for_timeout(2000)
+    page.screenshot(path=file)
