@@ -1,12 +1,18 @@
 """Workflows in the real ComfyUI, through its HTTP API, on the emoji model; see ``comfy_server``."""
 
 import itertools
+import math
 from typing import Any
 
 import pytest
 import torch
-from comfy_server import MASK, Server, Workflow, decibels, said, workflow
+from comfy_server import MASK, Server, Workflow, decibels, picture, said, workflow
 from ddim_comfyui import work
+
+import ddim
+
+SCALE = 0.42286
+"""What the emoji model's latents are divided by in ComfyUI, as in ``comfyui_test_nodes``."""
 
 
 @pytest.mark.parametrize("loader", [{}, {"lora": 0.8}, {"weights": "float8_e4m3fn"}], ids=["plain", "lora", "fp8"])
@@ -64,6 +70,20 @@ def test_an_edit_keeps_every_bit_outside_its_mask(server: Server, kind: str) -> 
 def test_the_kinds_of_attention_control_differ(server: Server) -> None:
     made = [server.latents(with_control(kind), ["9", 0])[0] for kind in work.KINDS]
     assert all(float((a - b).abs().mean()) > 1e-3 for a, b in itertools.combinations(made, 2))
+
+
+def test_attention_is_controlled_as_the_library_controls_it(server: Server) -> None:
+    model, mask = ddim.load("emoji"), torch.zeros(64, 64)
+    mask[MASK[1] : MASK[3]] = 1
+    words = {key: with_control("none")[node]["inputs"]["text"] for key, node in (("from", "2"), ("to", "3"))}
+    code = ddim.invert(model, picture().convert("RGB"), prompt=words["from"], method="belm", steps=20)
+    kinds = ("masactrl", "plug-and-play", "kv-edit")  # which differ by more than the noise levels of both do
+    own = {k: ddim.edit(model, code, words["to"], guidance=3.0, attention=k, mask=mask).edits[:, 0] for k in kinds}
+    for kind in kinds:
+        (latent,) = server.latents(with_control(kind), ["9", 0])
+        made = model.decode(latent * SCALE)
+        near = {k: -10 * math.log10(float((made - one).square().mean())) for k, one in own.items()}
+        assert near.pop(kind) > max(38, *(value + 1.5 for value in near.values()))
 
 
 def test_the_noise_is_where_comfyuis_own_sampler_goes_on(server: Server) -> None:
