@@ -28,7 +28,7 @@ def opened(server: Server, size: tuple[int, int] = (1280, 720)) -> Iterator[Any]
             page = browser.new_page(viewport={"width": size[0], "height": size[1]})
             page.set_default_timeout(WAIT)
             page.goto(f"http://127.0.0.1:{server.port}/")
-            page.wait_for_function("window.app?.graph && window.LiteGraph?.registered_node_types.DDIMInvert")
+            page.wait_for_function("!!window.app?.graph && 'DDIMInvert' in LiteGraph.registered_node_types")
             yield page
         finally:
             browser.close()

@@ -105,9 +105,12 @@ class Server:
     def run(self, workflow: Workflow) -> dict[str, Any]:
         """Runs a workflow, and returns the outputs of its nodes; what it is refused with is a RuntimeError."""
         try:
-            number = self.get("/prompt", {"prompt": workflow})["prompt_id"]
+            answer = self.get("/prompt", {"prompt": workflow})
         except urllib.error.HTTPError as refused:
-            raise RuntimeError(_details(json.load(refused))) from None
+            answer = json.load(refused)
+        if answer["node_errors"] or "prompt_id" not in answer:  # ComfyUI runs the nodes that none of these concerns
+            raise RuntimeError(_details(answer))
+        number = answer["prompt_id"]
         while not (history := self.get(f"/history/{number}")):
             assert self.process.poll() is None, self.log
             time.sleep(0.2)
@@ -159,6 +162,19 @@ def stored_workflow(name: str) -> Workflow:
     """A workflow of the package, ``"round_trip"`` or ``"edit_with_mask"``, as it is."""
     nodes: Workflow = json.loads((WORKFLOWS / f"{name}.json").read_text())
     return nodes
+
+
+def sampled_from(invert: str, positive: str) -> Workflow:
+    """Nodes with which ComfyUI's own sampler goes on from the noisy end of an inversion, without guidance."""
+    inputs = {"noise": [invert, 2], "sigmas": [invert, 3], "latent_image": [invert, 1]}
+    return {
+        "euler": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
+        "guider": {"class_type": "BasicGuider", "inputs": {"model": ["1", 0], "conditioning": [positive, 0]}},
+        "sampled": {
+            "class_type": "SamplerCustomAdvanced",
+            "inputs": {**inputs, "guider": ["guider", 0], "sampler": ["euler", 0]},
+        },
+    }
 
 
 def said(outputs: dict[str, Any], node: str) -> str:

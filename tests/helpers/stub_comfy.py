@@ -15,8 +15,15 @@ from torch import Tensor, nn
 from ddim import scaled_linear_alpha_bar
 
 
+def each(sigma: Tensor) -> Tensor:
+    return sigma.reshape(-1, 1, 1, 1)
+
+
 class EPS:
     sigma_data: float
+
+    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent: Tensor, from_the_top: bool = False) -> Tensor:
+        return latent + noise * ((1 + each(sigma) ** 2).sqrt() if from_the_top else each(sigma))
 
     def calculate_input(self, sigma: Tensor, x: Tensor) -> Tensor:
         return x / (sigma**2 + self.sigma_data**2).sqrt()
@@ -43,6 +50,9 @@ class X0(EPS):
 
 
 class CONST:
+    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent: Tensor, from_the_top: bool = False) -> Tensor:
+        return each(sigma) * noise + (1 - each(sigma)) * latent
+
     def calculate_input(self, sigma: Tensor, x: Tensor) -> Tensor:
         return x
 
@@ -146,13 +156,13 @@ class Patcher:
 
     def ask(self, x: Tensor, sigma: Tensor, entries: list[Any], branch: str, patches: Any) -> Tensor:
         ((text, _),) = entries
-        flat, each = x.reshape(len(x), x.shape[1], *x.shape[-2:]), sigma[:, None, None, None]
+        flat = x.reshape(len(x), x.shape[1], *x.shape[-2:])
         given = self.objects["model_sampling"]
-        inside = given.calculate_input(each, flat)
+        inside = given.calculate_input(each(sigma), flat)
         text = text.expand(len(x), -1, -1)
         output = self.model.diffusion_model(inside, given.timestep(sigma).float(), text)
         self.seen.append((inside, sigma, output, branch))
-        return given.calculate_denoised(each, output, flat).reshape(x.shape)
+        return given.calculate_denoised(each(sigma), output, flat).reshape(x.shape)
 
 
 def prompt(seed: int, length: int = 3, **more: Any) -> list[Any]:

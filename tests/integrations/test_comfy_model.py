@@ -221,7 +221,7 @@ def test_an_exact_method_reconstructs_every_bit_of_the_latents(kind: str, method
     again = ddim.LatentCode.load(tmp_path / "code.safetensors")
     assert torch.equal(ddim.reconstruct(model, again), made.latents)
     assert float((made.latents - given).abs().max()) < 2e-5  # the lattice, and the scaling of the latent format
-    assert not torch.equal(made.noise, made.latents)
+    assert float((model.encode(made.latents) - made.noise.x).abs().mean()) > 0.1
 
 
 def test_a_round_trip_that_asks_another_prompt_is_not_exact() -> None:
@@ -269,15 +269,32 @@ def test_a_video_models_axis_of_frames_is_given_to_it_and_taken_away() -> None:
     assert work.latent_of(back, model)["samples"].shape == (1, 4, 1, 8, 8)
 
 
-def test_the_noisy_end_and_its_sigmas_are_where_a_sampler_goes_on() -> None:
-    patcher = Patcher("eps")
-    model = wrapped(patcher)
-    made = work.invert(model, latents(7), method="ddim", steps=200, guidance=1, sigmas=None, on_event=silent)
-    own = LatentFormat().process_in(made.noise)
+@pytest.mark.parametrize("empty", [False, True], ids=["latent", "empty"])
+@pytest.mark.parametrize("first", [0, 40])  # at the largest sigma ComfyUI scales the noise in another way
+@pytest.mark.parametrize("kind", ["eps", "v", "flow"])
+def test_a_sampler_that_gets_the_noise_starts_at_the_noisy_end(kind: str, first: int, empty: bool) -> None:
+    patcher = Patcher(kind)
+    model, given = wrapped(patcher), latents(7)
+    sigmas = sigmas_of(model.levels, list(model.schedule.grid(200)))[first:]
+    made = work.invert(model, given, method="ddim", steps=2, guidance=1, sigmas=sigmas, on_event=silent)
+    latent = torch.zeros_like(given) if empty else given
+    noise, sampling = made.noise.generate_noise({"samples": latent}), patcher.objects["model_sampling"]
+    top = math.isclose(made.sigmas[0], sampling.sigma_max, rel_tol=1e-5)
+    assert top == (first == 0)
+    own = sampling.noise_scaling(made.sigmas[:1], noise, LatentFormat().process_in(latent), top)
     for now, then in pairwise(made.sigmas):
         own = own + (own - patcher.ask(own, now[None], prompt(1), "cond", None)) / now * (then - now)
     back = ddim.reconstruct(model, made.code)
     torch.testing.assert_close(LatentFormat().process_out(own), back, atol=1e-3, rtol=1e-3)
+
+
+def test_a_latent_of_another_shape_gets_no_noise_and_one_with_frames_does() -> None:
+    patcher = Patcher("flow")
+    settings = {"method": "ddim", "steps": 4, "guidance": 1, "sigmas": None, "on_event": silent}
+    made = work.invert(wrapped(patcher), latents(7), **settings)
+    assert made.noise.generate_noise({"samples": torch.zeros(1, 4, 1, 8, 8)}).shape == (1, 4, 1, 8, 8)
+    with refused("latent_image", (1, 4, 4, 8), (1, 4, 8, 8)):
+        made.noise.generate_noise({"samples": torch.zeros(1, 4, 4, 8)})
 
 
 # --- the model's facts ------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfy_server import MASK, Server, Workflow, decibels, picture, said, workflow
+from comfy_server import MASK, Server, Workflow, decibels, picture, said, sampled_from, workflow
 from ddim_comfyui import work
 
 import ddim
@@ -89,13 +89,9 @@ def test_attention_is_controlled_as_the_library_controls_it(server: Server) -> N
 def test_the_noise_is_where_comfyuis_own_sampler_goes_on(server: Server) -> None:
     nodes = workflow("round_trip")
     nodes["5"]["inputs"] |= {"method": "ddim", "steps": 50}
-    nodes["40"] = {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}}
-    sampling = {"model": ["1", 0], "add_noise": False, "noise_seed": 0, "cfg": 1.0, "positive": ["2", 0]}
-    sampling |= {"negative": ["2", 0], "sampler": ["40", 0], "sigmas": ["5", 3], "latent_image": ["5", 2]}
-    nodes["41"] = {"class_type": "SamplerCustom", "inputs": sampling}
-    nodes["8"]["inputs"]["a"] = ["41", 0]
-    sentence = said(server.run(nodes), "8")
-    assert 60 < decibels(sentence) < 200
+    nodes |= sampled_from(invert="5", positive="2")
+    nodes["8"]["inputs"]["a"] = ["sampled", 0]
+    assert 60 < decibels(said(server.run(nodes), "8")) < 200
 
 
 def test_pictures_between_two_codes(server: Server) -> None:

@@ -12,6 +12,7 @@ from ddim import Conditioning, InputError, LatentCode
 from . import work
 from .conditions import conditioning_of, name_of
 from .model import ComfyModel
+from .noise import CodeNoise
 
 CODE, CONTROL = "DDIM_CODE", "DDIM_CONTROL"
 _FOLDER = "ddim"
@@ -56,17 +57,16 @@ def _inverted(
     negative: Any = None,
     sigmas: Any = None,
     seed: int = 0,
-) -> tuple[LatentCode, dict[str, Any], dict[str, Any], Any]:
+) -> tuple[LatentCode, dict[str, Any], CodeNoise, Any]:
     samples = work.samples_of(latent)
     own = conditioning_of(positive, "positive")
     away = None if negative is None else conditioning_of(negative, "negative")
     work.need_negative(guidance, away)
     settings = {"method": method, "steps": steps, "guidance": guidance, "sigmas": sigmas, "seed": seed}
 
-    def run(wrapped: ComfyModel, on_event: Any) -> tuple[LatentCode, dict[str, Any], dict[str, Any], Any]:
+    def run(wrapped: ComfyModel, on_event: Any) -> tuple[LatentCode, dict[str, Any], CodeNoise, Any]:
         made = work.invert(wrapped, samples, on_event=on_event, **settings)
-        latents, noise = work.latent_of(made.latents, wrapped), work.latent_of(made.noise, wrapped)
-        return made.code, latents, noise, made.sigmas
+        return made.code, work.latent_of(made.latents, wrapped), made.noise, made.sigmas
 
     return _inside(model, tuple(samples.shape), run, prompts={name_of(own): own}, negative=away)
 
@@ -126,12 +126,12 @@ class Invert:
     """Inverts latents to a code."""
 
     CATEGORY, FUNCTION = "ddim", "invert"
-    RETURN_TYPES: ClassVar[tuple[str, ...]] = (CODE, "LATENT", "LATENT", "SIGMAS")
+    RETURN_TYPES: ClassVar[tuple[str, ...]] = (CODE, "LATENT", "NOISE", "SIGMAS")
     RETURN_NAMES: ClassVar[tuple[str, ...]] = ("code", "latent", "noise", "sigmas")
     OUTPUT_TOOLTIPS: ClassVar[tuple[str, ...]] = (
         "for DDIM Edit, Interpolate and Save",
         "what the code reconstructs: the latent on the lattice of an exact method",
-        "x at the noisy end, for a sampler that adds no noise",
+        "the noisy end, for SamplerCustomAdvanced",
         "the noise levels from there to the picture",
     )
     DESCRIPTION = "Latents to a code. Exact methods reconstruct them to the bit."
@@ -155,7 +155,7 @@ class Invert:
             },
         }
 
-    def invert(self, **inputs: Any) -> tuple[LatentCode, dict[str, Any], dict[str, Any], Any]:
+    def invert(self, **inputs: Any) -> tuple[LatentCode, dict[str, Any], CodeNoise, Any]:
         """Returns the code, the latents that it reconstructs, the noisy end, and the noise levels."""
         return _inverted(**inputs)
 

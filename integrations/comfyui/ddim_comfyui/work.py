@@ -27,6 +27,7 @@ from ddim.pipelines.pictures import Pictures
 
 from .conditions import name_of
 from .model import ComfyModel
+from .noise import CodeNoise
 from .schedules import sigmas_of, times_of
 
 TUNED = ("null-text", "spd")
@@ -123,13 +124,13 @@ class Inverted(NamedTuple):
     Attributes:
         code: the code.
         latents: the latents that the code reconstructs: those that were inverted, for an exact method on its lattice.
-        noise: x at the noisy end, [N, C, h, w], in ComfyUI's convention.
+        noise: what ComfyUI's sampler starts from at the noisy end.
         sigmas: from the noisy end to the image, [S + 1].
     """
 
     code: LatentCode
     latents: Tensor
-    noise: Tensor
+    noise: CodeNoise
     sigmas: Tensor
 
 
@@ -181,7 +182,8 @@ def invert(
         data = solver.on_lattice(dict.fromkeys(solver.keys, x0), code.grid, code.grid.steps)
         latents, first = model.decode(data.entry("x")), solver.first(code.grid)
     node = code.grid[first]
-    noise = model.decode(model.levels.sample(code.floats["x"].to(model.device), node))
+    x = model.levels.sample(code.floats["x"].to(model.device), node).cpu()
+    noise = CodeNoise(x, model.levels.sigma(node), model.patcher)
     return Inverted(code, latents, noise, sigmas_of(model.levels, list(code.grid)[first:]))
 
 
