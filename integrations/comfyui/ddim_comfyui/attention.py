@@ -66,7 +66,7 @@ def feature_site(network: Any) -> str:
     Raises:
         InputError: the decoder has no such block.
     """
-    blocks = getattr(network, "output_blocks", ())
+    blocks: Any = getattr(network, "output_blocks", ())
     ends = [k for k, layers in enumerate(blocks) if any(type(layer).__name__ == "Upsample" for layer in layers)]
     second = ends[0] + 2 if ends else len(blocks)
     if second > (ends[1] if len(ends) > 1 else len(blocks) - 1):

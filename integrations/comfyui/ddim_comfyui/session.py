@@ -34,7 +34,7 @@ def run_inside(patcher: Any, shape: tuple[int, ...], work: Callable[[Ask], T]) -
     class Library(comfy.samplers.Sampler):
         """Stands where a sampler stands."""
 
-        def sample(self, guider: Any, sigmas: Tensor, extra: dict[str, Any], *others: Any, **named: Any) -> Tensor:
+        def sample(self, guider: Any, sigmas: Tensor, extra: dict[str, Any], *others: Any, **named: Any) -> Any:
             result.append(work(_asking(guider.inner_model, extra["model_options"])))
             return torch.zeros(shape)
 
@@ -58,7 +58,7 @@ def _asking(base: Any, options: dict[str, Any]) -> Ask:
         conds = {key: comfy.sampler_helpers.convert_cond(entries)}
         empty = torch.zeros_like(x)
         made = comfy.samplers.process_conds(base, empty, conds, x.device, latent_image=empty)[key]
-        both = [made if k == place else None for k in range(2)]
+        both: Any = [made if k == place else None for k in range(2)]
         return comfy.samplers.calc_cond_batch(base, both, x, sigma, _with(options, patches))[place]
 
     return ask

@@ -222,8 +222,9 @@ class Control:
 
     def edit(self) -> AttentionEdit:
         """Returns the settings of attention control. Raises InputError for settings that do not go together."""
-        windows = {"cross_steps": self.cross_until, "self_steps": self.self_until}
-        return AttentionEdit(self.kind, **{name: (0.0, end) for name, end in windows.items() if end is not None})
+        ends = {"cross_steps": self.cross_until, "self_steps": self.self_until}
+        windows: dict[str, Any] = {name: (0.0, end) for name, end in ends.items() if end is not None}
+        return AttentionEdit(self.kind, **windows)
 
 
 def control_words(clip: Any, text: str) -> Tokens:
