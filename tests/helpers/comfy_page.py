@@ -14,6 +14,10 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 WAIT = 120_000
 """The longest wait for the page, in milliseconds: machines that test are busy."""
 
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
+SETTINGS |= {"Comfy.Graph.CanvasInfo": False, "Comfy.Graph.CanvasMenu": False}
+"""The page without the dialog of a first visit, and with the nodes alone on its canvas."""
+
 Graph = dict[str, Any]
 
 
@@ -27,6 +31,7 @@ def opened(server: Server, size: tuple[int, int] = (1280, 720)) -> Iterator[Any]
         try:
             page = browser.new_page(viewport={"width": size[0], "height": size[1]})
             page.set_default_timeout(WAIT)
+            server.post("/settings", SETTINGS)
             page.goto(f"http://127.0.0.1:{server.port}/")
             page.wait_for_function("!!window.app?.graph && 'DDIMInvert' in LiteGraph.registered_node_types")
             yield page
@@ -82,8 +87,22 @@ def run(page: Any) -> None:
     )
 
 
-def picture(page: Any, file: Path) -> None:
-    """Writes the nodes as a picture, without the menus around them."""
-    page.add_style_tag(content=".comfyui-body-top, .side-tool-bar-container, .p-toast { visibility: hidden }")
-    page.wait_for_timeout(2000)
-    page.screenshot(path=file)
+def picture(page: Any, file: Path, margin: int = 36) -> None:
+    """Writes the nodes as a picture, at a pixel of the page for a unit of the canvas, with a margin around them."""
+    left, top, right, bottom = page.evaluate(
+        """() => {
+            const sides = app.graph._nodes.map(n => n.getBounding())
+            const [x, y] = [0, 1].map(k => Math.min(...sides.map(s => s[k])))
+            const [right, bottom] = [0, 1].map(k => Math.max(...sides.map(s => s[k] + s[k + 2])))
+            const canvas = app.canvas.canvas.getBoundingClientRect()
+            app.canvas.ds.scale = 1
+            app.canvas.ds.offset = [160 - x, 120 - y]
+            app.canvas.deselectAll()
+            app.canvas.draw(true, true)
+            return [160 + canvas.x, 120 + canvas.y, 160 + canvas.x + right - x, 120 + canvas.y + bottom - y]
+        }"""
+    )
+    page.add_style_tag(content="div[class*=toast], div[class*=toolbar] { visibility: hidden }")
+    page.wait_for_timeout(2000)  # until the widgets have followed the canvas
+    clip = {"x": left - margin, "y": top - margin, "width": right - left + 2 * margin}
+    page.screenshot(path=file, clip={**clip, "height": bottom - top + 2 * margin})

@@ -93,6 +93,11 @@ class Server:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", data) as answer:
             return json.load(answer)
 
+    def post(self, path: str, body: Any) -> None:
+        """Sends what has no answer."""
+        data, address = json.dumps(body).encode(), f"http://127.0.0.1:{self.port}{path}"
+        urllib.request.urlopen(urllib.request.Request(address, data)).close()
+
     def wait(self) -> None:
         while self.process.poll() is None:
             try:
