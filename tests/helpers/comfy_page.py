@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from comfy_server import NODES, WORDS, Server
+from comfy_server import NODES, Server, in_place
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 WAIT = 120_000
@@ -53,7 +53,7 @@ def emoji_graph(name: str) -> Graph:
             title = "Load emoji (in place of Load Checkpoint)"
             node |= {"type": "LoadEmojiForTests", "title": title, "widgets_values": [0.0, "float32"]}
         elif values := node.get("widgets_values"):
-            node["widgets_values"] = [WORDS.get(value, value) if isinstance(value, str) else value for value in values]
+            node["widgets_values"] = [in_place(value) for value in values]
     return graph
 
 

@@ -27,12 +27,15 @@ COMFYUI = os.environ.get("COMFYUI_PATH", "")
 ROOT = Path(__file__).parents[2]
 NODES = ROOT / "integrations" / "comfyui"
 WORKFLOWS = NODES / "api_workflows"
+NAMES = tuple(sorted(file.stem for file in WORKFLOWS.glob("*.json")))
+"""The workflows of the package."""
 TESTS = ROOT / "tests" / "integrations"
-WORDS = {
+EMOJI = {
     "a photo of an apple": "noto slightly smiling face",
     "a photo of an orange": "noto smiling face with sunglasses",
+    512: 64,
 }
-"""The prompts of the workflows, and those of the emoji model in their place."""
+"""The prompts and the size of pictures of the workflows, and those of the emoji model in their place."""
 MASK = (0, 12, 64, 36)
 """(left, top, right, bottom) of what an edit may change, in pixels."""
 
@@ -64,6 +67,12 @@ class Server:
         self.env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         command = [self.python, "main.py", *options]
         self.process = subprocess.Popen(command, cwd=COMFYUI, env=self.env, stdout=self._log, stderr=subprocess.STDOUT)
+
+    def add_pictures(self, opaque: bool = False) -> None:
+        """Writes the pictures that the workflows name; the first has a mask in its transparency, unless ``opaque``."""
+        first = picture().convert("RGB") if opaque else picture()
+        for name, one in (("picture", first), ("other", drawing("monkey-face"))):
+            one.save(self.folder / "input" / f"{name}.png")
 
     def stop(self) -> None:
         self.process.kill()
@@ -144,10 +153,14 @@ def _details(answer: dict[str, Any]) -> str:
     return "; ".join(error["details"] for error in errors) or answer["error"]["message"]
 
 
+def drawing(name: str) -> Image.Image:
+    """A bundled drawing whose name has this part."""
+    return Image.open(next(path for path in ddim.bundled_test_images("emoji") if name in path.name)).convert("RGB")
+
+
 def picture() -> Image.Image:
     """A smiling face, transparent over the eyes, as after painting a mask there."""
-    face = next(path for path in ddim.bundled_test_images("emoji") if "slightly-smiling" in path.name)
-    pixels = Image.open(face).convert("RGB")
+    pixels = drawing("slightly-smiling")
     alpha = Image.new("L", pixels.size, 255)
     alpha.paste(0, MASK)
     pixels.putalpha(alpha)
@@ -159,12 +172,17 @@ def workflow(name: str, **loader: Any) -> Workflow:
     nodes = stored_workflow(name)
     nodes["1"] = {"class_type": "LoadEmojiForTests", "inputs": {"lora": 0.0, "weights": "float32", **loader}}
     for node in nodes.values():
-        node["inputs"] |= {key: WORDS[text] for key, text in node["inputs"].items() if str(text) in WORDS}
+        node["inputs"] = {key: in_place(value) for key, value in node["inputs"].items()}
     return nodes
 
 
+def in_place(value: Any) -> Any:
+    """A value of a workflow, or what the emoji model takes in its place."""
+    return EMOJI.get(value, value) if isinstance(value, (str, int)) else value
+
+
 def stored_workflow(name: str) -> Workflow:
-    """A workflow of the package, ``"round_trip"`` or ``"edit_with_mask"``, as it is."""
+    """A workflow of the package, such as ``"round_trip"``, as it is."""
     nodes: Workflow = json.loads((WORKFLOWS / f"{name}.json").read_text())
     return nodes
 

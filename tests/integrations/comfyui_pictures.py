@@ -14,7 +14,7 @@ import comfy_page
 import comfy_server
 from PIL import Image
 
-NAMES, SIZE = ("round_trip", "edit_with_mask"), (2600, 1100)
+SIZE = (2600, 1100)
 
 
 def main(out: Path) -> None:
@@ -23,10 +23,8 @@ def main(out: Path) -> None:
         server = comfy_server.Server(Path(folder))
         try:
             server.wait()
-            for name in NAMES:
-                drawing = comfy_server.picture()
-                drawing = drawing if "mask" in name else drawing.convert("RGB")
-                drawing.save(server.folder / "input" / "picture.png")
+            for name in comfy_server.NAMES:
+                server.add_pictures(opaque="mask" not in name)
                 with comfy_page.opened(server, SIZE) as page:
                     comfy_page.load(page, comfy_page.emoji_graph(name))
                     comfy_page.run(page)

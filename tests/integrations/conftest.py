@@ -44,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[comfy_server.Se
     running = comfy_server.Server(tmp_path_factory.mktemp("comfyui"))
     try:
         running.wait()
-        comfy_server.picture().save(running.folder / "input" / "picture.png")
+        running.add_pictures()
         yield running
     finally:
         running.stop()

@@ -284,6 +284,12 @@ def test_interpolate_refuses_codes_of_two_sizes(outside: Path) -> None:
         nodes.Interpolate().interpolate(patcher, inverted(patcher)[0], small)
 
 
+def test_interpolate_refuses_codes_of_two_prompts(outside: Path) -> None:
+    codes = [inverted(Patcher(), positive=prompt(k))[0] for k in (1, 2)]
+    with refused("code_b", 2, *(code.prompts[0] for code in codes)):
+        nodes.Interpolate().interpolate(Patcher(), *codes)
+
+
 def test_compare_refuses_a_latent_beside_a_picture_and_other_sizes() -> None:
     with refused("b"):
         nodes.Compare().compare({"samples": latents(1)}, torch.zeros(1, 8, 8, 3))

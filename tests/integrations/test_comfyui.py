@@ -94,13 +94,13 @@ def test_the_noise_is_where_comfyuis_own_sampler_goes_on(server: Server) -> None
     assert 60 < decibels(said(server.run(nodes), "8")) < 200
 
 
-def test_pictures_between_two_codes(server: Server) -> None:
-    nodes = workflow("round_trip")
-    load = {"image": "picture.png", "model": ["1", 0], "vae": ["1", 2], "positive": ["2", 0]}
-    nodes["50"] = {"class_type": "DDIMLoadPicture", "inputs": {**load, "method": "ddim", "steps": 8, "guidance": 1.0}}
-    nodes["50"]["inputs"]["size"] = 64
-    nodes["5"]["inputs"] |= {"method": "ddim", "steps": 8}
-    between = {"model": ["1", 0], "code_a": ["5", 0], "code_b": ["50", 0], "frames": 3}
-    nodes["51"] = {"class_type": "DDIMInterpolate", "inputs": between}
-    nodes["10"]["inputs"]["samples"] = ["51", 0]
-    assert len(server.run(nodes)["11"]["images"]) == 3
+def test_the_ends_of_the_pictures_between_two_are_their_reconstructions(server: Server) -> None:
+    nodes = workflow("between_two_pictures")
+    for node, code in (("a", "4"), ("b", "5")):
+        inputs = {"model": ["1", 0], "code": [code, 0], "guidance": 1.0, "strength": 1.0}
+        nodes[node] = {"class_type": "DDIMEdit", "inputs": inputs}
+    between, *ends = server.latents(nodes, ["6", 0], ["a", 0], ["b", 0])
+    assert between.shape == (8, 4, 16, 16)
+    torch.testing.assert_close(between[[0, -1]], torch.cat(ends), atol=1e-3, rtol=1e-3)
+    apart = (between[1:] - between[:-1]).flatten(1).abs().mean(1)
+    assert float(apart.min()) > 0.01

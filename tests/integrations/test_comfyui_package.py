@@ -8,7 +8,7 @@ from pathlib import Path
 
 import comfy_server
 import pytest
-from comfy_server import NODES, Server
+from comfy_server import NAMES, NODES, Server
 from ddim_comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
 if sys.version_info >= (3, 11):
@@ -16,7 +16,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-WORKFLOWS = {"round_trip", "edit_with_mask"}
 PROJECT = tomllib.loads((NODES / "pyproject.toml").read_text())
 
 
@@ -37,7 +36,8 @@ def test_the_wheel_has_the_nodes_the_workflows_and_the_licence(wheel: Path) -> N
     package = {name.removeprefix("ddim_comfyui/") for name in names if name.startswith("ddim_comfyui/")}
     assert {path.name for path in (NODES / "ddim_comfyui").glob("*.py")} <= package
     for folder in ("api_workflows", "example_workflows"):
-        assert {f"{folder}/{name}.json" for name in WORKFLOWS} <= package
+        assert {f"{folder}/{name}.json" for name in NAMES} <= package
+    assert {f"example_workflows/{name}.jpg" for name in NAMES} <= package
     assert texts["LICENSE"] == (comfy_server.ROOT / "LICENSE").read_text()
     assert {"License: Apache-2.0", "Requires-Dist: ddim==0.1.0"} <= set(texts["METADATA"].splitlines())
 
@@ -70,10 +70,10 @@ def test_comfyui_takes_the_package_of_the_wheel_as_custom_nodes(wheel: Path, tmp
     for name in NODE_CLASS_MAPPINGS:
         assert told[name]["display_name"] == NODE_DISPLAY_NAME_MAPPINGS[name]
         assert told[name]["python_module"] == "custom_nodes.ddim"
-    assert set(templates["ddim"]) == WORKFLOWS
+    assert set(templates["ddim"]) == set(NAMES)
 
 
 def test_a_template_of_the_page_is_served(server: Server) -> None:
-    assert set(server.get("/workflow_templates")["ddim"]) == WORKFLOWS
+    assert set(server.get("/workflow_templates")["ddim"]) == set(NAMES)
     served = server.get("/api/workflow_templates/ddim/round_trip.json")
     assert served == json.loads((NODES / "example_workflows" / "round_trip.json").read_text())

@@ -5,9 +5,7 @@ from typing import Any
 
 import comfy_page
 import pytest
-from comfy_server import Server, stored_workflow
-
-NAMES = ("round_trip", "edit_with_mask")
+from comfy_server import NAMES, Server, stored_workflow
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +35,17 @@ def test_a_node_that_does_not_exist_is_seen(page: Any) -> None:
     assert comfy_page.unknown(page) == ["DDIMInvertNot"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["round_trip", "edit_with_mask"])
 def test_a_workflow_that_the_page_runs_shows_that_it_is_exact(page: Any, name: str) -> None:
     comfy_page.load(page, comfy_page.emoji_graph(name))
     comfy_page.run(page)
     shown = "() => app.graph._nodes.filter(n => n.type == 'PreviewAny').map(n => n.widgets[0].value)"
     (sentence,) = page.evaluate(shown)
     assert sentence == "exact: all 1024 numbers are equal to the bit"
+
+
+def test_the_pictures_between_two_pictures_are_shown(page: Any) -> None:
+    comfy_page.load(page, comfy_page.emoji_graph("between_two_pictures"))
+    comfy_page.run(page)
+    shown = "() => app.graph._nodes.find(n => n.type == 'PreviewImage').images?.length"
+    page.wait_for_function(f"{shown[6:]} == 8")

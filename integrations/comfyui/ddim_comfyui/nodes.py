@@ -306,6 +306,12 @@ class Interpolate:
     def interpolate(self, model: Any, code_a: LatentCode, code_b: LatentCode, frames: int = 5) -> tuple[dict[str, Any]]:
         """Returns the latents of the pictures, in order."""
         prompts = {**work.source_names(code_a), **work.source_names(code_b)}
+        if len(prompts) != 1:
+            raise InputError(
+                f"the two codes have {len(prompts)} conditions, {', '.join(prompts)}, and the pictures between need one; "
+                "invert both with the same positive.",
+                parameter="code_b",
+            )
         sizes = [tuple(code.state["x"].shape[1:]) for code in (code_a, code_b)]
         if sizes[0] != sizes[1]:
             raise InputError(
