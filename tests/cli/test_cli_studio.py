@@ -43,6 +43,18 @@ def test_a_port_that_is_taken_is_one_sentence():
         assert f"--port: {port} is taken" in fails("studio", "--port", port, code=2)
 
 
+def test_without_a_public_address_it_ends_with_a_sentence(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("gradio", reason=NEEDS_GRADIO)
+
+    def unreachable(*_: object, **__: object) -> str:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("gradio.networking.setup_tunnel", unreachable)
+    sentence = fails("studio", "fashion", "--share", code=1)
+    assert "--share: there is no public address" in sentence
+    assert "share link" not in sentence
+
+
 def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ddim.cli.studio.find_spec", lambda _: None)
     assert "pip install 'ddim[studio]'" in fails("studio", code=2)

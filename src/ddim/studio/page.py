@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
 
+from .._utils.errors import DDIMError
 from .desk import Desk
 from .headers import OnlyFromHere
 from .parts import QUEUE, refused, session_of, status
@@ -26,6 +29,9 @@ TABS = {
 }
 KEPT_FOR = 3600, 6 * 3600
 """Every hour, what the server keeps of uploads and results is deleted if it is older than six hours."""
+
+NO_PAGES = ("docs_url", "redoc_url", "openapi_url")
+"""Pages of FastAPI that are not served."""
 
 
 def build(desk: Desk) -> gr.Blocks:
@@ -111,25 +117,39 @@ def launch(
 
     Raises:
         OSError: the port is taken.
+        DDIMError: Gradio's service gives no public address.
     """
-    _, local, public = page.launch(
-        server_name=host,
-        server_port=port,
-        share=share,
-        inbrowser=False,
-        prevent_thread_lock=True,
-        quiet=True,
-        show_error=True,
-        footer_links=[],
-        max_file_size=desk.limits.max_megabytes * 2**20,
-        enable_monitoring=False,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        _frontend=False,  # else Gradio gives up where its own page takes more than three seconds, on a busy machine
-        state_session_capacity=200,
-        theme=theme(),
-        css=style(),
-        app_kwargs={"middleware": [Middleware(OnlyFromHere)], "docs_url": None, "redoc_url": None, "openapi_url": None},
-    )
+    with redirect_stdout(StringIO()):  # Gradio prints why there is no public address
+        _, local, public = page.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            inbrowser=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=True,
+            footer_links=[],
+            max_file_size=desk.limits.max_megabytes * 2**20,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            _frontend=False,  # else Gradio gives up where its own page takes more than three seconds, on a busy machine
+            state_session_capacity=200,
+            theme=theme(),
+            css=style(),
+            app_kwargs={
+                "middleware": [Middleware(OnlyFromHere)],
+                "docs_url": None,
+                "redoc_url": None,
+                "openapi_url": None,
+            },
+        )
+    if share and not public:
+        page.close(verbose=False)
+        raise DDIMError(
+            "there is no public address, because Gradio's service does not answer; look at the connection to the "
+            "internet, or leave it out.",
+            parameter="share",
+        )
     return public or local
