@@ -136,10 +136,17 @@ def test_outside_of_it_every_byte_is_the_photographs(model: Model, method: str):
             pasted = edited.composites[n][k]
             assert torch.equal(pasted[:, outside], photographs[n][:, outside])
             assert not torch.equal(pasted, photographs[n])
-    for k in range(2):  # a batch is its items, and the same mask is found again from a code
-        alone = ddim.edit(model, images[k : k + 1], TARGETS, auto_mask="difference", seed=k, **settings)
+
+
+@pytest.mark.parametrize("method", ["direct", "flow-edit"])
+def test_the_masks_of_a_batch_are_those_of_its_items(model: Model, method: str):
+    images = tiny_text.pictures(2)
+    settings = {"source_prompt": SOURCE, "steps": STEPS, "method": method, "auto_mask": "difference"}
+    edited = ddim.edit(model, images, TARGETS, **settings)
+    for k in range(2):
+        alone = ddim.edit(model, images[k : k + 1], TARGETS, seed=k, **settings)
         assert torch.equal(alone.blend_mask[0], edited.blend_mask[k])  # type: ignore[index]
-    split = ddim.edit(model, images, TARGETS, auto_mask="difference", batch=1, batched_cfg=False, **settings)
+    split = ddim.edit(model, images, TARGETS, batch=1, batched_cfg=False, **settings)
     assert torch.equal(split.blend_mask, edited.blend_mask)  # type: ignore[arg-type]
 
 
