@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .._utils.arenas import bound_arenas
 from .._utils.choices import DTYPES
 from .._utils.errors import InputError
 from . import options as o
@@ -75,6 +76,7 @@ def studio(
         if find_spec("gradio") is None:
             raise InputError("the page needs gradio: pip install 'ddim[studio]'.")
         _check_address(host, port)
+        bound_arenas()
 
         from ..studio.desk import Desk, Limits
 
