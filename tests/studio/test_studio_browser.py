@@ -43,7 +43,7 @@ def test_a_stopped_edit_keeps_what_was_tuned_and_goes_on(open_page: Any, server:
     page.click("#edit-method input")
     page.get_by_role("option", name="null-text").click()
     page.fill("#edit-steps input", "3")
-    server.pause = 0.1
+    server.pause = 0.05
     page.click("#edit-go")
     said(page, "tuning step 2", "step 5", "step 6")
     page.click("#edit-stop")
