@@ -3,7 +3,7 @@
 The same pictures, smaller, are those of ComfyUI's template browser, beside the workflows of the package.
 
 COMFYUI_PATH=~/ComfyUI COMFYUI_PYTHON=~/ComfyUI/.venv/bin/python PYTHONPATH=src:tests/helpers \\
-    python tests/integrations/comfyui_pictures.py docs/images
+    python tests/integrations/comfyui_pictures.py docs/images [NAME ...]
 """
 
 import sys
@@ -17,13 +17,13 @@ from PIL import Image
 SIZE = (2600, 1100)
 
 
-def main(out: Path) -> None:
-    """Writes ``comfyui_NAME.png`` for each workflow, and ``NAME.jpg`` beside it."""
+def main(out: Path, *names: str) -> None:
+    """Writes ``comfyui_NAME.png`` for each of these workflows, and ``NAME.jpg`` beside it."""
     with tempfile.TemporaryDirectory() as folder:
         server = comfy_server.Server(Path(folder))
         try:
             server.wait()
-            for name in comfy_server.NAMES:
+            for name in names or comfy_server.NAMES:
                 server.add_pictures(opaque="mask" not in name)
                 with comfy_page.opened(server, SIZE) as page:
                     comfy_page.load(page, comfy_page.emoji_graph(name))
@@ -46,4 +46,4 @@ def smaller(file: Path, thumbnail: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

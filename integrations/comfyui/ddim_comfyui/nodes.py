@@ -308,8 +308,8 @@ class Interpolate:
         prompts = {**work.source_names(code_a), **work.source_names(code_b)}
         if len(prompts) != 1:
             raise InputError(
-                f"the two codes have {len(prompts)} conditions, {', '.join(prompts)}, and the pictures between need "
-                "one; invert both with the same positive.",
+                f"the codes have {len(prompts)} conditions, {', '.join(prompts)}, and the pictures between need one; "
+                "invert both with the same positive.",
                 parameter="code_b",
             )
         sizes = [tuple(code.state["x"].shape[1:]) for code in (code_a, code_b)]
