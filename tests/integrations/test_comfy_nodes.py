@@ -29,12 +29,15 @@ class Vae:
 
 
 class Clip:
-    """A token for each letter."""
+    """A token for each letter; brackets and what follows a colon are weights."""
 
-    def tokenize(self, text: str, return_word_ids: bool = False) -> dict[str, Any]:
-        words = [(ord(letter), 1.0, k + 1) for k, word in enumerate(text.split()) for letter in word]
-        row = [(1, 1.0, 0), *words, (2, 1.0, 0)]
-        return {"l": [row + [(0, 1.0, 0)] * (20 - len(row))]}
+    name = "l"
+
+    def tokenize(self, text: str) -> dict[str, Any]:
+        plain = text.partition(":")[0].replace("(", "") if text.endswith(")") else text
+        row = [(1, 1.0), *((ord(letter), 1.0) for letter in plain if letter != " "), (2, 1.0)]
+        rows = [row[k : k + 20] for k in range(0, len(row), 20)]
+        return {self.name: [one + [(0, 1.0)] * (20 - len(one)) for one in rows]}
 
 
 def inverted(patcher: Patcher, **settings: Any) -> tuple[Any, ...]:
@@ -220,7 +223,7 @@ def test_a_controller_gets_the_heads_apart_and_its_answer_is_joined_again() -> N
 
 
 def test_words_have_the_places_of_their_tokens() -> None:
-    tokens = work.control_words(Clip(), "a red cat")
+    tokens = work.control_words(Clip(), "a red cat", "source_text")
     assert tokens.spans == ((1, 2), (2, 5), (5, 8))
     assert tokens.places("cat") == [5, 6, 7]
     assert (tokens.begin, tokens.end, tokens.stop, tokens.length) == (1, 8, 9, 20)
@@ -268,13 +271,16 @@ def test_control_refuses_words_without_a_text_encoder_and_an_unknown_kind() -> N
         nodes.Control().control(kind="refine")
     with refused("kind", "'refin'"):
         nodes.Control().control(kind="refin")
-    with refused("source_text", "'(a cat:1.2)'"):
-        nodes.Control().control(kind="refine", source_text="(a cat:1.2)", clip=_Merging())
+    words = {"kind": "refine", "source_text": "a cat", "target_text": "a cat", "clip": Clip()}
+    for name, text in (("source_text", "(a cat:1.2)"), ("target_text", "a cat with a very long tail")):
+        with refused(name, repr(text)):
+            nodes.Control().control(**{**words, name: text})
+    with refused("clip", "t5xxl"):
+        nodes.Control().control(**{**words, "clip": _T5()})
 
 
-class _Merging(Clip):
-    def tokenize(self, text: str, return_word_ids: bool = False) -> dict[str, Any]:
-        return super().tokenize("cat", return_word_ids)
+class _T5(Clip):
+    name = "t5xxl"
 
 
 def test_interpolate_refuses_codes_of_two_sizes(outside: Path) -> None:

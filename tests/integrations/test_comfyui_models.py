@@ -27,9 +27,10 @@ def test_a_checkpoint_that_comfyui_recognises_is_exact(server: Server) -> None:
     assert server.code(said(outputs, "6")).conditions.cond.rows == 1
 
 
-def test_an_edit_of_a_checkpoint_keeps_every_bit_outside_its_mask(server: Server) -> None:
+@pytest.mark.parametrize("kind", ["refine", "masactrl"])  # the first reads the words of ComfyUI's own CLIP
+def test_an_edit_of_a_checkpoint_keeps_every_bit_outside_its_mask(server: Server, kind: str) -> None:
     nodes = checkpoint(server, "edit_with_mask")
-    nodes["8"]["inputs"]["kind"] = "masactrl"
+    nodes["8"]["inputs"]["kind"] = kind
     edited, source, given = server.latents(nodes, ["9", 0], ["9", 1], ["7", 1])
     assert torch.equal(source, given)
     rows = torch.arange(8)
@@ -178,6 +179,23 @@ def test_another_prompt_changes_what_a_flow_model_makes(server: Server, family: 
     assert decibels(said(outputs, "10")) < 30
     nodes["3"]["inputs"]["text"] = nodes["2"]["inputs"]["text"]
     assert decibels(said(server.run(nodes), "10")) > 60  # its own prompt brings it back
+
+
+@pytest.mark.parametrize("family", FLOWS)
+def test_an_edit_of_a_flow_model_keeps_every_bit_outside_its_mask(server: Server, family: str) -> None:
+    nodes = flow(server, family)
+    nodes["black"] = {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 64, "height": 64}}
+    nodes["white"] = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 32, "height": 64}}
+    both = {"destination": ["black", 0], "source": ["white", 0], "x": 0, "y": 0, "operation": "add"}
+    nodes["mask"] = {"class_type": "MaskComposite", "inputs": both}
+    settings = {"kind": "none", "cross_until": -1.0, "self_until": -1.0, "auto_mask": False, "blend": ""}
+    settings |= {"source_text": "", "target_text": "", "mask": ["mask", 0]}
+    nodes["control"] = {"class_type": "DDIMControl", "inputs": settings}
+    nodes["9"]["inputs"] |= {"positive": ["3", 0], "control": ["control", 0]}
+    edited, source, given = server.latents(nodes, ["9", 0], ["9", 1], ["7", 1])
+    assert torch.equal(source, given)
+    assert torch.equal(edited[..., 4:], source[..., 4:])
+    assert float((edited - source)[..., :4].abs().mean()) > 0.1 * float(source.std())
 
 
 @pytest.mark.parametrize("family", FLOWS)

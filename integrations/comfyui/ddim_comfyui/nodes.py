@@ -283,7 +283,9 @@ class Control:
             raise InputError(f"{kind!r} is none of: {', '.join(work.KINDS)}.", parameter="kind")
         words = None
         if clip is not None and (kind in work.OF_WORDS or blend):
-            words = work.control_words(clip, source_text), work.control_words(clip, target_text)
+            texts = {"source_text": source_text, "target_text": target_text}
+            source, target = (work.control_words(clip, text, name) for name, text in texts.items())
+            words = source, target
         cross, own = (None if until < 0 else until for until in (cross_until, self_until))
         return (work.Control(kind, cross, own, mask, auto_mask, words, blend),)
 

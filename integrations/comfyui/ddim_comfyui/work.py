@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -227,31 +227,53 @@ class Control:
         return AttentionEdit(self.kind, **windows)
 
 
-def control_words(clip: Any, text: str) -> Tokens:
+def control_words(clip: Any, text: str, parameter: str) -> Tokens:
     """Reads a prompt as the tokens that ComfyUI's CLIP makes of it.
+
+    ComfyUI numbers the parts of a prompt that have one weight, and no words. So each word is tokenized alone, and the
+    tokens of the whole prompt must be those of its words, one after the other.
+
+    Args:
+        clip: the CLIP.
+        text: the prompt.
+        parameter: the input of the node that has it, for an error.
 
     Raises:
         InputError: the text encoder is no CLIP, or the tokens cannot be assigned to words.
     """
-    made = clip.tokenize(text, return_word_ids=True)
-    if (rows := made.get("l")) is None:
+    made = clip.tokenize(text)
+    key = next((key for key in ("l", "h", "g") if key in made), None)
+    if key is None:
         raise InputError(
-            f"the text encoder makes tokens of {', '.join(made)}, and only those of CLIP L are read; use the kind "
+            f"the text encoder makes tokens of {', '.join(made)}, and only those of CLIP are read; use the kind "
             "'masactrl' or 'none', which need no words.",
             parameter="clip",
         )
-    ids = [word for row in rows for _, _, word in row]
-    words, count = tuple(text.split()), max(ids, default=0)
-    if len(rows) > 1 or count != len(words):
+    end = _ids(clip.tokenize("")[key][0])[1]
+    words, spans, inner = tuple(text.split()), list[tuple[int, int]](), list[int]()
+    for word in words:
+        own = _between(_ids(clip.tokenize(word)[key][0]), end)
+        spans.append((1 + len(inner), 1 + len(inner) + len(own)))
+        inner += own
+    row = _ids(made[key][0])
+    if len(made[key]) > 1 or _between(row, end) != inner:
         raise InputError(
-            f"{text!r} has {len(words)} words, and its tokens are those of {count} in {len(rows)} parts; write plain "
-            "words, without weights, that fit one part.",
-            parameter="source_text",
+            f"{text!r} has other tokens than its {len(words)} words, or too many of them; write plain words, without "
+            "weights, that fit one part of a prompt.",
+            parameter=parameter,
         )
-    spans = tuple((ids.index(k), len(ids) - ids[::-1].index(k)) for k in range(1, count + 1))
-    end = spans[-1][1] if spans else 1
-    numbers = tuple(token if isinstance(token, int) else -1 for token, _, _ in rows[0])
-    return Tokens(text, words, numbers, spans, 0, 1, end, min(end + 1, len(ids)))
+    stop = 1 + len(inner)
+    return Tokens(text, words, tuple(row), tuple(spans), 0, 1, stop, min(stop + 1, len(row)))
+
+
+def _ids(row: Sequence[Any]) -> list[int]:
+    """Returns the ids of a row of ComfyUI's tokens (id, weight, ...); -1 for a vector of textual inversion."""
+    return [one[0] if isinstance(one[0], int) else -1 for one in row]
+
+
+def _between(row: list[int], end: int) -> list[int]:
+    """Returns what stands between the start token of a row and its end token."""
+    return row[1 : row.index(end, 1)]
 
 
 class EditedLatents(NamedTuple):

@@ -72,13 +72,8 @@ class Clip:
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def tokenize(self, text: str, return_word_ids: bool = False, **others: Any) -> dict[str, Any]:
-        tokens = self.model.tokens(text)
-        words = [0] * len(tokens.row)
-        for k, (begin, end) in enumerate(tokens.spans):
-            words[begin:end] = [k + 1] * (end - begin)
-        row = [(t, 1.0, w) if return_word_ids else (t, 1.0) for t, w in zip(tokens.row, words, strict=True)]
-        return {"l": [row], "text": text} if not return_word_ids else {"l": [row]}
+    def tokenize(self, text: str, **others: Any) -> dict[str, Any]:
+        return {"l": [[(token, 1.0) for token in self.model.tokens(text).row]], "text": text}
 
     def encode_from_tokens_scheduled(self, tokens: dict[str, Any], **others: Any) -> list[Any]:
         cond = self.model.encode_prompt([tokens["text"]]).tensors["text"]
