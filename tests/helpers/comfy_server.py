@@ -93,9 +93,14 @@ class Server:
         """Writes a small model of ``comfyui_checkpoint.py`` with random weights, once; returns its name."""
         file = self.models(folder) / f"{kind}.safetensors"
         if not file.is_file():
-            command = [self.python, TESTS / "comfyui_checkpoint.py", kind, file]
-            subprocess.run(command, cwd=COMFYUI, env=self.env, check=True)
+            self.script("comfyui_checkpoint.py", kind, str(file))
         return file.name
+
+    def script(self, name: str, *arguments: str) -> str:
+        """Runs a script of the tests with ComfyUI's modules, and returns what it prints."""
+        command = [self.python, str(TESTS / name), *arguments]
+        env = {**self.env, "PYTHONPATH": os.pathsep.join([str(NODES), self.env["PYTHONPATH"]])}
+        return subprocess.run(command, cwd=COMFYUI, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def get(self, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()

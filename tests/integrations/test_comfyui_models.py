@@ -40,6 +40,10 @@ def test_an_edit_of_a_checkpoint_keeps_every_bit_outside_its_mask(server: Server
     assert float((edited - source)[..., ~outside, :].abs().mean()) > 0.1 * float(source.std())
 
 
+def test_the_words_of_comfyuis_tokens_are_those_of_the_library(server: Server) -> None:
+    assert server.script("comfyui_words.py").endswith("4 prompts have equal words\n")
+
+
 # --- LoRAs ------------------------------------------------------------------------------------------------------------
 
 WIDTHS = {"down_blocks_0": 320, "down_blocks_1": 640, "mid_block": 640, "up_blocks_0": 640, "up_blocks_1": 320}
