@@ -258,8 +258,8 @@ def control_words(clip: Any, text: str, parameter: str) -> Tokens:
     row = _ids(made[key][0])
     if len(made[key]) > 1 or _between(row, end) != inner:
         raise InputError(
-            f"{text!r} has other tokens than its {len(words)} words, or too many of them; write plain words, and so few "
-            "that they fit one part of a prompt.",
+            f"{text!r} has other tokens than its {len(words)} words, or too many of them; write plain words that fit "
+            "one part of a prompt.",
             parameter=parameter,
         )
     stop = 1 + len(inner)
