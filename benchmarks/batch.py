@@ -96,7 +96,7 @@ def measured(work: Work, out: Path, spread: Spread) -> dict[str, Any]:
             first.append(time.perf_counter() - began)
 
     with peak() as taken:
-        summary = run_batch(work, out, spread, on_progress=note)
+        summary = run_batch(work, out, spread, on_event=note)
     seconds = time.perf_counter() - began
     half = [size for at, size in taken if at > seconds / 2] or [0.0]
     early = [size for at, size in taken if first and first[0] < at <= seconds / 2] or half

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -75,6 +76,52 @@ def test_codes_are_reconstructed_in_their_batches_and_their_errors_stay(model: s
         run_batch(Work("reconstruct", Columns(str(tmp_path / "codes")), model), tmp_path / "other")
     with refused("data"):
         run_batch(Work("reconstruct", Columns(str(tmp_path / "out")), model), tmp_path / "other")
+
+
+def test_a_batch_is_read_while_another_one_is_computed(
+    model: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The first batch is computed until the second one has been read."""
+    read, compute, second = workers.Worker._read, workers.Worker._compute, threading.Event()
+
+    def reading(self: Any, indices: range) -> Any:
+        found = read(self, indices)
+        if indices.start:
+            second.set()
+        return found
+
+    def computing(self: Any, number: int, *others: Any) -> Any:
+        if number == 0:
+            assert second.wait(60), "the second batch was not read before the first one was computed"
+        return compute(self, number, *others)
+
+    monkeypatch.setattr(workers.Worker, "_read", reading)
+    monkeypatch.setattr(workers.Worker, "_compute", computing)
+    assert run_batch(inverting(model, pictures), tmp_path / "out").computed == 3
+
+
+def test_pictures_that_do_not_fit_end_the_run_and_a_broken_first_one_does_not(
+    model: str, pictures: Path, tmp_path: Path
+):
+    (pictures / "00.png").write_bytes(b"broken")
+    run = run_batch(inverting(model, pictures, batch=1), tmp_path / "broken")
+    assert [key for key, _ in run.errors] == ["00.png", "04.png"]
+    for file in pictures.glob("*.png"):
+        picture(file, 1, size=(40, 50))
+    with refused("images", "40x50"):
+        run_batch(inverting(model, pictures), tmp_path / "out")
+    assert not Output(tmp_path / "out").numbers()
+    assert not run_batch(inverting(model, pictures, resize=True), tmp_path / "out").errors
+
+
+def test_more_items_than_before_are_refused_by_their_number(model: str, pictures: Path, tmp_path: Path):
+    run_batch(inverting(model, pictures, count=4), tmp_path / "out")
+    with refused("count", 4, 8):
+        run_batch(inverting(model, pictures, count=8), tmp_path / "out")
+    with refused("count"):
+        run_batch(Work("reconstruct", Columns(str(tmp_path / "out")), model, count=2), tmp_path / "again")
+    with refused("out"):
+        run_batch(inverting(model, pictures), tmp_path / "other" / ".." / "pictures" / "out")
 
 
 def test_a_missing_batch_is_computed_again_alone(model: str, pictures: Path, tmp_path: Path):
@@ -242,6 +289,6 @@ def test_a_stop_ends_the_computation_at_its_next_step(
 
     work = inverting(model, pictures, arguments={**STEPS, "steps": 200})
     with pytest.raises(KeyboardInterrupt):
-        run_batch(work, tmp_path / "out", on_progress=stop)
+        run_batch(work, tmp_path / "out", on_event=stop)
     assert Output(tmp_path / "out").numbers() < {0, 1, 2}
     assert len(steps) < 3 * 400

@@ -2,9 +2,13 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +65,12 @@ def test_a_worker_that_is_killed_is_begun_again(work: Work, tmp_path: Path):
                     killed.append(int(process.name))
                     return
 
-    run_batch(work, tmp_path / "ray", Spread("local", workers=1, timeout=TIMEOUT), on_progress=kill)
+    run_batch(work, tmp_path / "ray", Spread("local", workers=1, timeout=TIMEOUT), on_event=kill)
     assert killed
     assert list(Output(tmp_path / "ray").rows()) == list(Output(tmp_path / "here").rows())
 
 
 def test_an_option_that_the_model_does_not_take_is_one_sentence(work: Work, tmp_path: Path):
-    from dataclasses import replace
-
     wrong = replace(work, arguments={**STEPS, "prompt": "a cat"})
     with refused("prompt"):
         run_batch(wrong, tmp_path / "ray", Spread("local", timeout=TIMEOUT))
@@ -78,9 +80,19 @@ def test_an_option_that_the_model_does_not_take_is_one_sentence(work: Work, tmp_
         run_batch(work, tmp_path / "none", Spread("nowhere"))
 
 
+def test_an_address_at_which_something_else_listens_is_refused():
+    """In a process of its own, in which Ray may go on trying."""
+    with socket.create_server(("127.0.0.1", 0)) as dumb:
+        address = f"127.0.0.1:{dumb.getsockname()[1]}"
+        lines = f"from ddim.batch import on_ray; on_ray.CONNECT = 1.0; on_ray._started({address!r})"
+        ended = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=TIMEOUT)
+    assert f"InputError: ray: what listens at {address!r} does not answer" in ended.stderr
+
+
 def test_more_workers_than_processors_end_the_same_run(work: Work, tmp_path: Path):
+    work = replace(work, batch=1)
     run_batch(work, tmp_path / "here")
-    run_batch(work, tmp_path / "ray", Spread("local", workers=5, timeout=TIMEOUT))
+    run_batch(work, tmp_path / "ray", Spread("local", workers=(os.cpu_count() or 1) + 3, timeout=TIMEOUT))
     assert list(Output(tmp_path / "ray").rows()) == list(Output(tmp_path / "here").rows())
 
 

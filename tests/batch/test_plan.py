@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from refusals import refused
 
+import ddim
 from ddim.batch.on_ray import LEFT_FREE, _share
 from ddim.batch.output import Output, empty_row
 from ddim.batch.plan import Plan, filled, first_difference
@@ -51,6 +53,19 @@ def test_a_plan_is_read_as_it_was_written_and_another_one_names_its_setting(tmp_
     for wrong in ({}, {"format": "ddim.batch", "version": 1, "items": 0, "batch": 4, "settings": {}}):
         with refused("out"):
             Plan.read(wrong, "plan")
+
+
+def test_settings_that_differ_are_different_plans_and_what_has_no_plain_form_is_refused():
+    long = torch.zeros(2000)
+    other = long.clone()
+    other[1000] = 1.0
+    texts = [Plan(1, 1, {"mask": mask}).text() for mask in (long, long.clone(), other, long.double())]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) == 3
+    weights = [Plan(1, 1, {"guidance": ddim.Guidance(w)}).text() for w in (1.0, 2.0)]
+    assert weights[0] != weights[1]
+    with refused("arguments", "object"):
+        Plan(1, 1, {"solver": object()}).text()
 
 
 def test_an_output_knows_what_is_missing_and_refuses_other_data(tmp_path: Path):

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from ddim.cli.app import app
 
 
-def picture(path: Path, seed: int = 0, size: int = 8) -> Path:
-    pixels = torch.randint(0, 256, (size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    Image.frombytes("L", (size, size), pixels.numpy().tobytes()).save(path)
+def picture(path: Path, seed: int = 0, size: int | tuple[int, int] = 8) -> Path:
+    width, height = size if isinstance(size, tuple) else (size, size)
+    pixels = torch.randint(0, 256, (height, width), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    Image.frombytes("L", (width, height), pixels.numpy().tobytes()).save(path)
     return path
 
 

@@ -121,15 +121,31 @@ def silence_libtiff() -> None:
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
-@contextmanager
-def without_stderr() -> Iterator[None]:
-    """Nothing that this process or a library in C writes to stderr is seen inside the block."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+def _to_nowhere() -> Callable[[], None]:
+    def flush() -> None:
+        if sys.stderr is not None:  # which a program without a console has not
+            sys.stderr.flush()
+
+    flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        return lambda: None
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     os.close(nowhere)
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
+        flush()
         os.dup2(kept, 2)
         os.close(kept)
+
+    return restore
+
+
+_WITHOUT_STDERR = _Change(_to_nowhere)
+
+
+def without_stderr() -> AbstractContextManager[None]:
+    """Nothing that this process or a library in C writes to stderr is seen inside the block."""
+    return _WITHOUT_STDERR.block()

@@ -20,8 +20,9 @@ from .worker import UNDER_WAY, Done, Work, Worker
 
 LEFT_FREE = 0.2
 """The part of all CPUs that no worker reserves. Ray Data has tasks of its own, and would wait for ever without."""
-ANSWER = 10.0
-"""How many seconds the address of a cluster has to answer."""
+ANSWER, CONNECT = 10.0, 60.0
+"""How many seconds the address of a cluster has to answer, and the cluster to take this process in."""
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 STORE = 100 * 2**20
 """Bytes of Ray's object store on this machine. Only the numbers of batches go through it."""
 BLOCKS = 4096
@@ -84,7 +85,6 @@ def _started(address: str) -> tuple[Any, bool]:
     for name, value in (
         ("RAY_USAGE_STATS_ENABLED", "0"),
         ("RAY_DATA_DISABLE_PROGRESS_BARS", "1"),
-        ("RAY_BACKEND_LOG_LEVEL", "fatal"),
         ("RAY_ENABLE_AUTO_CONNECT", "0"),  # a thread that outlives a run that gave up would start another Ray
         ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
     ):
@@ -96,16 +96,7 @@ def _started(address: str) -> tuple[Any, bool]:
         raise InputError("A cluster needs Ray Data: pip install 'ddim[batch]'.", parameter="ray") from None
     ours = not ray.is_initialized()
     if ours:
-        _check_answers(address)
-    local: dict[str, Any] = {"object_store_memory": STORE, "include_dashboard": False} if address == "local" else {}
-    try:
-        if ours:
-            with without_stderr():  # Ray says there that its log level was set
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    except Exception as error:  # ray raises several kinds
-        if address == "local":
-            raise DDIMError(f"Ray could not be started here: {reason_of(error)}") from None
-        raise InputError(f"there is no Ray at {address!r}: {reason_of(error)}", parameter="ray") from None
+        _start(ray) if address == "local" else _join(ray, address)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context: Any = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -113,19 +104,55 @@ def _started(address: str) -> tuple[Any, bool]:
     return ray, ours
 
 
+def _start(ray: Any) -> None:
+    """Starts Ray on this machine. Raises DDIMError if it does not start."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    try:
+        with without_stderr():  # Ray says there that its log level was set
+            ray.init("local", object_store_memory=STORE, include_dashboard=False, **QUIET)
+    except Exception as error:  # ray raises several kinds
+        raise DDIMError(f"Ray could not be started here: {reason_of(error)}") from None
+
+
+def _join(ray: Any, address: str) -> None:
+    """Joins a cluster. Raises InputError if there is none at the address."""
+    _check_answers(address)
+    said: queue.Queue[Exception | None] = queue.Queue()
+
+    def connect() -> None:
+        try:
+            ray.init(address, **QUIET)
+            said.put(None)
+        except Exception as error:  # ray raises several kinds
+            said.put(error)
+
+    # In a thread of its own, because Ray waits for ever for what listens and is no cluster.
+    threading.Thread(target=connect, name="ddim-batch-ray-join", daemon=True).start()
+    try:
+        error = said.get(timeout=CONNECT)
+    except queue.Empty:
+        raise InputError(
+            f"what listens at {address!r} does not answer as a Ray cluster within {CONNECT:g} seconds; use the address "
+            "that ray start printed.",
+            parameter="ray",
+        ) from None
+    if error is not None:
+        raise InputError(f"there is no Ray at {address!r}: {reason_of(error)}", parameter="ray") from None
+
+
 def _check_answers(address: str) -> None:
     """Raises InputError for what is no address, and if nothing listens at it.
 
     Ray itself would try for minutes, and then end the process.
     """
-    if address in ("local", "auto"):
+    if address == "auto":
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         raise InputError(f"{address!r} is no address; use local, auto, or the HOST:PORT of a cluster.", parameter="ray")
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
-    except (OSError, OverflowError) as error:  # OverflowError is that of a port above 65535
+    except (OSError, OverflowError, ValueError) as error:  # the latter two of a port above 65535 and of a host's name
         raise InputError(f"there is no Ray at {address!r}: {reason_of(error)}", parameter="ray") from None
 
 
@@ -192,30 +219,36 @@ def _answers(data: Any, timeout: float, ray: Any) -> Generator[Done]:
     import json
 
     said: queue.Queue[Any] = queue.Queue()
+    given_up = threading.Event()
 
     def wait_for_ray() -> None:
         try:
             for row in data.iter_rows():
+                if given_up.is_set():
+                    return  # which ends the workers of a Ray that is not ours to shut down
                 said.put(row["said"])
             said.put(None)
         except BaseException as error:
             said.put(error)
 
     threading.Thread(target=wait_for_ray, name="ddim-batch-ray", daemon=True).start()
-    while True:
-        try:
-            answer = said.get(timeout=timeout)
-        except queue.Empty:
-            raise DDIMError(_stuck(ray, timeout)) from None
-        if answer is None:
-            return
-        if isinstance(answer, BaseException):
-            raise DDIMError(f"Ray ended the run: {reason_of(answer)} The same command goes on.") from answer
-        found: dict[str, Any] = json.loads(answer)
-        if "kind" in found:
-            kind = InputError if found.pop("kind") == "input" else DDIMError
-            raise kind(found["message"], parameter=found.get("parameter"), hint=found.get("hint"))
-        yield Done(**{**found, "warnings": tuple(found["warnings"])})
+    try:
+        while True:
+            try:
+                answer = said.get(timeout=timeout)
+            except queue.Empty:
+                raise DDIMError(_stuck(ray, timeout)) from None
+            if answer is None:
+                return
+            if isinstance(answer, BaseException):
+                raise DDIMError(f"Ray ended the run: {reason_of(answer)} The same command goes on.") from answer
+            found: dict[str, Any] = json.loads(answer)
+            if "kind" in found:
+                kind = InputError if found.pop("kind") == "input" else DDIMError
+                raise kind(found["message"], parameter=found.get("parameter"), hint=found.get("hint"))
+            yield Done(**{**found, "warnings": tuple(found["warnings"])})
+    finally:
+        given_up.set()
 
 
 def _stuck(ray: Any, timeout: float) -> str:

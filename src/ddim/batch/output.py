@@ -96,7 +96,7 @@ class Output:
             f"{has} is where {had} was"
         )  # fmt: skip
         raise InputError(
-            f"{what}, and {self.folder} was begun with the data as they were; choose another --out.", parameter="data"
+            f"{what}, and {self.folder} was begun with the data as they were; choose another output.", parameter="data"
         )
 
     def part(self, number: int) -> Path:

@@ -3,8 +3,11 @@
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from .._utils.errors import InputError, is_dict, is_whole
 
@@ -43,9 +46,13 @@ class Plan:
         return hashlib.sha256(self.text().encode()).hexdigest()[:16]
 
     def text(self) -> str:
-        """Returns the plan as JSON."""
+        """Returns the plan as JSON.
+
+        Raises:
+            InputError: a setting is of a type that has no plain form.
+        """
         about = {"format": FORMAT, "version": VERSION, "items": self.count, "batch": self.size}
-        return json.dumps({**about, "settings": dict(self.settings)}, indent=2, sort_keys=True, default=str) + "\n"
+        return json.dumps({**about, "settings": dict(self.settings)}, indent=2, sort_keys=True, default=_plain) + "\n"
 
     @staticmethod
     def read(content: Mapping[str, Any], name: str) -> "Plan":
@@ -80,7 +87,7 @@ class Plan:
             if had.get(name) != now.get(name):
                 raise InputError(
                     f"{folder} was begun with {_shown(had.get(name))}, not with {_shown(now.get(name))}; go on with "
-                    "the same options, or choose another --out.",
+                    "the same options, or choose another output.",
                     parameter=name,
                 )
 
@@ -113,6 +120,30 @@ def first_difference(
             return None
 
 
+def _plain(value: Any) -> Any:
+    """Returns a setting in a form that JSON has, and that is the same for equal settings only.
+
+    Raises:
+        InputError: there is none.
+    """
+    if isinstance(value, (Path, torch.dtype, torch.device)):
+        return str(value)
+    if isinstance(value, torch.Tensor):
+        data = value.detach().cpu().contiguous()
+        return [
+            str(data.dtype),
+            list(data.shape),
+            hashlib.sha256(data.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest(),
+        ]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"type": type(value).__name__, **{one.name: getattr(value, one.name) for one in fields(value)}}
+    raise InputError(
+        f"a {type(value).__name__} cannot be written into the plan; give a function of the model, and say in settings "
+        "what it depends on.",
+        parameter="arguments",
+    )
+
+
 def _shown(value: object) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    text = json.dumps(value, default=_plain, ensure_ascii=False)
     return "none" if value is None else text if len(text) <= 60 else f"{text[:57]}..."

@@ -11,6 +11,7 @@ from typing import Any
 from .._utils.errors import DDIMError, InputError, is_number, is_whole
 from .._utils.lock import only_process
 from ..data.sources import HUB
+from ..models import bundled_models
 from .items import Items, open_items, stamp_of_files
 from .output import Output
 from .plan import Plan
@@ -82,11 +83,6 @@ class Summary:
     errors: Sequence[tuple[str, str]] = ()
     warnings: Sequence[str] = field(default_factory=list[str])
 
-    @property
-    def items_missing(self) -> int:
-        """The number of items in the missing batches, if the last batch is among them."""
-        return min(self.missing * self.plan.size, self.plan.count)
-
 
 def run_batch(
     work: Work,
@@ -94,7 +90,7 @@ def run_batch(
     spread: Spread | None = None,
     *,
     dry_run: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_event: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Computes all batches that are not stored yet.
 
@@ -106,7 +102,7 @@ def run_batch(
         out: the folder of the output, which all workers must see.
         spread: where the batches are computed; by default in this process.
         dry_run: only say how much work there is; nothing is written.
-        on_progress: called at the beginning and after every batch.
+        on_event: called at the beginning and after every batch.
 
     Returns:
         what was done, with the items that have no result.
@@ -123,8 +119,8 @@ def run_batch(
         import pyarrow  # noqa: F401
     except ImportError:
         raise InputError("Results are stored as parquet, which needs pyarrow: pip install 'ddim[batch]'.") from None
-    out, work = out.absolute(), _from_anywhere(work)
-    if Path(work.columns.data) in (out, *out.parents):
+    out, work = out.resolve(), _from_anywhere(work)
+    if work.columns.data and Path(work.columns.data).resolve() in (out, *out.parents):
         raise InputError(
             f"{out} lies in the data, which would change with every batch; choose another.", parameter="out"
         )
@@ -141,7 +137,7 @@ def run_batch(
     with only_process(out, "writing pictures to", "--out"):
         if not begun:
             output.write_plan(plan, listed)
-        return _computed(work, plan, output, items, spread, on_progress)
+        return _computed(work, plan, output, items, spread, on_event)
 
 
 def _computed(
@@ -150,7 +146,7 @@ def _computed(
     output: Output,
     items: Items,
     spread: Spread,
-    on_progress: Callable[[Progress], None] | None,
+    on_event: Callable[[Progress], None] | None,
 ) -> Summary:
     """Computes what is missing of a plan."""
     missing = output.missing(plan)
@@ -158,16 +154,16 @@ def _computed(
     begun = plan.count - left
     progress = Progress(plan, plan.batches - len(missing), begun, begun)
     said: dict[str, None] = {}
-    if on_progress is not None:
-        on_progress(progress)
+    if on_event is not None:
+        on_event(progress)
     if missing:
         with closing(_engine(work, plan, output, items, spread)(missing)) as batches:
             for done in batches:
                 said |= dict.fromkeys(done.warnings)
                 count = progress.items + done.good + done.bad
                 progress = Progress(plan, progress.batches + 1, count, begun, done)
-                if on_progress is not None:
-                    on_progress(progress)
+                if on_event is not None:
+                    on_event(progress)
     if lost := output.missing(plan):
         raise DDIMError(
             f"{len(lost)} batches were computed and are not in {output.folder}: the workers do not write to the same "
@@ -208,20 +204,25 @@ def _here(worker: Worker, numbers: Sequence[int]) -> Generator[Done]:
 
 
 def _from_anywhere(work: Work) -> Work:
-    """The work with the absolute path of its data, which workers in other folders open."""
-    path = Path(work.columns.data)
-    local = work.columns.data and path.exists() and not work.columns.data.startswith(HUB)
-    return replace(work, columns=replace(work.columns, data=os.fspath(path.absolute()))) if local else work
+    """The work with absolute paths of its data and of its model, which workers in other folders open."""
+    data, model = work.columns.data, work.model
+    if data and not data.startswith(HUB) and Path(data).exists():
+        data = os.fspath(Path(data).absolute())
+    if model not in bundled_models() and Path(model).exists():
+        model = os.fspath(Path(model).absolute())
+    return replace(work, model=model, columns=replace(work.columns, data=data))
 
 
 def _check(work: Work) -> None:
-    """Raises InputError for a number that is none."""
+    """Raises InputError for a number that does not fit, or for data that are missing."""
     for name in ("batch", "threads"):
         value = getattr(work, name)
         if not is_whole(value) or value < 1:
             raise InputError(f"{value} is not a whole number of at least 1.", parameter=name)
     if work.count is not None and (not is_whole(work.count) or work.count < 1):
         raise InputError(f"{work.count} is not a number of items; use 1 or more.", parameter="count")
+    if work.command == "reconstruct" and work.count is not None:
+        raise InputError("the items are those of the inversion; leave it out.", parameter="count")
     if work.command == "sample" and not work.columns.data and work.count is None:
         raise InputError("it is missing; say how many pictures to draw, or give data with prompts.", parameter="count")
     if work.command != "sample" and not work.columns.data:
@@ -239,10 +240,17 @@ def _settings(work: Work) -> Mapping[str, Any]:
         **columns,
         "resize": work.resize,
         "threads": work.threads,
+        "count": work.count,
+        "device": _kind_of(work.loading.get("device")),
         **{key: value for key, value in work.loading.items() if key != "device" and value is not None},
         **given,
         **work.settings,
     }
+
+
+def _kind_of(device: Any) -> str | None:
+    """The kind of a device that was named: the kind decides the last bits, its number does not."""
+    return None if device is None else str(device).partition(":")[0]
 
 
 def _model_stamp(model: str) -> str:

@@ -96,7 +96,6 @@ class Worker:
         self._computing = ThreadPoolExecutor(1, "ddim-batch")
         self._model: Any = None
         self._arguments: Mapping[str, Any] = {}
-        self._worked = bool(self.output.numbers())
         self.stopped = False
 
     def load(self) -> None:
@@ -105,7 +104,8 @@ class Worker:
         Raises:
             InputError: there is no such model, or an option does not go with it.
         """
-        self._computing.submit(self._load).result()
+        if self._model is None:  # else the caller would wait for the batch that is computed now
+            self._computing.submit(self._load).result()
 
     def run(self, number: int) -> Done:
         """Reads, computes and writes a batch; several may be begun at once, from several threads.
@@ -121,6 +121,8 @@ class Worker:
         else:
             self.load()
             contents, failures = self._read(indices)
+            if len(failures) == len(indices) and all(error.offer for error in failures.values()):
+                self._end_if_first(failures[0])  # they are whole, and do not fit the model
             rows, said = self._computing.submit(self._compute, number, contents, failures).result()
             self.output.write(number, rows)
         bad = sum(row["error"] is not None for row in rows)
@@ -150,10 +152,10 @@ class Worker:
             self._items = open_items(self.work.command, self.work.columns, self.work.count)
         return self._items
 
-    def _read(self, indices: range) -> tuple[list[tuple[Item, Any]], dict[int, str]]:
-        """Reads a batch: each item with its content, and by place the sentence of each that cannot be read."""
+    def _read(self, indices: range) -> tuple[list[tuple[Item, Any]], dict[int, InputError]]:
+        """Reads a batch: each item with its content, and by place the error of each that cannot be read."""
         contents: list[tuple[Item, Any]] = []
-        failures: dict[int, str] = {}
+        failures: dict[int, InputError] = {}
         with self._reading:
             items = self.items()
             for place, index in enumerate(indices):
@@ -161,7 +163,7 @@ class Worker:
                 try:
                     content = self._content(items.open(index))
                 except InputError as error:
-                    failures[place] = error.message
+                    failures[place] = error
                 contents.append((item, content))
         return contents, failures
 
@@ -182,7 +184,7 @@ class Worker:
         return read_images(opened, self._model.picture, resize=self.work.resize)[0]
 
     def _compute(
-        self, number: int, contents: Sequence[tuple[Item, Any]], failures: Mapping[int, str]
+        self, number: int, contents: Sequence[tuple[Item, Any]], failures: Mapping[int, InputError]
     ) -> tuple[list[Row], list[str]]:
         """Computes a batch, and returns its rows and what was warned of."""
         indices = self.plan.indices(number)
@@ -190,8 +192,8 @@ class Worker:
         for row, (item, _) in zip(rows, contents, strict=True):
             row |= {"prompt": item.prompt or None, "target": item.target or None}
             row |= {"label": item.label, "target_label": item.target_label}
-        for place, sentence in failures.items():
-            rows[place]["error"] = sentence
+        for place, error in failures.items():
+            rows[place]["error"] = error.message
         good = [place for place in range(len(rows)) if place not in failures]
         if not good:
             return rows, []
@@ -233,10 +235,14 @@ class Worker:
                 raise
 
         results = isolate_failures(good, alone, failed)
-        if len(refused) == len(good) and not self._worked:
-            raise refused[0]
-        self._worked = self._worked or len(refused) < len(good)
+        if len(refused) == len(good):
+            self._end_if_first(refused[0])
         return results
+
+    def _end_if_first(self, refused: InputError) -> None:
+        """Raises the error of a batch that was refused as a whole, if none is stored yet: an option is wrong."""
+        if not self.output.numbers():
+            raise refused
 
     def _on_event(self, event: object) -> None:
         if self.stopped:

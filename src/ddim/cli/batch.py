@@ -276,7 +276,7 @@ def _run(terminal: Terminal, work: "Work", run: Run) -> None:
     spread = Spread(run.ray, run.workers, run.timeout)
     try:
         with _shown(terminal, work.command) as show:
-            summary = run_batch(work, out, spread, dry_run=run.dry_run, on_progress=show)
+            summary = run_batch(work, out, spread, dry_run=run.dry_run, on_event=show)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Interrupted; finished batches are kept, and the same command goes on.") from None
     for sentence in summary.warnings:
