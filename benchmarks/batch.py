@@ -1,6 +1,6 @@
 """``ddim batch`` on one worker and on two: pictures a second, their ratio, and the peak memory, all in one run.
 
-    python benchmarks/batch.py [--images 2000] [--workers 1 2] [--method bdia] [--steps 20] [--batch 16] [--data FOLDER]
+    python benchmarks/batch.py [--images 2000] [--workers 1 2] [--method bdia] [--steps 20] [--batch 16]
 
 The pictures of ``emoji`` that the package carries are repeated to ``--images`` files, each with other lowest bits, and
 inverted and reconstructed with one thread a worker: first in this process, without Ray, then on Ray with each number
@@ -11,6 +11,7 @@ equal, row for row. Memory is that of all processes of the run: the sum of their
 import argparse
 import os
 import platform
+import sys
 import tempfile
 import threading
 import time
@@ -111,7 +112,7 @@ def measured(work: Work, out: Path, spread: Spread) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--images", type=int, default=2000)
@@ -121,7 +122,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--only-ray", action="store_true", help="leave out the run in this process")
     options = parser.parse_args()
-    print(f"python benchmarks/batch.py --images {options.images} --steps {options.steps} --batch {options.batch}")
+    print("python benchmarks/batch.py", *sys.argv[1:])
     print(f"{platform.processor() or platform.machine()}, {usable_cores()} cores, load {os.getloadavg()[0]:.1f}\n")
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
@@ -148,6 +149,7 @@ def main() -> None:
                 f" {found['errors']:7}",
                 flush=True,
             )
+        equal = True
         one, *others = (list(Output(root / name).rows()) for name in runs)
         if others:
             equal = all(one == other for other in others)
@@ -158,6 +160,8 @@ def main() -> None:
         for name, rate in by_workers[1:]:
             print(f"{name} workers: {rate / by_workers[0][1]:.2f} times {by_workers[0][0]}, after the first batch")
 
+    return not equal
+
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from batch import processes_below, write_pictures
@@ -62,7 +63,8 @@ class Driver:
     def kill_worker(self, chance: random.Random) -> bool:
         """Kills one of the workers; False if there is none."""
         if workers := [pid for pid in processes_below(self.process.pid) if is_worker(pid)]:
-            os.kill(chance.choice(workers), signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(chance.choice(workers), signal.SIGKILL)
         return bool(workers)
 
     def kill(self) -> tuple[float, int]:
@@ -74,7 +76,8 @@ class Driver:
         while (left := [pid for pid in family if Path(f"/proc/{pid}").exists()]) and time.monotonic() - began < 60:
             time.sleep(0.1)
         for pid in left:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         return time.monotonic() - began, len(left)
 
 
@@ -107,6 +110,7 @@ def main() -> int:
         driver = Driver(command, out)
         for k in range(options.kills):
             if not driver.wait_for(1 + k * 2):
+                faults.append(f"the run ended before worker {k + 1} could be killed")
                 break
             time.sleep(chance.uniform(0, 1))
             before = stored(out)

@@ -163,7 +163,11 @@ def sample(
     Example: ddim batch sample --count 1000 --prompt "twemoji dog face" --out dogs
     """
     with Terminal() as terminal:
+        from ..solvers import make_solver
+
         holding.check()
+        if solving.solver is not None:
+            make_solver(solving.solver)
         groups = (guiding, solving, grid, holding)
         work = _work("sample", data, captions, model, machine, run, groups, _usual_of_samples, {})
         _run(terminal, work, run)
@@ -303,7 +307,8 @@ def _lines(summary: "Summary", run: Run, seconds: float) -> Iterator[str]:
     plan, failed = summary.plan, len(summary.errors)
     if run.dry_run:
         begun = f"{plan.batches - summary.missing} of them done" if summary.missing < plan.batches else "none done"
-        yield f"{plan.count:,} items in {plan.batches:,} batches of {plan.size}, {begun}; nothing was written."
+        cut = f"{plan.batches:,} batches of {plan.size}" if plan.batches > 1 else f"one batch of {plan.size}"
+        yield f"{plan.count:,} items in {cut}, {begun}; nothing was written."
     else:
         yield f"[bold]{escaped(run.folder())}[/bold]  {plan.count - failed:,} of {plan.count:,} items have a result"
     for key, sentence in summary.errors[:SHOWN]:

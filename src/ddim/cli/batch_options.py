@@ -127,7 +127,7 @@ class Run(Options):
     out: Path | None = option(
         None, "--out", "The folder of the results; a run that was stopped goes on there.", o.FILES, metavar="DIR"
     )
-    dry_run: bool = option(False, "--dry-run", "Only say how much work there is.", o.FILES)
+    dry_run: bool = option(False, "--dry-run", "Only say how much work there is; the model is not loaded.", o.FILES)
     ray: str | None = option(
         None,
         "--ray",
@@ -140,7 +140,10 @@ class Run(Options):
     )
     threads: int = option(1, "--threads", "CPU threads of each worker; they decide the last bits.", MACHINE, min=1)
     timeout: float = option(
-        3600.0, "--timeout", "On Ray, end with an error after so many seconds without a finished batch.", MACHINE
+        3600.0,
+        "--timeout",
+        "On Ray, the most seconds without a finished batch; then the run ends with an error.",
+        MACHINE,
     )
 
     def folder(self) -> Path:
