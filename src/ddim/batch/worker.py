@@ -122,7 +122,10 @@ class Worker:
             self.load()
             contents, failures = self._read(indices)
             if len(failures) == len(indices) and all(error.offer for error in failures.values()):
-                self._end_if_first(failures[0])  # they are whole, and do not fit the model
+                key, error = contents[0][0].key, failures[0]  # they are whole, and do not fit the model
+                self._end_if_first(
+                    InputError(f"{key}: {error.message}", parameter=error.parameter, hint=error.hint, offer=error.offer)
+                )
             rows, said = self._computing.submit(self._compute, number, contents, failures).result()
             self.output.write(number, rows)
         bad = sum(row["error"] is not None for row in rows)

@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from math import isnan
 from pathlib import Path
@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from .._utils.error_text import printable, reason_of
 from .._utils.errors import DDIMWarning, InputError, UnknownName, is_whole
+from .._utils.silence import quiet
 from .folders import listing, read_folder
 from .idx import IdxPart, idx_file, read_images, read_labels
 from .images import decode, flatten, open_image
@@ -464,7 +465,7 @@ def _open_dataset(source: "SourceConfig", path: Path) -> Any:
             parameter="data.path",
         )
     try:
-        with _no_bars():
+        with _no_bars(), nullcontext() if path.exists() else quiet():  # the hub's client logs each of its retries
             if source.path.startswith(HUB):
                 return datasets.load_dataset(source.path.removeprefix(HUB), split=source.split)
             archives = [path] if path.suffix == ".tar" else []
