@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 import ddim
+from ddim.models import bundled_test_images
 from ddim.studio.pictures import taken
 
 
@@ -53,18 +54,34 @@ def test_a_file_that_was_uploaded_is_served_and_no_folder(server: Any, client: A
         assert client.get(f"/gradio_api/file={folder}").status_code in (403, 404)
 
 
-def test_a_path_that_a_browser_did_not_upload_is_not_read(server: Any, client: Any, photo: Path):
+def press(client: Any, button: str, event: str, values: list[Any], session: str = "somebody") -> httpx.Response:
+    """Sends an event of a component, by its id, with the values of its inputs; only those outside of the queue."""
     config = client.get("/config").json()
     ids = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
-    (number,) = [
-        one["id"] for one in config["dependencies"] if [ids["edit-picture"], "change"] in map(list, one["targets"])
-    ]
+    (number,) = [one["id"] for one in config["dependencies"] if [ids[button], event] in map(list, one["targets"])]
+    return client.post("/gradio_api/run/predict", json={"data": values, "fn_index": number, "session_hash": session})
 
+
+@pytest.mark.parametrize("prefix", ["edit", "compare", "trip", "mix"])
+def test_a_sample_is_there_wherever_the_package_lies(
+    prefix: str, server: Any, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # else a package in /tmp passes
+    answer = press(client, f"{prefix}-sample", "click", ["emoji"])
+    assert answer.status_code == 200, answer.text
+    pictures = [value for value in answer.json()["data"] if isinstance(value, dict) and "path" in value]
+    assert len(pictures) == (2 if prefix == "mix" else 1)
+    known = {file.name: file.read_bytes() for file in bundled_test_images("emoji")}
+    for value in pictures:
+        path = value["path"]
+        assert client.get(f"/gradio_api/file={path}").content == known[Path(path).name]
+
+
+def test_a_path_that_a_browser_did_not_upload_is_not_read(server: Any, client: Any, photo: Path):
     def asked(path: Path | str) -> httpx.Response:
         value = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
-        return client.post(
-            "/gradio_api/run/predict", json={"data": [value], "fn_index": number, "session_hash": "somebody"}
-        )
+        return press(client, "edit-picture", "change", [value])
 
     with photo.open("rb") as data:
         (path,) = client.post("/gradio_api/upload", files={"files": (photo.name, data, "image/png")}).json()

@@ -76,6 +76,11 @@ def sample(name: str, which: int = 0) -> tuple[str, str, str]:
     return str(file), shows, "noto smiling face with sunglasses" if smiling and which == 0 else ""
 
 
+def sample_folders() -> list[str]:
+    """Returns the folders of the pictures that ``sample`` offers; Gradio serves no other file of this machine."""
+    return sorted({str(bundled_test_images(name)[0].parent) for name in bundled_models()})
+
+
 def whole(value: Any) -> Any:
     """Returns the value of a field as an integer if it is a whole number, and others as they are."""
     return int(value) if is_number(value) and float(value).is_integer() else value

@@ -11,6 +11,7 @@ from starlette.middleware import Middleware
 
 from .._utils.errors import DDIMError
 from .desk import Desk
+from .fields import sample_folders
 from .headers import OnlyFromHere
 from .parts import QUEUE, refused, session_of, status
 from .tab_compare import CompareTab
@@ -129,6 +130,7 @@ def launch(
             quiet=True,
             show_error=True,
             footer_links=[],
+            allowed_paths=sample_folders(),
             max_file_size=desk.limits.max_megabytes * 2**20,
             enable_monitoring=False,
             ssr_mode=False,
