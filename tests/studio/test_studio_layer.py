@@ -225,6 +225,43 @@ def test_a_comparison_has_an_entry_for_each_method(desk: Desk, session: Session,
     assert none.problem.startswith("Method: ")
 
 
+@pytest.mark.parametrize(("missing", "label"), [("prompt", "What it is to show"), ("source_prompt", "What it shows")])
+def test_a_comparison_without_words_is_one_sentence(
+    missing: str, label: str, desk: Desk, session: Session, upload: Upload
+):
+    work = CompareWork(desk, session, asked(desk, **{missing: " "}), ["flow-edit", "direct"], upload)
+    job = Job(work)
+    list(job.updates())
+    assert job.problem.startswith(f"{label}: ")
+    assert not work.entries
+
+
+def test_a_comparison_where_nothing_works_has_not_worked(desk: Desk, session: Session, upload: Upload):
+    work = CompareWork(desk, session, asked(desk), ["velo-edit", "instruct"], upload)
+    job = Job(work)
+    list(job.updates())
+    assert job.result is None
+    assert job.problem.startswith("Method: ")
+    assert [entry.method for entry in work.entries] == ["velo-edit", "instruct"]
+
+
+@pytest.mark.parametrize("error", [NetworkMemory(5), MemoryError(), torch.OutOfMemoryError("out of memory")])
+def test_a_method_that_needs_too_much_memory_does_not_stop_the_others(
+    error: Exception, desk: Desk, session: Session, upload: Upload, monkeypatch: pytest.MonkeyPatch
+):
+    edited = EditWork._edited
+
+    def too_large(self: EditWork, *args: Any) -> Any:
+        if self.request.method == "direct":
+            raise error
+        return edited(self, *args)
+
+    monkeypatch.setattr(EditWork, "_edited", too_large)
+    entries = done(CompareWork(desk, session, asked(desk), ["direct", "flow-edit"], upload))
+    assert "memory" in entries[0].problem
+    assert entries[1].made is not None
+
+
 def test_a_round_trip_of_an_exact_method(desk: Desk, session: Session, upload: Upload):
     trip = done(TripWork(desk, session, asked(desk, method="bdia", steps=6, guidance=1.0), upload))
     assert trip.psnr == pytest.approx(trip.limit, abs=0.01)

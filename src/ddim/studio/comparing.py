@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from .._utils.errors import DDIMError, InputError
+from .._utils.errors import DDIMError, InputError, out_of_memory
+from ..pipelines.capabilities import check_class_edit, check_prompt_edit
 from .desk import Desk, Session
 from .editing import EditOutcome, EditWork
 from .errors import sentence_of
@@ -59,7 +60,9 @@ class CompareWork:
         """Makes the edits.
 
         Raises:
-            InputError: no method is chosen, or too many, or a number does not fit.
+            InputError: no method or too many are chosen, a prompt is missing, or a number does not fit; all this is
+                checked before any work.
+            DDIMError: the model cannot edit, or no method worked; ``entries`` then says why.
             KeyboardInterrupt: it was stopped; ``entries`` has what was made.
         """
         if not self.methods:
@@ -67,6 +70,9 @@ class CompareWork:
         if len(self.methods) > MOST:
             raise InputError(f"{len(self.methods)} are chosen; choose {MOST} or fewer.", parameter="method")
         model = self.desk.model(self.request.model)
+        (check_prompt_edit if model.text else check_class_edit)(model)
+        for method in self.methods:
+            replace(self.request, method=method).check_words(model)
         self.request.check_numbers(model, self.desk.limits.max_steps, guidance=not self.own_guidance)
         for k, method in enumerate(self.methods):
             own = usual(model, method)
@@ -76,9 +82,13 @@ class CompareWork:
             try:
                 made = EditWork(self.desk, self.session, asked, self.upload)(job)
                 self.entries.append(Entry(method, made))
-            except (DDIMError, OSError) as error:
+            except Exception as error:
+                if not (isinstance(error, DDIMError | OSError) or out_of_memory(error)):
+                    raise
                 self.entries.append(Entry(method, None, sentence_of(error)))
         job.title = ""
+        if all(entry.made is None for entry in self.entries):
+            raise DDIMError("none of them worked; the table says why.", parameter="method")
         return self.entries
 
     @property

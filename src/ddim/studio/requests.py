@@ -55,12 +55,16 @@ class EditRequest:
         Raises:
             InputError: a prompt is missing, or a number does not fit.
         """
+        self.check_words(model)
+        self.check_numbers(model, most_steps)
+
+    def check_words(self, model: Model) -> None:
+        """Checks that the prompts which the method needs are there; raises InputError if one is missing."""
         if model.text and not self.prompt.strip():
             raise InputError("it is missing; describe the result in words.", parameter="prompt")
         needs = self.method not in EDITORS or bool(EDITORS[self.method].needs)
         if model.text and needs and not self.source_prompt.strip():
             raise InputError("it is missing; describe the picture as it is in words.", parameter="source_prompt")
-        self.check_numbers(model, most_steps)
 
     def check_numbers(self, model: Model, most_steps: int, *, guidance: bool = True, target: bool = True) -> None:
         """Checks the numbers, before any work: none may be missing, and each must fit the model and the page.
