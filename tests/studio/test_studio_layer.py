@@ -1,9 +1,12 @@
 """The plain functions under the page: no browser, no Gradio."""
 
+import io
 import json
 import shlex
 import shutil
+import struct
 import threading
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +21,7 @@ from refusals import refused
 
 import ddim
 from ddim._utils.errors import DDIMError, NetworkMemory
+from ddim.data.images import read_images
 from ddim.pipelines.events import LossEvent, StepEvent
 from ddim.studio import menus
 from ddim.studio.comparing import CompareWork
@@ -410,16 +414,185 @@ def test_the_model_that_was_not_used_for_longest_leaves(words: str):
         assert desk.loaded == ["fashion-classes", words]
 
 
-def test_a_mask_is_where_the_brush_was(upload: Upload):
-    assert mask_from(None, upload) is None
+def test_a_model_that_loads_keeps_no_page_waiting(words: str, monkeypatch: pytest.MonkeyPatch):
+    asked, loads, may_end = threading.Event(), [], threading.Event()
+
+    def slowly(name: str, **loading: Any) -> Any:
+        loads.append(name)
+        asked.set()
+        assert may_end.wait(60)
+        return ddim.load(name, **loading)
+
+    with Desk([words]) as desk:
+        desk.model(words)
+        monkeypatch.setattr("ddim.studio.desk.load", slowly)
+        threads = [threading.Thread(target=desk.model, args=("fashion",), daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        assert asked.wait(60)
+        seen: list[Any] = []
+        other = threading.Thread(
+            target=lambda: seen.extend([desk.session("other"), desk.model(words), desk.loaded]), daemon=True
+        )
+        other.start()
+        other.join(20)
+        waits = other.is_alive()
+        may_end.set()
+        for thread in (*threads, other):
+            thread.join(60)
+        assert not waits
+        assert seen[2] == [words]
+        assert loads == ["fashion"]
+
+
+def test_a_model_that_cannot_be_loaded_takes_no_place(words: str):
+    with Desk([words], limits=Limits(keep_models=1)) as desk:
+        model = desk.model(words)
+        with refused("model", "emojy"):
+            desk.model("emojy")
+        assert desk.in_memory(words) is model
+        assert desk.in_memory("fashion") is None
+        assert desk.in_memory(None) is None
+
+
+def test_a_model_that_does_not_fit_beside_another_takes_its_place(words: str, monkeypatch: pytest.MonkeyPatch):
+    with Desk([words], limits=Limits(keep_models=1)) as desk:
+        desk.model(words)
+
+        def beside_none(name: str, **loading: Any) -> Any:
+            if desk.loaded:
+                raise torch.OutOfMemoryError("out of memory")
+            return ddim.load(name, **loading)
+
+        monkeypatch.setattr("ddim.studio.desk.load", beside_none)
+        desk.model("fashion")
+        assert desk.loaded == ["fashion"]
+
+
+def test_no_file_comes_back_to_a_page_that_was_closed(desk: Desk, session: Session, upload: Upload):
+    work = EditWork(desk, session, asked(desk), upload)
+    job = stopped(work, 4)
+    desk.close_session("someone")
+    assert "closed" in work.keep(job)
+    with refused(None, "closed", kind=DDIMError):
+        session.new_folder()
+    assert not session.folder.exists()
+
+
+def test_the_server_ends_after_its_jobs(words: str):
+    desk, begun = Desk([words]), threading.Event()
+    session = desk.session("someone")
+
+    def work(job: Job) -> None:
+        begun.set()
+        try:
+            while True:
+                job.on_event(StepEvent(1, 2))
+        finally:
+            late = session.folder / "late.png"
+            late.parent.mkdir(parents=True, exist_ok=True)
+            threading.Event().wait(0.3)
+            late.parent.mkdir(parents=True, exist_ok=True)
+            late.write_bytes(b"late")
+
+    session.job = Job(work, session.stop)
+    updates = session.job.updates()
+    next(updates)
+    assert begun.wait(10)
+    desk.close()
+    assert not desk.root.exists()
+    threading.Event().wait(0.6)
+    assert not desk.root.exists()
+    updates.close()
+
+
+def test_what_a_closed_page_wrote_at_last_is_deleted(desk: Desk, session: Session):
+    pytest.importorskip("gradio", reason="the page needs gradio: pip install 'ddim[studio]'")
+    from ddim.studio.parts import run as run_job
+
+    def work(job: Job) -> None:
+        desk.close_session("someone")
+        session.folder.mkdir(parents=True)
+        (session.folder / "late.png").write_bytes(b"late")
+
+    def end(job: Job, _: Any) -> Any:
+        session.new_folder()
+
+    session.wanted.add("edit")
+    said = list(run_job(session, "edit", lambda _: work, said=str, show=lambda *_: "", end=end))
+    assert "closed" in said[-1]
+    assert not session.folder.exists()
+
+
+def layer(image: Image.Image, **settings: Any) -> bytes:
+    """A layer as the image editor of a browser sends it."""
+    file = io.BytesIO()
+    image.save(file, "PNG", **settings)
+    return file.getvalue()
+
+
+def test_a_mask_is_where_the_brush_was(desk: Desk, upload: Upload, tmp_path: Path):
+    assert mask_from([], upload, desk.limits) is None
     empty = Image.new("RGBA", (480, 320))
-    assert mask_from({"layers": [empty]}, upload) is None
+    assert mask_from([layer(empty)], upload, desk.limits) is None
     painted = empty.copy()
     painted.paste((0, 0, 0, 255), (0, 0, 240, 320))
-    mask = mask_from({"layers": [empty, painted]}, upload)
-    assert mask is not None
-    assert (np.asarray(mask)[:, :48] == 255).all()
-    assert not np.asarray(mask)[:, 48:].any()
+    file = tmp_path / "layer.png"
+    file.write_bytes(layer(painted))
+    for second in (layer(painted), str(file)):
+        mask = mask_from([layer(empty), second], upload, desk.limits)
+        assert mask is not None
+        assert (np.asarray(mask)[:, :48] == 255).all()
+        assert not np.asarray(mask)[:, 48:].any()
+
+
+def claims(data: bytes, width: int, height: int) -> bytes:
+    """A PNG file whose header claims another size."""
+    header = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
+def test_a_mask_of_too_many_pixels_is_one_sentence(desk: Desk, upload: Upload, monkeypatch: pytest.MonkeyPatch):
+    small = layer(Image.new("RGBA", (8, 8), "red"))
+    monkeypatch.setattr("ddim.studio.pictures.decode", None)  # no layer is decoded
+    with refused("mask", "1,001,000", 1):
+        mask_from([claims(small, 1001, 1000)], upload, desk.limits)
+    with refused("mask", "1,200,000", 1):
+        mask_from([claims(small, 1000, 600)] * 2, upload, desk.limits)
+    with refused("mask"):
+        mask_from([claims(small, 60_000, 60_000)], upload, desk.limits)
+    with refused("mask"):
+        mask_from([b"no picture"], upload, desk.limits)
+
+
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 8 8
+%%EndComments
+showpage
+%%EOF
+"""
+
+
+def test_a_file_is_decoded_by_its_content_and_only_if_it_has_pixels(
+    desk: Desk, session: Session, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def ghostscript(*args: Any, **_: Any) -> Any:
+        asked.append(args)
+        return Image.new("L", (8, 8)).im
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ghostscript)
+    picture = tmp_path / "a.png"
+    picture.write_bytes(EPS)
+    with refused("images", "a.png") as caught:
+        taken(session, picture, desk.limits)
+    assert str(tmp_path) not in str(caught.value)
+    with refused("images", "a.png"):
+        read_images(picture, (3, 8, 8))
+    with refused("mask"):
+        mask_from([EPS], upload, desk.limits)
+    assert not asked
 
 
 @pytest.mark.parametrize(

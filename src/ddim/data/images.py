@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 _ORIENTATION = 0x0112  # the EXIF tag
 _16_BIT_FORMATS = ("PNG", "PPM")  # Pillow may open their 16-bit images as mode I, which usually means 32 bits
 
+FORMATS = (
+    *("PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JPEG2000", "GIF", "TIFF", "BMP", "DIB", "PPM", "ICO", "ICNS"),
+    *("PSD", "TGA", "PCX", "DCX", "DDS", "BLP", "SGI", "SUN", "QOI", "FLI", "IM", "SPIDER", "FITS", "XBM", "XPM"),
+)
+"""The formats that are read, as Pillow calls them, if it knows them: pixels that it decodes itself.
+
+It would hand EPS to Ghostscript, which runs programs, and WMF and others to whatever else is registered for them.
+"""
+
 ImageLike = Any
 """A path, a PIL image, a tensor [C, H, W] or [N, C, H, W] in [0, 1] (or uint8), or a list of these.
 
@@ -119,14 +128,31 @@ def decode(source: str | Path | BinaryIO, name: str, parameter: str = "images") 
         parameter: the argument that an error names.
 
     Raises:
-        InputError: the file is not an image, is damaged, has no pixels, or has more than Pillow decodes. Every error
-            inside Pillow becomes this one.
+        InputError: the file is not an image in one of ``FORMATS``, is damaged, has no pixels, or has more than Pillow
+            decodes. Every error inside Pillow becomes this one.
     """
     from PIL import Image
 
     silence_libtiff()
-    with _decoding(name, parameter), Image.open(source) as image:
+    with _decoding(name, parameter), Image.open(source, formats=_formats()) as image:
         return _upright(image)
+
+
+def size_of(source: str | Path | BinaryIO, name: str, parameter: str = "images") -> tuple[int, int]:
+    """Returns (height, width) of an image by its header, as it is stored; decodes nothing. As for ``decode``."""
+    from PIL import Image
+
+    silence_libtiff()
+    with _decoding(name, parameter), Image.open(source, formats=_formats()) as image:
+        return image.height, image.width
+
+
+def _formats() -> list[str]:
+    """Returns those of ``FORMATS`` that Pillow can open."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def upright(image: "PILImage.Image", name: str, parameter: str = "images") -> "PILImage.Image":
@@ -152,7 +178,9 @@ def _decoding(name: str, parameter: str) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
-        raise InputError(f"{name} is not an image that can be read.", parameter=parameter) from None
+        raise InputError(
+            f"{name} is not an image of a format that is read, such as PNG, JPEG or WebP.", parameter=parameter
+        ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
             f"{name} is too large: {reason_of(error)}",

@@ -9,15 +9,20 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .._utils.errors import InputError, UnknownName
+from .._utils.errors import DDIMError, InputError, UnknownName, out_of_memory
 from ..models import bundled_models, load
 from ..models.captioner import Captioner
 from .watched import Watched
 
+if TYPE_CHECKING:
+    from .jobs import Job
+
 MOST_SESSIONS = 200
 """Pages whose files are kept; beyond, those that were not used for the longest time are closed."""
+WAIT = 10.0
+"""The longest time in seconds that the end of the server waits for jobs to stop."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class Limits:
         max_megapixels: the largest picture.
         queue: jobs that may wait.
         max_steps: the largest number of steps.
-        keep_models: models that stay in memory; another one takes the place of the one that was not used for longest.
+        keep_models: models that stay in memory; another one, once it is loaded, takes the place of the one that was not
+            used for longest.
 
     Raises:
         InputError: a number is below 1.
@@ -57,8 +63,9 @@ class Session:
         model: the name of the model that it works with.
         kept: what a stopped job left for the next one, by what it was made with.
         used: when it was last used, in seconds.
-        running: whether a job of it runs now.
+        job: the job of it that runs now, or None.
         wanted: the tabs whose button was pressed, and whose job has not begun.
+        closed: whether the page is gone, and no file may come any more.
     """
 
     folder: Path
@@ -66,18 +73,34 @@ class Session:
     stop: threading.Event = field(default_factory=threading.Event)
     kept: dict[Any, Any] = field(default_factory=dict[Any, Any])
     used: float = field(default_factory=time.monotonic)
-    running: bool = False
+    job: "Job | None" = None
     wanted: set[str] = field(default_factory=set[str])
+    closed: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def new_folder(self) -> Path:
-        """Makes an empty folder for files that belong together."""
+        """Makes an empty folder for files that belong together.
+
+        Raises:
+            DDIMError: the page was closed.
+        """
         folder = self.folder / uuid.uuid4().hex[:12]
-        folder.mkdir(parents=True)
+        with self._lock:
+            if self.closed:
+                raise DDIMError("The page was closed.")
+            folder.mkdir(parents=True)
         return folder
 
     def place(self, name: str) -> Path:
         """Returns a path for a new file with this name, in a folder of its own."""
         return self.new_folder() / name
+
+    def close(self) -> None:
+        """Stops the job, and deletes the files. A job that still runs may write more; call this again at its end."""
+        with self._lock:
+            self.closed = True
+        self.stop.set()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Desk:
@@ -110,6 +133,8 @@ class Desk:
         self._models: OrderedDict[str, Watched] = OrderedDict()
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.RLock()
+        self._loading = threading.Lock()  # held while a model loads, which must keep no page waiting that has one
+        self._closing: list[Session] = []
 
     # --- models -----------------------------------------------------------------------------------------------------
 
@@ -125,15 +150,45 @@ class Desk:
             raise InputError("it is missing; choose one from the menu.", parameter="model")
         if name not in self.menu and not self.any_model:
             raise UnknownName("model", name, self.menu, hint="This page offers only these.")
+        found = self.in_memory(name)
+        if found is not None:
+            return found
+        with self._loading:
+            found = self.in_memory(name)  # another page may have loaded it
+            return self._loaded(name) if found is None else found
+
+    def in_memory(self, name: str | None) -> Watched | None:
+        """Returns a model by name if it is in memory, and None if it is not; loads nothing."""
+        name = (name or "").strip()
         with self._lock:
-            if name not in self._models:
-                while len(self._models) >= self.limits.keep_models:
-                    self._models.popitem(last=False)
-                self._models[name] = Watched(load(name, **self.loading))
-                if name not in self.menu:
-                    self.menu.append(name)
-            self._models.move_to_end(name)
+            found = self._models.get(name)
+            if found is not None:
+                self._models.move_to_end(name)
+            return found
+
+    def _loaded(self, name: str) -> Watched:
+        """Loads a model, which then takes the place of another one."""
+        try:
+            made = load(name, **self.loading)
+        except Exception as error:
+            if not out_of_memory(error) or not self._models:
+                raise
+            made = None
+        if made is None:  # out of the block, whose error holds on to what was loaded
+            self._leave_at_most(self.limits.keep_models - 1)
+            made = load(name, **self.loading)
+        self._leave_at_most(self.limits.keep_models - 1)
+        with self._lock:
+            self._models[name] = Watched(made)
+            if name not in self.menu:
+                self.menu.append(name)
             return self._models[name]
+
+    def _leave_at_most(self, count: int) -> None:
+        """Forgets models that were not used for longest, until so many are left."""
+        with self._lock:
+            while len(self._models) > count:
+                self._models.popitem(last=False)
 
     @property
     def loaded(self) -> list[str]:
@@ -160,9 +215,11 @@ class Desk:
         """Ends a session: stops its job and deletes its files."""
         with self._lock:
             session = self._sessions.pop(key or "local", None)
-        if session is not None:
-            session.stop.set()
-            shutil.rmtree(session.folder, ignore_errors=True)
+            if session is None:
+                return
+            self._closing = [one for one in self._closing if one.job is not None]
+            self._closing.append(session)
+        session.close()
 
     @property
     def sessions(self) -> int:
@@ -170,9 +227,13 @@ class Desk:
         return len(self._sessions)
 
     def close(self) -> None:
-        """Ends all sessions, and deletes the folder with everything that was uploaded and made."""
+        """Ends all sessions, waits ten seconds at most for their jobs, and deletes everything that was made."""
         for key in list(self._sessions):
             self.close_session(key)
+        latest = time.monotonic() + WAIT
+        for job in [session.job for session in self._closing]:
+            if job is not None:
+                job.wait(max(0.0, latest - time.monotonic()))
         shutil.rmtree(self.root, ignore_errors=True)
 
     def __enter__(self) -> "Desk":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .. import __version__
+from .._utils.errors import DDIMError
 from .._utils.files import write_whole
 from ..core.guidance import Guidance
 from ..data.images import save_image, to_pil
@@ -22,6 +23,7 @@ from ..pipelines.edit import Edited, edit
 from ..pipelines.invert import invert
 from ..pipelines.pictures import read_pictures
 from .desk import Desk, Session
+from .errors import sentence_of
 from .jobs import Job
 from .pictures import Upload, crop_for, photograph_of
 from .requests import EditRequest, Repeat, repeat_edit
@@ -135,8 +137,11 @@ class EditWork:
         if code is None or self._by_editor_alone:
             return ""
         name = f"{self.upload.path.stem}_{self.request.method}.code.safetensors{'.partial' if partial else ''}"
-        file = self.session.place(name)
-        code.save(file)
+        try:
+            file = self.session.place(name)
+            code.save(file)
+        except (DDIMError, OSError) as error:
+            return f"What was done could not be kept: {sentence_of(error)}"
         self.session.kept = {self._inversion_key: Kept(code, partial, file)}
         what = "What was tuned so far" if partial else "The inverted code"
         return f"{what} is kept: the same edit goes on from there, also with another target."

@@ -72,6 +72,7 @@ class Job:
     _began: float = 0.0
     _peek: Callable[[], Tensor | None] | None = None
     _next_peek: float = 0.0
+    _thread: threading.Thread | None = None
 
     def watch(self, peek: Callable[[], Tensor | None]) -> None:
         """Sets the function that makes a preview. It is called in the job's thread, and only now and then."""
@@ -96,7 +97,7 @@ class Job:
     def updates(self) -> Iterator[Progress]:
         """Starts the work, and yields its progress until it has ended. A consumer that leaves early stops it."""
         self._began = time.monotonic()
-        thread = threading.Thread(target=self._run, name="ddim-studio-job", daemon=True)
+        thread = self._thread = threading.Thread(target=self._run, name="ddim-studio-job", daemon=True)
         thread.start()
         seen = None
         try:
@@ -109,6 +110,11 @@ class Job:
             if thread.is_alive():  # the page was closed: the next job must not begin beside this one
                 self.stop.set()
                 thread.join()
+
+    def wait(self, seconds: float) -> None:
+        """Waits until the work has ended, but not longer than some seconds."""
+        if self._thread is not None:
+            self._thread.join(seconds)
 
     def _timed(self, progress: Progress) -> Progress:
         spent = time.monotonic() - self._began

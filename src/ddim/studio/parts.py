@@ -134,7 +134,7 @@ def on_go(
 
     def wants(request: gr.Request) -> Any:
         session = session_of(desk, request)
-        if session.running:
+        if session.job is not None:
             return gr.skip()
         session.stop.clear()
         session.wanted.add(tab)
@@ -187,14 +187,19 @@ def run(
     except Exception as error:
         yield said(refused(error))
         return
-    job = Job(work, session.stop)
-    session.running = True
+    job = session.job = Job(work, session.stop)
     try:
         for progress in job.updates():
             yield show(progress, work)
     finally:
-        session.running = False
-    yield end(job, work)
+        session.job = None
+        if session.closed:
+            session.close()  # of what the job wrote meanwhile
+    try:
+        update = end(job, work)
+    except Exception as error:
+        update = said(refused(error))
+    yield update
 
 
 def file_button(words: str, elem_id: str) -> gr.DownloadButton:

@@ -1,15 +1,17 @@
 """The pictures of a page: what was uploaded, the mask that was painted, and what a browser shows."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from .._utils.errors import InputError
 from .._utils.names import slug
-from ..data.images import open_image, save_image, to_pil
+from ..data.images import decode, open_image, save_image, size_of, to_pil
 from ..data.photographs import Crop, read_photographs, takes, window
 from ..models.base import Model
 from .desk import Limits, Session
@@ -55,7 +57,8 @@ def taken(session: Session, path: str | Path | None, limits: Limits) -> Upload:
             f"{source.name} has {size / 2**20:.1f} MB; the largest file has {limits.max_megabytes} MB.",
             parameter="images",
         )
-    _check_pixels(source, limits)
+    height, width = size_of(source, source.name)
+    _check_pixels(height * width, limits, f"{source.name} has {width}x{height}")
     target = session.place(f"{slug(source.stem)}{source.suffix.lower()}")
     shutil.copyfile(source, target)
     try:
@@ -65,19 +68,11 @@ def taken(session: Session, path: str | Path | None, limits: Limits) -> Upload:
     return Upload(target, (image.height, image.width))
 
 
-def _check_pixels(path: Path, limits: Limits) -> None:
-    """Raises InputError for a picture of too many pixels, by its header, before it is decoded."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-    except Exception:  # ``open_image`` says what is wrong
-        return
-    if width * height > limits.max_megapixels * 10**6:
+def _check_pixels(pixels: int, limits: Limits, what: str, parameter: str = "images") -> None:
+    """Raises InputError for a picture of too many pixels."""
+    if pixels > limits.max_megapixels * 10**6:
         raise InputError(
-            f"{path.name} has {width}x{height} pixels; the largest picture has {limits.max_megapixels} megapixels.",
-            parameter="images",
+            f"{what} pixels; the largest picture has {limits.max_megapixels} megapixels.", parameter=parameter
         )
 
 
@@ -93,19 +88,29 @@ def crop_for(model: Model, size: tuple[int, int]) -> Crop:
     return window(size, model.picture)
 
 
-def mask_from(editor: Any, upload: Upload) -> "Image.Image | None":
+def mask_from(layers: Sequence[str | bytes], upload: Upload, limits: Limits) -> "Image.Image | None":
     """Returns the mask that was painted: white where the brush was, of the size of the picture; None without a stroke.
 
     Args:
-        editor: the value of the image editor: a dict whose ``layers`` are RGBA images.
+        layers: RGBA images of the image editor, each a path or the bytes of a file.
         upload: the picture that was painted on.
+        limits: of all layers together; their headers are read before any is decoded.
+
+    Raises:
+        InputError: a layer is no image, or they are larger than the limits.
     """
     import numpy as np
     from PIL import Image
 
+    def file(layer: str | bytes) -> str | BytesIO:
+        return layer if isinstance(layer, str) else BytesIO(layer)
+
+    sizes = [size_of(file(layer), "a layer", "mask") for layer in layers]
+    pixels = sum(height * width for height, width in sizes)
+    _check_pixels(pixels, limits, f"its layers have {pixels:,}", "mask")
     painted = None
-    for layer in (editor or {}).get("layers") or []:
-        alpha = np.asarray(layer.convert("RGBA"))[..., 3] > 127
+    for layer in layers:
+        alpha = np.asarray(decode(file(layer), "a layer", "mask").convert("RGBA"))[..., 3] > 127
         painted = alpha if painted is None or painted.shape != alpha.shape else painted | alpha
     if painted is None or not painted.any():
         return None

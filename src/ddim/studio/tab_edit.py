@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
-from gradio.components.image_editor import EditorData
 
 from ..editing.editors import EDITORS
 from ..models.base import Model
@@ -114,8 +113,8 @@ class EditTab(JobTab):
                 *(self.desk, "describe", [self.words.describe.click], self.status, self._describe),
                 **{"inputs": [self.picture], "outputs": outputs},
             )
-        fitted = [self.steps, self.guidance, self.strength, self.attention, self.words.source_prompt]
-        self.method.input(self._on_method, [self.model, self.method], fitted, **AT_ONCE)
+        self.fitted = [self.steps, self.guidance, self.strength, self.attention, self.words.source_prompt]
+        self.method.input(self._on_method, [self.model, self.method], self.fitted, **AT_ONCE)
         asked = [
             *(self.model, self.picture, self.mask, *self.words.parts),
             *(self.method, self.strength, self.guidance, self.steps, self.seed, self.attention, self.negative),
@@ -157,29 +156,35 @@ class EditTab(JobTab):
         )
 
     def _painted(self, mask: Any, upload: Upload) -> Any:
-        """Returns the mask that a browser sent, as ``mask_from`` does."""
-        return mask_from(None if mask is None else self.mask.preprocess(EditorData(**mask)), upload)
+        """Returns the mask that a browser sent, as ``mask_from`` does.
+
+        Gradio itself would decode the layers, their background and both together, whatever their size.
+        """
+        if mask is None:
+            return None
+        if mask.get("id") is None:
+            layers = [layer["path"] for layer in mask["layers"] or ()]
+        else:
+            sent = self.mask.blob_storage.pop(mask["id"], None)
+            layers = [layer for layer in (sent.layers if sent else ()) if layer is not None]
+        return mask_from(layers, upload, self.desk.limits)
 
     def updates(self, model: Model) -> dict[Any, Any]:
         """Returns what the components become for a model."""
         method = menus.usual_method(model)
-        fitted = [self.steps, self.guidance, self.strength, self.attention, self.words.source_prompt]
         return {
             **self.words.updates(model),
             self.method: gr.update(choices=menus.method_menu(model), value=method),
-            **dict(zip(fitted, self._fitted(model, method), strict=True)),
+            **dict(zip(self.fitted, self._fitted(model, method), strict=True)),
             self.negative: gr.update(visible=model.text and "cfg" in model.info.guidance_kinds),
         }
 
     def _on_method(self, name: str, method: str) -> tuple[Any, ...]:
-        try:
-            return self._fitted(self.desk.model(name), method)
-        except Exception as error:
-            refused(error)
-            return (gr.skip(),) * 5
+        model = self.desk.in_memory(name)  # loading takes its turn among the jobs
+        return (gr.skip(),) * len(self.fitted) if model is None else self._fitted(model, method)
 
     def _fitted(self, model: Model, method: str) -> tuple[Any, ...]:
-        """Returns steps, guidance, strength, attention and the source prompt as a method needs them."""
+        """Returns what the components ``fitted`` become for a method."""
         own, kinds = menus.usual(model, method), menus.attention_menu(model, method)
         needless = method in EDITORS and not EDITORS[method].needs
         return (
