@@ -28,6 +28,7 @@ from ddim.studio.comparing import CompareWork
 from ddim.studio.desk import Desk, Limits, Session
 from ddim.studio.editing import EditOutcome, EditWork
 from ddim.studio.errors import LABELS, sentence_of
+from ddim.studio.headers import hosts
 from ddim.studio.jobs import Job
 from ddim.studio.mixing import MixWork
 from ddim.studio.pictures import Upload, mask_from, photograph_of, shown, taken
@@ -390,6 +391,28 @@ def test_a_page_that_others_reach_offers_its_menu_only(words: str, tmp_path: Pat
             desk.model("/etc")
     with refused("queue", 0):
         Limits(queue=0)
+
+
+def test_a_negative_prompt_of_another_model_is_not_sent(desk: Desk, classes: str):
+    text = asked(desk, negative="blurred")
+    assert text.arguments(desk.model(desk.menu[0]))["negative"] == "blurred"
+    other = replace(text, model=classes, source_label=1, label=2)
+    assert "negative" not in other.arguments(desk.model(classes))
+
+
+@pytest.mark.parametrize(
+    ("host", "share", "expected"),
+    [
+        ("127.0.0.1", False, ["127.0.0.1", "localhost", "[::1]"]),
+        ("192.168.1.5", False, ["127.0.0.1", "localhost", "[::1]", "192.168.1.5"]),
+        ("fe80::1", False, ["127.0.0.1", "localhost", "[::1]", "[fe80::1]"]),
+        ("127.0.0.1", True, ["*"]),
+        ("0.0.0.0", False, ["*"]),
+        ("::", False, ["*"]),
+    ],
+)
+def test_the_names_to_which_a_page_answers(host: str, share: bool, expected: list[str]):
+    assert hosts(host, share) == expected
 
 
 # --- sessions and models ---------------------------------------------------------------------------------------------

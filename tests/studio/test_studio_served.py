@@ -54,11 +54,36 @@ def test_a_file_that_was_uploaded_is_served_and_no_folder(server: Any, client: A
         assert client.get(f"/gradio_api/file={folder}").status_code in (403, 404)
 
 
+def test_a_page_for_this_machine_answers_to_its_names_only(server: Any, client: Any):
+    port = httpx.URL(server.url).port
+    for name in ("127.0.0.1", "localhost", "[::1]"):
+        assert client.get("/", headers={"Host": f"{name}:{port}"}).status_code == 200
+    for name in ("rebound.example", "127.0.0.1.rebound.example", "localhost.rebound.example"):
+        for path in ("/", "/config", "/gradio_api/info"):
+            assert client.get(path, headers={"Host": f"{name}:{port}"}).status_code == 400
+    answer = client.get("/")
+    assert "frame-ancestors 'self'" in answer.headers["content-security-policy"]
+
+
+def test_a_visitor_does_not_wait_for_a_model_in_memory(server: Any, client: Any):
+    (name, *_) = server.desk.menu
+    events = [one for one in client.get("/config").json()["dependencies"] if [e for _, e in one["targets"]] == ["load"]]
+    assert [one["queue"] for one in events] == [False]
+    answer = press(client, "model", "input", [name])
+    assert "32 x 32" in answer.text
+    assert "Waiting" in press(client, "model", "input", ["fashion"]).text
+    assert server.desk.in_memory("fashion") is None
+
+
 def press(client: Any, button: str, event: str, values: list[Any], session: str = "somebody") -> httpx.Response:
     """Sends an event of a component, by its id, with the values of its inputs; only those outside of the queue."""
     config = client.get("/config").json()
     ids = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
-    (number,) = [one["id"] for one in config["dependencies"] if [ids[button], event] in map(list, one["targets"])]
+    (number,) = [
+        one["id"]
+        for one in config["dependencies"]
+        if [ids[button], event] in map(list, one["targets"]) and not one["queue"]
+    ]
     return client.post("/gradio_api/run/predict", json={"data": values, "fn_index": number, "session_hash": session})
 
 

@@ -10,10 +10,10 @@ import typer
 from .._utils.arenas import bound_arenas
 from .._utils.choices import DTYPES
 from .._utils.errors import InputError
+from ..studio.headers import LOCAL
 from . import options as o
 from .output import Terminal, escaped
 
-_HERE = ("127.0.0.1", "localhost", "::1")
 _MODELS = typer.Argument(
     metavar="[MODEL]...",
     help="Models for the menu: bundled ones, folders, files or hub ids; the first one is loaded at once.",
@@ -83,7 +83,7 @@ def studio(
         limits = Limits(max_megabytes, max_megapixels, queue, max_steps, keep_models)
         loading: dict[str, Any] = {"device": device, "dtype": dtype, "low_memory": low_memory or None}
         loading = {name: value for name, value in loading.items() if value is not None}
-        here = host in _HERE and not share
+        here = host in LOCAL and not share
         with Desk(models or ["emoji"], loading, limits, any_model=here, captioner=captioner) as desk:
             with terminal.status(f"loading {desk.menu[0]}"):
                 from ..studio.page import build, launch

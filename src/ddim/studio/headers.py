@@ -1,8 +1,15 @@
-"""HTTP headers of the page: a browser loads nothing from other servers, and shows it in no other site's frame."""
+"""HTTP headers of the page: a browser loads nothing from other servers, and shows it in no other site's frame.
+
+A local page answers to the names of this machine only. Another site could otherwise give its own name this machine's
+address, so that a browser takes the page for a part of that site (DNS rebinding).
+"""
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from ipaddress import ip_address
 from typing import Any
 
+LOCAL = ("127.0.0.1", "localhost", "::1")
+"""The names of this machine that no other machine can reach."""
 Message = MutableMapping[str, Any]
 POLICY = (
     "default-src 'self' blob: data:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -10,7 +17,23 @@ POLICY = (
 )
 
 
-class OnlyFromHere:
+def hosts(host: str, share: bool) -> list[str]:
+    """Returns the names that a request may ask for: those of this machine, or ``*`` if others reach the page by any.
+
+    Args:
+        host: the address at which the page listens.
+        share: whether it has a public address.
+    """
+    try:
+        everywhere = ip_address(host).is_unspecified
+    except ValueError:  # a name
+        everywhere = False
+    if share or everywhere:
+        return ["*"]
+    return [f"[{name}]" if ":" in name else name for name in dict.fromkeys([*LOCAL, host.lower()])]
+
+
+class SecurityHeaders:
     """An ASGI middleware that adds the headers to every answer.
 
     Args:

@@ -121,6 +121,11 @@ def takes_guidance(model: Model) -> bool:
     return bool(model.info.guidance_kinds)
 
 
+def takes_negative(model: Model) -> bool:
+    """Whether a negative prompt has an effect on a model."""
+    return model.text and "cfg" in model.info.guidance_kinds
+
+
 def attention_menu(model: Model, method: str) -> list[str]:
     """Returns the kinds of attention control that work; empty where the method or the model has none."""
     table = capabilities(model)["controls"]

@@ -8,12 +8,14 @@ from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from .._utils.errors import DDIMError
+from ..models.base import Model
 from .desk import Desk
 from .fields import sample_folders
-from .headers import OnlyFromHere
-from .parts import QUEUE, refused, session_of, status
+from .headers import SecurityHeaders, hosts
+from .parts import AT_ONCE, QUEUE, is_wanted, not_taken, refused, session_of, status
 from .tab_compare import CompareTab
 from .tab_edit import EditTab
 from .tab_interpolate import InterpolateTab
@@ -31,6 +33,8 @@ TABS = {
 KEPT_FOR = 3600, 6 * 3600
 """Every hour, what the server keeps of uploads and results is deleted if it is older than six hours."""
 
+MODEL = "model"
+"""The menu of models, for ``is_wanted``."""
 NO_PAGES = ("docs_url", "redoc_url", "openapi_url")
 """Pages of FastAPI that are not served."""
 
@@ -64,27 +68,53 @@ def build(desk: Desk) -> gr.Blocks:
             for name, kind in TABS.items():
                 with gr.Tab(name, id=name.lower()):
                     tabs.append(kind(desk, model))
-        first = {part: value for tab in tabs for part, value in tab.updates(desk.model(desk.menu[0])).items()}
-        _begin_with(first)
+        beginning = desk.model(desk.menu[0])
+        first = {part: value for tab in tabs for part, value in tab.updates(beginning).items()}
+        _begin_with({about: status(facts_line(beginning)), **first})
         outputs = [about, *first]
 
-        def chosen(name: str | None, request: gr.Request) -> dict[Any, Any]:
-            session_of(desk, request)
-            try:
-                found = desk.model(name)
-            except Exception as error:
-                return {about: refused(error)}
-            info = found.info
-            height, width = info.picture[1:]
-            takes = "prompts" if info.text else f"{info.classes} classes" if info.classes else "no conditions"
-            said = {about: status(f"{info.family}, {width} x {height}, {takes}")}
+        def described(found: Model) -> dict[Any, Any]:
+            said = {about: status(facts_line(found))}
             return {**said, **{part: value for tab in tabs for part, value in tab.updates(found).items()}}
 
-        page.load(chosen, [model], outputs, **QUEUE)
-        model.input(chosen, [model], outputs, **QUEUE)
+        def at_once(name: str | None, request: gr.Request) -> dict[Any, Any]:
+            session, found = session_of(desk, request), desk.in_memory(name)
+            if found is not None:
+                session.wanted.discard(MODEL)
+                return described(found)
+            session.wanted.add(MODEL)
+            return {about: status("Waiting for its turn to load …")}
+
+        def chosen(name: str | None, request: gr.Request) -> dict[Any, Any]:
+            if not is_wanted(session_of(desk, request), MODEL) and desk.in_memory(name) is not None:
+                return {about: gr.skip()}
+            try:
+                return described(desk.model(name))
+            except Exception as error:
+                return {about: refused(error)}
+
+        def opened(name: str | None, request: gr.Request) -> dict[Any, Any]:
+            session_of(desk, request)
+            found = desk.in_memory(name)
+            return {about: gr.skip()} if found is None else described(found)
+
+        def failed(request: gr.Request) -> Any:
+            return not_taken(desk) if is_wanted(session_of(desk, request), MODEL) else gr.skip()
+
+        page.load(opened, [model], outputs, **AT_ONCE)
+        model.input(at_once, [model], outputs, **AT_ONCE)
+        model.input(chosen, [model], outputs, **QUEUE).failure(failed, None, [about], **AT_ONCE)
         page.unload(_closing(desk))
     page.queue(max_size=desk.limits.queue, default_concurrency_limit=1)
     return page
+
+
+def facts_line(model: Model) -> str:
+    """Returns what a model is in a few words."""
+    info = model.info
+    height, width = info.picture[1:]
+    takes = "prompts" if info.text else f"{info.classes} classes" if info.classes else "no conditions"
+    return f"{info.family}, {width} x {height}, {takes}"
 
 
 def _begin_with(values: dict[Any, Any]) -> None:
@@ -141,10 +171,11 @@ def launch(
             theme=theme(),
             css=style(),
             app_kwargs={
-                "middleware": [Middleware(OnlyFromHere)],
-                "docs_url": None,
-                "redoc_url": None,
-                "openapi_url": None,
+                "middleware": [
+                    Middleware(SecurityHeaders),
+                    Middleware(TrustedHostMiddleware, allowed_hosts=hosts(host, share), www_redirect=False),
+                ],
+                **dict.fromkeys(NO_PAGES),
             },
         )
     if share and not public:

@@ -129,8 +129,7 @@ def on_go(
 
     def failed(request: gr.Request) -> str:
         is_wanted(session_of(desk, request), tab)
-        most = desk.limits.queue
-        return status(f"It was not taken: {most} jobs wait already, or the page has lost its server. Try again.", "bad")
+        return not_taken(desk)
 
     def wants(request: gr.Request) -> Any:
         session = session_of(desk, request)
@@ -144,6 +143,12 @@ def on_go(
         trigger(wants, None, [line], **AT_ONCE)
         begun = trigger(job, **how, trigger_mode="always_last", **QUEUE)
         begun.failure(failed, None, [line], **AT_ONCE)
+
+
+def not_taken(desk: Desk) -> str:
+    """Returns the status for an event that the queue did not take."""
+    most = desk.limits.queue
+    return status(f"It was not taken: {most} jobs wait already, or the page has lost its server. Try again.", "bad")
 
 
 def is_wanted(session: Session, tab: str) -> bool:

@@ -12,7 +12,7 @@ from ..data.photographs import Crop
 from ..editing.editors import EDITORS
 from ..editing.strength import checked_strength
 from ..models.base import Model, class_labels
-from .menus import takes_embedded, takes_guidance, usual
+from .menus import takes_embedded, takes_guidance, takes_negative, usual
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class EditRequest:
             found["strength"] = float(self.strength)
         if self.attention and self.attention != ATTENTIONS[0] and self.method not in EDITORS and model.text:
             found["attention"] = self.attention
-        if self.negative.strip():
+        if self.negative.strip() and takes_negative(model):  # else it is from another model, and hidden now
             found["negative"] = self.negative.strip()
         if self.seed:
             found["seed"] = self.seed

@@ -176,7 +176,7 @@ class EditTab(JobTab):
             **self.words.updates(model),
             self.method: gr.update(choices=menus.method_menu(model), value=method),
             **dict(zip(self.fitted, self._fitted(model, method), strict=True)),
-            self.negative: gr.update(visible=model.text and "cfg" in model.info.guidance_kinds),
+            self.negative: gr.update(visible=menus.takes_negative(model)),
         }
 
     def _on_method(self, name: str, method: str) -> tuple[Any, ...]:
