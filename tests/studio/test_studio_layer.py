@@ -25,7 +25,7 @@ from ddim.data.images import read_images
 from ddim.pipelines.events import LossEvent, StepEvent
 from ddim.studio import menus
 from ddim.studio.comparing import CompareWork
-from ddim.studio.desk import Desk, Limits, Session
+from ddim.studio.desk import MOST_UPLOADS, Desk, Limits, Session
 from ddim.studio.editing import EditOutcome, EditWork
 from ddim.studio.errors import LABELS, sentence_of
 from ddim.studio.headers import hosts
@@ -545,6 +545,46 @@ def test_what_a_closed_page_wrote_at_last_is_deleted(desk: Desk, session: Sessio
     said = list(run_job(session, "edit", lambda _: work, said=str, show=lambda *_: "", end=end))
     assert "closed" in said[-1]
     assert not session.folder.exists()
+
+
+def test_the_same_upload_is_taken_once_and_old_ones_are_deleted(desk: Desk, session: Session, photo: Path):
+    first = taken(session, photo, desk.limits)
+    assert taken(session, photo, desk.limits) is first
+    Image.open(photo).rotate(180).resize((50, 40)).save(photo)
+    second = taken(session, photo, desk.limits)
+    assert (second.size, first.size) == ((40, 50), (64, 96))
+    others = [photo.with_name(f"{k}.png") for k in range(MOST_UPLOADS)]
+    for other in others[:-1]:
+        shutil.copy(photo, other)
+        taken(session, other, desk.limits)
+        assert taken(session, photo, desk.limits) is second
+    assert not first.path.exists()
+    assert second.path.exists()
+    assert len(list(session.folder.iterdir())) == MOST_UPLOADS
+    others[-1].write_bytes(b"no picture")
+    with refused("images"):
+        taken(session, others[-1], desk.limits)
+    assert len(list(session.folder.iterdir())) == MOST_UPLOADS
+
+
+def test_a_job_deletes_what_earlier_jobs_of_its_tab_left(desk: Desk, session: Session, photo: Path):
+    pytest.importorskip("gradio", reason="the page needs gradio: pip install 'ddim[studio]'")
+    from ddim.studio.parts import run as run_job
+
+    made: list[EditOutcome] = []
+
+    def edit(tab: str) -> None:
+        session.wanted.add(tab)
+
+        def work_of(_: Session) -> EditWork:
+            return EditWork(desk, session, asked(desk, method="flow-edit"), taken(session, photo, desk.limits))
+
+        list(run_job(session, tab, work_of, said=str, show=lambda *_: "", end=lambda job, _: made.append(job.result)))
+
+    for tab in ("edit", "compare", "edit"):
+        edit(tab)
+    assert [one.png.exists() for one in made] == [False, True, True]
+    assert len(list(session.folder.iterdir())) == 3  # two results and the picture
 
 
 def layer(image: Image.Image, **settings: Any) -> bytes:

@@ -18,9 +18,12 @@ from .watched import Watched
 
 if TYPE_CHECKING:
     from .jobs import Job
+    from .pictures import Upload
 
 MOST_SESSIONS = 200
 """Pages whose files are kept; beyond, those that were not used for the longest time are closed."""
+MOST_UPLOADS = 8
+"""Pictures of a page that are kept; beyond, those that were not used for the longest time are deleted."""
 WAIT = 10.0
 """The longest time in seconds that the end of the server waits for jobs to stop."""
 
@@ -55,12 +58,11 @@ class Limits:
 
 @dataclass(eq=False)
 class Session:
-    """What one open page has: a folder, the chosen model, and what its jobs left behind.
+    """What one open page has: a folder, and what its jobs left behind.
 
     Attributes:
         folder: its files; nobody else's are there.
         stop: set by the button Stop.
-        model: the name of the model that it works with.
         kept: what a stopped job left for the next one, by what it was made with.
         used: when it was last used, in seconds.
         job: the job of it that runs now, or None.
@@ -69,7 +71,6 @@ class Session:
     """
 
     folder: Path
-    model: str
     stop: threading.Event = field(default_factory=threading.Event)
     kept: dict[Any, Any] = field(default_factory=dict[Any, Any])
     used: float = field(default_factory=time.monotonic)
@@ -77,9 +78,39 @@ class Session:
     wanted: set[str] = field(default_factory=set[str])
     closed: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _uploads: "OrderedDict[Any, Upload]" = field(default_factory=lambda: OrderedDict[Any, "Upload"]())
+    _results: dict[str, list[Path]] = field(default_factory=dict[str, list[Path]])
+    _tab: str = ""
 
-    def new_folder(self) -> Path:
+    def begin(self, tab: str) -> None:
+        """Begins a job of a tab: deletes what its earlier jobs left. What the page shows are Gradio's copies."""
+        with self._lock:
+            old = self._results.pop(tab, [])
+            self._tab = tab
+        for folder in old:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def known(self, source: Any) -> "Upload | None":
+        """Returns the picture that was taken from a source, and None if it was not, or was deleted."""
+        with self._lock:
+            found = self._uploads.get(source)
+            if found is None or not found.path.is_file():
+                return None
+            self._uploads.move_to_end(source)
+            return found
+
+    def remember(self, source: Any, upload: "Upload") -> None:
+        """Keeps a picture for ``known``, and deletes old ones; not during a job, which may need them."""
+        with self._lock:
+            self._uploads[source] = upload
+            while len(self._uploads) > MOST_UPLOADS and self.job is None:
+                shutil.rmtree(self._uploads.popitem(last=False)[1].path.parent, ignore_errors=True)
+
+    def new_folder(self, *, result: bool = True) -> Path:
         """Makes an empty folder for files that belong together.
+
+        Args:
+            result: whether they are results of the job that runs now, which the next job of its tab deletes.
 
         Raises:
             DDIMError: the page was closed.
@@ -89,6 +120,8 @@ class Session:
             if self.closed:
                 raise DDIMError("The page was closed.")
             folder.mkdir(parents=True)
+            if result:
+                self._results.setdefault(self._tab, []).append(folder)
         return folder
 
     def place(self, name: str) -> Path:
@@ -205,7 +238,7 @@ class Desk:
             if name not in self._sessions:
                 while len(self._sessions) >= MOST_SESSIONS:
                     self.close_session(next(iter(self._sessions)))
-                self._sessions[name] = Session(self.root / "sessions" / uuid.uuid4().hex, self.menu[0])
+                self._sessions[name] = Session(self.root / "sessions" / uuid.uuid4().hex)
             self._sessions.move_to_end(name)
             session = self._sessions[name]
             session.used = time.monotonic()

@@ -192,6 +192,7 @@ def run(
     except Exception as error:
         yield said(refused(error))
         return
+    session.begin(tab)
     job = session.job = Job(work, session.stop)
     try:
         for progress in job.updates():

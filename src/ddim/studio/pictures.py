@@ -42,7 +42,7 @@ class Upload:
 
 
 def taken(session: Session, path: str | Path | None, limits: Limits) -> Upload:
-    """Takes an uploaded file into the folder of a session, and checks that it is a picture.
+    """Takes an uploaded file into the folder of a session, and checks that it is a picture; the same file only once.
 
     Raises:
         InputError: there is no file, it is no picture, or it is larger than the limits.
@@ -52,20 +52,27 @@ def taken(session: Session, path: str | Path | None, limits: Limits) -> Upload:
     source = Path(path)
     if not source.is_file():
         raise InputError("the file is not there any more; drop the picture again.", parameter="images")
-    if (size := source.stat().st_size) > limits.max_megabytes * 2**20:
+    about = source.stat()
+    key = (str(source), about.st_mtime_ns, about.st_size)
+    if (known := session.known(key)) is not None:
+        return known
+    if (size := about.st_size) > limits.max_megabytes * 2**20:
         raise InputError(
             f"{source.name} has {size / 2**20:.1f} MB; the largest file has {limits.max_megabytes} MB.",
             parameter="images",
         )
     height, width = size_of(source, source.name)
     _check_pixels(height * width, limits, f"{source.name} has {width}x{height}")
-    target = session.place(f"{slug(source.stem)}{source.suffix.lower()}")
+    target = session.new_folder(result=False) / f"{slug(source.stem)}{source.suffix.lower()}"
     shutil.copyfile(source, target)
     try:
         image = open_image(target)
     except InputError as error:
+        shutil.rmtree(target.parent, ignore_errors=True)
         raise InputError(error.message.replace(str(target), source.name), parameter="images") from None
-    return Upload(target, (image.height, image.width))
+    upload = Upload(target, (image.height, image.width))
+    session.remember(key, upload)
+    return upload
 
 
 def _check_pixels(pixels: int, limits: Limits, what: str, parameter: str = "images") -> None:
