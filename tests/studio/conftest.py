@@ -12,7 +12,8 @@ import tiny
 import tiny_blip
 import tiny_text
 
-from ddim.studio.desk import Desk, Limits
+from ddim.studio.desk import Desk
+from ddim.studio.limits import Limits
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 WAIT = 120_000

@@ -67,6 +67,12 @@ def test_two_users_at_once_do_not_see_each_other(open_page: Any, server: Any, ph
     commands = [page.input_value("#edit-command textarea") for page in pages]
     assert "photo.png" in commands[0]
     assert "other.png" in commands[1]
+    edges = np.r_[0:16, 80:96]  # the model edits the 64 columns between them
+    for page, own, others in zip(pages, (photo, other), (other, photo), strict=True):
+        edited = np.asarray(Image.open(download(page, "#edit-png", tmp_path)))[:, edges]
+        source, foreign = (np.asarray(Image.open(path))[:, edges] for path in (own, others))
+        assert (edited == source).all()
+        assert not (edited == foreign).all()
 
 
 def test_a_broken_picture_is_one_sentence(open_page: Any, tmp_path: Path):

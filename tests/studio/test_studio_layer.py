@@ -25,11 +25,12 @@ from ddim.data.images import read_images
 from ddim.pipelines.events import LossEvent, StepEvent
 from ddim.studio import menus
 from ddim.studio.comparing import CompareWork
-from ddim.studio.desk import MOST_UPLOADS, Desk, Limits, Session
+from ddim.studio.desk import MOST_UPLOADS, Desk, Session
 from ddim.studio.editing import EditOutcome, EditWork
 from ddim.studio.errors import LABELS, sentence_of
 from ddim.studio.headers import hosts
 from ddim.studio.jobs import Job
+from ddim.studio.limits import Limits
 from ddim.studio.mixing import MixWork
 from ddim.studio.pictures import Upload, mask_from, photograph_of, shown, taken
 from ddim.studio.requests import EditRequest

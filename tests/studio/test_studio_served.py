@@ -1,5 +1,7 @@
 """What the server hands out by URL, and what it takes: nothing of other users, and nothing of the machine."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +19,22 @@ def client(server: Any) -> Any:
     """A browser's door to the page, without a browser."""
     with httpx.Client(base_url=server.url, timeout=60) as made:
         yield made
+
+
+FILE = {"_type": "gradio.FileData"}
+"""The mark of a file in a value."""
+
+
+def value(path: Path | str) -> dict[str, Any]:
+    """The value of a picture as a browser sends it."""
+    return {"path": str(path), "meta": FILE}
+
+
+def uploaded(client: Any, photo: Path) -> str:
+    """Uploads a picture as a browser does; returns the path that the server gives it."""
+    with photo.open("rb") as data:
+        (path,) = client.post("/gradio_api/upload", files={"files": (photo.name, data, "image/png")}).json()
+    return path
 
 
 def files(server: Any, photo: Path) -> dict[str, Path]:
@@ -46,8 +64,7 @@ def test_no_file_outside_of_the_pages_folder_is_served(server: Any, client: Any,
 
 
 def test_a_file_that_was_uploaded_is_served_and_no_folder(server: Any, client: Any, photo: Path):
-    with photo.open("rb") as data:
-        (path,) = client.post("/gradio_api/upload", files={"files": (photo.name, data, "image/png")}).json()
+    path = uploaded(client, photo)
     assert Path(path).is_relative_to(server.desk.root)
     assert client.get(f"/gradio_api/file={path}").content == photo.read_bytes()
     for folder in (Path(path).parent, server.desk.root, server.desk.root / "sessions"):
@@ -104,17 +121,42 @@ def test_a_sample_is_there_wherever_the_package_lies(
 
 
 def test_a_path_that_a_browser_did_not_upload_is_not_read(server: Any, client: Any, photo: Path):
-    def asked(path: Path | str) -> httpx.Response:
-        value = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
-        return press(client, "edit-picture", "change", [value])
-
-    with photo.open("rb") as data:
-        (path,) = client.post("/gradio_api/upload", files={"files": (photo.name, data, "image/png")}).json()
-    assert "96 x 64" in asked(path).text
+    own = uploaded(client, photo)
+    assert "96 x 64" in press(client, "edit-picture", "change", [value(own)]).text
     for what, file in files(server, photo).items():
-        answer = asked(file)
-        assert answer.status_code >= 400, what
-        assert "96 x 64" not in answer.text
+        relative = Path(server.desk.served, "..", Path(*[".."] * 9), file.relative_to("/"))
+        for sent in (value(file), {"path": str(file)}, {"path": str(relative)}, value(f"file://{file}")):
+            answer = press(client, "edit-picture", "change", [sent])
+            assert answer.status_code >= 400 or "drop the picture again" in answer.text, (what, sent)
+            assert "x 64" not in answer.text
+        for part in ("layers", "background", "composite"):
+            for sent in (value(file), {"path": str(file)}):
+                mask = {"layers": [], "background": None, "composite": None}
+                mask[part] = [sent] if part == "layers" else sent
+                answer = press(client, "edit-mask-part", "expand", [value(own), mask])
+                assert answer.status_code >= 400, (what, mask)
+
+
+@pytest.mark.parametrize("mark", [{}, {"meta": FILE}])
+def test_no_address_is_asked_for_a_picture(mark: dict[str, Any], client: Any, photo: Path):
+    own, asked = uploaded(client, photo), []
+
+    class Site(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+    with HTTPServer(("127.0.0.1", 0), Site) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{site.server_port}/a.png"
+        for sent in ({"path": url}, {"path": None, "url": url}, {"path": own, "url": url}):
+            answer = press(client, "edit-picture", "change", [{**sent, **mark}])
+            assert answer.status_code >= 400 or sent["path"] == own or "drop" in answer.text
+        press(client, "edit-mask-part", "expand", [value(own), {"layers": [{"path": url, **mark}]}])
+        site.shutdown()
+    assert not asked
 
 
 def test_a_file_that_is_too_large_is_refused(client: Any):

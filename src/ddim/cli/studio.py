@@ -11,9 +11,11 @@ from .._utils.arenas import bound_arenas
 from .._utils.choices import DTYPES
 from .._utils.errors import InputError
 from ..studio.headers import LOCAL
+from ..studio.limits import Limits
 from . import options as o
 from .output import Terminal, escaped
 
+_USUAL = Limits()
 _MODELS = typer.Argument(
     metavar="[MODEL]...",
     help="Models for the menu: bundled ones, folders, files or hub ids; the first one is loaded at once.",
@@ -55,11 +57,11 @@ def studio(
     port: _Port = None,
     share: _Share = False,
     open: _Open = False,
-    queue: _Queue = 16,
-    max_megabytes: _Megabytes = 20,
-    max_megapixels: _Megapixels = 32,
-    max_steps: _Steps = 200,
-    keep_models: _Keep = 2,
+    queue: _Queue = _USUAL.queue,
+    max_megabytes: _Megabytes = _USUAL.max_megabytes,
+    max_megapixels: _Megapixels = _USUAL.max_megapixels,
+    max_steps: _Steps = _USUAL.max_steps,
+    keep_models: _Keep = _USUAL.keep_models,
     captioner: _Captioner = None,
     device: o.Device = None,
     dtype: _Dtype = None,
@@ -67,8 +69,9 @@ def studio(
 ) -> None:
     """Edit, compare and interpolate pictures on a page in the browser.
 
-    The page is served to this machine alone, and runs until Ctrl-C. What was uploaded and made is deleted when a page
-    is closed, and at the end. It needs gradio: pip install 'ddim[studio]'.
+    The page is served to this machine alone, and runs until Ctrl-C. Uploads and results are deleted when the page is
+    closed, copies that the server shows after six hours, and all of them at the end. It needs gradio:
+    pip install 'ddim[studio]'.
 
     Example: ddim studio emoji emoji-flow --open
     """
@@ -78,9 +81,15 @@ def studio(
         _check_address(host, port)
         bound_arenas()
 
-        from ..studio.desk import Desk, Limits
+        from ..studio.desk import Desk
 
-        limits = Limits(max_megabytes, max_megapixels, queue, max_steps, keep_models)
+        limits = Limits(
+            max_megabytes=max_megabytes,
+            max_megapixels=max_megapixels,
+            queue=queue,
+            max_steps=max_steps,
+            keep_models=keep_models,
+        )
         loading: dict[str, Any] = {"device": device, "dtype": dtype, "low_memory": low_memory or None}
         loading = {name: value for name, value in loading.items() if value is not None}
         here = host in LOCAL and not share

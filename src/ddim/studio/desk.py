@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .._utils.errors import DDIMError, InputError, UnknownName, out_of_memory
 from ..models import bundled_models, load
 from ..models.captioner import Captioner
+from .limits import Limits
 from .watched import Watched
 
 if TYPE_CHECKING:
@@ -26,34 +27,6 @@ MOST_UPLOADS = 8
 """Pictures of a page that are kept; beyond, those that were not used for the longest time are deleted."""
 WAIT = 10.0
 """The longest time in seconds that the end of the server waits for jobs to stop."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a page may ask for.
-
-    Args:
-        max_megabytes: the largest file that is taken.
-        max_megapixels: the largest picture.
-        queue: jobs that may wait.
-        max_steps: the largest number of steps.
-        keep_models: models that stay in memory; another one, once it is loaded, takes the place of the one that was not
-            used for longest.
-
-    Raises:
-        InputError: a number is below 1.
-    """
-
-    max_megabytes: int = 20
-    max_megapixels: int = 32
-    queue: int = 16
-    max_steps: int = 200
-    keep_models: int = 2
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise InputError(f"{value} is too few; use 1 or more.", parameter=name)
 
 
 @dataclass(eq=False)
@@ -168,6 +141,24 @@ class Desk:
         self._lock = threading.RLock()
         self._loading = threading.Lock()  # held while a model loads, which must keep no page waiting that has one
         self._closing: list[Session] = []
+
+    @property
+    def served(self) -> Path:
+        """Gradio's folder of uploads and of what a page shows."""
+        return self.root / "served"
+
+    def uploaded(self, path: str) -> Path:
+        """Returns the path of a file that a browser uploaded or got.
+
+        Gradio checks the paths of values that are marked as files; a request may leave out the mark.
+
+        Raises:
+            InputError: it is none; the sentence does not tell whether there is such a file elsewhere.
+        """
+        found = Path(path)
+        if not found.resolve().is_relative_to(self.served.resolve()) or not found.is_file():
+            raise InputError("the file is not there any more; drop the picture again.", parameter="images")
+        return found
 
     # --- models -----------------------------------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ def build(desk: Desk) -> gr.Blocks:
     Args:
         desk: the server; the page begins with the first model of its menu.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(desk.root / "served")
+    os.environ["GRADIO_TEMP_DIR"] = str(desk.served)
     with gr.Blocks(title="ddim studio", analytics_enabled=False, delete_cache=KEPT_FOR) as page:
         gr.HTML(
             '<div class="name"><h1>ddim studio</h1><span>diffusion that runs both ways</span></div>',

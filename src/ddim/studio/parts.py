@@ -102,7 +102,8 @@ def upload_of(desk: Desk, session: Session, picture: Any) -> Upload:
     Raises:
         InputError: there is none, or it cannot be read.
     """
-    return taken(session, None if picture is None else picture["path"], desk.limits)
+    path = None if picture is None else picture["path"]
+    return taken(session, path and desk.uploaded(path), desk.limits)
 
 
 def session_of(desk: Desk, request: gr.Request | None) -> Session:

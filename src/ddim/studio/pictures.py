@@ -14,7 +14,8 @@ from .._utils.names import slug
 from ..data.images import decode, open_image, save_image, size_of, to_pil
 from ..data.photographs import Crop, read_photographs, takes, window
 from ..models.base import Model
-from .desk import Limits, Session
+from .desk import Session
+from .limits import Limits
 
 if TYPE_CHECKING:
     from PIL import Image

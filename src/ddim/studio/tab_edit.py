@@ -163,7 +163,7 @@ class EditTab(JobTab):
         if mask is None:
             return None
         if mask.get("id") is None:
-            layers = [layer["path"] for layer in mask["layers"] or ()]
+            layers = [str(self.desk.uploaded(layer["path"])) for layer in mask["layers"] or ()]
         else:
             sent = self.mask.blob_storage.pop(mask["id"], None)
             layers = [layer for layer in (sent.layers if sent else ()) if layer is not None]
