@@ -3,7 +3,7 @@
 import socket
 
 import pytest
-from commands import fails
+from commands import fails, run
 
 NEEDS_GRADIO = "the page needs gradio: pip install 'ddim[studio]'"
 
@@ -53,6 +53,10 @@ def test_without_a_public_address_it_ends_with_a_sentence(monkeypatch: pytest.Mo
     sentence = fails("studio", "fashion", "--share", code=1)
     assert "--share: there is no public address" in sentence
     assert "share link" not in sentence
+
+
+def test_help_says_what_to_install():
+    assert "pip install 'ddim[studio]'" in " ".join(run("studio", "--help").stdout.split())
 
 
 def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):

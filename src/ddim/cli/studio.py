@@ -71,7 +71,7 @@ def studio(
 
     The page is served to this machine alone, and runs until Ctrl-C. Uploads and results are deleted when the page is
     closed, copies that the server shows after six hours, and all of them at the end. It needs gradio:
-    pip install 'ddim[studio]'.
+    pip install 'ddim\\[studio]'.
 
     Example: ddim studio emoji emoji-flow --open
     """
