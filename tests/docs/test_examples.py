@@ -114,6 +114,11 @@ def test_a_drawing_and_its_edits(tmp_path: Path) -> None:
     assert (tmp_path / "dog.png").is_file()
 
 
+def test_batches_of_pictures_one_of_which_was_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert 0 < example("thousands").main(tmp_path) < 1e-15
+    assert capsys.readouterr().out.startswith("1 of 2 batches computed again")
+
+
 def test_no_example_is_left_out() -> None:
-    tested = {"round_trip", "own_denoiser", "interpolate", "add_a_solver", "edit_with_words"}
+    tested = {"round_trip", "own_denoiser", "interpolate", "add_a_solver", "edit_with_words", "thousands"}
     assert {file.stem for file in FOLDER.glob("*.py")} == tested
