@@ -78,8 +78,16 @@ def called(family: str, pipeline: Any) -> Tensor:
     return theirs(family, pipeline)
 
 
-@families
-@pytest.mark.parametrize("way", [whole, brain, model_offload, sequential_offload], ids=lambda way: way.__name__)
+WAYS = [
+    (family, way)
+    for family in FAMILIES
+    for way in (whole, brain, model_offload, sequential_offload)
+    # one form of each family where the way moves its parts, which all forms share
+    if "turbo" not in family and (way in (whole, brain) or family.count(" ") < 2)
+]
+
+
+@pytest.mark.parametrize(("family", "way"), WAYS, ids=[f"{way.__name__}-{family}" for family, way in WAYS])
 def test_a_pipeline_runs_end_to_end_and_stays_as_it_is(family: str, way: Callable[[Any], Any]):
     pipeline = way(FAMILIES[family].pipeline())
     before = called(family, pipeline)
