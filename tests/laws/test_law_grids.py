@@ -82,7 +82,8 @@ SHIFTS = {
 @pytest.mark.parametrize("path", ["rectified-flow", "flow-of-seven"])
 def test_exactly_the_steps_asked_for_under_every_shift(path, shift, spacing):
     schedule = Schedule(PATHS[path], "flow", shift=SHIFTS[shift])
-    for steps in step_counts(PATHS[path].levels, spacing):
+    counts = step_counts(PATHS[path].levels, spacing)  # of which every one is tried without a shift
+    for steps in counts if len(counts) < 100 else counts[:10] + counts[10::4]:
         for tokens in (1, 256, 4096, 36864) if steps in (1, 2, 7, 50, 1000) and SHIFTS[shift].needs_size else (1024,):
             grid = schedule.grid(steps, spacing, tokens)
             check(grid, PATHS[path], steps)

@@ -280,12 +280,15 @@ def test_facts(pair):
 
 # --- codes ------------------------------------------------------------------------------------------------------------
 
-EXACT = ("bdia", "belm", "edict", "rex", "reversible-heun")
+EXACT = [
+    *(("qwen-image", method) for method in ("bdia", "belm", "edict", "rex", "reversible-heun")),
+    *((name, "bdia") for name in ("z-image", "lumina2", "sana")),
+]
+"""Each method on one family, and each family by one method: a method does not know the network."""
 
 
-@each
 @every_dtype
-@pytest.mark.parametrize("method", EXACT)
+@pytest.mark.parametrize(("name", "method"), EXACT)
 def test_codes_of_exact_methods_come_back_to_the_bit(name, method, dtype, images, tmp_path):
     _, model = live(name, dtype)
     for weight in (1.0, 4.0):
