@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .._utils.errors import InputError, is_dict, is_whole
+from ..inversion.code_file import checksum
 
 FORMAT, VERSION = "ddim.batch", 1
 
@@ -129,12 +130,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (Path, torch.dtype, torch.device)):
         return str(value)
     if isinstance(value, torch.Tensor):
-        data = value.detach().cpu().contiguous()
-        return [
-            str(data.dtype),
-            list(data.shape),
-            hashlib.sha256(data.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest(),
-        ]
+        return checksum({}, {"tensor": value})
     if is_dataclass(value) and not isinstance(value, type):
         return {"type": type(value).__name__, **{one.name: getattr(value, one.name) for one in fields(value)}}
     raise InputError(

@@ -11,6 +11,7 @@ from .._utils.errors import InputError
 from .._utils.files import read_json
 from .._utils.silence import loading
 from .device import device_and_dtype
+from .hub import is_repository
 from .weights import pretrained
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Captioner:
         if Path(name).is_dir():
             config = Path(name) / "config.json"
             _kind_of(read_json(config) if config.is_file() else {}, name)
-        elif not _may_be_on_the_hub(name):
+        elif not is_repository(name):
             raise InputError(f"there is no folder {name!r}; use a folder or a hub id.", parameter="captioner")
 
     def describe(self, image: "Image.Image", on_token: Callable[[], None] = lambda: None) -> str:
@@ -107,12 +108,6 @@ def _kind_of(config: Mapping[str, Any], name: str) -> str:
             parameter="captioner",
         )
     return KNOWN[kind]
-
-
-def _may_be_on_the_hub(name: str) -> bool:
-    """Whether a name has the form owner/name."""
-    parts = name.split("/")
-    return len(parts) == 2 and all(parts) and not name.startswith((".", "~"))
 
 
 def _inputs(processor: Any, image: "Image.Image") -> Any:

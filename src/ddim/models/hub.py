@@ -16,6 +16,12 @@ _CONFIGS = ["*.json", "*.txt", "*.model"]
 OFFLINE = "HF_HUB_OFFLINE is set, and its cache has no copy"
 
 
+def is_repository(name: str) -> bool:
+    """Whether a name has the form of a repository, ``owner/name``, and not that of a path."""
+    parts = name.split("/")
+    return len(parts) == 2 and all(parts) and not name.startswith((".", "~"))
+
+
 def from_hub(source: str, variant: str | None = None, check: Callable[[Path], object] = lambda folder: None) -> Path:
     """Downloads a repository's configs and the weights that are needed, and returns its folder in the hub's cache.
 

@@ -16,7 +16,7 @@ from .._utils.error_text import reason_of
 from .._utils.errors import InputError
 from .._utils.silence import without_logs
 from .additions import is_lora, is_word
-from .hub import cached_configs, configs_from_hub
+from .hub import cached_configs, configs_from_hub, is_repository
 from .model_folder import INDEX, read_index
 from .weights import PICKLES, header_of
 
@@ -187,7 +187,7 @@ def _config_folder(path: Path, shapes: Mapping[str, Any], config: Any) -> Path:
         if not isinstance(config, (str, PathLike)) or config == "":
             raise InputError(f"{config!r} is not the name of a folder, or a hub id.", parameter="config")
         folder = Path(config) if Path(config).is_dir() else None
-        if folder is None and str(config).count("/") == 1 and not str(config).startswith((".", "/", "~")):
+        if folder is None and is_repository(str(config)):
             folder = configs_from_hub(str(config), lambda part: _holds(shapes, part))
         if folder is None:
             raise InputError(

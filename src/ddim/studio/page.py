@@ -68,14 +68,14 @@ def build(desk: Desk) -> gr.Blocks:
             for name, kind in TABS.items():
                 with gr.Tab(name, id=name.lower()):
                     tabs.append(kind(desk, model))
-        beginning = desk.model(desk.menu[0])
-        first = {part: value for tab in tabs for part, value in tab.updates(beginning).items()}
-        _begin_with({about: status(facts_line(beginning)), **first})
-        outputs = [about, *first]
 
         def described(found: Model) -> dict[Any, Any]:
             said = {about: status(facts_line(found))}
             return {**said, **{part: value for tab in tabs for part, value in tab.updates(found).items()}}
+
+        first = described(desk.model(desk.menu[0]))
+        _begin_with(first)
+        outputs = list(first)
 
         def at_once(name: str | None, request: gr.Request) -> dict[Any, Any]:
             session, found = session_of(desk, request), desk.in_memory(name)
